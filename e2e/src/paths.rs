@@ -1,0 +1,77 @@
+//! Where the bench keeps things. Three places, each with one lifetime:
+//!
+//! * the **cache** (`$XDG_CACHE_HOME/kubevirt-bench`, else `~/.cache/kubevirt-bench`): artifacts keyed by content; kept;
+//! * a **run folder** inside it (`runs/<id>`): logs, etcd data, volume images; its logs outlive the bench;
+//! * [`RUNTIME`], a tmpfs that only the sandbox sees: sockets, keys, kubeconfigs; gone with the sandbox.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// A tmpfs private to the sandbox: short paths, because a unix socket's path holds 107 bytes at most (`unix(7)`).
+pub const RUNTIME: &str = "/run/bench";
+
+/// Names the cache folder inside the user's cache directory.
+const CACHE_NAME: &str = "kubevirt-bench";
+
+/// The cache directory of this user; created if absent.
+pub fn cache() -> Result<PathBuf> {
+    let base = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => PathBuf::from(std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?).join(".cache"),
+    };
+    create(base.join(CACHE_NAME))
+}
+
+/// Built artifacts, each in a folder `<name>-<key>`.
+pub fn artifacts() -> Result<PathBuf> {
+    create(cache()?.join("artifacts"))
+}
+
+/// The repository's root: where the workspace's `Cargo.toml` is.
+pub fn repository() -> PathBuf {
+    let e2e = Path::new(env!("CARGO_MANIFEST_DIR"));
+    e2e.parent().unwrap_or(e2e).to_path_buf()
+}
+
+/// The folders of one run of the bench.
+#[derive(Clone, Debug)]
+pub struct Run {
+    root: PathBuf,
+}
+
+impl Run {
+    /// Opens the run folder `root`, creating it and its sub-folders.
+    pub fn open(root: PathBuf) -> Result<Self> {
+        let run = Self { root };
+        for dir in [run.logs(), run.volumes(), run.etcd()] {
+            create(dir)?;
+        }
+        Ok(run)
+    }
+
+    /// The run folder itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// One file per part of the bench.
+    pub fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    /// Images of infra PersistentVolumes, `<pv name>.img`.
+    pub fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
+    /// etcd's data directory.
+    pub fn etcd(&self) -> PathBuf {
+        self.root.join("etcd")
+    }
+}
+
+fn create(dir: PathBuf) -> Result<PathBuf> {
+    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    Ok(dir)
+}

@@ -3,6 +3,6 @@
 
 /// Messages, clients and servers of package `csi.v1`.
 pub mod v1 {
-    #![allow(missing_docs, clippy::pedantic, reason = "generated code")]
+    #![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
     tonic::include_proto!("csi.v1");
 }

@@ -1,1 +1,79 @@
-fn main(){}
+//! `kubevirt-csi-driver`: the controller and the node role of the CSI driver, chosen by flags. It only composes: what the
+//! roles do is in `controller` and `node`, what every program shows and obeys in `serving`.
+
+mod flags;
+mod go_flags;
+mod guest_node;
+mod rights;
+mod roles;
+mod subject;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use prometheus_client::registry::Registry;
+use serving::shutdown::DRAIN_BOUND;
+use serving::{Admin, Readiness, RpcLayer, Shutdown, Telemetry};
+
+use crate::flags::Flags;
+use crate::roles::Roles;
+
+/// The crates whose debug lines `--v=4` and `--v=5` show.
+const OWN_CRATES: &[&str] = &["kubevirt_csi_driver", "controller", "node", "infra", "tenant", "serving"];
+
+fn main() -> ExitCode {
+    let flags = Flags::parse_from(go_flags::with_two_dashes(std::env::args_os()));
+    match start(flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Logging may not be set up: the reason of a failed start must be readable in any case.
+            eprintln!("kubevirt-csi-driver: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(flags: Flags) -> Result<()> {
+    flags.check()?;
+    Telemetry { format: flags.log_format, verbosity: flags.verbosity, own_crates: OWN_CRATES }.install()?;
+    if !flags.klog.given.is_empty() {
+        tracing::info!(flags = ?flags.klog.given, "klog flags have no effect here");
+    }
+    // One thread for all that waits; what blocks has threads of its own.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(run(flags));
+    // A system call that hangs must not hold up the end of the process.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn run(flags: Flags) -> Result<()> {
+    let shutdown = Shutdown::on_signals()?;
+    let readiness = Readiness::default();
+    let bound = readiness.condition("socket");
+    let mut registry = Registry::default();
+    let layer = RpcLayer::new(registry.sub_registry_with_prefix("kubevirt_csi"), subject::subject);
+    let roles = Roles::new(&flags, &mut registry).await?;
+
+    let listener = flags.endpoint.bind().await.context("--endpoint")?;
+    bound.set(true);
+    let stop = shutdown.stopping();
+    shutdown.spawn("the CSI socket", async move {
+        serving::grpc::serve(listener, roles.routes.clone(), layer, stop).await?;
+        roles.finish(DRAIN_BOUND).await
+    });
+    if !flags.http_endpoint.is_empty() {
+        let admin = Admin::bind(&flags.http_endpoint, readiness, Arc::new(registry)).await;
+        let admin = admin.context("--http-endpoint")?;
+        shutdown.spawn("the admin endpoint", admin.serve(shutdown.stopping()));
+    }
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        controller = flags.run_controller_service,
+        node = flags.run_node_service,
+        "serving"
+    );
+    Ok(shutdown.drained(DRAIN_BOUND).await?)
+}

@@ -5,7 +5,9 @@
 
 pub mod artifact;
 pub mod audit;
+pub mod bring_up;
 pub mod cluster;
+pub mod command;
 pub mod control;
 pub mod paths;
 pub mod report;

@@ -1,1 +1,41 @@
-//! stub
+//! The infra cluster as one tenant may see it.
+//!
+//! This crate holds the partial types of what a tenant's storage is made of (`DataVolume`, claim, `VirtualMachine`,
+//! `VirtualMachineInstance`), every call that may be made on them, the guard that tells our volumes from foreign ones, and the
+//! paced waiting that stands in for a watch. It decides nothing about volumes: what to call and when is the caller's plan.
+//!
+//! The calls are those which `HyperShift` grants and no other: `DataVolumes` get, create, delete (never list); VMs and VMIs
+//! get, list; the VM subresources addvolume and removevolume; claims get, patch. There is no watch.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
+
+mod call;
+mod census;
+mod claim;
+mod coalesce;
+mod connection;
+mod data_volume;
+mod error;
+mod infra;
+mod machine;
+mod object;
+mod quantity;
+mod rights;
+mod tenant_guard;
+mod wait;
+
+pub use call::{CALL_DEADLINE, MAX_RETRY_AFTER};
+pub use census::Census;
+pub use claim::{Claim, PatchOp, annotation_path, label_path};
+pub use data_volume::{Condition, DataVolume, DataVolumeSource, NewDataVolume};
+pub use error::{Class, ConnectError, Error, Failure};
+pub use infra::{HotplugDisk, Infra, Settings};
+pub use machine::{
+    RunStrategy, VirtualMachine, VirtualMachineInstance, VmiPhase, Volume, VolumePhase, VolumeRequest,
+    VolumeSource, VolumeStatus,
+};
+pub use object::{Metadata, ObjectName, is_dns_label};
+pub use quantity::parse_quantity;
+pub use rights::{REQUIRED_RIGHTS, Right, Rights};
+pub use tenant_guard::{Foreign, GuardError, Guarded, MAX_PREFIX_LENGTH, Owned, TenantGuard};
+pub use wait::VmiWait;

@@ -1,1 +1,41 @@
-//! stub
+//! The CSI Node service: finds the hotplugged disk in the worker, formats only what is provably blank, mounts it and
+//! hands it to pods.
+//!
+//! It runs inside the VM and talks to the kubelet (gRPC), the kernel and the distribution's own filesystem programs.
+//! It never talks to the infra cluster, and of the guest API it needs one read, which the caller supplies as a
+//! [`NodeIdentitySource`].
+//!
+//! Every mutating call is *observe → plan → act*, repeated until the plan is empty: [`stage`] and [`publish`] plan,
+//! [`host`] observes and acts, [`operation`] is the loop, and [`volumes`] gives each call its lock, its thread and its
+//! deadline.
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed"))]
+
+mod deadline;
+pub mod device;
+pub mod error;
+pub mod filesystem;
+pub mod host;
+pub mod identity;
+mod inflight;
+mod metrics;
+pub mod mount_options;
+pub mod mount_table;
+pub mod operation;
+mod pool;
+pub mod probe;
+pub mod publish;
+pub mod request;
+mod service;
+mod settings;
+pub mod stage;
+pub mod stats;
+pub mod step;
+mod unstage;
+pub mod volumes;
+
+pub use error::{Error, Result};
+pub use identity::{GuestNode, NodeIdentitySource};
+pub use inflight::Progress;
+pub use metrics::Metrics;
+pub use service::Node;
+pub use settings::{Roots, Settings};

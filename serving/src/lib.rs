@@ -1,1 +1,22 @@
-//! stub
+//! What every long-running program of this project shows and obeys, and nothing about its domain:
+//!
+//! - [`admin`]: the opt-in HTTP endpoint with `/livez`, `/readyz` and `/metrics`;
+//! - [`telemetry`]: logs, their format and how klog's verbosity maps to levels;
+//! - [`endpoint`] and [`grpc`]: the socket of a gRPC program, and serving on it until told to drain;
+//! - [`rpc`]: one span, one log line and three metrics per RPC;
+//! - [`shutdown`]: one signal drains, a second one aborts, a part that ends early ends the program.
+
+pub mod admin;
+pub mod endpoint;
+pub mod grpc;
+pub mod readiness;
+pub mod rpc;
+pub mod shutdown;
+pub mod telemetry;
+
+pub use admin::Admin;
+pub use endpoint::{Endpoint, EndpointError, Listener};
+pub use readiness::{Condition, Readiness};
+pub use rpc::{Describe, RpcLayer, RpcSubject};
+pub use shutdown::{Shutdown, ShutdownError};
+pub use telemetry::{LogFormat, Telemetry, TelemetryError};

@@ -1,1 +1,187 @@
-//! to be written
+//! Everything the bench runs that isn't in the machine already: Go programs of Kubernetes, KubeVirt and CDI, Debian
+//! packages, container images, the worker's image, and our own programs. Built or downloaded before the sandbox is
+//! entered, because the sandbox has no network; kept in the store under a key of all their inputs.
+
+mod cargo;
+mod container_image;
+mod deb;
+mod go;
+mod host;
+pub mod process;
+pub mod store;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use tokio::process::Command;
+
+use self::{
+    process::run,
+    store::{Key, cached},
+};
+use crate::{
+    paths,
+    report::Progress,
+    vm::image::{self, Parts, WorkerImage},
+};
+
+/// Programs by name: `kube-apiserver`, `etcd`, `virt-api`, `kubevirt-csi-driver`, …
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Programs(BTreeMap<String, PathBuf>);
+
+impl Programs {
+    /// The program's file.
+    pub fn path(&self, name: &str) -> Result<&Path> {
+        self.0
+            .get(name)
+            .map(PathBuf::as_path)
+            .with_context(|| format!("{name} is not among the bench's programs"))
+    }
+
+    fn add(&mut self, name: &str, path: PathBuf) {
+        self.0.insert(name.to_string(), path);
+    }
+}
+
+/// What [`build`] made. The outer process hands it to the one in the sandbox as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Artifacts {
+    /// Programs of the host's side, and the guest's where a test wants to look at one.
+    pub programs: Programs,
+    /// What workers boot from.
+    pub worker: WorkerImage,
+    /// Identifies all of it, our own programs included.
+    pub key: String,
+    /// How long each stage took, in the order of their ends.
+    pub stages: Vec<(String, Duration)>,
+}
+
+/// Builds and downloads what is missing. With everything in the store it takes about a second.
+pub async fn build(progress: &dyn Progress) -> Result<Artifacts> {
+    let stages = Stages::default();
+    stages.time("host tools", host::ensure(progress)).await?;
+
+    // Downloads wait for the network while compilers wait for the processor. The compilers themselves take turns: Go's
+    // and Rust's linkers together would want more memory than a small machine has.
+    let compile = async {
+        let programs = stages.time("go programs", go::build(progress)).await?;
+        Ok::<_, anyhow::Error>((programs, stages.time("our programs", cargo::build(progress)).await?))
+    };
+    let download = stages.time("debian packages", deb::unpacked(progress));
+    let ((mut programs, ours), debian) = tokio::try_join!(compile, download)?;
+
+    let helpers = stages.time("guest helpers", guest_helpers()).await?;
+    let images = stages.time("container images", container_images(&debian, &helpers)).await?;
+    let worker = stages.time("worker image", worker_image(progress, &programs, &debian, &helpers, &images));
+    let mut worker = worker.await?;
+    worker.programs = Some(stages.time("programs' disk", programs_disk(&ours)).await?);
+    for (name, path) in ours {
+        programs.add(&name, path);
+    }
+    let key = key_of(&programs, &worker)?;
+    Ok(Artifacts { programs, worker, key, stages: stages.into_inner() })
+}
+
+/// The seconds of each stage.
+#[derive(Default)]
+struct Stages(Mutex<Vec<(String, Duration)>>);
+
+impl Stages {
+    async fn time<T>(&self, name: &str, stage: impl Future<Output = Result<T>>) -> Result<T> {
+        let began = Instant::now();
+        let result = stage.await.with_context(|| format!("artifacts: {name}"))?;
+        let mut list = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        list.push((name.to_string(), began.elapsed()));
+        Ok(result)
+    }
+
+    fn into_inner(self) -> Vec<(String, Duration)> {
+        self.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Static C programs of the guest: the entropy helper and the pods' pause.
+async fn guest_helpers() -> Result<PathBuf> {
+    let guest = paths::repository().join("e2e/guest");
+    let compiler = run(Command::new("gcc").arg("--version")).await?;
+    let mut key = Key::new().text(&compiler);
+    for name in HELPERS {
+        key = key.file(&guest.join(format!("{name}.c")))?;
+    }
+    cached("guest-helpers", &key.finish(), async |dir: &Path| {
+        for name in HELPERS {
+            let mut gcc = Command::new("gcc");
+            gcc.args(["-Os", "-static", "-s", "-Wall", "-Wextra", "-Werror", "-o"]).arg(dir.join(name));
+            run(gcc.arg(guest.join(format!("{name}.c")))).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+const HELPERS: [&str; 2] = ["pause", "reseed"];
+
+/// The images that the bench's pods run, by file name.
+async fn container_images(debian: &deb::Debian, helpers: &Path) -> Result<Vec<PathBuf>> {
+    let pause = helpers.join("pause");
+    let key = Key::new().text(&debian.key).file(&pause)?.text(include_str!("container_image.rs")).finish();
+    let dir = cached("container-images", &key, async |dir: &Path| {
+        container_image::busybox(&debian.user_space().join("usr/bin/busybox"), &dir.join("busybox.tar"))
+            .await?;
+        container_image::pause(&pause, &dir.join("pause.tar"))
+    })
+    .await?;
+    Ok(vec![dir.join("busybox.tar"), dir.join("pause.tar")])
+}
+
+async fn worker_image(
+    progress: &dyn Progress,
+    programs: &Programs,
+    debian: &deb::Debian,
+    helpers: &Path,
+    images: &[PathBuf],
+) -> Result<WorkerImage> {
+    let guest = paths::repository().join("e2e/guest");
+    let reseed = helpers.join("reseed");
+    let mut key = Key::new().text(&debian.key).text(&go::keys_of_node_programs(programs)?).file(&reseed)?;
+    for image in images {
+        key = key.file(image)?;
+    }
+    for source in image::RECIPE {
+        key = key.text(source);
+    }
+    let key = key.tree(&guest, &|path| path.extension().is_none_or(|extension| extension != "c"))?.finish();
+    let (user_space, kernel) = (debian.user_space(), debian.kernel());
+    let parts =
+        Parts { debian: &user_space, kernel: &kernel, programs, images, reseed: &reseed, guest: &guest };
+    let dir = cached("worker-image", &key, async |dir: &Path| {
+        progress.step("packing the worker image");
+        image::assemble(&parts, dir).await
+    })
+    .await?;
+    Ok(WorkerImage::in_folder(&dir, key))
+}
+
+/// Our programs on a disk of their own, keyed by their content.
+async fn programs_disk(ours: &[(String, PathBuf)]) -> Result<PathBuf> {
+    let mut key = Key::new();
+    for (name, path) in ours {
+        key = key.text(name).file(path)?;
+    }
+    let files: Vec<(&str, &Path)> = ours.iter().map(|(name, path)| (name.as_str(), path.as_path())).collect();
+    let dir =
+        cached("programs-disk", &key.finish(), async |dir: &Path| image::pack_programs(&files, dir).await)
+            .await?;
+    Ok(image::programs_in(&dir))
+}
+
+/// Store folders are named by their keys, so the paths identify what lies there; our own programs' disk is one of them.
+fn key_of(programs: &Programs, worker: &WorkerImage) -> Result<String> {
+    Ok(Key::new().text(&serde_json::to_string(programs)?).text(&serde_json::to_string(worker)?).finish())
+}

@@ -1,1 +1,148 @@
-//! to be written
+//! The two clusters: infra (with KubeVirt and CDI) and tenant, from real programs, as processes of the sandbox.
+//!
+//! ```text
+//! etcd ─┬─ infra-kube-apiserver  ── controller manager, scheduler, virt-api, virt-controller, cdi-apiserver, cdi-controller
+//!       └─ tenant-kube-apiserver ── controller manager, scheduler
+//! ```
+//!
+//! No kubelet runs in infra: its nodes, pods, storage and virt-handler are `simulator`'s. The tenant's nodes are the
+//! VMs of `vm`. RBAC and the Node authorizer are on in both, and both write an audit log.
+
+mod access;
+mod api_server;
+mod apply;
+mod cdi;
+mod controllers;
+mod etcd;
+mod kubeconfig;
+mod kubevirt;
+mod objects;
+pub mod pki;
+pub mod storage_classes;
+pub mod wait;
+
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+pub use access::{ADMIN, ApiServer};
+use api_server::ApiServerSpec;
+pub use apply::FIELD_MANAGER;
+
+use crate::{
+    artifact::Programs,
+    paths::{RUNTIME, Run},
+    report::Progress,
+    sandbox::network,
+    supervise::Supervisor,
+};
+
+/// The infra namespace that holds the tenant's VMs and volumes.
+pub const HCP_NAMESPACE: &str = "hcp-guest";
+
+/// How long one part may take to come up: an API server that needs 3 s alone took 20 s beside two compilers.
+const BOOT_DEADLINE: Duration = Duration::from_secs(120);
+
+/// The infra cluster's API server.
+const INFRA: ApiServerSpec = ApiServerSpec {
+    name: "infra",
+    address: network::INFRA_API,
+    port: 6443,
+    service_range: "10.96.0.0/16",
+    service_address: Ipv4Addr::new(10, 96, 0, 1),
+    memory: [("GOGC", "60"), ("GOMEMLIMIT", "600MiB")],
+};
+
+/// The tenant cluster's API server: no large CRDs, so a smaller cap.
+const TENANT: ApiServerSpec = ApiServerSpec {
+    name: "tenant",
+    address: network::TENANT_API,
+    port: 6444,
+    service_range: "10.97.0.0/16",
+    service_address: Ipv4Addr::new(10, 97, 0, 1),
+    memory: [("GOGC", "60"), ("GOMEMLIMIT", "400MiB")],
+};
+
+/// How the clusters differ from one bench to the next.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// KubeVirt's feature gates. None: hotplug is a change of the VM's spec (`DeclarativeHotplugVolumes`, the default
+    /// of 1.9); `HotplugVolumes`: it goes through the VM's `status.volumeRequests`, as in 1.8 and before.
+    pub kubevirt_feature_gates: Vec<String>,
+}
+
+/// Both clusters. Clones are the same ones.
+#[derive(Clone, Debug)]
+pub struct Clusters {
+    /// The cluster whose VMs are the tenant's nodes.
+    pub infra: ApiServer,
+    /// The cluster whose users want volumes.
+    pub tenant: ApiServer,
+}
+
+impl Clusters {
+    /// A kubeconfig file with the administrator's contexts `infra` (namespace [`HCP_NAMESPACE`]) and `tenant`.
+    pub fn kubeconfig(&self) -> PathBuf {
+        Path::new(RUNTIME).join("kubeconfig")
+    }
+
+    fn write_kubeconfig(&self) -> Result<()> {
+        let entries = [self.tenant.admin_entry("default"), self.infra.admin_entry(HCP_NAMESPACE)];
+        pki::write_private(&self.kubeconfig(), &kubeconfig::render(&entries)?)
+    }
+}
+
+/// Boots both clusters inside the sandbox; returns when every part of them has shown that it works.
+///
+/// # Errors
+/// With the name, the state last seen and the end of the log of the part that did not come up. What runs by then is the
+/// supervisor's to stop.
+pub async fn start(
+    supervisor: &Supervisor,
+    programs: &Programs,
+    run: &Run,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Clusters> {
+    progress.step("starting etcd and both API servers");
+    let etcd = etcd::start(supervisor, programs, run)?;
+    let servers = async {
+        tokio::try_join!(
+            api_server::start(supervisor, programs, &INFRA),
+            api_server::start(supervisor, programs, &TENANT),
+        )
+    };
+    let (infra, tenant) = wait::alive(&etcd, servers).await?;
+    let clusters = Clusters { infra, tenant };
+    clusters.write_kubeconfig()?;
+    progress.step("both API servers are ready; starting controllers, KubeVirt and CDI");
+    let infra = async {
+        let foundation = async {
+            tokio::try_join!(
+                controllers::start(supervisor, programs, &clusters.infra, controllers::INFRA_CONTROLLERS),
+                storage_classes::install(&clusters.infra),
+                create_hcp_namespace(&clusters.infra),
+            )
+        };
+        tokio::try_join!(
+            foundation,
+            kubevirt::start(supervisor, programs, &clusters.infra, &options.kubevirt_feature_gates, progress),
+            cdi::start(supervisor, programs, &clusters.infra, progress),
+        )?;
+        storage_classes::describe_to_cdi(&clusters.infra).await
+    };
+    let tenant = controllers::start(supervisor, programs, &clusters.tenant, controllers::TENANT_CONTROLLERS);
+    tokio::try_join!(infra, tenant)?;
+    progress.step("both clusters are up");
+    Ok(clusters)
+}
+
+async fn create_hcp_namespace(infra: &ApiServer) -> Result<()> {
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": HCP_NAMESPACE}});
+    infra.apply(&[namespace]).await.context("create the namespace of the tenant's VMs")
+}

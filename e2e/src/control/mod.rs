@@ -1,1 +1,127 @@
-//! to be written
+//! How a process inside the sandbox (a test, the shell's `bench status`) asks the running bench for what only it can do:
+//! commands in a worker, faults of the simulators, starting and stopping the node plugin, exclusive use.
+//!
+//! One JSON object per line over a unix socket, an answer per request. **What a connection was given ends with it**: its
+//! faults are taken back and its lock is released when it closes, so a test that dies leaves a clean bench.
+
+mod client;
+mod server;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use client::Client;
+pub use server::serve;
+
+use crate::{paths, bring_up::Fault};
+
+/// The socket inside the sandbox.
+pub fn socket() -> PathBuf {
+    PathBuf::from(paths::RUNTIME).join("control.sock")
+}
+
+/// Names the run folder to a command that runs inside a bench.
+pub const RUN_VARIABLE: &str = "BENCH_RUN";
+
+/// The kubeconfig with the contexts `infra` and `tenant`, administrators of both.
+pub fn kubeconfig() -> PathBuf {
+    PathBuf::from(paths::RUNTIME).join("kubeconfig")
+}
+
+/// What can be asked.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Request {
+    /// Everything that runs.
+    Status,
+    /// Waits until the bench is this connection's: alone, or shared with others that do not break anything.
+    Lock(Lock),
+    /// Tells a simulator to misbehave, until this connection closes.
+    Fault(Fault),
+    /// Runs a command in a worker through its guest agent.
+    Run {
+        /// The worker's name.
+        worker: String,
+        /// Program and arguments.
+        argv: Vec<String>,
+        /// Standard input, text.
+        stdin: Option<String>,
+    },
+    /// Starts a command in a worker that goes on, its output in a file of the guest.
+    Spawn {
+        /// The worker's name.
+        worker: String,
+        /// Program and arguments.
+        argv: Vec<String>,
+        /// The file, in the guest.
+        log: String,
+    },
+    /// Starts the node plugin in a worker.
+    StartNodePlugin {
+        /// The worker's name.
+        worker: String,
+    },
+    /// Stops the node plugin in a worker.
+    StopNodePlugin {
+        /// The worker's name.
+        worker: String,
+    },
+    /// Names of the disks that are plugged into a virtual machine.
+    Plugged {
+        /// The VirtualMachine's name in the HCP namespace.
+        machine: String,
+    },
+    /// The workers' names.
+    Workers,
+}
+
+/// How a test uses the bench.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Lock {
+    /// Beside others.
+    Shared,
+    /// Alone, because it breaks a cluster or a worker.
+    Exclusive,
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Answer {
+    /// Done.
+    Done,
+    /// What runs.
+    Status(Vec<PartStatus>),
+    /// A command's end.
+    Output(CommandOutput),
+    /// A list of names.
+    Names(Vec<String>),
+    /// What went wrong, with its causes.
+    Failed(String),
+}
+
+/// A part of the bench.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PartStatus {
+    /// Its name, which is also its log file's.
+    pub name: String,
+    /// Process id inside the sandbox.
+    pub pid: u32,
+    /// Resident memory in KiB.
+    pub rss_kib: u64,
+}
+
+/// How a command in a worker ended.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CommandOutput {
+    /// Exit code.
+    pub code: i64,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}

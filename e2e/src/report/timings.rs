@@ -3,12 +3,14 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::paths::Run;
 
 /// One part of a run.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -30,9 +32,9 @@ pub struct Timings {
 }
 
 impl Timings {
-    /// The timings of the run folder `run`.
-    pub fn of_run(run: &Path) -> Self {
-        Self { file: run.join("timings.jsonl") }
+    /// The timings of a run, kept with its logs.
+    pub fn of_run(run: &Run) -> Self {
+        Self { file: run.logs().join("timings.jsonl") }
     }
 
     /// Appends a part.
@@ -53,10 +55,19 @@ impl Timings {
         Ok(())
     }
 
-    /// Runs `work`, appends how long it took and whether it succeeded, and returns what it returned.
-    pub async fn measure<T>(&self, group: &str, name: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    /// Does `work`, appends how long it took and whether it succeeded, and returns what it returned.
+    pub fn measure<T>(&self, group: &str, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let started = Instant::now();
-        let outcome = work.await;
+        self.outcome(group, name, started, work())
+    }
+
+    /// [`Self::measure`] for work that waits.
+    pub async fn measure_async<T>(&self, group: &str, name: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let started = Instant::now();
+        self.outcome(group, name, started, work.await)
+    }
+
+    fn outcome<T>(&self, group: &str, name: &str, started: Instant, outcome: Result<T>) -> Result<T> {
         self.add(group, name, started.elapsed(), if outcome.is_ok() { "ok" } else { "failed" })?;
         outcome
     }

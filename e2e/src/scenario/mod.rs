@@ -1,1 +1,21 @@
-//! to be written
+//! What the demo shows and the tests prove, written once for both.
+//!
+//! A scenario drives the clusters as a user would, through their APIs alone; it returns what it saw and fails with the
+//! last state when something does not come.
+
+mod chain;
+mod guest_objects;
+mod infra_objects;
+mod six_steps;
+mod wait;
+
+pub use chain::Chain;
+pub use guest_objects::{DEVICE_PATH, MOUNT_PATH, PodOnVolume, claim, pod};
+pub use infra_objects::{HotpluggedVolume, data_volumes, hotplugged, virtual_machine_instances, virtual_machines};
+pub use six_steps::{Narrator, SixSteps, Step};
+pub use wait::{Deadline, until};
+
+pub use crate::cluster::HCP_NAMESPACE;
+
+/// The guest StorageClass that `deploy/` ships.
+pub const STORAGE_CLASS: &str = "kubevirt";

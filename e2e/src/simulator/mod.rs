@@ -1,1 +1,28 @@
-//! to be written
+//! Stand-ins for the few parts that have no place on one machine: virt-handler, the kubelets of the infra nodes, the
+//! infra storage system, and node-driver-registrar. Each is one module that knows a client and a fault plan.
+//!
+//! A simulator follows the rules of the part it stands for and has no feature that this part lacks; where it does less,
+//! its module says so. What is decided sits in pure functions (`plan.rs` and the like), the rest carries it out.
+
+use tokio_util::task::AbortOnDropHandle;
+
+mod event;
+pub mod fault_plan;
+pub mod infra_pods;
+pub mod infra_storage;
+pub mod plugin_registrar;
+mod queue;
+pub mod virt_handler;
+
+/// A running simulator; dropping it stops its tasks. What it has written to the cluster stays.
+#[derive(Debug)]
+#[must_use = "dropping it stops the simulator"]
+pub struct Running {
+    _tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+impl Running {
+    fn new(tasks: Vec<AbortOnDropHandle<()>>) -> Self {
+        Self { _tasks: tasks }
+    }
+}

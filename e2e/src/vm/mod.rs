@@ -1,1 +1,84 @@
-//! to be written
+//! Virtual machines of the bench: QEMU processes that disks are plugged into, as virt-launcher does, and real workers
+//! (Debian kernel, udev, containerd, kubelet) that run in them.
+//!
+//! Nothing here knows Kubernetes objects of the infra cluster: which disk belongs to which VMI is the simulator's
+//! knowledge. Nothing here builds programs: that is [`crate::artifact`]'s.
+
+mod accelerator;
+mod command_line;
+mod disk;
+mod guest;
+pub mod image;
+mod machine;
+mod network;
+mod qmp;
+pub mod saved_state;
+pub mod worker;
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Result, bail};
+
+pub use accelerator::Accelerator;
+pub use disk::{Bus, Disk};
+pub use guest::{Guest, Output};
+pub use image::WorkerImage;
+pub use machine::{Boot, Machine, MachineSpec, PROGRAMS_MOUNT};
+pub use network::create_tap;
+
+/// The running machines by `<namespace>/<vmi name>`. Clones name the same registry.
+#[derive(Clone, Debug, Default)]
+pub struct Machines(Arc<Mutex<BTreeMap<String, Arc<Machine>>>>);
+
+impl Machines {
+    /// The machine of that name, if one is registered.
+    pub fn get(&self, name: &str) -> Option<Arc<Machine>> {
+        self.lock().get(name).cloned()
+    }
+
+    /// Registers a machine; returns the one that had the name before.
+    pub fn insert(&self, name: String, machine: Arc<Machine>) -> Option<Arc<Machine>> {
+        self.lock().insert(name, machine)
+    }
+
+    /// Takes a machine out of the registry; it is not stopped.
+    pub fn remove(&self, name: &str) -> Option<Arc<Machine>> {
+        self.lock().remove(name)
+    }
+
+    /// The registered names, sorted.
+    pub fn names(&self) -> Vec<String> {
+        self.lock().keys().cloned().collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Machine>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How often a condition that nobody announces is looked at again.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Asks `probe` until it gives a value; fails with `what` after `limit`.
+async fn wait_for<T, F>(what: &str, limit: Duration, mut probe: impl FnMut() -> F) -> Result<T>
+where
+    F: Future<Output = Result<Option<T>>>,
+{
+    let asked = tokio::time::timeout(limit, async {
+        loop {
+            if let Some(value) = probe().await? {
+                return Ok(value);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    });
+    match asked.await {
+        Ok(answer) => answer,
+        Err(_) => bail!("waited {} s in vain: {what}", limit.as_secs()),
+    }
+}

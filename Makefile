@@ -1,0 +1,38 @@
+# The three commands of the project, the same for everybody. ARGS goes to the bench: `make demo ARGS=--workers=1`.
+
+CARGO := cargo
+BENCH := $(CARGO) run --locked -p e2e --bin bench --
+CARGO_DENY_VERSION := 0.20.2
+
+.PHONY: demo test check format clippy unit docs deny
+
+## Shows one guest PVC reaching one pod. Needs root: namespaces, mounts, tap devices.
+demo:
+	$(BENCH) demo $(ARGS)
+
+## Proves everything: `make check`, then the end-to-end tests on the bench. Needs root, as the demo.
+test:
+	$(BENCH) test $(ARGS)
+
+## The quick loop: format, clippy with warnings denied, unit and property tests, docs, licences.
+check: format clippy unit docs deny
+
+format:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+unit:
+	$(CARGO) test --locked
+	$(CARGO) test --locked -p e2e --lib
+
+docs:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --workspace
+
+# The advisory database can't be fetched everywhere; licences, bans and sources are checked always. All crates of the lock
+# file are needed for that, other platforms' too.
+deny:
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny@$(CARGO_DENY_VERSION)
+	$(CARGO) fetch --locked --quiet
+	$(CARGO) deny --offline check bans licenses sources

@@ -1,0 +1,400 @@
+//! The planner of hotplug: from what VM and VMI show of one volume to the one next thing. Pure; the same observation always
+//! gives the same answer.
+//!
+//! *Attached* = in VM spec and VMI spec, and VMI status Ready with hotplug entry and target. *Gone* = absent from VM spec,
+//! volume requests, VMI spec and VMI status. What has not been looked at, and a phase that nobody knows, is neither. An
+//! addition is asked for only where everything was seen and nothing names the volume; so a pending change is never repeated.
+
+use std::fmt;
+
+use infra::{
+    RunStrategy, VirtualMachine, VirtualMachineInstance, VmiPhase, VolumePhase, VolumeRequest, VolumeSource,
+    VolumeStatus,
+};
+
+/// A thing that may not have been looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Seen<T> {
+    /// Not looked at since it may have changed.
+    #[default]
+    Unseen,
+    /// It does not exist.
+    Absent,
+    /// It shows this.
+    Present(T),
+}
+
+/// What a VM shows of one volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VmView {
+    pub deleting: bool,
+    /// KubeVirt keeps it running.
+    pub automatic: bool,
+    /// `printableStatus`.
+    pub status: String,
+    pub spec: SpecEntry,
+    pub request: Option<Request>,
+}
+
+/// The volume in the VM's spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SpecEntry {
+    Absent,
+    /// Hotplugged under its own name: as this driver and the reference do.
+    Hotplugged,
+    /// A disk of the VM that is not ours to unplug: fixed, or under another name.
+    Fixed {
+        name: String,
+    },
+}
+
+/// A hotplug call that KubeVirt accepted and has not carried out (gate `HotplugVolumes`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Request {
+    Add,
+    Remove,
+}
+
+/// What a VMI shows of one volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VmiView {
+    pub deleting: bool,
+    pub phase: VmiPhase,
+    pub in_spec: bool,
+    pub status: Option<VolumeStatus>,
+}
+
+/// What is known of one volume on one VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Observed {
+    pub vm: Seen<VmView>,
+    pub vmi: Seen<VmiView>,
+}
+
+/// What is wanted of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Attached,
+    Detached,
+}
+
+/// The one next thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Ask KubeVirt for the change.
+    Call(Call),
+    /// Look again.
+    Wait(Cause),
+    /// It is as wanted.
+    Done,
+    /// It can't be; waiting does not help.
+    Refuse(Refusal),
+}
+
+/// A hotplug call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Add,
+    Remove,
+}
+
+/// Why there is nothing to do but to look again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// The VM has to be looked at.
+    VmUnseen,
+    /// The VMI has to be looked at.
+    VmiUnseen,
+    /// KubeVirt has accepted a call and not carried it out.
+    Requested(Request),
+    /// The VM has the volume, its instance does not yet.
+    NotInVmi,
+    /// On its way in.
+    Attaching(VolumeStatus),
+    /// On its way out.
+    Detaching(Option<VolumeStatus>),
+    /// The VM is coming up.
+    Starting(String),
+    /// The VM's instance is going.
+    Stopping,
+    /// An instance phase that nobody knows.
+    UnknownVmiPhase(String),
+}
+
+/// Why it can't be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// There is no such VM.
+    NoSuchVm,
+    /// The VM is being deleted.
+    VmDeleting,
+    /// The VM is not running and nothing starts it: the disk would come at its next start, wanted or not.
+    Halted(String),
+    /// A disk of the VM that is not ours to plug or unplug.
+    Fixed(String),
+    /// The VM is gone, its instance still has the disk; KubeVirt refuses to unplug it then (400 since 1.9).
+    InstanceOutlivesVm,
+}
+
+/// The next thing to do.
+pub(crate) fn next(observed: &Observed, wanted: Wanted) -> Step {
+    match wanted {
+        Wanted::Attached => attach(observed),
+        Wanted::Detached => detach(observed),
+    }
+}
+
+fn attach(observed: &Observed) -> Step {
+    let vm = match &observed.vm {
+        Seen::Unseen => return attach_without_vm(&observed.vmi),
+        Seen::Absent => return Step::Refuse(Refusal::NoSuchVm),
+        Seen::Present(vm) => vm,
+    };
+    if let SpecEntry::Fixed { name } = &vm.spec {
+        return Step::Refuse(Refusal::Fixed(name.clone()));
+    }
+    if vm.deleting {
+        return Step::Refuse(Refusal::VmDeleting);
+    }
+    let vmi = match &observed.vmi {
+        Seen::Unseen => return Step::Wait(Cause::VmiUnseen),
+        Seen::Absent => return not_running(vm),
+        Seen::Present(vmi) => vmi,
+    };
+    match &vmi.phase {
+        VmiPhase::Running => {}
+        VmiPhase::Ended => return not_running(vm),
+        VmiPhase::Starting => return Step::Wait(Cause::Starting(vm.status.clone())),
+        VmiPhase::Unknown(phase) => return Step::Wait(Cause::UnknownVmiPhase(phase.clone())),
+    }
+    if vmi.deleting {
+        return Step::Wait(Cause::Stopping);
+    }
+    if let Some(request) = vm.request {
+        return Step::Wait(Cause::Requested(request));
+    }
+    match (&vm.spec, vmi.in_spec, &vmi.status) {
+        (SpecEntry::Hotplugged, true, Some(status)) if is_ready(status) => Step::Done,
+        (SpecEntry::Hotplugged, true, Some(status)) => Step::Wait(Cause::Attaching(status.clone())),
+        (SpecEntry::Hotplugged, _, _) => Step::Wait(Cause::NotInVmi),
+        (_, false, None) => Step::Call(Call::Add),
+        (_, _, status) => Step::Wait(Cause::Detaching(status.clone())),
+    }
+}
+
+/// After our own call the VM is looked at only once its instance shows the end: that saves a call per look.
+fn attach_without_vm(vmi: &Seen<VmiView>) -> Step {
+    match vmi {
+        Seen::Unseen => Step::Wait(Cause::VmiUnseen),
+        Seen::Present(VmiView {
+            phase: VmiPhase::Running,
+            deleting: false,
+            in_spec: true,
+            status: Some(status),
+        }) if !is_ready(status) => Step::Wait(Cause::Attaching(status.clone())),
+        Seen::Present(VmiView { phase: VmiPhase::Running, deleting: false, status: None, .. }) => {
+            Step::Wait(Cause::NotInVmi)
+        }
+        Seen::Absent | Seen::Present(_) => Step::Wait(Cause::VmUnseen),
+    }
+}
+
+fn not_running(vm: &VmView) -> Step {
+    if vm.automatic {
+        Step::Wait(Cause::Starting(vm.status.clone()))
+    } else {
+        Step::Refuse(Refusal::Halted(vm.status.clone()))
+    }
+}
+
+fn is_ready(status: &VolumeStatus) -> bool {
+    status.phase == VolumePhase::Ready && status.hotplug && !status.target.is_empty()
+}
+
+fn detach(observed: &Observed) -> Step {
+    let vm = match &observed.vm {
+        Seen::Unseen => return detach_without_vm(&observed.vmi),
+        Seen::Absent => {
+            return match &observed.vmi {
+                Seen::Unseen => Step::Wait(Cause::VmiUnseen),
+                Seen::Present(vmi) if vmi.has_volume() => Step::Refuse(Refusal::InstanceOutlivesVm),
+                Seen::Absent | Seen::Present(_) => Step::Done,
+            };
+        }
+        Seen::Present(vm) => vm,
+    };
+    if let Some(request) = vm.request {
+        return Step::Wait(Cause::Requested(request));
+    }
+    match (&vm.spec, &observed.vmi) {
+        (SpecEntry::Fixed { name }, _) => Step::Refuse(Refusal::Fixed(name.clone())),
+        // Asked for by name of a disk that is ours: right whatever the instance shows, also where its phase is unknown.
+        (SpecEntry::Hotplugged, _) => Step::Call(Call::Remove),
+        (SpecEntry::Absent, Seen::Unseen) => Step::Wait(Cause::VmiUnseen),
+        (SpecEntry::Absent, Seen::Present(vmi)) if vmi.has_volume() => {
+            Step::Wait(Cause::Detaching(vmi.status.clone()))
+        }
+        (SpecEntry::Absent, Seen::Absent | Seen::Present(_)) => Step::Done,
+    }
+}
+
+fn detach_without_vm(vmi: &Seen<VmiView>) -> Step {
+    match vmi {
+        Seen::Unseen | Seen::Absent => Step::Wait(Cause::VmUnseen),
+        Seen::Present(vmi) if vmi.has_volume() => Step::Wait(Cause::Detaching(vmi.status.clone())),
+        Seen::Present(_) => Step::Wait(Cause::VmUnseen),
+    }
+}
+
+/// Where a change that was asked for stands, by the instance alone. A set of changes settles by this before the next begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settling {
+    /// As wanted.
+    Settled,
+    /// Its attachment pod is at work: another change now would replace the pod.
+    Moving,
+    /// Waits for its claim or its pod; that can last for ever.
+    Pending,
+}
+
+/// How far a change is.
+pub(crate) fn settling(vmi: &VmiView, wanted: Wanted) -> Settling {
+    match (wanted, &vmi.status) {
+        (Wanted::Detached, _) => {
+            if vmi.has_volume() {
+                Settling::Moving
+            } else {
+                Settling::Settled
+            }
+        }
+        (Wanted::Attached, Some(status)) if is_ready(status) => Settling::Settled,
+        (Wanted::Attached, Some(VolumeStatus { phase: VolumePhase::Pending, .. }) | None) => {
+            Settling::Pending
+        }
+        (Wanted::Attached, Some(_)) => Settling::Moving,
+    }
+}
+
+impl Cause {
+    /// Whether only a look at the VM can show that it is over.
+    pub(crate) fn is_about_vm(&self) -> bool {
+        matches!(self, Self::VmUnseen | Self::Requested(_) | Self::Starting(_) | Self::Stopping)
+    }
+}
+
+impl VmiView {
+    fn has_volume(&self) -> bool {
+        self.in_spec || self.status.is_some()
+    }
+
+    /// What `vmi` shows of `volume`.
+    pub(crate) fn of(vmi: &VirtualMachineInstance, volume: &str) -> Self {
+        Self {
+            deleting: vmi.deleting,
+            phase: vmi.phase.clone(),
+            in_spec: vmi.volumes.iter().any(|v| v.uses(volume)),
+            status: vmi.status.iter().find(|s| s.uses(volume)).cloned(),
+        }
+    }
+}
+
+impl VmView {
+    /// What `vm` shows of `volume`.
+    pub(crate) fn of(vm: &VirtualMachine, volume: &str) -> Self {
+        let spec = match vm.volumes.iter().find(|v| v.uses(volume)) {
+            None => SpecEntry::Absent,
+            Some(v) if v.hotpluggable && v.name == volume && names_it(&v.source, volume) => {
+                SpecEntry::Hotplugged
+            }
+            Some(v) => SpecEntry::Fixed { name: v.name.clone() },
+        };
+        let request = vm.requests.iter().find(|r| r.uses(volume)).map(|request| match request {
+            VolumeRequest::Add { .. } => Request::Add,
+            VolumeRequest::Remove { .. } => Request::Remove,
+        });
+        Self {
+            deleting: vm.deleting,
+            automatic: vm.run_strategy == RunStrategy::Automatic,
+            status: vm.printable_status.clone(),
+            spec,
+            request,
+        }
+    }
+}
+
+fn names_it(source: &VolumeSource, volume: &str) -> bool {
+    matches!(source, VolumeSource::DataVolume(name) | VolumeSource::Claim(name) if name == volume)
+}
+
+impl<T> From<Option<T>> for Seen<T> {
+    fn from(read: Option<T>) -> Self {
+        read.map_or(Self::Absent, Self::Present)
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Add => "an accepted addition",
+            Self::Remove => "an accepted removal",
+        })
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::VmUnseen => f.write_str("the VM is looked at"),
+            Self::VmiUnseen => f.write_str("the VM's instance is looked at"),
+            Self::Requested(request) => write!(f, "KubeVirt has not carried out {request} of the volume"),
+            Self::NotInVmi => f.write_str("the volume is in the VM and not yet in its instance"),
+            Self::Attaching(status) => write!(f, "the volume is being attached: {}", Status(status)),
+            Self::Detaching(Some(status)) => write!(f, "the volume is being detached: {}", Status(status)),
+            Self::Detaching(None) => {
+                f.write_str("the volume is being detached: still in the instance's spec")
+            }
+            Self::Starting(status) => write!(f, "the VM is not running yet: {}", known(status)),
+            Self::Stopping => f.write_str("the VM's instance is being stopped"),
+            Self::UnknownVmiPhase(phase) => {
+                write!(f, "the VM's instance is in phase {phase}, which is not known")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSuchVm => f.write_str("there is no such VM"),
+            Self::VmDeleting => f.write_str("the VM is being deleted"),
+            Self::Halted(status) => write!(f, "the VM is not running ({}); start it first", known(status)),
+            Self::Fixed(name) => write!(
+                f,
+                "the volume is disk {name:?} of the VM and was not plugged in by this driver; detach it in the VM"
+            ),
+            Self::InstanceOutlivesVm => {
+                f.write_str("the VM is deleted and its instance, which still has the volume, is not gone yet")
+            }
+        }
+    }
+}
+
+fn known(status: &str) -> &str {
+    if status.is_empty() { "no status" } else { status }
+}
+
+/// A volume's status in KubeVirt's own words.
+struct Status<'a>(&'a VolumeStatus);
+
+impl fmt::Display for Status<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "phase {}", self.0.phase.as_str())?;
+        for text in [&self.0.reason, &self.0.message].into_iter().filter(|text| !text.is_empty()) {
+            write!(f, ", {text}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,351 @@
+//! The planner against a model of virt-controller: every interleaving of its steps, other writers and a driver that may die.
+
+use proptest::prelude::*;
+use rstest::rstest;
+
+use super::*;
+
+const VOLUME: &str = "pvc-1";
+
+fn status(phase: VolumePhase) -> VolumeStatus {
+    let target = if phase == VolumePhase::Ready { "sda" } else { "" };
+    VolumeStatus {
+        name: VOLUME.into(),
+        phase,
+        target: target.into(),
+        hotplug: true,
+        ..VolumeStatus::default()
+    }
+}
+
+fn vm(spec: SpecEntry) -> VmView {
+    VmView { deleting: false, automatic: true, status: "Running".into(), spec, request: None }
+}
+
+fn vmi(in_spec: bool, phase: Option<VolumePhase>) -> VmiView {
+    VmiView { deleting: false, phase: VmiPhase::Running, in_spec, status: phase.map(status) }
+}
+
+fn seen(vm: VmView, vmi: VmiView) -> Observed {
+    Observed { vm: Seen::Present(vm), vmi: Seen::Present(vmi) }
+}
+
+#[test]
+fn a_free_volume_is_added_and_a_ready_one_is_done() {
+    let free = seen(vm(SpecEntry::Absent), vmi(false, None));
+    assert_eq!(next(&free, Wanted::Attached), Step::Call(Call::Add));
+    assert_eq!(next(&free, Wanted::Detached), Step::Done);
+    let ready = seen(vm(SpecEntry::Hotplugged), vmi(true, Some(VolumePhase::Ready)));
+    assert_eq!(next(&ready, Wanted::Attached), Step::Done);
+    assert_eq!(next(&ready, Wanted::Detached), Step::Call(Call::Remove));
+}
+
+#[rstest]
+#[case::no_target(VolumeStatus { target: String::new(), ..status(VolumePhase::Ready) })]
+#[case::not_a_hotplug(VolumeStatus { hotplug: false, ..status(VolumePhase::Ready) })]
+#[case::pending(status(VolumePhase::Pending))]
+#[case::mounted(status(VolumePhase::MountedToPod))]
+#[case::unknown(status(VolumePhase::Unknown("HotplugVolumeFailed".into())))]
+fn in_the_spec_but_not_ready_is_not_attached(#[case] status: VolumeStatus) {
+    let mut view = vmi(true, None);
+    view.status = Some(status.clone());
+    let observed = seen(vm(SpecEntry::Hotplugged), view);
+    assert_eq!(next(&observed, Wanted::Attached), Step::Wait(Cause::Attaching(status)));
+}
+
+#[rstest]
+#[case(vmi(true, Some(VolumePhase::Ready)))]
+#[case(vmi(false, Some(VolumePhase::Detaching)))]
+#[case(vmi(false, Some(VolumePhase::Unknown("New".into()))))]
+#[case(vmi(true, None))]
+fn what_is_leaving_is_neither_added_nor_gone(#[case] view: VmiView) {
+    let observed = seen(vm(SpecEntry::Absent), view.clone());
+    for wanted in [Wanted::Attached, Wanted::Detached] {
+        assert_eq!(next(&observed, wanted), Step::Wait(Cause::Detaching(view.status.clone())));
+    }
+}
+
+#[rstest]
+#[case(Request::Add)]
+#[case(Request::Remove)]
+fn an_accepted_call_is_waited_out(#[case] request: Request) {
+    for spec in [SpecEntry::Absent, SpecEntry::Hotplugged] {
+        let mut machine = vm(spec);
+        machine.request = Some(request);
+        let observed = seen(machine, vmi(false, None));
+        for wanted in [Wanted::Attached, Wanted::Detached] {
+            assert_eq!(next(&observed, wanted), Step::Wait(Cause::Requested(request)));
+        }
+    }
+}
+
+#[test]
+fn a_halted_vm_is_refused_without_a_call_and_a_starting_one_is_waited_for() {
+    let mut machine = vm(SpecEntry::Absent);
+    let observed = |machine: &VmView| Observed { vm: Seen::Present(machine.clone()), vmi: Seen::Absent };
+    assert!(matches!(next(&observed(&machine), Wanted::Attached), Step::Wait(Cause::Starting(_))));
+    machine.automatic = false;
+    machine.status = "Stopped".into();
+    let halted = Step::Refuse(Refusal::Halted("Stopped".into()));
+    assert_eq!(next(&observed(&machine), Wanted::Attached), halted);
+    machine.spec = SpecEntry::Hotplugged;
+    assert_eq!(
+        next(&observed(&machine), Wanted::Attached),
+        halted,
+        "in the spec of a halted VM is not attached"
+    );
+    assert_eq!(next(&observed(&machine), Wanted::Detached), Step::Call(Call::Remove));
+}
+
+#[test]
+fn a_vm_that_is_gone_is_detached_when_its_instance_is_gone_too() {
+    let gone = |vmi| Observed { vm: Seen::Absent, vmi };
+    let alive = gone(Seen::Present(vmi(true, Some(VolumePhase::Ready))));
+    assert_eq!(next(&alive, Wanted::Detached), Step::Refuse(Refusal::InstanceOutlivesVm));
+    assert_eq!(next(&gone(Seen::Present(vmi(false, None))), Wanted::Detached), Step::Done);
+    assert_eq!(next(&gone(Seen::Absent), Wanted::Detached), Step::Done);
+    assert_eq!(next(&gone(Seen::Unseen), Wanted::Detached), Step::Wait(Cause::VmiUnseen));
+    assert_eq!(next(&alive, Wanted::Attached), Step::Refuse(Refusal::NoSuchVm));
+}
+
+#[test]
+fn a_disk_that_is_not_ours_is_neither_plugged_nor_unplugged() {
+    let observed = seen(vm(SpecEntry::Fixed { name: "root".into() }), vmi(true, Some(VolumePhase::Ready)));
+    for wanted in [Wanted::Attached, Wanted::Detached] {
+        assert_eq!(next(&observed, wanted), Step::Refuse(Refusal::Fixed("root".into())));
+    }
+}
+
+#[test]
+fn a_volume_under_another_name_or_source_is_not_ours() {
+    let entry = |name: &str, source: &str, hotpluggable| infra::Volume {
+        name: name.into(),
+        source: VolumeSource::DataVolume(source.into()),
+        hotpluggable,
+    };
+    let spec = |volume| {
+        VmView::of(&VirtualMachine { volumes: vec![volume], ..VirtualMachine::default() }, VOLUME).spec
+    };
+    assert_eq!(spec(entry(VOLUME, VOLUME, true)), SpecEntry::Hotplugged);
+    assert!(matches!(spec(entry(VOLUME, VOLUME, false)), SpecEntry::Fixed { .. }));
+    assert!(matches!(spec(entry("data", VOLUME, true)), SpecEntry::Fixed { .. }));
+    assert!(matches!(spec(entry(VOLUME, "other", true)), SpecEntry::Fixed { .. }));
+    assert_eq!(spec(entry("a", "b", true)), SpecEntry::Absent);
+}
+
+fn any_vm() -> impl Strategy<Value = Seen<VmView>> {
+    let spec = prop_oneof![
+        Just(SpecEntry::Absent),
+        Just(SpecEntry::Hotplugged),
+        Just(SpecEntry::Fixed { name: "root".into() })
+    ];
+    let request = prop_oneof![Just(None), Just(Some(Request::Add)), Just(Some(Request::Remove))];
+    let view =
+        (any::<bool>(), any::<bool>(), spec, request).prop_map(|(deleting, automatic, spec, request)| {
+            Seen::Present(VmView { deleting, automatic, status: String::new(), spec, request })
+        });
+    prop_oneof![Just(Seen::Unseen), Just(Seen::Absent), view]
+}
+
+fn any_phase() -> impl Strategy<Value = VolumePhase> {
+    prop_oneof![
+        Just(VolumePhase::Pending),
+        Just(VolumePhase::MountedToPod),
+        Just(VolumePhase::Ready),
+        Just(VolumePhase::Detaching),
+        Just(VolumePhase::Unknown("Surprise".into())),
+    ]
+}
+
+fn any_vmi() -> impl Strategy<Value = Seen<VmiView>> {
+    let phase = prop_oneof![
+        Just(VmiPhase::Running),
+        Just(VmiPhase::Starting),
+        Just(VmiPhase::Ended),
+        Just(VmiPhase::Unknown("Surprise".into()))
+    ];
+    let volume = proptest::option::of(any_phase().prop_map(status));
+    let view =
+        (any::<bool>(), phase, any::<bool>(), volume).prop_map(|(deleting, phase, in_spec, status)| {
+            Seen::Present(VmiView { deleting, phase, in_spec, status })
+        });
+    prop_oneof![Just(Seen::Unseen), Just(Seen::Absent), view]
+}
+
+fn names_volume(observed: &Observed) -> bool {
+    let in_vm =
+        matches!(&observed.vm, Seen::Present(vm) if vm.spec != SpecEntry::Absent || vm.request.is_some());
+    in_vm || matches!(&observed.vmi, Seen::Present(vmi) if vmi.has_volume())
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_seen(vm in any_vm(), vmi in any_vmi()) {
+        let observed = Observed { vm, vmi };
+        for wanted in [Wanted::Attached, Wanted::Detached] {
+            prop_assert_eq!(next(&observed, wanted), next(&observed, wanted));
+        }
+        let both_present = matches!((&observed.vm, &observed.vmi), (Seen::Present(_), Seen::Present(_)));
+        match next(&observed, Wanted::Attached) {
+            Step::Call(call) => {
+                prop_assert_eq!(call, Call::Add, "attaching never removes");
+                prop_assert!(both_present && !names_volume(&observed), "an addition where nothing names the volume");
+                let Seen::Present(vmi) = &observed.vmi else { unreachable!() };
+                prop_assert!(vmi.phase == VmiPhase::Running && !vmi.deleting, "only on a running VM");
+            }
+            Step::Done => {
+                let Seen::Present(vmi) = &observed.vmi else { panic!("done without a status") };
+                prop_assert!(both_present && vmi.in_spec && vmi.status.as_ref().is_some_and(is_ready));
+            }
+            Step::Wait(_) | Step::Refuse(_) => {}
+        }
+        match next(&observed, Wanted::Detached) {
+            Step::Call(call) => {
+                prop_assert_eq!(call, Call::Remove, "detaching never adds");
+                let ours = matches!(&observed.vm, Seen::Present(vm) if vm.spec == SpecEntry::Hotplugged);
+                prop_assert!(ours, "a removal only of our own hotplugged disk");
+            }
+            Step::Done => {
+                prop_assert!(!names_volume(&observed));
+                prop_assert!(observed.vm != Seen::Unseen && observed.vmi != Seen::Unseen, "gone is only what was seen");
+            }
+            Step::Wait(_) | Step::Refuse(_) => {}
+        }
+    }
+}
+
+/// The infra cluster, small: one volume, one VM. `declarative` = the gate `DeclarativeHotplugVolumes`, else `HotplugVolumes`.
+#[derive(Clone, Debug)]
+struct Model {
+    declarative: bool,
+    spec: bool,
+    request: Option<Request>,
+    vmi_spec: bool,
+    status: Option<VolumePhase>,
+    adds_accepted: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    /// The driver looks, plans and acts.
+    Driver,
+    /// The driver acts on a look from before the last turn (a slow reply).
+    SlowDriver,
+    /// virt-controller carries out a volume request.
+    Request,
+    /// virt-controller brings the VMI's spec in line with the VM's.
+    Sync,
+    /// virt-handler moves the volume on.
+    Handler,
+    /// Somebody else unplugs it.
+    Stranger,
+}
+
+impl Model {
+    fn new(declarative: bool) -> Self {
+        Self { declarative, spec: false, request: None, vmi_spec: false, status: None, adds_accepted: 0 }
+    }
+
+    fn observe(&self) -> Observed {
+        let mut machine = vm(if self.spec { SpecEntry::Hotplugged } else { SpecEntry::Absent });
+        machine.request = self.request;
+        seen(machine, vmi(self.vmi_spec, self.status.clone()))
+    }
+
+    /// virt-api's answer to a call: refused calls change nothing.
+    fn call(&mut self, call: Call) {
+        let accepted = match call {
+            Call::Add => !self.spec && self.request.is_none(),
+            Call::Remove => self.spec && self.request != Some(Request::Remove),
+        };
+        if !accepted {
+            return;
+        }
+        self.adds_accepted += u32::from(call == Call::Add);
+        match (self.declarative, call) {
+            (true, call) => self.spec = call == Call::Add,
+            (false, Call::Add) => self.request = Some(Request::Add),
+            (false, Call::Remove) => self.request = Some(Request::Remove),
+        }
+    }
+
+    fn turn(&mut self, turn: Turn, wanted: Wanted, earlier: &Observed) {
+        match turn {
+            Turn::Driver => self.drive(wanted, &self.observe()),
+            Turn::SlowDriver => self.drive(wanted, earlier),
+            Turn::Request => {
+                if let Some(request) = self.request.take() {
+                    self.spec = request == Request::Add;
+                }
+            }
+            Turn::Sync => self.vmi_spec = self.spec,
+            Turn::Handler => {
+                self.status = match (self.vmi_spec, self.status.take()) {
+                    (true, None) => Some(VolumePhase::Pending),
+                    (true, Some(VolumePhase::Pending)) => Some(VolumePhase::MountedToPod),
+                    (true, Some(_)) => Some(VolumePhase::Ready),
+                    (false, Some(VolumePhase::Detaching) | None) => None,
+                    (false, Some(_)) => Some(VolumePhase::Detaching),
+                };
+            }
+            Turn::Stranger => self.call(Call::Remove),
+        }
+    }
+
+    fn drive(&mut self, wanted: Wanted, observed: &Observed) {
+        if let Step::Call(call) = next(observed, wanted) {
+            self.call(call);
+        }
+    }
+
+    fn is_as(&self, wanted: Wanted) -> bool {
+        let attached = self.spec && self.vmi_spec && self.status == Some(VolumePhase::Ready);
+        let gone = !self.spec && self.request.is_none() && !self.vmi_spec && self.status.is_none();
+        if wanted == Wanted::Attached { attached } else { gone }
+    }
+}
+
+fn any_turn() -> impl Strategy<Value = Turn> {
+    prop_oneof![
+        3 => Just(Turn::Driver),
+        2 => Just(Turn::SlowDriver),
+        2 => Just(Turn::Request),
+        3 => Just(Turn::Sync),
+        3 => Just(Turn::Handler),
+        1 => Just(Turn::Stranger),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Any history, then only the driver and the infra's own controllers: it becomes as wanted, and `Done` is said then only.
+    #[test]
+    fn every_history_ends_as_wanted(
+        declarative: bool,
+        history in prop::collection::vec((any_turn(), any::<bool>()), 0..40),
+        attach: bool,
+    ) {
+        let mut model = Model::new(declarative);
+        let mut earlier = model.observe();
+        for (turn, attaching) in history {
+            let before = model.observe();
+            let wanted = if attaching { Wanted::Attached } else { Wanted::Detached };
+            model.turn(turn, wanted, &earlier);
+            earlier = before;
+            let observed = model.observe();
+            for wanted in [Wanted::Attached, Wanted::Detached] {
+                prop_assert_eq!(next(&observed, wanted) == Step::Done, model.is_as(wanted) && model.request.is_none());
+            }
+        }
+        let wanted = if attach { Wanted::Attached } else { Wanted::Detached };
+        let adds = model.adds_accepted;
+        for _ in 0..8 {
+            for turn in [Turn::Driver, Turn::Request, Turn::Sync, Turn::Handler] {
+                model.turn(turn, wanted, &earlier);
+            }
+        }
+        prop_assert!(model.is_as(wanted), "{model:?}");
+        prop_assert!(model.adds_accepted <= adds + u32::from(attach), "at most one addition from here on");
+    }
+}

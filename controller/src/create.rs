@@ -1,0 +1,46 @@
+//! `CreateVolume`: one conditional call; the object that is there already is read only when the name is taken.
+
+use infra::{Class, DataVolume, Infra, Owned};
+
+use crate::{
+    error::Error, operation::Operation, request::Create, storage_class_policy::StorageClassPolicy, volume,
+};
+
+/// A volume that exists.
+pub(crate) struct Created {
+    pub volume: Owned<DataVolume>,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Creates the volume, or finds it. Does not wait for its disk: with `WaitForFirstConsumer` there is none before it is used.
+pub(crate) async fn create(
+    infra: &Infra,
+    policy: &StorageClassPolicy,
+    operation: &Operation,
+    request: &Create,
+) -> Result<Created, Error> {
+    policy.permit(request.storage_class.as_deref())?;
+    let desired = volume::desired(request, infra.guard().prefix());
+    let error = match operation.change(|| infra.create_data_volume(&desired)).await? {
+        Ok(made) => {
+            let volume = infra.guard().admit(made).map_err(|_| Error::NameTaken(desired.name.clone()))?;
+            return Ok(Created { volume, size: desired.size });
+        }
+        Err(error) => error,
+    };
+    match error.class() {
+        Class::Conflict => {}
+        _ if error.is_quota() => return Err(Error::Quota(error)),
+        Class::Invalid | Class::BadRequest => return Err(Error::RefusedVolume(error)),
+        _ => return Err(error.into()),
+    }
+    let existing = operation.wait(infra.data_volume(&desired.name)).await??;
+    let existing = existing.ok_or_else(|| Error::Changed(desired.name.clone()))?;
+    let existing = infra.guard().admit(existing).map_err(|_| Error::NameTaken(desired.name.clone()))?;
+    if existing.deleting() {
+        return Err(Error::Changed(desired.name));
+    }
+    let size = volume::compatible(&existing, request, &desired)?;
+    Ok(Created { volume: existing, size })
+}

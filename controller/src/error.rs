@@ -1,0 +1,164 @@
+//! Everything that an RPC can end with, and its gRPC code.
+//!
+//! external-provisioner and external-attacher take `CANCELLED`, `DEADLINE_EXCEEDED`, `UNAVAILABLE` and `ABORTED` as "may still
+//! be in progress" and everything else as final. So a final code is given only after a successful read proved it; whatever
+//! could not be observed is `UNAVAILABLE`.
+
+use infra::{Class, Foreign, ObjectName};
+use tonic::{Code, Status};
+
+use crate::{attach::Refusal, request::Invalid, storage_class_policy::NotAllowed, volume::Incompatible};
+
+/// How an RPC fails.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request is malformed.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The infra administrator does not allow the storage class.
+    #[error(transparent)]
+    NotAllowed(#[from] NotAllowed),
+    /// The infra API refused the volume for what it is; nothing was created.
+    #[error("the infra cluster refuses the volume: {0}")]
+    RefusedVolume(infra::Error),
+    /// The infra quota is used up; nothing was created.
+    #[error("the infra quota does not allow the volume: {0}")]
+    Quota(infra::Error),
+    /// There is no such volume, or it is not ours: the guest learns no difference.
+    #[error(transparent)]
+    NoSuchVolume(#[from] Foreign),
+    /// A volume that is not ours must not be deleted or detached.
+    #[error("{Foreign}")]
+    NotOurs,
+    /// The name is taken by a volume that is not ours.
+    #[error("{Foreign}: {0} exists in the infra cluster and is not this guest's")]
+    NameTaken(ObjectName),
+    /// The name is taken by a volume of ours with other properties.
+    #[error(transparent)]
+    Incompatible(#[from] Incompatible),
+    /// The node id is not one that this driver gives.
+    #[error("node {0:?} is not known; node ids are <namespace>/<vm>")]
+    NoSuchNode(String),
+    /// The node id names a VM of another namespace.
+    #[error(
+        "node {node:?} is in namespace {namespace:?}; only VMs of {ours:?} may get volumes of this guest"
+    )]
+    ForeignNode {
+        /// VM.
+        node: ObjectName,
+        /// Its namespace.
+        namespace: String,
+        /// Our namespace.
+        ours: String,
+    },
+    /// A volume for one node is on another.
+    #[error("volume is attached to another VM: {holder}")]
+    HeldElsewhere {
+        /// `<namespace>/<vm>`.
+        holder: String,
+    },
+    /// A volume can't be deleted while VMs have it.
+    #[error("volume is attached to {holders}; detach it first")]
+    InUse {
+        /// `<namespace>/<vm>`, separated by commas.
+        holders: String,
+    },
+    /// The planner's refusal.
+    #[error("VM {vm}: {refusal}")]
+    Refused {
+        /// `<namespace>/<vm>`.
+        vm: String,
+        /// Why.
+        refusal: RefusalReason,
+    },
+    /// The volume is being deleted.
+    #[error("volume {0} is being deleted")]
+    Deleting(ObjectName),
+    /// CDI gave up on the volume.
+    #[error("volume {volume} has failed in the infra cluster: {progress}")]
+    Failed {
+        /// Volume.
+        volume: ObjectName,
+        /// CDI's words.
+        progress: String,
+    },
+    /// Many nodes want a volume that was made for one.
+    #[error("volume {0} was not created for ReadWriteMany")]
+    NotShared(ObjectName),
+    /// The infra API refuses the hotplug call for what it asks.
+    #[error("the infra cluster refuses the change of the VM: {0}")]
+    RefusedChange(infra::Error),
+    /// Another operation on the volume is under way.
+    #[error("an operation on volume {0} is under way")]
+    Busy(String),
+    /// The volume changed while it was worked on.
+    #[error("volume {0} changed meanwhile, try again")]
+    Changed(ObjectName),
+    /// The time is over; it ends with the last thing the infra said.
+    #[error("not finished in time: {0}")]
+    Deadline(String),
+    /// The caller hung up.
+    #[error("the caller gave up; last: {0}")]
+    Cancelled(String),
+    /// The infra cluster could not be asked.
+    #[error("the infra cluster can't be asked: {0}")]
+    Infra(#[from] infra::Error),
+    /// A fault of this program.
+    #[error("internal error: the operation ended without an answer")]
+    Panicked,
+}
+
+/// Why the planner refused; see the error's text.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct RefusalReason(pub(crate) Refusal);
+
+impl Error {
+    /// The gRPC code (CSI specification and `facts` in `docs/reference`): exhaustive on purpose.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) | Self::NotAllowed(_) | Self::RefusedVolume(_) => Code::InvalidArgument,
+            Self::Quota(_) => Code::ResourceExhausted,
+            Self::NoSuchVolume(_) | Self::NoSuchNode(_) => Code::NotFound,
+            Self::NameTaken(_) | Self::Incompatible(_) => Code::AlreadyExists,
+            Self::NotOurs
+            | Self::ForeignNode { .. }
+            | Self::HeldElsewhere { .. }
+            | Self::InUse { .. }
+            | Self::Deleting(_)
+            | Self::Failed { .. }
+            | Self::NotShared(_)
+            | Self::RefusedChange(_) => Code::FailedPrecondition,
+            Self::Refused { refusal, .. } => match refusal.0 {
+                Refusal::NoSuchVm => Code::NotFound,
+                Refusal::VmDeleting | Refusal::Halted(_) | Refusal::Fixed(_) => Code::FailedPrecondition,
+                Refusal::InstanceOutlivesVm => Code::Aborted,
+            },
+            Self::Busy(_) | Self::Changed(_) => Code::Aborted,
+            Self::Deadline(_) => Code::DeadlineExceeded,
+            Self::Cancelled(_) => Code::Cancelled,
+            Self::Infra(error) => match error.class() {
+                Class::Conflict => Code::Aborted,
+                Class::NotFound
+                | Class::Invalid
+                | Class::BadRequest
+                | Class::Forbidden
+                | Class::Unauthorized
+                | Class::Throttled
+                | Class::Server
+                | Class::Timeout
+                | Class::Transport => Code::Unavailable,
+            },
+            Self::Panicked => Code::Internal,
+        }
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests;

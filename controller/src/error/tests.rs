@@ -1,0 +1,110 @@
+//! The whole table of errors and codes.
+
+use std::time::Duration;
+
+use infra::Failure;
+
+use super::*;
+use crate::{
+    request::{Capacity, Create, Sharing},
+    storage_class_policy::StorageClassPolicy,
+    volume,
+};
+
+fn name() -> ObjectName {
+    ObjectName::parse("pvc-1").unwrap()
+}
+
+fn infra_error(code: u16) -> infra::Error {
+    let message = "words of the infra".to_owned();
+    let failure =
+        Failure::Answer { code, reason: String::new(), message, has_causes: false, retry_after: None };
+    infra::Error { verb: "get", resource: "datavolumes", name: None, failure }
+}
+
+fn lost() -> infra::Error {
+    infra::Error {
+        verb: "get",
+        resource: "datavolumes",
+        name: None,
+        failure: Box::new(Failure::Timeout(Duration::from_secs(1))),
+    }
+}
+
+fn refused(refusal: Refusal) -> Error {
+    Error::Refused { vm: "infra/vm1".into(), refusal: RefusalReason(refusal) }
+}
+
+fn incompatible() -> Error {
+    let request = Create {
+        name: "pvc-1".into(),
+        capacity: Capacity { size: 1, required: 1, limit: None },
+        sharing: Sharing::OneNode,
+        storage_class: None,
+        bus: crate::request::Bus::Scsi,
+    };
+    let existing = infra::DataVolume::default();
+    volume::compatible(&existing, &request, &volume::desired(&request, "pvc")).unwrap_err().into()
+}
+
+#[test]
+fn every_error_has_its_code_and_text() {
+    let foreign_node = Error::ForeignNode { node: name(), namespace: "other".into(), ours: "infra".into() };
+    let not_allowed = StorageClassPolicy::parse("{}").unwrap().0.permit(None).unwrap_err();
+    let holder = || "infra/vm2".to_owned();
+    let table = [
+        (
+            Error::Invalid(Invalid::SharedFilesystem),
+            Code::InvalidArgument,
+            "non-block volume with RWX access mode is not supported",
+        ),
+        (
+            Error::NotAllowed(not_allowed),
+            Code::InvalidArgument,
+            "infraStorageclass is not in the allowed list",
+        ),
+        (Error::RefusedVolume(infra_error(422)), Code::InvalidArgument, "words of the infra"),
+        (Error::Quota(infra_error(403)), Code::ResourceExhausted, "words of the infra"),
+        (Error::NoSuchVolume(Foreign), Code::NotFound, "invalid volume name"),
+        (Error::NotOurs, Code::FailedPrecondition, "invalid volume name"),
+        (Error::NameTaken(name()), Code::AlreadyExists, "invalid volume name"),
+        (incompatible(), Code::AlreadyExists, "exists with another"),
+        (Error::NoSuchNode("x".into()), Code::NotFound, "not known"),
+        (foreign_node, Code::FailedPrecondition, "\"other\""),
+        (
+            Error::HeldElsewhere { holder: holder() },
+            Code::FailedPrecondition,
+            "volume is attached to another VM: infra/vm2",
+        ),
+        (Error::InUse { holders: holder() }, Code::FailedPrecondition, "infra/vm2"),
+        (refused(Refusal::NoSuchVm), Code::NotFound, "no such VM"),
+        (refused(Refusal::VmDeleting), Code::FailedPrecondition, "being deleted"),
+        (refused(Refusal::Halted("Stopped".into())), Code::FailedPrecondition, "Stopped"),
+        (refused(Refusal::Fixed("root".into())), Code::FailedPrecondition, "root"),
+        (refused(Refusal::InstanceOutlivesVm), Code::Aborted, "not gone yet"),
+        (Error::Deleting(name()), Code::FailedPrecondition, "being deleted"),
+        (Error::Failed { volume: name(), progress: "why".into() }, Code::FailedPrecondition, "why"),
+        (Error::NotShared(name()), Code::FailedPrecondition, "ReadWriteMany"),
+        (Error::RefusedChange(infra_error(422)), Code::FailedPrecondition, "words of the infra"),
+        (Error::Busy("pvc-1".into()), Code::Aborted, "under way"),
+        (Error::Changed(name()), Code::Aborted, "try again"),
+        (Error::Deadline("phase Pending".into()), Code::DeadlineExceeded, "phase Pending"),
+        (Error::Cancelled("phase Pending".into()), Code::Cancelled, "phase Pending"),
+        (Error::Infra(infra_error(401)), Code::Unavailable, "words of the infra"),
+        (Error::Infra(infra_error(403)), Code::Unavailable, "words of the infra"),
+        (Error::Infra(infra_error(404)), Code::Unavailable, "words of the infra"),
+        (Error::Infra(infra_error(409)), Code::Aborted, "words of the infra"),
+        (Error::Infra(infra_error(500)), Code::Unavailable, "words of the infra"),
+        (Error::Infra(infra_error(429)), Code::Unavailable, "words of the infra"),
+        (Error::Infra(lost()), Code::Unavailable, "no answer within 1 s"),
+        (Error::Panicked, Code::Internal, "internal"),
+    ];
+    for (error, code, text) in table {
+        let said = error.to_string();
+        assert_eq!(error.code(), code, "{said}");
+        assert!(said.contains(text), "{said:?} lacks {text:?}");
+        let status = Status::from(error);
+        assert_eq!((status.code(), status.message()), (code, said.as_str()));
+        assert!(status.details().is_empty(), "CSI: details must be empty");
+    }
+}

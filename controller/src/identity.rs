@@ -1,0 +1,61 @@
+//! CSI Identity, the same for the controller and the node role.
+
+use csi_proto::v1::{
+    GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
+    PluginCapability, ProbeRequest, ProbeResponse, identity_server, plugin_capability,
+};
+use tonic::{Request, Response, Status};
+
+/// Answers who we are. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    name: String,
+    version: String,
+    capabilities: Vec<PluginCapability>,
+}
+
+impl Identity {
+    /// `name` is the CSI driver name, at most 63 characters, starting and ending with a letter or digit; `capabilities` are
+    /// the plugin's services, e.g. [`Identity::controller_service`].
+    pub fn new(
+        name: impl Into<String>,
+        version: impl Into<String>,
+        capabilities: Vec<PluginCapability>,
+    ) -> Self {
+        Self { name: name.into(), version: version.into(), capabilities }
+    }
+
+    /// Capability `CONTROLLER_SERVICE`.
+    pub fn controller_service() -> PluginCapability {
+        let service =
+            plugin_capability::Service { r#type: plugin_capability::service::Type::ControllerService.into() };
+        PluginCapability { r#type: Some(plugin_capability::Type::Service(service)) }
+    }
+}
+
+#[tonic::async_trait]
+impl identity_server::Identity for Identity {
+    async fn get_plugin_info(
+        &self,
+        _request: Request<GetPluginInfoRequest>,
+    ) -> Result<Response<GetPluginInfoResponse>, Status> {
+        Ok(Response::new(GetPluginInfoResponse {
+            name: self.name.clone(),
+            vendor_version: self.version.clone(),
+            ..Default::default()
+        }))
+    }
+
+    async fn get_plugin_capabilities(
+        &self,
+        _request: Request<GetPluginCapabilitiesRequest>,
+    ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
+        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities: self.capabilities.clone() }))
+    }
+
+    /// Ready whenever the process answers. An outage of the infra API is no reason to restart us: a restart would not help,
+    /// and each RPC says by itself what it can't reach.
+    async fn probe(&self, _request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        Ok(Response::new(ProbeResponse { ready: Some(true) }))
+    }
+}

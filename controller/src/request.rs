@@ -1,0 +1,372 @@
+//! From the wire to the domain: shape, limits and parameters. Nothing here looks at a cluster. An id that merely is not one of
+//! ours is no fault of shape; it is found absent later.
+
+use std::collections::HashMap;
+
+use csi_proto::v1::{
+    CapacityRange, ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateVolumeRequest,
+    DeleteVolumeRequest, ValidateVolumeCapabilitiesRequest, VolumeCapability,
+    volume_capability::{AccessType, access_mode::Mode},
+};
+use infra::ObjectName;
+
+/// Longest string field (CSI specification, "Size Limits").
+const MAX_STRING: usize = 128;
+/// Largest map field: the sum of its keys and values (CSI specification, "Size Limits").
+const MAX_MAP: usize = 4096;
+/// Longest node id (CSI specification, `NodeGetInfoResponse`).
+const MAX_NODE_ID: usize = 256;
+/// Size where the CO asks for none; the reference passes 0 on and CDI refuses it (422).
+const DEFAULT_SIZE: u64 = 1 << 30;
+/// Longest serial that QEMU's SCSI disk shows; the UID of a `DataVolume` is exactly as long.
+const MAX_SERIAL: usize = 36;
+/// `StorageClass` parameter: the infra storage class.
+const STORAGE_CLASS: &str = "infraStorageClassName";
+/// `StorageClass` parameter and volume context: the bus of the disk.
+pub(crate) const BUS: &str = "bus";
+/// Volume context: the serial of the disk.
+pub(crate) const SERIAL: &str = "serial";
+/// Keys of this prefix are the sidecars' own (names of claim and PV, filesystem type, secrets).
+const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
+
+/// The request is malformed or asks for what this driver never does. `INVALID_ARGUMENT`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    /// A required field is empty.
+    #[error("{0} is missing in the request")]
+    Missing(&'static str),
+    /// A field is longer than the CSI specification allows.
+    #[error("{field} is longer than the {limit} bytes that CSI allows")]
+    TooLong {
+        /// Field.
+        field: &'static str,
+        /// Its limit in bytes.
+        limit: usize,
+    },
+    /// Many nodes and a filesystem (the reference's text: its e2e tests look for it).
+    #[error("non-block volume with RWX access mode is not supported")]
+    SharedFilesystem,
+    /// An access mode that is not served.
+    #[error(
+        "access mode {0} is not supported; use a single-node mode, or MULTI_NODE_MULTI_WRITER with a block volume"
+    )]
+    AccessMode(String),
+    /// A parameter that this driver does not know.
+    #[error("unknown parameter {0:?}; known are infraStorageClassName and bus")]
+    UnknownParameter(String),
+    /// A bus that KubeVirt does not hotplug.
+    #[error("bus {0:?} is not supported; use scsi or virtio")]
+    Bus(String),
+    /// A serial that can't be a disk's serial.
+    #[error("serial {0:?} in the volume context is not 1 to {MAX_SERIAL} of A-Z a-z 0-9 _ . + -")]
+    Serial(String),
+    /// A capacity range that nothing satisfies.
+    #[error("capacity range is not satisfiable: required {required} bytes, limit {limit} bytes")]
+    Capacity {
+        /// `required_bytes`.
+        required: i64,
+        /// `limit_bytes`.
+        limit: i64,
+    },
+    /// Snapshots and clones.
+    #[error("creating a volume from a snapshot or another volume is not supported")]
+    ContentSource,
+    /// `mutable_parameters`.
+    #[error("mutable parameters are not supported")]
+    MutableParameters,
+    /// `readonly` without the capability `PUBLISH_READONLY`.
+    #[error("read-only publishing is not supported by the controller; mount the volume read-only instead")]
+    Readonly,
+}
+
+/// Bus of a hotplugged disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bus {
+    /// SCSI, the default.
+    #[default]
+    Scsi,
+    /// virtio-blk: the guest sees 20 characters of the serial.
+    Virtio,
+}
+
+impl Bus {
+    /// As KubeVirt and the volume context write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Scsi => "scsi",
+            Self::Virtio => "virtio",
+        }
+    }
+
+    fn parse(text: Option<&String>) -> Result<Self, Invalid> {
+        match text.map(String::as_str) {
+            None | Some("" | "scsi") => Ok(Self::Scsi),
+            Some("virtio") => Ok(Self::Virtio),
+            Some(other) => Err(Invalid::Bus(other.to_owned())),
+        }
+    }
+}
+
+/// How many nodes may have the volume at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// One node: every `SINGLE_NODE_*` mode.
+    OneNode,
+    /// Many nodes write to a block volume.
+    ManyNodes,
+}
+
+/// Wanted size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Bytes to create.
+    pub size: u64,
+    /// Smallest size that serves.
+    pub required: u64,
+    /// Largest size that serves.
+    pub limit: Option<u64>,
+}
+
+/// A volume to create.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Create {
+    /// Name that the CO chose.
+    pub name: String,
+    /// Wanted size.
+    pub capacity: Capacity,
+    /// One node or many.
+    pub sharing: Sharing,
+    /// Infra storage class; `None` = infra's default.
+    pub storage_class: Option<String>,
+    /// Bus.
+    pub bus: Bus,
+}
+
+/// Where a volume is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeId {
+    /// A VM, as this driver's node service names it.
+    Vm {
+        /// Namespace half.
+        namespace: String,
+        /// VM.
+        name: ObjectName,
+    },
+    /// Not an id that this driver gives.
+    Unknown(String),
+}
+
+/// A volume to attach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publish {
+    /// Volume id.
+    pub volume: String,
+    /// Node.
+    pub node: NodeId,
+    /// One node or many.
+    pub sharing: Sharing,
+    /// Bus.
+    pub bus: Bus,
+    /// Serial of the volume context; `None` = the UID of the `DataVolume`.
+    pub serial: Option<String>,
+}
+
+/// A volume to detach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unpublish {
+    /// Volume id.
+    pub volume: String,
+    /// Node; `None` = all nodes.
+    pub node: Option<NodeId>,
+}
+
+/// Capabilities to check.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Validate {
+    /// Volume id.
+    pub volume: String,
+    /// One node or many; an error tells why the capabilities are not served.
+    pub sharing: Result<Sharing, Invalid>,
+}
+
+impl Create {
+    /// Reads a `CreateVolumeRequest`.
+    pub fn read(request: &CreateVolumeRequest) -> Result<Self, Invalid> {
+        let name = required("name", &request.name)?;
+        let sharing = sharing(&request.volume_capabilities)?;
+        map_within_limit("parameters", &request.parameters)?;
+        for key in request.parameters.keys() {
+            if key != STORAGE_CLASS && key != BUS && !key.starts_with(SIDECAR_PREFIX) {
+                return Err(Invalid::UnknownParameter(key.clone()));
+            }
+        }
+        if request.volume_content_source.is_some() {
+            return Err(Invalid::ContentSource);
+        }
+        if !request.mutable_parameters.is_empty() {
+            return Err(Invalid::MutableParameters);
+        }
+        Ok(Self {
+            name,
+            capacity: Capacity::read(request.capacity_range.as_ref())?,
+            sharing,
+            storage_class: request.parameters.get(STORAGE_CLASS).filter(|class| !class.is_empty()).cloned(),
+            bus: Bus::parse(request.parameters.get(BUS))?,
+        })
+    }
+}
+
+impl Capacity {
+    fn read(range: Option<&CapacityRange>) -> Result<Self, Invalid> {
+        let (required, limit) = range.map_or((0, 0), |range| (range.required_bytes, range.limit_bytes));
+        let unsatisfiable = || Invalid::Capacity { required, limit };
+        let least = u64::try_from(required).map_err(|_| unsatisfiable())?;
+        let most = u64::try_from(limit).map_err(|_| unsatisfiable())?;
+        if most != 0 && most < least {
+            return Err(unsatisfiable());
+        }
+        let most = (most != 0).then_some(most);
+        let size = if least == 0 { most.map_or(DEFAULT_SIZE, |most| most.min(DEFAULT_SIZE)) } else { least };
+        Ok(Self { size, required: least, limit: most })
+    }
+
+    /// Whether a volume of this size serves.
+    pub fn admits(&self, size: u64) -> bool {
+        size >= self.required && self.limit.is_none_or(|limit| size <= limit)
+    }
+}
+
+impl NodeId {
+    fn read(id: &str) -> Self {
+        let vm = id.split_once('/').and_then(|(namespace, name)| {
+            let name = ObjectName::parse(name)?;
+            (!namespace.is_empty()).then(|| Self::Vm { namespace: namespace.to_owned(), name })
+        });
+        vm.unwrap_or_else(|| Self::Unknown(id.to_owned()))
+    }
+}
+
+impl Publish {
+    /// Reads a `ControllerPublishVolumeRequest`.
+    pub fn read(request: &ControllerPublishVolumeRequest) -> Result<Self, Invalid> {
+        let volume = required("volume id", &request.volume_id)?;
+        let node = NodeId::read(&node_id(&request.node_id)?);
+        let capability = request.volume_capability.as_ref().ok_or(Invalid::Missing("volume capability"))?;
+        let sharing = sharing_of(capability)?;
+        if request.readonly {
+            return Err(Invalid::Readonly);
+        }
+        map_within_limit("volume context", &request.volume_context)?;
+        let serial = request.volume_context.get(SERIAL).filter(|serial| !serial.is_empty());
+        if let Some(serial) = serial
+            && !is_serial(serial)
+        {
+            return Err(Invalid::Serial(serial.clone()));
+        }
+        Ok(Self {
+            volume,
+            node,
+            sharing,
+            bus: Bus::parse(request.volume_context.get(BUS))?,
+            serial: serial.cloned(),
+        })
+    }
+}
+
+impl Unpublish {
+    /// Reads a `ControllerUnpublishVolumeRequest`.
+    pub fn read(request: &ControllerUnpublishVolumeRequest) -> Result<Self, Invalid> {
+        let volume = required("volume id", &request.volume_id)?;
+        let node = match request.node_id.as_str() {
+            "" => None,
+            id => Some(NodeId::read(&node_id(id)?)),
+        };
+        Ok(Self { volume, node })
+    }
+}
+
+/// Reads a `DeleteVolumeRequest`: the volume id.
+pub fn read_delete(request: &DeleteVolumeRequest) -> Result<String, Invalid> {
+    required("volume id", &request.volume_id)
+}
+
+impl Validate {
+    /// Reads a `ValidateVolumeCapabilitiesRequest`.
+    pub fn read(request: &ValidateVolumeCapabilitiesRequest) -> Result<Self, Invalid> {
+        let volume = required("volume id", &request.volume_id)?;
+        if request.volume_capabilities.is_empty() {
+            return Err(Invalid::Missing("volume capabilities"));
+        }
+        match sharing(&request.volume_capabilities) {
+            Err(missing @ Invalid::Missing(_)) => Err(missing),
+            sharing => Ok(Self { volume, sharing }),
+        }
+    }
+}
+
+fn required(field: &'static str, value: &str) -> Result<String, Invalid> {
+    match value.len() {
+        0 => Err(Invalid::Missing(field)),
+        1..=MAX_STRING => Ok(value.to_owned()),
+        _ => Err(Invalid::TooLong { field, limit: MAX_STRING }),
+    }
+}
+
+fn node_id(id: &str) -> Result<String, Invalid> {
+    match id.len() {
+        0 => Err(Invalid::Missing("node id")),
+        1..=MAX_NODE_ID => Ok(id.to_owned()),
+        _ => Err(Invalid::TooLong { field: "node id", limit: MAX_NODE_ID }),
+    }
+}
+
+fn map_within_limit(field: &'static str, map: &HashMap<String, String>) -> Result<(), Invalid> {
+    let size: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if size <= MAX_MAP { Ok(()) } else { Err(Invalid::TooLong { field, limit: MAX_MAP }) }
+}
+
+fn is_serial(serial: &str) -> bool {
+    serial.len() <= MAX_SERIAL && serial.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.+-".contains(&b))
+}
+
+/// What all capabilities together ask for.
+fn sharing(capabilities: &[VolumeCapability]) -> Result<Sharing, Invalid> {
+    if capabilities.is_empty() {
+        return Err(Invalid::Missing("volume capabilities"));
+    }
+    let mut all = Sharing::OneNode;
+    for capability in capabilities {
+        if sharing_of(capability)? == Sharing::ManyNodes {
+            all = Sharing::ManyNodes;
+        }
+    }
+    Ok(all)
+}
+
+fn sharing_of(capability: &VolumeCapability) -> Result<Sharing, Invalid> {
+    let access = capability.access_type.as_ref().ok_or(Invalid::Missing("access type (block or mount)"))?;
+    let mode = capability.access_mode.as_ref().ok_or(Invalid::Missing("access mode"))?;
+    let is_mount = matches!(access, AccessType::Mount(_));
+    match Mode::try_from(mode.mode) {
+        Ok(
+            Mode::SingleNodeWriter
+            | Mode::SingleNodeReaderOnly
+            | Mode::SingleNodeSingleWriter
+            | Mode::SingleNodeMultiWriter,
+        ) => Ok(Sharing::OneNode),
+        Ok(Mode::MultiNodeReaderOnly | Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter)
+            if is_mount =>
+        {
+            Err(Invalid::SharedFilesystem)
+        }
+        Ok(Mode::MultiNodeMultiWriter) => Ok(Sharing::ManyNodes),
+        Ok(Mode::Unknown) => Err(Invalid::Missing("access mode")),
+        Ok(mode @ (Mode::MultiNodeReaderOnly | Mode::MultiNodeSingleWriter)) => {
+            Err(Invalid::AccessMode(mode.as_str_name().to_owned()))
+        }
+        Err(_) => Err(Invalid::AccessMode(mode.mode.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! Shapes and limits.
+
+use csi_proto::v1::{
+    VolumeContentSource,
+    volume_capability::{AccessMode, BlockVolume, MountVolume},
+};
+use rstest::rstest;
+
+use super::*;
+
+fn capability(block: bool, mode: Mode) -> VolumeCapability {
+    let access =
+        if block { AccessType::Block(BlockVolume {}) } else { AccessType::Mount(MountVolume::default()) };
+    VolumeCapability { access_type: Some(access), access_mode: Some(AccessMode { mode: mode.into() }) }
+}
+
+fn create() -> CreateVolumeRequest {
+    CreateVolumeRequest {
+        name: "pvc-1".into(),
+        volume_capabilities: vec![capability(false, Mode::SingleNodeWriter)],
+        ..Default::default()
+    }
+}
+
+#[rstest]
+#[case(false, Mode::SingleNodeWriter, Ok(Sharing::OneNode))]
+#[case(true, Mode::SingleNodeReaderOnly, Ok(Sharing::OneNode))]
+#[case(false, Mode::SingleNodeSingleWriter, Ok(Sharing::OneNode))]
+#[case(false, Mode::SingleNodeMultiWriter, Ok(Sharing::OneNode))]
+#[case(true, Mode::MultiNodeMultiWriter, Ok(Sharing::ManyNodes))]
+#[case(false, Mode::MultiNodeMultiWriter, Err(Invalid::SharedFilesystem))]
+#[case(false, Mode::MultiNodeReaderOnly, Err(Invalid::SharedFilesystem))]
+#[case(true, Mode::MultiNodeReaderOnly, Err(Invalid::AccessMode("MULTI_NODE_READER_ONLY".into())))]
+#[case(true, Mode::Unknown, Err(Invalid::Missing("access mode")))]
+fn access_modes(#[case] block: bool, #[case] mode: Mode, #[case] expected: Result<Sharing, Invalid>) {
+    assert_eq!(sharing(&[capability(block, mode)]), expected);
+}
+
+#[test]
+fn the_refusal_of_a_shared_filesystem_has_the_text_of_the_reference() {
+    assert_eq!(
+        Invalid::SharedFilesystem.to_string(),
+        "non-block volume with RWX access mode is not supported"
+    );
+}
+
+#[rstest]
+#[case(0, 0, Some(1 << 30))]
+#[case(0, 500, Some(500))]
+#[case(0, i64::MAX, Some(1 << 30))]
+#[case(700, 0, Some(700))]
+#[case(700, 700, Some(700))]
+#[case(700, 699, None)]
+#[case(-1, 0, None)]
+#[case(0, -1, None)]
+fn capacities(#[case] required: i64, #[case] limit: i64, #[case] size: Option<u64>) {
+    let range = CapacityRange { required_bytes: required, limit_bytes: limit };
+    assert_eq!(Capacity::read(Some(&range)).ok().map(|capacity| capacity.size), size);
+}
+
+#[test]
+fn parameters_are_known_or_the_sidecars() {
+    let with = |key: &str, value: &str| {
+        let mut request = create();
+        request.parameters.insert(key.into(), value.into());
+        Create::read(&request)
+    };
+    assert_eq!(with("infraStorageClassName", "fast").unwrap().storage_class.as_deref(), Some("fast"));
+    assert_eq!(with("infraStorageClassName", "").unwrap().storage_class, None);
+    assert_eq!(with("bus", "virtio").unwrap().bus, Bus::Virtio);
+    assert_eq!(with("bus", "sata"), Err(Invalid::Bus("sata".into())));
+    assert!(with("csi.storage.k8s.io/pvc/name", "x").is_ok());
+    assert_eq!(
+        with("infraStorageclassname", "x"),
+        Err(Invalid::UnknownParameter("infraStorageclassname".into()))
+    );
+    assert!(matches!(with("bus", &"x".repeat(5000)), Err(Invalid::TooLong { .. })));
+}
+
+#[test]
+fn what_is_missing_or_not_served_is_named() {
+    let broken = |change: fn(&mut CreateVolumeRequest)| {
+        let mut request = create();
+        change(&mut request);
+        Create::read(&request).unwrap_err()
+    };
+    assert_eq!(broken(|r| r.name.clear()), Invalid::Missing("name"));
+    assert_eq!(broken(|r| r.volume_capabilities.clear()), Invalid::Missing("volume capabilities"));
+    assert_eq!(broken(|r| r.volume_capabilities[0].access_mode = None), Invalid::Missing("access mode"));
+    assert!(matches!(broken(|r| r.volume_capabilities[0].access_type = None), Invalid::Missing(_)));
+    assert!(matches!(broken(|r| r.name = "x".repeat(129)), Invalid::TooLong { .. }));
+    assert_eq!(
+        broken(|r| r.volume_content_source = Some(VolumeContentSource::default())),
+        Invalid::ContentSource
+    );
+    assert_eq!(
+        broken(|r| drop(r.mutable_parameters.insert("a".into(), "b".into()))),
+        Invalid::MutableParameters
+    );
+}
+
+fn publish() -> ControllerPublishVolumeRequest {
+    ControllerPublishVolumeRequest {
+        volume_id: "pvc-1".into(),
+        node_id: "infra/vm1".into(),
+        volume_capability: Some(capability(false, Mode::SingleNodeWriter)),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn ids_that_are_not_ours_are_no_fault_of_shape() {
+    let mut request = publish();
+    request.volume_id = "fake-vol-id".into();
+    request.node_id = "fake-node-id".into();
+    assert_eq!(Publish::read(&request).unwrap().node, NodeId::Unknown("fake-node-id".into()));
+    request.node_id = "infra/../secrets".into();
+    assert!(matches!(Publish::read(&request).unwrap().node, NodeId::Unknown(_)));
+    request.node_id = "other/vm1".into();
+    assert!(matches!(Publish::read(&request).unwrap().node, NodeId::Vm { .. }));
+}
+
+#[rstest]
+#[case(|r: &mut ControllerPublishVolumeRequest| r.volume_id.clear(), Invalid::Missing("volume id"))]
+#[case(|r: &mut ControllerPublishVolumeRequest| r.node_id.clear(), Invalid::Missing("node id"))]
+#[case(|r: &mut ControllerPublishVolumeRequest| r.volume_capability = None, Invalid::Missing("volume capability"))]
+#[case(|r: &mut ControllerPublishVolumeRequest| r.readonly = true, Invalid::Readonly)]
+#[case(|r: &mut ControllerPublishVolumeRequest| { r.volume_context.insert("serial".into(), "a b".into()); }, Invalid::Serial("a b".into()))]
+#[case(|r: &mut ControllerPublishVolumeRequest| r.node_id = "n".repeat(257), Invalid::TooLong { field: "node id", limit: 256 })]
+fn malformed_publishes(#[case] change: fn(&mut ControllerPublishVolumeRequest), #[case] expected: Invalid) {
+    let mut request = publish();
+    change(&mut request);
+    assert_eq!(Publish::read(&request), Err(expected));
+}
+
+#[test]
+fn no_node_means_all_nodes() {
+    let request = ControllerUnpublishVolumeRequest { volume_id: "pvc-1".into(), ..Default::default() };
+    assert_eq!(Unpublish::read(&request).unwrap().node, None);
+}

@@ -1,0 +1,201 @@
+//! Which infra storage classes this guest may use: the text of `INFRA_STORAGE_CLASS_ENFORCEMENT`, and its decision.
+//!
+//! `HyperShift` writes the keys in lower camel case; the reference's documentation prints some of them capitalised, and the
+//! reference then drops them without a word. Both spellings are read here, and unknown keys are reported.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+/// Which infra storage classes may be used. The default allows everything, as the reference does without a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StorageClassPolicy {
+    allow_all: bool,
+    allow_default: bool,
+    allow_list: BTreeSet<String>,
+}
+
+/// The text is not a policy.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// Not YAML.
+    #[error("INFRA_STORAGE_CLASS_ENFORCEMENT is not YAML: {0}")]
+    Yaml(String),
+    /// A key has a value of another type.
+    #[error("{key} of INFRA_STORAGE_CLASS_ENFORCEMENT must be {wanted}")]
+    Type {
+        /// Key.
+        key: String,
+        /// Wanted type.
+        wanted: &'static str,
+    },
+}
+
+/// The class may not be used (the reference's text).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("infraStorageclass is not in the allowed list: {class}; ask the infra administrator for one that is")]
+pub struct NotAllowed {
+    class: String,
+}
+
+impl Default for StorageClassPolicy {
+    fn default() -> Self {
+        Self { allow_all: true, allow_default: true, allow_list: BTreeSet::new() }
+    }
+}
+
+impl StorageClassPolicy {
+    /// Reads the text; also returns the keys that nobody knows, to be warned about. A blank text is the default; a key that is
+    /// absent in any other is false or empty.
+    pub fn parse(text: &str) -> Result<(Self, Vec<String>), PolicyError> {
+        if text.trim().is_empty() {
+            return Ok((Self::default(), Vec::new()));
+        }
+        let value: Value =
+            serde_saphyr::from_str(text).map_err(|error| PolicyError::Yaml(error.to_string()))?;
+        let keys = match value {
+            Value::Null => return Ok((Self::default(), Vec::new())),
+            Value::Object(keys) => keys,
+            _ => return Err(wrong_type("the text", "a map of keys")),
+        };
+        let mut policy = Self { allow_all: false, allow_default: false, allow_list: BTreeSet::new() };
+        let mut unknown = Vec::new();
+        for (key, value) in &keys {
+            match lower_first(key).as_str() {
+                "allowAll" => policy.allow_all = flag(key, value)?,
+                "allowDefault" => policy.allow_default = flag(key, value)?,
+                "allowList" => policy.allow_list = names(key, value)?.into_iter().collect(),
+                // Snapshot classes are not served yet; their shape is still checked, so that a mistake shows at once.
+                "storageSnapshotMapping" => check_mapping(key, value, &mut unknown)?,
+                _ => unknown.push(key.clone()),
+            }
+        }
+        Ok((policy, unknown))
+    }
+
+    /// Whether a volume may be of this class; `None` = infra's default class.
+    pub fn permit(&self, class: Option<&str>) -> Result<(), NotAllowed> {
+        let permitted = self.allow_all
+            || match class {
+                None => self.allow_default,
+                Some(class) => self.allow_list.contains(class),
+            };
+        if permitted {
+            Ok(())
+        } else {
+            Err(NotAllowed { class: class.unwrap_or("the default class").to_owned() })
+        }
+    }
+}
+
+fn check_mapping(key: &str, value: &Value, unknown: &mut Vec<String>) -> Result<(), PolicyError> {
+    let Value::Array(groups) = value else {
+        return if value.is_null() { Ok(()) } else { Err(wrong_type(key, "a list of groups")) };
+    };
+    for group in groups {
+        let group = group.as_object().ok_or_else(|| wrong_type(key, "a list of maps"))?;
+        for (inner, value) in group {
+            match lower_first(inner).as_str() {
+                "storageClasses" | "volumeSnapshotClasses" => drop(names(inner, value)?),
+                _ => unknown.push(format!("{key}.{inner}")),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn flag(key: &str, value: &Value) -> Result<bool, PolicyError> {
+    match value {
+        Value::Null => Ok(false),
+        Value::Bool(flag) => Ok(*flag),
+        _ => Err(wrong_type(key, "true or false")),
+    }
+}
+
+fn names(key: &str, value: &Value) -> Result<Vec<String>, PolicyError> {
+    let wrong = || wrong_type(key, "a list of names");
+    match value {
+        Value::Null => Ok(Vec::new()),
+        Value::Array(items) => {
+            items.iter().map(|item| item.as_str().map(str::to_owned).ok_or_else(wrong)).collect()
+        }
+        _ => Err(wrong()),
+    }
+}
+
+fn wrong_type(key: &str, wanted: &'static str) -> PolicyError {
+    PolicyError::Type { key: key.to_owned(), wanted }
+}
+
+/// `AllowList` as `allowList`.
+fn lower_first(key: &str) -> String {
+    let mut characters = key.chars();
+    characters.next().map_or_else(String::new, |first| first.to_lowercase().chain(characters).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    fn policy(text: &str) -> StorageClassPolicy {
+        let (policy, unknown) = StorageClassPolicy::parse(text).unwrap();
+        assert_eq!(unknown, Vec::<String>::new());
+        policy
+    }
+
+    // The texts of HyperShift's storage drivers Default and Manual, and both spellings of the reference's documentation.
+    const DEFAULT: &str = "allowAll: false\nallowDefault: true\nallowList: []\n";
+    const MANUAL: &str = "allowAll: false\nallowList: [a, b]\nstorageSnapshotMapping:\n- storageClasses: [a]\n  volumeSnapshotClasses: [s]\n";
+    const CAPITALS: &str = "AllowList: [a]\nStorageSnapshotMapping:\n- StorageClasses:\n  - a\n  VolumeSnapshotClasses:\n  - s\n";
+
+    #[rstest]
+    #[case("", None, true)]
+    #[case("", Some("any"), true)]
+    #[case("  \n", Some("any"), true)]
+    #[case("{}", None, false)]
+    #[case("allowAll: true", Some("any"), true)]
+    #[case("allowAll: true", None, true)]
+    #[case(DEFAULT, None, true)]
+    #[case(DEFAULT, Some("a"), false)]
+    #[case(MANUAL, None, false)]
+    #[case(MANUAL, Some("a"), true)]
+    #[case(MANUAL, Some("c"), false)]
+    #[case(CAPITALS, Some("a"), true)]
+    #[case(CAPITALS, Some("b"), false)]
+    fn decisions(#[case] text: &str, #[case] class: Option<&str>, #[case] allowed: bool) {
+        assert_eq!(policy(text).permit(class).is_ok(), allowed);
+    }
+
+    #[test]
+    fn unknown_keys_are_reported_wherever_they_are() {
+        let text = "allowall: true\nstorageSnapshotMapping:\n- classes: [a]\n";
+        let (policy, mut unknown) = StorageClassPolicy::parse(text).unwrap();
+        unknown.sort();
+        assert_eq!(unknown, ["allowall", "storageSnapshotMapping.classes"]);
+        assert!(policy.permit(Some("a")).is_err(), "a misspelt key allows nothing");
+    }
+
+    #[rstest]
+    #[case("allowAll: maybe")]
+    #[case("allowList: a")]
+    #[case("[1, 2]")]
+    #[case("allowList: [")]
+    fn what_is_no_policy_is_refused(#[case] text: &str) {
+        assert!(StorageClassPolicy::parse(text).is_err());
+    }
+
+    #[test]
+    fn the_refusal_has_the_text_of_the_reference() {
+        let error = policy(MANUAL).permit(Some("c")).unwrap_err();
+        assert!(error.to_string().starts_with("infraStorageclass is not in the allowed list"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_answered(text in ".{0,200}") {
+            drop(StorageClassPolicy::parse(&text));
+        }
+    }
+}

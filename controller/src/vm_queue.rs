@@ -1,0 +1,203 @@
+//! One set of hotplug changes at a time per VM.
+//!
+//! Concurrent hotplug calls on one VM lose a race against each other (422), and every change replaces the VM's attachment pod.
+//! So the calls of one VM go one after another without waiting in between; those that come in meanwhile join the set; then the
+//! set settles before the next begins. Settling is bounded: a volume that stays pending must not block the others for ever.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use infra::{DataVolume, HotplugDisk, Infra, ObjectName, Owned};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+use crate::{
+    attach::{self, Call, Settling, Step, VmiView, Wanted},
+    operation::Operation,
+    view::View,
+};
+
+/// An observation younger than this is made "right before" a call; an older one is made again.
+const FRESH: Duration = Duration::from_millis(500);
+/// Most calls of one set: half of the disks that KubeVirt allows a VM (256), so that a busy VM settles now and then.
+const SET_LIMIT: usize = 128;
+/// Longest time for a set to settle. Below some 8 s between changes an attachment pod may never get ready
+/// (kubevirt/kubevirt#16937).
+const SETTLE_LIMIT: Duration = Duration::from_secs(10);
+/// A set of which all that is left is pending is waited for this long: it may wait for a claim, that is for ever.
+const PENDING_LIMIT: Duration = Duration::from_secs(3);
+
+/// A change of one volume on one VM.
+pub(crate) struct Change {
+    pub volume: ObjectName,
+    pub what: What,
+    pub view: View,
+    pub operation: Arc<Operation>,
+}
+
+/// What to change.
+pub(crate) enum What {
+    Add { volume: Arc<Owned<DataVolume>>, disk: HotplugDisk },
+    Remove,
+}
+
+/// How a change ended; the view comes back with what was seen last.
+pub(crate) enum Outcome {
+    /// KubeVirt accepted the call.
+    Accepted(View),
+    /// The call is not due any more: the view has something newer.
+    Overtaken(View),
+    /// The call failed.
+    Failed(View, infra::Error),
+    /// The VM could not be looked at; no call was made.
+    Unobserved(infra::Error),
+    /// The operation's time was over before its turn came; no call was made.
+    Expired,
+}
+
+/// The queues of all VMs. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct VmQueues {
+    infra: Infra,
+    queues: Arc<Mutex<HashMap<ObjectName, mpsc::UnboundedSender<Queued>>>>,
+}
+
+type Queued = (Change, oneshot::Sender<Outcome>);
+
+impl VmQueues {
+    pub(crate) fn new(infra: &Infra) -> Self {
+        Self { infra: infra.clone(), queues: Arc::default() }
+    }
+
+    /// Makes a change in its turn. The caller may stop waiting; a call under way is finished all the same.
+    pub(crate) async fn change(&self, vm: &ObjectName, change: Change) -> Outcome {
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut queues = self.lock();
+            // The queue's depth is bounded by the volumes: each has one operation at a time.
+            let sender = queues.entry(vm.clone()).or_insert_with(|| {
+                let (sender, receiver) = mpsc::unbounded_channel();
+                tokio::spawn(self.clone().run(vm.clone(), receiver));
+                sender
+            });
+            sender.send((change, reply)).expect("a worker leaves the map, under its lock, before it ends");
+        }
+        answer.await.unwrap_or(Outcome::Expired)
+    }
+
+    async fn run(self, vm: ObjectName, mut incoming: mpsc::UnboundedReceiver<Queued>) {
+        let mut waiting = Vec::new();
+        loop {
+            incoming.recv_many(&mut waiting, SET_LIMIT).await;
+            let set = self.carry_out_set(&vm, waiting.drain(..).collect(), &mut incoming).await;
+            self.settle(&vm, set).await;
+            let mut queues = self.lock();
+            if incoming.is_empty() {
+                queues.remove(&vm);
+                return;
+            }
+        }
+    }
+
+    /// Makes the calls of one set, and of what joins it meanwhile. Gives what was accepted.
+    async fn carry_out_set(
+        &self,
+        vm: &ObjectName,
+        mut waiting: VecDeque<Queued>,
+        incoming: &mut mpsc::UnboundedReceiver<Queued>,
+    ) -> Vec<(ObjectName, Wanted)> {
+        let mut accepted = Vec::new();
+        while let Some((change, reply)) = waiting.pop_front() {
+            if !reply.is_closed() {
+                let (volume, wanted) = (change.volume.clone(), change.what.wanted());
+                let outcome = self.carry_out(vm, change).await;
+                if matches!(outcome, Outcome::Accepted(_)) {
+                    accepted.push((volume, wanted));
+                }
+                // A caller that stopped waiting does not need the answer; the infra cluster holds the truth.
+                drop(reply.send(outcome));
+            }
+            if accepted.len() + waiting.len() < SET_LIMIT
+                && let Ok(joined) = incoming.try_recv()
+            {
+                waiting.push_back(joined);
+            }
+        }
+        accepted
+    }
+
+    async fn carry_out(&self, vm: &ObjectName, change: Change) -> Outcome {
+        let Change { volume, what, mut view, operation } = change;
+        if view.since().elapsed() > FRESH {
+            match operation.wait(view.look()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Outcome::Unobserved(error),
+                Err(_) => return Outcome::Expired,
+            }
+        }
+        let due = matches!(
+            (attach::next(view.observed(), what.wanted()), &what),
+            (Step::Call(Call::Add), What::Add { .. }) | (Step::Call(Call::Remove), What::Remove)
+        );
+        if !due {
+            return Outcome::Overtaken(view);
+        }
+        if operation.check().is_err() {
+            return Outcome::Expired;
+        }
+        let called = match &what {
+            What::Add { volume, disk } => self.infra.add_volume(vm, volume, disk).await,
+            What::Remove => self.infra.remove_volume(vm, &volume).await,
+        };
+        match called {
+            Ok(()) => Outcome::Accepted(view),
+            Err(error) => Outcome::Failed(view, error),
+        }
+    }
+
+    async fn settle(&self, vm: &ObjectName, mut set: Vec<(ObjectName, Wanted)>) {
+        if set.is_empty() {
+            return;
+        }
+        let began = Instant::now();
+        let mut looks = self.infra.wait_for_vmi(vm);
+        while let Ok(look) = tokio::time::timeout_at(began + SETTLE_LIMIT, looks.next()).await {
+            let vmi = match look {
+                Ok(Some(vmi)) => vmi,
+                // No instance, nothing to settle.
+                Ok(None) => return,
+                Err(_) => continue,
+            };
+            let mut moving = false;
+            set.retain(|(volume, wanted)| {
+                let settling = attach::settling(&VmiView::of(&vmi, volume.as_str()), *wanted);
+                moving |= settling == Settling::Moving;
+                settling != Settling::Settled
+            });
+            if set.is_empty() || (!moving && began.elapsed() >= PENDING_LIMIT) {
+                break;
+            }
+        }
+        if !set.is_empty() {
+            tracing::info!(%vm, unsettled = set.len(), "hotplug changes are still pending, the next ones go on");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ObjectName, mpsc::UnboundedSender<Queued>>> {
+        self.queues.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl What {
+    fn wanted(&self) -> Wanted {
+        match self {
+            Self::Add { .. } => Wanted::Attached,
+            Self::Remove => Wanted::Detached,
+        }
+    }
+}

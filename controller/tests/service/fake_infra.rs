@@ -1,0 +1,350 @@
+//! A small infra API in memory, under the real client: objects as JSON, hotplug as virt-api 1.9 does it with the gate
+//! `DeclarativeHotplugVolumes`, and faults at chosen calls. Real semantics are the bench's matter; this one shows wire details.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use http::{Method, Request, Response, StatusCode};
+use kube::client::Body;
+use serde_json::{Value, json};
+
+pub const NAMESPACE: &str = "infra";
+pub const LABEL: (&str, &str) = ("csi-driver/cluster", "tenant");
+const DATA_VOLUMES: &str = "datavolumes";
+const CLAIMS: &str = "persistentvolumeclaims";
+const VMS: &str = "virtualmachines";
+const VMIS: &str = "virtualmachineinstances";
+
+/// What happens to a call.
+#[derive(Clone)]
+pub enum Effect {
+    /// Not carried out; this answer.
+    Answer(u16, &'static str),
+    /// Carried out, then the connection breaks.
+    LoseReply,
+    /// Carried out late.
+    Delay(Duration),
+}
+
+#[derive(Default)]
+struct State {
+    objects: BTreeMap<(String, String), Value>,
+    calls: Vec<String>,
+    faults: VecDeque<(String, Effect)>,
+    next: u64,
+    hotplugs_under_way: u32,
+    most_hotplugs_at_once: u32,
+}
+
+/// The infra cluster. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct FakeInfra {
+    state: Arc<Mutex<State>>,
+    /// Time from a hotplug call to the VMI's status; zero = at once.
+    settle: Duration,
+    /// Time from a `DataVolume` to its claim; zero = at once.
+    claim: Duration,
+}
+
+impl FakeInfra {
+    /// Disks take this long to come and go.
+    pub fn settling_after(settle: Duration) -> Self {
+        Self { settle, ..Self::default() }
+    }
+
+    /// Claims take this long to be made.
+    pub fn claiming_after(claim: Duration) -> Self {
+        Self { claim, ..Self::default() }
+    }
+
+    pub fn client(&self) -> kube::Client {
+        let fake = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let fake = fake.clone();
+            async move { fake.answer(request).await }
+        });
+        kube::Client::new(service, NAMESPACE)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// A running VM and its VMI.
+    pub fn vm(&self, name: &str) {
+        self.put(VMS, name, json!({
+            "metadata": {"name": name, "uid": format!("uid-{name}")},
+            "spec": {"runStrategy": "Always", "template": {"spec": {"volumes": [{"name": "root", "containerDisk": {}}]}}},
+            "status": {"printableStatus": "Running"},
+        }));
+        self.put(
+            VMIS,
+            name,
+            json!({
+                "metadata": {"name": name}, "spec": {"volumes": [{"name": "root", "containerDisk": {}}]},
+                "status": {"phase": "Running", "volumeStatus": []},
+            }),
+        );
+    }
+
+    /// A `DataVolume` with its claim, ours or not.
+    pub fn volume(&self, name: &str, ours: bool) {
+        let (key, value) = LABEL;
+        let labels = if ours { json!({ key: value }) } else { json!({}) };
+        self.put(DATA_VOLUMES, name, json!({
+            "metadata": {"name": name, "uid": format!("uid-{name}"), "labels": labels},
+            "spec": {"source": {"blank": {}}, "storage": {"resources": {"requests": {"storage": "1073741824"}}}},
+            "status": {"phase": "Succeeded"},
+        }));
+        self.put(CLAIMS, name, claim(name, &labels));
+    }
+
+    pub fn put(&self, kind: &str, name: &str, mut object: Value) {
+        let mut state = self.lock();
+        state.next += 1;
+        object["metadata"]["resourceVersion"] = state.next.to_string().into();
+        state.objects.insert((kind.into(), name.into()), object);
+    }
+
+    pub fn get(&self, kind: &str, name: &str) -> Option<Value> {
+        self.lock().objects.get(&(kind.into(), name.into())).cloned()
+    }
+
+    pub fn remove(&self, kind: &str, name: &str) {
+        self.lock().objects.remove(&(kind.into(), name.into()));
+    }
+
+    pub fn edit(&self, kind: &str, name: &str, edit: impl FnOnce(&mut Value)) {
+        edit(self.lock().objects.get_mut(&(kind.into(), name.into())).unwrap());
+    }
+
+    /// The next call whose `METHOD path` contains `at` meets `effect`.
+    pub fn fault(&self, at: &str, effect: Effect) {
+        self.lock().faults.push_back((at.into(), effect));
+    }
+
+    pub fn calls(&self) -> Vec<String> {
+        self.lock().calls.clone()
+    }
+
+    pub fn forget_calls(&self) {
+        self.lock().calls.clear();
+    }
+
+    pub fn most_hotplugs_at_once(&self) -> u32 {
+        self.lock().most_hotplugs_at_once
+    }
+
+    pub fn holder(&self, volume: &str) -> Option<String> {
+        let claim = self.get(CLAIMS, volume)?;
+        claim["metadata"]["annotations"]["csi.kubevirt.io/holder"].as_str().map(str::to_owned)
+    }
+
+    /// VMs whose spec names the volume.
+    pub fn plugged_into(&self, volume: &str) -> Vec<String> {
+        let state = self.lock();
+        let vms = state
+            .objects
+            .iter()
+            .filter(|((kind, _), vm)| kind == VMS && position(vm_volumes(vm), volume).is_some());
+        vms.map(|((_, name), _)| name.clone()).collect()
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Result<Response<Body>, std::io::Error> {
+        let call = format!("{} {}", request.method(), request.uri());
+        assert!(
+            request.headers()["accept"].to_str().unwrap().contains("*/*"),
+            "virt-api answers 406 to a client that does not accept */*"
+        );
+        let fault = {
+            let mut state = self.lock();
+            state.calls.push(call.clone());
+            let position = state.faults.iter().position(|(at, _)| call.contains(at));
+            position.and_then(|position| state.faults.remove(position)).map(|(_, effect)| effect)
+        };
+        match fault {
+            Some(Effect::Answer(code, message)) => return Ok(status(code, message)),
+            Some(Effect::Delay(delay)) => tokio::time::sleep(delay).await,
+            Some(Effect::LoseReply) | None => {}
+        }
+        let (parts, body) = request.into_parts();
+        let body = body.collect_bytes().await.unwrap();
+        let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
+        let answer = self.carry_out(&parts.method, parts.uri.path(), &body).await;
+        if matches!(fault, Some(Effect::LoseReply)) {
+            return Err(std::io::Error::other("the connection broke"));
+        }
+        Ok(answer)
+    }
+
+    async fn carry_out(&self, method: &Method, path: &str, body: &Value) -> Response<Body> {
+        let at = path.split_once(&format!("/namespaces/{NAMESPACE}/")).map(|(_, at)| at).unwrap_or_default();
+        let parts: Vec<_> = at.split('/').collect();
+        match (method.as_str(), parts.as_slice()) {
+            ("GET", [kind, name]) => {
+                self.get(kind, name).map_or_else(|| status(404, "not found"), |o| json_answer(200, &o))
+            }
+            ("GET", [kind]) => {
+                let state = self.lock();
+                let items: Vec<_> =
+                    state.objects.iter().filter(|((k, _), _)| k == kind).map(|(_, o)| o.clone()).collect();
+                json_answer(200, &json!({"metadata": {}, "items": items}))
+            }
+            ("POST", [DATA_VOLUMES]) => self.create(body),
+            ("DELETE", [DATA_VOLUMES, name]) => self.delete(name, body),
+            ("PATCH", [CLAIMS, name]) => self.patch(name, body),
+            ("PUT", [VMS, vm, "addvolume" | "removevolume"]) => self.hotplug(vm, body).await,
+            _ => status(404, "the server could not find the requested resource"),
+        }
+    }
+
+    fn create(&self, body: &Value) -> Response<Body> {
+        let name = body["metadata"]["name"].as_str().unwrap().to_owned();
+        if self.get(DATA_VOLUMES, &name).is_some() {
+            return status(409, "datavolumes already exists");
+        }
+        let mut object = body.clone();
+        object["metadata"]["uid"] = format!("uid-{name}").into();
+        self.put(DATA_VOLUMES, &name, object.clone());
+        let claim = claim(&name, &body["metadata"]["labels"]);
+        let (fake, delay) = (self.clone(), self.claim);
+        if delay.is_zero() {
+            self.put(CLAIMS, &name, claim);
+        } else {
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                fake.put(CLAIMS, &name, claim);
+            });
+        }
+        json_answer(201, &object)
+    }
+
+    fn delete(&self, name: &str, body: &Value) -> Response<Body> {
+        match self.get(DATA_VOLUMES, name) {
+            None => status(404, "not found"),
+            Some(object) if object["metadata"]["uid"] != body["preconditions"]["uid"] => {
+                status(409, "uid differs")
+            }
+            Some(_) => {
+                self.remove(DATA_VOLUMES, name);
+                self.remove(CLAIMS, name);
+                json_answer(200, &json!({}))
+            }
+        }
+    }
+
+    fn patch(&self, name: &str, ops: &Value) -> Response<Body> {
+        let Some(mut object) = self.get(CLAIMS, name) else { return status(404, "not found") };
+        for op in ops.as_array().unwrap() {
+            let path = op["path"].as_str().unwrap();
+            let (parent, key) = path.rsplit_once('/').unwrap();
+            let key = key.replace("~1", "/").replace("~0", "~");
+            let Some(parent) = object.pointer_mut(parent).and_then(Value::as_object_mut) else {
+                return status(422, "the server rejected our request due to an error in our request");
+            };
+            let applied = match op["op"].as_str().unwrap() {
+                "test" => parent.get(&key).unwrap_or(&Value::Null) == &op["value"],
+                "add" => {
+                    parent.insert(key, op["value"].clone());
+                    true
+                }
+                _ => parent.remove(&key).is_some(),
+            };
+            if !applied {
+                return status(422, "the server rejected our request due to an error in our request");
+            }
+        }
+        self.put(CLAIMS, name, object);
+        json_answer(200, &self.get(CLAIMS, name).unwrap())
+    }
+
+    /// As virt-api: reads the VM, works a while, and loses the race if the spec changed meanwhile.
+    async fn hotplug(&self, vm: &str, body: &Value) -> Response<Body> {
+        let name = body["name"].as_str().unwrap();
+        {
+            let mut state = self.lock();
+            state.hotplugs_under_way += 1;
+            state.most_hotplugs_at_once = state.most_hotplugs_at_once.max(state.hotplugs_under_way);
+        }
+        let before = self.get(VMS, vm).map(|vm| vm_volumes(&vm).clone());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let mut state = self.lock();
+        state.hotplugs_under_way -= 1;
+        let Some(before) = before else { return status(404, "vm not found") };
+        let adding = body.get("disk").is_some();
+        let object = state.objects.get_mut(&(VMS.into(), vm.into())).unwrap();
+        if *vm_volumes(object) != before {
+            return status(422, "the server rejected our request due to an error in our request");
+        }
+        let volumes = object["spec"]["template"]["spec"]["volumes"].as_array_mut().unwrap();
+        match (adding, volumes.iter().position(|volume| volume["name"] == name)) {
+            (true, Some(_)) => {
+                return status(409, "Unable to add volume because volume with that name already exists");
+            }
+            (false, None) => return status(409, "Unable to remove volume because it does not exist"),
+            (true, None) => {
+                volumes.push(json!({"name": name, "dataVolume": {"name": name, "hotpluggable": true}}))
+            }
+            (false, Some(at)) => drop(volumes.remove(at)),
+        }
+        drop(state);
+        self.settle_later(vm.to_owned(), name.to_owned(), adding);
+        Response::builder().status(StatusCode::ACCEPTED).body(Body::empty()).unwrap()
+    }
+
+    fn settle_later(&self, vm: String, volume: String, adding: bool) {
+        let fake = self.clone();
+        let settled = move || {
+            let mut state = fake.lock();
+            let Some(vmi) = state.objects.get_mut(&(VMIS.into(), vm)) else { return };
+            let plugged = json!({"name": volume, "dataVolume": {"name": volume, "hotpluggable": true}});
+            let ready = json!({"name": volume, "phase": "Ready", "target": "sda", "hotplugVolume": {"attachPodName": "p"}});
+            for (list, entry) in [("/spec/volumes", plugged), ("/status/volumeStatus", ready)] {
+                let list = vmi.pointer_mut(list).unwrap().as_array_mut().unwrap();
+                list.retain(|item| item["name"] != entry["name"]);
+                if adding {
+                    list.push(entry);
+                }
+            }
+        };
+        if self.settle.is_zero() {
+            settled();
+        } else {
+            let delay = self.settle;
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                settled();
+            });
+        }
+    }
+}
+
+fn claim(name: &str, labels: &Value) -> Value {
+    json!({
+        "metadata": {"name": name, "labels": labels, "annotations": {"cdi.kubevirt.io/storage.pod.restarts": "0"}},
+        "spec": {"accessModes": ["ReadWriteMany"]},
+        "status": {"phase": "Bound"},
+    })
+}
+
+fn vm_volumes(vm: &Value) -> &Value {
+    &vm["spec"]["template"]["spec"]["volumes"]
+}
+
+fn position(volumes: &Value, name: &str) -> Option<usize> {
+    volumes.as_array()?.iter().position(|volume| volume["name"] == name)
+}
+
+fn json_answer(code: u16, value: &Value) -> Response<Body> {
+    Response::builder().status(code).body(Body::from(serde_json::to_vec(value).unwrap())).unwrap()
+}
+
+fn status(code: u16, message: &str) -> Response<Body> {
+    json_answer(
+        code,
+        &json!({"kind": "Status", "status": "Failure", "code": code, "message": message, "reason": "x"}),
+    )
+}

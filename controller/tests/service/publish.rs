@@ -1,0 +1,351 @@
+//! Attaching.
+
+use super::*;
+use fake_infra::Effect;
+use serde_json::json;
+
+const NOT_YET: Duration = Duration::from_millis(600);
+
+fn puts(fake: &FakeInfra, what: &str) -> usize {
+    fake.calls().iter().filter(|call| call.starts_with("PUT") && call.ends_with(what)).count()
+}
+
+#[tokio::test]
+async fn publishing_again_is_answered_without_a_second_call() {
+    let fake = FakeInfra::settling_after(Duration::from_millis(120));
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let fixture = Fixture::new(&fake).await;
+    fixture.publish("pvc-1", "infra/vm1").await.unwrap();
+    fixture.publish("pvc-1", "infra/vm1").await.unwrap();
+    assert_eq!(puts(&fake, "addvolume"), 1);
+}
+
+#[tokio::test]
+async fn a_volume_in_the_spec_that_is_not_ready_is_not_attached() {
+    let fake = FakeInfra::settling_after(Duration::from_secs(60));
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let fixture = Fixture::new(&fake).await;
+    let first = fixture.publish_within("pvc-1", "infra/vm1", NOT_YET).await;
+    assert_fails(first, Code::DeadlineExceeded, "not yet in its instance");
+    fake.edit("virtualmachineinstances", "vm1", |vmi| {
+        vmi["spec"]["volumes"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"name": "pvc-1", "dataVolume": {"name": "pvc-1"}}));
+        vmi["status"]["volumeStatus"] = json!([{"name": "pvc-1", "phase": "Pending", "target": "",
+            "reason": "FailedPvcNotFound", "message": "PVC ghost not found", "hotplugVolume": {}}]);
+    });
+    let again = fixture.publish_within("pvc-1", "infra/vm1", NOT_YET).await;
+    assert_fails(again, Code::DeadlineExceeded, "phase Pending, FailedPvcNotFound, PVC ghost not found");
+    assert_eq!(puts(&fake, "addvolume"), 1, "a pending addition is not repeated");
+}
+
+#[tokio::test]
+async fn what_is_absent_or_foreign_is_not_found_and_nothing_is_called() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-2", false);
+    fake.volume("pvc-3", true);
+    let fixture = Fixture::new(&fake).await;
+    for volume in ["fake-vol-id", "pvc-1", "pvc-2", "pvc-../x"] {
+        assert_fails(fixture.publish(volume, "infra/vm1").await, Code::NotFound, "invalid volume name");
+    }
+    assert_fails(fixture.publish("pvc-3", "fake-node-id").await, Code::NotFound, "fake-node-id");
+    assert_fails(fixture.publish("pvc-3", "infra/nosuch").await, Code::NotFound, "no such VM");
+    assert_fails(fixture.publish("pvc-3", "other/vm1").await, Code::FailedPrecondition, "\"other\"");
+    assert_eq!(puts(&fake, "addvolume"), 0);
+    assert_eq!(fake.holder("pvc-3"), None, "a refused node does not keep the volume");
+}
+
+#[tokio::test]
+async fn a_failed_observation_is_unavailable() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let fixture = Fixture::new(&fake).await;
+    for code in [401, 403, 500, 503] {
+        fake.fault("GET", Effect::Answer(code, "not now"));
+        assert_fails(fixture.publish("pvc-1", "infra/vm1").await, Code::Unavailable, "not now");
+    }
+    assert_eq!(puts(&fake, "addvolume"), 0);
+}
+
+#[tokio::test]
+async fn a_halted_vm_is_refused_without_a_call() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    fake.remove("virtualmachineinstances", "vm1");
+    fake.edit("virtualmachines", "vm1", |vm| {
+        vm["spec"]["runStrategy"] = "Halted".into();
+        vm["status"]["printableStatus"] = "Stopped".into();
+    });
+    let fixture = Fixture::new(&fake).await;
+    assert_fails(fixture.publish("pvc-1", "infra/vm1").await, Code::FailedPrecondition, "Stopped");
+    assert_eq!(puts(&fake, "addvolume"), 0);
+    assert_eq!(fake.holder("pvc-1"), None);
+}
+
+#[tokio::test]
+async fn a_volume_that_is_deleted_or_failed_is_not_plugged() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let fixture = Fixture::new(&fake).await;
+    fake.edit("datavolumes", "pvc-1", |volume| volume["status"]["phase"] = "Failed".into());
+    assert_fails(fixture.publish("pvc-1", "infra/vm1").await, Code::FailedPrecondition, "has failed");
+    fake.edit("datavolumes", "pvc-1", |volume| {
+        volume["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into()
+    });
+    assert_fails(fixture.publish("pvc-1", "infra/vm1").await, Code::FailedPrecondition, "being deleted");
+    assert_eq!(puts(&fake, "addvolume"), 0);
+}
+
+#[tokio::test]
+async fn a_volume_without_its_claim_yet_is_waited_for() {
+    let fake = FakeInfra::claiming_after(Duration::from_millis(200));
+    fake.vm("vm1");
+    let fixture = Fixture::new(&fake).await;
+    fixture.create(new_volume("pvc-1")).await.unwrap();
+    fixture.publish("pvc-1", "infra/vm1").await.unwrap();
+    assert_eq!(fake.plugged_into("pvc-1"), ["vm1"]);
+}
+
+/// After these answers the VM is looked at, and the volume ends up there once.
+#[tokio::test]
+async fn answers_that_prove_nothing_are_looked_through() {
+    let race = Effect::Answer(422, "the server rejected our request due to an error in our request");
+    let effects = [
+        race,
+        Effect::Answer(500, "unable to patch vm"),
+        Effect::Answer(409, "volume with that name already exists"),
+        Effect::Answer(503, "error trying to reach service"),
+        Effect::LoseReply,
+    ];
+    for effect in effects {
+        let fake = FakeInfra::default();
+        fake.vm("vm1");
+        fake.volume("pvc-1", true);
+        fake.fault("addvolume", effect.clone());
+        fake.fault("removevolume", effect);
+        let fixture = Fixture::new(&fake).await;
+        fixture.publish("pvc-1", "infra/vm1").await.unwrap();
+        assert_eq!(fake.plugged_into("pvc-1"), ["vm1"]);
+        fixture.unpublish("pvc-1", "infra/vm1").await.unwrap();
+        assert!(fake.plugged_into("pvc-1").is_empty());
+    }
+}
+
+#[tokio::test]
+async fn an_admission_refusal_is_final_with_its_words() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    fake.fault(
+        "addvolume",
+        Effect::Answer(422, "admission webhook \"v\" denied the request: too many disks"),
+    );
+    let fixture = Fixture::new(&fake).await;
+    assert_fails(fixture.publish("pvc-1", "infra/vm1").await, Code::FailedPrecondition, "too many disks");
+    assert_eq!(puts(&fake, "addvolume"), 1);
+}
+
+#[tokio::test]
+async fn many_volumes_of_one_vm_go_one_after_another() {
+    let fake = FakeInfra::settling_after(Duration::from_millis(100));
+    fake.vm("vm1");
+    let names: Vec<_> = (0..16).map(|n| format!("pvc-{n}")).collect();
+    names.iter().for_each(|name| fake.volume(name, true));
+    let fixture = std::sync::Arc::new(Fixture::new(&fake).await);
+    for attach in [true, false] {
+        let tasks: Vec<_> = names
+            .iter()
+            .cloned()
+            .map(|name| {
+                let fixture = fixture.clone();
+                tokio::spawn(async move {
+                    if attach {
+                        fixture.publish(&name, "infra/vm1").await
+                    } else {
+                        fixture.unpublish(&name, "infra/vm1").await
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap().unwrap();
+        }
+        let plugged = names.iter().filter(|name| !fake.plugged_into(name).is_empty()).count();
+        assert_eq!(plugged, if attach { 16 } else { 0 });
+    }
+    assert_eq!(fake.most_hotplugs_at_once(), 1);
+    assert_eq!((puts(&fake, "addvolume"), puts(&fake, "removevolume")), (16, 16));
+}
+
+#[tokio::test]
+async fn two_replicas_never_both_attach_one_volume() {
+    for round in 0..20 {
+        let fake = FakeInfra::settling_after(Duration::from_millis(round * 7));
+        fake.vm("vm1");
+        fake.vm("vm2");
+        fake.volume("pvc-1", true);
+        if round % 3 == 1 {
+            fake.fault("PATCH", Effect::Delay(Duration::from_millis(20)));
+        }
+        if round % 3 == 2 {
+            fake.fault("addvolume", Effect::Delay(Duration::from_millis(30)));
+        }
+        let (one, two) = (Fixture::new(&fake).await, Fixture::new(&fake).await);
+        let (first, second) =
+            tokio::join!(one.publish("pvc-1", "infra/vm1"), two.publish("pvc-1", "infra/vm2"));
+        assert!(first.is_ok() != second.is_ok(), "{first:?} {second:?}");
+        let (winner, loser) = if first.is_ok() { ("vm1", second) } else { ("vm2", first) };
+        assert_fails(loser, Code::FailedPrecondition, &format!("attached to another VM: infra/{winner}"));
+        assert_eq!(fake.plugged_into("pvc-1"), [winner]);
+    }
+}
+
+#[tokio::test]
+async fn without_the_right_to_patch_claims_two_replicas_still_never_both_attach() {
+    for round in 0..20 {
+        let fake = FakeInfra::settling_after(Duration::from_millis(20));
+        fake.vm("vm1");
+        fake.vm("vm2");
+        fake.volume("pvc-1", true);
+        fake.fault("PATCH", Effect::Answer(403, "can't patch"));
+        fake.fault("PATCH", Effect::Answer(403, "can't patch"));
+        if round % 2 == 1 {
+            fake.fault("addvolume", Effect::Delay(Duration::from_millis(round)));
+        }
+        let (one, two) = (Fixture::new(&fake).await, Fixture::new(&fake).await);
+        let (first, second) =
+            tokio::join!(one.publish("pvc-1", "infra/vm1"), two.publish("pvc-1", "infra/vm2"));
+        assert!(!(first.is_ok() && second.is_ok()));
+        let plugged = fake.plugged_into("pvc-1");
+        assert_eq!(
+            plugged.len(),
+            usize::from(first.is_ok() || second.is_ok()),
+            "the loser took its own call back"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_volume_that_the_reference_attached_is_known_without_an_annotation() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.vm("vm2");
+    fake.volume("pvc-1", true);
+    fake.edit("virtualmachines", "vm2", |vm| {
+        let volumes = vm["spec"]["template"]["spec"]["volumes"].as_array_mut().unwrap();
+        volumes.push(json!({"name": "pvc-1", "dataVolume": {"name": "pvc-1", "hotpluggable": true}}));
+    });
+    let fixture = Fixture::new(&fake).await;
+    assert_fails(
+        fixture.publish("pvc-1", "infra/vm1").await,
+        Code::FailedPrecondition,
+        "another VM: infra/vm2",
+    );
+    assert_eq!(fake.holder("pvc-1"), None);
+    assert_eq!(puts(&fake, "addvolume"), 0);
+}
+
+#[tokio::test]
+async fn a_holder_that_died_is_replaced_and_one_that_has_the_volume_is_not() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.vm("vm2");
+    fake.volume("pvc-1", true);
+    let dead = |claim: &mut serde_json::Value| {
+        claim["metadata"]["annotations"]["csi.kubevirt.io/holder"] = "infra/vm2".into();
+    };
+    fake.edit("persistentvolumeclaims", "pvc-1", dead);
+    let fixture = Fixture::new(&fake).await;
+    fixture.publish("pvc-1", "infra/vm1").await.unwrap();
+    assert_eq!(fake.holder("pvc-1").as_deref(), Some("infra/vm1"));
+    assert_fails(
+        fixture.publish("pvc-1", "infra/vm2").await,
+        Code::FailedPrecondition,
+        "another VM: infra/vm1",
+    );
+    assert_eq!(fake.plugged_into("pvc-1"), ["vm1"]);
+}
+
+#[tokio::test]
+async fn a_claim_without_annotations_can_be_held() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    fake.edit("persistentvolumeclaims", "pvc-1", |claim| {
+        claim["metadata"].as_object_mut().unwrap().remove("annotations");
+    });
+    Fixture::new(&fake).await.publish("pvc-1", "infra/vm1").await.unwrap();
+    assert_eq!(fake.holder("pvc-1").as_deref(), Some("infra/vm1"));
+}
+
+#[tokio::test]
+async fn a_hold_that_was_lost_meanwhile_is_not_answered_with_ok() {
+    let fake = FakeInfra::settling_after(Duration::from_millis(300));
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let fixture = std::sync::Arc::new(Fixture::new(&fake).await);
+    let publishing = tokio::spawn({
+        let fixture = fixture.clone();
+        async move { fixture.publish("pvc-1", "infra/vm1").await }
+    });
+    while fake.plugged_into("pvc-1").is_empty() {
+        tokio::task::yield_now().await;
+    }
+    fake.edit("persistentvolumeclaims", "pvc-1", |claim| {
+        claim["metadata"]["annotations"]["csi.kubevirt.io/holder"] = "infra/vm2".into();
+    });
+    assert_fails(publishing.await.unwrap(), Code::FailedPrecondition, "infra/vm2");
+    assert!(fake.plugged_into("pvc-1").is_empty(), "the own fresh call is taken back");
+}
+
+#[tokio::test]
+async fn a_second_operation_is_aborted_and_a_caller_that_hangs_up_ends_the_wait() {
+    let fake = FakeInfra::settling_after(Duration::from_secs(60));
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let fixture = std::sync::Arc::new(Fixture::new(&fake).await);
+    let publishing = tokio::spawn({
+        let fixture = fixture.clone();
+        async move { fixture.publish_within("pvc-1", "infra/vm1", Duration::from_secs(30)).await }
+    });
+    while fake.plugged_into("pvc-1").is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_fails(fixture.unpublish("pvc-1", "infra/vm1").await, Code::Aborted, "under way");
+    publishing.abort();
+    let ended = tokio::time::timeout(Duration::from_secs(5), async {
+        while matches!(fixture.publish_within("pvc-1", "infra/vm1", NOT_YET).await, Err(status) if status.code() == Code::Aborted)
+        {
+            tokio::task::yield_now().await;
+        }
+    });
+    ended.await.expect("the lock is free soon after the caller hung up");
+}
+
+#[tokio::test]
+async fn a_shared_volume_may_be_on_two_nodes() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.vm("vm2");
+    let fixture = Fixture::new(&fake).await;
+    let mut request = new_volume("pvc-1");
+    request.volume_capabilities = vec![capability(true, Mode::MultiNodeMultiWriter)];
+    fixture.create(request).await.unwrap();
+    for node in ["infra/vm1", "infra/vm2"] {
+        let request = csi::ControllerPublishVolumeRequest {
+            volume_id: "pvc-1".into(),
+            node_id: node.into(),
+            volume_capability: Some(capability(true, Mode::MultiNodeMultiWriter)),
+            ..Default::default()
+        };
+        fixture.client.clone().controller_publish_volume(request).await.unwrap();
+    }
+    assert_eq!(fake.plugged_into("pvc-1"), ["vm1", "vm2"]);
+}

@@ -1,0 +1,93 @@
+//! Detaching.
+
+use super::*;
+use serde_json::json;
+
+#[tokio::test]
+async fn what_is_not_attached_is_detached_already() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let fixture = Fixture::new(&fake).await;
+    for (volume, node) in
+        [("pvc-1", "infra/vm1"), ("pvc-1", "infra/gone"), ("pvc-9", "infra/vm1"), ("fake-vol-id", "x")]
+    {
+        fixture.unpublish(volume, node).await.unwrap();
+    }
+    assert!(fake.calls().iter().all(|call| !call.starts_with("PUT")));
+}
+
+#[tokio::test]
+async fn a_vm_that_is_gone_is_waited_for_until_its_instance_is() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let fixture = Fixture::new(&fake).await;
+    fixture.publish("pvc-1", "infra/vm1").await.unwrap();
+    fake.remove("virtualmachines", "vm1");
+    assert_fails(fixture.unpublish("pvc-1", "infra/vm1").await, Code::Aborted, "not gone yet");
+    fake.remove("virtualmachineinstances", "vm1");
+    fixture.unpublish("pvc-1", "infra/vm1").await.unwrap();
+}
+
+#[tokio::test]
+async fn no_node_means_all_nodes() {
+    let fake = FakeInfra::settling_after(Duration::from_millis(20));
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let fixture = Fixture::new(&fake).await;
+    fixture.publish("pvc-1", "infra/vm1").await.unwrap();
+    fixture.unpublish("pvc-1", "").await.unwrap();
+    assert!(fake.plugged_into("pvc-1").is_empty());
+    assert_eq!(fake.holder("pvc-1"), None);
+}
+
+#[tokio::test]
+async fn a_volume_whose_data_volume_is_gone_is_still_detached() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let fixture = Fixture::new(&fake).await;
+    fixture.publish("pvc-1", "infra/vm1").await.unwrap();
+    fake.remove("datavolumes", "pvc-1");
+    fake.remove("persistentvolumeclaims", "pvc-1");
+    fixture.unpublish("pvc-1", "infra/vm1").await.unwrap();
+    assert!(fake.plugged_into("pvc-1").is_empty());
+}
+
+#[tokio::test]
+async fn a_foreign_volume_is_never_unplugged() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", false);
+    fake.volume("root-disk", true);
+    fake.edit("virtualmachines", "vm1", |vm| {
+        let volumes = vm["spec"]["template"]["spec"]["volumes"].as_array_mut().unwrap();
+        for name in ["pvc-1", "root-disk"] {
+            volumes.push(json!({"name": name, "dataVolume": {"name": name, "hotpluggable": true}}));
+        }
+    });
+    let fixture = Fixture::new(&fake).await;
+    for volume in ["pvc-1", "root-disk"] {
+        assert_fails(
+            fixture.unpublish(volume, "infra/vm1").await,
+            Code::FailedPrecondition,
+            "invalid volume name",
+        );
+        assert_fails(fixture.unpublish(volume, "").await, Code::FailedPrecondition, "infra/vm1");
+        assert_fails(fixture.unpublish(volume, "elsewhere/vm1").await, Code::FailedPrecondition, "infra/vm1");
+    }
+    assert!(fake.calls().iter().all(|call| !call.starts_with("PUT")));
+}
+
+#[tokio::test]
+async fn a_volume_is_detached_only_when_its_status_is_gone() {
+    let fake = FakeInfra::settling_after(Duration::from_millis(250));
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let fixture = Fixture::new(&fake).await;
+    fixture.publish("pvc-1", "infra/vm1").await.unwrap();
+    fixture.unpublish("pvc-1", "infra/vm1").await.unwrap();
+    let vmi = fake.get("virtualmachineinstances", "vm1").unwrap();
+    assert_eq!(vmi["status"]["volumeStatus"], json!([]));
+}

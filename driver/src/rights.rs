@@ -1,0 +1,44 @@
+//! Says at the start, once, which rights on the infra cluster are missing (design law 7). It decides nothing: each call finds
+//! out by itself what it may do.
+
+use infra::{Infra, REQUIRED_RIGHTS};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Asks beside the serving, so that an infra cluster that does not answer holds up nothing.
+pub fn report(infra: Infra, registry: &mut Registry) {
+    let missing = Gauge::<i64>::default();
+    registry.register(
+        "kubevirt_csi_missing_rights",
+        "Rights on the infra cluster that the driver uses and was not given, as of its start",
+        missing.clone(),
+    );
+    tokio::spawn(async move {
+        let rights = match infra.rights().await {
+            Ok(rights) => rights,
+            Err(error) => {
+                tracing::info!(%error, "the infra cluster did not say which rights we have");
+                return;
+            }
+        };
+        if !rights.complete() {
+            tracing::info!(
+                "the infra cluster can not list all our rights; what is missing shows when it is used"
+            );
+            return;
+        }
+        let mut count = 0;
+        for right in rights.missing(&REQUIRED_RIGHTS) {
+            count += 1;
+            tracing::warn!(
+                verb = right.verb,
+                resource = right.resource,
+                group = right.group,
+                namespace = infra.namespace(),
+                "a right is missing, which is needed for: {}; grant it in the Role of our service account",
+                right.purpose
+            );
+        }
+        missing.set(count);
+    });
+}

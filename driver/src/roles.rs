@@ -1,0 +1,88 @@
+//! From flags to services: which roles this process serves, and what each is made of.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use controller::{Controller, Identity, StorageClassPolicy};
+use csi_proto::v1::controller_server::ControllerServer;
+use csi_proto::v1::identity_server::IdentityServer;
+use csi_proto::v1::node_server::NodeServer;
+use infra::{Infra, TenantGuard};
+use node::Node;
+use prometheus_client::registry::Registry;
+use tenant::{Credentials, Tenant};
+use tonic::service::Routes;
+
+use crate::flags::{Flags, path};
+use crate::guest_node::OwnNode;
+use crate::rights;
+
+/// The driver's name in guest objects (`CSIDriver`, `StorageClass`): the reference's, or its volumes would not be ours.
+const DRIVER_NAME: &str = "csi.kubevirt.io";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The roles of this process.
+pub struct Roles {
+    /// Their services.
+    pub routes: Routes,
+    node: Option<Node<OwnNode>>,
+}
+
+impl Roles {
+    /// Makes the chosen roles. It asks no other system: what is not reachable is a matter of the first call.
+    pub async fn new(flags: &Flags, registry: &mut Registry) -> Result<Self> {
+        // Both roles say it: these are the plugin's capabilities, not the process's (CSI "GetPluginCapabilities").
+        let capabilities = vec![Identity::controller_service()];
+        let identity = Identity::new(DRIVER_NAME, VERSION, capabilities);
+        let mut routes = Routes::new(IdentityServer::new(identity));
+        if flags.run_controller_service {
+            routes = routes.add_service(ControllerServer::new(controller(flags, registry).await?));
+        }
+        let node = if flags.run_node_service { Some(node(flags).await?) } else { None };
+        if let Some(node) = &node {
+            node.register_metrics(registry);
+            routes = routes.add_service(NodeServer::new(node.clone()));
+        }
+        Ok(Self { routes, node })
+    }
+
+    /// Waits for calls that outlived their callers, when no more can come. The caller bounds it.
+    pub async fn finish(&self, grace: Duration) -> Result<()> {
+        if let Some(node) = &self.node {
+            ensure!(node.shutdown(grace).await, "a call of the node role is still going on");
+        }
+        Ok(())
+    }
+}
+
+async fn controller(flags: &Flags, registry: &mut Registry) -> Result<Controller> {
+    let (storage_classes, unknown) = StorageClassPolicy::parse(&flags.infra_storage_class_enforcement)
+        .context("INFRA_STORAGE_CLASS_ENFORCEMENT (key infraStorageClassEnforcement of driver-config)")?;
+    if !unknown.is_empty() {
+        tracing::warn!(keys = ?unknown, "unknown keys in INFRA_STORAGE_CLASS_ENFORCEMENT have no effect");
+    }
+    let infra = Infra::connect(infra::Settings {
+        kubeconfig: path(&flags.infra_cluster_kubeconfig),
+        namespace: flags.infra_cluster_namespace.clone(),
+        labels: TenantGuard::parse_labels(&flags.infra_cluster_labels)?,
+        volume_prefix: flags.volume_prefix.clone(),
+    })
+    .await?;
+    rights::report(infra.clone(), registry);
+    let settings = controller::Settings {
+        driver_name: DRIVER_NAME.to_owned(),
+        vendor_version: VERSION.to_owned(),
+        storage_classes,
+    };
+    let controller = Controller::new(infra, settings);
+    controller.register(registry);
+    Ok(controller)
+}
+
+async fn node(flags: &Flags) -> Result<Node<OwnNode>> {
+    let credentials = Credentials::load(path(&flags.tenant_cluster_kubeconfig).as_deref()).await?;
+    let source = OwnNode { tenant: Tenant::new(credentials), name: flags.node_name.clone() };
+    let settings =
+        node::Settings { allow_format_nonzero: flags.allow_format_nonzero, ..node::Settings::default() };
+    Ok(Node::new(settings, source))
+}

@@ -1,0 +1,219 @@
+//! The program as its installers see it: started with a manifest's flags, on a real socket, ended by a signal. No cluster is
+//! there: the start must need none.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use csi_proto::v1 as csi;
+use csi_proto::v1::controller_client::ControllerClient;
+use csi_proto::v1::identity_client::IdentityClient;
+use csi_proto::v1::node_client::NodeClient;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
+
+/// Bound of every wait for the program; each ends as soon as its condition holds.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A kubeconfig of a cluster where nobody listens.
+const KUBECONFIG: &str = "apiVersion: v1
+kind: Config
+current-context: c
+clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]
+users: [{name: u, user: {token: not-a-token}}]
+contexts: [{name: c, context: {cluster: c, user: u}}]
+";
+
+fn program(arguments: &[String]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kubevirt-csi-driver"));
+    command.args(arguments).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// The running program; killed when dropped.
+struct Running {
+    child: Child,
+    socket: PathBuf,
+    http: SocketAddr,
+    _directory: tempfile::TempDir,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Running {
+    fn start(role: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("csi.sock");
+        let kubeconfig = directory.path().join("kubeconfig");
+        fs::write(&kubeconfig, KUBECONFIG).expect("writes");
+        // A port that was free a moment ago: the program takes an address, not a socket.
+        let http = TcpListener::bind("127.0.0.1:0").expect("binds").local_addr().expect("has an address");
+        let mut arguments: Vec<String> = role
+            .iter()
+            .map(|argument| argument.replace("KUBECONFIG", &kubeconfig.display().to_string()))
+            .collect();
+        arguments
+            .extend([format!("--endpoint=unix://{}", socket.display()), format!("--http-endpoint={http}")]);
+        let child = program(&arguments).spawn().expect("starts");
+        let mut running = Self { child, socket, http, _directory: directory };
+        running.wait("is ready", |running| running.get("/readyz").starts_with("HTTP/1.1 200"));
+        running
+    }
+
+    fn wait(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let started = Instant::now();
+        while !condition(self) {
+            assert!(started.elapsed() < PATIENCE, "never {what}");
+            if let Some(status) = self.child.try_wait().expect("is our child") {
+                let mut log = String::new();
+                self.child.stderr.take().expect("is piped").read_to_string(&mut log).expect("reads");
+                panic!("ended with {status} before it {what}:\n{log}");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn get(&self, path: &str) -> String {
+        let Ok(mut stream) = TcpStream::connect(self.http) else { return String::new() };
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let mut answer = String::new();
+        let read = stream.write_all(request.as_bytes()).and_then(|()| stream.read_to_string(&mut answer));
+        read.map(|_| answer).unwrap_or_default()
+    }
+
+    async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("unix:{}", self.socket.display())).expect("a uri");
+        endpoint.connect().await.expect("connects")
+    }
+
+    /// Sends SIGTERM, waits for the end, gives exit code and log.
+    fn terminate(mut self) -> (Option<i32>, String) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
+        kill(pid, Signal::SIGTERM).expect("is still there");
+        let mut log = String::new();
+        self.child.stderr.take().expect("is piped").read_to_string(&mut log).expect("reads to the end");
+        let status = self.child.wait().expect("is our child");
+        assert!(!self.socket.exists(), "the socket is removed");
+        (status.code(), log)
+    }
+}
+
+#[tokio::test]
+async fn the_controller_role_serves_drains_and_ends_well() {
+    let running = Running::start(&[
+        "--run-node-service=false",
+        "--infra-cluster-namespace=hcp",
+        "--infra-cluster-labels=csi-driver/cluster=tenant",
+        "--infra-cluster-kubeconfig=KUBECONFIG",
+        "--v=5",
+        "-logtostderr",
+    ]);
+    let channel = running.channel().await;
+    let info = IdentityClient::new(channel.clone()).get_plugin_info(csi::GetPluginInfoRequest {}).await;
+    assert_eq!(info.expect("answers").into_inner().name, "csi.kubevirt.io");
+    let probe = IdentityClient::new(channel.clone()).probe(csi::ProbeRequest {}).await;
+    assert_eq!(
+        probe.expect("answers").into_inner().ready,
+        Some(true),
+        "no infra cluster is no reason to fail"
+    );
+    let request = csi::DeleteVolumeRequest {
+        volume_id: "pvc-1".to_owned(),
+        secrets: [("password".to_owned(), "s3cr3t".to_owned())].into(),
+    };
+    let refused = ControllerClient::new(channel.clone()).delete_volume(request).await;
+    assert_eq!(refused.expect_err("nobody can know").code(), Code::Unavailable);
+    let unserved = NodeClient::new(channel).node_get_info(csi::NodeGetInfoRequest {}).await;
+    assert_eq!(unserved.expect_err("is not our role").code(), Code::Unimplemented);
+    let metrics = running.get("/metrics");
+    for line in [
+        r#"kubevirt_csi_rpcs_total{method="DeleteVolume",code="Unavailable"} 1"#,
+        r#"kubevirt_csi_rpcs_total{method="NodeGetInfo",code="Unimplemented"} 1"#,
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+
+    let (code, log) = running.terminate();
+    assert_eq!(code, Some(0), "{log}");
+    let line = log.lines().find(|line| line.contains("answered") && line.contains("DeleteVolume"));
+    let line = line.unwrap_or_else(|| panic!("no line for the RPC in\n{log}"));
+    assert!(line.contains(r#"volume_id="pvc-1""#) && line.contains("Unavailable"), "{line}");
+    assert!(log.contains(r#"flags=["logtostderr"]"#), "klog flags are taken with one line:\n{log}");
+    assert!(!log.contains("s3cr3t"), "{log}");
+}
+
+#[tokio::test]
+async fn the_node_role_serves_before_the_guest_cluster_answers() {
+    let running = Running::start(&[
+        "--run-controller-service=false",
+        "--node-name=worker-1",
+        "--tenant-cluster-kubeconfig=KUBECONFIG",
+        "--log-format=json",
+    ]);
+    let channel = running.channel().await;
+    let capabilities =
+        NodeClient::new(channel.clone()).node_get_capabilities(csi::NodeGetCapabilitiesRequest {}).await;
+    assert!(!capabilities.expect("answers").into_inner().capabilities.is_empty());
+    let unknown = NodeClient::new(channel.clone()).node_get_info(csi::NodeGetInfoRequest {}).await;
+    assert_eq!(unknown.expect_err("nobody can know").code(), Code::Unavailable);
+    let unserved = ControllerClient::new(channel).delete_volume(csi::DeleteVolumeRequest::default()).await;
+    assert_eq!(unserved.expect_err("is not our role").code(), Code::Unimplemented);
+
+    let (code, log) = running.terminate();
+    assert_eq!(code, Some(0), "{log}");
+    for line in log.lines() {
+        serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    }
+}
+
+fn refused(arguments: &[&str]) -> Output {
+    let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    let output = program(&arguments).output().expect("runs");
+    assert!(!output.status.success());
+    output
+}
+
+#[test]
+fn a_start_that_can_not_work_says_what_to_do() {
+    let missing = Path::new("/not-mounted/csi.sock");
+    let endpoint = format!("--endpoint=unix://{}", missing.display());
+    let controller =
+        ["--run-node-service=false", "--infra-cluster-namespace=hcp", "--infra-cluster-labels=a=b"];
+    for (arguments, said) in [
+        (vec!["--run-node-service=false"], "--infra-cluster-namespace"),
+        (vec![controller[0], controller[1], "--infra-cluster-labels=a"], "--infra-cluster-labels"),
+        (controller.to_vec(), "--infra-cluster-kubeconfig"),
+        (vec!["--run-controller-service=false"], "--node-name"),
+        (vec!["--run-controller-service=false", "--node-name=w"], "--tenant-cluster-kubeconfig"),
+    ] {
+        let output = refused(&[&[endpoint.as_str()], arguments.as_slice()].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains(said), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn a_missing_socket_directory_is_named() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let kubeconfig = directory.path().join("kubeconfig");
+    fs::write(&kubeconfig, KUBECONFIG).expect("writes");
+    let output = refused(&[
+        "--run-controller-service=false",
+        "--node-name=w",
+        "--endpoint=unix:///not-mounted/csi.sock",
+        &format!("--tenant-cluster-kubeconfig={}", kubeconfig.display()),
+    ]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("/not-mounted for the socket does not exist"), "{error}");
+}

@@ -1,0 +1,88 @@
+//! Installs the driver the way an operator does: the kustomizations of `e2e/installation/` (which name `deploy/` as their
+//! base and add this guest's namespace and labels) are rendered and applied, and the kubeconfig Secrets that the manifests
+//! expect are made from ServiceAccount tokens of the guest.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::Api;
+use serde_json::{Value, json};
+
+use super::manifests::{find, render};
+use crate::{
+    artifact::Programs,
+    cluster::{ApiServer, Clusters},
+    paths,
+    scenario::{Deadline, HCP_NAMESPACE, until},
+};
+
+/// The guest namespace of the driver's objects, the reference's.
+pub const TENANT_NAMESPACE: &str = "kubevirt-csi-driver";
+
+/// The controller's Deployment in infra, the reference's name.
+pub const CONTROLLER: &str = "kubevirt-csi-controller";
+
+/// Secrets with a kubeconfig under the key `value`, one for each sidecar; the controller itself needs none of the guest's.
+const KUBECONFIG_SECRETS: [(&str, &str); 2] = [
+    ("kubevirt-csi-provisioner-kubeconfig", "kubevirt-csi-provisioner-sa"),
+    ("kubevirt-csi-attacher-kubeconfig", "kubevirt-csi-attacher-sa"),
+];
+
+/// The rendered manifests of both halves.
+#[derive(Clone, Debug)]
+pub struct Installation {
+    /// What goes to the infra cluster.
+    pub infra: Vec<Value>,
+    /// What goes to the guest cluster.
+    pub tenant: Vec<Value>,
+}
+
+impl Installation {
+    /// Renders both halves.
+    pub async fn render(programs: &Programs) -> Result<Self> {
+        let kubectl = programs.path("kubectl")?;
+        let (infra, tenant) = (folder("infra"), folder("tenant"));
+        let (infra, tenant) = tokio::try_join!(render(kubectl, &infra), render(kubectl, &tenant))?;
+        Ok(Self { infra, tenant })
+    }
+
+    /// Applies both halves; the DaemonSet is left out, because a worker's node plugin runs as plain processes.
+    pub async fn apply(&self, clusters: &Clusters) -> Result<()> {
+        let without_daemon_set: Vec<Value> =
+            self.tenant.iter().filter(|object| object["kind"] != "DaemonSet").cloned().collect();
+        clusters.tenant.apply(&without_daemon_set).await.context("apply the tenant manifests")?;
+        let mut secrets = Vec::new();
+        for (secret, account) in KUBECONFIG_SECRETS {
+            secrets.push(kubeconfig_secret(&clusters.tenant, secret, account).await?);
+        }
+        clusters.infra.apply(&secrets).await.context("apply the kubeconfig secrets")?;
+        clusters.infra.apply(&self.infra).await.context("apply the infra manifests")
+    }
+
+    /// Waits until the controller's Deployment has its replicas available.
+    pub async fn controller_is_available(&self, infra: &ApiServer) -> Result<()> {
+        let wanted = find(&self.infra, "Deployment", CONTROLLER)?["spec"]["replicas"].as_i64().unwrap_or(1);
+        let deployments: Api<Deployment> = Api::namespaced(infra.client.clone(), HCP_NAMESPACE);
+        until("the CSI controller", Deadline::PodStart, async || {
+            let status = deployments.get(CONTROLLER).await?.status.unwrap_or_default();
+            let available = i64::from(status.available_replicas.unwrap_or_default());
+            Ok(if available >= wanted { Ok(()) } else { Err(format!("{available} of {wanted} replicas available")) })
+        })
+        .await
+    }
+}
+
+async fn kubeconfig_secret(tenant: &ApiServer, name: &str, account: &str) -> Result<Value> {
+    let kubeconfig = tenant.service_account_kubeconfig(TENANT_NAMESPACE, account).await?;
+    Ok(json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": HCP_NAMESPACE},
+        "stringData": {"value": kubeconfig},
+    }))
+}
+
+fn folder(half: &str) -> PathBuf {
+    paths::repository().join("e2e/installation").join(half)
+}

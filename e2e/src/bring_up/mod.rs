@@ -1,0 +1,215 @@
+//! Brings the whole bench up, part by part, in the order in which they need each other, and keeps hold of it.
+
+mod faults;
+mod installation;
+mod manifests;
+mod node_plugin;
+mod workers;
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+pub use faults::{Fault, FaultGuard, Faults};
+pub use installation::{CONTROLLER, Installation, TENANT_NAMESPACE};
+pub use node_plugin::{NodePlugin, PLUGIN_FOLDER};
+pub use workers::{WORKER_IMAGE, Worker, start_machine, start_worker, virtual_machine};
+
+use crate::{
+    artifact::{Artifacts, Programs},
+    cluster::{self, Clusters},
+    command::CONTAINER_INIT,
+    paths::Run,
+    report::{Progress, Timings},
+    sandbox::network,
+    scenario::{Deadline, HCP_NAMESPACE, until},
+    simulator::{Running, infra_pods, infra_storage, virt_handler},
+    supervise::Supervisor,
+    vm::{Machine, Machines, saved_state},
+};
+
+/// The infra nodes. Two, so that a VM could move; none runs a kubelet.
+const INFRA_NODES: [&str; 2] = ["infra-node-1", "infra-node-2"];
+
+/// Images that infra's nodes really run, and the program that each one's entry point is.
+const IMAGES: [(&str, &str); 3] = [
+    ("kubevirt-csi-driver", "kubevirt-csi-driver"),
+    ("csi-provisioner", "csi-provisioner"),
+    ("csi-attacher", "csi-attacher"),
+];
+
+/// What a person may choose about a bench.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Options {
+    /// How many workers: 1 or 2.
+    pub workers: u8,
+    /// KubeVirt feature gates; none means its defaults (DeclarativeHotplugVolumes).
+    pub gates: Vec<String>,
+    /// Boot each worker's kernel instead of restoring the saved state.
+    pub cold_boot: bool,
+}
+
+/// A bench that is up.
+#[derive(Debug)]
+pub struct Bench {
+    /// Its folders.
+    pub run: Run,
+    /// What was chosen.
+    pub options: Options,
+    /// Programs and images.
+    pub artifacts: Artifacts,
+    /// All processes.
+    pub supervisor: Supervisor,
+    /// Both clusters.
+    pub clusters: Clusters,
+    /// The virtual machines that run.
+    pub machines: Machines,
+    /// What the simulators are told to do wrong.
+    pub faults: Faults,
+    /// The driver's manifests.
+    pub installation: Installation,
+    /// The simulators; they stop with the bench.
+    _simulators: Vec<Running>,
+}
+
+impl Bench {
+    /// The workers' names.
+    pub fn workers(&self) -> Vec<Worker> {
+        (1..=self.options.workers).map(Worker::numbered).collect()
+    }
+
+    /// Starts the node plugin in a worker and waits until kubelet has registered it.
+    pub async fn start_node_plugin(&self, worker: &str) -> Result<()> {
+        let machine = self.machine(worker)?;
+        let guest = machine.guest().context("a worker without a guest agent")?;
+        NodePlugin::new(guest, worker, &self.installation.tenant)?.start(&self.clusters.tenant).await?;
+        driver_is_registered(&self.clusters, worker).await
+    }
+
+    /// Stops the node plugin in a worker.
+    pub async fn stop_node_plugin(&self, worker: &str) -> Result<()> {
+        let machine = self.machine(worker)?;
+        let guest = machine.guest().context("a worker without a guest agent")?;
+        NodePlugin::new(guest, worker, &self.installation.tenant)?.stop().await
+    }
+
+    /// The machine of a VirtualMachine in the HCP namespace.
+    pub fn machine(&self, name: &str) -> Result<Arc<Machine>> {
+        self.machines.get(&format!("{HCP_NAMESPACE}/{name}")).with_context(|| format!("no machine {name} is running"))
+    }
+}
+
+/// Starts everything; returns when both workers are Ready and a claim would be served.
+///
+/// # Errors
+/// When a part does not come up, with the part's name and the tail of its log.
+pub async fn bring_up(
+    run: Run,
+    artifacts: Artifacts,
+    options: Options,
+    progress: &dyn Progress,
+    timings: &Timings,
+) -> Result<Arc<Bench>> {
+    let supervisor = Supervisor::new(run.logs());
+    let programs = &artifacts.programs;
+    let gates = cluster::Options { kubevirt_feature_gates: options.gates.clone() };
+    let clusters = cluster::start(&supervisor, programs, &run, &gates, progress);
+    let clusters = timings.measure_async("boot", "clusters, KubeVirt, CDI", clusters).await?;
+
+    let machines = Machines::default();
+    let faults = Faults::default();
+    let state = match options.cold_boot {
+        true => None,
+        false => {
+            let state = saved_state::ensure(&supervisor, &artifacts.worker, progress);
+            Some(timings.measure_async("boot", "workers' saved state", state).await?)
+        }
+    };
+    progress.step("starting the simulators of infra's nodes, infra storage and virt-handler");
+    let infra = clusters.infra.clone();
+    let volumes = run.volumes();
+    let simulators = vec![
+        infra_pods::start(pods(&clusters, &supervisor, programs, &faults)?).await?,
+        infra_storage::start(infra_storage::Options {
+            infra: infra.clone(),
+            volumes: volumes.clone(),
+            faults: faults.infra_storage.clone(),
+        }),
+        virt_handler::start(virt_handler::Options {
+            infra,
+            nodes: INFRA_NODES.map(str::to_owned).into(),
+            supervisor: supervisor.clone(),
+            machines: machines.clone(),
+            boot: workers::boot(artifacts.worker.clone(), state),
+            volumes,
+            faults: faults.virt_handler.clone(),
+        })?,
+    ];
+
+    progress.step("installing the driver: tenant half, kubeconfig Secrets, infra half");
+    let installation = Installation::render(programs).await?;
+    timings.measure_async("boot", "installation", installation.apply(&clusters)).await?;
+
+    let bench = Arc::new(Bench {
+        run,
+        options,
+        artifacts,
+        supervisor,
+        clusters,
+        machines,
+        faults,
+        installation,
+        _simulators: simulators,
+    });
+    progress.step(&format!("booting {} worker(s) as virtual machines of infra", bench.options.workers));
+    timings.measure_async("boot", "workers", start_workers(&bench, progress)).await?;
+    let controller = bench.installation.controller_is_available(&bench.clusters.infra);
+    timings.measure_async("boot", "CSI controller", controller).await?;
+    progress.step("the bench is up");
+    Ok(bench)
+}
+
+/// How the kubelets of the infra nodes run what they really run.
+fn pods(
+    clusters: &Clusters,
+    supervisor: &Supervisor,
+    programs: &Programs,
+    faults: &Faults,
+) -> Result<infra_pods::Options> {
+    let mut images = BTreeMap::new();
+    for (image, program) in IMAGES {
+        images.insert(image.to_owned(), programs.path(program)?.to_path_buf());
+    }
+    let bench = std::env::current_exe().context("the path of this program")?;
+    Ok(infra_pods::Options {
+        infra: clusters.infra.clone(),
+        nodes: INFRA_NODES.map(str::to_owned).into(),
+        node_address: IpAddr::V4(network::INFRA_API),
+        supervisor: supervisor.clone(),
+        images,
+        container_init: vec![bench.display().to_string(), CONTAINER_INIT.to_owned()],
+        faults: faults.infra_pods.clone(),
+    })
+}
+
+async fn start_workers(bench: &Arc<Bench>, progress: &dyn Progress) -> Result<()> {
+    let start = |worker: Worker| async move {
+        start_worker(&bench.clusters, &bench.machines, &worker).await?;
+        progress.step(&format!("{} is Ready; starting the node plugin in it", worker.name));
+        bench.start_node_plugin(&worker.name).await
+    };
+    futures::future::try_join_all(bench.workers().into_iter().map(start)).await?;
+    Ok(())
+}
+
+/// Waits until kubelet wrote the driver into the worker's CSINode.
+async fn driver_is_registered(clusters: &Clusters, worker: &str) -> Result<()> {
+    let nodes: kube::Api<k8s_openapi::api::storage::v1::CSINode> = kube::Api::all(clusters.tenant.client.clone());
+    until(&format!("the driver's registration on {worker}"), Deadline::PodStart, async || {
+        let Some(node) = nodes.get_opt(worker).await? else { return Ok(Err("no CSINode".to_owned())) };
+        let drivers: Vec<_> = node.spec.drivers.into_iter().map(|driver| (driver.name, driver.node_id)).collect();
+        Ok(if drivers.is_empty() { Err("no driver registered".to_owned()) } else { Ok(()) })
+    })
+    .await
+}

@@ -1,0 +1,171 @@
+//! The workers of the guest cluster: VirtualMachines in infra whose guests run a real kubelet that joins the guest's
+//! API server. What Cluster API and cloud-init do in the field is done here through the guest agent.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, sync::Arc};
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::Clusters,
+    sandbox::network,
+    scenario::{Deadline, HCP_NAMESPACE, until, virtual_machine_instances, virtual_machines},
+    simulator,
+    vm::{self, Guest, Machine, MachineSpec, Machines, WorkerImage, saved_state::WORKER_MEMORY_MIB, worker},
+};
+
+/// The containerDisk image of a worker: what it would boot in the field.
+pub const WORKER_IMAGE: &str = "bench.local/worker:1";
+
+/// The annotation by which Cluster API tells a node which namespace its machine lives in; the driver reads it for the
+/// node id (the reference's order: providerID with this annotation first).
+const CLUSTER_NAMESPACE: &str = "cluster.x-k8s.io/cluster-namespace";
+
+/// A worker's name, and what follows from its number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Worker {
+    /// Name of the VirtualMachine, and of the guest's Node.
+    pub name: String,
+    /// Address on the workers' bridge.
+    pub address: Ipv4Addr,
+    /// Hardware address.
+    pub mac: String,
+    /// Its tap device.
+    pub tap: String,
+}
+
+impl Worker {
+    /// Worker `number`, counted from 1.
+    pub fn numbered(number: u8) -> Self {
+        Self {
+            name: format!("worker-{number}"),
+            address: network::worker_address(number),
+            mac: network::worker_mac(number),
+            tap: network::worker_tap(number),
+        }
+    }
+
+    /// The worker of that name, if it is one.
+    pub fn named(name: &str) -> Option<Self> {
+        name.strip_prefix("worker-")?.parse().ok().map(Self::numbered)
+    }
+}
+
+/// Memory of a virtual machine in which no guest runs: QEMU needs some to start.
+const EMPTY_MEMORY_MIB: u32 = 16;
+
+/// What a VMI boots: a worker if its containerDisk is the workers', else nothing. `state` is the saved state to resume from.
+pub fn boot(image: WorkerImage, state: Option<PathBuf>) -> simulator::virt_handler::Boot {
+    Arc::new(move |vmi| {
+        let is_worker = vmi.container_disk_image() == Some(WORKER_IMAGE);
+        let boot = match Worker::named(&vmi.name).filter(|_| is_worker) {
+            None => vm::Boot::Nothing,
+            Some(worker) => {
+                network::add_tap(&worker.tap)?;
+                let Worker { address, mac, tap, .. } = worker;
+                vm::Boot::Worker { image: image.clone(), mac, address, tap, state: state.clone() }
+            }
+        };
+        let memory_mib = if matches!(boot, vm::Boot::Nothing) { EMPTY_MEMORY_MIB } else { WORKER_MEMORY_MIB };
+        Ok(MachineSpec { name: vmi.name.clone(), memory_mib, boot })
+    })
+}
+
+/// A VirtualMachine as Cluster API's provider for KubeVirt makes them; `image` decides what runs in it.
+pub fn virtual_machine(name: &str, image: &str, labels: &BTreeMap<String, String>) -> Value {
+    json!({
+        "apiVersion": "kubevirt.io/v1",
+        "kind": "VirtualMachine",
+        "metadata": {"name": name, "namespace": HCP_NAMESPACE, "labels": labels},
+        "spec": {
+            "runStrategy": "Always",
+            "template": {
+                "metadata": {"labels": {"kubevirt.io/vm": name}},
+                "spec": {
+                    "domain": {
+                        "resources": {"requests": {"memory": format!("{WORKER_MEMORY_MIB}Mi")}},
+                        "devices": {
+                            "disks": [{"name": "root", "disk": {"bus": "virtio"}}],
+                            "interfaces": [{"name": "default", "bridge": {}}],
+                        },
+                    },
+                    "networks": [{"name": "default", "pod": {}}],
+                    "volumes": [{"name": "root", "containerDisk": {"image": image}}],
+                },
+            },
+        },
+    })
+}
+
+/// Creates the virtual machine and waits until KubeVirt calls it Running.
+pub async fn start_machine(clusters: &Clusters, machines: &Machines, name: &str, image: &str) -> Result<Arc<Machine>> {
+    let object = serde_json::from_value(virtual_machine(name, image, &BTreeMap::new()))?;
+    virtual_machines(&clusters.infra.client, HCP_NAMESPACE).create(&PostParams::default(), &object).await?;
+    let instances = virtual_machine_instances(&clusters.infra.client, HCP_NAMESPACE);
+    until(&format!("virtual machine {name}"), Deadline::MachineStart, async || {
+        let Some(vmi) = instances.get_opt(name).await? else { return Ok(Err("no instance yet".to_owned())) };
+        let phase = vmi.data["status"]["phase"].as_str().unwrap_or("without a phase").to_owned();
+        Ok(match machines.get(&format!("{HCP_NAMESPACE}/{name}")) {
+            Some(machine) if phase == "Running" => Ok(machine),
+            _ => Err(phase),
+        })
+    })
+    .await
+}
+
+/// Starts a worker and waits until its Node is Ready.
+pub async fn start_worker(clusters: &Clusters, machines: &Machines, wanted: &Worker) -> Result<()> {
+    let machine = start_machine(clusters, machines, &wanted.name, WORKER_IMAGE).await?;
+    let guest = machine.guest().context("a worker without a guest agent")?;
+    join(clusters, guest, wanted).await
+}
+
+/// Makes a running guest a node of the guest cluster.
+pub async fn join(clusters: &Clusters, guest: &Guest, wanted: &Worker) -> Result<()> {
+    let user = format!("system:node:{}", wanted.name);
+    let kubeconfig_yaml = clusters.tenant.user_kubeconfig(&user, &["system:nodes"])?;
+    let provider_id = format!("kubevirt://{}", wanted.name);
+    worker::join(
+        guest,
+        &worker::Join {
+            node_name: &wanted.name,
+            address: wanted.address,
+            ca_pem: &clusters.tenant.ca_pem,
+            kubeconfig_yaml: &kubeconfig_yaml,
+            provider_id: &provider_id,
+        },
+    )
+    .await?;
+    let nodes: Api<Node> = Api::all(clusters.tenant.client.clone());
+    until(&format!("node {}", wanted.name), Deadline::MachineStart, async || {
+        let Some(node) = nodes.get_opt(&wanted.name).await? else { return Ok(Err("not registered".to_owned())) };
+        Ok(if is_ready(&node) { Ok(()) } else { Err("registered, not Ready".to_owned()) })
+    })
+    .await?;
+    let annotate = json!({"metadata": {"annotations": {CLUSTER_NAMESPACE: HCP_NAMESPACE}}});
+    nodes.patch(&wanted.name, &PatchParams::default(), &Patch::Merge(annotate)).await?;
+    Ok(())
+}
+
+fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Worker;
+
+    #[test]
+    fn a_workers_number_gives_its_addresses() {
+        let worker = Worker::numbered(2);
+        assert_eq!((worker.name.as_str(), worker.mac.as_str()), ("worker-2", "52:54:00:77:00:0c"));
+        assert_eq!(Worker::named("worker-2"), Some(worker));
+        assert_eq!(Worker::named("vm-2"), None);
+    }
+}

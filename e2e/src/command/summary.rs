@@ -1,0 +1,49 @@
+//! The tables at the end of a run: where the time went; what ran, what was skipped and why.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+use crate::report::{PartTime, Table, Timings, human};
+
+/// The group of the end-to-end tests in the timings.
+pub const TESTS: &str = "tests";
+
+/// Prints each part but the single tests, and the sum of each group.
+pub fn print_parts(timings: &Timings) -> Result<()> {
+    let parts = timings.read()?;
+    let mut table = Table::new(["group", "part", "time", "result"]);
+    let mut sums: BTreeMap<String, f64> = BTreeMap::new();
+    for part in &parts {
+        *sums.entry(part.group.clone()).or_default() += part.seconds;
+        if part.group != TESTS {
+            table.row([part.group.clone(), part.name.clone(), seconds(part.seconds), part.result.clone()]);
+        }
+    }
+    for (group, sum) in sums {
+        table.row([group, "(sum of its parts)".to_owned(), seconds(sum)]);
+    }
+    println!("\nWhere the time went\n\n{table}");
+    Ok(())
+}
+
+/// Prints each end-to-end test, and the closing line.
+pub fn print_tests(timings: &Timings, code: u8) -> Result<()> {
+    let parts = timings.read()?;
+    let tests: Vec<&PartTime> = parts.iter().filter(|part| part.group == TESTS).collect();
+    let mut table = Table::new(["end-to-end test", "result", "time"]);
+    for test in &tests {
+        table.row([test.name.clone(), test.result.clone(), seconds(test.seconds)]);
+    }
+    println!("\nWhat ran on the bench\n\n{table}");
+    let count = |wanted: &str| tests.iter().filter(|test| test.result.starts_with(wanted)).count();
+    if code != 0 {
+        println!("the run failed with code {code}");
+    }
+    println!("{} passed, {} failed, {} skipped", count("ok"), count("failed"), count("skipped"));
+    Ok(())
+}
+
+fn seconds(seconds: f64) -> String {
+    human(std::time::Duration::from_secs_f64(seconds.max(0.0)))
+}

@@ -1,0 +1,114 @@
+//! The answering side, a task of the running bench.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{UnixListener, UnixStream},
+    sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock},
+};
+
+use super::{Answer, CommandOutput, Lock, PartStatus, Request, socket};
+use crate::{
+    bring_up::{Bench, FaultGuard},
+    supervise::ProcessStatus,
+};
+
+/// Answers until the task is dropped.
+///
+/// # Errors
+/// When the socket can't be bound.
+pub async fn serve(bench: Arc<Bench>) -> Result<()> {
+    let path = socket();
+    let listener = UnixListener::bind(&path).with_context(|| format!("listen at {}", path.display()))?;
+    let turns = Arc::new(RwLock::new(()));
+    loop {
+        let (stream, _) = listener.accept().await.context("accept on the control socket")?;
+        let connection = Connection { bench: bench.clone(), turns: turns.clone(), turn: None, faults: Vec::new() };
+        tokio::spawn(connection.answer_all(stream));
+    }
+}
+
+/// A connection's turn with the bench; dropping it gives the turn to the next.
+#[derive(Debug)]
+enum Turn {
+    Shared(#[expect(dead_code, reason = "held for its Drop")] OwnedRwLockReadGuard<()>),
+    Exclusive(#[expect(dead_code, reason = "held for its Drop")] OwnedRwLockWriteGuard<()>),
+}
+
+/// One connection and what it was given.
+struct Connection {
+    bench: Arc<Bench>,
+    turns: Arc<RwLock<()>>,
+    turn: Option<Turn>,
+    faults: Vec<FaultGuard>,
+}
+
+impl Connection {
+    async fn answer_all(mut self, stream: UnixStream) {
+        let mut stream = BufReader::new(stream);
+        let mut line = String::new();
+        // A read error is a closed connection: what it held is dropped either way.
+        while stream.read_line(&mut line).await.is_ok_and(|read| read > 0) {
+            let answer = match serde_json::from_str(&line) {
+                Ok(request) => self.answer(request).await.unwrap_or_else(|error| Answer::Failed(format!("{error:#}"))),
+                Err(error) => Answer::Failed(format!("not a request: {error}")),
+            };
+            line.clear();
+            let text = serde_json::to_string(&answer).expect("an answer is plain data") + "\n";
+            if stream.get_mut().write_all(text.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn answer(&mut self, request: Request) -> Result<Answer> {
+        match request {
+            Request::Status => return Ok(Answer::Status(self.status())),
+            Request::Lock(lock) => self.take_turn(lock).await,
+            Request::Fault(fault) => self.faults.push(self.bench.faults.inject(fault)),
+            Request::Run { worker, argv, stdin } => return self.run(&worker, &argv, stdin.as_deref()).await,
+            Request::Spawn { worker, argv, log } => {
+                let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+                let machine = self.bench.machine(&worker)?;
+                machine.guest().context("no guest agent")?.spawn(&argv, &log).await?;
+            }
+            Request::StartNodePlugin { worker } => self.bench.start_node_plugin(&worker).await?,
+            Request::StopNodePlugin { worker } => self.bench.stop_node_plugin(&worker).await?,
+            Request::Plugged { machine } => return Ok(Answer::Names(self.bench.machine(&machine)?.plugged())),
+            Request::Workers => {
+                return Ok(Answer::Names(self.bench.workers().into_iter().map(|worker| worker.name).collect()));
+            }
+        }
+        Ok(Answer::Done)
+    }
+
+    async fn take_turn(&mut self, lock: Lock) {
+        // The old turn first: a connection that asks twice must not wait for itself.
+        self.turn = None;
+        self.turn = Some(match lock {
+            Lock::Shared => Turn::Shared(self.turns.clone().read_owned().await),
+            Lock::Exclusive => Turn::Exclusive(self.turns.clone().write_owned().await),
+        });
+    }
+
+    async fn run(&self, worker: &str, argv: &[String], stdin: Option<&str>) -> Result<Answer> {
+        let machine = self.bench.machine(worker)?;
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        let output = machine.guest().context("no guest agent")?.run(&argv, stdin.map(str::as_bytes)).await?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok(Answer::Output(CommandOutput {
+            code: output.code,
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        }))
+    }
+
+    fn status(&self) -> Vec<PartStatus> {
+        let part = |part: ProcessStatus| {
+            Some(PartStatus { name: part.name, pid: part.pid, rss_kib: part.rss_kib? })
+        };
+        self.bench.supervisor.list().into_iter().filter_map(part).collect()
+    }
+}

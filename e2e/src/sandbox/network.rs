@@ -1,0 +1,168 @@
+//! What the network inside the sandbox looks like, and how it is made. Nothing in it reaches the machine's network.
+//!
+//! ```text
+//!   infra0  10.76.0.0/24   .1 infra API server   .2 virt-api   .3 cdi-apiserver   .4 cdi-controller
+//!   workers0 10.77.0.0/24  .1 tenant API server  .11 worker-1  .12 worker-2   (tap devices)
+//! ```
+//!
+//! What comes in from `workers0` never reaches the infra network: a routing rule refuses it, as an infra cluster's
+//! network policy would. The other way is open, because infra sends traffic to its VMs.
+//!
+//! Everything goes through the `ip` program; each change is one process of a few milliseconds.
+
+use std::{
+    io::Write,
+    net::Ipv4Addr,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+
+/// Where `ip netns` keeps its named namespaces; `ip-netns(8)`.
+pub const NAMED_NAMESPACES: &str = "/run/netns";
+
+/// Bridge of the infra cluster's control plane.
+pub const INFRA_BRIDGE: &str = "infra0";
+/// The infra API server.
+pub const INFRA_API: Ipv4Addr = Ipv4Addr::new(10, 76, 0, 1);
+/// virt-api, which the infra API server calls.
+pub const VIRT_API: Ipv4Addr = Ipv4Addr::new(10, 76, 0, 2);
+/// cdi-apiserver, in a namespace of its own.
+pub const CDI_API: Ipv4Addr = Ipv4Addr::new(10, 76, 0, 3);
+/// cdi-controller, in a namespace of its own.
+pub const CDI_CONTROLLER: Ipv4Addr = Ipv4Addr::new(10, 76, 0, 4);
+
+/// Bridge of the worker VMs.
+pub const WORKERS_BRIDGE: &str = "workers0";
+/// The tenant API server, and the workers' gateway.
+pub const TENANT_API: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+/// Both networks are /24.
+pub const PREFIX_LENGTH: u8 = 24;
+
+/// Last octet of worker 0's address and MAC address; worker `n` has this plus `n`.
+const WORKER_HOST_BASE: u8 = 10;
+
+/// Longest name of a network device (`IFNAMSIZ` - 1).
+const MAX_DEVICE_NAME: usize = 15;
+
+/// Address of worker `number`, counted from 1.
+pub fn worker_address(number: u8) -> Ipv4Addr {
+    let [a, b, c, _] = TENANT_API.octets();
+    Ipv4Addr::new(a, b, c, WORKER_HOST_BASE + number)
+}
+
+/// MAC address of worker `number`, counted from 1, in QEMU's range.
+pub fn worker_mac(number: u8) -> String {
+    format!("52:54:00:77:00:{:02x}", WORKER_HOST_BASE + number)
+}
+
+/// Name of the tap device of worker `number`, counted from 1.
+pub fn worker_tap(number: u8) -> String {
+    format!("tap-worker-{number}")
+}
+
+/// Makes the two bridges in a fresh network namespace; called once, by the sandbox's PID 1.
+pub fn set_up() -> Result<()> {
+    let infra_network = format!("{INFRA_API}/{PREFIX_LENGTH}");
+    ip_batch(
+        &[],
+        &format!(
+            "link set lo up\n\
+             link add {INFRA_BRIDGE} type bridge\n\
+             addr add {INFRA_API}/{PREFIX_LENGTH} dev {INFRA_BRIDGE}\n\
+             addr add {VIRT_API}/{PREFIX_LENGTH} dev {INFRA_BRIDGE}\n\
+             link set {INFRA_BRIDGE} up\n\
+             link add {WORKERS_BRIDGE} type bridge\n\
+             addr add {TENANT_API}/{PREFIX_LENGTH} dev {WORKERS_BRIDGE}\n\
+             link set {WORKERS_BRIDGE} up\n\
+             rule add preference 100 lookup local\n\
+             rule add preference 10 iif {WORKERS_BRIDGE} to {infra_network} prohibit\n\
+             rule delete preference 0\n"
+        ),
+    )
+    .context("make the sandbox's network")
+}
+
+/// Makes the tap device `name` on the workers' bridge; an existing one of that name stays.
+pub fn add_tap(name: &str) -> Result<()> {
+    ensure!(name.len() <= MAX_DEVICE_NAME, "the device name {name} is longer than {MAX_DEVICE_NAME} bytes");
+    if std::path::Path::new("/sys/class/net").join(name).exists() {
+        return Ok(());
+    }
+    ip_batch(&[], &format!("tuntap add dev {name} mode tap\nlink set {name} master {WORKERS_BRIDGE} up\n"))
+        .with_context(|| format!("make the tap device {name} (needs /dev/net/tun)"))
+}
+
+/// A network namespace on the infra bridge, made by [`add_namespace`]. Clones name the same one.
+#[derive(Clone, Debug)]
+pub struct Namespace {
+    name: String,
+}
+
+/// Makes the network namespace `name` (13 bytes at most) with `address` on the infra bridge.
+pub fn add_namespace(name: &str, address: Ipv4Addr) -> Result<Namespace> {
+    let outer_end = format!("v-{name}");
+    ensure!(outer_end.len() <= MAX_DEVICE_NAME, "the namespace name {name} is too long for its device {outer_end}");
+    ip_batch(
+        &[],
+        &format!(
+            "netns add {name}\n\
+             link add {outer_end} type veth peer name eth0 netns {name}\n\
+             link set {outer_end} master {INFRA_BRIDGE} up\n"
+        ),
+    )
+    .and_then(|()| {
+        ip_batch(
+            &["-n", name],
+            &format!(
+                "link set lo up\n\
+                 addr add {address}/{PREFIX_LENGTH} dev eth0\n\
+                 link set eth0 up\n\
+                 route add default via {INFRA_API}\n"
+            ),
+        )
+    })
+    .with_context(|| format!("make the network namespace {name}"))?;
+    Ok(Namespace { name: name.to_owned() })
+}
+
+impl Namespace {
+    /// The words to put before a program so that it runs in this network namespace, in a mount namespace of its own
+    /// (which `ip netns exec` makes), with `/tmp` empty and its own.
+    pub fn wrapper(&self) -> Vec<String> {
+        let own_tmp = "mount -t tmpfs -o mode=1777 tmpfs /tmp && exec \"$@\"";
+        ["ip", "netns", "exec", &self.name, "sh", "-c", own_tmp, "sh"].map(str::to_owned).to_vec()
+    }
+}
+
+/// Runs `ip <options> -batch -` on `commands`, one per line; stops at the first that fails.
+fn ip_batch(options: &[&str], commands: &str) -> Result<()> {
+    let mut child = Command::new("ip")
+        .args(options)
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("start ip (package iproute2)")?;
+    // Dropped at the end of the statement: ip sees the end of its input.
+    child.stdin.take().context("ip has no standard input")?.write_all(commands.as_bytes()).context("write to ip")?;
+    let output = child.wait_with_output().context("wait for ip")?;
+    ensure!(output.status.success(), "ip failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_are_numbered_from_one() {
+        assert_eq!(worker_address(1), Ipv4Addr::new(10, 77, 0, 11));
+        assert_eq!(worker_address(2), Ipv4Addr::new(10, 77, 0, 12));
+        assert_eq!(worker_mac(1), "52:54:00:77:00:0b");
+        assert_eq!(worker_tap(2), "tap-worker-2");
+        assert!(worker_tap(99).len() <= MAX_DEVICE_NAME);
+    }
+}

@@ -1,0 +1,391 @@
+//! Stands for the **kubelets of the infra nodes**.
+//!
+//! Three kinds of pods, three rules:
+//! * KubeVirt's and CDI's own (launcher, attachment, importer): nothing runs, they only get the status that the real ones
+//!   would have (`bench-infra.md` §5): Running once their PVCs are bound, an importer then Succeeded, and a launcher that
+//!   is deleted goes when its VMI is over;
+//! * pods of images in the map [`Options::images`]: their containers are really run (`program.rs`);
+//! * any other image can't be pulled, and the pod says so.
+//!
+//! Nodes get the labels, capacity and heartbeat that KubeVirt's scheduling needs (`node.rs`).
+//!
+//! What it does not do: resources and eviction, networks of pods (a program listens in the bench's own network and has
+//! its node's address), hostPath and PVC volumes of programs, exec and logs over the API (logs are files of the run).
+
+mod container;
+mod environment;
+mod node;
+mod probe;
+mod program;
+mod program_status;
+pub mod root;
+mod simulated;
+mod sources;
+mod volume;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Result;
+use futures::stream;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, Preconditions},
+    runtime::{
+        Controller,
+        controller::Action,
+        reflector::{ObjectRef, Store},
+        watcher,
+    },
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio_util::task::AbortOnDropHandle;
+
+use self::{program::Programs, simulated::Outcome};
+pub use self::{node::OWNED_LABELS, simulated::Kind};
+use super::{
+    Running,
+    fault_plan::{FaultPlan, Hold, Pending, Verdict, selects, verdict},
+    queue::{self, not_found},
+};
+use crate::{cluster::ApiServer, supervise::Supervisor};
+
+/// Label of a launcher pod: its VMI's UID.
+const CREATED_BY_LABEL: &str = "kubevirt.io/created-by";
+/// Annotation of a launcher pod: its VMI's name.
+const DOMAIN_ANNOTATION: &str = "kubevirt.io/domain";
+/// How often running programs are compared with the pods that exist; only forced deletions need it.
+const SWEEP_PERIOD: Duration = Duration::from_secs(5);
+
+/// Programs by image name (no tag, no digest): what the image's entrypoint is.
+pub type Images = BTreeMap<String, PathBuf>;
+
+/// What the kubelets can be told to do wrong.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// A step comes late, or not at all.
+    Hold {
+        /// Which step.
+        step: Step,
+        /// How late.
+        hold: Hold,
+        /// Of which pods.
+        #[serde(default)]
+        at: Selector,
+    },
+    /// The containers of [`Kind::Worker`] pods end with this exit code and message, again and again.
+    Fail {
+        /// The exit code.
+        code: i32,
+        /// The termination message.
+        message: String,
+        /// Of which pods.
+        #[serde(default)]
+        at: Selector,
+    },
+}
+
+/// A moment at which a fault can hold a kubelet up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Before the containers start.
+    Start,
+    /// Before a [`Kind::Worker`] pod ends.
+    Finish,
+    /// Before a deleted pod goes away.
+    Stop,
+}
+
+/// Which pods a fault is about; what is absent selects all.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Selector {
+    /// The pod's namespace.
+    pub namespace: Option<String>,
+    /// The pod's kind.
+    pub kind: Option<Kind>,
+    /// The pod's node.
+    pub node: Option<String>,
+}
+
+impl Selector {
+    fn selects(&self, pod: &Pod, kind: Kind) -> bool {
+        selects(self.namespace.as_deref(), &pod.namespace().unwrap_or_default())
+            && selects(self.node.as_deref(), node_of(pod))
+            && self.kind.is_none_or(|wanted| wanted == kind)
+    }
+}
+
+/// What the simulator needs.
+pub struct Options {
+    /// The infra cluster; programs find its API server in their environment.
+    pub infra: ApiServer,
+    /// The nodes to be: `infra-node-1`, …
+    pub nodes: Vec<String>,
+    /// The address of all of them, and of the programs' pods.
+    pub node_address: IpAddr,
+    /// Runs the containers.
+    pub supervisor: Supervisor,
+    /// The programs.
+    pub images: Images,
+    /// The command that ends in [`root::enter`], without the plan's path: `["/path/of/bench", "container-init"]`.
+    pub container_init: Vec<String>,
+    /// What to do wrong.
+    pub faults: FaultPlan<Fault>,
+}
+
+/// The name of an image without tag and digest.
+pub fn image_name(image: &str) -> &str {
+    let name = image.split_once('@').map_or(image, |(name, _)| name);
+    let last = name.rfind('/').map_or(0, |slash| slash + 1);
+    name[last..].find(':').map_or(name, |colon| &name[..last + colon])
+}
+
+/// Creates the nodes and starts their kubelets.
+///
+/// # Errors
+/// When a node can't be written.
+pub async fn start(options: Options) -> Result<Running> {
+    for node in &options.nodes {
+        node::write(&options.infra.client, node, options.node_address).await?;
+    }
+    let heartbeat = node::beat(options.infra.client.clone(), options.nodes.clone(), options.node_address);
+    let client = options.infra.client.clone();
+    let programs = Programs::new(&options)?;
+    let kubelets = Arc::new(Kubelets {
+        client: client.clone(),
+        nodes: options.nodes.into_iter().collect(),
+        address: options.node_address,
+        images: options.images,
+        faults: options.faults,
+        pending: Pending::default(),
+        programs,
+    });
+    let pods = Controller::new(Api::<Pod>::all(client.clone()), watcher::Config::default());
+    let store = pods.store();
+    let (by_claim, by_vmi) = (store.clone(), store.clone());
+    let pods = pods
+        .watches(Api::<PersistentVolumeClaim>::all(client.clone()), watcher::Config::default(), move |claim| {
+            pods_where(&by_claim, |pod| simulated::claims(pod).any(|name| is_named(&claim, pod, name)))
+        })
+        .watches_with(Api::all_with(client, &vmi()), vmi(), watcher::Config::default(), move |vmi: DynamicObject| {
+            pods_where(&by_vmi, |pod| pod.labels().get(CREATED_BY_LABEL).is_some() && pod.labels().get(CREATED_BY_LABEL) == vmi.uid().as_ref())
+        })
+        .reconcile_all_on(stream::select(kubelets.faults.changes(), kubelets.programs.changes()));
+    let sweep = sweep_for_ever(Arc::clone(&kubelets), store);
+    Ok(Running::new(vec![
+        AbortOnDropHandle::new(tokio::spawn(heartbeat)),
+        AbortOnDropHandle::new(tokio::spawn(sweep)),
+        queue::run("infra-pods", pods, kubelets, reconcile),
+    ]))
+}
+
+struct Kubelets {
+    client: Client,
+    nodes: BTreeSet<String>,
+    address: IpAddr,
+    images: Images,
+    faults: FaultPlan<Fault>,
+    pending: Pending<(String, Step)>,
+    programs: Programs,
+}
+
+async fn reconcile(pod: Arc<Pod>, kubelets: Arc<Kubelets>) -> Result<Action> {
+    if !kubelets.nodes.contains(node_of(&pod)) {
+        return Ok(Action::await_change());
+    }
+    let kind = simulated::kind(&pod, &kubelets.images);
+    let step = match kind {
+        Kind::Program => kubelets.next_of_program(&pod),
+        _ => kubelets.next_of_simulated(&pod, kind).await?,
+    };
+    let next = match step {
+        Next::Nothing => return Ok(Action::await_change()),
+        Next::Later(wait) => return Ok(Action::requeue(wait)),
+        Next::Do(step) => step,
+    };
+    if let Some(step) = next {
+        match kubelets.held(&pod, kind, step) {
+            Verdict::Go => {}
+            Verdict::Wait(left) => return Ok(Action::requeue(left)),
+            Verdict::Stuck => return Ok(Action::await_change()),
+        }
+    }
+    kubelets.act(&pod, kind, next).await?;
+    let uid = pod.uid().unwrap_or_default();
+    kubelets.pending.retain(|(of, _)| *of != uid);
+    Ok(Action::await_change())
+}
+
+/// What is next for a pod: nothing before it changes, a look later, or a step (none: a mere update of its status).
+enum Next {
+    Nothing,
+    Later(Duration),
+    Do(Option<Step>),
+}
+
+impl Kubelets {
+    async fn next_of_simulated(&self, pod: &Pod, kind: Kind) -> Result<Next> {
+        if pod.metadata.deletion_timestamp.is_some() {
+            return self.next_of_deleted(pod, kind).await;
+        }
+        let next = match (simulated::phase(pod), kind) {
+            ("Running", Kind::Worker) => {
+                let fails_and_says_so = simulated::is_waiting(pod) && self.outcome(pod) != Outcome::Succeeded;
+                if fails_and_says_so { Next::Nothing } else { Next::Do(Some(Step::Finish)) }
+            }
+            ("Running" | "Succeeded" | "Failed", _) => Next::Nothing,
+            (_, Kind::Unknown) if simulated::is_waiting(pod) => Next::Nothing,
+            // A PVC's change brings the pod back.
+            _ if self.claims_are_bound(pod).await? => Next::Do(Some(Step::Start)),
+            _ => Next::Nothing,
+        };
+        Ok(next)
+    }
+
+    /// A launcher lives as long as its machine, which virt-handler stops, and no longer than its grace period.
+    async fn next_of_deleted(&self, pod: &Pod, kind: Kind) -> Result<Next> {
+        let left = simulated::grace_left(pod);
+        if kind == Kind::Launcher && !left.is_zero() && self.vmi_lives(pod).await? {
+            return Ok(Next::Later(left));
+        }
+        Ok(Next::Do(Some(Step::Stop)))
+    }
+
+    fn next_of_program(&self, pod: &Pod) -> Next {
+        if pod.metadata.deletion_timestamp.is_some() {
+            return if self.programs.stop(pod, simulated::grace_left(pod)) {
+                Next::Do(Some(Step::Stop))
+            } else {
+                Next::Nothing
+            };
+        }
+        if self.programs.knows(pod) { Next::Do(None) } else { Next::Do(Some(Step::Start)) }
+    }
+
+    async fn act(&self, pod: &Pod, kind: Kind, step: Option<Step>) -> Result<()> {
+        if step == Some(Step::Stop) {
+            return self.remove(pod).await;
+        }
+        let status = if kind == Kind::Program {
+            match self.programs.run(pod) {
+                Some(state) => program_status::status(pod, &state, self.address),
+                None => return Ok(()),
+            }
+        } else {
+            let outcome = if step == Some(Step::Finish) { self.outcome(pod) } else { Outcome::Running };
+            simulated::status(pod, kind, &outcome, self.address)
+        };
+        self.write(pod, status).await
+    }
+
+    fn held(&self, pod: &Pod, kind: Kind, step: Step) -> Verdict {
+        let holds = self.faults.active().into_iter().filter_map(|fault| match fault {
+            Fault::Hold { step: held, hold, at } if held == step && at.selects(pod, kind) => Some(hold),
+            _ => None,
+        });
+        verdict(self.pending.waited((pod.uid().unwrap_or_default(), step)), holds)
+    }
+
+    fn outcome(&self, pod: &Pod) -> Outcome {
+        let mut failures = self.faults.active().into_iter().filter_map(|fault| match fault {
+            Fault::Fail { code, message, at } if at.selects(pod, Kind::Worker) => Some(Outcome::Failing { code, message }),
+            _ => None,
+        });
+        failures.next_back().unwrap_or(Outcome::Succeeded)
+    }
+
+    async fn claims_are_bound(&self, pod: &Pod) -> Result<bool> {
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        for name in simulated::claims(pod) {
+            let phase = claims.get_opt(name).await?.and_then(|claim| claim.status?.phase);
+            if phase.as_deref() != Some("Bound") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn vmi_lives(&self, pod: &Pod) -> Result<bool> {
+        let Some(name) = pod.annotations().get(DOMAIN_ANNOTATION) else { return Ok(false) };
+        let namespace = pod.namespace().unwrap_or_default();
+        let vmis: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &namespace, &vmi());
+        let Some(found) = vmis.get_opt(name).await? else { return Ok(false) };
+        let over = matches!(found.data["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+        Ok(!over && found.uid().as_ref() == pod.labels().get(CREATED_BY_LABEL))
+    }
+
+    /// Writes a status unless the pod has it already.
+    async fn write(&self, pod: &Pod, status: serde_json::Value) -> Result<()> {
+        if simulated::has(pod, &status) {
+            return Ok(());
+        }
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let patch = json!({"metadata": {"resourceVersion": pod.resource_version(), "uid": pod.uid()}, "status": status});
+        match pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
+            Err(error) if !not_found(&error) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The last thing that a kubelet does with a pod.
+    async fn remove(&self, pod: &Pod) -> Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let this_one = Preconditions { uid: pod.uid(), ..Preconditions::default() };
+        let params = DeleteParams { preconditions: Some(this_one), ..DeleteParams::default().grace_period(0) };
+        match pods.delete(&pod.name_any(), &params).await {
+            Err(error) if !not_found(&error) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn sweep_for_ever(kubelets: Arc<Kubelets>, pods: Store<Pod>) {
+    if pods.wait_until_ready().await.is_err() {
+        return;
+    }
+    let mut turn = tokio::time::interval(SWEEP_PERIOD);
+    loop {
+        turn.tick().await;
+        let living: BTreeSet<String> = pods.state().iter().filter_map(|pod| pod.uid()).collect();
+        kubelets.programs.sweep(&living);
+    }
+}
+
+fn pods_where(pods: &Store<Pod>, matches: impl Fn(&Pod) -> bool) -> Vec<ObjectRef<Pod>> {
+    pods.state().iter().filter(|pod| matches(pod)).map(|pod| ObjectRef::from_obj(&**pod)).collect()
+}
+
+fn is_named(claim: &PersistentVolumeClaim, pod: &Pod, name: &str) -> bool {
+    claim.namespace() == pod.namespace() && claim.name_any() == name
+}
+
+fn node_of(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
+}
+
+fn vmi() -> ApiResource {
+    ApiResource::from_gvk(&GroupVersionKind::gvk("kubevirt.io", "v1", "VirtualMachineInstance"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_images_name_has_no_tag() {
+        for image in ["r.local:5000/a/b", "r.local:5000/a/b:v1", "r.local:5000/a/b@sha256:00", "r.local:5000/a/b:v1@sha256:00"] {
+            assert_eq!(image_name(image), "r.local:5000/a/b");
+        }
+        assert_eq!(image_name("busybox:1"), "busybox");
+    }
+}

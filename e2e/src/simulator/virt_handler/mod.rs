@@ -1,0 +1,377 @@
+//! Stands for **virt-handler** (with virt-launcher and libvirt behind it): VMI status and volume phases on one side,
+//! machines and their disks on the other.
+//!
+//! Rules, from KubeVirt 1.9.0 `pkg/virt-handler` and the run-through in `bench-infra.md` §3 and §5:
+//! * `Scheduled` → start the machine → `Running`, with interfaces, machine type, `selinuxContext`, `LiveMigratable`;
+//! * hotplugged volume with a ready attachment pod → `MountedToPod` → disk plugged → `Ready` with a target; a volume that
+//!   left the spec → disk unplugged → `UnMountedFromPod`. All other phases are virt-controller's;
+//! * deletion → machine stopped → `Succeeded`; a machine that ends by itself → `Succeeded` (its guest shut down) or `Failed`;
+//! * an error about the machine → condition Synchronized False, event `SyncFailed`, again after a second;
+//! * it writes as its service account with the node's name in the user's extra, one client per node: the real webhook
+//!   "Node restriction" looks at it. A VMI has no status subresource, so the whole object is PUT with its resourceVersion.
+//!
+//! What it does not do: live migration, resizing of plugged disks, memory dumps, network hotplug, guest information,
+//! graceful shutdown (the machine is switched off), containerDisk checksums, and of the reasons against migration only
+//! the one about volumes. A PVC is one image file, whatever its volume mode.
+//!
+//! Restart-safe: it keeps nothing that it can't see in the VMI and in [`Machine::plugged`](crate::vm::Machine::plugged).
+
+mod domains;
+mod plan;
+mod status;
+mod vmi;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use futures::stream;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolumeClaim, Pod};
+use kube::{
+    Api, Client,
+    api::{DynamicObject, ListParams, PostParams},
+    runtime::{Controller, controller::Action, reflector::Store, watcher},
+};
+use serde::{Deserialize, Serialize};
+use tokio_util::task::AbortOnDropHandle;
+
+pub use self::{
+    domains::Boot,
+    plan::Step,
+    vmi::{Disk, Vmi, Volume},
+};
+use self::{
+    domains::Domains,
+    plan::{Act, Alive, Change, Domain, Phase},
+};
+use super::{
+    Running,
+    event::Recorder,
+    fault_plan::{FaultPlan, Hold, Pending, Verdict, selects, verdict},
+    queue,
+};
+use crate::{
+    cluster::ApiServer,
+    supervise::Supervisor,
+    vm::{self, Machines},
+};
+
+/// virt-handler's service account, as KubeVirt's operator names it.
+const SERVICE_ACCOUNT: &str = "system:serviceaccount:kubevirt:kubevirt-handler";
+/// The groups of that service account.
+const GROUPS: [&str; 3] = ["system:serviceaccounts", "system:serviceaccounts:kubevirt", "system:authenticated"];
+/// The extra that the API server adds to the user of a token that is bound to a node.
+const NODE_NAME_EXTRA: &str = "authentication.kubernetes.io/node-name";
+/// The component that virt-handler's events come from.
+const COMPONENT: &str = "virt-handler";
+/// Label of a launcher pod: its VMI's UID.
+const CREATED_BY_LABEL: &str = "kubevirt.io/created-by";
+/// How often machines are compared with the VMIs that exist; only forced deletions need it.
+const SWEEP_PERIOD: Duration = Duration::from_secs(5);
+
+/// What virt-handler can be told to do wrong.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// A step comes late, or not at all.
+    Hold {
+        /// Which step.
+        step: Step,
+        /// How late.
+        hold: Hold,
+        /// Of whom.
+        #[serde(default)]
+        at: Selector,
+    },
+    /// Disks plugged from now on answer EIO when these sectors (512 bytes each) are read.
+    ReadErrors {
+        /// The sectors.
+        sectors: Vec<u64>,
+        /// Of which disks.
+        #[serde(default)]
+        at: Selector,
+    },
+}
+
+/// Which VMIs and volumes a fault is about; what is absent selects all.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Selector {
+    /// The VMI's namespace.
+    pub namespace: Option<String>,
+    /// The VMI's name.
+    pub vm: Option<String>,
+    /// The volume's name.
+    pub volume: Option<String>,
+}
+
+impl Selector {
+    fn selects(&self, vmi: &Vmi, volume: &str) -> bool {
+        selects(self.namespace.as_deref(), &vmi.namespace)
+            && selects(self.vm.as_deref(), &vmi.name)
+            && selects(self.volume.as_deref(), volume)
+    }
+}
+
+/// What the simulator needs.
+pub struct Options {
+    /// The infra cluster.
+    pub infra: ApiServer,
+    /// The infra nodes; each gets a virt-handler.
+    pub nodes: Vec<String>,
+    /// Starts the machines' processes.
+    pub supervisor: Supervisor,
+    /// Where the machines are registered.
+    pub machines: Machines,
+    /// What each machine boots.
+    pub boot: Boot,
+    /// The folder of the volumes' images, `<pv name>.img`.
+    pub volumes: PathBuf,
+    /// What to do wrong.
+    pub faults: FaultPlan<Fault>,
+}
+
+/// Starts the virt-handlers of all infra nodes.
+///
+/// # Errors
+/// When a client can't be made.
+pub fn start(options: Options) -> Result<Running> {
+    let client = options.infra.client.clone();
+    let mut nodes = BTreeMap::new();
+    for node in options.nodes {
+        let handler = options.infra.impersonating(SERVICE_ACCOUNT, &GROUPS, &[(NODE_NAME_EXTRA, &node)])?;
+        nodes.insert(node, handler);
+    }
+    let handler = Arc::new(Handler {
+        client: client.clone(),
+        nodes,
+        domains: Domains::new(options.supervisor, options.machines, options.boot),
+        volumes: options.volumes,
+        faults: options.faults,
+        pending: Pending::default(),
+        events: Recorder::new(COMPONENT),
+    });
+    let vmis = Api::all_with(client, &vmi::resource());
+    let controller = Controller::new_with(vmis, watcher::Config::default(), vmi::resource())
+        .reconcile_all_on(stream::select(handler.faults.changes(), handler.domains.endings()));
+    let sweep = sweep_for_ever(Arc::clone(&handler), controller.store());
+    Ok(Running::new(vec![
+        queue::run("virt-handler", controller, handler, reconcile),
+        AbortOnDropHandle::new(tokio::spawn(sweep)),
+    ]))
+}
+
+struct Handler {
+    /// Reads what virt-handler gets told by virt-launcher and the node: PVCs and the launcher pod's address.
+    client: Client,
+    nodes: BTreeMap<String, Client>,
+    domains: Domains,
+    volumes: PathBuf,
+    faults: FaultPlan<Fault>,
+    pending: Pending<StepOf>,
+    events: Recorder,
+}
+
+/// The VMI's UID, the step, the volume.
+type StepOf = (String, Step, String);
+
+/// Holds steps of one VMI back as the faults say, and knows when to look again.
+struct FaultGate<'a> {
+    handler: &'a Handler,
+    vmi: &'a Vmi,
+    faults: Vec<Fault>,
+    asked: BTreeSet<(Step, String)>,
+    wait: Option<Duration>,
+}
+
+async fn reconcile(object: Arc<DynamicObject>, handler: Arc<Handler>) -> Result<Action> {
+    let vmi = Vmi::read(&object)?;
+    // Until virt-controller has named the node, and on nodes that are not ours, the VMI is somebody else's.
+    let Some(client) = handler.nodes.get(&vmi.status.node_name) else { return Ok(Action::await_change()) };
+    let mut gate = FaultGate::new(&handler, &vmi);
+    let before = handler.domains.observe(&vmi)?;
+    let acts = plan::acts(&vmi, &before, &mut |step, volume| gate.may(step, volume));
+    let acted = handler.perform(&vmi, &acts).await;
+    let domain = if acts.is_empty() { before } else { handler.domains.observe(&vmi)? };
+    let changes = plan::changes(&vmi, &domain, &mut |step, volume| gate.may(step, volume));
+    handler.write(client, &object, &vmi, &changes, domain, acted.as_ref().err()).await?;
+    let wait = gate.close();
+    acted?;
+    Ok(wait.map_or_else(Action::await_change, Action::requeue))
+}
+
+impl Handler {
+    /// Does one thing after the other and stops at the first that fails, as virt-launcher's sync does.
+    async fn perform(&self, vmi: &Vmi, acts: &[Act]) -> Result<()> {
+        for act in acts {
+            match act {
+                Act::Start => self.domains.start(vmi).await?,
+                Act::Stop => self.domains.stop(&vmi.key()).await,
+                Act::Plug(volume) => {
+                    let disk = self.disk(vmi, volume).await?;
+                    self.domains.plug(vmi, &disk).await.with_context(|| format!("plug volume {volume}"))?;
+                }
+                Act::Unplug(volume) => {
+                    self.domains.unplug(vmi, volume).await.with_context(|| format!("unplug volume {volume}"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The disk of a volume: the image of the PV that its PVC is bound to.
+    async fn disk(&self, vmi: &Vmi, volume: &str) -> Result<vm::Disk> {
+        let disk = vmi.disk(volume).with_context(|| format!("volume {volume} has no disk"))?;
+        let claim = vmi.volume(volume).and_then(Volume::claim).with_context(|| format!("volume {volume} has no PVC"))?;
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &vmi.namespace);
+        let pv = claims.get(claim).await?.spec.and_then(|spec| spec.volume_name);
+        let pv = pv.with_context(|| format!("PVC {claim} is not bound"))?;
+        let bus = match disk.bus() {
+            "virtio" => vm::Bus::Virtio,
+            "scsi" => vm::Bus::Scsi,
+            other => bail!("a {other} disk can't be hotplugged"),
+        };
+        Ok(vm::Disk {
+            name: volume.to_owned(),
+            image: super::infra_storage::image(&self.volumes, &pv),
+            bus,
+            serial: disk.serial.clone(),
+            read_errors: self.read_errors(vmi, volume),
+        })
+    }
+
+    fn read_errors(&self, vmi: &Vmi, volume: &str) -> Vec<u64> {
+        let of = |fault| match fault {
+            Fault::ReadErrors { sectors, at } if at.selects(vmi, volume) => sectors,
+            _ => Vec::new(),
+        };
+        let sectors: BTreeSet<u64> = self.faults.active().into_iter().flat_map(of).collect();
+        sectors.into_iter().collect()
+    }
+
+    async fn write(
+        &self,
+        client: &Client,
+        object: &DynamicObject,
+        vmi: &Vmi,
+        changes: &[Change],
+        domain: Domain,
+        failure: Option<&anyhow::Error>,
+    ) -> Result<()> {
+        let mut alive = if let Domain::Alive(alive) = domain { Some(alive) } else { None };
+        if let (Some(alive), true) = (&mut alive, changes.contains(&Change::Phase(Phase::Running))) {
+            self.complete_address(vmi, alive).await?;
+        }
+        let mut written = object.clone();
+        let failure = failure.map(|error| format!("{error:#}"));
+        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let (told, differs) =
+            status::apply(&mut written.data, vmi, changes, alive.as_ref(), failure.as_deref(), &now);
+        if differs {
+            let vmis: Api<DynamicObject> = Api::namespaced_with(client.clone(), &vmi.namespace, &vmi::resource());
+            vmis.replace(&vmi.name, &PostParams::default(), &written).await?;
+        }
+        for status::Told { kind, reason, message } in told {
+            self.events.tell(client, &reference(vmi), (kind, reason, &message)).await;
+        }
+        Ok(())
+    }
+
+    /// A machine in which no guest runs has the launcher pod's address, as one behind masquerade has.
+    async fn complete_address(&self, vmi: &Vmi, alive: &mut Alive) -> Result<()> {
+        if alive.address.is_some() {
+            return Ok(());
+        }
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &vmi.namespace);
+        let of_vmi = ListParams::default().labels(&format!("{CREATED_BY_LABEL}={}", vmi.uid));
+        let address = pods.list(&of_vmi).await?.items.into_iter().find_map(|pod| pod.status?.pod_ip);
+        alive.address = address.and_then(|address| Some((address.parse().ok()?, mac_of(&vmi.uid))));
+        Ok(())
+    }
+}
+
+impl<'a> FaultGate<'a> {
+    fn new(handler: &'a Handler, vmi: &'a Vmi) -> Self {
+        Self { handler, vmi, faults: handler.faults.active(), asked: BTreeSet::new(), wait: None }
+    }
+
+    fn may(&mut self, step: Step, volume: &str) -> bool {
+        self.asked.insert((step, volume.to_owned()));
+        let holds = self.faults.iter().filter_map(|fault| match fault {
+            Fault::Hold { step: held, hold, at } if *held == step && at.selects(self.vmi, volume) => Some(*hold),
+            _ => None,
+        });
+        let waited = self.handler.pending.waited((self.vmi.uid.clone(), step, volume.to_owned()));
+        match verdict(waited, holds) {
+            Verdict::Go => return true,
+            Verdict::Wait(left) => self.wait = Some(self.wait.map_or(left, |wait| wait.min(left))),
+            Verdict::Stuck => {}
+        }
+        false
+    }
+
+    /// Forgets the steps that are no longer pending; when to look again, if a step only waits.
+    fn close(self) -> Option<Duration> {
+        let uid = &self.vmi.uid;
+        self.handler.pending.retain(|(of, step, volume)| of != uid || self.asked.contains(&(*step, volume.clone())));
+        self.wait
+    }
+}
+
+async fn sweep_for_ever(handler: Arc<Handler>, vmis: Store<DynamicObject>) {
+    if vmis.wait_until_ready().await.is_err() {
+        return;
+    }
+    let mut turn = tokio::time::interval(SWEEP_PERIOD);
+    loop {
+        turn.tick().await;
+        let living = vmis.state().into_iter().filter_map(|object| {
+            let vmi = Vmi::read(&object).ok()?;
+            Some((vmi.key(), vmi.uid))
+        });
+        handler.domains.sweep(&living.collect()).await;
+    }
+}
+
+fn reference(vmi: &Vmi) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("kubevirt.io/v1".to_owned()),
+        kind: Some("VirtualMachineInstance".to_owned()),
+        namespace: Some(vmi.namespace.clone()),
+        name: Some(vmi.name.clone()),
+        uid: Some(vmi.uid.clone()),
+        ..ObjectReference::default()
+    }
+}
+
+/// A locally administered MAC address from the digits of a UID.
+fn mac_of(uid: &str) -> String {
+    let digits: Vec<char> = uid.chars().filter(char::is_ascii_hexdigit).chain(std::iter::repeat('0')).take(10).collect();
+    digits.chunks(2).fold("02".to_owned(), |mac, pair| format!("{mac}:{}{}", pair[0], pair[1]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_guest_has_a_legal_mac() {
+        assert_eq!(mac_of("50670586-2699-45f6-9"), "02:50:67:05:86:26");
+        assert_eq!(mac_of(""), "02:00:00:00:00:00");
+    }
+
+    #[test]
+    fn faults_are_plain_json() {
+        let fault: Fault = serde_json::from_str(r#"{"hold": {"step": "ready", "hold": {"millis": 500}}}"#).expect("a fault");
+        let vmi = Vmi::default();
+        assert!(matches!(&fault, Fault::Hold { step: Step::Ready, hold: Hold::Millis(500), at } if at.selects(&vmi, "v")));
+        let one = Selector { volume: Some("v".into()), ..Selector::default() };
+        assert!(one.selects(&vmi, "v") && !one.selects(&vmi, "w"));
+        assert!(serde_json::from_str::<Selector>(r#"{"volumes": "v"}"#).is_err());
+    }
+}

@@ -1,0 +1,297 @@
+//! Plugs disks into a running QEMU and takes them out, the way libvirt does for KubeVirt: the same drivers, the same
+//! serial in both places a guest can look, one SCSI target with a logical unit per disk.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use qapi::qmp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::{
+    command_line::{ROOT_PORTS, SCSI_CONTROLLER, root_port},
+    qmp::Monitor,
+    wait_for,
+};
+
+/// SCSI logical units of one target (SAM-5 peripheral device addressing).
+const SCSI_UNITS: u16 = 256;
+
+/// Linux's EIO, which `blkdebug` answers for a bad sector.
+const EIO: i64 = 5;
+
+/// A guest acknowledges a PCIe removal within a second; software emulation on a loaded machine takes longer.
+const UNPLUG_LIMIT: Duration = Duration::from_mins(1);
+
+/// QEMU frees a removed device within its next main loop turns.
+const CLOSE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Where a disk is plugged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bus {
+    /// `scsi-hd` on the machine's virtio-scsi controller: what KubeVirt hotplugs by default. The guest sees the whole serial.
+    Scsi,
+    /// `virtio-blk-pci` on a PCIe root port. The guest sees the serial's first 20 bytes.
+    Virtio,
+}
+
+/// A disk to plug.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Unique within the machine: KubeVirt's volume name.
+    pub name: String,
+    /// A raw image file or a block device. QEMU locks it: a second machine is refused.
+    pub image: PathBuf,
+    /// Where to plug it.
+    pub bus: Bus,
+    /// What the guest reads as the disk's serial number.
+    pub serial: String,
+    /// 512-byte sectors whose reads answer EIO.
+    #[serde(default)]
+    pub read_errors: Vec<u64>,
+}
+
+/// QEMU's names for the parts of one disk. Node names hold 31 bytes at most, volume names 63: hence a digest.
+pub(super) struct Nodes {
+    file: String,
+    faults: String,
+    format: String,
+    device: String,
+}
+
+impl Nodes {
+    pub(super) fn of(name: &str) -> Self {
+        let digest = Sha256::digest(name.as_bytes());
+        let id = digest[..8].iter().fold(String::new(), |id, byte| format!("{id}{byte:02x}"));
+        Self {
+            file: format!("file-{id}"),
+            faults: format!("faults-{id}"),
+            format: format!("format-{id}"),
+            device: format!("disk-{id}"),
+        }
+    }
+}
+
+/// The disks of one machine. Changes are made one at a time; reading never waits for one.
+#[derive(Debug, Default)]
+pub(super) struct Disks {
+    plugged: Mutex<Places>,
+    change: tokio::sync::Mutex<()>,
+}
+
+/// Disks by name, each with its place on its bus.
+#[derive(Debug, Default)]
+struct Places(BTreeMap<String, (Disk, u16)>);
+
+impl Places {
+    fn free(&self, bus: Bus) -> Result<u16> {
+        let places = match bus {
+            Bus::Scsi => SCSI_UNITS,
+            Bus::Virtio => u16::from(ROOT_PORTS),
+        };
+        let taken = |place: &u16| self.0.values().any(|(disk, at)| disk.bus == bus && at == place);
+        (0..places)
+            .find(|place| !taken(place))
+            .with_context(|| format!("all {places} places of the {bus:?} bus are taken"))
+    }
+}
+
+impl Disks {
+    pub(super) fn names(&self) -> Vec<String> {
+        self.places().0.keys().cloned().collect()
+    }
+
+    /// Plugs `disk`. The same disk again is a success, another disk under its name an error.
+    pub(super) async fn plug(&self, monitor: &Monitor, disk: &Disk) -> Result<()> {
+        let _change = self.change.lock().await;
+        let place = {
+            let places = self.places();
+            if let Some((plugged, _)) = places.0.get(&disk.name) {
+                ensure!(plugged == disk, "another disk is plugged as {}; unplug it first", disk.name);
+                return Ok(());
+            }
+            places.free(disk.bus)?
+        };
+        let nodes = Nodes::of(&disk.name);
+        add_nodes(monitor, &nodes, disk, false).await?;
+        if let Err(error) = add_device(monitor, device(&nodes, disk, place)).await {
+            delete_nodes(monitor, &nodes).await.ok();
+            return Err(error.context(format!("plug {}", disk.name)));
+        }
+        self.places().0.insert(disk.name.clone(), (disk.clone(), place));
+        Ok(())
+    }
+
+    /// Takes a disk out: the device, once the guest has let go, then its block nodes. One that is not there is out.
+    pub(super) async fn unplug(&self, monitor: &Monitor, name: &str) -> Result<()> {
+        let _change = self.change.lock().await;
+        if !self.places().0.contains_key(name) {
+            return Ok(());
+        }
+        let nodes = Nodes::of(name);
+        monitor.remove_device(&nodes.device, UNPLUG_LIMIT).await.with_context(|| format!("unplug {name}"))?;
+        delete_nodes(monitor, &nodes).await.with_context(|| format!("unplug {name}"))?;
+        self.places().0.remove(name);
+        Ok(())
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.plugged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Plugs a read-only disk into a root port that no other disk uses. It stays as long as the machine.
+pub(super) async fn plug_read_only(monitor: &Monitor, disk: &Disk, port: u8) -> Result<()> {
+    let nodes = Nodes::of(&disk.name);
+    add_nodes(monitor, &nodes, disk, true).await?;
+    add_device(monitor, device(&nodes, disk, port.into())).await
+}
+
+async fn add_nodes(monitor: &Monitor, nodes: &Nodes, disk: &Disk, read_only: bool) -> Result<()> {
+    let image = disk.image.to_str().with_context(|| format!("{} is not UTF-8", disk.image.display()))?;
+    for node in block_nodes(nodes, image, &disk.read_errors, read_only) {
+        let options: qmp::BlockdevOptions = serde_json::from_value(node).context("block node options")?;
+        if let Err(error) = monitor.execute(qmp::blockdev_add(options)).await {
+            delete_nodes(monitor, nodes).await.ok();
+            return Err(error.context(format!("open {image}")));
+        }
+    }
+    Ok(())
+}
+
+async fn add_device(monitor: &Monitor, properties: Value) -> Result<()> {
+    let command: qmp::device_add = serde_json::from_value(properties).context("device properties")?;
+    monitor.execute(command).await?;
+    Ok(())
+}
+
+/// Deletes the nodes that exist, top first.
+async fn delete_nodes(monitor: &Monitor, nodes: &Nodes) -> Result<()> {
+    for node in [&nodes.format, &nodes.faults, &nodes.file] {
+        wait_for(&format!("for QEMU to close {node}"), CLOSE_LIMIT, || delete_node(monitor, node)).await?;
+    }
+    Ok(())
+}
+
+/// One attempt; nothing while the node is in use: QEMU announces a device's end before the object that holds the node
+/// has been freed.
+async fn delete_node(monitor: &Monitor, node: &str) -> Result<Option<()>> {
+    match monitor.attempt(qmp::blockdev_del { node_name: node.into() }).await? {
+        Ok(_) => Ok(Some(())),
+        Err(refusal) if refusal.to_string().contains("Failed to find node") => Ok(Some(())),
+        Err(refusal) if refusal.to_string().contains("is in use") => Ok(None),
+        Err(refusal) => bail!("QEMU refuses to close {node}: {refusal}"),
+    }
+}
+
+/// The block graph, bottom first: the file, the bad sectors if any, the raw format on top.
+fn block_nodes(nodes: &Nodes, image: &str, read_errors: &[u64], read_only: bool) -> Vec<Value> {
+    // The images live no longer than the bench: what the host's page cache holds is safe enough, and flushing to a
+    // real disk would only make every test wait.
+    let cache = json!({"direct": false, "no-flush": true});
+    let mut graph = vec![json!({
+        "driver": "file", "node-name": nodes.file, "filename": image, "read-only": read_only, "cache": cache,
+    })];
+    let mut below = &nodes.file;
+    if !read_errors.is_empty() {
+        let rule = |sector: &u64| json!({"event": "none", "iotype": "read", "errno": EIO, "sector": sector});
+        let rules: Vec<Value> = read_errors.iter().map(rule).collect();
+        graph.push(json!({
+            "driver": "blkdebug", "node-name": nodes.faults, "image": nodes.file, "inject-error": rules,
+        }));
+        below = &nodes.faults;
+    }
+    graph.push(json!({
+        "driver": "raw", "node-name": nodes.format, "file": below, "read-only": read_only, "cache": cache,
+    }));
+    graph
+}
+
+/// `device_add`'s arguments. Errors go to the guest, so that a test can see what its kernel and our driver make of
+/// them; KubeVirt's own default pauses the VM instead.
+fn device(nodes: &Nodes, disk: &Disk, place: u16) -> Value {
+    let mut properties = json!({
+        "id": nodes.device, "drive": nodes.format, "serial": disk.serial, "werror": "report", "rerror": "report",
+    });
+    let more = match disk.bus {
+        // libvirt sets device_id to the serial: without it the guest's /dev/disk/by-id holds only 20 characters.
+        Bus::Scsi => json!({
+            "driver": "scsi-hd", "bus": format!("{SCSI_CONTROLLER}.0"), "device_id": disk.serial,
+            "channel": 0, "scsi-id": 0, "lun": place,
+        }),
+        Bus::Virtio => json!({"driver": "virtio-blk-pci", "bus": root_port(place)}),
+    };
+    if let (Value::Object(all), Value::Object(more)) = (&mut properties, more) {
+        all.extend(more);
+    }
+    properties
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(name: &str, bus: Bus, read_errors: Vec<u64>) -> Disk {
+        Disk { name: name.into(), image: "/images/a.img".into(), bus, serial: "b9d4".into(), read_errors }
+    }
+
+    #[test]
+    fn names_fit_into_qemus_31_bytes_and_differ() {
+        let (a, b) = (Nodes::of(&"a".repeat(63)), Nodes::of("b"));
+        for name in [&a.file, &a.faults, &a.format, &a.device] {
+            assert!(name.len() <= 31, "{name}");
+        }
+        assert_ne!(a.device, b.device);
+    }
+
+    #[test]
+    fn bad_sectors_lie_between_file_and_format() {
+        let nodes = Nodes::of("v");
+        let graph = block_nodes(&nodes, "/a.img", &[0, 2048], false);
+        assert_eq!(graph.len(), 3);
+        assert_eq!(graph[1]["image"], json!(nodes.file));
+        assert_eq!(graph[1]["inject-error"][1]["sector"], json!(2048));
+        assert_eq!(graph[2]["file"], json!(nodes.faults));
+        for node in graph {
+            serde_json::from_value::<qmp::BlockdevOptions>(node).expect("options of QEMU's schema");
+        }
+    }
+
+    #[test]
+    fn without_bad_sectors_the_format_reads_the_file() {
+        let graph = block_nodes(&Nodes::of("v"), "/a.img", &[], true);
+        assert_eq!(graph.len(), 2);
+        assert_eq!(graph[1]["file"], graph[0]["node-name"]);
+        assert_eq!(graph[0]["read-only"], json!(true));
+    }
+
+    #[test]
+    fn a_scsi_disk_carries_its_serial_twice() {
+        let properties = device(&Nodes::of("v"), &disk("v", Bus::Scsi, vec![]), 3);
+        assert_eq!((&properties["serial"], &properties["device_id"]), (&json!("b9d4"), &json!("b9d4")));
+        assert_eq!(properties["lun"], json!(3));
+    }
+
+    #[test]
+    fn places_are_counted_per_bus_and_used_again() {
+        let mut plugged = Places::default();
+        for (name, bus, place) in [("a", Bus::Virtio, 0), ("b", Bus::Virtio, 1), ("c", Bus::Scsi, 0)] {
+            assert_eq!(plugged.free(bus).expect("a place"), place);
+            plugged.0.insert(name.into(), (disk(name, bus, vec![]), place));
+        }
+        plugged.0.remove("a");
+        assert_eq!(plugged.free(Bus::Virtio).expect("a place"), 0);
+        for place in 2..=u16::from(ROOT_PORTS) {
+            plugged.0.insert(format!("v{place}"), (disk("v", Bus::Virtio, vec![]), place));
+        }
+        plugged.0.insert("z".into(), (disk("z", Bus::Virtio, vec![]), 0));
+        assert!(plugged.free(Bus::Virtio).is_err());
+    }
+}

@@ -1,0 +1,218 @@
+//! A virtual machine: one QEMU process, its monitor, its disks and, for a worker, its inside.
+
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use qapi::qmp::{self, RunState};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Accelerator, Bus, Disk, Guest,
+    accelerator::QEMU,
+    command_line::{Files, PROGRAMS_PORT, arguments},
+    disk::{Disks, plug_read_only},
+    image::WorkerImage,
+    network, saved_state, wait_for,
+};
+use crate::{
+    paths::RUNTIME,
+    supervise::{Process, ProcessSpec, Supervisor},
+    vm::qmp::Monitor,
+};
+
+/// From QEMU's start to the guest agent's answer: 5 s when quiet, several times that on a loaded machine.
+const BOOT_LIMIT: Duration = Duration::from_mins(3);
+
+/// Reading a saved state back.
+const RESTORE_LIMIT: Duration = Duration::from_mins(1);
+
+/// QEMU ends on SIGTERM as soon as its main loop turns.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// Lines of a log that an error message quotes.
+const LOG_LINES: usize = 15;
+
+/// The disk with our own programs, as the guest names it. No UUID, so no volume can be mistaken for it.
+const PROGRAMS_SERIAL: &str = "bench-programs";
+
+/// Where that disk is mounted in the guest.
+pub const PROGRAMS_MOUNT: &str = "/opt/programs";
+
+/// What a machine runs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Boot {
+    /// No kernel and a stopped processor: disks plug and unplug, nobody reads them.
+    Nothing,
+    /// A worker.
+    Worker {
+        /// What it boots from.
+        image: WorkerImage,
+        /// The network card's address, `52:54:00:77:00:0b`.
+        mac: String,
+        /// Its address on the worker network.
+        address: Ipv4Addr,
+        /// An existing tap device (see [`super::create_tap`]).
+        tap: String,
+        /// A saved state to resume instead of booting ([`saved_state::ensure`]).
+        state: Option<PathBuf>,
+    },
+}
+
+/// A machine to start.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MachineSpec {
+    /// Unique in the bench; the process is called `vm-<name>`.
+    pub name: String,
+    /// Memory in MiB. A worker needs [`saved_state::WORKER_MEMORY_MIB`], a machine without guest 16.
+    pub memory_mib: u32,
+    /// What it runs.
+    pub boot: Boot,
+}
+
+/// A running machine. Dropping it does not stop it; the supervisor does, or [`Machine::stop`].
+#[derive(Debug)]
+pub struct Machine {
+    process: Process,
+    monitor: Monitor,
+    disks: Disks,
+    guest: Option<Guest>,
+}
+
+impl Machine {
+    /// Starts QEMU. For a worker, returns when its guest agent has answered and our programs are mounted at
+    /// [`PROGRAMS_MOUNT`]; after a restore with a clock, random numbers and addresses of its own.
+    pub async fn start(supervisor: &Supervisor, spec: &MachineSpec) -> Result<Self> {
+        let accelerator = match &spec.boot {
+            Boot::Nothing => Accelerator::Tcg,
+            Boot::Worker { image, tap, .. } => {
+                ensure!(network::exists(tap).await?, "no tap device {tap}; create it before the machine");
+                Accelerator::of_this_host(image).await?
+            }
+        };
+        let sockets = Path::new(RUNTIME).join("vm").join(&spec.name);
+        std::fs::create_dir_all(&sockets).with_context(|| format!("create {}", sockets.display()))?;
+        let (monitor, agent) = (sockets.join("qmp"), sockets.join("agent"));
+        let console = supervisor.logs().join(format!("vm-{}-console.log", spec.name));
+        let files = Files { monitor: &monitor, agent: &agent, console: &console };
+        let process = supervisor.start(&ProcessSpec {
+            name: format!("vm-{}", spec.name),
+            program: QEMU.into(),
+            args: arguments(spec, accelerator, &files),
+            ..ProcessSpec::default()
+        })?;
+        let monitor = Monitor::connect(&monitor, &process).await?;
+        let mut machine = Self { process, monitor, disks: Disks::default(), guest: None };
+        let up = machine.bring_up(&spec.boot, &agent);
+        if let Err(error) = up.await {
+            let said = tail(&console, LOG_LINES);
+            let error = error.context(format!("machine {}; its console: {said}", spec.name));
+            machine.stop().await;
+            return Err(error);
+        }
+        Ok(machine)
+    }
+
+    async fn bring_up(&mut self, boot: &Boot, agent: &Path) -> Result<()> {
+        let Boot::Worker { image, mac, address, state, .. } = boot else {
+            return Ok(());
+        };
+        if state.is_some() {
+            self.resume().await?;
+        }
+        let process = self.process.clone();
+        let guest = tokio::select! {
+            guest = Guest::connect(agent, BOOT_LIMIT) => guest?,
+            status = process.exited() => bail!("QEMU ended with {status}: {}", process.log_tail(LOG_LINES)),
+        };
+        if state.is_some() {
+            saved_state::freshen(&guest, mac, *address).await?;
+        }
+        if let Some(programs) = &image.programs {
+            self.mount_programs(&guest, programs).await?;
+        }
+        self.guest = Some(guest);
+        Ok(())
+    }
+
+    /// Waits until the saved state is read and lets the processor run.
+    async fn resume(&self) -> Result<()> {
+        wait_for("for the saved state to be read", RESTORE_LIMIT, || async {
+            if let Some(status) = self.process.ended() {
+                bail!("QEMU can't read the saved state ({status}): {}", self.process.log_tail(LOG_LINES));
+            }
+            Ok((self.status().await? != RunState::inmigrate).then_some(()))
+        })
+        .await?;
+        self.monitor.execute(qmp::cont {}).await?;
+        Ok(())
+    }
+
+    /// Our own programs come on a disk of their own: they change with every edit, the saved state must not.
+    async fn mount_programs(&self, guest: &Guest, programs: &Path) -> Result<()> {
+        let disk = Disk {
+            name: PROGRAMS_SERIAL.into(),
+            image: programs.into(),
+            bus: Bus::Virtio,
+            serial: PROGRAMS_SERIAL.into(),
+            read_errors: vec![],
+        };
+        plug_read_only(&self.monitor, &disk, PROGRAMS_PORT).await.context("plug the programs' disk")?;
+        let script = r#"
+            disk=/dev/disk/by-id/virtio-$1; tries=0
+            until [ -b "$disk" ]; do [ $((tries += 1)) -le 1500 ] || exit 4; usleep 20000; done
+            mkdir -p "$2" && mount -t squashfs -o ro "$disk" "$2""#;
+        let mount = ["/bin/sh", "-c", script, "sh", PROGRAMS_SERIAL, PROGRAMS_MOUNT];
+        guest.check(&mount, None).await.context("mount the programs' disk")?;
+        Ok(())
+    }
+
+    /// Plugs a disk; the same disk again is a success. Returns when QEMU has it: the guest sees it some time later.
+    pub async fn plug(&self, disk: &Disk) -> Result<()> {
+        self.disks.plug(&self.monitor, disk).await
+    }
+
+    /// Takes a disk out and returns when the guest has let go and the image is closed. One that isn't plugged is a success.
+    pub async fn unplug(&self, name: &str) -> Result<()> {
+        self.disks.unplug(&self.monitor, name).await
+    }
+
+    /// The names of the plugged disks, sorted.
+    pub fn plugged(&self) -> Vec<String> {
+        self.disks.names()
+    }
+
+    /// The machine's inside; `None` where no guest runs.
+    pub fn guest(&self) -> Option<&Guest> {
+        self.guest.as_ref()
+    }
+
+    /// The QEMU process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Ends QEMU: power off without a warning to the guest.
+    pub async fn stop(&self) {
+        self.process.stop(STOP_GRACE).await;
+    }
+
+    pub(super) fn monitor(&self) -> &Monitor {
+        &self.monitor
+    }
+
+    async fn status(&self) -> Result<RunState> {
+        Ok(self.monitor.execute(qmp::query_status {}).await?.status)
+    }
+}
+
+/// The last lines of a text file; empty when there is none.
+fn tail(path: &Path, lines: usize) -> String {
+    let text =
+        std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}

@@ -1,0 +1,201 @@
+//! Hotplug under the conditions that make drivers lie: not Ready, deleted, contended, many at once.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use bench::{
+    bring_up::Fault,
+    scenario::{Deadline, HCP_NAMESPACE, hotplugged, until, virtual_machines},
+    simulator::{
+        fault_plan::Hold,
+        virt_handler::{self, Selector, Step},
+    },
+};
+use csi_proto::v1::Volume;
+use futures::future::join_all;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use serde_json::json;
+use tonic::Code;
+
+use crate::{
+    controller_process::{Controller, block},
+    fixture::Fixture,
+};
+
+/// A deadline short enough that a test may wait it out several times.
+const SHORT: Duration = Duration::from_secs(5);
+
+/// The volume is in the VM's spec, but the disk never becomes Ready: publish must not say OK, not even when asked again.
+/// (The reference answers OK to the second call: cozystack/cozystack#2659.)
+pub async fn publish_waits_for_ready(fixture: Fixture) -> Result<()> {
+    let controller = Controller::start(&fixture, "a").await?;
+    let machine = format!("{}-vm", fixture.word);
+    fixture.empty_machine(&machine).await?;
+    let volume = controller.create(&name(&fixture, 0), block()).await?;
+    fixture.image_of(&volume.volume_id).await?;
+
+    let stuck = StuckVolume::new(&volume).await?;
+    for attempt in 1..=2 {
+        match controller.publish_within(&volume, &machine, SHORT).await {
+            Ok(()) => bail!("publish {attempt} answered OK although the disk is not Ready"),
+            Err(status) => {
+                let non_final = matches!(status.code(), Code::Aborted | Code::DeadlineExceeded | Code::Unavailable);
+                ensure!(non_final, "publish {attempt} answered {status:?}: the sidecar would give up");
+            }
+        }
+        let disks = hotplugged(&fixture.infra, HCP_NAMESPACE, &volume.volume_id).await?;
+        ensure!(disks.iter().all(|disk| disk.phase != "Ready"), "the fault did not hold: {disks:?}");
+    }
+    let spec = volumes_in_spec(&fixture, &machine).await?;
+    ensure!(spec.contains(&volume.volume_id), "the volume is not in the VM's spec: {spec:?}");
+
+    drop(stuck);
+    controller.publish(&volume, &machine).await.context("publish after the fault")?;
+    let disks = hotplugged(&fixture.infra, HCP_NAMESPACE, &volume.volume_id).await?;
+    ensure!(disks.iter().any(|disk| disk.phase == "Ready" && disk.vmi == machine), "OK without Ready: {disks:?}");
+    controller.discard(&volume, &machine).await?;
+    fixture.delete_machine(&machine).await
+}
+
+/// The VirtualMachine is deleted while its instance still runs with the disk: unpublish says ABORTED until the instance is
+/// gone, then OK (KubeVirt 1.9 refuses removevolume on an instance that had an owner).
+pub async fn vm_deleted_while_attached(fixture: Fixture) -> Result<()> {
+    let controller = Controller::start(&fixture, "a").await?;
+    let machine = format!("{}-vm", fixture.word);
+    fixture.empty_machine(&machine).await?;
+    let volume = controller.create(&name(&fixture, 0), block()).await?;
+    controller.publish(&volume, &machine).await?;
+
+    let machines = virtual_machines(&fixture.infra, HCP_NAMESPACE);
+    let at_once = DeleteParams { propagation_policy: Some(kube::api::PropagationPolicy::Orphan), ..DeleteParams::default() };
+    machines.delete(&machine, &at_once).await?;
+    until("the VM's end", Deadline::Reaction, async || {
+        Ok(if machines.get_opt(&machine).await?.is_none() { Ok(()) } else { Err("it is there".to_owned()) })
+    })
+    .await?;
+    let status = match controller.unpublish_within(&volume, &machine, SHORT).await {
+        Ok(()) => bail!("unpublish answered OK while the instance still has the disk"),
+        Err(status) => status,
+    };
+    ensure!(status.code() == Code::Aborted, "unpublish answered {status:?} while the instance lives");
+    ensure!(!fixture.control.plugged(&machine).await?.is_empty(), "the disk was unplugged under a live instance");
+
+    let instances = bench::scenario::virtual_machine_instances(&fixture.infra, HCP_NAMESPACE);
+    instances.delete(&machine, &DeleteParams::default()).await?;
+    until("unpublish", Deadline::MachineStart, async || {
+        Ok(controller.unpublish(&volume, &machine).await.map_err(|status| format!("{status:?}")))
+    })
+    .await?;
+    controller.delete(&volume).await?;
+    Ok(())
+}
+
+/// Two driver processes (an old leader and a new one) publish one RWO volume to two VMs at the same moment: one wins, the
+/// other names it; never two OKs. (The reference: both OK, both VMs get the disk.)
+pub async fn two_drivers_one_volume(fixture: Fixture) -> Result<()> {
+    let (one, two) = tokio::try_join!(Controller::start(&fixture, "a"), Controller::start(&fixture, "b"))?;
+    let machines = [format!("{}-vm1", fixture.word), format!("{}-vm2", fixture.word)];
+    tokio::try_join!(fixture.empty_machine(&machines[0]), fixture.empty_machine(&machines[1]))?;
+    for round in 0..3 {
+        let volume = one.create(&name(&fixture, round), block()).await?;
+        fixture.image_of(&volume.volume_id).await?;
+        let (first, second) = tokio::join!(one.publish(&volume, &machines[0]), two.publish(&volume, &machines[1]));
+        let (winner, loser) = match (first, second) {
+            (Ok(()), Err(status)) => (0, status),
+            (Err(status), Ok(())) => (1, status),
+            (first, second) => bail!("round {round}: {first:?} and {second:?}"),
+        };
+        ensure!(loser.code() == Code::FailedPrecondition, "round {round}: the loser was told {loser:?}");
+        ensure!(loser.message().contains(&machines[winner]), "the refusal does not name the holder: {loser:?}");
+        let disks = hotplugged(&fixture.infra, HCP_NAMESPACE, &volume.volume_id).await?;
+        ensure!(disks.len() == 1 && disks[0].vmi == machines[winner], "round {round}: {disks:?}");
+        ensure!(
+            !volumes_in_spec(&fixture, &machines[1 - winner]).await?.contains(&volume.volume_id),
+            "round {round}: the loser's VM has the volume in its spec"
+        );
+        one.discard(&volume, &machines[winner]).await?;
+    }
+    for machine in &machines {
+        fixture.delete_machine(machine).await?;
+    }
+    Ok(())
+}
+
+/// Sixteen volumes for one VM at the same moment: all are attached, and all detached.
+pub async fn sixteen_volumes_at_once(fixture: Fixture) -> Result<()> {
+    const COUNT: usize = 16;
+    let controller = Controller::start(&fixture, "a").await?;
+    let machine = format!("{}-vm", fixture.word);
+    fixture.empty_machine(&machine).await?;
+    let names: Vec<String> = (0..COUNT).map(|index| name(&fixture, index)).collect();
+    let created = join_all(names.iter().map(|name| controller.create(name, block()))).await;
+    let volumes = created.into_iter().collect::<Result<Vec<Volume>, _>>()?;
+    for result in join_all(volumes.iter().map(|volume| controller.publish(volume, &machine))).await {
+        result?;
+    }
+    let plugged = fixture.control.plugged(&machine).await?;
+    ensure!(volumes.iter().all(|volume| plugged.contains(&volume.volume_id)), "plugged: {plugged:?}");
+    for result in join_all(volumes.iter().map(|volume| controller.unpublish(volume, &machine))).await {
+        result?;
+    }
+    ensure!(fixture.control.plugged(&machine).await?.is_empty(), "some disk is still plugged");
+    for result in join_all(volumes.iter().map(|volume| controller.delete(volume))).await {
+        result?;
+    }
+    fixture.delete_machine(&machine).await
+}
+
+/// A halted VM would get the disk at its next start, with no VolumeAttachment to say so: refused, its spec untouched.
+pub async fn halted_vm_is_refused(fixture: Fixture) -> Result<()> {
+    let controller = Controller::start(&fixture, "a").await?;
+    let machine = format!("{}-vm", fixture.word);
+    fixture.empty_machine(&machine).await?;
+    let machines = virtual_machines(&fixture.infra, HCP_NAMESPACE);
+    let halt = json!({"spec": {"runStrategy": "Halted"}});
+    machines.patch(&machine, &PatchParams::default(), &Patch::Merge(halt)).await?;
+    let instances = bench::scenario::virtual_machine_instances(&fixture.infra, HCP_NAMESPACE);
+    until("the instance's end", Deadline::MachineStart, async || {
+        Ok(if instances.get_opt(&machine).await?.is_none() { Ok(()) } else { Err("it is there".to_owned()) })
+    })
+    .await?;
+    let volume = controller.create(&name(&fixture, 0), block()).await?;
+    let before = volumes_in_spec(&fixture, &machine).await?;
+    match controller.publish_within(&volume, &machine, SHORT).await {
+        Ok(()) => bail!("publish to a halted VM answered OK"),
+        Err(status) => ensure!(status.code() != Code::Unknown, "no clear answer: {status:?}"),
+    }
+    ensure!(volumes_in_spec(&fixture, &machine).await? == before, "the halted VM's spec was changed");
+    controller.discard(&volume, &machine).await?;
+    fixture.delete_machine(&machine).await
+}
+
+/// Holds a volume's disk before Ready for as long as it lives.
+struct StuckVolume {
+    #[expect(dead_code, reason = "the fault ends with the connection")]
+    connection: bench::control::Client,
+}
+
+impl StuckVolume {
+    async fn new(volume: &Volume) -> Result<Self> {
+        let connection = bench::control::Client::connect().await?;
+        connection
+            .fault(Fault::VirtHandler(virt_handler::Fault::Hold {
+                step: Step::Ready,
+                hold: Hold::Forever,
+                at: Selector { volume: Some(volume.volume_id.clone()), ..Selector::default() },
+            }))
+            .await?;
+        Ok(Self { connection })
+    }
+}
+
+/// A volume name as external-provisioner makes them: the prefix and something unique.
+fn name(fixture: &Fixture, index: usize) -> String {
+    format!("pvc-{}-{index}", fixture.word)
+}
+
+async fn volumes_in_spec(fixture: &Fixture, machine: &str) -> Result<Vec<String>> {
+    let object = virtual_machines(&fixture.infra, HCP_NAMESPACE).get(machine).await?;
+    let volumes = object.data["spec"]["template"]["spec"]["volumes"].as_array().cloned().unwrap_or_default();
+    Ok(volumes.iter().filter_map(|volume| Some(volume["name"].as_str()?.to_owned())).collect())
+}

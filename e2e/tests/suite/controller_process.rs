@@ -1,0 +1,192 @@
+//! A controller process of the test's own, as the ServiceAccount that `deploy/` gives the controller, beside the installed
+//! one: its socket is where tests call RPCs directly.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result};
+use bench::{
+    command::goal::Plan,
+    control,
+    paths::RUNTIME,
+    scenario::{Deadline, HCP_NAMESPACE, until},
+    supervise::{Process, ProcessSpec, Supervisor},
+};
+use csi_proto::v1::{
+    ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, Volume,
+    VolumeCapability, controller_client::ControllerClient, volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
+};
+use k8s_openapi::api::{authentication::v1::TokenRequest, core::v1::ServiceAccount};
+use kube::{Api, api::PostParams, config::Kubeconfig};
+use serde_json::json;
+use tonic::{
+    Request, Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::fixture::Fixture;
+
+/// The controller's ServiceAccount, the reference's name.
+const SERVICE_ACCOUNT: &str = "kubevirt-csi";
+
+/// The labels that the bench's installation gives this guest's infra objects (`e2e/installation/infra`).
+pub const INFRA_LABELS: &str = "hypershift.openshift.io/infra-id=guest";
+
+/// One gibibyte.
+pub const GIB: i64 = 1 << 30;
+
+/// Deadline of an RPC that should succeed, the sidecars' `--timeout=3m`.
+const RPC_DEADLINE: Duration = Duration::from_secs(180);
+
+/// A running controller; killed when dropped.
+pub struct Controller {
+    process: Process,
+    client: ControllerClient<Channel>,
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.process.signal(nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+impl Controller {
+    /// Starts a controller named after the test and `suffix`, and waits for its socket.
+    pub async fn start(fixture: &Fixture, suffix: &str) -> Result<Self> {
+        let name = format!("test-{}-{suffix}", fixture.word);
+        let socket = PathBuf::from(RUNTIME).join(format!("{name}.sock"));
+        let kubeconfig = PathBuf::from(RUNTIME).join(format!("{name}.kubeconfig"));
+        std::fs::write(&kubeconfig, service_account_kubeconfig(fixture).await?)?;
+        let spec = ProcessSpec {
+            name: name.clone(),
+            program: program(fixture)?,
+            args: vec![
+                format!("--endpoint=unix://{}", socket.display()),
+                format!("--infra-cluster-namespace={HCP_NAMESPACE}"),
+                format!("--infra-cluster-labels={INFRA_LABELS}"),
+                format!("--infra-cluster-kubeconfig={}", kubeconfig.display()),
+                "--run-node-service=false".to_owned(),
+                "--run-controller-service=true".to_owned(),
+                "--v=5".to_owned(),
+            ],
+            ..ProcessSpec::default()
+        };
+        let process = Supervisor::new(fixture.run.join("logs")).start(&spec)?;
+        let endpoint = Endpoint::try_from(format!("unix:{}", socket.display()))?;
+        let channel = until("the controller's socket", Deadline::Reaction, async || match process.ended() {
+            Some(status) => Ok(Err(format!("it ended with {status}: {}", process.log_tail(5)))),
+            None => Ok(endpoint.connect().await.map_err(|error| format!("{error:?}"))),
+        })
+        .await?;
+        Ok(Self { process, client: ControllerClient::new(channel) })
+    }
+
+    /// CreateVolume of 1 GiB; block or ext4.
+    pub async fn create(&self, name: &str, capability: VolumeCapability) -> Result<Volume, Status> {
+        let request = CreateVolumeRequest {
+            name: name.to_owned(),
+            capacity_range: Some(csi_proto::v1::CapacityRange { required_bytes: GIB, limit_bytes: 0 }),
+            volume_capabilities: vec![capability],
+            ..CreateVolumeRequest::default()
+        };
+        let response = self.client.clone().create_volume(timed(request, RPC_DEADLINE)).await?;
+        response.into_inner().volume.ok_or_else(|| Status::internal("CreateVolume answered no volume"))
+    }
+
+    /// ControllerPublishVolume with the sidecars' deadline.
+    pub async fn publish(&self, volume: &Volume, machine: &str) -> Result<(), Status> {
+        self.publish_within(volume, machine, RPC_DEADLINE).await
+    }
+
+    /// ControllerPublishVolume with a deadline of the test's choice.
+    pub async fn publish_within(&self, volume: &Volume, machine: &str, deadline: Duration) -> Result<(), Status> {
+        let request = ControllerPublishVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            node_id: node_id(machine),
+            volume_capability: Some(block()),
+            volume_context: volume.volume_context.clone(),
+            ..ControllerPublishVolumeRequest::default()
+        };
+        self.client.clone().controller_publish_volume(timed(request, deadline)).await.map(drop)
+    }
+
+    /// ControllerUnpublishVolume with the sidecars' deadline.
+    pub async fn unpublish(&self, volume: &Volume, machine: &str) -> Result<(), Status> {
+        self.unpublish_within(volume, machine, RPC_DEADLINE).await
+    }
+
+    /// ControllerUnpublishVolume with a deadline of the test's choice.
+    pub async fn unpublish_within(&self, volume: &Volume, machine: &str, deadline: Duration) -> Result<(), Status> {
+        let request = ControllerUnpublishVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            node_id: node_id(machine),
+            ..ControllerUnpublishVolumeRequest::default()
+        };
+        self.client.clone().controller_unpublish_volume(timed(request, deadline)).await.map(drop)
+    }
+
+    /// DeleteVolume.
+    pub async fn delete(&self, volume: &Volume) -> Result<(), Status> {
+        let request = DeleteVolumeRequest { volume_id: volume.volume_id.clone(), ..DeleteVolumeRequest::default() };
+        self.client.clone().delete_volume(timed(request, RPC_DEADLINE)).await.map(drop)
+    }
+
+    /// Unpublishes from a machine until that is done, then deletes: the end of a test's volume.
+    pub async fn discard(&self, volume: &Volume, machine: &str) -> Result<()> {
+        self.discard_keeping(volume, machine).await?;
+        self.delete(volume).await.context("delete the volume")
+    }
+
+    /// Unpublishes from a machine until that is done.
+    pub async fn discard_keeping(&self, volume: &Volume, machine: &str) -> Result<()> {
+        until("the volume's detach", Deadline::PodStart, async || {
+            Ok(self.unpublish(volume, machine).await.map_err(|status| format!("{status:?}")))
+        })
+        .await
+    }
+}
+
+/// A raw block volume for one node.
+pub fn block() -> VolumeCapability {
+    capability(AccessType::Block(BlockVolume {}))
+}
+
+/// A filesystem volume for one node.
+pub fn filesystem(fs_type: &str) -> VolumeCapability {
+    capability(AccessType::Mount(MountVolume { fs_type: fs_type.to_owned(), ..MountVolume::default() }))
+}
+
+fn capability(access_type: AccessType) -> VolumeCapability {
+    VolumeCapability {
+        access_mode: Some(AccessMode { mode: Mode::SingleNodeWriter.into() }),
+        access_type: Some(access_type),
+    }
+}
+
+/// The node id of a virtual machine of the HCP namespace.
+pub fn node_id(machine: &str) -> String {
+    format!("{HCP_NAMESPACE}/{machine}")
+}
+
+/// A request with a deadline that the server sees (`grpc-timeout`).
+pub fn timed<T>(message: T, deadline: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(deadline);
+    request
+}
+
+/// The driver that this bench runs.
+fn program(fixture: &Fixture) -> Result<PathBuf> {
+    Ok(Plan::read(&fixture.run)?.artifacts.programs.path("kubevirt-csi-driver")?.to_path_buf())
+}
+
+/// A kubeconfig of the controller's ServiceAccount: the administrator's with another user.
+async fn service_account_kubeconfig(fixture: &Fixture) -> Result<String> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    let response = accounts.create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &TokenRequest::default()).await?;
+    let token = response.status.and_then(|status| status.token).context("no token in the answer")?;
+    let mut admin = serde_json::to_value(Kubeconfig::read_from(control::kubeconfig())?)?;
+    admin["users"] = json!([{"name": "account", "user": {"token": token}}]);
+    admin["contexts"] = json!([{"name": "infra", "context": {"cluster": "infra", "user": "account"}}]);
+    admin["current-context"] = json!("infra");
+    Ok(admin.to_string())
+}

@@ -1,0 +1,163 @@
+//! What holds data is not formatted: disks that carry something other than what is asked for are refused by the real node
+//! plugin in a real VM, and not one byte of them changes.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom, Write},
+    path::Path,
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use bench::{
+    bring_up::Fault,
+    simulator::virt_handler::{self, Selector},
+};
+use csi_proto::v1::Volume;
+use sha2::{Digest, Sha256};
+use tonic::{Code, Status};
+
+use crate::{
+    controller_process::{Controller, filesystem},
+    fixture::Fixture,
+    node_socket::NodeSocket,
+};
+
+/// The worker that these tests use.
+const WORKER: &str = "worker-1";
+
+/// A 512-byte sector in the first mebibyte, which a careful probe reads.
+const BAD_SECTOR: u64 = 100;
+
+/// A chunk of a disk image.
+const CHUNK: usize = 1 << 20;
+
+/// A disk with ext4 is asked to be xfs.
+pub async fn ext4(fixture: Fixture) -> Result<()> {
+    refused(&fixture, "xfs", |image| command("mkfs.ext4", &["-q", "-F"], image), Code::FailedPrecondition).await
+}
+
+/// A disk with xfs is asked to be ext4.
+pub async fn xfs(fixture: Fixture) -> Result<()> {
+    refused(&fixture, "ext4", |image| command("mkfs.xfs", &["-q", "-f"], image), Code::FailedPrecondition).await
+}
+
+/// A disk with a partition table and no filesystem (kubernetes/kubernetes#63235).
+pub async fn gpt(fixture: Fixture) -> Result<()> {
+    let partition = |image: &Path| {
+        let script = "label: gpt\nsize=64MiB\n";
+        let mut child = Command::new("sfdisk").arg("-q").arg(image).stdin(std::process::Stdio::piped()).spawn()?;
+        child.stdin.take().context("no stdin")?.write_all(script.as_bytes())?;
+        ensure!(child.wait()?.success(), "sfdisk failed");
+        Ok(())
+    };
+    refused(&fixture, "ext4", partition, Code::FailedPrecondition).await
+}
+
+/// A disk whose first mebibytes are random: data of a user without any signature.
+pub async fn random(fixture: Fixture) -> Result<()> {
+    let fill = |image: &Path| {
+        let mut source = File::open("/dev/urandom")?.take(4 * CHUNK as u64);
+        std::io::copy(&mut source, &mut File::options().write(true).open(image)?)?;
+        Ok(())
+    };
+    refused(&fixture, "ext4", fill, Code::FailedPrecondition).await
+}
+
+/// A blank disk with one sector that can't be read: `blkid` calls it blank (kubernetes/kubernetes#142243); it may not be.
+pub async fn read_error(fixture: Fixture) -> Result<()> {
+    let controller = Controller::start(&fixture, "a").await?;
+    let volume = controller.create(&format!("pvc-{}", fixture.word), filesystem("ext4")).await?;
+    let at = Selector { volume: Some(volume.volume_id.clone()), ..Selector::default() };
+    let fault = virt_handler::Fault::ReadErrors { sectors: vec![BAD_SECTOR], at };
+    fixture.control.fault(Fault::VirtHandler(fault)).await?;
+    expect_refusal(&fixture, &controller, &volume, "ext4", Code::Unavailable).await
+}
+
+/// A blank disk is formatted, once: what was written is there after unstage and another stage.
+pub async fn blank(fixture: Fixture) -> Result<()> {
+    let controller = Controller::start(&fixture, "a").await?;
+    let volume = controller.create(&format!("pvc-{}", fixture.word), filesystem("ext4")).await?;
+    controller.publish(&volume, WORKER).await?;
+    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let capability = filesystem("ext4");
+    for round in 1..=2 {
+        // Twice each: kubelet repeats calls whose answer it lost.
+        for _ in 0..2 {
+            node.stage(&volume, &capability).await?;
+        }
+        let mut target = String::new();
+        for _ in 0..2 {
+            target = node.publish(&volume, &capability).await?;
+        }
+        let file = format!("{target}/file");
+        if round == 1 {
+            node.run(&["sh", "-c", &format!("echo kept > {file} && sync")]).await?;
+        }
+        let content = node.run(&["cat", &file]).await?;
+        ensure!(content.trim() == "kept", "round {round}: the file holds {content:?}");
+        for _ in 0..2 {
+            node.unpublish(&volume).await?;
+        }
+        for _ in 0..2 {
+            node.unstage(&volume).await?;
+        }
+    }
+    controller.discard(&volume, WORKER).await
+}
+
+/// Writes `content` to a new volume's image, attaches it, asks the node to stage it as `fs_type`, expects `code`, and
+/// compares the image before and after.
+async fn refused(fixture: &Fixture, fs_type: &str, content: impl Fn(&Path) -> Result<()>, code: Code) -> Result<()> {
+    let controller = Controller::start(fixture, "a").await?;
+    let volume = controller.create(&format!("pvc-{}", fixture.word), filesystem(fs_type)).await?;
+    let image = fixture.image_of(&volume.volume_id).await?;
+    content(&image).with_context(|| format!("prepare {}", image.display()))?;
+    expect_refusal(fixture, &controller, &volume, fs_type, code).await
+}
+
+async fn expect_refusal(
+    fixture: &Fixture,
+    controller: &Controller,
+    volume: &Volume,
+    fs_type: &str,
+    code: Code,
+) -> Result<()> {
+    let image = fixture.image_of(&volume.volume_id).await?;
+    let before = checksum(&image)?;
+    controller.publish(volume, WORKER).await?;
+    let node = NodeSocket::connect(fixture, WORKER).await?;
+    let refusal: Status = match node.stage(volume, &filesystem(fs_type)).await {
+        Ok(()) => bail!("the node staged a disk that holds something else"),
+        Err(status) => status,
+    };
+    // kubelet asks again and again.
+    node.stage(volume, &filesystem(fs_type)).await.err().context("the second stage succeeded")?;
+    node.unstage(volume).await.context("unstage what was never staged")?;
+    controller.discard_keeping(volume, WORKER).await?;
+    ensure!(checksum(&image)? == before, "the disk was changed; the node said {refusal:?}");
+    ensure!(refusal.code() == code, "the disk is untouched, but the node said {refusal:?}");
+    controller.delete(volume).await?;
+    Ok(())
+}
+
+fn command(program: &str, arguments: &[&str], image: &Path) -> Result<()> {
+    let output = Command::new(program).args(arguments).arg(image).output().with_context(|| format!("run {program}"))?;
+    ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// SHA-256 of a whole image.
+fn checksum(image: &Path) -> Result<Vec<u8>> {
+    let mut file = File::open(image).with_context(|| format!("open {}", image.display()))?;
+    file.seek(SeekFrom::Start(0))?;
+    let mut digest = Sha256::new();
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let read = file.read(&mut chunk)?;
+        if read == 0 {
+            return Ok(digest.finalize().to_vec());
+        }
+        digest.update(&chunk[..read]);
+    }
+}

@@ -1,0 +1,149 @@
+//! What every test begins with: a turn with the bench, clients of both clusters, a guest namespace of its own.
+
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use bench::{
+    bring_up::virtual_machine,
+    control::{self, Client as Control, Lock},
+    paths::Run,
+    report::Timings,
+    scenario::{Deadline, HCP_NAMESPACE, data_volumes, until, virtual_machine_instances, virtual_machines},
+};
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim};
+use kube::{
+    Api, Client, Config,
+    api::{DeleteParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use libtest_mimic::{Failed, Trial};
+use serde_json::json;
+
+/// The group of the tests in the run's timings.
+const GROUP: &str = "tests";
+
+/// The containerDisk image of a virtual machine in which no guest runs: disks are plugged all the same.
+const EMPTY_IMAGE: &str = "bench.local/empty:1";
+
+/// A test: runs with a fixture; its time and result go to the run's table.
+pub fn trial<F>(name: &'static str, lock: Lock, body: fn(Fixture) -> F) -> Trial
+where
+    F: Future<Output = Result<()>> + 'static,
+{
+    Trial::test(name, move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(async {
+            let fixture = Fixture::new(name, lock).await.map_err(failed)?;
+            let (timings, started) = (fixture.timings.clone(), Instant::now());
+            let result = body(fixture).await;
+            let word = if result.is_ok() { "ok" } else { "failed" };
+            timings.add(GROUP, name, started.elapsed(), word).map_err(failed)?;
+            result.map_err(failed)
+        })
+    })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "used as a function value for map_err")]
+fn failed(error: anyhow::Error) -> Failed {
+    Failed::from(format!("{error:#}"))
+}
+
+/// What a test works with. Its turn with the bench ends when it is dropped.
+pub struct Fixture {
+    /// The connection to the bench; its lock and faults live as long.
+    pub control: Control,
+    /// Administrator of the infra cluster.
+    pub infra: Client,
+    /// Administrator of the guest cluster.
+    pub guest: Client,
+    /// A short unique word for names of this test, a legal label.
+    pub word: String,
+    /// The run folder.
+    pub run: PathBuf,
+    timings: Timings,
+}
+
+impl Fixture {
+    async fn new(name: &str, lock: Lock) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let control = Control::connect().await?;
+        control.lock(lock).await?;
+        let run = PathBuf::from(std::env::var_os(control::RUN_VARIABLE).context("BENCH_RUN is not set")?);
+        let test = name.rsplit("::").next().unwrap_or(name).replace('_', "-");
+        let short: String = test.chars().take(24).collect();
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        Ok(Self {
+            control,
+            infra: client("infra").await?,
+            guest: client("tenant").await?,
+            word: format!("{}-{}-{number}", short.trim_end_matches('-'), std::process::id()),
+            timings: Timings::of_run(&Run::open(run.clone())?),
+            run,
+        })
+    }
+
+    /// Creates the guest namespace of this test.
+    pub async fn guest_namespace(&self) -> Result<String> {
+        let namespaces: Api<Namespace> = Api::all(self.guest.clone());
+        let object = serde_json::from_value(json!({"metadata": {"name": self.word}}))?;
+        namespaces.create(&PostParams::default(), &object).await?;
+        let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> =
+            Api::namespaced(self.guest.clone(), &self.word);
+        until("the namespace's default ServiceAccount", Deadline::Reaction, async || {
+            Ok(accounts.get_opt("default").await?.map(|_| ()).ok_or_else(|| "absent".to_owned()))
+        })
+        .await?;
+        Ok(self.word.clone())
+    }
+
+    /// Creates a VirtualMachine in which no guest runs, and waits until its instance is Running.
+    pub async fn empty_machine(&self, name: &str) -> Result<()> {
+        let object = serde_json::from_value(virtual_machine(name, EMPTY_IMAGE, &std::collections::BTreeMap::new()))?;
+        virtual_machines(&self.infra, HCP_NAMESPACE).create(&PostParams::default(), &object).await?;
+        let instances = virtual_machine_instances(&self.infra, HCP_NAMESPACE);
+        until(&format!("virtual machine {name}"), Deadline::MachineStart, async || {
+            let Some(instance) = instances.get_opt(name).await? else { return Ok(Err("no instance".to_owned())) };
+            let phase = instance.data["status"]["phase"].as_str().unwrap_or("without a phase").to_owned();
+            Ok(if phase == "Running" { Ok(()) } else { Err(phase) })
+        })
+        .await
+    }
+
+    /// Deletes a VirtualMachine and waits until its instance is gone.
+    pub async fn delete_machine(&self, name: &str) -> Result<()> {
+        virtual_machines(&self.infra, HCP_NAMESPACE).delete(name, &DeleteParams::default()).await?;
+        let instances = virtual_machine_instances(&self.infra, HCP_NAMESPACE);
+        until("the instance's end", Deadline::MachineStart, async || {
+            Ok(if instances.get_opt(name).await?.is_none() { Ok(()) } else { Err("it is there".to_owned()) })
+        })
+        .await
+    }
+
+    /// The image file behind a volume: what infra storage wrote for the PV its claim is bound to.
+    pub async fn image_of(&self, volume: &str) -> Result<PathBuf> {
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.infra.clone(), HCP_NAMESPACE);
+        let data_volumes = data_volumes(&self.infra, HCP_NAMESPACE);
+        let name = until(&format!("the infra volume of {volume}"), Deadline::PodStart, async || {
+            let Some(data_volume) = data_volumes.get_opt(volume).await? else { return Ok(Err("absent".to_owned())) };
+            let phase = data_volume.data["status"]["phase"].as_str().unwrap_or_default().to_owned();
+            let bound = claims.get_opt(volume).await?.and_then(|claim| claim.spec?.volume_name);
+            Ok(match bound {
+                Some(name) if phase == "Succeeded" => Ok(name),
+                bound => Err(format!("DataVolume {phase}, claim bound to {bound:?}")),
+            })
+        })
+        .await?;
+        Ok(self.run.join("volumes").join(format!("{name}.img")))
+    }
+}
+
+async fn client(context: &str) -> Result<Client> {
+    let file = control::kubeconfig();
+    let kubeconfig = Kubeconfig::read_from(&file).with_context(|| format!("read {}", file.display()))?;
+    let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
+    Ok(Client::try_from(Config::from_custom_kubeconfig(kubeconfig, &options).await?)?)
+}

@@ -1,0 +1,61 @@
+//! A guest can reach only volumes that belong to it (CVE-2024-1725 of the reference).
+
+use anyhow::{Context, Result};
+use bench::scenario::{Deadline, HCP_NAMESPACE, PodOnVolume, claim, data_volumes, pod, until};
+use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim, Pod};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams, PostParams},
+};
+use serde_json::json;
+
+use crate::fixture::Fixture;
+
+/// What the reference says, and what its users' tests look for in the event.
+const REFUSAL: &str = "invalid volume name";
+
+/// A guest's administrator makes a PV by hand for a DataVolume of the infra namespace that lacks the guest's labels: the
+/// attach is refused, and the pod's FailedAttachVolume event says why.
+pub async fn foreign_volume_is_refused(fixture: Fixture) -> Result<()> {
+    let namespace = fixture.guest_namespace().await?;
+    let foreign = format!("pvc-{}", fixture.word);
+    let data_volumes = data_volumes(&fixture.infra, HCP_NAMESPACE);
+    let object = serde_json::from_value(json!({
+        "apiVersion": "cdi.kubevirt.io/v1beta1", "kind": "DataVolume", "metadata": {"name": foreign},
+        "spec": {"source": {"blank": {}}, "storage": {"resources": {"requests": {"storage": "1Gi"}}}},
+    }))?;
+    data_volumes.create(&PostParams::default(), &object).await?;
+
+    let volumes: Api<PersistentVolume> = Api::all(fixture.guest.clone());
+    let volume = serde_json::from_value(json!({
+        "metadata": {"name": foreign},
+        "spec": {
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "volumeMode": "Filesystem",
+            "storageClassName": "", "persistentVolumeReclaimPolicy": "Retain",
+            "csi": {"driver": "csi.kubevirt.io", "volumeHandle": foreign, "fsType": "ext4"},
+            "claimRef": {"namespace": namespace, "name": "claim"},
+        },
+    }))?;
+    volumes.create(&PostParams::default(), &volume).await?;
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(fixture.guest.clone(), &namespace);
+    let mut wanted = claim("claim", "", "Filesystem");
+    wanted.spec.as_mut().context("a claim has a spec")?.volume_name = Some(foreign.clone());
+    claims.create(&PostParams::default(), &wanted).await?;
+    let pods: Api<Pod> = Api::namespaced(fixture.guest.clone(), &namespace);
+    let user = PodOnVolume { name: "user", claim: "claim", node: None, volume_mode: "Filesystem", script: "true" };
+    pods.create(&PostParams::default(), &pod(&user)).await?;
+
+    let events: Api<Event> = Api::namespaced(fixture.guest.clone(), &namespace);
+    until("the FailedAttachVolume event", Deadline::PodStart, async || {
+        let list = events.list(&ListParams::default().fields("reason=FailedAttachVolume")).await?;
+        let messages: Vec<String> = list.items.into_iter().filter_map(|event| event.message).collect();
+        Ok(if messages.iter().any(|message| message.contains(REFUSAL)) { Ok(()) } else { Err(format!("{messages:?}")) })
+    })
+    .await?;
+
+    pods.delete("user", &DeleteParams::default()).await?;
+    claims.delete("claim", &DeleteParams::default()).await?;
+    volumes.delete(&foreign, &DeleteParams::default()).await?;
+    data_volumes.delete(&foreign, &DeleteParams::default()).await?;
+    Ok(())
+}

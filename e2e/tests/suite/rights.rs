@@ -1,0 +1,55 @@
+//! Exactly the rights that HyperShift gives, and few calls: read from the audit log of the infra API server.
+
+use anyhow::{Result, ensure};
+use bench::audit::{AuditLog, Mark};
+
+use crate::{
+    controller_process::{Controller, block},
+    fixture::Fixture,
+};
+
+/// Infra calls of the reference for a lone volume's life: create 2, publish 8, unpublish 6, delete 2.
+const REFERENCE_CALLS: usize = 18;
+
+/// The user that the controller is in infra.
+const CONTROLLER_USER: &str = "system:serviceaccount:hcp-guest:kubevirt-csi";
+
+/// A volume is created, published, unpublished and deleted; nothing is denied, now or earlier in this run, and it takes no
+/// more calls than the reference's.
+pub async fn few_calls_no_denial(fixture: Fixture) -> Result<()> {
+    let controller = Controller::start(&fixture, "a").await?;
+    let machine = format!("{}-vm", fixture.word);
+    fixture.empty_machine(&machine).await?;
+    let log = AuditLog::at(fixture.run.join("logs").join("infra-audit.log"), fixture.infra.clone());
+    let mut lines = Vec::new();
+    let mut total = 0;
+
+    let mark = log.mark().await?;
+    let volume = controller.create(&format!("pvc-{}", fixture.word), block()).await?;
+    let mark = count(&log, mark, "create", &mut lines, &mut total).await?;
+    // Its image exists when infra provisioned it: publish then meets a volume that only needs plugging.
+    fixture.image_of(&volume.volume_id).await?;
+    controller.publish(&volume, &machine).await?;
+    let mark = count(&log, mark, "publish", &mut lines, &mut total).await?;
+    controller.unpublish(&volume, &machine).await?;
+    let mark = count(&log, mark, "unpublish", &mut lines, &mut total).await?;
+    controller.delete(&volume).await?;
+    count(&log, mark, "delete", &mut lines, &mut total).await?;
+    println!("infra calls of a lone volume: {total}\n  {}", lines.join("\n  "));
+    ensure!(total <= REFERENCE_CALLS, "{total} infra calls, the reference needs {REFERENCE_CALLS}: {lines:?}");
+
+    let all = log.since(Mark::START).await?;
+    let denied = all.of_user(CONTROLLER_USER).denied();
+    ensure!(denied.is_empty(), "denied by infra: {:?}", denied.by_kind());
+    fixture.delete_machine(&machine).await
+}
+
+/// Notes the controller's calls since `mark`; the next mark.
+async fn count(log: &AuditLog, mark: Mark, rpc: &str, lines: &mut Vec<String>, total: &mut usize) -> Result<Mark> {
+    let next = log.mark().await?;
+    let calls = log.between(mark, next)?.of_user(CONTROLLER_USER);
+    *total += calls.len();
+    let kinds: Vec<String> = calls.by_kind().iter().map(|(kind, count)| format!("{count}× {kind}")).collect();
+    lines.push(format!("{rpc}: {} ({})", calls.len(), kinds.join(", ")));
+    Ok(next)
+}

@@ -1,0 +1,203 @@
+//! One HTTP call to the infra API: its deadline, the pause that the API may ask for, the counter, the typed error.
+
+use std::{
+    borrow::Cow,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use http::{Method, header};
+use kube::{client::Body, core::Status};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::{
+    connection::Connection,
+    error::{Class, Error, Failure},
+};
+
+/// Longest time of one call, pauses included. external-attacher's default RPC timeout is 15 s: one lost call must leave room
+/// for the answer.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// Longest pause that is honoured: a broken proxy must not switch the driver off for an hour.
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
+/// KubeVirt's subresource API answers 406 where `*/*` is missing (its handlers produce no JSON on success).
+const ACCEPT: &str = "application/json, */*";
+
+/// What a call may do after the API asked for a pause.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// Wait and try again: reads.
+    AfterPause,
+    /// Fail: before a change the caller looks at its clock, and at the VM.
+    Never,
+}
+
+/// One request, independent of the connection.
+pub(crate) struct Request {
+    pub verb: &'static str,
+    pub resource: &'static str,
+    pub name: Option<String>,
+    pub method: Method,
+    pub uri: String,
+    pub content_type: &'static str,
+    pub body: Vec<u8>,
+    pub repeat: Repeat,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CallLabels {
+    verb: &'static str,
+    resource: &'static str,
+    code: Cow<'static, str>,
+}
+
+/// Makes calls.
+pub(crate) struct Caller {
+    connection: Connection,
+    paused_until: Mutex<Option<Instant>>,
+    calls: Family<CallLabels, Counter>,
+}
+
+impl Caller {
+    pub(crate) fn new(connection: Connection) -> Self {
+        Self { connection, paused_until: Mutex::new(None), calls: Family::default() }
+    }
+
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "kubevirt_infra_requests",
+            "Calls to the infra API by verb, resource and HTTP code",
+            self.calls.clone(),
+        );
+    }
+
+    /// Makes the call and reads the answer as `T`.
+    pub(crate) async fn read<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Error> {
+        let body = self.send(request).await?;
+        serde_json::from_slice(&body).map_err(|error| request.failed(Failure::Unreadable(Arc::new(error))))
+    }
+
+    /// Makes the call.
+    pub(crate) async fn send(&self, request: &Request) -> Result<Vec<u8>, Error> {
+        let deadline = Instant::now() + CALL_DEADLINE;
+        let mut reloaded = false;
+        loop {
+            self.wait_out_pause(request, deadline).await?;
+            let error = match self.send_once(request, deadline).await {
+                Ok(body) => return Ok(body),
+                Err(error) => error,
+            };
+            if let Some(pause) = error.retry_after() {
+                self.pause(pause);
+            }
+            // A 401 means that nothing was carried out, so even a hotplug call may be repeated.
+            if error.class() == Class::Unauthorized && !reloaded && self.connection.reload().await {
+                reloaded = true;
+                continue;
+            }
+            if request.repeat == Repeat::Never || error.retry_after().is_none() {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Waits until the API wants to be called again, or fails when that is later than this call can wait.
+    async fn wait_out_pause(&self, request: &Request, deadline: Instant) -> Result<(), Error> {
+        let Some(until) = *self.paused_until.lock().expect("no holder of this lock panics") else {
+            return Ok(());
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        if request.repeat == Repeat::Never || until >= deadline {
+            return Err(request.failed(Failure::Paused(left)));
+        }
+        sleep_until(until).await;
+        Ok(())
+    }
+
+    fn pause(&self, pause: Duration) {
+        let until = Instant::now() + pause.min(MAX_RETRY_AFTER);
+        let mut paused = self.paused_until.lock().expect("no holder of this lock panics");
+        *paused = Some(paused.map_or(until, |known| known.max(until)));
+    }
+
+    async fn send_once(&self, request: &Request, deadline: Instant) -> Result<Vec<u8>, Error> {
+        let http = http::Request::builder()
+            .method(request.method.clone())
+            .uri(&request.uri)
+            .header(header::ACCEPT, ACCEPT)
+            .header(header::CONTENT_TYPE, request.content_type)
+            .body(Body::from(request.body.clone()))
+            .expect("method, header values and URLs of checked names are legal");
+        let client = self.connection.client();
+        let exchange = async {
+            let (parts, body) = client.send(http).await?.into_parts();
+            Ok::<_, kube::Error>((parts, body.collect_bytes().await?))
+        };
+        let (code, result) = match timeout_at(deadline, exchange).await {
+            Err(_) => (Cow::Borrowed("timeout"), Err(Failure::Timeout(CALL_DEADLINE))),
+            Ok(Err(error)) => (Cow::Borrowed("transport"), Err(Failure::Transport(Arc::new(error)))),
+            Ok(Ok((parts, body))) => {
+                let code = Cow::Owned(parts.status.as_u16().to_string());
+                let result =
+                    if parts.status.is_success() { Ok(body.to_vec()) } else { Err(answer(&parts, &body)) };
+                (code, result)
+            }
+        };
+        let labels = CallLabels { verb: request.verb, resource: request.resource, code };
+        self.calls.get_or_create(&labels).inc();
+        result.map_err(|failure| request.failed(failure))
+    }
+}
+
+impl Request {
+    fn failed(&self, failure: Failure) -> Error {
+        Error {
+            verb: self.verb,
+            resource: self.resource,
+            name: self.name.clone(),
+            failure: Box::new(failure),
+        }
+    }
+}
+
+/// The error of a non-2xx answer. Its body is a `Status`, or a proxy's text.
+fn answer(parts: &http::response::Parts, body: &[u8]) -> Failure {
+    let status: Option<Status> = serde_json::from_slice(body).ok();
+    let asked =
+        parts.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let retryable = matches!(parts.status.as_u16(), 429 | 503);
+    let details = status.as_ref().and_then(|status| status.details.as_ref());
+    let in_body =
+        details.map(|details| u64::from(details.retry_after_seconds)).filter(|seconds| *seconds > 0);
+    // A 429 without a number still asks for a pause; client-go takes one second.
+    let seconds = asked.or(in_body).or((parts.status.as_u16() == 429).then_some(1));
+    let has_causes = details.is_some_and(|details| !details.causes.is_empty());
+    let (reason, message) = match status {
+        Some(status) if !status.message.is_empty() => (status.reason, status.message),
+        _ => (String::new(), plain_text(body, parts.status)),
+    };
+    Failure::Answer {
+        code: parts.status.as_u16(),
+        reason,
+        message,
+        has_causes,
+        retry_after: seconds.filter(|_| retryable).map(Duration::from_secs),
+    }
+}
+
+/// A proxy's page must not fill an event: the first characters are enough.
+const MAX_PLAIN_TEXT: usize = 300;
+
+fn plain_text(body: &[u8], status: http::StatusCode) -> String {
+    let text: String = String::from_utf8_lossy(body).trim().chars().take(MAX_PLAIN_TEXT).collect();
+    if text.is_empty() { status.canonical_reason().unwrap_or("no message").to_owned() } else { text }
+}

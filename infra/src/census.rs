@@ -1,0 +1,40 @@
+//! All VMs and VMIs of the namespace at one time, to answer "who has this volume?".
+
+use crate::{
+    machine::{VirtualMachine, VirtualMachineInstance},
+    object::ObjectName,
+};
+
+/// Everything in the namespace that can hold a volume. The VMIs were listed before the VMs: a VM's spec names a volume
+/// before its VMI does, so an addition that lands between the two lists is seen.
+#[derive(Clone, Debug, Default)]
+pub struct Census {
+    /// All VMs.
+    pub vms: Vec<VirtualMachine>,
+    /// All VMIs.
+    pub vmis: Vec<VirtualMachineInstance>,
+}
+
+impl Census {
+    /// The VM of this name.
+    pub fn vm(&self, name: &ObjectName) -> Option<&VirtualMachine> {
+        self.vms.iter().find(|vm| vm.name == name.as_str())
+    }
+
+    /// The VMI of this name.
+    pub fn vmi(&self, name: &ObjectName) -> Option<&VirtualMachineInstance> {
+        self.vmis.iter().find(|vmi| vmi.name == name.as_str())
+    }
+
+    /// The names of VMs that name the volume in spec, requests, or their VMI's spec or status; sorted, each once. A VMI that
+    /// has ended still counts until KubeVirt drops the entry or the object.
+    pub fn holders(&self, volume: &ObjectName) -> Vec<ObjectName> {
+        let volume = volume.as_str();
+        let machines = self.vms.iter().filter(|vm| vm.uses(volume)).map(|vm| vm.name.as_str());
+        let instances = self.vmis.iter().filter(|vmi| vmi.uses(volume)).map(|vmi| vmi.name.as_str());
+        let mut names: Vec<_> = machines.chain(instances).filter_map(ObjectName::parse).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+}

@@ -1,0 +1,265 @@
+//! CDI's `DataVolume`: what we read of it, and exactly what we create (facts: the reference's create call).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    object::{Metadata, ObjectName, null_as_default},
+    quantity::parse_quantity,
+    tenant_guard::Guarded,
+};
+
+/// API version of the objects that we create.
+pub(crate) const API_VERSION: &str = "cdi.kubevirt.io/v1beta1";
+/// Keeps CDI before 1.62 from collecting the object once it is populated; the reference sets it, harmless elsewhere.
+const KEEP_AFTER_COMPLETION: &str = "cdi.kubevirt.io/storage.deleteAfterCompletion";
+
+/// What is read of a `DataVolume`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "Wire")]
+pub struct DataVolume {
+    /// Metadata.
+    pub metadata: Metadata,
+    /// Requested size in bytes; `None` when absent or not a quantity.
+    pub size: Option<u64>,
+    /// Requested infra storage class.
+    pub storage_class: Option<String>,
+    /// Requested access modes; empty = the `StorageProfile` decides.
+    pub access_modes: Vec<String>,
+    /// Whether modes and size are in `spec.storage` (as ours), not in `spec.pvc`.
+    pub uses_storage: bool,
+    /// Where its content comes from.
+    pub source: DataVolumeSource,
+    /// `status.phase` as CDI writes it; empty before CDI saw the object.
+    pub phase: String,
+    /// `status.conditions`.
+    pub conditions: Vec<Condition>,
+}
+
+/// Where the content of a `DataVolume` comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DataVolumeSource {
+    /// An empty disk.
+    Blank,
+    /// Anything else: snapshot, clone, import, none.
+    #[default]
+    Other,
+}
+
+/// One condition of a `DataVolume`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Condition {
+    /// `Bound`, `Ready` or `Running`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// CamelCase reason.
+    pub reason: String,
+    /// Text for people.
+    pub message: String,
+}
+
+impl DataVolume {
+    /// Whether it is being deleted.
+    pub fn deleting(&self) -> bool {
+        self.metadata.deletion_timestamp.is_some()
+    }
+
+    /// CDI's own words on how far it is: the phase, and reason and message of each condition that is not true.
+    pub fn progress(&self) -> String {
+        let phase = if self.phase.is_empty() { "not seen by CDI yet" } else { self.phase.as_str() };
+        let complaints = self.conditions.iter().filter(|c| c.status != "True" && !c.message.is_empty());
+        complaints.fold(format!("data volume phase {phase}"), |text, c| {
+            format!("{text}; {}: {}", c.reason, c.message)
+        })
+    }
+}
+
+impl Guarded for DataVolume {
+    fn name(&self) -> &str {
+        &self.metadata.name
+    }
+    fn labels(&self) -> &BTreeMap<String, String> {
+        &self.metadata.labels
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Wire {
+    metadata: Metadata,
+    spec: WireSpec,
+    status: WireStatus,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct WireSpec {
+    source: Option<WireSource>,
+    storage: Option<WireStorage>,
+    pvc: Option<WireStorage>,
+}
+
+/// CDI admits one source only.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct WireSource {
+    blank: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct WireStorage {
+    #[serde(deserialize_with = "null_as_default")]
+    access_modes: Vec<String>,
+    storage_class_name: Option<String>,
+    #[serde(deserialize_with = "null_as_default")]
+    resources: WireResources,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct WireResources {
+    #[serde(deserialize_with = "null_as_default")]
+    requests: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct WireStatus {
+    phase: String,
+    #[serde(deserialize_with = "null_as_default")]
+    conditions: Vec<Condition>,
+}
+
+impl From<Wire> for DataVolume {
+    fn from(wire: Wire) -> Self {
+        let uses_storage = wire.spec.storage.is_some();
+        let blank = wire.spec.source.is_some_and(|source| source.blank.is_some());
+        let storage = wire.spec.storage.or(wire.spec.pvc).unwrap_or_default();
+        let size = storage.resources.requests.get("storage").and_then(|value| match value {
+            serde_json::Value::String(text) => parse_quantity(text),
+            serde_json::Value::Number(number) => number.as_u64(),
+            _ => None,
+        });
+        Self {
+            metadata: wire.metadata,
+            size,
+            storage_class: storage.storage_class_name,
+            access_modes: storage.access_modes,
+            uses_storage,
+            source: if blank { DataVolumeSource::Blank } else { DataVolumeSource::Other },
+            phase: wire.status.phase,
+            conditions: wire.status.conditions,
+        }
+    }
+}
+
+/// A blank `DataVolume` to create: the reference's object, field by field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewDataVolume {
+    /// Object name; also the CSI volume id and the name of the hotplugged volume.
+    pub name: ObjectName,
+    /// Annotations beyond the one that the reference sets.
+    pub annotations: BTreeMap<String, String>,
+    /// Size in bytes.
+    pub size: u64,
+    /// Infra storage class; `None` = infra's default.
+    pub storage_class: Option<String>,
+    /// Access modes; empty = the `StorageProfile` decides (usually RWX block, which keeps the VM live-migratable).
+    pub access_modes: Vec<String>,
+}
+
+impl NewDataVolume {
+    /// The object as it is sent.
+    pub(crate) fn body(&self, namespace: &str, labels: &BTreeMap<String, String>) -> impl Serialize + use<> {
+        let mut annotations = self.annotations.clone();
+        annotations.insert(KEEP_AFTER_COMPLETION.into(), "false".into());
+        let mut storage = serde_json::json!({"resources": {"requests": {"storage": self.size.to_string()}}});
+        if !self.access_modes.is_empty() {
+            storage["accessModes"] = self.access_modes.clone().into();
+        }
+        if let Some(class) = &self.storage_class {
+            storage["storageClassName"] = class.as_str().into();
+        }
+        serde_json::json!({
+            "apiVersion": API_VERSION,
+            "kind": "DataVolume",
+            "metadata": {"name": self.name.as_str(), "namespace": namespace, "labels": labels, "annotations": annotations},
+            "spec": {"source": {"blank": {}}, "storage": storage},
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn new(class: Option<&str>, modes: &[&str]) -> NewDataVolume {
+        NewDataVolume {
+            name: ObjectName::parse("pvc-1").unwrap(),
+            annotations: BTreeMap::new(),
+            size: 1 << 30,
+            storage_class: class.map(Into::into),
+            access_modes: modes.iter().map(|m| (*m).into()).collect(),
+        }
+    }
+
+    #[test]
+    fn what_is_created_is_the_object_of_the_reference() {
+        let labels = BTreeMap::from([("csi-driver/cluster".to_owned(), "tenant".to_owned())]);
+        assert_eq!(
+            serde_json::to_value(new(None, &[]).body("infra", &labels)).unwrap(),
+            json!({
+                "apiVersion": "cdi.kubevirt.io/v1beta1",
+                "kind": "DataVolume",
+                "metadata": {
+                    "name": "pvc-1", "namespace": "infra",
+                    "labels": {"csi-driver/cluster": "tenant"},
+                    "annotations": {"cdi.kubevirt.io/storage.deleteAfterCompletion": "false"},
+                },
+                "spec": {
+                    "source": {"blank": {}},
+                    "storage": {"resources": {"requests": {"storage": "1073741824"}}},
+                },
+            })
+        );
+        let full =
+            serde_json::to_value(new(Some("fast"), &["ReadWriteMany"]).body("infra", &labels)).unwrap();
+        assert_eq!(full["spec"]["storage"]["storageClassName"], "fast");
+        assert_eq!(full["spec"]["storage"]["accessModes"], json!(["ReadWriteMany"]));
+    }
+
+    #[test]
+    fn what_we_create_reads_back_as_itself() {
+        let body =
+            serde_json::to_value(new(Some("fast"), &["ReadWriteMany"]).body("n", &BTreeMap::new())).unwrap();
+        let read: DataVolume = serde_json::from_value(body).unwrap();
+        assert_eq!(read.size, Some(1 << 30));
+        assert_eq!(read.storage_class.as_deref(), Some("fast"));
+        assert_eq!(read.access_modes, ["ReadWriteMany"]);
+        assert_eq!(read.source, DataVolumeSource::Blank);
+        assert!(read.uses_storage && !read.deleting());
+    }
+
+    #[test]
+    fn progress_repeats_what_cdi_says() {
+        let read: DataVolume = serde_json::from_value(json!({
+            "metadata": {"name": "pvc-1"},
+            "spec": {"pvc": {"resources": {"requests": {"storage": "1Gi"}}}, "source": {"http": {}}},
+            "status": {"phase": "Pending", "conditions": [
+                {"type": "Bound", "status": "Unknown", "reason": "ErrClaimNotValid", "message": "no accessMode"},
+                {"type": "Ready", "status": "True", "reason": "x", "message": "fine"}]},
+        }))
+        .unwrap();
+        assert_eq!(read.progress(), "data volume phase Pending; ErrClaimNotValid: no accessMode");
+        assert_eq!(
+            (read.source, read.size, read.uses_storage),
+            (DataVolumeSource::Other, Some(1 << 30), false)
+        );
+    }
+}

@@ -1,0 +1,469 @@
+//! KubeVirt's `VirtualMachine` and `VirtualMachineInstance`, projected to what says where a volume is.
+
+use serde::Deserialize;
+
+use crate::object::{Metadata, ObjectName, null_as_default};
+
+/// What is read of a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "WireVm")]
+pub struct VirtualMachine {
+    /// Name of the VM and of its VMI.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// Whether KubeVirt keeps it running.
+    pub run_strategy: RunStrategy,
+    /// `status.printableStatus`, for people.
+    pub printable_status: String,
+    /// `spec.template.spec.volumes`, each with its disk.
+    pub volumes: Vec<Volume>,
+    /// `status.volumeRequests`: hotplug calls accepted and not yet carried out (gate `HotplugVolumes`).
+    pub requests: Vec<VolumeRequest>,
+}
+
+/// `spec.runStrategy`, or what `spec.running` stands for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum RunStrategy {
+    /// KubeVirt (re)starts it by itself: `Always`, `RerunOnFailure`.
+    Automatic,
+    /// It stays as it is until somebody acts: `Halted`, `Manual`, `Once` and the like.
+    #[default]
+    OnDemand,
+}
+
+/// A volume of a VM or VMI spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Name inside the VM.
+    pub name: String,
+    /// What it is made of.
+    pub source: VolumeSource,
+    /// Whether it can be unplugged.
+    pub hotpluggable: bool,
+}
+
+/// What a volume is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumeSource {
+    /// A `DataVolume` by name (its claim has the same name).
+    DataVolume(String),
+    /// A claim by name.
+    Claim(String),
+    /// Anything else.
+    Other,
+}
+
+impl Volume {
+    /// Whether this entry uses the infra volume `volume`, under whatever name.
+    pub fn uses(&self, volume: &str) -> bool {
+        self.name == volume || self.source.is(volume)
+    }
+}
+
+impl VolumeSource {
+    fn is(&self, volume: &str) -> bool {
+        match self {
+            Self::DataVolume(name) | Self::Claim(name) => name == volume,
+            Self::Other => false,
+        }
+    }
+}
+
+/// One entry of `status.volumeRequests`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VolumeRequest {
+    /// The volume is about to be added to the VM's spec.
+    Add {
+        /// Name inside the VM.
+        name: String,
+        /// What it is made of.
+        source: VolumeSource,
+    },
+    /// The volume is about to be removed.
+    Remove {
+        /// Name inside the VM.
+        name: String,
+    },
+}
+
+impl VolumeRequest {
+    /// Whether the request is about the infra volume `volume`.
+    pub fn uses(&self, volume: &str) -> bool {
+        match self {
+            Self::Add { name, source } => name == volume || source.is(volume),
+            Self::Remove { name } => name == volume,
+        }
+    }
+}
+
+impl VirtualMachine {
+    /// Whether spec or requests name the volume.
+    pub fn uses(&self, volume: &str) -> bool {
+        self.volumes.iter().any(|v| v.uses(volume)) || self.requests.iter().any(|r| r.uses(volume))
+    }
+}
+
+/// What is read of a VMI.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "WireVmi")]
+pub struct VirtualMachineInstance {
+    /// Name.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// Name of the VM that owns it.
+    pub owner: Option<ObjectName>,
+    /// `status.phase`.
+    pub phase: VmiPhase,
+    /// `spec.volumes`.
+    pub volumes: Vec<Volume>,
+    /// `status.volumeStatus`.
+    pub status: Vec<VolumeStatus>,
+}
+
+impl VirtualMachineInstance {
+    /// Whether spec or status name the volume.
+    pub fn uses(&self, volume: &str) -> bool {
+        self.volumes.iter().any(|v| v.uses(volume)) || self.status.iter().any(|s| s.uses(volume))
+    }
+}
+
+/// Life of a VMI.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum VmiPhase {
+    /// Not running yet: `Pending`, `Scheduling`, `Scheduled`, or no phase at all.
+    #[default]
+    Starting,
+    /// Running.
+    Running,
+    /// Over: `Succeeded` or `Failed`; it holds no disks any more.
+    Ended,
+    /// A phase that this program does not know.
+    Unknown(String),
+}
+
+/// One entry of `status.volumeStatus`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VolumeStatus {
+    /// Name inside the VM.
+    pub name: String,
+    /// How far it is.
+    pub phase: VolumePhase,
+    /// CamelCase reason.
+    pub reason: String,
+    /// Text for people.
+    pub message: String,
+    /// Device as libvirt counts it; empty while there is none. Not the guest's name.
+    pub target: String,
+    /// Whether it was hotplugged.
+    pub hotplug: bool,
+    /// Claim behind it.
+    pub claim: Option<String>,
+}
+
+impl VolumeStatus {
+    /// Whether this entry is about the infra volume `volume`.
+    pub fn uses(&self, volume: &str) -> bool {
+        self.name == volume || self.claim.as_deref() == Some(volume)
+    }
+}
+
+/// Phases of a hotplugged volume (kubevirt.io/api v1.9). More may come: an unknown one means neither attached nor gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum VolumePhase {
+    /// Waits: for its claim, its attachment pod, or anything before.
+    #[default]
+    Pending,
+    /// The claim is bound.
+    Bound,
+    /// On the VM's node.
+    AttachedToNode,
+    /// In the VM's pod.
+    MountedToPod,
+    /// A disk of the guest.
+    Ready,
+    /// Out of the VM's pod.
+    UnMountedFromPod,
+    /// Leaving the node.
+    Detaching,
+    /// A phase that this program does not know.
+    Unknown(String),
+}
+
+impl VolumePhase {
+    /// As KubeVirt writes it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Bound => "Bound",
+            Self::AttachedToNode => "AttachedToNode",
+            Self::MountedToPod => "MountedToPod",
+            Self::Ready => "Ready",
+            Self::UnMountedFromPod => "UnMountedFromPod",
+            Self::Detaching => "Detaching",
+            Self::Unknown(phase) => phase,
+        }
+    }
+}
+
+impl From<String> for VolumePhase {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "" | "Pending" => Self::Pending,
+            "Bound" => Self::Bound,
+            "AttachedToNode" => Self::AttachedToNode,
+            "MountedToPod" => Self::MountedToPod,
+            "Ready" => Self::Ready,
+            "UnMountedFromPod" => Self::UnMountedFromPod,
+            "Detaching" => Self::Detaching,
+            _ => Self::Unknown(text),
+        }
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct WireVm {
+    metadata: Metadata,
+    spec: WireVmSpec,
+    #[serde(deserialize_with = "null_as_default")]
+    status: WireVmStatus,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct WireVmSpec {
+    run_strategy: Option<String>,
+    running: Option<bool>,
+    template: WireTemplate,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct WireTemplate {
+    spec: WireVmiSpec,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct WireVmiSpec {
+    #[serde(deserialize_with = "null_as_default")]
+    volumes: Vec<WireVolume>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct WireVolume {
+    name: String,
+    data_volume: Option<WireSource>,
+    persistent_volume_claim: Option<WireSource>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct WireSource {
+    name: String,
+    claim_name: String,
+    hotpluggable: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct WireVmStatus {
+    printable_status: String,
+    #[serde(deserialize_with = "null_as_default")]
+    volume_requests: Vec<WireRequest>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct WireRequest {
+    add_volume_options: Option<WireAdd>,
+    remove_volume_options: Option<WireRemove>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct WireAdd {
+    name: String,
+    volume_source: WireVolume,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct WireRemove {
+    name: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct WireVmi {
+    metadata: Metadata,
+    spec: WireVmiSpec,
+    #[serde(deserialize_with = "null_as_default")]
+    status: WireVmiStatus,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct WireVmiStatus {
+    phase: String,
+    #[serde(deserialize_with = "null_as_default")]
+    volume_status: Vec<WireVolumeStatus>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct WireVolumeStatus {
+    name: String,
+    phase: String,
+    reason: String,
+    message: String,
+    target: String,
+    hotplug_volume: Option<serde::de::IgnoredAny>,
+    persistent_volume_claim_info: Option<WireSource>,
+}
+
+impl WireVolume {
+    fn source(&self) -> (VolumeSource, bool) {
+        match (&self.data_volume, &self.persistent_volume_claim) {
+            (Some(source), _) => (VolumeSource::DataVolume(source.name.clone()), source.hotpluggable),
+            (None, Some(source)) => (VolumeSource::Claim(source.claim_name.clone()), source.hotpluggable),
+            (None, None) => (VolumeSource::Other, false),
+        }
+    }
+}
+
+impl From<WireVolume> for Volume {
+    fn from(wire: WireVolume) -> Self {
+        let (source, hotpluggable) = wire.source();
+        Self { name: wire.name, source, hotpluggable }
+    }
+}
+
+impl From<WireVm> for VirtualMachine {
+    fn from(wire: WireVm) -> Self {
+        let automatic = match wire.spec.run_strategy.as_deref() {
+            Some(strategy) => matches!(strategy, "Always" | "RerunOnFailure"),
+            None => wire.spec.running == Some(true),
+        };
+        let requests = wire.status.volume_requests.into_iter().flat_map(|request| {
+            let add = request
+                .add_volume_options
+                .map(|add| VolumeRequest::Add { source: add.volume_source.source().0, name: add.name });
+            let remove =
+                request.remove_volume_options.map(|remove| VolumeRequest::Remove { name: remove.name });
+            [add, remove].into_iter().flatten()
+        });
+        Self {
+            name: wire.metadata.name,
+            uid: wire.metadata.uid,
+            deleting: wire.metadata.deletion_timestamp.is_some(),
+            run_strategy: if automatic { RunStrategy::Automatic } else { RunStrategy::OnDemand },
+            printable_status: wire.status.printable_status,
+            volumes: wire.spec.template.spec.volumes.into_iter().map(Into::into).collect(),
+            requests: requests.collect(),
+        }
+    }
+}
+
+impl From<WireVmi> for VirtualMachineInstance {
+    fn from(wire: WireVmi) -> Self {
+        let owner = wire.metadata.owner_references.iter().find(|o| o.kind == "VirtualMachine");
+        let phase = match wire.status.phase.as_str() {
+            "" | "Pending" | "Scheduling" | "Scheduled" => VmiPhase::Starting,
+            "Running" => VmiPhase::Running,
+            "Succeeded" | "Failed" => VmiPhase::Ended,
+            _ => VmiPhase::Unknown(wire.status.phase),
+        };
+        Self {
+            owner: owner.and_then(|o| ObjectName::parse(&o.name)),
+            name: wire.metadata.name,
+            uid: wire.metadata.uid,
+            deleting: wire.metadata.deletion_timestamp.is_some(),
+            phase,
+            volumes: wire.spec.volumes.into_iter().map(Into::into).collect(),
+            status: wire.status.volume_status.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<WireVolumeStatus> for VolumeStatus {
+    fn from(wire: WireVolumeStatus) -> Self {
+        Self {
+            name: wire.name,
+            phase: wire.phase.into(),
+            reason: wire.reason,
+            message: wire.message,
+            target: wire.target,
+            hotplug: wire.hotplug_volume.is_some(),
+            claim: wire.persistent_volume_claim_info.map(|info| info.claim_name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_vm_is_projected_to_its_volumes_and_requests() {
+        let vm: VirtualMachine = serde_json::from_value(json!({
+            "metadata": {"name": "vm1", "uid": "u", "managedFields": [{"manager": "x"}]},
+            "spec": {"runStrategy": "Always", "template": {"spec": {
+                "volumes": [
+                    {"name": "root", "containerDisk": {"image": "x"}},
+                    {"name": "pvc-1", "dataVolume": {"name": "pvc-1", "hotpluggable": true}},
+                    {"name": "other", "persistentVolumeClaim": {"claimName": "pvc-2"}},
+                ]}}},
+            "status": {"printableStatus": "Running", "volumeRequests": [
+                {"addVolumeOptions": {"name": "pvc-3", "volumeSource": {"dataVolume": {"name": "pvc-3"}}}},
+                {"removeVolumeOptions": {"name": "pvc-1"}},
+            ]},
+        }))
+        .unwrap();
+        assert_eq!(vm.run_strategy, RunStrategy::Automatic);
+        assert!(vm.volumes[1].hotpluggable && !vm.volumes[2].hotpluggable);
+        assert_eq!(vm.volumes[0].source, VolumeSource::Other);
+        for volume in ["pvc-1", "pvc-2", "pvc-3"] {
+            assert!(vm.uses(volume), "{volume}");
+        }
+        assert!(!vm.uses("pvc-4"));
+        assert_eq!(vm.requests[1], VolumeRequest::Remove { name: "pvc-1".into() });
+    }
+
+    #[test]
+    fn a_vmi_keeps_phases_it_does_not_know() {
+        let vmi: VirtualMachineInstance = serde_json::from_value(json!({
+            "metadata": {"name": "vm1", "ownerReferences": [{"kind": "VirtualMachine", "name": "vm1", "controller": true}]},
+            "spec": {"volumes": null},
+            "status": {"phase": "Running", "volumeStatus": [
+                {"name": "pvc-1", "phase": "Ready", "target": "sda", "hotplugVolume": {"attachPodName": "p"}},
+                {"name": "x", "phase": "HotplugVolumeFailed", "target": "", "reason": "R", "message": "m",
+                 "persistentVolumeClaimInfo": {"claimName": "pvc-2"}},
+            ]},
+        }))
+        .unwrap();
+        assert_eq!(vmi.phase, VmiPhase::Running);
+        assert_eq!(vmi.owner.as_ref().map(ObjectName::as_str), Some("vm1"));
+        assert!(vmi.status[0].hotplug);
+        assert_eq!(vmi.status[1].phase, VolumePhase::Unknown("HotplugVolumeFailed".into()));
+        assert!(vmi.uses("pvc-1") && vmi.uses("pvc-2") && !vmi.uses("pvc-3"));
+    }
+
+    #[test]
+    fn the_old_running_field_counts_where_there_is_no_strategy() {
+        let strategy =
+            |spec| serde_json::from_value::<VirtualMachine>(json!({ "spec": spec })).unwrap().run_strategy;
+        assert_eq!(strategy(json!({"running": true})), RunStrategy::Automatic);
+        assert_eq!(strategy(json!({"running": false})), RunStrategy::OnDemand);
+        assert_eq!(strategy(json!({"runStrategy": "Halted"})), RunStrategy::OnDemand);
+        assert_eq!(strategy(json!({"runStrategy": "Surprise"})), RunStrategy::OnDemand);
+    }
+}

@@ -1,0 +1,90 @@
+//! Kubernetes quantities to whole bytes (`resource.Quantity`, rounded up as its `Value()` does).
+
+/// Bytes of a quantity such as `1Gi`, `1073741824`, `1.5G`, `1e9` or `128974848000m`; `None` when it is not a quantity,
+/// is negative, or does not fit 64 bits.
+pub fn parse_quantity(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let number_end = text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '+')).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(number_end);
+    let number = number.strip_prefix('+').unwrap_or(number);
+    let (multiplier, divisor) = scale(suffix)?;
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() && fraction.is_empty() {
+        return None;
+    }
+    let digits: u128 = format!("{whole}{fraction}").parse().ok()?;
+    let fraction_scale = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let scaled = digits.checked_mul(multiplier)?;
+    u64::try_from(scaled.div_ceil(fraction_scale.checked_mul(divisor)?)).ok()
+}
+
+/// (multiplier, divisor) of a suffix.
+fn scale(suffix: &str) -> Option<(u128, u128)> {
+    let binary = |power: u32| Some((1_u128 << (10 * power), 1));
+    let decimal = |power: u32| Some((10_u128.pow(power), 1));
+    match suffix {
+        "" => Some((1, 1)),
+        "Ki" => binary(1),
+        "Mi" => binary(2),
+        "Gi" => binary(3),
+        "Ti" => binary(4),
+        "Pi" => binary(5),
+        "Ei" => binary(6),
+        "n" => Some((1, 1_000_000_000)),
+        "u" => Some((1, 1_000_000)),
+        "m" => Some((1, 1_000)),
+        "k" => decimal(3),
+        "M" => decimal(6),
+        "G" => decimal(9),
+        "T" => decimal(12),
+        "P" => decimal(15),
+        "E" => decimal(18),
+        _ => {
+            let exponent = suffix.strip_prefix(['e', 'E'])?;
+            match exponent.strip_prefix('-') {
+                Some(negative) => Some((1, 10_u128.checked_pow(negative.parse().ok()?)?)),
+                None => Some((10_u128.checked_pow(exponent.trim_start_matches('+').parse().ok()?)?, 1)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("1073741824", Some(1 << 30))]
+    #[case("1Gi", Some(1 << 30))]
+    #[case("1.5Gi", Some(3 << 29))]
+    #[case("1G", Some(1_000_000_000))]
+    #[case("1e9", Some(1_000_000_000))]
+    #[case("12E2", Some(1200))]
+    #[case("1500m", Some(2))]
+    #[case("0", Some(0))]
+    #[case("1E", Some(1_000_000_000_000_000_000))]
+    #[case("-1", None)]
+    #[case("", None)]
+    #[case("Gi", None)]
+    #[case("1 Gi", None)]
+    #[case("1KiB", None)]
+    #[case("1.2.3", None)]
+    #[case("999999999999Ei", None)]
+    fn quantities(#[case] text: &str, #[case] bytes: Option<u64>) {
+        assert_eq!(parse_quantity(text), bytes);
+    }
+
+    proptest! {
+        #[test]
+        fn plain_bytes_are_themselves(bytes: u64) {
+            prop_assert_eq!(parse_quantity(&bytes.to_string()), Some(bytes));
+        }
+
+        #[test]
+        fn any_text_is_answered_without_a_panic(text in ".{0,40}") {
+            let _: Option<u64> = parse_quantity(&text);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Every way in which a call can fail, and the gRPC code of each.
+//!
+//! The codes decide what the kubelet does next: `ABORTED`, `DEADLINE_EXCEEDED`, `UNAVAILABLE`, `CANCELLED` and
+//! `RESOURCE_EXHAUSTED` leave a volume *uncertain*, so that it is unstaged before it is forgotten; every other code says
+//! that nothing was mounted. A failed observation is therefore never final, and nor is a failure after the mount.
+
+use std::error::Error as StdError;
+use std::fmt::Write as _;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "each variant says in its message what it is, and its fields are named in it")]
+pub enum Error {
+    #[error("{0}")]
+    InvalidRequest(String),
+    #[error("{operation} of volume {volume} has been running for {}s ({progress}); retry when it has ended", age.as_secs())]
+    OperationRunning { volume: String, operation: &'static str, age: Duration, progress: String },
+    #[error("{operation} is still running ({progress}); it goes on, and the next call sees its result")]
+    DeadlineExceeded { operation: &'static str, progress: String },
+    #[error(
+        "all {size} {pool} threads are busy, which points to storage that does not answer; retry, and look for hung devices on this node"
+    )]
+    PoolExhausted { pool: &'static str, size: usize },
+    #[error("{what} has not answered in time; the filesystem or its disk seems to hang")]
+    Hung { what: String },
+    #[error("a worker thread ended unexpectedly; see the log of the node plugin")]
+    JobLost,
+
+    #[error("no disk with serial {serial} after {}s; {seen}; check that the volume is attached to this VM (VMI volumeStatus Ready)", waited.as_secs())]
+    DiskNotFound { serial: String, waited: Duration, seen: String },
+    #[error("serial {serial} fits more than one disk ({names}); none is used until only one is left")]
+    DiskAmbiguous { serial: String, names: String },
+    #[error("disk {name} is not the disk that was found: {detail}; retry")]
+    DiskChanged { name: String, detail: String },
+    #[error("disk {name} is not used: {reason}")]
+    DiskRefused { name: String, reason: String },
+    #[error("disk {name} can not be read, so it is not known to be blank: {reason}")]
+    DiskUnreadable { name: String, reason: String },
+    #[error("disk {name} is in use by {by}; release it first")]
+    DiskBusy { name: String, by: String },
+
+    #[error(
+        "disk {name} holds {found}, but {wanted} was asked for; it is not formatted again: use a StorageClass with fsType {found}"
+    )]
+    OtherFilesystem { name: String, found: String, wanted: String },
+    #[error("disk {name} is not blank ({what}) and is not formatted; {remedy}")]
+    NotBlank { name: String, what: String, remedy: &'static str },
+    #[error(
+        "disk {name} is blank and the volume is read-only, so there is nothing to mount; write to it first"
+    )]
+    ReadOnlyBlank { name: String },
+    #[error("{tool} found damage on {name} that it does not repair by itself: {detail}; repair it by hand")]
+    FilesystemDamaged { name: String, tool: &'static str, detail: String },
+
+    #[error("{path} already has another mount: {found}, wanted {wanted}", path = path.display())]
+    MountConflict { path: PathBuf, found: String, wanted: String },
+    #[error("the request has no staging path, but the volume is a filesystem, which is staged first")]
+    StagingPathMissing,
+    #[error("the volume is published at {elsewhere} and its access mode allows one target only")]
+    AlreadyPublished { elsewhere: String },
+    #[error("{path} is not removed: {why}", path = path.display())]
+    NotRemovable { path: PathBuf, why: String },
+    #[error("{path} is busy: {holders}; it stays mounted until they let go", path = path.display())]
+    MountBusy { path: PathBuf, holders: String },
+    #[error("disk {name} is unmounted from {path} but still in use: {holders}; it must not be detached yet", path = path.display())]
+    StillInUse { name: String, path: PathBuf, holders: String },
+    #[error("no volume at {path}", path = path.display())]
+    VolumeNotFound { path: PathBuf },
+
+    #[error("{0}; the node id is not known yet")]
+    NotIdentified(String),
+    #[error("can not read this Node from the guest API")]
+    IdentitySource(#[source] Box<dyn StdError + Send + Sync>),
+
+    #[error("{tool} on {name} failed with {status}: {stderr}")]
+    ToolFailed { tool: &'static str, name: String, status: String, stderr: String },
+    #[error("{tool} on {name} did not end within {}s and was killed", limit.as_secs())]
+    ToolTimedOut { tool: &'static str, name: String, limit: Duration },
+    #[error("the volume is mounted, but growing its filesystem failed")]
+    GrowFailed(#[source] Box<Error>),
+    #[error("can not {action}")]
+    Observe {
+        action: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("can not {action}")]
+    Act {
+        action: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{0} did not settle; see the log of the node plugin")]
+    NotSettled(&'static str),
+}
+
+impl Error {
+    /// A failed read: nothing is concluded from it.
+    pub fn observe(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let action = action.into();
+        move |source| Self::Observe { action, source }
+    }
+
+    /// A failed change.
+    pub fn act(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let action = action.into();
+        move |source| Self::Act { action, source }
+    }
+
+    /// The gRPC code of this error (CSI 1.12 error tables; `facts`: final and non-final codes in the module's head).
+    pub fn code(&self) -> Code {
+        match self {
+            Self::InvalidRequest(_) => Code::InvalidArgument,
+            Self::OperationRunning { .. } => Code::Aborted,
+            Self::DeadlineExceeded { .. } => Code::DeadlineExceeded,
+            Self::PoolExhausted { .. }
+            | Self::Hung { .. }
+            | Self::JobLost
+            | Self::DiskNotFound { .. }
+            | Self::DiskAmbiguous { .. }
+            | Self::DiskChanged { .. }
+            | Self::DiskUnreadable { .. }
+            | Self::NotIdentified(_)
+            | Self::IdentitySource(_)
+            | Self::GrowFailed(_)
+            | Self::Observe { .. }
+            | Self::NotSettled(_) => Code::Unavailable,
+            Self::DiskRefused { .. }
+            | Self::DiskBusy { .. }
+            | Self::OtherFilesystem { .. }
+            | Self::NotBlank { .. }
+            | Self::ReadOnlyBlank { .. }
+            | Self::StagingPathMissing
+            | Self::AlreadyPublished { .. }
+            | Self::NotRemovable { .. }
+            | Self::MountBusy { .. }
+            | Self::StillInUse { .. } => Code::FailedPrecondition,
+            Self::MountConflict { .. } => Code::AlreadyExists,
+            Self::VolumeNotFound { .. } => Code::NotFound,
+            Self::FilesystemDamaged { .. }
+            | Self::ToolFailed { .. }
+            | Self::ToolTimedOut { .. }
+            | Self::Act { .. } => Code::Internal,
+        }
+    }
+
+    /// The message with the messages of all its causes.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            write!(text, ": {error}").expect("writing to a String can not fail");
+            cause = error.source();
+        }
+        text
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        Status::new(error.code(), error.chain())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn io() -> io::Error {
+        io::Error::other("no")
+    }
+
+    fn table() -> Vec<(Error, Code)> {
+        let name = || "sda".to_owned();
+        let text = || "x".to_owned();
+        let path = || PathBuf::from("/p");
+        let second = Duration::from_secs(1);
+        vec![
+            (Error::InvalidRequest(text()), Code::InvalidArgument),
+            (
+                Error::OperationRunning { volume: text(), operation: "o", age: second, progress: text() },
+                Code::Aborted,
+            ),
+            (Error::DeadlineExceeded { operation: "o", progress: text() }, Code::DeadlineExceeded),
+            (Error::PoolExhausted { pool: "p", size: 1 }, Code::Unavailable),
+            (Error::Hung { what: text() }, Code::Unavailable),
+            (Error::JobLost, Code::Unavailable),
+            (Error::DiskNotFound { serial: text(), waited: second, seen: text() }, Code::Unavailable),
+            (Error::DiskAmbiguous { serial: text(), names: text() }, Code::Unavailable),
+            (Error::DiskChanged { name: name(), detail: text() }, Code::Unavailable),
+            (Error::DiskRefused { name: name(), reason: text() }, Code::FailedPrecondition),
+            (Error::DiskUnreadable { name: name(), reason: text() }, Code::Unavailable),
+            (Error::DiskBusy { name: name(), by: text() }, Code::FailedPrecondition),
+            (
+                Error::OtherFilesystem { name: name(), found: text(), wanted: text() },
+                Code::FailedPrecondition,
+            ),
+            (Error::NotBlank { name: name(), what: text(), remedy: "r" }, Code::FailedPrecondition),
+            (Error::ReadOnlyBlank { name: name() }, Code::FailedPrecondition),
+            (Error::FilesystemDamaged { name: name(), tool: "t", detail: text() }, Code::Internal),
+            (Error::MountConflict { path: path(), found: text(), wanted: text() }, Code::AlreadyExists),
+            (Error::StagingPathMissing, Code::FailedPrecondition),
+            (Error::AlreadyPublished { elsewhere: text() }, Code::FailedPrecondition),
+            (Error::NotRemovable { path: path(), why: text() }, Code::FailedPrecondition),
+            (Error::MountBusy { path: path(), holders: text() }, Code::FailedPrecondition),
+            (Error::StillInUse { name: name(), path: path(), holders: text() }, Code::FailedPrecondition),
+            (Error::VolumeNotFound { path: path() }, Code::NotFound),
+            (Error::NotIdentified(text()), Code::Unavailable),
+            (Error::IdentitySource("x".into()), Code::Unavailable),
+            (Error::ToolFailed { tool: "t", name: name(), status: text(), stderr: text() }, Code::Internal),
+            (Error::ToolTimedOut { tool: "t", name: name(), limit: second }, Code::Internal),
+            (Error::GrowFailed(Box::new(Error::JobLost)), Code::Unavailable),
+            (Error::Observe { action: text(), source: io() }, Code::Unavailable),
+            (Error::Act { action: text(), source: io() }, Code::Internal),
+            (Error::NotSettled("o"), Code::Unavailable),
+        ]
+    }
+
+    #[test]
+    fn each_error_has_its_code_and_a_lower_case_message_without_a_final_dot() {
+        let mut seen = std::collections::HashSet::new();
+        for (error, code) in table() {
+            assert_eq!(error.code(), code, "{error:?}");
+            let text = error.chain();
+            assert!(!text.ends_with('.'), "{text}");
+            assert!(!text.starts_with(char::is_uppercase) || text.starts_with("NodeStage"), "{text}");
+            assert!(seen.insert(std::mem::discriminant(&error)), "listed twice: {error:?}");
+        }
+        // A new variant must come into the table: this number is the number of variants.
+        assert_eq!(seen.len(), 31);
+    }
+
+    #[test]
+    fn the_chain_names_each_cause_once() {
+        let error = Error::Act { action: "mount /dev/sda".into(), source: io::Error::other("refused") };
+        assert_eq!(error.chain(), "can not mount /dev/sda: refused");
+        assert_eq!(
+            Error::GrowFailed(Box::new(error)).chain(),
+            "the volume is mounted, but growing its filesystem failed: can not mount /dev/sda: refused"
+        );
+    }
+}

@@ -1,0 +1,254 @@
+//! The table of filesystems: how each is made, checked, mounted and grown, and what its superblock says.
+//!
+//! Decides only; [`crate::host`] runs the programs. No force flag stands in any argument list: mkfs.xfs itself refuses
+//! a disk with a known signature, and mke2fs opens the disk exclusively.
+
+use std::fmt;
+use std::path::Path;
+
+/// A filesystem that this driver makes and mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the names of the filesystems")]
+pub enum FilesystemType {
+    Ext2,
+    Ext3,
+    Ext4,
+    Xfs,
+}
+
+/// What is made when the capability names no filesystem; external-provisioner's `--default-fstype` in all known
+/// installations.
+pub const DEFAULT: FilesystemType = FilesystemType::Ext4;
+
+/// A program and its arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tool {
+    /// Name, looked up in `PATH`.
+    pub program: &'static str,
+    /// Arguments, in order.
+    pub arguments: Vec<String>,
+}
+
+impl Tool {
+    fn new(program: &'static str, options: &[&str], operand: &Path) -> Self {
+        let operand = operand.to_string_lossy().into_owned();
+        Self { program, arguments: options.iter().map(|&o| o.to_owned()).chain([operand]).collect() }
+    }
+}
+
+/// What an exit code of the check program means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckResult {
+    /// Clean, or repaired.
+    Sound,
+    /// Repaired in a way that asks for another run.
+    Again,
+    /// Damaged beyond what is repaired unasked.
+    Damaged,
+}
+
+impl FilesystemType {
+    /// By the name used in storage classes, by blkid and in mountinfo.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "ext2" => Some(Self::Ext2),
+            "ext3" => Some(Self::Ext3),
+            "ext4" => Some(Self::Ext4),
+            "xfs" => Some(Self::Xfs),
+            _ => None,
+        }
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext2 => "ext2",
+            Self::Ext3 => "ext3",
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+        }
+    }
+
+    /// Makes it on a blank disk.
+    ///
+    /// ext: no blocks reserved for root (`-m 0`, as kubevirt/csi-driver), tables written lazily, and no discard, which
+    /// on a blank disk only costs time and writes nothing that is needed (`-K` is the same for xfs).
+    pub fn mkfs(self, disk: &Path) -> Tool {
+        const EXT: &[&str] = &["-q", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"];
+        const EXT2: &[&str] = &["-q", "-m", "0", "-E", "lazy_itable_init=1,nodiscard"];
+        match self {
+            Self::Ext2 => Tool::new("mkfs.ext2", EXT2, disk),
+            Self::Ext3 => Tool::new("mkfs.ext3", EXT, disk),
+            Self::Ext4 => Tool::new("mkfs.ext4", EXT, disk),
+            Self::Xfs => Tool::new("mkfs.xfs", &["-q", "-K"], disk),
+        }
+    }
+
+    /// Checks it before it is mounted for writing; xfs replays its log when mounted, and `xfs_repair` is never automatic.
+    pub fn check(self, disk: &Path) -> Option<Tool> {
+        match self {
+            Self::Ext2 | Self::Ext3 | Self::Ext4 => Some(Tool::new("e2fsck", &["-p"], disk)),
+            Self::Xfs => None,
+        }
+    }
+
+    /// Reads the exit code of [`Self::check`] (e2fsck(8): bits 1 corrected, 2 reboot, 4 and above not corrected).
+    pub fn check_result(code: i32) -> CheckResult {
+        match code {
+            0 | 1 => CheckResult::Sound,
+            2 | 3 => CheckResult::Again,
+            _ => CheckResult::Damaged,
+        }
+    }
+
+    /// Grows it to the size of its disk while it is mounted.
+    pub fn grow(self, disk: &Path, mount_point: &Path) -> Tool {
+        match self {
+            Self::Ext2 | Self::Ext3 | Self::Ext4 => Tool::new("resize2fs", &[], disk),
+            Self::Xfs => Tool::new("xfs_growfs", &["-d"], mount_point),
+        }
+    }
+
+    /// Options it is always mounted with. A clone or a restored snapshot has its source's UUID, and xfs refuses the
+    /// second of two on one node unless told not to look.
+    pub fn mount_defaults(self) -> &'static [&'static str] {
+        match self {
+            Self::Ext2 | Self::Ext3 | Self::Ext4 => &[],
+            Self::Xfs => &["nouuid"],
+        }
+    }
+
+    /// Reads its superblock from the first [`SUPERBLOCK_BYTES`] of a disk.
+    pub fn superblock(self, head: &[u8]) -> Option<Superblock> {
+        match self {
+            Self::Ext2 | Self::Ext3 | Self::Ext4 => ext_superblock(head),
+            Self::Xfs => xfs_superblock(head),
+        }
+    }
+}
+
+impl fmt::Display for FilesystemType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How much of a disk's beginning holds the superblock of each filesystem in the table.
+pub const SUPERBLOCK_BYTES: usize = 4096;
+
+/// A filesystem is grown when its disk is larger by more than this. Neither program uses a tail smaller than this: ext4
+/// drops a last group without room for its own tables, xfs a last allocation group under 64 blocks.
+pub const GROW_THRESHOLD_BYTES: u64 = 4 << 20;
+
+/// What a superblock says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Superblock {
+    /// Size of the filesystem in bytes.
+    pub bytes: u64,
+    /// mkfs came to its end.
+    pub finished: bool,
+    /// Bytes of the size that statfs(2) leaves out: the internal log of xfs.
+    pub log_bytes: u64,
+}
+
+/// ext2/3/4: `struct ext2_super_block` at offset 1024, little endian. It is written as the last act of mke2fs.
+fn ext_superblock(head: &[u8]) -> Option<Superblock> {
+    const OFFSET: usize = 1024;
+    const MAGIC: u16 = 0xef53;
+    const INCOMPAT_64BIT: u32 = 0x80;
+    let block = head.get(OFFSET..)?;
+    let u16_at = |at: usize| Some(u16::from_le_bytes(block.get(at..at + 2)?.try_into().ok()?));
+    let u32_at = |at: usize| Some(u32::from_le_bytes(block.get(at..at + 4)?.try_into().ok()?));
+    if u16_at(0x38)? != MAGIC {
+        return None;
+    }
+    let high = if u32_at(0x60)? & INCOMPAT_64BIT == 0 { 0 } else { u32_at(0x150)? };
+    let blocks = (u64::from(high) << 32) | u64::from(u32_at(0x4)?);
+    let block_bytes = 1024_u64.checked_shl(u32_at(0x18)?)?;
+    Some(Superblock { bytes: blocks.checked_mul(block_bytes)?, finished: true, log_bytes: 0 })
+}
+
+/// xfs: `struct xfs_dsb` at offset 0, big endian. mkfs.xfs sets `sb_inprogress` first and clears it last; the kernel
+/// refuses to mount while it is set, so such a filesystem never held a file.
+fn xfs_superblock(head: &[u8]) -> Option<Superblock> {
+    const MAGIC: &[u8] = b"XFSB";
+    let u32_at = |at: usize| Some(u32::from_be_bytes(head.get(at..at + 4)?.try_into().ok()?));
+    let u64_at = |at: usize| Some(u64::from_be_bytes(head.get(at..at + 8)?.try_into().ok()?));
+    if head.get(..MAGIC.len())? != MAGIC {
+        return None;
+    }
+    let block_bytes = u64::from(u32_at(4)?);
+    let log_blocks = if u64_at(48)? == 0 { 0 } else { u64::from(u32_at(96)?) };
+    Some(Superblock {
+        bytes: u64_at(8)?.checked_mul(block_bytes)?,
+        finished: *head.get(126)? == 0,
+        log_bytes: log_blocks.checked_mul(block_bytes)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    const ALL: [FilesystemType; 4] =
+        [FilesystemType::Ext2, FilesystemType::Ext3, FilesystemType::Ext4, FilesystemType::Xfs];
+
+    #[test]
+    fn names_are_their_own_inverse_and_no_mkfs_is_forced() {
+        for filesystem in ALL {
+            assert_eq!(FilesystemType::parse(filesystem.name()), Some(filesystem));
+            let mkfs = filesystem.mkfs(Path::new("/dev/sda"));
+            assert_eq!(mkfs.program, format!("mkfs.{filesystem}"));
+            assert_eq!(mkfs.arguments.last().map(String::as_str), Some("/dev/sda"));
+            assert!(!mkfs.arguments.iter().any(|a| a == "-f" || a == "-F"), "{mkfs:?}");
+        }
+        assert_eq!(FilesystemType::parse("btrfs"), None);
+    }
+
+    #[rstest]
+    #[case(0, CheckResult::Sound)]
+    #[case(1, CheckResult::Sound)]
+    #[case(2, CheckResult::Again)]
+    #[case(3, CheckResult::Again)]
+    #[case(4, CheckResult::Damaged)]
+    #[case(8, CheckResult::Damaged)]
+    #[case(12, CheckResult::Damaged)]
+    #[case(-1, CheckResult::Damaged)]
+    fn e2fsck_codes(#[case] code: i32, #[case] result: CheckResult) {
+        assert_eq!(FilesystemType::check_result(code), result);
+    }
+
+    #[test]
+    fn an_xfs_that_mkfs_left_in_the_middle_is_not_finished() {
+        let mut head = vec![0_u8; SUPERBLOCK_BYTES];
+        head[..4].copy_from_slice(b"XFSB");
+        head[4..8].copy_from_slice(&4096_u32.to_be_bytes());
+        head[8..16].copy_from_slice(&1000_u64.to_be_bytes());
+        head[48..56].copy_from_slice(&8_u64.to_be_bytes());
+        head[96..100].copy_from_slice(&10_u32.to_be_bytes());
+        let whole = Superblock { bytes: 4_096_000, finished: true, log_bytes: 40_960 };
+        assert_eq!(FilesystemType::Xfs.superblock(&head), Some(whole));
+        head[126] = 1;
+        assert_eq!(FilesystemType::Xfs.superblock(&head), Some(Superblock { finished: false, ..whole }));
+        assert_eq!(FilesystemType::Ext4.superblock(&head), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_break_the_superblock_readers(
+            mut head in proptest::collection::vec(any::<u8>(), 0..SUPERBLOCK_BYTES),
+            magic in any::<bool>(),
+        ) {
+            if magic && head.len() > 1084 {
+                head[..4].copy_from_slice(b"XFSB");
+                head[1024 + 0x38..1024 + 0x3a].copy_from_slice(&0xef53_u16.to_le_bytes());
+            }
+            for filesystem in ALL {
+                let _: Option<Superblock> = filesystem.superblock(&head);
+            }
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Child processes: an argument array, `LC_ALL=C`, no input, a time limit, and all that was said in the answer.
+
+use std::io;
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::error::{Error, Result};
+use crate::filesystem::Tool;
+
+/// blkid reads a few MiB.
+pub const PROBE_LIMIT: Duration = Duration::from_mins(1);
+/// mkfs without discard and with lazy tables writes some hundred MiB at most.
+pub const FORMAT_LIMIT: Duration = Duration::from_mins(15);
+/// A full e2fsck of many TiB takes long, and one that is cut short never comes to its end.
+pub const CHECK_LIMIT: Duration = Duration::from_hours(2);
+/// Growing writes the tables of the new groups.
+pub const GROW_LIMIT: Duration = Duration::from_mins(30);
+
+/// Longest text of a program that goes into an error, in characters; gRPC statuses travel in a header.
+const SPOKEN_CHARS: usize = 1500;
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// How it ended, in words.
+    pub status: String,
+    /// Standard output.
+    pub output: String,
+    /// Standard error.
+    pub errors: String,
+}
+
+impl Ended {
+    /// What it said, errors first, on one line and of bounded length.
+    pub fn spoken(&self) -> String {
+        let all = format!("{} {}", self.errors, self.output);
+        let line = all.split_whitespace().collect::<Vec<_>>().join(" ");
+        line.chars().take(SPOKEN_CHARS).collect()
+    }
+}
+
+/// Runs a program to its end, on the disk called `name`.
+///
+/// After `limit` it is killed. A program that even then does not end (its disk hangs in the kernel) is waited for
+/// without limit: it may still write, so the caller must keep the volume's lock.
+pub fn run(tool: &Tool, name: &str, limit: Duration) -> Result<Ended> {
+    let cannot_start = |source: io::Error| Error::Act { action: format!("run {}", tool.program), source };
+    let child = Command::new(tool.program)
+        .args(&tool.arguments)
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(cannot_start)?;
+    let pid = child.id();
+    let (sender, receiver) = channel::<io::Result<Output>>();
+    let waiter = thread::Builder::new().name(format!("wait-{}", tool.program)).spawn(move || {
+        // The receiver waits until it has the answer.
+        drop(sender.send(child.wait_with_output()));
+    });
+    waiter.map_err(cannot_start)?;
+    let lost = || Error::JobLost;
+    let answer = match receiver.recv_timeout(limit) {
+        Ok(answer) => answer,
+        Err(RecvTimeoutError::Disconnected) => return Err(lost()),
+        Err(RecvTimeoutError::Timeout) => {
+            tracing::warn!(
+                tool = tool.program,
+                disk = name,
+                limit_s = limit.as_secs(),
+                "killing a program that takes too long"
+            );
+            // ESRCH: it ended just now.
+            i32::try_from(pid).map(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).ok()).ok();
+            drop(receiver.recv().map_err(|_| lost())?);
+            return Err(Error::ToolTimedOut { tool: tool.program, name: name.to_owned(), limit });
+        }
+    };
+    let output = answer.map_err(Error::observe(format!("wait for {}", tool.program)))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let ended = Ended {
+        code: output.status.code(),
+        status: output.status.to_string(),
+        output: text(&output.stdout),
+        errors: text(&output.stderr),
+    };
+    tracing::debug!(
+        tool = tool.program,
+        disk = name,
+        status = ended.status,
+        said = ended.spoken(),
+        "a program ended"
+    );
+    Ok(ended)
+}
+
+/// Runs a program that must end with 0.
+pub fn run_successfully(tool: &Tool, name: &str, limit: Duration) -> Result<()> {
+    let ended = run(tool, name, limit)?;
+    if ended.code == Some(0) {
+        return Ok(());
+    }
+    Err(Error::ToolFailed {
+        tool: tool.program,
+        name: name.to_owned(),
+        status: ended.status.clone(),
+        stderr: ended.spoken(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Tool {
+        Tool { program: "sh", arguments: vec!["-c".into(), script.into()] }
+    }
+
+    #[test]
+    fn a_failing_program_brings_its_words() {
+        let error =
+            run_successfully(&shell("echo out; echo  'no such' disk >&2; exit 3"), "sda", FORMAT_LIMIT);
+        let text = error.unwrap_err().to_string();
+        assert_eq!(text, "sh on sda failed with exit status: 3: no such disk out");
+    }
+
+    #[test]
+    fn a_program_speaks_plain_english_and_gets_no_input() {
+        let ended = run(&shell("echo $LC_ALL; cat"), "sda", FORMAT_LIMIT).unwrap();
+        assert_eq!((ended.code, ended.output.as_str()), (Some(0), "C\n"));
+    }
+
+    #[test]
+    fn a_program_that_takes_too_long_is_killed_and_reaped() {
+        let limit = Duration::from_millis(50);
+        let error = run(&shell("exec sleep 600"), "sda", limit).unwrap_err();
+        assert!(matches!(error, Error::ToolTimedOut { tool: "sh", .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let tool = Tool { program: "mkfs.none", arguments: Vec::new() };
+        assert!(run(&tool, "sda", PROBE_LIMIT).unwrap_err().chain().starts_with("can not run mkfs.none: "));
+    }
+}

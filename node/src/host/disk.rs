@@ -1,0 +1,234 @@
+//! Disks as open files: proving that the opened disk is the one that was found, reading it, formatting it.
+
+use std::collections::hash_map::DefaultHasher;
+use std::fs::{File, OpenOptions};
+use std::hash::Hasher;
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag, PosixFadviseAdvice, posix_fadvise};
+use nix::sys::stat::{major, minor};
+
+use crate::device::{DeviceNumber, Disk};
+use crate::error::{Error, Result};
+use crate::filesystem::{FilesystemType, SUPERBLOCK_BYTES, Tool};
+use crate::host::command::{self, FORMAT_LIMIT, PROBE_LIMIT};
+use crate::host::linux::Linux;
+use crate::host::{Host, holders};
+use crate::probe::{EDGE_BYTES, Evidence, Samples, sample_ranges};
+
+/// How long udev's own probe of a new disk is waited for; it holds a shared lock (systemd: block device locking).
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// Pause between two tries for the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// A disk that is held open.
+///
+/// The kernel frees a disk's name and number only when its last descriptor is closed, so while this lives both mean
+/// this disk. The lock keeps udev from probing it, and others that honour it from writing.
+#[derive(Debug)]
+pub struct HeldDisk {
+    disk: Disk,
+    /// `None` in the tests' model, which has no descriptors.
+    _lock: Option<Flock<File>>,
+}
+
+impl HeldDisk {
+    /// The disk.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    #[cfg(test)]
+    pub(crate) fn without_descriptor(disk: Disk) -> Self {
+        Self { disk, _lock: None }
+    }
+}
+
+/// Number of a device node that is open or was looked at.
+pub fn number_of(metadata: &std::fs::Metadata) -> Option<DeviceNumber> {
+    let device = metadata.rdev();
+    metadata.file_type().is_block_device().then(|| DeviceNumber::new(major(device), minor(device)))
+}
+
+/// See [`Host::hold`].
+pub fn hold(host: &Linux, disk: &Disk) -> Result<HeldDisk> {
+    let node = host.node_path(disk);
+    let file = open(&node, disk, OpenOptions::new().read(true))?;
+    prove_identity(host, disk)?;
+    let mut file = file;
+    let begin = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(HeldDisk { disk: disk.clone(), _lock: Some(lock) }),
+            Err((back, Errno::EWOULDBLOCK)) if begin.elapsed() < LOCK_WAIT => {
+                file = back;
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err((_, Errno::EWOULDBLOCK)) => {
+                let by = format!(
+                    "another program's lock: {}",
+                    holders::of_disk(&host.roots().proc, disk.number, &node)
+                );
+                return Err(Error::DiskBusy { name: disk.name.clone(), by });
+            }
+            Err((_, errno)) => return Err(Error::observe(format!("lock {}", node.display()))(errno.into())),
+        }
+    }
+}
+
+/// The disk that has this number now still names itself as the one that was found.
+fn prove_identity(host: &Linux, disk: &Disk) -> Result<()> {
+    let changed = |detail: String| Err(Error::DiskChanged { name: disk.name.clone(), detail });
+    match host.disk(disk.number)? {
+        None => changed("it is gone".to_owned()),
+        Some(now) if now.name != disk.name || now.identity != disk.identity => {
+            changed(format!("{} is now {} with serial {}", disk.number, now.name, now.identity))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// Opens a node and proves that it leads to this disk's number.
+fn open(node: &Path, disk: &Disk, options: &OpenOptions) -> Result<File> {
+    let file = options.open(node).map_err(Error::observe(format!("open {}", node.display())))?;
+    let metadata = file.metadata().map_err(Error::observe(format!("read {}", node.display())))?;
+    match number_of(&metadata) {
+        Some(number) if number == disk.number => Ok(file),
+        other => {
+            let detail = format!("{} leads to {other:?}, not to {}", node.display(), disk.number);
+            Err(Error::DiskChanged { name: disk.name.clone(), detail })
+        }
+    }
+}
+
+/// Opens it so that nobody else (a mount in any namespace, device mapper, another mkfs) can have it.
+fn open_exclusively(host: &Linux, disk: &Disk, write: bool) -> Result<File> {
+    let node = host.node_path(disk);
+    let mut options = OpenOptions::new();
+    options.read(true).write(write).custom_flags(OFlag::O_EXCL.bits());
+    match open(&node, disk, &options) {
+        Err(Error::Observe { source, .. }) if source.raw_os_error() == Some(Errno::EBUSY as i32) => {
+            let by = holders::of_disk(&host.roots().proc, disk.number, &node);
+            Err(Error::DiskBusy { name: disk.name.clone(), by })
+        }
+        other => other,
+    }
+}
+
+/// See [`Host::in_use`].
+pub fn in_use(host: &Linux, disk: &Disk) -> Result<Option<String>> {
+    // A disk that is gone, or whose number another one has by now, is not used any more.
+    if prove_identity(host, disk).is_err_and(|error| matches!(error, Error::DiskChanged { .. })) {
+        return Ok(None);
+    }
+    match open_exclusively(host, disk, false) {
+        Ok(_) | Err(Error::DiskChanged { .. }) => Ok(None),
+        Err(Error::DiskBusy { by, .. }) => Ok(Some(by)),
+        Err(Error::Observe { source, .. }) if is_gone(&source) => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(Errno::ENXIO as i32)
+        || error.raw_os_error() == Some(Errno::ENODEV as i32)
+}
+
+/// See [`Host::examine`].
+pub fn examine(host: &Linux, held: &HeldDisk) -> Result<Evidence> {
+    let disk = held.disk();
+    let exclusive = open_exclusively(host, disk, false)?;
+    let blkid = Tool {
+        program: "blkid",
+        arguments: ["-p", "-o", "export"]
+            .into_iter()
+            .map(str::to_owned)
+            .chain([host.node_path(disk).to_string_lossy().into_owned()])
+            .collect(),
+    };
+    let ended = command::run(&blkid, &disk.name, PROBE_LIMIT)?;
+    let samples = sample(&exclusive, disk.bytes).map_err(|error| error.to_string());
+    Ok(Evidence { blkid_code: ended.code, blkid_output: ended.output, blkid_errors: ended.errors, samples })
+}
+
+/// Reads the ranges of [`sample_ranges`] from the disk itself, not from what the kernel remembers of it.
+fn sample(file: &File, bytes: u64) -> io::Result<Samples> {
+    posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    let mut hasher = DefaultHasher::new();
+    let mut zero = true;
+    let mut head = Vec::new();
+    let mut buffer = vec![0_u8; usize::try_from(EDGE_BYTES).map_err(io::Error::other)?];
+    for range in sample_ranges(bytes) {
+        let mut at = range.start;
+        while at < range.end {
+            let length = usize::try_from((range.end - at).min(EDGE_BYTES)).map_err(io::Error::other)?;
+            let part = &mut buffer[..length];
+            file.read_exact_at(part, at)?;
+            zero &= part.iter().all(|byte| *byte == 0);
+            hasher.write(part);
+            if at == 0 {
+                head = part[..length.min(SUPERBLOCK_BYTES)].to_vec();
+            }
+            at += length as u64;
+        }
+    }
+    Ok(Samples { zero, fingerprint: hasher.finish(), head })
+}
+
+/// The first bytes of a disk that may be mounted.
+pub fn head(host: &Linux, disk: &Disk) -> Result<Vec<u8>> {
+    let node = host.node_path(disk);
+    let file = open(&node, disk, OpenOptions::new().read(true))?;
+    let mut head = vec![0_u8; SUPERBLOCK_BYTES];
+    let read = |head: &mut [u8]| -> io::Result<()> {
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        file.read_exact_at(head, 0)
+    };
+    read(&mut head).map_err(Error::observe(format!("read the superblock of {}", disk.name)))?;
+    Ok(head)
+}
+
+/// Proves, under an exclusive open, that the disk is the judged one and holds the judged bytes.
+fn open_as_judged(host: &Linux, disk: &Disk, fingerprint: u64, write: bool) -> Result<File> {
+    let exclusive = open_exclusively(host, disk, write)?;
+    prove_identity(host, disk)?;
+    if host.disk(disk.number)?.is_none_or(|now| now.bytes != disk.bytes) {
+        return Err(Error::DiskChanged { name: disk.name.clone(), detail: "its size changed".to_owned() });
+    }
+    let samples = sample(&exclusive, disk.bytes)
+        .map_err(|error| Error::DiskUnreadable { name: disk.name.clone(), reason: error.to_string() })?;
+    if samples.fingerprint != fingerprint {
+        let detail = "its bytes changed since it was probed".to_owned();
+        return Err(Error::DiskChanged { name: disk.name.clone(), detail });
+    }
+    Ok(exclusive)
+}
+
+/// Makes the filesystem on a disk that is still as it was judged.
+///
+/// The exclusive open ends right before mkfs, which opens exclusively itself and gets no force flag.
+pub fn format(host: &Linux, disk: &Disk, filesystem: FilesystemType, fingerprint: u64) -> Result<()> {
+    let node = host.node_path(disk);
+    drop(open_as_judged(host, disk, fingerprint, false)?);
+    tracing::info!(disk = disk.name, number = %disk.number, serial = %disk.identity, %filesystem, "formatting");
+    command::run_successfully(&filesystem.mkfs(&node), &disk.name, FORMAT_LIMIT)?;
+    let file = open(&node, disk, OpenOptions::new().read(true).write(true))?;
+    file.sync_all().map_err(Error::act(format!("flush {}", disk.name)))
+}
+
+/// Zeroes the first edge of a disk that is still as it was judged.
+pub fn clear(host: &Linux, disk: &Disk, fingerprint: u64) -> Result<()> {
+    let exclusive = open_as_judged(host, disk, fingerprint, true)?;
+    let length = usize::try_from(EDGE_BYTES.min(disk.bytes)).unwrap_or(SUPERBLOCK_BYTES);
+    tracing::warn!(disk = disk.name, serial = %disk.identity, "clearing what an unfinished mkfs left");
+    let write = || -> io::Result<()> {
+        exclusive.write_all_at(&vec![0; length], 0)?;
+        exclusive.sync_all()
+    };
+    write().map_err(Error::act(format!("clear the beginning of {}", disk.name)))
+}

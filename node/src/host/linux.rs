@@ -1,0 +1,173 @@
+//! The real machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statvfs::statvfs;
+
+use crate::device::{DeviceNumber, Disk};
+use crate::error::{Error, Result};
+use crate::filesystem::{CheckResult, FilesystemType};
+use crate::host::command::{self, CHECK_LIMIT, GROW_LIMIT};
+use crate::host::{HeldDisk, Host, PathState, disk, holders, mounts, record, sysfs};
+use crate::mount_table::MountTable;
+use crate::probe::Evidence;
+use crate::settings::Roots;
+use crate::stats::{Amount, Capacity, Usage};
+use crate::step::{MkfsRecord, Step};
+
+/// This machine, through the kernel trees at the given roots.
+#[derive(Debug, Clone)]
+pub struct Linux {
+    roots: Roots,
+}
+
+impl Linux {
+    /// With its trees at these places.
+    pub fn new(roots: Roots) -> Self {
+        Self { roots }
+    }
+
+    /// Where its trees are.
+    pub fn roots(&self) -> &Roots {
+        &self.roots
+    }
+
+    fn check(&self, disk: &Disk, filesystem: FilesystemType) -> Result<()> {
+        let Some(tool) = filesystem.check(&self.node_path(disk)) else { return Ok(()) };
+        // "Again" once: a second run must find it sound.
+        for last in [false, true] {
+            let ended = command::run(&tool, &disk.name, CHECK_LIMIT)?;
+            match ended.code.map(FilesystemType::check_result) {
+                Some(CheckResult::Sound) => return Ok(()),
+                Some(CheckResult::Again) if !last => {}
+                Some(CheckResult::Again | CheckResult::Damaged) | None => {
+                    let detail = format!("{}: {}", ended.status, ended.spoken());
+                    return Err(Error::FilesystemDamaged {
+                        name: disk.name.clone(),
+                        tool: tool.program,
+                        detail,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn unmount(&self, target: &Path) -> Result<()> {
+        if mounts::unmount(target)? {
+            return Ok(());
+        }
+        let holders = holders::of_path(&self.roots.proc, target, &self.mounts()?);
+        Err(Error::MountBusy { path: target.to_owned(), holders })
+    }
+}
+
+impl Host for Linux {
+    fn disks(&self) -> Result<Vec<Disk>> {
+        sysfs::disks(&self.roots.sys)
+    }
+
+    fn disk(&self, number: DeviceNumber) -> Result<Option<Disk>> {
+        sysfs::disk(&self.roots.sys, number)
+    }
+
+    fn rescan(&self) -> Result<()> {
+        sysfs::rescan(&self.roots.sys)
+    }
+
+    fn node_path(&self, disk: &Disk) -> PathBuf {
+        self.roots.dev.join(&disk.name)
+    }
+
+    fn hold(&self, disk: &Disk) -> Result<HeldDisk> {
+        disk::hold(self, disk)
+    }
+
+    fn examine(&self, disk: &HeldDisk) -> Result<Evidence> {
+        disk::examine(self, disk)
+    }
+
+    fn in_use(&self, disk: &Disk) -> Result<Option<String>> {
+        disk::in_use(self, disk)
+    }
+
+    fn mounts(&self) -> Result<MountTable> {
+        let file = self.roots.proc.join("self/mountinfo");
+        let observe = || Error::observe(format!("read {}", file.display()));
+        MountTable::parse(&fs::read(&file).map_err(observe())?).map_err(observe())
+    }
+
+    fn canonical(&self, path: &Path) -> Result<PathBuf> {
+        mounts::canonical(path)
+    }
+
+    fn path(&self, path: &Path) -> Result<PathState> {
+        mounts::state(path)
+    }
+
+    fn mkfs_record(&self, staging: &Path) -> Result<Option<MkfsRecord>> {
+        record::read(staging)
+    }
+
+    fn filesystem_bytes(
+        &self,
+        disk: &Disk,
+        filesystem: FilesystemType,
+        mount_point: &Path,
+    ) -> Result<Option<u64>> {
+        let Some(superblock) = filesystem.superblock(&disk::head(self, disk)?) else { return Ok(None) };
+        if filesystem != FilesystemType::Xfs {
+            return Ok(Some(superblock.bytes));
+        }
+        // xfs writes its superblock late, but statfs is current; it leaves out the internal log.
+        let usage = self.usage(mount_point)?;
+        Ok(Some(usage.bytes.total.saturating_add(superblock.log_bytes)))
+    }
+
+    fn usage(&self, mount_point: &Path) -> Result<Usage> {
+        let stat = statvfs(mount_point)
+            .map_err(|errno| Error::observe(format!("measure {}", mount_point.display()))(errno.into()))?;
+        let inodes = Amount::new(stat.files(), stat.files_free(), stat.files_available(), 1);
+        Ok(Usage {
+            bytes: Amount::new(
+                stat.blocks(),
+                stat.blocks_free(),
+                stat.blocks_available(),
+                stat.fragment_size(),
+            ),
+            inodes: (inodes.total > 0).then_some(inodes),
+        })
+    }
+
+    fn capacity(&self, number: DeviceNumber) -> Result<Option<Capacity>> {
+        Ok(sysfs::bytes(&self.roots.sys, number)?.map(Capacity))
+    }
+
+    fn apply(&self, step: &Step) -> Result<()> {
+        tracing::info!(%step, "changing the node");
+        match step {
+            Step::CreateDirectory(path) => mounts::create_directory(path),
+            Step::CreateFile(path) => mounts::create_file(path),
+            Step::WriteMkfsRecord { staging, record } => record::write(staging, record),
+            Step::RemoveMkfsRecord { staging } => record::remove(staging),
+            Step::ClearUnfinished { disk, fingerprint } => disk::clear(self, disk, *fingerprint),
+            Step::Format { disk, filesystem, fingerprint } => {
+                disk::format(self, disk, *filesystem, *fingerprint)
+            }
+            Step::Check { disk, filesystem } => self.check(disk, *filesystem),
+            Step::Mount { disk, filesystem, options, target } => {
+                mounts::mount_disk(&self.node_path(disk), target, *filesystem, options)
+            }
+            Step::Grow { disk, filesystem, mount_point } => {
+                let tool = filesystem.grow(&self.node_path(disk), mount_point);
+                command::run_successfully(&tool, &disk.name, GROW_LIMIT)
+                    .map_err(|error| Error::GrowFailed(Box::new(error)))
+            }
+            Step::Bind { source, target } => mounts::bind(source, target),
+            Step::RemountReadOnly { target, keep } => mounts::remount_read_only(target, keep),
+            Step::Unmount { target } => self.unmount(target),
+            Step::RemoveTarget(path) => mounts::remove_target(path, &self.mounts()?),
+        }
+    }
+}

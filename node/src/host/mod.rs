@@ -1,0 +1,103 @@
+//! The one place with system calls and child processes: a trait that observes and acts, and its Linux implementation.
+//!
+//! Decides nothing about volumes. All of it blocks, so it is only called from the threads of a bounded pool.
+
+mod command;
+mod disk;
+mod holders;
+mod linux;
+#[cfg(test)]
+pub(crate) mod model;
+mod mounts;
+mod record;
+mod sysfs;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::device::{DeviceNumber, Disk};
+use crate::error::Result;
+use crate::filesystem::FilesystemType;
+use crate::mount_table::MountTable;
+use crate::probe::Evidence;
+use crate::stats::{Capacity, Usage};
+use crate::step::{MkfsRecord, Step};
+
+pub use disk::HeldDisk;
+pub use linux::Linux;
+
+/// What lies at a path, symbolic links not followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathState {
+    /// Nothing.
+    Missing,
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File {
+        /// Its size.
+        bytes: u64,
+    },
+    /// A block device node.
+    Node(DeviceNumber),
+    /// Anything else, in words.
+    Other(&'static str),
+    /// It answers as mounts of lost disks and servers do.
+    Corrupted(String),
+}
+
+impl fmt::Display for PathState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("nothing"),
+            Self::Directory => f.write_str("a directory"),
+            Self::File { .. } => f.write_str("a file"),
+            Self::Node(number) => write!(f, "a device node ({number})"),
+            Self::Other(what) => f.write_str(what),
+            Self::Corrupted(reason) => write!(f, "a broken mount ({reason})"),
+        }
+    }
+}
+
+/// The machine.
+pub trait Host: Send + Sync + 'static {
+    /// All whole disks.
+    fn disks(&self) -> Result<Vec<Disk>>;
+    /// The disk that has this number now; `None` when there is none.
+    fn disk(&self, number: DeviceNumber) -> Result<Option<Disk>>;
+    /// Makes the SCSI hosts look for disks whose announcement was lost.
+    fn rescan(&self) -> Result<()>;
+    /// Path of a disk's device node.
+    fn node_path(&self, disk: &Disk) -> PathBuf;
+    /// Opens a disk, proves that it is still the one that was found, and keeps udev's tools away from it. While the
+    /// result lives the kernel gives neither its name nor its number to another disk.
+    fn hold(&self, disk: &Disk) -> Result<HeldDisk>;
+    /// Reads what is on a disk that nobody else uses.
+    ///
+    /// # Errors
+    /// `DiskBusy` when someone does; a read error is part of the evidence.
+    fn examine(&self, disk: &HeldDisk) -> Result<Evidence>;
+    /// Who uses the disk, in any mount namespace; `None` when nobody does, or when it is gone.
+    fn in_use(&self, disk: &Disk) -> Result<Option<String>>;
+    /// The mount table.
+    fn mounts(&self) -> Result<MountTable>;
+    /// The path as the mount table names it: its parent's links resolved, its last component as given.
+    fn canonical(&self, path: &Path) -> Result<PathBuf>;
+    /// What lies at a path.
+    fn path(&self, path: &Path) -> Result<PathState>;
+    /// The record in an unmounted staging directory; one that can not be read as ours is `None`.
+    fn mkfs_record(&self, staging: &Path) -> Result<Option<MkfsRecord>>;
+    /// Size of a mounted filesystem; `None` where its superblock is not understood.
+    fn filesystem_bytes(
+        &self,
+        disk: &Disk,
+        filesystem: FilesystemType,
+        mount_point: &Path,
+    ) -> Result<Option<u64>>;
+    /// Usage of a mounted filesystem. May hang for as long as its disk does.
+    fn usage(&self, mount_point: &Path) -> Result<Usage>;
+    /// Size of a block device, a partition included; `None` when it is gone.
+    fn capacity(&self, number: DeviceNumber) -> Result<Option<Capacity>>;
+    /// Makes one change.
+    fn apply(&self, step: &Step) -> Result<()>;
+}

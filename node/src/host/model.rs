@@ -1,0 +1,325 @@
+//! A machine in memory, for the tests: the same trait, the same rules as the kernel's where the planners rely on them,
+//! and faults at any step.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+use super::{HeldDisk, Host, PathState};
+use crate::device::{DeviceNumber, Disk, Identity, Serial};
+use crate::error::{Error, Result};
+use crate::filesystem::{FilesystemType, SUPERBLOCK_BYTES};
+use crate::mount_options::Flag;
+use crate::mount_table::{DEVTMPFS, Mount, MountTable};
+use crate::probe::{Evidence, Samples};
+use crate::stats::{Amount, Capacity, Usage};
+use crate::step::{MkfsRecord, Step};
+
+/// What a disk of the model holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    Blank,
+    Filesystem {
+        kind: String,
+        bytes: u64,
+    },
+    /// The superblock of an xfs whose mkfs did not end.
+    UnfinishedXfs,
+    /// Bytes without a signature: somebody's, or those of a mkfs that was cut short.
+    Bytes,
+    Partitions,
+    Luks,
+    Unreadable,
+}
+
+/// Where an apply fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing has happened.
+    Before,
+    /// In the midst: a format leaves bytes behind; other steps have happened.
+    Within,
+    /// All has happened, and the caller does not learn it.
+    After,
+}
+
+#[derive(Debug, Default)]
+pub struct State {
+    pub disks: Vec<(Disk, Held)>,
+    pub mounts: Vec<Mount>,
+    /// Directories (`None`) and files (their size).
+    pub paths: BTreeMap<PathBuf, Option<u64>>,
+    pub corrupted: BTreeSet<PathBuf>,
+    pub records: BTreeMap<PathBuf, MkfsRecord>,
+    pub applied: Vec<Step>,
+    pub faults: Vec<(usize, Fault)>,
+    pub busy: BTreeSet<PathBuf>,
+    pub used_elsewhere: bool,
+    pub rescans: usize,
+    /// Disks that show only after a rescan.
+    pub after_rescan: Vec<(Disk, Held)>,
+}
+
+/// The machine.
+#[derive(Debug, Default)]
+pub struct Model(Mutex<State>);
+
+pub const SERIAL: &str = "298d9cd3-9791-4830-8f00-0123456789ab";
+pub const DISK_BYTES: u64 = 1 << 30;
+
+pub fn serial() -> Serial {
+    Serial::new(SERIAL).expect("a serial")
+}
+
+/// The volume's disk, as number `8:<minor>`.
+pub fn disk(minor: u64) -> Disk {
+    Disk {
+        name: format!("sd{}", char::from(b'a' + u8::try_from(minor / 16).expect("a small minor"))),
+        number: DeviceNumber::new(8, minor),
+        bytes: DISK_BYTES,
+        read_only: false,
+        identity: Identity::Scsi { unit_serial: Some(serial()), designators: Vec::new() },
+        partitions: Vec::new(),
+        holders: Vec::new(),
+    }
+}
+
+pub fn mount(number: DeviceNumber, root: &str, point: &Path, fs_type: &str, read_only: bool) -> Mount {
+    let word = if read_only { "ro" } else { "rw" };
+    Mount {
+        number,
+        root: root.into(),
+        point: point.to_owned(),
+        fs_type: fs_type.to_owned(),
+        options: [word.to_owned()].into(),
+        super_options: ["rw".to_owned()].into(),
+    }
+}
+
+impl Model {
+    pub fn with_disk(held: Held) -> Self {
+        let model = Self::default();
+        model.state().disks.push((disk(16), held));
+        model
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no test panics while it holds this")
+    }
+
+    /// Applied steps since the last call.
+    pub fn take_applied(&self) -> Vec<Step> {
+        std::mem::take(&mut self.state().applied)
+    }
+}
+
+impl State {
+    fn held(&mut self, disk: &Disk) -> &mut Held {
+        let found = self.disks.iter_mut().find(|(known, _)| known.number == disk.number);
+        &mut found.expect("a step on a disk of the model").1
+    }
+
+    fn happen(&mut self, step: &Step) -> Result<()> {
+        match step {
+            Step::CreateDirectory(path) => drop(self.paths.insert(path.clone(), None)),
+            Step::CreateFile(path) => drop(self.paths.insert(path.clone(), Some(0))),
+            Step::WriteMkfsRecord { staging, record } => {
+                assert!(
+                    !self.mounts.iter().any(|m| m.point == *staging),
+                    "the record goes into the filesystem"
+                );
+                assert!(self.paths.contains_key(staging), "no directory for the record");
+                self.records.insert(staging.clone(), record.clone());
+            }
+            Step::RemoveMkfsRecord { staging } => drop(self.records.remove(staging)),
+            Step::ClearUnfinished { disk, .. } => *self.held(disk) = Held::Bytes,
+            Step::Format { disk, filesystem, .. } => {
+                let kind = filesystem.name().to_owned();
+                *self.held(disk) = Held::Filesystem { kind, bytes: disk.bytes };
+            }
+            Step::Check { disk, .. } => {
+                assert!(!self.mounts.iter().any(|m| m.number == disk.number), "fsck of a mounted filesystem");
+            }
+            Step::Mount { disk, filesystem, options, target } => {
+                assert!(self.paths.get(target).is_some_and(Option::is_none), "no directory to mount on");
+                assert!(!self.records.contains_key(target), "mounted over the record");
+                match self.held(disk) {
+                    Held::Filesystem { kind, .. } if kind == filesystem.name() => {}
+                    other => panic!("mounting {other:?} as {filesystem}"),
+                }
+                let mut new = mount(disk.number, "/", target, filesystem.name(), options.read_only());
+                new.options.extend(options.flags.iter().map(|flag| flag.word().to_owned()));
+                self.mounts.push(new);
+            }
+            Step::Grow { disk, .. } => {
+                let size = disk.bytes;
+                if let Held::Filesystem { bytes, .. } = self.held(disk) {
+                    *bytes = size;
+                }
+            }
+            Step::Bind { source, target } => {
+                assert!(self.paths.contains_key(target), "nothing to bind on");
+                let staged = self.mounts.iter().rev().find(|m| m.point == *source).cloned();
+                let bound = staged.map_or_else(
+                    || {
+                        let root = Path::new("/").join(source.file_name().expect("a node has a name"));
+                        mount(DeviceNumber::new(0, 5), &root.to_string_lossy(), target, DEVTMPFS, false)
+                    },
+                    |staged| Mount { point: target.clone(), ..staged },
+                );
+                self.mounts.push(bound);
+            }
+            Step::RemountReadOnly { target, keep } => {
+                let top =
+                    self.mounts.iter_mut().rev().find(|m| m.point == *target).expect("a mount to remount");
+                top.options = keep.iter().map(|flag| flag.word().to_owned()).collect();
+                top.options.remove("rw");
+                top.options.insert(Flag::ReadOnly.word().to_owned());
+            }
+            Step::Unmount { target } => {
+                if self.busy.contains(target) {
+                    return Err(Error::MountBusy { path: target.clone(), holders: "a test".into() });
+                }
+                if let Some(index) = self.mounts.iter().rposition(|m| m.point == *target) {
+                    self.mounts.remove(index);
+                    self.corrupted.remove(target);
+                }
+            }
+            Step::RemoveTarget(path) => {
+                assert!(!self.mounts.iter().any(|m| m.point == *path), "removing a mount point");
+                assert_ne!(self.paths.remove(path), Some(Some(1)), "removing a file with content");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn superblock(content: &Held) -> Vec<u8> {
+    let mut head = vec![0_u8; SUPERBLOCK_BYTES];
+    if *content == Held::UnfinishedXfs {
+        head[..4].copy_from_slice(b"XFSB");
+        head[126] = 1;
+    }
+    head
+}
+
+impl Host for Model {
+    fn disks(&self) -> Result<Vec<Disk>> {
+        Ok(self.state().disks.iter().map(|(disk, _)| disk.clone()).collect())
+    }
+
+    fn disk(&self, number: DeviceNumber) -> Result<Option<Disk>> {
+        Ok(self.disks()?.into_iter().find(|disk| disk.number == number))
+    }
+
+    fn rescan(&self) -> Result<()> {
+        let mut state = self.state();
+        state.rescans += 1;
+        let shown = std::mem::take(&mut state.after_rescan);
+        state.disks.extend(shown);
+        Ok(())
+    }
+
+    fn node_path(&self, disk: &Disk) -> PathBuf {
+        Path::new("/dev").join(&disk.name)
+    }
+
+    fn hold(&self, disk: &Disk) -> Result<HeldDisk> {
+        Ok(HeldDisk::without_descriptor(disk.clone()))
+    }
+
+    fn examine(&self, held: &HeldDisk) -> Result<Evidence> {
+        let mut state = self.state();
+        let name = held.disk().name.clone();
+        if state.mounts.iter().any(|m| m.number == held.disk().number) {
+            return Err(Error::DiskBusy { name, by: "a mount".into() });
+        }
+        let content = state.held(held.disk()).clone();
+        let (code, output) = match &content {
+            Held::Blank | Held::Bytes | Held::Unreadable => (2, String::new()),
+            Held::Filesystem { kind, .. } => (0, format!("TYPE={kind}\nUSAGE=filesystem\n")),
+            Held::UnfinishedXfs => (0, "TYPE=xfs\nUSAGE=filesystem\n".to_owned()),
+            Held::Partitions => (0, "PTTYPE=gpt\n".to_owned()),
+            Held::Luks => (0, "TYPE=crypto_LUKS\nUSAGE=crypto\n".to_owned()),
+        };
+        let samples = if content == Held::Unreadable {
+            Err("Input/output error (os error 5)".to_owned())
+        } else {
+            Ok(Samples { zero: content == Held::Blank, fingerprint: 1, head: superblock(&content) })
+        };
+        Ok(Evidence { blkid_code: Some(code), blkid_output: output, blkid_errors: String::new(), samples })
+    }
+
+    fn in_use(&self, _: &Disk) -> Result<Option<String>> {
+        Ok(self.state().used_elsewhere.then(|| "process 7 (leak)".to_owned()))
+    }
+
+    fn mounts(&self) -> Result<MountTable> {
+        Ok(MountTable(self.state().mounts.clone()))
+    }
+
+    fn canonical(&self, path: &Path) -> Result<PathBuf> {
+        Ok(path.to_owned())
+    }
+
+    fn path(&self, path: &Path) -> Result<PathState> {
+        let state = self.state();
+        if state.corrupted.contains(path) {
+            return Ok(PathState::Corrupted("Input/output error (os error 5)".into()));
+        }
+        if let Some(top) = state.mounts.iter().rev().find(|m| m.point == path) {
+            if top.fs_type != DEVTMPFS {
+                return Ok(PathState::Directory);
+            }
+            let node = state.disks.iter().find(|(disk, _)| Path::new("/").join(&disk.name) == top.root);
+            return Ok(node.map_or(PathState::Missing, |(disk, _)| PathState::Node(disk.number)));
+        }
+        Ok(match state.paths.get(path) {
+            None => PathState::Missing,
+            Some(None) => PathState::Directory,
+            Some(Some(bytes)) => PathState::File { bytes: *bytes },
+        })
+    }
+
+    fn mkfs_record(&self, staging: &Path) -> Result<Option<MkfsRecord>> {
+        Ok(self.state().records.get(staging).cloned())
+    }
+
+    fn filesystem_bytes(&self, disk: &Disk, _: FilesystemType, _: &Path) -> Result<Option<u64>> {
+        match self.state().held(disk) {
+            Held::Filesystem { bytes, .. } => Ok(Some(*bytes)),
+            _ => Ok(None),
+        }
+    }
+
+    fn usage(&self, _: &Path) -> Result<Usage> {
+        Ok(Usage { bytes: Amount::new(DISK_BYTES, 1, 1, 1), inodes: None })
+    }
+
+    fn capacity(&self, number: DeviceNumber) -> Result<Option<Capacity>> {
+        Ok(self.disk(number)?.map(|disk| Capacity(disk.bytes)))
+    }
+
+    fn apply(&self, step: &Step) -> Result<()> {
+        let mut state = self.state();
+        let index = state.applied.len();
+        state.applied.push(step.clone());
+        let fault = state.faults.iter().find(|(at, _)| *at == index).map(|(_, fault)| *fault);
+        let killed =
+            || Err(Error::Act { action: "go on: killed".into(), source: io::Error::other("SIGKILL") });
+        match (fault, step) {
+            (None, _) => state.happen(step),
+            (Some(Fault::Before), _) => killed(),
+            (Some(Fault::Within), Step::Format { disk, filesystem, .. }) => {
+                let unfinished = *filesystem == FilesystemType::Xfs;
+                *state.held(disk) = if unfinished { Held::UnfinishedXfs } else { Held::Bytes };
+                killed()
+            }
+            (Some(Fault::Within | Fault::After), _) => {
+                state.happen(step)?;
+                killed()
+            }
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! mount(2), umount(2), and the paths that are mounted on.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::error::{Error, Result};
+use crate::filesystem::FilesystemType;
+use crate::host::PathState;
+use crate::host::disk::number_of;
+use crate::mount_options::{Flag, MountOptions};
+use crate::mount_table::MountTable;
+
+/// Mode of a directory that is mounted on (as kubevirt/csi-driver makes it).
+const DIRECTORY_MODE: u32 = 0o750;
+/// Mode of a file that a device node is bound on (as kubevirt/csi-driver makes it).
+const FILE_MODE: u32 = 0o640;
+
+/// What mounts of lost disks and servers answer (mount-utils calls such a mount corrupted).
+const CORRUPTED: [Errno; 7] = [
+    Errno::ENOTCONN,
+    Errno::ESTALE,
+    Errno::EIO,
+    Errno::EACCES,
+    Errno::EHOSTDOWN,
+    Errno::EWOULDBLOCK,
+    Errno::ENODEV,
+];
+
+/// See [`crate::host::Host::path`].
+pub fn state(path: &Path) -> Result<PathState> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(PathState::Missing);
+        }
+        Err(error) if error.raw_os_error().is_some_and(|code| CORRUPTED.contains(&Errno::from_raw(code))) => {
+            return Ok(PathState::Corrupted(error.to_string()));
+        }
+        Err(error) => return Err(Error::observe(format!("read {}", path.display()))(error)),
+    };
+    if let Some(number) = number_of(&metadata) {
+        return Ok(PathState::Node(number));
+    }
+    Ok(match metadata.file_type() {
+        kind if kind.is_dir() => PathState::Directory,
+        kind if kind.is_file() => PathState::File { bytes: metadata.len() },
+        kind if kind.is_symlink() => PathState::Other("a symbolic link"),
+        _ => PathState::Other("a special file"),
+    })
+}
+
+/// See [`crate::host::Host::canonical`]. The part of the path that does not exist yet stays as given.
+pub fn canonical(path: &Path) -> Result<PathBuf> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(path.to_owned()) };
+    match fs::canonicalize(parent) {
+        Ok(parent) => Ok(parent.join(name)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(canonical(parent)?.join(name))
+        }
+        Err(error) => Err(Error::observe(format!("resolve {}", parent.display()))(error)),
+    }
+}
+
+/// Makes a directory and its parents.
+pub fn create_directory(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(path)
+        .map_err(Error::act(format!("create {}", path.display())))
+}
+
+/// Makes an empty file and its parents.
+pub fn create_file(path: &Path) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        create_directory(parent)?;
+    }
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(FILE_MODE).open(path);
+    file.map(drop).map_err(Error::act(format!("create {}", path.display())))
+}
+
+/// Mounts a filesystem.
+pub fn mount_disk(
+    node: &Path,
+    target: &Path,
+    filesystem: FilesystemType,
+    options: &MountOptions,
+) -> Result<()> {
+    let data = options.data.join(",");
+    mount(Some(node), target, Some(filesystem.name()), kernel_flags(&options.flags), Some(data.as_str()))
+        .map_err(|errno| {
+            let action =
+                format!("mount {} at {} as {filesystem} ({options})", node.display(), target.display());
+            Error::Act { action, source: errno.into() }
+        })
+}
+
+/// Binds a directory or a node.
+pub fn bind(source: &Path, target: &Path) -> Result<()> {
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(|errno| {
+        Error::act(format!("bind {} to {}", source.display(), target.display()))(errno.into())
+    })
+}
+
+/// Makes a bind read-only. What is not named in the flags of a remount is taken away.
+pub fn remount_read_only(target: &Path, keep: &BTreeSet<Flag>) -> Result<()> {
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kernel_flags(keep);
+    mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
+        .map_err(|errno| Error::act(format!("make {} read-only", target.display()))(errno.into()))
+}
+
+/// Takes the topmost mount off; never lazily, because a lazy unmount leaves the disk in use unseen.
+///
+/// A path that is no mount point (any more) is what was wanted. `Ok(false)`: somebody keeps it busy.
+pub fn unmount(target: &Path) -> Result<bool> {
+    match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(true),
+        Err(Errno::EBUSY) => Ok(false),
+        Err(errno) => Err(Error::act(format!("unmount {}", target.display()))(errno.into())),
+    }
+}
+
+/// Removes an empty directory or an empty file that is no mount point by the mount table given.
+pub fn remove_target(path: &Path, mounts: &MountTable) -> Result<()> {
+    let refused = |why: String| Err(Error::NotRemovable { path: path.to_owned(), why });
+    if !mounts.at(path).is_empty() {
+        return refused("it is still a mount point".to_owned());
+    }
+    let act = || Error::act(format!("remove {}", path.display()));
+    match state(path)? {
+        PathState::Missing => Ok(()),
+        PathState::Directory => match fs::remove_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                refused("it is not empty".to_owned())
+            }
+            other => other.map_err(act()),
+        },
+        PathState::File { bytes: 0 } => fs::remove_file(path).map_err(act()),
+        other => refused(format!("it is {other}, and not empty")),
+    }
+}
+
+fn kernel_flags(flags: &BTreeSet<Flag>) -> MsFlags {
+    flags.iter().fold(MsFlags::empty(), |all, flag| {
+        all | match flag {
+            Flag::ReadOnly => MsFlags::MS_RDONLY,
+            Flag::NoSuid => MsFlags::MS_NOSUID,
+            Flag::NoDev => MsFlags::MS_NODEV,
+            Flag::NoExec => MsFlags::MS_NOEXEC,
+            Flag::Synchronous => MsFlags::MS_SYNCHRONOUS,
+            Flag::DirSync => MsFlags::MS_DIRSYNC,
+            Flag::NoAtime => MsFlags::MS_NOATIME,
+            Flag::NoDirAtime => MsFlags::MS_NODIRATIME,
+            Flag::RelAtime => MsFlags::MS_RELATIME,
+            Flag::StrictAtime => MsFlags::MS_STRICTATIME,
+            Flag::LazyTime => MsFlags::MS_LAZYTIME,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn only_what_is_empty_and_no_mount_point_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let none = MountTable::default();
+        let (directory, file) = (root.path().join("d"), root.path().join("f"));
+        create_directory(&directory).unwrap();
+        create_file(&file).unwrap();
+
+        fs::write(directory.join("data"), "x").unwrap();
+        assert!(matches!(remove_target(&directory, &none), Err(Error::NotRemovable { .. })));
+        fs::remove_file(directory.join("data")).unwrap();
+        fs::write(&file, "x").unwrap();
+        assert!(matches!(remove_target(&file, &none), Err(Error::NotRemovable { .. })));
+        fs::write(&file, "").unwrap();
+        let link = root.path().join("l");
+        symlink(&directory, &link).unwrap();
+        assert!(matches!(remove_target(&link, &none), Err(Error::NotRemovable { .. })));
+
+        let text = format!("1 2 8:0 / {} rw - ext4 /dev/sda rw\n", directory.display());
+        let mounted = MountTable::parse(text.as_bytes()).unwrap();
+        assert!(matches!(remove_target(&directory, &mounted), Err(Error::NotRemovable { .. })));
+
+        remove_target(&directory, &none).unwrap();
+        remove_target(&file, &none).unwrap();
+        remove_target(&file, &none).unwrap();
+        assert!(!directory.exists() && !file.exists());
+    }
+
+    #[test]
+    fn links_above_the_last_component_are_resolved_and_what_is_missing_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let real = fs::canonicalize(root.path()).unwrap();
+        create_directory(&real.join("real/pods")).unwrap();
+        symlink(real.join("real"), real.join("link")).unwrap();
+        assert_eq!(canonical(&real.join("link/pods/x")).unwrap(), real.join("real/pods/x"));
+        assert_eq!(canonical(&real.join("link/none/deep/x")).unwrap(), real.join("real/none/deep/x"));
+        assert_eq!(canonical(&real.join("link")).unwrap(), real.join("link"));
+        assert_eq!(state(&real.join("link")).unwrap(), PathState::Other("a symbolic link"));
+        assert_eq!(state(&real.join("none")).unwrap(), PathState::Missing);
+    }
+}

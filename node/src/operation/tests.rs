@@ -1,0 +1,327 @@
+//! The loops on the model machine: what they end in, and that being killed at any step changes nothing about it.
+
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::*;
+use crate::host::model::{DISK_BYTES, Fault, Held, Model, disk, mount, serial};
+use crate::mount_options::MountOptions;
+use crate::mount_table::DEVTMPFS;
+use crate::step::MkfsRecord;
+
+const STAGING: &str = "/stage";
+const TARGET: &str = "/pods/a/mount";
+
+struct Setup {
+    model: Model,
+    metrics: Metrics,
+    progress: Progress,
+    allow_format_nonzero: bool,
+}
+
+impl Setup {
+    fn new(held: Held) -> Self {
+        let model = Model::with_disk(held);
+        model.state().paths.insert(STAGING.into(), None);
+        Self {
+            model,
+            metrics: Metrics::default(),
+            progress: Progress::default(),
+            allow_format_nonzero: false,
+        }
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context {
+            host: &self.model,
+            allow_format_nonzero: self.allow_format_nonzero,
+            metrics: &self.metrics,
+            progress: &self.progress,
+        }
+    }
+
+    fn stage(&self, filesystem: FilesystemType, flags: &[&str]) -> Result<()> {
+        stage_filesystem(self.context(), &staged(filesystem, flags), &disk(16))
+    }
+
+    fn publish(&self, read_only: bool) -> Result<Published> {
+        publish_filesystem(self.context(), &published(read_only), &serial())
+    }
+}
+
+fn staged(filesystem: FilesystemType, flags: &[&str]) -> stage::Wanted {
+    let options = MountOptions::parse(flags).unwrap();
+    stage::Wanted { serial: serial(), staging: STAGING.into(), filesystem, options }
+}
+
+fn published(read_only: bool) -> publish::Wanted {
+    let source = publish::Source::Staging(STAGING.into());
+    publish::Wanted { source, target: TARGET.into(), read_only, exclusive: false }
+}
+
+fn ext4(bytes: u64) -> Held {
+    Held::Filesystem { kind: "ext4".into(), bytes }
+}
+
+#[test]
+fn a_blank_disk_goes_all_the_way_and_back() {
+    let setup = Setup::new(Held::Blank);
+    setup.stage(FilesystemType::Ext4, &["noexec"]).unwrap();
+    setup.model.take_applied();
+    setup.stage(FilesystemType::Ext4, &["noexec"]).unwrap();
+    assert_eq!(setup.model.take_applied(), [], "staged already");
+
+    assert_eq!(setup.publish(true).unwrap(), Published::Done);
+    assert!(setup.model.state().mounts[1].read_only());
+    assert!(setup.model.state().mounts[1].options.contains("noexec"));
+    setup.model.take_applied();
+    assert_eq!(setup.publish(true).unwrap(), Published::Done);
+    assert_eq!(setup.model.take_applied(), [], "published already");
+
+    unpublish(setup.context(), TARGET.as_ref()).unwrap();
+    unpublish(setup.context(), TARGET.as_ref()).unwrap();
+    let disks = unstage(setup.context(), STAGING.as_ref()).unwrap();
+    assert_eq!(disks, [disk(16)]);
+    wait_released(setup.context(), &disks[0], STAGING.as_ref()).unwrap();
+    assert_eq!(unstage(setup.context(), STAGING.as_ref()).unwrap(), []);
+    assert!(setup.model.state().mounts.is_empty());
+    assert!(!setup.model.state().paths.contains_key(Path::new(TARGET)));
+    assert!(
+        setup.model.state().paths.contains_key(Path::new(STAGING)),
+        "the staging directory is the kubelet's"
+    );
+}
+
+#[test]
+fn a_restored_smaller_filesystem_is_grown_once_it_is_mounted() {
+    let setup = Setup::new(ext4(DISK_BYTES / 2));
+    setup.stage(FilesystemType::Ext4, &[]).unwrap();
+    let kinds: Vec<String> = setup.model.take_applied().iter().map(ToString::to_string).collect();
+    assert_eq!(kinds, ["checking the ext4 on sdb", "mounting sdb at /stage", "growing the ext4 on sdb"]);
+    assert_eq!(setup.model.state().disks[0].1, ext4(DISK_BYTES));
+}
+
+#[test]
+fn a_mount_whose_disk_is_gone_is_replaced_and_one_of_a_living_disk_is_not() {
+    let gone = Setup::new(ext4(DISK_BYTES));
+    gone.model.state().mounts.push(mount(disk(32).number, "/", STAGING.as_ref(), "ext4", false));
+    gone.stage(FilesystemType::Ext4, &[]).unwrap();
+    assert_eq!(gone.model.state().mounts.len(), 1);
+    assert_eq!(gone.model.state().mounts[0].number, disk(16).number);
+
+    let alive = Setup::new(ext4(DISK_BYTES));
+    let mut other = disk(32);
+    other.identity = crate::device::Identity::None;
+    alive.model.state().disks.push((other, ext4(DISK_BYTES)));
+    alive.model.state().mounts.push(mount(disk(32).number, "/", STAGING.as_ref(), "ext4", false));
+    assert!(matches!(alive.stage(FilesystemType::Ext4, &[]), Err(Error::MountConflict { .. })));
+    assert_eq!(alive.model.take_applied(), []);
+}
+
+#[test]
+fn the_older_layout_is_served() {
+    // The older driver mounts the disk itself at the target and nothing at the staging path.
+    let setup = Setup::new(ext4(DISK_BYTES));
+    setup.model.state().paths.insert(TARGET.into(), None);
+    setup.model.state().mounts.push(mount(disk(16).number, "/", TARGET.as_ref(), "ext4", false));
+
+    assert_eq!(setup.publish(false).unwrap(), Published::Done, "its target is published");
+    let second = publish::Wanted { target: "/pods/b/mount".into(), ..published(false) };
+    let outcome = publish_filesystem(setup.context(), &second, &serial()).unwrap();
+    assert_eq!(outcome, Published::NotStaged);
+    setup.stage(FilesystemType::Ext4, &[]).unwrap();
+    assert!(
+        matches!(setup.model.take_applied().as_slice(), [Step::Mount { .. }]),
+        "no check of what is mounted"
+    );
+    let outcome = publish_filesystem(setup.context(), &second, &serial()).unwrap();
+    assert_eq!(outcome, Published::Done);
+
+    unpublish(setup.context(), TARGET.as_ref()).unwrap();
+    unpublish(setup.context(), "/pods/b/mount".as_ref()).unwrap();
+    unstage(setup.context(), STAGING.as_ref()).unwrap();
+    assert!(setup.model.state().mounts.is_empty());
+}
+
+#[test]
+fn a_staging_mount_of_another_volume_is_not_published() {
+    let setup = Setup::new(ext4(DISK_BYTES));
+    setup.model.state().disks[0].0.identity = crate::device::Identity::None;
+    setup.model.state().mounts.push(mount(disk(16).number, "/", STAGING.as_ref(), "ext4", false));
+    assert!(matches!(setup.publish(false), Err(Error::MountConflict { .. })));
+    assert_eq!(setup.model.take_applied(), []);
+}
+
+#[test]
+fn a_block_volume_is_bound_and_taken_back() {
+    let setup = Setup::new(Held::Partitions);
+    let source = publish::Source::Node { path: "/dev/sdb".into(), number: disk(16).number };
+    let wanted = publish::Wanted { source, target: TARGET.into(), read_only: false, exclusive: true };
+    stage_block(setup.context(), &disk(16), STAGING.as_ref()).unwrap();
+    publish_block(setup.context(), &wanted, &disk(16)).unwrap();
+    assert_eq!(setup.model.state().mounts[0].fs_type, DEVTMPFS);
+    setup.model.take_applied();
+    publish_block(setup.context(), &wanted, &disk(16)).unwrap();
+    assert_eq!(setup.model.take_applied(), []);
+    let second = publish::Wanted { target: "/pods/b/block".into(), ..wanted };
+    assert!(matches!(
+        publish_block(setup.context(), &second, &disk(16)),
+        Err(Error::AlreadyPublished { .. })
+    ));
+    unpublish(setup.context(), TARGET.as_ref()).unwrap();
+    assert!(setup.model.state().mounts.is_empty());
+}
+
+#[test]
+fn what_is_still_used_is_not_released() {
+    let setup = Setup::new(ext4(DISK_BYTES));
+    setup.stage(FilesystemType::Ext4, &[]).unwrap();
+    setup.model.state().busy.insert(STAGING.into());
+    assert!(matches!(unstage(setup.context(), STAGING.as_ref()), Err(Error::MountBusy { .. })));
+    setup.model.state().busy.clear();
+    setup.publish(false).unwrap();
+    let disks = unstage(setup.context(), STAGING.as_ref()).unwrap();
+    let released = || wait_released(setup.context(), &disks[0], STAGING.as_ref());
+    let holders = |result: Result<()>| match result {
+        Err(Error::StillInUse { holders, .. }) => holders,
+        other => panic!("released: {other:?}"),
+    };
+    assert_eq!(holders(released()), format!("mounted at {TARGET}"));
+    unpublish(setup.context(), TARGET.as_ref()).unwrap();
+    setup.model.state().used_elsewhere = true;
+    assert_eq!(holders(released()), "process 7 (leak)");
+    setup.model.state().disks.clear();
+    released().unwrap();
+}
+
+#[test]
+fn unstage_needs_no_disk() {
+    let setup = Setup::new(ext4(DISK_BYTES));
+    setup.stage(FilesystemType::Ext4, &[]).unwrap();
+    setup.model.state().disks.clear();
+    setup.model.state().corrupted.insert(STAGING.into());
+    assert_eq!(unstage(setup.context(), STAGING.as_ref()).unwrap(), []);
+    assert!(setup.model.state().mounts.is_empty());
+}
+
+fn any_held() -> impl Strategy<Value = Held> {
+    prop_oneof![
+        Just(Held::Blank),
+        select(vec!["ext4", "xfs", "btrfs"]).prop_flat_map(|kind| {
+            (DISK_BYTES / 2..=DISK_BYTES)
+                .prop_map(move |bytes| Held::Filesystem { kind: kind.to_owned(), bytes })
+        }),
+        Just(Held::UnfinishedXfs),
+        Just(Held::Bytes),
+        Just(Held::Partitions),
+        Just(Held::Luks),
+        Just(Held::Unreadable),
+    ]
+}
+
+fn any_filesystem() -> impl Strategy<Value = FilesystemType> {
+    select(vec![FilesystemType::Ext4, FilesystemType::Xfs])
+}
+
+fn any_faults() -> impl Strategy<Value = Vec<(usize, Fault)>> {
+    let fault = select(vec![Fault::Before, Fault::Within, Fault::After]);
+    proptest::collection::btree_map(0_usize..12, fault, 0..4).prop_map(|faults| faults.into_iter().collect())
+}
+
+/// Nothing may be written to a disk that holds this.
+fn is_precious(held: &Held, record: bool, allow_nonzero: bool) -> bool {
+    match held {
+        Held::Blank => false,
+        Held::Bytes => !record && !allow_nonzero,
+        Held::UnfinishedXfs => !record,
+        Held::Filesystem { .. } | Held::Partitions | Held::Luks | Held::Unreadable => true,
+    }
+}
+
+/// Runs until a run meets no fault, as the kubelet does; then the outcome is what it would have been without faults.
+fn until_unkilled(setup: &Setup, mut run: impl FnMut() -> Result<()>) -> Result<()> {
+    loop {
+        let before = setup.model.state().applied.len();
+        let result = run();
+        let after = setup.model.state().applied.len();
+        let killed = setup.model.state().faults.iter().any(|(at, _)| (before..after).contains(at));
+        if !killed {
+            return result;
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn staging_formats_nothing_precious_and_settles_however_often_it_is_killed(
+        held in any_held(),
+        filesystem in any_filesystem(),
+        with_record in any::<bool>(),
+        allow_nonzero in any::<bool>(),
+        read_only in any::<bool>(),
+        faults in any_faults(),
+    ) {
+        let mut setup = Setup::new(held.clone());
+        setup.allow_format_nonzero = allow_nonzero;
+        if with_record {
+            let record = MkfsRecord { serial: serial().as_str().to_owned(), filesystem };
+            setup.model.state().records.insert(STAGING.into(), record);
+        }
+        setup.model.state().faults = faults;
+        let flags: &[&str] = if read_only { &["ro"] } else { &[] };
+        let result = until_unkilled(&setup, || setup.stage(filesystem, flags));
+
+        let record_fits = with_record && (held != Held::UnfinishedXfs || filesystem == FilesystemType::Xfs);
+        let usable = matches!(&held, Held::Filesystem { kind, .. } if kind == filesystem.name());
+        let precious = is_precious(&held, record_fits, allow_nonzero);
+        prop_assert_eq!(result.is_ok(), usable || (!precious && !read_only), "{:?}", result);
+
+        let applied = setup.model.take_applied();
+        let wrote = |step: &Step| matches!(step, Step::Format { .. } | Step::ClearUnfinished { .. });
+        if precious || read_only {
+            prop_assert!(!applied.iter().any(wrote), "{applied:?}");
+        }
+        if result.is_err() {
+            prop_assert!(setup.model.state().mounts.is_empty());
+        } else {
+            prop_assert!(setup.model.state().records.is_empty(), "the record outlived the mount");
+            setup.model.state().faults.clear();
+            setup.stage(filesystem, flags).unwrap();
+            prop_assert_eq!(setup.model.take_applied(), vec![]);
+        }
+    }
+
+    #[test]
+    fn publishing_and_its_end_settle_however_often_they_are_killed(
+        read_only in any::<bool>(),
+        there in proptest::option::of(Just(None::<u64>)),
+        faults in any_faults(),
+        end_faults in any_faults(),
+    ) {
+        let setup = Setup::new(ext4(DISK_BYTES));
+        setup.stage(FilesystemType::Ext4, &[]).unwrap();
+        setup.model.take_applied();
+        if let Some(kind) = there {
+            setup.model.state().paths.insert(TARGET.into(), kind);
+        }
+        setup.model.state().faults = faults;
+        until_unkilled(&setup, || setup.publish(read_only).map(drop)).unwrap();
+        prop_assert_eq!(setup.model.state().mounts.len(), 2);
+        prop_assert_eq!(setup.model.state().mounts[1].read_only(), read_only);
+
+        setup.model.take_applied();
+        setup.model.state().faults.clear();
+        setup.publish(read_only).unwrap();
+        prop_assert_eq!(setup.model.take_applied(), vec![]);
+
+        setup.model.state().faults = end_faults;
+        until_unkilled(&setup, || unpublish(setup.context(), TARGET.as_ref())).unwrap();
+        prop_assert_eq!(setup.model.state().mounts.len(), 1, "the staging mount stays");
+        prop_assert!(!setup.model.state().paths.contains_key(Path::new(TARGET)));
+
+        setup.model.take_applied();
+        setup.model.state().faults.clear();
+        unpublish(setup.context(), TARGET.as_ref()).unwrap();
+        prop_assert_eq!(setup.model.take_applied(), vec![]);
+    }
+}

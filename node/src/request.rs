@@ -1,0 +1,343 @@
+//! Requests off the wire → what they ask for; the only source of `INVALID_ARGUMENT`. Looks at the shape of a request and
+//! at nothing outside it.
+
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
+
+use csi_proto::v1;
+use csi_proto::v1::volume_capability::AccessType;
+use csi_proto::v1::volume_capability::access_mode::Mode;
+
+use crate::device::Serial;
+use crate::error::{Error, Result};
+use crate::filesystem::{self, FilesystemType};
+use crate::mount_options::{Flag, MountOptions};
+
+/// Key of the volume context that carries the disk's serial, as kubevirt/csi-driver writes it. Its other key, `bus`, is
+/// not read: the disk tells its bus itself.
+const SERIAL_KEY: &str = "serial";
+
+/// What the volume is to a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// A raw device.
+    Block,
+    /// A mounted filesystem.
+    Filesystem {
+        /// Which.
+        filesystem: FilesystemType,
+        /// How; read-only access modes are in here as the flag.
+        options: MountOptions,
+    },
+}
+
+/// A checked capability.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capability {
+    /// Block or filesystem.
+    pub access: Access,
+    /// At most one target on this node.
+    pub exclusive: bool,
+}
+
+/// `NodeStageVolume`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
+    /// Volume id.
+    pub volume: String,
+    /// Its disk's serial.
+    pub serial: Serial,
+    /// Where.
+    pub staging: PathBuf,
+    /// As what.
+    pub capability: Capability,
+}
+
+/// `NodePublishVolume`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publish {
+    /// Volume id.
+    pub volume: String,
+    /// Its disk's serial.
+    pub serial: Serial,
+    /// Where it is staged, if the caller says so.
+    pub staging: Option<PathBuf>,
+    /// Where to publish.
+    pub target: PathBuf,
+    /// As what.
+    pub capability: Capability,
+    /// The pod only reads.
+    pub read_only: bool,
+}
+
+/// `NodeUnstageVolume` and `NodeUnpublishVolume`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remove {
+    /// Volume id.
+    pub volume: String,
+    /// Staging or target path.
+    pub path: PathBuf,
+}
+
+/// `NodeGetVolumeStats`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stats {
+    /// Volume id.
+    pub volume: String,
+    /// Any path; whether a volume is there is found out later.
+    pub path: PathBuf,
+}
+
+impl TryFrom<v1::NodeStageVolumeRequest> for Stage {
+    type Error = Error;
+
+    fn try_from(request: v1::NodeStageVolumeRequest) -> Result<Self> {
+        Ok(Self {
+            volume: required(request.volume_id, "volume_id")?,
+            staging: path(&request.staging_target_path, "staging_target_path")?,
+            capability: capability(request.volume_capability)?,
+            serial: serial(&request.volume_context)?,
+        })
+    }
+}
+
+impl TryFrom<v1::NodePublishVolumeRequest> for Publish {
+    type Error = Error;
+
+    fn try_from(request: v1::NodePublishVolumeRequest) -> Result<Self> {
+        let staging = &request.staging_target_path;
+        Ok(Self {
+            volume: required(request.volume_id, "volume_id")?,
+            target: path(&request.target_path, "target_path")?,
+            staging: (!staging.is_empty()).then(|| path(staging, "staging_target_path")).transpose()?,
+            capability: capability(request.volume_capability)?,
+            read_only: request.readonly,
+            serial: serial(&request.volume_context)?,
+        })
+    }
+}
+
+impl TryFrom<v1::NodeUnstageVolumeRequest> for Remove {
+    type Error = Error;
+
+    fn try_from(request: v1::NodeUnstageVolumeRequest) -> Result<Self> {
+        Ok(Self {
+            volume: required(request.volume_id, "volume_id")?,
+            path: path(&request.staging_target_path, "staging_target_path")?,
+        })
+    }
+}
+
+impl TryFrom<v1::NodeUnpublishVolumeRequest> for Remove {
+    type Error = Error;
+
+    fn try_from(request: v1::NodeUnpublishVolumeRequest) -> Result<Self> {
+        Ok(Self {
+            volume: required(request.volume_id, "volume_id")?,
+            path: path(&request.target_path, "target_path")?,
+        })
+    }
+}
+
+impl TryFrom<v1::NodeGetVolumeStatsRequest> for Stats {
+    type Error = Error;
+
+    fn try_from(request: v1::NodeGetVolumeStatsRequest) -> Result<Self> {
+        Ok(Self {
+            volume: required(request.volume_id, "volume_id")?,
+            path: required(request.volume_path, "volume_path")?.into(),
+        })
+    }
+}
+
+fn invalid<T>(text: impl Into<String>) -> Result<T> {
+    Err(Error::InvalidRequest(text.into()))
+}
+
+fn required(value: String, field: &str) -> Result<String> {
+    if value.is_empty() { invalid(format!("{field} is missing")) } else { Ok(value) }
+}
+
+/// An absolute path without `..` that is not the root: all that is ever mounted on, unmounted or removed.
+fn path(value: &str, field: &str) -> Result<PathBuf> {
+    if value.is_empty() {
+        return invalid(format!("{field} is missing"));
+    }
+    let path = Path::new(value);
+    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if !path.is_absolute() || !plain || path.file_name().is_none() || value.contains('\0') {
+        return invalid(format!("{field} {value:?} is not an absolute path below the root, without .."));
+    }
+    // Collected from its components, so that it compares equal to what the mount table says.
+    Ok(path.components().collect())
+}
+
+fn serial(context: &HashMap<String, String>) -> Result<Serial> {
+    match context.get(SERIAL_KEY).map(|text| Serial::new(text)) {
+        Some(Some(serial)) => Ok(serial),
+        Some(None) => invalid("volume_context.serial is empty or has characters that no serial has"),
+        None => invalid("volume_context.serial is missing; was this volume made by this driver?"),
+    }
+}
+
+fn capability(capability: Option<v1::VolumeCapability>) -> Result<Capability> {
+    let Some(capability) = capability else { return invalid("volume_capability is missing") };
+    let mode = capability.access_mode.map(|mode| mode.mode());
+    let (read_only, exclusive, several_nodes) = match mode {
+        Some(Mode::SingleNodeWriter | Mode::SingleNodeMultiWriter) => (false, false, false),
+        Some(Mode::SingleNodeReaderOnly) => (true, false, false),
+        Some(Mode::SingleNodeSingleWriter) => (false, true, false),
+        Some(Mode::MultiNodeReaderOnly) => (true, false, true),
+        Some(Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter) => (false, false, true),
+        Some(Mode::Unknown) | None => return invalid("volume_capability.access_mode is missing or unknown"),
+    };
+    let access = match capability.access_type {
+        Some(AccessType::Block(_)) => Access::Block,
+        // Two kernels on one disk would corrupt it. The words are those that users of kubevirt/csi-driver know.
+        Some(AccessType::Mount(_)) if several_nodes => {
+            return invalid("non-block volume with RWX access mode is not supported");
+        }
+        Some(AccessType::Mount(mount)) => filesystem_access(&mount, read_only)?,
+        None => return invalid("volume_capability says neither block nor mount"),
+    };
+    Ok(Capability { access, exclusive })
+}
+
+fn filesystem_access(mount: &v1::volume_capability::MountVolume, read_only: bool) -> Result<Access> {
+    if !mount.volume_mount_group.is_empty() {
+        return invalid("volume_mount_group is not supported");
+    }
+    let filesystem = match mount.fs_type.as_str() {
+        "" => filesystem::DEFAULT,
+        name => match FilesystemType::parse(name) {
+            Some(known) => known,
+            None => return invalid(format!("fs_type {name:?} is not supported; use ext4 or xfs")),
+        },
+    };
+    let mut options = match MountOptions::parse(&mount.mount_flags) {
+        Ok(options) => options,
+        Err(word) => return invalid(format!("mount flag {word:?} would change what is mounted")),
+    };
+    if read_only {
+        options.flags.insert(Flag::ReadOnly);
+    }
+    Ok(Access::Filesystem { filesystem, options })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rstest::rstest;
+    use v1::volume_capability::{AccessMode, BlockVolume, MountVolume};
+
+    fn mount(mode: Mode, fs_type: &str, flags: &[&str]) -> v1::VolumeCapability {
+        v1::VolumeCapability {
+            access_mode: Some(AccessMode { mode: mode.into() }),
+            access_type: Some(AccessType::Mount(MountVolume {
+                fs_type: fs_type.into(),
+                mount_flags: flags.iter().map(|&f| f.into()).collect(),
+                volume_mount_group: String::new(),
+            })),
+        }
+    }
+
+    fn stage() -> v1::NodeStageVolumeRequest {
+        v1::NodeStageVolumeRequest {
+            volume_id: "pvc-1".into(),
+            staging_target_path: "/var/lib/kubelet//plugins/x/globalmount/".into(),
+            volume_capability: Some(mount(Mode::SingleNodeWriter, "", &["noatime"])),
+            volume_context: [("serial".into(), "abc".into()), ("bus".into(), "scsi".into())].into(),
+            ..Default::default()
+        }
+    }
+
+    fn publish() -> v1::NodePublishVolumeRequest {
+        let stage = stage();
+        v1::NodePublishVolumeRequest {
+            volume_id: stage.volume_id,
+            target_path: "/var/lib/kubelet/pods/p/mount".into(),
+            volume_capability: stage.volume_capability,
+            volume_context: stage.volume_context,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_whole_request_is_read() {
+        let read = Stage::try_from(stage()).unwrap();
+        assert_eq!(read.staging, Path::new("/var/lib/kubelet/plugins/x/globalmount"));
+        assert_eq!(read.staging.as_os_str(), "/var/lib/kubelet/plugins/x/globalmount");
+        let options = MountOptions::parse(&["noatime"]).unwrap();
+        let access = Access::Filesystem { filesystem: FilesystemType::Ext4, options };
+        assert_eq!(read.capability, Capability { access, exclusive: false });
+        assert_eq!(Publish::try_from(publish()).unwrap().staging, None);
+    }
+
+    #[rstest]
+    #[case(|r: &mut v1::NodeStageVolumeRequest| r.volume_id.clear())]
+    #[case(|r: &mut v1::NodeStageVolumeRequest| r.staging_target_path.clear())]
+    #[case(|r: &mut v1::NodeStageVolumeRequest| r.staging_target_path = "some/path".into())]
+    #[case(|r: &mut v1::NodeStageVolumeRequest| r.staging_target_path = "/".into())]
+    #[case(|r: &mut v1::NodeStageVolumeRequest| r.staging_target_path = "/a/../b".into())]
+    #[case(|r: &mut v1::NodeStageVolumeRequest| r.volume_capability = None)]
+    #[case(|r: &mut v1::NodeStageVolumeRequest| r.volume_capability.as_mut().unwrap().access_mode = None)]
+    #[case(|r: &mut v1::NodeStageVolumeRequest| r.volume_capability.as_mut().unwrap().access_type = None)]
+    #[case(|r: &mut v1::NodeStageVolumeRequest| r.volume_context.clear())]
+    #[case(|r: &mut v1::NodeStageVolumeRequest| drop(r.volume_context.insert("serial".into(), String::new())))]
+    #[case(|r: &mut v1::NodeStageVolumeRequest| r.volume_capability = Some(mount(Mode::MultiNodeMultiWriter, "", &[])))]
+    #[case(|r: &mut v1::NodeStageVolumeRequest| r.volume_capability = Some(mount(Mode::MultiNodeReaderOnly, "", &[])))]
+    #[case(|r: &mut v1::NodeStageVolumeRequest| r.volume_capability = Some(mount(Mode::SingleNodeWriter, "btrfs", &[])))]
+    #[case(|r: &mut v1::NodeStageVolumeRequest| r.volume_capability = Some(mount(Mode::SingleNodeWriter, "", &["bind"])))]
+    fn what_is_missing_or_malformed_is_an_invalid_argument(
+        #[case] spoil: fn(&mut v1::NodeStageVolumeRequest),
+    ) {
+        let mut request = stage();
+        spoil(&mut request);
+        assert!(matches!(Stage::try_from(request), Err(Error::InvalidRequest(_))));
+    }
+
+    #[test]
+    fn a_filesystem_on_several_nodes_is_refused_in_known_words() {
+        let error = capability(Some(mount(Mode::MultiNodeMultiWriter, "ext4", &[]))).unwrap_err();
+        assert_eq!(error.to_string(), "non-block volume with RWX access mode is not supported");
+        let block = v1::VolumeCapability {
+            access_mode: Some(AccessMode { mode: Mode::MultiNodeMultiWriter.into() }),
+            access_type: Some(AccessType::Block(BlockVolume {})),
+        };
+        assert_eq!(capability(Some(block)).unwrap(), Capability { access: Access::Block, exclusive: false });
+    }
+
+    #[test]
+    fn read_only_modes_become_the_flag_and_only_single_writer_is_exclusive() {
+        let reader = capability(Some(mount(Mode::SingleNodeReaderOnly, "xfs", &["rw"]))).unwrap();
+        assert!(matches!(reader.access, Access::Filesystem { options, .. } if options.read_only()));
+        for (mode, exclusive) in [
+            (Mode::SingleNodeWriter, false),
+            (Mode::SingleNodeMultiWriter, false),
+            (Mode::SingleNodeSingleWriter, true),
+        ] {
+            assert_eq!(capability(Some(mount(mode, "", &[]))).unwrap().exclusive, exclusive, "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn a_nonsensical_stats_path_is_no_shape_error() {
+        let request = v1::NodeGetVolumeStatsRequest {
+            volume_id: "v".into(),
+            volume_path: "some/path".into(),
+            ..Default::default()
+        };
+        assert_eq!(Stats::try_from(request).unwrap().path, Path::new("some/path"));
+    }
+
+    proptest! {
+        #[test]
+        fn an_accepted_path_is_absolute_plain_and_not_the_root(text in "[/a.\\PC]{0,20}") {
+            if let Ok(path) = path(&text, "p") {
+                prop_assert!(path.is_absolute() && path.file_name().is_some());
+                prop_assert!(!path.components().any(|part| part == Component::ParentDir));
+            }
+        }
+    }
+}

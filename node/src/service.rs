@@ -1,0 +1,211 @@
+//! The gRPC service: takes requests in, hands them to [`Volumes`], puts answers out. Without policy of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use csi_proto::v1;
+use csi_proto::v1::node_service_capability::{self, Rpc, rpc};
+use csi_proto::v1::volume_usage::Unit;
+use prometheus_client::registry::Registry;
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, timeout_at};
+use tonic::{Request, Response, Status};
+use tracing::{Instrument, info_span};
+
+use crate::deadline::Deadline;
+use crate::error::{Error, Result};
+use crate::host::{Host, Linux};
+use crate::identity::{NodeIdentitySource, node_id};
+use crate::metrics::Metrics;
+use crate::request;
+use crate::settings::Settings;
+use crate::stats::{Amount, Stats};
+use crate::volumes::Volumes;
+
+/// Header with the caller's time-out.
+const TIMEOUT_HEADER: &str = "grpc-timeout";
+
+/// The CSI Node service of this worker.
+///
+/// Wrap it: `csi_proto::v1::node_server::NodeServer::new(node)`. Clones serve the same volumes.
+pub struct Node<S> {
+    volumes: Arc<Volumes>,
+    metrics: Metrics,
+    identity: Arc<S>,
+    id: Arc<OnceCell<String>>,
+}
+
+impl<S> Clone for Node<S> {
+    fn clone(&self) -> Self {
+        Self {
+            volumes: Arc::clone(&self.volumes),
+            metrics: self.metrics.clone(),
+            identity: Arc::clone(&self.identity),
+            id: Arc::clone(&self.id),
+        }
+    }
+}
+
+impl<S: NodeIdentitySource> Node<S> {
+    /// On this machine. Nothing is read or started yet.
+    pub fn new(settings: Settings, identity: S) -> Self {
+        let host = Linux::new(settings.roots.clone());
+        Self::with_host(Arc::new(host), settings, identity)
+    }
+
+    /// On a given machine.
+    pub fn with_host(host: Arc<dyn Host>, settings: Settings, identity: S) -> Self {
+        let metrics = Metrics::default();
+        Self {
+            volumes: Volumes::new(host, settings, metrics.clone()),
+            metrics,
+            identity: Arc::new(identity),
+            id: Arc::default(),
+        }
+    }
+
+    /// Puts this service's metrics into a registry.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+    }
+
+    /// Waits for mutating calls that outlived their callers, but not longer than `grace`. True: all have ended.
+    ///
+    /// What has not ended is safe to leave: the next process finds it as it is and goes on. Threads that hang in the
+    /// kernel do not keep the process from ending.
+    pub async fn shutdown(&self, grace: Duration) -> bool {
+        self.volumes.shutdown(grace).await
+    }
+
+    async fn identify(&self, deadline: Deadline) -> Result<String> {
+        let ask = self.id.get_or_try_init(|| async {
+            let node = self.identity.node().await.map_err(Error::IdentitySource)?;
+            node_id(&node)
+        });
+        match timeout_at(deadline.answer_by, ask).await {
+            Ok(id) => id.cloned(),
+            Err(_) => Err(Error::Hung { what: "the guest API".to_owned() }),
+        }
+    }
+}
+
+fn deadline<T>(request: &Request<T>) -> Deadline {
+    let header = request.metadata().get(TIMEOUT_HEADER).and_then(|value| value.to_str().ok());
+    Deadline::new(header, Instant::now())
+}
+
+#[tonic::async_trait]
+impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
+    async fn node_stage_volume(
+        &self,
+        request: Request<v1::NodeStageVolumeRequest>,
+    ) -> Result<Response<v1::NodeStageVolumeResponse>, Status> {
+        let deadline = deadline(&request);
+        let request = request::Stage::try_from(request.into_inner())?;
+        let span = info_span!("NodeStageVolume", volume_id = request.volume);
+        self.volumes.stage(request, deadline).instrument(span).await?;
+        Ok(Response::new(v1::NodeStageVolumeResponse {}))
+    }
+
+    async fn node_unstage_volume(
+        &self,
+        request: Request<v1::NodeUnstageVolumeRequest>,
+    ) -> Result<Response<v1::NodeUnstageVolumeResponse>, Status> {
+        let deadline = deadline(&request);
+        let request = request::Remove::try_from(request.into_inner())?;
+        let span = info_span!("NodeUnstageVolume", volume_id = request.volume);
+        self.volumes.unstage(request, deadline).instrument(span).await?;
+        Ok(Response::new(v1::NodeUnstageVolumeResponse {}))
+    }
+
+    async fn node_publish_volume(
+        &self,
+        request: Request<v1::NodePublishVolumeRequest>,
+    ) -> Result<Response<v1::NodePublishVolumeResponse>, Status> {
+        let deadline = deadline(&request);
+        let request = request::Publish::try_from(request.into_inner())?;
+        let span = info_span!("NodePublishVolume", volume_id = request.volume);
+        self.volumes.publish(request, deadline).instrument(span).await?;
+        Ok(Response::new(v1::NodePublishVolumeResponse {}))
+    }
+
+    async fn node_unpublish_volume(
+        &self,
+        request: Request<v1::NodeUnpublishVolumeRequest>,
+    ) -> Result<Response<v1::NodeUnpublishVolumeResponse>, Status> {
+        let deadline = deadline(&request);
+        let request = request::Remove::try_from(request.into_inner())?;
+        let span = info_span!("NodeUnpublishVolume", volume_id = request.volume);
+        self.volumes.unpublish(request, deadline).instrument(span).await?;
+        Ok(Response::new(v1::NodeUnpublishVolumeResponse {}))
+    }
+
+    async fn node_get_volume_stats(
+        &self,
+        request: Request<v1::NodeGetVolumeStatsRequest>,
+    ) -> Result<Response<v1::NodeGetVolumeStatsResponse>, Status> {
+        let deadline = deadline(&request);
+        let request = request::Stats::try_from(request.into_inner())?;
+        let span = info_span!("NodeGetVolumeStats", volume_id = request.volume);
+        let stats = self.volumes.stats(request, deadline).instrument(span).await?;
+        Ok(Response::new(v1::NodeGetVolumeStatsResponse { usage: usage(stats), volume_condition: None }))
+    }
+
+    /// Growth happens when a volume is staged; growing in place is not offered yet, and so not advertised.
+    async fn node_expand_volume(
+        &self,
+        _: Request<v1::NodeExpandVolumeRequest>,
+    ) -> Result<Response<v1::NodeExpandVolumeResponse>, Status> {
+        Err(Status::unimplemented(
+            "this driver does not expand volumes in place; a volume grows when it is staged",
+        ))
+    }
+
+    async fn node_get_capabilities(
+        &self,
+        _: Request<v1::NodeGetCapabilitiesRequest>,
+    ) -> Result<Response<v1::NodeGetCapabilitiesResponse>, Status> {
+        let capability = |kind: rpc::Type| v1::NodeServiceCapability {
+            r#type: Some(node_service_capability::Type::Rpc(Rpc { r#type: kind.into() })),
+        };
+        let capabilities =
+            [rpc::Type::StageUnstageVolume, rpc::Type::GetVolumeStats].map(capability).to_vec();
+        Ok(Response::new(v1::NodeGetCapabilitiesResponse { capabilities }))
+    }
+
+    /// No limit of volumes is told: it depends on the VM's other disks and ports, which the guest can not see.
+    async fn node_get_info(
+        &self,
+        request: Request<v1::NodeGetInfoRequest>,
+    ) -> Result<Response<v1::NodeGetInfoResponse>, Status> {
+        let node_id = self.identify(deadline(&request)).await?;
+        Ok(Response::new(v1::NodeGetInfoResponse {
+            node_id,
+            max_volumes_per_node: 0,
+            accessible_topology: None,
+        }))
+    }
+}
+
+fn usage(stats: Stats) -> Vec<v1::VolumeUsage> {
+    let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let entry = |unit: Unit, amount: Amount| v1::VolumeUsage {
+        available: count(amount.available),
+        total: count(amount.total),
+        used: count(amount.used),
+        unit: unit.into(),
+    };
+    match stats {
+        Stats::Filesystem(usage) => {
+            let inodes = usage.inodes.map(|inodes| entry(Unit::Inodes, inodes));
+            [entry(Unit::Bytes, usage.bytes)].into_iter().chain(inodes).collect()
+        }
+        // Only the owner of a raw device knows what of it is used.
+        Stats::Block(capacity) => {
+            vec![v1::VolumeUsage { total: count(capacity.0), unit: Unit::Bytes.into(), ..Default::default() }]
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

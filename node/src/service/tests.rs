@@ -1,0 +1,367 @@
+//! The service on the model machine: codes, locks, deadlines, and work that outlives its caller.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::sync::{Condvar, Mutex};
+
+use csi_proto::v1::node_server::Node as _;
+use csi_proto::v1::volume_capability::access_mode::Mode;
+use csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use tonic::Code;
+
+use super::*;
+use crate::device::{DeviceNumber, Disk};
+use crate::filesystem::FilesystemType;
+use crate::host::model::{Held, Model, SERIAL, disk};
+use crate::host::{HeldDisk, PathState};
+use crate::identity::GuestNode;
+use crate::mount_table::MountTable;
+use crate::probe::Evidence;
+use crate::stats::{Capacity, Usage};
+use crate::step::{MkfsRecord, Step};
+use std::path::{Path, PathBuf};
+
+/// The model, whose steps and measurements can be held up.
+#[derive(Default)]
+struct Gate {
+    model: Model,
+    closed: Mutex<bool>,
+    opened: Condvar,
+    entered: Mutex<Option<mpsc::Sender<()>>>,
+}
+
+impl Gate {
+    fn with_disk(held: Held) -> Arc<Self> {
+        let gate = Self { model: Model::with_disk(held), ..Self::default() };
+        gate.model.state().paths.insert("/stage".into(), None);
+        Arc::new(gate)
+    }
+
+    fn close(&self) -> mpsc::Receiver<()> {
+        *self.closed.lock().unwrap() = true;
+        let (sender, receiver) = mpsc::channel();
+        *self.entered.lock().unwrap() = Some(sender);
+        receiver
+    }
+
+    fn open(&self) {
+        *self.closed.lock().unwrap() = false;
+        self.opened.notify_all();
+    }
+
+    fn pass(&self) {
+        if let Some(entered) = &*self.entered.lock().unwrap() {
+            entered.send(()).ok();
+        }
+        let closed = self.closed.lock().unwrap();
+        drop(self.opened.wait_while(closed, |closed| *closed).unwrap());
+    }
+}
+
+impl Host for Gate {
+    fn disks(&self) -> Result<Vec<Disk>> {
+        self.model.disks()
+    }
+    fn disk(&self, number: DeviceNumber) -> Result<Option<Disk>> {
+        self.model.disk(number)
+    }
+    fn rescan(&self) -> Result<()> {
+        self.model.rescan()
+    }
+    fn node_path(&self, disk: &Disk) -> PathBuf {
+        self.model.node_path(disk)
+    }
+    fn hold(&self, disk: &Disk) -> Result<HeldDisk> {
+        self.model.hold(disk)
+    }
+    fn examine(&self, disk: &HeldDisk) -> Result<Evidence> {
+        self.model.examine(disk)
+    }
+    fn in_use(&self, disk: &Disk) -> Result<Option<String>> {
+        self.model.in_use(disk)
+    }
+    fn mounts(&self) -> Result<MountTable> {
+        self.model.mounts()
+    }
+    fn canonical(&self, path: &Path) -> Result<PathBuf> {
+        self.model.canonical(path)
+    }
+    fn path(&self, path: &Path) -> Result<PathState> {
+        self.model.path(path)
+    }
+    fn mkfs_record(&self, staging: &Path) -> Result<Option<MkfsRecord>> {
+        self.model.mkfs_record(staging)
+    }
+    fn filesystem_bytes(&self, disk: &Disk, filesystem: FilesystemType, point: &Path) -> Result<Option<u64>> {
+        self.model.filesystem_bytes(disk, filesystem, point)
+    }
+    fn usage(&self, point: &Path) -> Result<Usage> {
+        self.pass();
+        self.model.usage(point)
+    }
+    fn capacity(&self, number: DeviceNumber) -> Result<Option<Capacity>> {
+        self.model.capacity(number)
+    }
+    fn apply(&self, step: &Step) -> Result<()> {
+        self.pass();
+        self.model.apply(step)
+    }
+}
+
+/// A Node object that is annotated from the second read on.
+#[derive(Default)]
+struct Annotated(AtomicUsize);
+
+impl NodeIdentitySource for Annotated {
+    async fn node(&self) -> Result<GuestNode, Box<dyn std::error::Error + Send + Sync>> {
+        match self.0.fetch_add(1, Ordering::SeqCst) {
+            0 => Err("connection refused".into()),
+            1 => Ok(GuestNode::default()),
+            _ => Ok(GuestNode {
+                provider_id: Some("kubevirt://worker-0".into()),
+                annotations: [("cluster.x-k8s.io/cluster-namespace".into(), "tenant-1".into())].into(),
+            }),
+        }
+    }
+}
+
+fn node(host: &Arc<Gate>) -> Node<Annotated> {
+    let settings = Settings { device_wait: Duration::from_millis(300), ..Settings::default() };
+    Node::with_host(Arc::clone(host) as Arc<dyn Host>, settings, Annotated::default())
+}
+
+fn capability(block: bool) -> v1::VolumeCapability {
+    let access =
+        if block { AccessType::Block(BlockVolume {}) } else { AccessType::Mount(MountVolume::default()) };
+    let access_mode = Some(AccessMode { mode: Mode::SingleNodeWriter.into() });
+    v1::VolumeCapability { access_mode, access_type: Some(access) }
+}
+
+fn stage(serial: &str) -> Request<v1::NodeStageVolumeRequest> {
+    Request::new(v1::NodeStageVolumeRequest {
+        volume_id: "pvc-1".into(),
+        staging_target_path: "/stage".into(),
+        volume_capability: Some(capability(false)),
+        volume_context: [("serial".into(), serial.into())].into(),
+        ..Default::default()
+    })
+}
+
+fn unstage() -> Request<v1::NodeUnstageVolumeRequest> {
+    Request::new(v1::NodeUnstageVolumeRequest {
+        volume_id: "pvc-1".into(),
+        staging_target_path: "/stage".into(),
+    })
+}
+
+fn publish(target: &str, block: bool) -> Request<v1::NodePublishVolumeRequest> {
+    Request::new(v1::NodePublishVolumeRequest {
+        volume_id: "pvc-1".into(),
+        staging_target_path: "/stage".into(),
+        target_path: target.into(),
+        volume_capability: Some(capability(block)),
+        volume_context: [("serial".into(), SERIAL.into())].into(),
+        ..Default::default()
+    })
+}
+
+fn unpublish(target: &str) -> Request<v1::NodeUnpublishVolumeRequest> {
+    Request::new(v1::NodeUnpublishVolumeRequest { volume_id: "pvc-1".into(), target_path: target.into() })
+}
+
+fn stats(path: &str) -> Request<v1::NodeGetVolumeStatsRequest> {
+    Request::new(v1::NodeGetVolumeStatsRequest {
+        volume_id: "pvc-1".into(),
+        volume_path: path.into(),
+        ..Default::default()
+    })
+}
+
+fn within<T>(mut request: Request<T>, timeout: &'static str) -> Request<T> {
+    request.metadata_mut().insert(TIMEOUT_HEADER, timeout.parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn a_volume_lives_through_all_its_calls() {
+    let node = node(&Gate::with_disk(Held::Blank));
+    for _ in 0..2 {
+        node.node_stage_volume(stage(SERIAL)).await.unwrap();
+        node.node_publish_volume(publish("/pods/a", false)).await.unwrap();
+        node.node_publish_volume(publish("/pods/b", false)).await.unwrap();
+    }
+    let usage = node.node_get_volume_stats(stats("/pods/a")).await.unwrap().into_inner().usage;
+    assert_eq!(usage.len(), 1);
+    assert_eq!(usage[0].unit(), Unit::Bytes);
+    for _ in 0..2 {
+        node.node_unpublish_volume(unpublish("/pods/a")).await.unwrap();
+        node.node_unpublish_volume(unpublish("/pods/b")).await.unwrap();
+        node.node_unstage_volume(unstage()).await.unwrap();
+    }
+    for nonsense in ["/pods/a", "some/path", "/", "/pods/../a"] {
+        let status = node.node_get_volume_stats(stats(nonsense)).await.unwrap_err();
+        assert_eq!(status.code(), Code::NotFound, "{nonsense}");
+    }
+}
+
+#[tokio::test]
+async fn a_volume_that_is_published_without_being_staged_is_staged_by_the_same_rules() {
+    let blank = node(&Gate::with_disk(Held::Blank));
+    blank.node_publish_volume(publish("/pods/a", false)).await.unwrap();
+    let foreign = Gate::with_disk(Held::Luks);
+    let status = node(&foreign).node_publish_volume(publish("/pods/a", false)).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    assert_eq!(foreign.model.take_applied(), []);
+
+    let mut without_staging = publish("/pods/a", false);
+    without_staging.get_mut().staging_target_path.clear();
+    let status = blank.node_publish_volume(without_staging).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn a_block_volume_reports_its_size() {
+    let node = node(&Gate::with_disk(Held::Blank));
+    node.node_publish_volume(publish("/pods/block", true)).await.unwrap();
+    let usage = node.node_get_volume_stats(stats("/pods/block")).await.unwrap().into_inner().usage;
+    assert_eq!((usage.len(), usage[0].total, usage[0].used), (1, 1 << 30, 0));
+}
+
+#[tokio::test]
+async fn an_absent_disk_is_unavailable_with_what_was_seen_and_within_the_callers_time() {
+    let node = node(&Gate::with_disk(Held::Blank));
+    let begin = Instant::now();
+    let status = node.node_stage_volume(within(stage("other"), "30S")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains(&format!("serials seen: sdb={SERIAL}")), "{status}");
+    assert!(begin.elapsed() >= Duration::from_millis(300), "the whole wait was used");
+
+    let status = node.node_stage_volume(within(stage("other"), "600m")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+}
+
+#[tokio::test]
+async fn a_disk_that_comes_late_is_found() {
+    let gate = Gate::with_disk(Held::Blank);
+    gate.model.state().disks.clear();
+    let settings = Settings { device_wait: Duration::from_secs(20), ..Settings::default() };
+    let node = Node::with_host(Arc::clone(&gate) as Arc<dyn Host>, settings, Annotated::default());
+    let (late, staged) = (Arc::clone(&gate), node.clone());
+    let call = tokio::spawn(async move { staged.node_stage_volume(stage(SERIAL)).await });
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert!(!call.is_finished());
+    late.model.state().disks.push((disk(16), Held::Blank));
+    call.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn two_disks_with_one_serial_are_both_refused() {
+    let gate = Gate::with_disk(Held::Blank);
+    gate.model.state().disks.push((disk(32), Held::Blank));
+    let status = node(&gate).node_stage_volume(stage(SERIAL)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("sdb, sdc"), "{status}");
+    assert_eq!(gate.model.take_applied(), []);
+}
+
+#[tokio::test]
+async fn work_goes_on_after_its_callers_time_is_up_and_holds_the_volume_until_it_ends() {
+    let gate = Gate::with_disk(Held::Blank);
+    let node = node(&gate);
+    let entered = gate.close();
+    let status = node.node_stage_volume(within(stage(SERIAL), "300m")).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(status.message().contains("recording that mkfs starts"), "{status}");
+    entered.recv().unwrap();
+    let status = node.node_unstage_volume(unstage()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Aborted);
+    assert!(status.message().contains("NodeStageVolume of volume pvc-1"), "{status}");
+    assert!(!node.shutdown(Duration::from_millis(20)).await, "it is still at work");
+
+    gate.open();
+    assert!(node.shutdown(Duration::from_secs(10)).await);
+    gate.model.take_applied();
+    node.node_stage_volume(stage(SERIAL)).await.unwrap();
+    assert_eq!(gate.model.take_applied(), [], "the next call sees what came of it");
+}
+
+#[tokio::test]
+async fn a_caller_that_hangs_up_cancels_nothing() {
+    let gate = Gate::with_disk(Held::Blank);
+    let node = node(&gate);
+    let entered = gate.close();
+    let caller = node.clone();
+    let call = tokio::spawn(async move { caller.node_stage_volume(stage(SERIAL)).await });
+    tokio::task::spawn_blocking(move || entered.recv()).await.unwrap().unwrap();
+    call.abort();
+    assert!(call.await.unwrap_err().is_cancelled());
+    gate.open();
+    assert!(node.shutdown(Duration::from_secs(10)).await);
+    assert_eq!(gate.model.state().mounts.len(), 1);
+}
+
+#[tokio::test]
+async fn a_measurement_that_hangs_takes_one_thread_and_no_lock() {
+    let gate = Gate::with_disk(Held::Blank);
+    let node = node(&gate);
+    node.node_stage_volume(stage(SERIAL)).await.unwrap();
+    let _entered = gate.close();
+    for _ in 0..40 {
+        let status = node.node_get_volume_stats(within(stats("/stage"), "50m")).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+        assert!(status.message().contains("hang"), "{status}");
+    }
+    gate.open();
+    node.node_unstage_volume(unstage()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_unstage_is_not_done_while_the_disk_is_in_use_not_even_the_second_time() {
+    let gate = Gate::with_disk(Held::Blank);
+    let node = node(&gate);
+    node.node_stage_volume(stage(SERIAL)).await.unwrap();
+    node.node_publish_volume(publish("/pods/a", false)).await.unwrap();
+    for _ in 0..2 {
+        let status = node.node_unstage_volume(unstage()).await.unwrap_err();
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains("mounted at /pods/a"), "{status}");
+    }
+    node.node_unpublish_volume(unpublish("/pods/a")).await.unwrap();
+    node.node_unstage_volume(unstage()).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_node_is_unavailable_until_it_is_annotated_and_then_asked_no_more() {
+    let node = node(&Gate::with_disk(Held::Blank));
+    let info = || node.node_get_info(Request::new(v1::NodeGetInfoRequest {}));
+    let status = info().await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("connection refused"), "{status}");
+    let status = info().await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains("csi.kubevirt.io/infra-vm-name"), "{status}");
+    for _ in 0..3 {
+        let info = info().await.unwrap().into_inner();
+        assert_eq!(info.node_id, "tenant-1/worker-0");
+        assert_eq!((info.max_volumes_per_node, info.accessible_topology), (0, None));
+    }
+    assert_eq!(node.identity.0.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn what_is_not_advertised_is_not_implemented() {
+    let node = node(&Gate::with_disk(Held::Blank));
+    let capabilities =
+        node.node_get_capabilities(Request::new(v1::NodeGetCapabilitiesRequest {})).await.unwrap();
+    let kinds: Vec<_> = capabilities
+        .into_inner()
+        .capabilities
+        .into_iter()
+        .filter_map(|capability| capability.r#type)
+        .map(|node_service_capability::Type::Rpc(rpc)| rpc.r#type())
+        .collect();
+    assert_eq!(kinds, [rpc::Type::StageUnstageVolume, rpc::Type::GetVolumeStats]);
+    let status =
+        node.node_expand_volume(Request::new(v1::NodeExpandVolumeRequest::default())).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+}

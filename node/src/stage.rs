@@ -1,0 +1,236 @@
+//! `NodeStageVolume` of a filesystem: what was asked and what is there → the steps that are missing.
+//!
+//! Decides only, and never formats on anything but proof. A plan after its own steps is empty.
+
+use std::path::PathBuf;
+
+use crate::device::{Disk, Serial, Use, check};
+use crate::error::{Error, Result};
+use crate::filesystem::{FilesystemType, GROW_THRESHOLD_BYTES};
+use crate::host::PathState;
+use crate::mount_options::{Flag, MountOptions};
+use crate::mount_table::{Mount, MountTable};
+use crate::probe::Content;
+use crate::step::{MkfsRecord, Step};
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Serial of the volume.
+    pub serial: Serial,
+    /// Where to mount.
+    pub staging: PathBuf,
+    /// As what; made when the disk is blank.
+    pub filesystem: FilesystemType,
+    /// How; read-only is one of the flags.
+    pub options: MountOptions,
+}
+
+/// What is there.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    /// The volume's disk.
+    pub disk: Disk,
+    /// The whole mount table.
+    pub mounts: MountTable,
+    /// The staging path itself.
+    pub path: PathState,
+    /// The topmost mount at the staging path belongs to a disk that is gone, or answers with an error.
+    pub stale: bool,
+    /// Record of a mkfs that was started from here; only readable while nothing is mounted.
+    pub record: Option<MkfsRecord>,
+    /// What the disk holds; only looked at while nothing is mounted at the staging path.
+    pub content: Option<Content>,
+    /// Size of the mounted filesystem, where it is known.
+    pub filesystem_bytes: Option<u64>,
+}
+
+/// What to do with the disk's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// Mount what is there.
+    Use,
+    /// Another mount on this node has it already: no check, no mkfs.
+    Share,
+    /// Proved blank: format.
+    FormatBlank(u64),
+    /// Left by a mkfs of ours: format.
+    FormatResumed(u64),
+    /// Left by a mkfs of ours with a superblock: clear that first.
+    ClearResumed(u64),
+    /// Data of an unknown kind, and the operator allows to format it.
+    FormatAllowed(u64),
+}
+
+impl Decision {
+    /// Value of the metric's label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Use => "use_existing",
+            Self::Share => "use_mounted",
+            Self::FormatBlank(_) => "format_blank",
+            Self::FormatResumed(_) | Self::ClearResumed(_) => "format_resumed",
+            Self::FormatAllowed(_) => "format_nonzero_allowed",
+        }
+    }
+}
+
+/// Tells the user how to go on with data of an unknown kind.
+const UNKNOWN_DATA_REMEDY: &str = "if nothing on it is needed, zero the whole disk (blkdiscard --zeroout), or let the \
+     node plugin format such disks (--allow-format-nonzero)";
+/// Tells the user how to go on with what an mkfs that was not recorded here has left.
+const UNFINISHED_REMEDY: &str = "if nothing on it is needed, zero the whole disk (blkdiscard --zeroout)";
+/// Tells the user how to go on with something known that is no filesystem of ours.
+const FOREIGN_REMEDY: &str = "use it as a block volume, or wipe it by hand if nothing on it is needed";
+
+/// Decides what to do with a disk's content.
+///
+/// # Errors
+/// Each content that is neither the wanted filesystem nor proved free to be formatted.
+pub fn decide(
+    wanted: &Wanted,
+    observed: &Observed,
+    content: &Content,
+    allow_nonzero: bool,
+) -> Result<Decision> {
+    let name = || observed.disk.name.clone();
+    let not_blank = |remedy| Err(Error::NotBlank { name: name(), what: content.to_string(), remedy });
+    let resumed = observed.record.as_ref().is_some_and(|record| {
+        record.serial == wanted.serial.as_str() && record.filesystem == wanted.filesystem
+    });
+    let decision = match content {
+        Content::Filesystem { kind, finished: true, .. } if kind == wanted.filesystem.name() => Decision::Use,
+        Content::Mounted { kind } if kind == wanted.filesystem.name() => Decision::Share,
+        Content::Filesystem { kind, finished: false, fingerprint }
+            if resumed && kind == wanted.filesystem.name() =>
+        {
+            Decision::ClearResumed(*fingerprint)
+        }
+        Content::Filesystem { finished: false, .. } => return not_blank(UNFINISHED_REMEDY),
+        Content::Filesystem { kind, .. } | Content::Mounted { kind } => {
+            let (found, wanted) = (kind.clone(), wanted.filesystem.to_string());
+            return Err(Error::OtherFilesystem { name: name(), found, wanted });
+        }
+        Content::Blank { fingerprint } => Decision::FormatBlank(*fingerprint),
+        Content::UnknownData { fingerprint } if resumed => Decision::FormatResumed(*fingerprint),
+        Content::UnknownData { fingerprint } if allow_nonzero => Decision::FormatAllowed(*fingerprint),
+        Content::UnknownData { .. } => return not_blank(UNKNOWN_DATA_REMEDY),
+        Content::Partitioned { .. } | Content::Foreign { .. } | Content::Ambiguous { .. } => {
+            return not_blank(FOREIGN_REMEDY);
+        }
+        Content::Unreadable { reason } => {
+            return Err(Error::DiskUnreadable { name: name(), reason: reason.clone() });
+        }
+    };
+    let formats = !matches!(decision, Decision::Use | Decision::Share);
+    if formats && (wanted.options.read_only() || observed.disk.read_only) {
+        return Err(Error::ReadOnlyBlank { name: name() });
+    }
+    Ok(decision)
+}
+
+/// Plans the next steps; none when the volume is staged as asked.
+pub fn plan(wanted: &Wanted, observed: &Observed, allow_nonzero: bool) -> Result<Vec<Step>> {
+    let here = observed.mounts.at(&wanted.staging);
+    if let Some(top) = here.last() {
+        if observed.stale {
+            return Ok(vec![Step::Unmount { target: wanted.staging.clone() }; here.len()]);
+        }
+        return mounted(wanted, observed, top);
+    }
+    check(&observed.disk, Use::Filesystem, &observed.mounts, &wanted.staging)?;
+    let content = observed.content.as_ref().ok_or(Error::NotSettled("the probe of the disk"))?;
+    let decision = decide(wanted, observed, content, allow_nonzero)?;
+    let mut steps = directory(wanted, observed)?;
+    steps.extend(prepare(wanted, observed, decision));
+    if !matches!(decision, Decision::ClearResumed(_)) {
+        steps.push(mount(wanted, observed));
+    }
+    Ok(steps)
+}
+
+fn directory(wanted: &Wanted, observed: &Observed) -> Result<Vec<Step>> {
+    match &observed.path {
+        PathState::Missing => Ok(vec![Step::CreateDirectory(wanted.staging.clone())]),
+        PathState::Directory => Ok(Vec::new()),
+        other => Err(Error::MountConflict {
+            path: wanted.staging.clone(),
+            found: other.to_string(),
+            wanted: "a directory".to_owned(),
+        }),
+    }
+}
+
+/// Everything between the verdict and the mount.
+fn prepare(wanted: &Wanted, observed: &Observed, decision: Decision) -> Vec<Step> {
+    let (disk, filesystem, staging) = (observed.disk.clone(), wanted.filesystem, wanted.staging.clone());
+    let record = MkfsRecord { serial: wanted.serial.as_str().to_owned(), filesystem };
+    let remove = observed.record.as_ref().map(|_| Step::RemoveMkfsRecord { staging: staging.clone() });
+    match decision {
+        Decision::Share => remove.into_iter().collect(),
+        Decision::Use if wanted.options.read_only() || disk.read_only => remove.into_iter().collect(),
+        Decision::Use => remove.into_iter().chain([Step::Check { disk, filesystem }]).collect(),
+        // The bytes change, so the disk is looked at again before it is formatted.
+        Decision::ClearResumed(fingerprint) => vec![Step::ClearUnfinished { disk, fingerprint }],
+        Decision::FormatBlank(fingerprint)
+        | Decision::FormatResumed(fingerprint)
+        | Decision::FormatAllowed(fingerprint) => vec![
+            Step::WriteMkfsRecord { staging: staging.clone(), record },
+            Step::Format { disk, filesystem, fingerprint },
+            Step::RemoveMkfsRecord { staging },
+        ],
+    }
+}
+
+fn mount(wanted: &Wanted, observed: &Observed) -> Step {
+    Step::Mount {
+        disk: observed.disk.clone(),
+        filesystem: wanted.filesystem,
+        options: wanted.options.clone().with_defaults(wanted.filesystem.mount_defaults()),
+        target: wanted.staging.clone(),
+    }
+}
+
+/// Something is mounted at the staging path: it is what was asked for, or a conflict.
+fn mounted(wanted: &Wanted, observed: &Observed, top: &Mount) -> Result<Vec<Step>> {
+    let conflict = |found: String, wanted_text: String| {
+        Err(Error::MountConflict { path: wanted.staging.clone(), found, wanted: wanted_text })
+    };
+    if top.number != observed.disk.number {
+        let ours = format!("{} ({})", observed.disk.name, observed.disk.number);
+        return conflict(format!("device {}", top.number), ours);
+    }
+    if top.fs_type != wanted.filesystem.name() {
+        return conflict(top.fs_type.clone(), wanted.filesystem.to_string());
+    }
+    if top.read_only() && !wanted.options.read_only() {
+        return conflict(
+            "a read-only mount (after an error the kernel makes a filesystem read-only)".to_owned(),
+            "a writable one".to_owned(),
+        );
+    }
+    if !top.read_only() && wanted.options.read_only() {
+        return conflict("a writable mount".to_owned(), "a read-only one".to_owned());
+    }
+    if let Some(flag) = wanted.options.difference(&top.words()) {
+        let has = top.words().contains(flag);
+        let say = |set: bool| if set { format!("with {flag}") } else { format!("without {flag}") };
+        return conflict(say(has), say(!has));
+    }
+    Ok(grow(wanted, observed).into_iter().collect())
+}
+
+fn grow(wanted: &Wanted, observed: &Observed) -> Option<Step> {
+    if wanted.options.flags.contains(&Flag::ReadOnly) || observed.disk.read_only {
+        return None;
+    }
+    let unused = observed.disk.bytes.saturating_sub(observed.filesystem_bytes?);
+    (unused > GROW_THRESHOLD_BYTES).then(|| Step::Grow {
+        disk: observed.disk.clone(),
+        filesystem: wanted.filesystem,
+        mount_point: wanted.staging.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

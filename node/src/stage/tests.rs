@@ -1,0 +1,166 @@
+use rstest::rstest;
+
+use super::*;
+use crate::host::model::{DISK_BYTES, disk, mount, serial};
+
+const STAGING: &str = "/stage";
+
+fn wanted(filesystem: FilesystemType, flags: &[&str]) -> Wanted {
+    let options = MountOptions::parse(flags).unwrap();
+    Wanted { serial: serial(), staging: STAGING.into(), filesystem, options }
+}
+
+fn observed(content: Content) -> Observed {
+    Observed {
+        disk: disk(16),
+        mounts: MountTable::default(),
+        path: PathState::Directory,
+        stale: false,
+        record: None,
+        content: Some(content),
+        filesystem_bytes: None,
+    }
+}
+
+fn record(filesystem: FilesystemType) -> MkfsRecord {
+    MkfsRecord { serial: serial().as_str().to_owned(), filesystem }
+}
+
+fn found(kind: &str, finished: bool) -> Content {
+    Content::Filesystem { kind: kind.into(), finished, fingerprint: 1 }
+}
+
+const BLANK: Content = Content::Blank { fingerprint: 1 };
+const BYTES: Content = Content::UnknownData { fingerprint: 1 };
+use FilesystemType::{Ext4, Xfs};
+
+#[rstest]
+#[case::blank(Ext4, BLANK, None, false, Ok("format_blank"))]
+#[case::same(Ext4, found("ext4", true), None, false, Ok("use_existing"))]
+#[case::mounted(Xfs, Content::Mounted { kind: "xfs".into() }, None, false, Ok("use_mounted"))]
+#[case::bytes(Ext4, BYTES, None, false, Err("FailedPrecondition"))]
+#[case::bytes_allowed(Ext4, BYTES, None, true, Ok("format_nonzero_allowed"))]
+#[case::bytes_recorded(Ext4, BYTES, Some(record(Ext4)), false, Ok("format_resumed"))]
+#[case::bytes_recorded_as_another(Xfs, BYTES, Some(record(Ext4)), false, Err("FailedPrecondition"))]
+#[case::bytes_of_another_volume(
+    Ext4, BYTES, Some(MkfsRecord { serial: "other".into(), filesystem: Ext4 }), false, Err("FailedPrecondition"))]
+#[case::unfinished(Xfs, found("xfs", false), None, false, Err("FailedPrecondition"))]
+#[case::unfinished_allowed(Xfs, found("xfs", false), None, true, Err("FailedPrecondition"))]
+#[case::unfinished_recorded(Xfs, found("xfs", false), Some(record(Xfs)), false, Ok("format_resumed"))]
+#[case::finished_recorded(Xfs, found("xfs", true), Some(record(Xfs)), false, Ok("use_existing"))]
+#[case::other(Ext4, found("xfs", true), None, true, Err("FailedPrecondition"))]
+#[case::other_recorded(Ext4, found("xfs", true), Some(record(Ext4)), true, Err("FailedPrecondition"))]
+#[case::unknown_filesystem(Ext4, found("btrfs", true), None, true, Err("FailedPrecondition"))]
+#[case::gpt(Ext4, Content::Partitioned { table: "gpt".into() }, Some(record(Ext4)), true, Err("FailedPrecondition"))]
+#[case::luks(Ext4, Content::Foreign { kind: "crypto_LUKS".into() }, Some(record(Ext4)), true, Err("FailedPrecondition"))]
+#[case::ambiguous(Ext4, Content::Ambiguous { detail: "x".into() }, Some(record(Ext4)), true, Err("FailedPrecondition"))]
+#[case::unreadable(Ext4, Content::Unreadable { reason: "EIO".into() }, Some(record(Ext4)), true, Err("Unavailable"))]
+fn the_content_decides(
+    #[case] filesystem: FilesystemType,
+    #[case] content: Content,
+    #[case] record: Option<MkfsRecord>,
+    #[case] allow_nonzero: bool,
+    #[case] decision: Result<&str, &str>,
+) {
+    let observed = Observed { record, ..observed(content.clone()) };
+    let made = decide(&wanted(filesystem, &[]), &observed, &content, allow_nonzero);
+    let code = made.as_ref().map_err(|error| format!("{:?}", error.code()));
+    assert_eq!(code.map(|d| d.label()).map_err(|c| c.clone()), decision.map_err(str::to_owned), "{made:?}");
+}
+
+#[test]
+fn a_read_only_volume_or_disk_is_never_formatted() {
+    let blank = observed(BLANK);
+    let reader = wanted(Ext4, &["ro"]);
+    assert!(matches!(plan(&reader, &blank, true), Err(Error::ReadOnlyBlank { .. })));
+    let mut locked = observed(BLANK);
+    locked.disk.read_only = true;
+    assert!(matches!(plan(&wanted(Ext4, &[]), &locked, true), Err(Error::ReadOnlyBlank { .. })));
+    let steps = plan(&reader, &observed(found("ext4", true)), false).unwrap();
+    assert!(
+        matches!(steps.as_slice(), [Step::Mount { options, .. }] if options.read_only()),
+        "no check, {steps:?}"
+    );
+}
+
+#[test]
+fn the_record_is_there_from_before_mkfs_until_before_the_mount() {
+    let steps = plan(&wanted(Xfs, &["noatime"]), &observed(BLANK), false).unwrap();
+    assert!(
+        matches!(
+            steps.as_slice(),
+            [
+                Step::WriteMkfsRecord { .. },
+                Step::Format { filesystem: Xfs, fingerprint: 1, .. },
+                Step::RemoveMkfsRecord { .. },
+                Step::Mount { options, .. },
+            ] if options.to_string() == "noatime,nouuid"
+        ),
+        "{steps:?}"
+    );
+    let left = Observed { record: Some(record(Ext4)), ..observed(found("ext4", true)) };
+    let steps = plan(&wanted(Ext4, &[]), &left, false).unwrap();
+    assert!(
+        matches!(steps.as_slice(), [Step::RemoveMkfsRecord { .. }, Step::Check { .. }, Step::Mount { .. }]),
+        "{steps:?}"
+    );
+}
+
+#[test]
+fn a_filesystem_that_is_mounted_elsewhere_is_not_checked() {
+    let shared = observed(Content::Mounted { kind: "ext4".into() });
+    let steps = plan(&wanted(Ext4, &[]), &shared, false).unwrap();
+    assert!(matches!(steps.as_slice(), [Step::Mount { .. }]), "{steps:?}");
+}
+
+fn staged(number_minor: u64, kind: &str, read_only: bool) -> Observed {
+    let number = disk(number_minor).number;
+    Observed {
+        mounts: MountTable(vec![mount(number, "/", STAGING.as_ref(), kind, read_only)]),
+        content: None,
+        filesystem_bytes: Some(DISK_BYTES),
+        ..observed(BLANK)
+    }
+}
+
+#[test]
+fn what_is_staged_is_done_grown_or_in_conflict() {
+    let as_asked = wanted(Ext4, &[]);
+    assert_eq!(plan(&as_asked, &staged(16, "ext4", false), false).unwrap(), []);
+
+    let conflict = |wanted: &Wanted, observed: &Observed| match plan(wanted, observed, false) {
+        Err(Error::MountConflict { found, wanted, .. }) => format!("{found} / {wanted}"),
+        other => panic!("no conflict: {other:?}"),
+    };
+    assert_eq!(conflict(&as_asked, &staged(32, "ext4", false)), "device 8:32 / sdb (8:16)");
+    assert_eq!(conflict(&as_asked, &staged(16, "xfs", false)), "xfs / ext4");
+    assert!(conflict(&as_asked, &staged(16, "ext4", true)).contains("read-only"));
+    assert!(conflict(&wanted(Ext4, &["ro"]), &staged(16, "ext4", false)).contains("writable"));
+    assert_eq!(
+        conflict(&wanted(Ext4, &["noexec"]), &staged(16, "ext4", false)),
+        "without noexec / with noexec"
+    );
+
+    let small = Observed { filesystem_bytes: Some(DISK_BYTES / 2), ..staged(16, "ext4", false) };
+    assert!(matches!(plan(&as_asked, &small, false).unwrap().as_slice(), [Step::Grow { .. }]));
+    let tail =
+        Observed { filesystem_bytes: Some(DISK_BYTES - GROW_THRESHOLD_BYTES), ..staged(16, "ext4", false) };
+    assert_eq!(plan(&as_asked, &tail, false).unwrap(), []);
+}
+
+#[test]
+fn a_broken_mount_is_taken_off_first_all_of_it() {
+    let mut stacked = staged(32, "ext4", false);
+    stacked.mounts.0.push(stacked.mounts.0[0].clone());
+    stacked.stale = true;
+    let unmount = Step::Unmount { target: STAGING.into() };
+    assert_eq!(plan(&wanted(Ext4, &[]), &stacked, false).unwrap(), [unmount.clone(), unmount]);
+}
+
+#[test]
+fn a_file_in_the_place_of_the_directory_is_a_conflict() {
+    let blocked = Observed { path: PathState::File { bytes: 0 }, ..observed(BLANK) };
+    assert!(matches!(plan(&wanted(Ext4, &[]), &blocked, false), Err(Error::MountConflict { .. })));
+    let missing = Observed { path: PathState::Missing, ..observed(BLANK) };
+    assert!(matches!(plan(&wanted(Ext4, &[]), &missing, false).unwrap()[0], Step::CreateDirectory(_)));
+}

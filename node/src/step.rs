@@ -1,0 +1,132 @@
+//! The single changes that a plan is made of. Each is done by [`crate::host`], and each may be done again.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::Disk;
+use crate::filesystem::FilesystemType;
+use crate::mount_options::{Flag, MountOptions};
+
+/// Written, and on the disk, before mkfs starts; removed before the filesystem is mounted.
+///
+/// mkfs that was cut short leaves bytes that are neither blank nor a filesystem. This record alone permits to format
+/// such a disk again: it shows that the bytes are our own, and that nothing was ever mounted from here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MkfsRecord {
+    /// Serial of the volume.
+    pub serial: String,
+    /// What was being made.
+    pub filesystem: FilesystemType,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Make a directory to mount on.
+    CreateDirectory(PathBuf),
+    /// Make an empty file to bind a device node on.
+    CreateFile(PathBuf),
+    /// Make the record durable.
+    WriteMkfsRecord {
+        /// Unmounted staging directory.
+        staging: PathBuf,
+        /// What it says.
+        record: MkfsRecord,
+    },
+    /// Remove the record, durably.
+    RemoveMkfsRecord {
+        /// Unmounted staging directory.
+        staging: PathBuf,
+    },
+    /// Zero the superblock that an unfinished mkfs of ours left, since mkfs without force refuses a disk that has one.
+    ClearUnfinished {
+        /// Where.
+        disk: Disk,
+        /// Of the bytes that were judged; others → nothing is written.
+        fingerprint: u64,
+    },
+    /// Run mkfs.
+    Format {
+        /// Where.
+        disk: Disk,
+        /// What.
+        filesystem: FilesystemType,
+        /// Of the bytes that were judged; others → nothing is written.
+        fingerprint: u64,
+    },
+    /// Check, and repair what can be repaired unasked.
+    Check {
+        /// Where.
+        disk: Disk,
+        /// What.
+        filesystem: FilesystemType,
+    },
+    /// Mount the disk's filesystem.
+    Mount {
+        /// What.
+        disk: Disk,
+        /// As what.
+        filesystem: FilesystemType,
+        /// How.
+        options: MountOptions,
+        /// Where.
+        target: PathBuf,
+    },
+    /// Let the mounted filesystem take its whole disk.
+    Grow {
+        /// Its disk.
+        disk: Disk,
+        /// What.
+        filesystem: FilesystemType,
+        /// Where it is mounted.
+        mount_point: PathBuf,
+    },
+    /// Make a directory or a device node visible at the target.
+    Bind {
+        /// What.
+        source: PathBuf,
+        /// Where.
+        target: PathBuf,
+    },
+    /// Make one bind mount read-only, its other flags kept.
+    RemountReadOnly {
+        /// Which.
+        target: PathBuf,
+        /// Flags that it has, which mount(2) would otherwise drop.
+        keep: BTreeSet<Flag>,
+    },
+    /// Take the topmost mount off the path.
+    Unmount {
+        /// Where.
+        target: PathBuf,
+    },
+    /// Remove an empty directory or file that the mount table proves to be no mount point.
+    RemoveTarget(PathBuf),
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CreateDirectory(path) | Self::CreateFile(path) => write!(f, "creating {}", path.display()),
+            Self::WriteMkfsRecord { .. } => f.write_str("recording that mkfs starts"),
+            Self::RemoveMkfsRecord { .. } => f.write_str("removing the record of mkfs"),
+            Self::ClearUnfinished { disk, .. } => {
+                write!(f, "clearing the unfinished filesystem on {}", disk.name)
+            }
+            Self::Format { disk, filesystem, .. } => write!(f, "formatting {} with {filesystem}", disk.name),
+            Self::Check { disk, filesystem } => write!(f, "checking the {filesystem} on {}", disk.name),
+            Self::Mount { disk, target, .. } => write!(f, "mounting {} at {}", disk.name, target.display()),
+            Self::Grow { disk, filesystem, .. } => write!(f, "growing the {filesystem} on {}", disk.name),
+            Self::Bind { source, target } => {
+                write!(f, "binding {} to {}", source.display(), target.display())
+            }
+            Self::RemountReadOnly { target, .. } => write!(f, "making {} read-only", target.display()),
+            Self::Unmount { target } => write!(f, "unmounting {}", target.display()),
+            Self::RemoveTarget(path) => write!(f, "removing {}", path.display()),
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! The life of a call: its lock, the wait for its disk, a thread for what blocks, and an answer in time.
+//!
+//! A mutating call runs in a task of its own, which owns the volume's lock: a caller that goes away cancels nothing, and
+//! the next call sees what came of it.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use crate::deadline::Deadline;
+use crate::device::{Disk, Found, Serial, find};
+use crate::error::{Error, Result};
+use crate::host::Host;
+use crate::inflight::{Inflight, Progress};
+use crate::metrics::Metrics;
+use crate::operation::{self, Context, Published};
+use crate::pool::Pool;
+use crate::request::{Access, Publish, Remove, Stage};
+use crate::settings::Settings;
+use crate::stats::{self, Stats};
+use crate::{publish, request, stage};
+
+/// Mutating calls at work at once; each may be a mkfs. More volumes than this come only after a restart of the node.
+const MUTATING_THREADS: usize = 16;
+/// Reads of sysfs at once; they are short, and only a kernel in trouble holds one up.
+const SCANNING_THREADS: usize = 4;
+/// Measurements at once. Each may hang as long as its disk does, and only one per volume is ever under way.
+const MEASURING_THREADS: usize = 16;
+/// A measurement that takes longer is given up: the kubelet asks again every minute.
+const MEASURE_LIMIT: Duration = Duration::from_secs(10);
+
+/// First pause between two looks for a disk.
+const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause.
+const LAST_LOOK_PAUSE: Duration = Duration::from_secs(1);
+/// The SCSI hosts are asked to look again after this, and then as often: an announcement may have been lost.
+const RESCAN_AFTER: Duration = Duration::from_secs(5);
+/// The wait for a disk ends this long before the answer is due, so that the answer says what was seen.
+const WAIT_MARGIN: Duration = Duration::from_millis(500);
+
+/// All volumes of this node.
+pub struct Volumes {
+    host: Arc<dyn Host>,
+    settings: Settings,
+    metrics: Metrics,
+    inflight: Inflight,
+    measuring: Inflight,
+    tasks: TaskTracker,
+    mutating_threads: Pool,
+    scanning_threads: Pool,
+    measuring_threads: Pool,
+    /// Disks that were unmounted but not let go of; a cache, so that a repeated unstage looks at them again.
+    unreleased: Mutex<HashMap<String, Vec<Disk>>>,
+}
+
+impl Volumes {
+    /// On this machine.
+    pub fn new(host: Arc<dyn Host>, settings: Settings, metrics: Metrics) -> Arc<Self> {
+        Arc::new(Self {
+            host,
+            settings,
+            metrics,
+            inflight: Inflight::default(),
+            measuring: Inflight::default(),
+            tasks: TaskTracker::new(),
+            mutating_threads: Pool::new("volume", MUTATING_THREADS),
+            scanning_threads: Pool::new("scan", SCANNING_THREADS),
+            measuring_threads: Pool::new("measure", MEASURING_THREADS),
+            unreleased: Mutex::default(),
+        })
+    }
+
+    /// Waits for the operations that run, but not longer than `grace`. True: all have ended.
+    pub async fn shutdown(&self, grace: Duration) -> bool {
+        self.tasks.close();
+        timeout(grace, self.tasks.wait()).await.is_ok()
+    }
+
+    /// `NodeStageVolume`.
+    pub async fn stage(self: &Arc<Self>, request: Stage, deadline: Deadline) -> Result<()> {
+        let volume = request.volume.clone();
+        self.mutate("NodeStageVolume", &volume, deadline, |volumes, progress| async move {
+            let disk = volumes.wait_for_disk(&request.serial, deadline, &progress).await?;
+            match request.capability.access {
+                Access::Block => {
+                    let staging = request.staging;
+                    volumes
+                        .blocking(deadline, progress, move |context| {
+                            operation::stage_block(context, &disk, &staging)
+                        })
+                        .await
+                }
+                Access::Filesystem { filesystem, options } => {
+                    let staging = request.staging;
+                    let wanted = stage::Wanted { serial: request.serial, staging, filesystem, options };
+                    volumes.stage_filesystem(deadline, progress, wanted, disk).await
+                }
+            }
+        })
+        .await
+    }
+
+    /// `NodePublishVolume`.
+    pub async fn publish(self: &Arc<Self>, request: Publish, deadline: Deadline) -> Result<()> {
+        let volume = request.volume.clone();
+        self.mutate("NodePublishVolume", &volume, deadline, |volumes, progress| async move {
+            match request.capability.access.clone() {
+                Access::Block => volumes.publish_block(deadline, progress, request).await,
+                Access::Filesystem { .. } => volumes.publish_filesystem(deadline, progress, request).await,
+            }
+        })
+        .await
+    }
+
+    /// `NodeUnpublishVolume`.
+    pub async fn unpublish(self: &Arc<Self>, request: Remove, deadline: Deadline) -> Result<()> {
+        let Remove { volume, path } = request;
+        self.mutate("NodeUnpublishVolume", &volume, deadline, |volumes, progress| async move {
+            volumes
+                .blocking(deadline, progress, move |context| {
+                    operation::unpublish(context, &context.host.canonical(&path)?)
+                })
+                .await
+        })
+        .await
+    }
+
+    /// `NodeUnstageVolume`.
+    pub async fn unstage(self: &Arc<Self>, request: Remove, deadline: Deadline) -> Result<()> {
+        let Remove { volume, path } = request;
+        let key = volume.clone();
+        self.mutate("NodeUnstageVolume", &volume, deadline, |volumes, progress| async move {
+            let inner = Arc::clone(&volumes);
+            volumes
+                .blocking(deadline, progress, move |context| {
+                    let staging = context.host.canonical(&path)?;
+                    let unmounted = operation::unstage(context, &staging)?;
+                    let mut disks = inner.unreleased().get(&key).cloned().unwrap_or_default();
+                    disks.extend(unmounted);
+                    inner.unreleased().insert(key.clone(), disks.clone());
+                    for disk in &disks {
+                        operation::wait_released(context, disk, &staging)?;
+                    }
+                    inner.unreleased().remove(&key);
+                    Ok(())
+                })
+                .await
+        })
+        .await
+    }
+
+    /// `NodeGetVolumeStats`. Not a mutating call: it takes no volume's lock, and one that hangs keeps none but itself.
+    pub async fn stats(self: &Arc<Self>, request: request::Stats, deadline: Deadline) -> Result<Stats> {
+        let key = request.path.to_string_lossy().into_owned();
+        let hung = || Error::Hung { what: format!("volume {} at {key}", request.volume) };
+        let Ok(claim) = self.measuring.claim(&key, "NodeGetVolumeStats") else { return Err(hung()) };
+        let answer_by = deadline.answer_by.min(Instant::now() + MEASURE_LIMIT);
+        let (host, path) = (Arc::clone(&self.host), request.path.clone());
+        let job = move || {
+            let result = stats::measure(host.as_ref(), &path);
+            drop(claim);
+            result
+        };
+        timeout_at(answer_by, self.measuring_threads.run(answer_by, job))
+            .await
+            .unwrap_or_else(|_| Err(hung()))
+    }
+
+    async fn publish_block(&self, deadline: Deadline, progress: Progress, request: Publish) -> Result<()> {
+        let disk = self.wait_for_disk(&request.serial, deadline, &progress).await?;
+        self.blocking(deadline, progress, move |context| {
+            let source = publish::Source::Node { path: context.host.node_path(&disk), number: disk.number };
+            let target = context.host.canonical(&request.target)?;
+            let (read_only, exclusive) = (request.read_only, request.capability.exclusive);
+            let wanted = publish::Wanted { source, target, read_only, exclusive };
+            operation::publish_block(context, &wanted, &disk)
+        })
+        .await
+    }
+
+    /// Publishes what is staged. The kubelet may believe a volume staged that is not: the older driver mounted nothing at
+    /// the staging path. It is staged here then, by the same rules.
+    async fn publish_filesystem(
+        &self,
+        deadline: Deadline,
+        progress: Progress,
+        request: Publish,
+    ) -> Result<()> {
+        let Some(staging) = request.staging.clone() else { return Err(Error::StagingPathMissing) };
+        let Access::Filesystem { filesystem, options } = request.capability.access.clone() else {
+            return Err(Error::StagingPathMissing);
+        };
+        let wanted = stage::Wanted { serial: request.serial.clone(), staging, filesystem, options };
+        let bind = |request: Publish| {
+            move |context: Context<'_>| {
+                let staging = request.staging.as_ref().ok_or(Error::StagingPathMissing)?;
+                let wanted = publish::Wanted {
+                    source: publish::Source::Staging(context.host.canonical(staging)?),
+                    target: context.host.canonical(&request.target)?,
+                    read_only: request.read_only,
+                    exclusive: request.capability.exclusive,
+                };
+                operation::publish_filesystem(context, &wanted, &request.serial)
+            }
+        };
+        if self.blocking(deadline, progress.clone(), bind(request.clone())).await? == Published::Done {
+            return Ok(());
+        }
+        tracing::info!(staging = %wanted.staging.display(), "publishing a volume that is not staged, so staging it first");
+        let disk = self.wait_for_disk(&wanted.serial, deadline, &progress).await?;
+        self.stage_filesystem(deadline, progress.clone(), wanted, disk).await?;
+        match self.blocking(deadline, progress, bind(request)).await? {
+            Published::Done => Ok(()),
+            Published::NotStaged => Err(Error::NotSettled("staging before publishing")),
+        }
+    }
+
+    async fn stage_filesystem(
+        &self,
+        deadline: Deadline,
+        progress: Progress,
+        wanted: stage::Wanted,
+        disk: Disk,
+    ) -> Result<()> {
+        self.blocking(deadline, progress, move |context| {
+            let staging: PathBuf = context.host.canonical(&wanted.staging)?;
+            operation::stage_filesystem(context, &stage::Wanted { staging, ..wanted }, &disk)
+        })
+        .await
+    }
+
+    /// Runs a mutating call in a task that owns the volume's lock, and answers by the deadline whatever becomes of it.
+    async fn mutate<W, F>(
+        self: &Arc<Self>,
+        operation: &'static str,
+        volume: &str,
+        deadline: Deadline,
+        work: W,
+    ) -> Result<()>
+    where
+        W: FnOnce(Arc<Self>, Progress) -> F,
+        F: Future<Output = Result<()>> + Send + 'static,
+    {
+        let claim = self.inflight.claim(volume, operation)?;
+        let progress = claim.progress();
+        let work = work(Arc::clone(self), progress.clone());
+        let task = async move {
+            let result = work.await;
+            if let Err(error) = &result {
+                tracing::warn!(error = error.chain(), code = ?error.code(), "the operation failed");
+            }
+            drop(claim);
+            result
+        };
+        let task = self.tasks.spawn(task.in_current_span());
+        match timeout_at(deadline.answer_by, task).await {
+            Ok(ended) => ended.unwrap_or(Err(Error::JobLost)),
+            Err(_) => Err(Error::DeadlineExceeded { operation, progress: progress.to_string() }),
+        }
+    }
+
+    /// Runs what blocks on a thread for mutating calls.
+    async fn blocking<T, J>(&self, deadline: Deadline, progress: Progress, job: J) -> Result<T>
+    where
+        T: Send + 'static,
+        J: FnOnce(Context<'_>) -> Result<T> + Send + 'static,
+    {
+        let (host, metrics) = (Arc::clone(&self.host), self.metrics.clone());
+        let allow_format_nonzero = self.settings.allow_format_nonzero;
+        self.mutating_threads
+            .run(deadline.answer_by, move || {
+                let (metrics, progress) = (&metrics, &progress);
+                job(Context { host: host.as_ref(), allow_format_nonzero, metrics, progress })
+            })
+            .await
+    }
+
+    /// Looks for the disk until it is there, but not beyond the call's deadline.
+    async fn wait_for_disk(&self, serial: &Serial, deadline: Deadline, progress: &Progress) -> Result<Disk> {
+        let begin = Instant::now();
+        let end = (begin + self.settings.device_wait).min(deadline.answer_by - WAIT_MARGIN);
+        let mut pause = FIRST_LOOK_PAUSE;
+        let mut rescan_at = begin + RESCAN_AFTER;
+        let result = loop {
+            let host = Arc::clone(&self.host);
+            let disks = self.scanning_threads.run(deadline.answer_by, move || host.disks()).await?;
+            let seen = match find(&disks, serial) {
+                Found::One(disk) => break Ok(*disk),
+                Found::Ambiguous(names) => {
+                    break Err(Error::DiskAmbiguous { serial: serial.to_string(), names: names.join(", ") });
+                }
+                Found::NotYet(seen) => seen,
+            };
+            progress.set(format!("waiting for the disk with serial {serial}; {seen}"));
+            let now = Instant::now();
+            if now >= end {
+                break Err(Error::DiskNotFound { serial: serial.to_string(), waited: now - begin, seen });
+            }
+            if now >= rescan_at {
+                rescan_at = now + RESCAN_AFTER;
+                self.rescan(deadline).await;
+            }
+            sleep(pause.min(end - now)).await;
+            pause = (pause * 2).min(LAST_LOOK_PAUSE);
+        };
+        self.metrics.observe_device_wait(begin.elapsed());
+        result
+    }
+
+    /// A last resort, whose failure changes nothing: the wait goes on.
+    async fn rescan(&self, deadline: Deadline) {
+        let host = Arc::clone(&self.host);
+        if let Err(error) = self.scanning_threads.run(deadline.answer_by, move || host.rescan()).await {
+            tracing::warn!(error = error.chain(), "the SCSI hosts could not be asked to look for new disks");
+        }
+    }
+
+    fn unreleased(&self) -> MutexGuard<'_, HashMap<String, Vec<Disk>>> {
+        self.unreleased.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

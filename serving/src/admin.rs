@@ -1,0 +1,136 @@
+//! The admin HTTP endpoint: `/livez`, `/readyz`, `/metrics`. Plain HTTP/1, off unless an address is given.
+//!
+//! `/livez` answers as long as the process can schedule work; it asks no other system, so that an outage of the
+//! infra cluster restarts nobody. `/readyz` names what is not ready. No endpoint changes anything.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::endpoint::{EndpointError, TcpAddress};
+use crate::readiness::Readiness;
+
+/// The media type of `prometheus-client`'s text encoding (`OpenMetrics` specification 1.0.0, "Text format").
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A bound admin endpoint, which serves once [`Admin::serve`] is awaited.
+#[derive(Debug)]
+pub struct Admin {
+    listener: TcpListener,
+    router: Router,
+}
+
+#[derive(Clone)]
+struct Shown {
+    readiness: Readiness,
+    registry: Arc<Registry>,
+}
+
+impl Admin {
+    /// Binds `address` (`host:port`, or `:port` for every address, as Go programs write it).
+    pub async fn bind(
+        address: &str,
+        readiness: Readiness,
+        registry: Arc<Registry>,
+    ) -> Result<Self, EndpointError> {
+        let listener = address.parse::<TcpAddress>()?.bind().await?;
+        let router = Router::new()
+            .route("/livez", get(livez))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(metrics))
+            .with_state(Shown { readiness, registry });
+        Ok(Self { listener, router })
+    }
+
+    /// The address really bound: the port is known also when port 0 was asked for.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` is cancelled; requests in flight are answered.
+    pub async fn serve(self, stop: CancellationToken) -> io::Result<()> {
+        axum::serve(self.listener, self.router)
+            .with_graceful_shutdown(async move { stop.cancelled().await })
+            .await
+    }
+}
+
+async fn livez() -> &'static str {
+    "ok"
+}
+
+async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
+    let unmet = shown.readiness.unmet();
+    if unmet.is_empty() {
+        (StatusCode::OK, "ok".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}", unmet.join(", ")))
+    }
+}
+
+async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
+    let mut text = String::new();
+    match encode(&mut text, &shown.registry) {
+        Ok(()) => (StatusCode::OK, [(header::CONTENT_TYPE, OPENMETRICS)], text),
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
+            format!("can not encode the metrics: {error}"),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::metrics::counter::Counter;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.expect("connects");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("writes");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("reads");
+        answer
+    }
+
+    #[tokio::test]
+    async fn shows_liveness_readiness_and_metrics_until_stopped() {
+        let readiness = Readiness::default();
+        let socket = readiness.condition("socket");
+        let mut registry = Registry::with_prefix("kubevirt_csi");
+        let counter = Counter::<u64>::default();
+        registry.register("seen", "Things seen", counter.clone());
+        counter.inc();
+
+        let admin = Admin::bind("127.0.0.1:0", readiness, Arc::new(registry)).await.expect("binds");
+        let address = admin.local_addr().expect("has an address");
+        let stop = CancellationToken::new();
+        let served = tokio::spawn(admin.serve(stop.clone()));
+
+        assert!(get(address, "/livez").await.starts_with("HTTP/1.1 200"));
+        let refused = get(address, "/readyz").await;
+        assert!(refused.starts_with("HTTP/1.1 503") && refused.ends_with("not ready: socket"), "{refused}");
+        socket.set(true);
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        let metrics = get(address, "/metrics").await;
+        assert!(metrics.contains(OPENMETRICS) && metrics.contains("kubevirt_csi_seen_total 1"), "{metrics}");
+        assert!(get(address, "/debug").await.starts_with("HTTP/1.1 404"));
+
+        stop.cancel();
+        served.await.expect("joins").expect("serves");
+        assert!(TcpStream::connect(address).await.is_err(), "nobody listens after the stop");
+    }
+}

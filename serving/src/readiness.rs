@@ -1,0 +1,62 @@
+//! Which named conditions a program still waits for. It holds the answer of `/readyz`; it decides nothing.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The set of conditions that must all hold before the program is ready. Clones share the set.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness {
+    conditions: Arc<Mutex<BTreeMap<&'static str, bool>>>,
+}
+
+/// One condition of a [`Readiness`]; it starts as not met.
+#[derive(Clone, Debug)]
+pub struct Condition {
+    name: &'static str,
+    readiness: Readiness,
+}
+
+impl Readiness {
+    /// Adds a condition. Two with one name are the same condition.
+    pub fn condition(&self, name: &'static str) -> Condition {
+        self.write(name, false);
+        Condition { name, readiness: self.clone() }
+    }
+
+    /// The names of the conditions that are not met, in order; empty means ready.
+    pub fn unmet(&self) -> Vec<&'static str> {
+        let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
+        conditions.iter().filter(|(_, met)| !**met).map(|(name, _)| *name).collect()
+    }
+
+    fn write(&self, name: &'static str, met: bool) {
+        self.conditions.lock().unwrap_or_else(PoisonError::into_inner).insert(name, met);
+    }
+}
+
+impl Condition {
+    /// Says whether the condition holds now.
+    pub fn set(&self, met: bool) {
+        self.readiness.write(self.name, met);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_ready_only_when_each_condition_is_met() {
+        let readiness = Readiness::default();
+        assert!(readiness.unmet().is_empty());
+        let socket = readiness.condition("socket");
+        let cache = readiness.condition("cache");
+        assert_eq!(readiness.unmet(), ["cache", "socket"]);
+        socket.set(true);
+        assert_eq!(readiness.unmet(), ["cache"]);
+        cache.set(true);
+        assert!(readiness.unmet().is_empty());
+        socket.set(false);
+        assert_eq!(readiness.unmet(), ["socket"]);
+    }
+}

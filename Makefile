@@ -1,18 +1,24 @@
 # The three commands of the project, the same for everybody. ARGS goes to the bench: `make demo ARGS=--workers=1`.
 
 CARGO := cargo
-BENCH := $(CARGO) run --locked -p e2e --bin bench --
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BENCH := $(TARGET)/debug/bench
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: demo test check format clippy unit docs deny
+.PHONY: demo test bench check format clippy unit docs deny
 
 ## Shows one guest PVC reaching one pod. Needs root: namespaces, mounts, tap devices.
-demo:
+demo: bench
 	$(BENCH) demo $(ARGS)
 
 ## Proves everything: `make check`, then the end-to-end tests on the bench. Needs root, as the demo.
-test:
+test: bench
 	$(BENCH) test $(ARGS)
+
+# One selection of packages everywhere (--workspace): cargo chooses the features of shared dependencies by it, and another
+# selection would compile them once more.
+bench:
+	$(CARGO) build --locked --workspace --bins
 
 ## The quick loop: format, clippy with warnings denied, unit and property tests, docs, licences.
 check: format clippy unit docs deny
@@ -24,8 +30,7 @@ clippy:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 unit:
-	$(CARGO) test --locked
-	$(CARGO) test --locked -p e2e --lib
+	$(CARGO) test --locked --workspace
 
 docs:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --workspace

@@ -240,9 +240,8 @@ fn detach(observed: &Observed) -> Step {
 
 fn detach_without_vm(vmi: &Seen<VmiView>) -> Step {
     match vmi {
-        Seen::Unseen | Seen::Absent => Step::Wait(Cause::VmUnseen),
         Seen::Present(vmi) if vmi.has_volume() => Step::Wait(Cause::Detaching(vmi.status.clone())),
-        Seen::Present(_) => Step::Wait(Cause::VmUnseen),
+        Seen::Unseen | Seen::Absent | Seen::Present(_) => Step::Wait(Cause::VmUnseen),
     }
 }
 

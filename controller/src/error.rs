@@ -114,7 +114,7 @@ pub enum Error {
 pub struct RefusalReason(pub(crate) Refusal);
 
 impl Error {
-    /// The gRPC code (CSI specification and `facts` in `docs/reference`): exhaustive on purpose.
+    /// The gRPC code (CSI specification, error schemes of each RPC). Exhaustive on purpose: a new error chooses its code here.
     pub fn code(&self) -> Code {
         match self {
             Self::Invalid(_) | Self::NotAllowed(_) | Self::RefusedVolume(_) => Code::InvalidArgument,

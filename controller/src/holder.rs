@@ -6,11 +6,12 @@
 //! without an annotation), then plug, then look that it is still held, then answer.
 //!
 //! It is an intent, not the state: detaching gives it up first, because a VM that still shows the volume keeps every other
-//! away. A holder that died is replaced when no VM spec, volume request or VMI status names the volume.
+//! away. A holder that died is replaced when no other VM's spec, volume request or VMI status names the volume.
 
 use std::time::Duration;
 
 use infra::{Claim, Class, Infra, ObjectName, PatchOp, annotation_path};
+use tokio::time::Instant;
 
 use crate::{error::Error, operation::Operation};
 
@@ -20,10 +21,13 @@ pub(crate) const HOLDER_ANNOTATION: &str = "csi.kubevirt.io/holder";
 const ANNOTATIONS: &str = "/metadata/annotations";
 /// Version of the claim.
 const RESOURCE_VERSION: &str = "/metadata/resourceVersion";
-/// Pause before the claim of a new volume is looked for again: CDI makes it some 0.2 s after the `DataVolume`.
-const CLAIM_PAUSE: Duration = Duration::from_millis(100);
+/// Pause before the next try: CDI makes a claim some 0.2 s after the `DataVolume`.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest such pause.
-const LONGEST_CLAIM_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A holder without the volume is replaced after this time only: one that lives is about to plug it in. Not a matter of safety,
+/// which the confirmation gives, but so that two nodes do not take a volume from each other in turns.
+const IDLE_LIMIT: Duration = Duration::from_secs(3);
 
 /// What stands between two VMs that want one volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +56,8 @@ impl<'a> Holder<'a> {
 
     /// Becomes the holder. Waits for a claim that CDI has not made yet.
     pub(crate) async fn acquire(&self, operation: &Operation) -> Result<Hold, Error> {
-        let mut pause = CLAIM_PAUSE;
+        let mut pause = FIRST_PAUSE;
+        let mut idle = None;
         loop {
             let patch = || self.infra.patch_claim(self.volume, when_free(&self.value()));
             let error = match operation.change(patch).await? {
@@ -61,26 +66,29 @@ impl<'a> Holder<'a> {
             };
             match error.class() {
                 Class::Forbidden => return Ok(self.unarbitrated(&error)),
-                Class::NotFound => {}
+                Class::NotFound => self.note_progress(operation).await?,
                 // A test failed: somebody holds it, or the claim has no annotations, or not our labels.
                 Class::Invalid | Class::Conflict | Class::BadRequest => {
-                    if let Some(hold) = self.acquire_from_other(operation).await? {
+                    if let Some(hold) = self.acquire_from_other(&mut idle, operation).await? {
                         return Ok(hold);
                     }
                 }
                 _ => return Err(error.into()),
             }
-            self.note_progress(operation).await?;
             operation.wait(tokio::time::sleep(pause)).await?;
-            pause = (pause * 2).min(LONGEST_CLAIM_PAUSE);
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
-    /// `None` = try again.
-    async fn acquire_from_other(&self, operation: &Operation) -> Result<Option<Hold>, Error> {
+    /// `None` = try again. `idle` is the other holder that was seen without the volume, and since when.
+    async fn acquire_from_other(
+        &self,
+        idle: &mut Option<(String, Instant)>,
+        operation: &Operation,
+    ) -> Result<Option<Hold>, Error> {
         let claim = match operation.wait(self.infra.claim(self.volume)).await? {
             Ok(Some(claim)) => claim,
-            Ok(None) => return Ok(None),
+            Ok(None) => return self.note_progress(operation).await.map(|()| None),
             Err(error) if error.class() == Class::Forbidden => return Ok(Some(self.unarbitrated(&error))),
             Err(error) => return Err(error.into()),
         };
@@ -92,10 +100,19 @@ impl<'a> Holder<'a> {
             Some(holder) if *holder == self.value() => return self.held(&claim).map(Some),
             Some(holder) => {
                 let census = operation.wait(self.infra.census()).await??;
-                if !census.holders(self.volume).is_empty() {
-                    return Err(Error::HeldElsewhere { holder: holder.clone() });
+                let holders = census.holders(self.volume);
+                self.nobody_else(&holders)?;
+                let since = idle
+                    .take()
+                    .filter(|(seen, _)| seen == holder)
+                    .map_or_else(Instant::now, |(_, since)| since);
+                if holders.is_empty() && since.elapsed() < IDLE_LIMIT {
+                    operation
+                        .note(format_args!("the volume is promised to {holder}, which does not have it yet"));
+                    *idle = Some((holder.clone(), since));
+                    return Ok(None);
                 }
-                tracing::info!(volume = %self.volume, %holder, "no VM has the volume, its holder is replaced");
+                tracing::info!(volume = %self.volume, %holder, "no other VM has the volume, its holder is replaced");
             }
             None => {}
         }

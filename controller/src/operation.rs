@@ -195,10 +195,10 @@ mod tests {
     use rstest::rstest;
 
     #[rstest]
-    #[case("3M", Some(Duration::from_secs(180)))]
+    #[case("3M", Some(Duration::from_mins(3)))]
     #[case("15S", Some(Duration::from_secs(15)))]
     #[case("1500m", Some(Duration::from_millis(1500)))]
-    #[case("1H", Some(Duration::from_secs(3600)))]
+    #[case("1H", Some(Duration::from_hours(1)))]
     #[case("99999999n", Some(Duration::from_nanos(99_999_999)))]
     #[case("123456789S", None)]
     #[case("S", None)]

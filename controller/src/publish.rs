@@ -174,10 +174,10 @@ impl Publication<'_> {
         };
         match withdrawn {
             Ok(_) => {
-                tracing::warn!(volume = %self.name, vm = %self.vm, "another VM has the volume, took it back")
+                tracing::warn!(volume = %self.name, vm = %self.vm, "another VM has the volume, took it back");
             }
             Err(error) => {
-                tracing::warn!(volume = %self.name, vm = %self.vm, %error, "another VM has the volume; it stays here until it is unpublished")
+                tracing::warn!(volume = %self.name, vm = %self.vm, %error, "another VM has the volume; it stays here until it is unpublished");
             }
         }
     }

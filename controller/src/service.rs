@@ -234,7 +234,7 @@ impl controller_server::Controller for Controller {
         self.run(rpc, deadline, |shared, operation| async move {
             let refusal = validate(&shared.infra, &operation, &wanted).await?;
             let confirmed =
-                refusal.is_none().then(|| csi::validate_volume_capabilities_response::Confirmed {
+                refusal.is_none().then_some(csi::validate_volume_capabilities_response::Confirmed {
                     volume_context: asked.volume_context,
                     volume_capabilities: asked.volume_capabilities,
                     parameters: asked.parameters,

@@ -10,9 +10,9 @@ use serde_json::Value;
 /// Which infra storage classes may be used. The default allows everything, as the reference does without a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageClassPolicy {
-    allow_all: bool,
-    allow_default: bool,
-    allow_list: BTreeSet<String>,
+    all: bool,
+    default: bool,
+    listed: BTreeSet<String>,
 }
 
 /// The text is not a policy.
@@ -40,7 +40,7 @@ pub struct NotAllowed {
 
 impl Default for StorageClassPolicy {
     fn default() -> Self {
-        Self { allow_all: true, allow_default: true, allow_list: BTreeSet::new() }
+        Self { all: true, default: true, listed: BTreeSet::new() }
     }
 }
 
@@ -58,13 +58,13 @@ impl StorageClassPolicy {
             Value::Object(keys) => keys,
             _ => return Err(wrong_type("the text", "a map of keys")),
         };
-        let mut policy = Self { allow_all: false, allow_default: false, allow_list: BTreeSet::new() };
+        let mut policy = Self { all: false, default: false, listed: BTreeSet::new() };
         let mut unknown = Vec::new();
         for (key, value) in &keys {
             match lower_first(key).as_str() {
-                "allowAll" => policy.allow_all = flag(key, value)?,
-                "allowDefault" => policy.allow_default = flag(key, value)?,
-                "allowList" => policy.allow_list = names(key, value)?.into_iter().collect(),
+                "allowAll" => policy.all = flag(key, value)?,
+                "allowDefault" => policy.default = flag(key, value)?,
+                "allowList" => policy.listed = names(key, value)?.into_iter().collect(),
                 // Snapshot classes are not served yet; their shape is still checked, so that a mistake shows at once.
                 "storageSnapshotMapping" => check_mapping(key, value, &mut unknown)?,
                 _ => unknown.push(key.clone()),
@@ -75,10 +75,10 @@ impl StorageClassPolicy {
 
     /// Whether a volume may be of this class; `None` = infra's default class.
     pub fn permit(&self, class: Option<&str>) -> Result<(), NotAllowed> {
-        let permitted = self.allow_all
+        let permitted = self.all
             || match class {
-                None => self.allow_default,
-                Some(class) => self.allow_list.contains(class),
+                None => self.default,
+                Some(class) => self.listed.contains(class),
             };
         if permitted {
             Ok(())

@@ -84,9 +84,10 @@ impl View {
         self.vm_looked = Some(since);
     }
 
-    /// Looks at both.
+    /// Looks at both. What the poller saw before does not count any more.
     pub(crate) async fn look(&mut self) -> Result<(), infra::Error> {
         let since = Instant::now();
+        self.wait = None;
         let (vm, vmi) = tokio::try_join!(self.infra.vm(&self.vm), self.infra.vmi(&self.vm))?;
         self.observed.vm = vm.map(|vm| VmView::of(&vm, self.volume.as_str())).into();
         self.observed.vmi = vmi.map(|vmi| VmiView::of(&vmi, self.volume.as_str())).into();
@@ -104,8 +105,7 @@ impl View {
     }
 
     /// A change ended with an error that may hide a success or a lost race: both have to be looked at again, a little later
-    /// each time.
-    /// `asked`: the pause that the API asked for.
+    /// each time, and not before the pause that the API `asked` for.
     pub(crate) fn doubted(&mut self, asked: Option<Duration>) {
         self.observed = Observed::default();
         self.due = Due::LookAfter(asked.unwrap_or_default().max(self.pause));

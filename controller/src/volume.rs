@@ -33,8 +33,8 @@ pub(crate) fn object_name(name: &str, prefix: &str) -> ObjectName {
         return name;
     }
     let digest = Sha256::digest(name.as_bytes());
-    let hash: String = digest.iter().take(HASH_BYTES).map(|byte| format!("{byte:02x}")).collect();
-    ObjectName::parse(&format!("{prefix}-{hash}")).expect("prefix is a label and a hash is hexadecimal")
+    let hash = digest.iter().take(HASH_BYTES).fold(0_u128, |hash, byte| hash << 8 | u128::from(*byte));
+    ObjectName::parse(&format!("{prefix}-{hash:032x}")).expect("prefix is a label and a hash is hexadecimal")
 }
 
 /// The object for a request.

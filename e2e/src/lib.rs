@@ -3,6 +3,8 @@
 //!
 //! Each module is one duty; `docs/explanation/bench.md` tells how they fit.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that panics there has failed"))]
+
 pub mod artifact;
 pub mod audit;
 pub mod bring_up;

@@ -115,7 +115,7 @@ impl Error {
         move |source| Self::Act { action, source }
     }
 
-    /// The gRPC code of this error (CSI 1.12 error tables; `facts`: final and non-final codes in the module's head).
+    /// The gRPC code of this error (CSI 1.12, error tables; what is final and what is not: head of this module).
     pub fn code(&self) -> Code {
         match self {
             Self::InvalidRequest(_) => Code::InvalidArgument,

@@ -19,7 +19,7 @@ fn infra_error(code: u16) -> infra::Error {
     let message = "words of the infra".to_owned();
     let failure =
         Failure::Answer { code, reason: String::new(), message, has_causes: false, retry_after: None };
-    infra::Error { verb: "get", resource: "datavolumes", name: None, failure }
+    infra::Error { verb: "get", resource: "datavolumes", name: None, failure: Box::new(failure) }
 }
 
 fn lost() -> infra::Error {

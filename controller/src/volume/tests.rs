@@ -83,7 +83,7 @@ proptest! {
     fn every_name_becomes_a_label_of_ours(name in ".{1,128}", prefix in "[a-z]([a-z0-9-]{0,28}[a-z0-9])?") {
         let object = object_name(&name, &prefix);
         prop_assert!(is_dns_label(object.as_str()));
-        let start = format!("{}-", prefix);
+        let start = format!("{prefix}-");
         prop_assert!(object.as_str().starts_with(&start));
     }
 }

@@ -47,6 +47,8 @@ pub struct FakeInfra {
     settle: Duration,
     /// Time from a `DataVolume` to its claim; zero = at once.
     claim: Duration,
+    /// Time that virt-api works on a hotplug call, in which it can lose the race.
+    pub work: Duration,
 }
 
 impl FakeInfra {
@@ -270,7 +272,7 @@ impl FakeInfra {
             state.most_hotplugs_at_once = state.most_hotplugs_at_once.max(state.hotplugs_under_way);
         }
         let before = self.get(VMS, vm).map(|vm| vm_volumes(&vm).clone());
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        tokio::time::sleep(self.work).await;
         let mut state = self.lock();
         state.hotplugs_under_way -= 1;
         let Some(before) = before else { return status(404, "vm not found") };
@@ -286,7 +288,7 @@ impl FakeInfra {
             }
             (false, None) => return status(409, "Unable to remove volume because it does not exist"),
             (true, None) => {
-                volumes.push(json!({"name": name, "dataVolume": {"name": name, "hotpluggable": true}}))
+                volumes.push(json!({"name": name, "dataVolume": {"name": name, "hotpluggable": true}}));
             }
             (false, Some(at)) => drop(volumes.remove(at)),
         }

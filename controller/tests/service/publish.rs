@@ -23,7 +23,7 @@ async fn publishing_again_is_answered_without_a_second_call() {
 
 #[tokio::test]
 async fn a_volume_in_the_spec_that_is_not_ready_is_not_attached() {
-    let fake = FakeInfra::settling_after(Duration::from_secs(60));
+    let fake = FakeInfra::settling_after(Duration::from_mins(1));
     fake.vm("vm1");
     fake.volume("pvc-1", true);
     let fixture = Fixture::new(&fake).await;
@@ -97,7 +97,7 @@ async fn a_volume_that_is_deleted_or_failed_is_not_plugged() {
     fake.edit("datavolumes", "pvc-1", |volume| volume["status"]["phase"] = "Failed".into());
     assert_fails(fixture.publish("pvc-1", "infra/vm1").await, Code::FailedPrecondition, "has failed");
     fake.edit("datavolumes", "pvc-1", |volume| {
-        volume["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into()
+        volume["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
     });
     assert_fails(fixture.publish("pvc-1", "infra/vm1").await, Code::FailedPrecondition, "being deleted");
     assert_eq!(puts(&fake, "addvolume"), 0);
@@ -154,10 +154,13 @@ async fn an_admission_refusal_is_final_with_its_words() {
 
 #[tokio::test]
 async fn many_volumes_of_one_vm_go_one_after_another() {
-    let fake = FakeInfra::settling_after(Duration::from_millis(100));
+    let mut fake = FakeInfra::settling_after(Duration::from_millis(100));
+    fake.work = Duration::from_millis(5);
     fake.vm("vm1");
     let names: Vec<_> = (0..16).map(|n| format!("pvc-{n}")).collect();
-    names.iter().for_each(|name| fake.volume(name, true));
+    for name in &names {
+        fake.volume(name, true);
+    }
     let fixture = std::sync::Arc::new(Fixture::new(&fake).await);
     for attach in [true, false] {
         let tasks: Vec<_> = names
@@ -274,6 +277,21 @@ async fn a_holder_that_died_is_replaced_and_one_that_has_the_volume_is_not() {
 }
 
 #[tokio::test]
+async fn a_wrong_holder_does_not_keep_the_volume_from_the_vm_that_has_it() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let fixture = Fixture::new(&fake).await;
+    fixture.publish("pvc-1", "infra/vm1").await.unwrap();
+    fake.edit("persistentvolumeclaims", "pvc-1", |claim| {
+        claim["metadata"]["annotations"]["csi.kubevirt.io/holder"] = "infra/vm2".into();
+    });
+    fixture.publish("pvc-1", "infra/vm1").await.unwrap();
+    assert_eq!(fake.holder("pvc-1").as_deref(), Some("infra/vm1"));
+    assert_eq!(puts(&fake, "addvolume"), 1);
+}
+
+#[tokio::test]
 async fn a_claim_without_annotations_can_be_held() {
     let fake = FakeInfra::default();
     fake.vm("vm1");
@@ -307,7 +325,7 @@ async fn a_hold_that_was_lost_meanwhile_is_not_answered_with_ok() {
 
 #[tokio::test]
 async fn a_second_operation_is_aborted_and_a_caller_that_hangs_up_ends_the_wait() {
-    let fake = FakeInfra::settling_after(Duration::from_secs(60));
+    let fake = FakeInfra::settling_after(Duration::from_mins(1));
     fake.vm("vm1");
     fake.volume("pvc-1", true);
     let fixture = std::sync::Arc::new(Fixture::new(&fake).await);

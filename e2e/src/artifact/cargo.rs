@@ -9,26 +9,17 @@ use tokio::process::Command;
 use super::process::run;
 use crate::{paths, report::Progress};
 
-/// What to build: the program under test as it is shipped; the plugin registrar, which stands in for a sidecar, in the
-/// profile that the bench itself was just built in.
-const BUILDS: &[(&str, &[&str])] = &[
-    ("kubevirt-csi-driver", &["--release", "-p", "driver"]),
-    ("plugin-registrar", &["-p", "e2e", "--bin", "plugin-registrar"]),
-];
+/// The program under test, as it is shipped.
+const DRIVER: &str = "kubevirt-csi-driver";
 
-/// Builds our programs; returns name and file of each. cargo decides what is stale, and where its target directory is.
-pub(super) async fn build(progress: &dyn Progress) -> Result<Vec<(String, PathBuf)>> {
-    let mut programs = Vec::new();
-    for (name, flags) in BUILDS {
-        progress.step(&format!("building {name}"));
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["build", "--locked", "--message-format=json-render-diagnostics"]).args(*flags);
-        let messages = run(cargo.current_dir(paths::repository())).await?;
-        let built =
-            executable(&messages, name).with_context(|| format!("cargo does not say where {name} is"))?;
-        programs.push(((*name).to_string(), built));
-    }
-    Ok(programs)
+/// Builds our program; returns its name and file. cargo decides what is stale, and where its target directory is.
+pub(super) async fn build(progress: &dyn Progress) -> Result<(String, PathBuf)> {
+    progress.step(&format!("building {DRIVER}"));
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--locked", "--release", "-p", "driver", "--message-format=json-render-diagnostics"]);
+    let messages = run(cargo.current_dir(paths::repository())).await?;
+    let built = executable(&messages, DRIVER).with_context(|| format!("cargo does not say where {DRIVER} is"))?;
+    Ok((DRIVER.to_owned(), built))
 }
 
 /// cargo's message about one finished target (The Cargo Book, "External tools").

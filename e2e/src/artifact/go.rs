@@ -103,6 +103,14 @@ const BUILDS: &[Build] = &[
         stamp: None,
     },
     Build {
+        module: "registrar",
+        programs: &[("plugin-registrar", "./plugin-registrar")],
+        cgo: false,
+        tags: "",
+        ldflags: SMALL,
+        stamp: None,
+    },
+    Build {
         module: "sidecars",
         programs: &[
             ("csi-provisioner", "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner"),

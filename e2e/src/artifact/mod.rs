@@ -71,19 +71,17 @@ pub async fn build(progress: &dyn Progress) -> Result<Artifacts> {
     // and Rust's linkers together would want more memory than a small machine has.
     let compile = async {
         let programs = stages.time("go programs", go::build(progress)).await?;
-        Ok::<_, anyhow::Error>((programs, stages.time("our programs", cargo::build(progress)).await?))
+        Ok::<_, anyhow::Error>((programs, stages.time("the driver", cargo::build(progress)).await?))
     };
     let download = stages.time("debian packages", deb::unpacked(progress));
-    let ((mut programs, ours), debian) = tokio::try_join!(compile, download)?;
+    let ((mut programs, (name, driver)), debian) = tokio::try_join!(compile, download)?;
 
     let helpers = stages.time("guest helpers", guest_helpers()).await?;
     let images = stages.time("container images", container_images(&debian, &helpers)).await?;
     let worker = stages.time("worker image", worker_image(progress, &programs, &debian, &helpers, &images));
     let mut worker = worker.await?;
-    worker.programs = Some(stages.time("programs' disk", programs_disk(&ours)).await?);
-    for (name, path) in ours {
-        programs.add(&name, path);
-    }
+    programs.add(&name, driver);
+    worker.programs = Some(stages.time("programs' disk", programs_disk(&programs)).await?);
     let key = key_of(&programs, &worker)?;
     Ok(Artifacts { programs, worker, key, stages: stages.into_inner() })
 }
@@ -168,16 +166,19 @@ async fn worker_image(
     Ok(WorkerImage::in_folder(&dir, key))
 }
 
-/// Our programs on a disk of their own, keyed by their content.
-async fn programs_disk(ours: &[(String, PathBuf)]) -> Result<PathBuf> {
+/// What the node plugin's pod would run in the guest.
+const GUEST_PROGRAMS: [&str; 2] = ["kubevirt-csi-driver", "plugin-registrar"];
+
+/// The programs that change often, on a disk of their own, keyed by their content.
+async fn programs_disk(programs: &Programs) -> Result<PathBuf> {
     let mut key = Key::new();
-    for (name, path) in ours {
+    let mut files = Vec::new();
+    for name in GUEST_PROGRAMS {
+        let path = programs.path(name)?;
         key = key.text(name).file(path)?;
+        files.push((name, path));
     }
-    let files: Vec<(&str, &Path)> = ours.iter().map(|(name, path)| (name.as_str(), path.as_path())).collect();
-    let dir =
-        cached("programs-disk", &key.finish(), async |dir: &Path| image::pack_programs(&files, dir).await)
-            .await?;
+    let dir = cached("programs-disk", &key.finish(), async |dir: &Path| image::pack_programs(&files, dir).await).await?;
     Ok(image::programs_in(&dir))
 }
 

@@ -186,7 +186,8 @@ pub fn parse(text: &str) -> Result<Calls> {
     let mut calls: Vec<Call> = Vec::new();
     let mut index: HashMap<String, usize> = HashMap::new();
     for (number, line) in complete.lines().enumerate() {
-        let event: Event = serde_json::from_str(line).with_context(|| format!("read audit line {}", number + 1))?;
+        let event: Event =
+            serde_json::from_str(line).with_context(|| format!("read audit line {}", number + 1))?;
         let id = event.audit_id.clone();
         let call = Call::from(event);
         if let Some(&earlier) = index.get(&id) {
@@ -204,7 +205,8 @@ impl From<Event> for Call {
     fn from(event: Event) -> Self {
         let ended = event.stage != "ResponseStarted";
         let code = event.response_status.map(|status| status.code).filter(|_| ended);
-        let forbidden = event.annotations.get("authorization.k8s.io/decision").is_some_and(|word| word == "forbid");
+        let forbidden =
+            event.annotations.get("authorization.k8s.io/decision").is_some_and(|word| word == "forbid");
         let object = event.object_ref.unwrap_or_default();
         let resource = match (object.resource.as_str(), object.subresource.as_str()) {
             ("", _) => event.request_uri.split('?').next().unwrap_or_default().to_owned(),
@@ -258,7 +260,8 @@ impl AuditLog {
     pub async fn mark(&self) -> Result<Mark> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let name = format!("audit-mark-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let from = std::fs::metadata(&self.path).with_context(|| format!("look at {}", self.path.display()))?.len();
+        let from =
+            std::fs::metadata(&self.path).with_context(|| format!("look at {}", self.path.display()))?.len();
         let configs: Api<ConfigMap> = Api::namespaced(self.client.clone(), "default");
         configs.get_opt(&name).await.context("make the call that marks the audit log")?;
         wait::until("a mark in the audit log", MARK_DEADLINE, || async {
@@ -297,5 +300,4 @@ impl AuditLog {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;

@@ -46,7 +46,9 @@ fn a_watch_counts_once_and_has_a_code_when_it_ends() {
 
 #[test]
 fn a_denial_is_by_authorization() {
-    let text = addvolume("a", 1, 403, "forbid") + &addvolume("b", 2, 403, "allow") + &addvolume("c", 3, 202, "allow");
+    let text = addvolume("a", 1, 403, "forbid")
+        + &addvolume("b", 2, 403, "allow")
+        + &addvolume("c", 3, 202, "allow");
     let denied = parse(&text).unwrap().denied();
     assert_eq!(denied.len(), 1);
     assert_eq!(denied.as_slice()[0].code, Some(403));
@@ -54,14 +56,18 @@ fn a_denial_is_by_authorization() {
 
 #[test]
 fn calls_are_counted_by_kind_within_a_window() {
-    let text = addvolume("b", 5, 202, "allow") + &addvolume("a", 1, 422, "allow") + &addvolume("c", 6, 202, "allow");
+    let text =
+        addvolume("b", 5, 202, "allow") + &addvolume("a", 1, 422, "allow") + &addvolume("c", 6, 202, "allow");
     let calls = parse(&text).unwrap();
     assert_eq!(calls.as_slice()[0].code, Some(422), "ordered by time");
     let from = "2026-11-21T10:00:05Z".parse().unwrap();
     let until = "2026-11-21T10:00:06Z".parse().unwrap();
     assert_eq!(calls.clone().between(from, until).len(), 1);
     let counts: Vec<_> = calls.by_kind().into_iter().map(|(kind, n)| format!("{kind}: {n}")).collect();
-    assert_eq!(counts, ["update virtualmachines/addvolume → 202: 2", "update virtualmachines/addvolume → 422: 1"]);
+    assert_eq!(
+        counts,
+        ["update virtualmachines/addvolume → 202: 2", "update virtualmachines/addvolume → 422: 1"]
+    );
     assert!(calls.of_user("someone").is_empty());
 }
 

@@ -83,8 +83,12 @@ impl Bench {
     pub async fn start_node_plugin(&self, worker: &str) -> Result<()> {
         let machine = self.machine(worker)?;
         let guest = machine.guest().context("a worker without a guest agent")?;
-        NodePlugin::new(guest, worker, &self.installation.tenant)?.start(&self.clusters.tenant).await?;
-        driver_is_registered(&self.clusters, worker).await
+        let plugin = NodePlugin::new(guest, worker, &self.installation.tenant)?;
+        plugin.start(&self.clusters.tenant).await?;
+        if let Err(error) = driver_is_registered(&self.clusters, worker).await {
+            return Err(error.context(plugin.log_tails().await));
+        }
+        Ok(())
     }
 
     /// Stops the node plugin in a worker.

@@ -33,6 +33,9 @@ pub const PLUGIN_FOLDER: &str = "/var/lib/kubelet/plugins/csi.kubevirt.io";
 /// Lifetime of the token: a run of the bench is shorter (kubelet would rotate it).
 const TOKEN_LIFETIME_SECONDS: i64 = 24 * 3600;
 
+/// Lines of a log that an error message quotes.
+const LOG_LINES: &str = "15";
+
 /// Mode of files that hold a token.
 const SECRET_MODE: u32 = 0o600;
 
@@ -74,6 +77,15 @@ impl<'a> NodePlugin<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The ends of both processes' logs, for error messages.
+    pub async fn log_tails(&self) -> String {
+        let logs = ["kubevirt-csi-driver", "plugin-registrar"].map(|program| format!("/var/log/{program}.log"));
+        match self.guest.run(&["tail", "-n", LOG_LINES, &logs[0], &logs[1]], None).await {
+            Ok(output) => output.text(),
+            Err(error) => format!("no logs: {error:#}"),
+        }
     }
 
     async fn write_service_account(&self, tenant: &ApiServer) -> Result<()> {

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The containerDisk image of a worker: what it would boot in the field.
-pub const WORKER_IMAGE: &str = "bench.local/worker:1";
+pub const WORKER_IMAGE: &str = "bench.local/worker";
 
 /// The annotation by which Cluster API tells a node which namespace its machine lives in; the driver reads it for the
 /// node id (the reference's order: providerID with this annotation first).

@@ -80,9 +80,10 @@ impl ApiServer {
         let text = render(&[entry])?;
         let admin_kubeconfig = folder.join("admin.kubeconfig");
         write_private(&admin_kubeconfig, &text)?;
-        let config = Config::from_custom_kubeconfig(Kubeconfig::from_yaml(&text)?, &KubeConfigOptions::default())
-            .await
-            .with_context(|| format!("read the {name} administrator's kubeconfig"))?;
+        let config =
+            Config::from_custom_kubeconfig(Kubeconfig::from_yaml(&text)?, &KubeConfigOptions::default())
+                .await
+                .with_context(|| format!("read the {name} administrator's kubeconfig"))?;
         let client = Client::try_from(config.clone()).context("make the administrator's client")?;
         let inner = Arc::new(Inner { authority, admin, folder, config, kinds: Mutex::default() });
         Ok(Self { name, url, ca_pem, client, admin_kubeconfig, audit_log, inner })
@@ -116,7 +117,10 @@ impl ApiServer {
             .create_token_request(name, &PostParams::default(), &request)
             .await
             .with_context(|| format!("ask the {} cluster for a token of {namespace}/{name}", self.name))?;
-        answer.status.and_then(|status| status.token).context("the token request was answered without a token")
+        answer
+            .status
+            .and_then(|status| status.token)
+            .context("the token request was answered without a token")
     }
 
     /// A kubeconfig for the service account, by token; everything inline, its namespace the default one.

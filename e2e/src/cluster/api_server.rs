@@ -1,10 +1,6 @@
 //! Starts a kube-apiserver: keys, flags, readiness. How its clients use it is `access.rs`.
 
-use std::{
-    fs,
-    net::Ipv4Addr,
-    path::Path,
-};
+use std::{fs, net::Ipv4Addr, path::Path};
 
 use anyhow::{Context, Result};
 use kube::Client;
@@ -44,11 +40,7 @@ pub struct ApiServerSpec {
 }
 
 /// Starts the server and waits until it says that it is ready.
-pub async fn start(
-    supervisor: &Supervisor,
-    programs: &Programs,
-    spec: &ApiServerSpec,
-) -> Result<ApiServer> {
+pub async fn start(supervisor: &Supervisor, programs: &Programs, spec: &ApiServerSpec) -> Result<ApiServer> {
     let folder = Path::new(RUNTIME).join(spec.name);
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     let authority = Authority::new(&format!("{}-ca", spec.name))?;

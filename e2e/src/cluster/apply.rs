@@ -29,7 +29,7 @@ const PARALLEL: usize = 8;
 const DISCOVERY_DEADLINE: Duration = Duration::from_secs(15);
 
 /// How long the CRDs of KubeVirt and CDI together may take on a loaded machine.
-const ESTABLISHED_DEADLINE: Duration = Duration::from_secs(120);
+const ESTABLISHED_DEADLINE: Duration = Duration::from_mins(2);
 
 /// Kinds already looked up: apiVersion and kind to resource and scope.
 pub type Kinds = HashMap<(String, String), (ApiResource, Scope)>;
@@ -55,13 +55,14 @@ impl ApiServer {
 
     /// Waits until every CRD among `objects` is established, so that its objects can be created.
     pub async fn established(&self, objects: &[Value]) -> Result<()> {
-        let definitions = objects.iter().flat_map(flatten).filter(|object| object["kind"] == "CustomResourceDefinition");
+        let definitions =
+            objects.iter().flat_map(flatten).filter(|object| object["kind"] == "CustomResourceDefinition");
         for name in definitions.filter_map(|object| object["metadata"]["name"].as_str()) {
             let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}");
             wait::until(&format!("the CRD {name} to be established"), ESTABLISHED_DEADLINE, || async {
                 let request = http::Request::get(&path).body(Vec::new()).context("make a request")?;
                 let crd: Definition = self.client.request(request).await.context("read a CRD")?;
-                Ok(crd.is_established())
+                Ok(crd.established())
             })
             .await?;
         }
@@ -75,7 +76,9 @@ impl ApiServer {
     }
 
     async fn kind_of(&self, object: &Value) -> Result<(ApiResource, Scope)> {
-        let text = |field: &str| object[field].as_str().map(str::to_owned).with_context(|| format!("no {field} in {object}"));
+        let text = |field: &str| {
+            object[field].as_str().map(str::to_owned).with_context(|| format!("no {field} in {object}"))
+        };
         let key = (text("apiVersion")?, text("kind")?);
         if let Some(known) = self.kinds().lock().await.get(&key) {
             return Ok(known.clone());
@@ -98,7 +101,8 @@ impl ApiServer {
 }
 
 async fn apply_one(client: &Client, object: &Value, resource: &ApiResource, scope: &Scope) -> Result<()> {
-    let name = object["metadata"]["name"].as_str().with_context(|| format!("no metadata.name in {object}"))?;
+    let name =
+        object["metadata"]["name"].as_str().with_context(|| format!("no metadata.name in {object}"))?;
     dynamic_api(client, object, resource, scope)?
         .patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(object))
         .await
@@ -140,7 +144,7 @@ struct DefinitionStatus {
 }
 
 impl Definition {
-    fn is_established(self) -> Seen<()> {
+    fn established(self) -> Seen<()> {
         let conditions = self.status.and_then(|status| status.conditions).unwrap_or_default();
         match conditions.into_iter().find(|condition| condition.type_ == "Established") {
             Some(condition) if condition.status == "True" => Seen::Done(()),

@@ -88,7 +88,11 @@ async fn start_api(supervisor: &Supervisor, programs: &Programs, infra: &ApiServ
     launch(supervisor, programs, infra, "cdi-apiserver", "cdi-apiserver", &namespace, &env).await
 }
 
-async fn start_controller(supervisor: &Supervisor, programs: &Programs, infra: &ApiServer) -> Result<Process> {
+async fn start_controller(
+    supervisor: &Supervisor,
+    programs: &Programs,
+    infra: &ApiServer,
+) -> Result<Process> {
     let namespace = namespace("cdi-control", network::CDI_CONTROLLER).await?;
     // Required, and never pulled: they only name themselves in the pods that cdi-controller makes.
     let image = |name: &str| format!("bench.local/{name}:v1.65.0");
@@ -123,7 +127,9 @@ async fn launch(
 }
 
 async fn namespace(name: &'static str, address: Ipv4Addr) -> Result<Namespace> {
-    tokio::task::spawn_blocking(move || network::add_namespace(name, address)).await.context("make a namespace")?
+    tokio::task::spawn_blocking(move || network::add_namespace(name, address))
+        .await
+        .context("make a namespace")?
 }
 
 /// Does kubelet's part for cdi-controller's pod: the Secret's keys as files. The sandbox's `/var/run` is its own.
@@ -139,7 +145,8 @@ async fn mount_token_keys(infra: &ApiServer) -> Result<()> {
     .await?;
     fs::create_dir_all(TOKEN_KEYS).with_context(|| format!("create {TOKEN_KEYS}"))?;
     for (name, bytes) in data {
-        let text = String::from_utf8(bytes.0).with_context(|| format!("{name} of {TOKEN_SECRET} is no text"))?;
+        let text =
+            String::from_utf8(bytes.0).with_context(|| format!("{name} of {TOKEN_SECRET} is no text"))?;
         write_private(&Path::new(TOKEN_KEYS).join(name), &text)?;
     }
     Ok(())
@@ -150,12 +157,17 @@ async fn mount_token_keys(infra: &ApiServer) -> Result<()> {
 async fn honor_wait_for_first_consumer(infra: &ApiServer) -> Result<()> {
     let kind: Value = json!({"apiVersion": "cdi.kubevirt.io/v1beta1", "kind": "CDIConfig"});
     let configs: Api<DynamicObject> = infra.api_for(&kind).await?;
-    wait::object(&configs, "config", "cdi-controller to make its CDIConfig", BOOT_DEADLINE, |config| match config {
-        Some(_) => Seen::Done(()),
-        None => Seen::NotYet("it does not exist".to_owned()),
+    wait::object(&configs, "config", "cdi-controller to make its CDIConfig", BOOT_DEADLINE, |config| {
+        match config {
+            Some(_) => Seen::Done(()),
+            None => Seen::NotYet("it does not exist".to_owned()),
+        }
     })
     .await?;
     let gate = json!({"spec": {"featureGates": ["HonorWaitForFirstConsumer"]}});
-    configs.patch("config", &PatchParams::default(), &Patch::Merge(&gate)).await.context("set CDI's feature gate")?;
+    configs
+        .patch("config", &PatchParams::default(), &Patch::Merge(&gate))
+        .await
+        .context("set CDI's feature gate")?;
     Ok(())
 }

@@ -84,7 +84,8 @@ mod tests {
             credentials: Credentials::Certificate(&identity),
             namespace: "hcp-guest",
         };
-        let tenant = Entry { name: "tenant", credentials: Credentials::Token("t"), namespace: "default", ..infra };
+        let tenant =
+            Entry { name: "tenant", credentials: Credentials::Token("t"), namespace: "default", ..infra };
         let text = render(&[infra, tenant]).unwrap();
         let read = Kubeconfig::from_yaml(&text).unwrap();
         assert_eq!(read.current_context.as_deref(), Some("infra"));

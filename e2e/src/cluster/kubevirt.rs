@@ -4,8 +4,7 @@
 
 use anyhow::{Context, Result};
 use k8s_openapi::{
-    api::coordination::v1::Lease,
-    kube_aggregator::pkg::apis::apiregistration::v1::APIService,
+    api::coordination::v1::Lease, kube_aggregator::pkg::apis::apiregistration::v1::APIService,
 };
 use kube::{
     Api,
@@ -93,7 +92,10 @@ fn write_serving_certificate(infra: &ApiServer) -> Result<()> {
     let names = [format!("virt-api.{NAMESPACE}.svc"), network::VIRT_API.to_string(), "localhost".to_owned()];
     infra.authority().server("virt-api", &names)?.write(infra.folder(), "virt-api")?;
     // virt-api shows this one to virt-handler, for consoles; the bench has none, but virt-api reads the file.
-    infra.authority().user("kubevirt.io:system:client:virt-handler", &[])?.write(infra.folder(), "virt-handler-client")
+    infra
+        .authority()
+        .user("kubevirt.io:system:client:virt-handler", &[])?
+        .write(infra.folder(), "virt-handler-client")
 }
 
 async fn start_api(supervisor: &Supervisor, programs: &Programs, infra: &ApiServer) -> Result<Process> {
@@ -117,7 +119,11 @@ async fn start_api(supervisor: &Supervisor, programs: &Programs, infra: &ApiServ
     })
 }
 
-async fn start_controller(supervisor: &Supervisor, programs: &Programs, infra: &ApiServer) -> Result<Process> {
+async fn start_controller(
+    supervisor: &Supervisor,
+    programs: &Programs,
+    infra: &ApiServer,
+) -> Result<Process> {
     let file = |name: &str| infra.folder().join(name).display().to_string();
     let kubeconfig = infra.write_service_account(NAMESPACE, "kubevirt-controller").await?;
     supervisor.start(&ProcessSpec {

@@ -46,7 +46,7 @@ use crate::{
 pub const HCP_NAMESPACE: &str = "hcp-guest";
 
 /// How long one part may take to come up: an API server that needs 3 s alone took 20 s beside two compilers.
-const BOOT_DEADLINE: Duration = Duration::from_secs(120);
+const BOOT_DEADLINE: Duration = Duration::from_mins(2);
 
 /// The infra cluster's API server.
 const INFRA: ApiServerSpec = ApiServerSpec {

@@ -1,5 +1,5 @@
 //! What KubeVirt's and CDI's operators would create, from the programs that ask the operators' own packages, and the
-//! EndpointSlices that stand for their pods.
+//! `EndpointSlice`s that stand for their pods.
 
 use std::net::Ipv4Addr;
 
@@ -29,13 +29,15 @@ pub async fn generate(programs: &Programs, program: &str, api: &ApiServer) -> Re
         .await
         .with_context(|| format!("start {program}"))?;
     ensure!(output.status.success(), "{program} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
-    let list: Value = serde_json::from_slice(&output.stdout).with_context(|| format!("read the output of {program}"))?;
+    let list: Value =
+        serde_json::from_slice(&output.stdout).with_context(|| format!("read the output of {program}"))?;
     let items = list["items"].as_array().with_context(|| format!("the output of {program} is no list"))?;
     Ok(sort(items))
 }
 
 fn sort(items: &[Value]) -> OperatorObjects {
-    let mut sorted = OperatorObjects { definitions: Vec::new(), parts: Vec::new(), registrations: Vec::new() };
+    let mut sorted =
+        OperatorObjects { definitions: Vec::new(), parts: Vec::new(), registrations: Vec::new() };
     for item in items {
         let target = match item["kind"].as_str().unwrap_or_default() {
             "Namespace" | "CustomResourceDefinition" => &mut sorted.definitions,
@@ -76,7 +78,9 @@ mod tests {
     fn objects_are_sorted_by_what_must_come_first() {
         let kinds = ["APIService", "Role", "Namespace", "ClusterRole", "CustomResourceDefinition", "Role"];
         let sorted = sort(&kinds.map(|kind| json!({"kind": kind})));
-        let of = |objects: &[Value]| objects.iter().map(|o| o["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+        let of = |objects: &[Value]| {
+            objects.iter().map(|o| o["kind"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
         assert_eq!(of(&sorted.definitions), ["Namespace", "CustomResourceDefinition"]);
         assert_eq!(of(&sorted.parts), ["ClusterRole", "Role", "Role"]);
         assert_eq!(of(&sorted.registrations), ["APIService"]);

@@ -8,8 +8,8 @@ use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
 };
 
 /// Readable by the owner alone.
@@ -36,7 +36,7 @@ pub struct Identity {
 pub struct TokenKeys {
     /// PKCS #8, PEM.
     pub private: String,
-    /// SubjectPublicKeyInfo, PEM.
+    /// `SubjectPublicKeyInfo`, PEM.
     pub public: String,
 }
 
@@ -61,7 +61,11 @@ impl Authority {
     /// A client certificate: `user` in `groups`, one at most: rcgen writes one O into a subject. For a user of more
     /// groups impersonate one.
     pub fn user(&self, user: &str, groups: &[&str]) -> Result<Identity> {
-        ensure!(groups.len() <= 1, "{user} has {} groups, and a certificate of the bench can name one", groups.len());
+        ensure!(
+            groups.len() <= 1,
+            "{user} has {} groups, and a certificate of the bench can name one",
+            groups.len()
+        );
         let group = groups.first().copied();
         self.sign(CertificateParams::default(), user, group, ExtendedKeyUsagePurpose::ClientAuth)
     }

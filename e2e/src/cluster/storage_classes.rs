@@ -26,7 +26,7 @@ pub const BLOCK_IMMEDIATE: &str = "block-immediate";
 pub const BLOCK_WAIT_FOR_FIRST_CONSUMER: &str = "block-wffc";
 
 /// How long cdi-controller may take to make a class's profile after it leads.
-const PROFILE_DEADLINE: Duration = Duration::from_secs(60);
+const PROFILE_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Creates the classes and their `CSIDriver`, whose presence makes CDI use volume populators.
 pub(super) async fn install(infra: &ApiServer) -> Result<()> {
@@ -81,7 +81,11 @@ pub(super) async fn describe_to_cdi(infra: &ApiServer) -> Result<()> {
         })
         .await?;
         profiles
-            .patch(class, &PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }, &Patch::Merge(&properties))
+            .patch(
+                class,
+                &PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() },
+                &Patch::Merge(&properties),
+            )
             .await
             .with_context(|| format!("fill in the StorageProfile {class}"))?;
     }

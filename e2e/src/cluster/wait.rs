@@ -45,7 +45,9 @@ where
                 Seen::Done(value) => return Ok(value),
                 Seen::NotYet(state) => last = state,
             },
-            Err(_) => bail!("waited {within:?} for {what}, and the last look did not end; seen before it: {last}"),
+            Err(_) => {
+                bail!("waited {within:?} for {what}, and the last look did not end; seen before it: {last}")
+            }
         }
         if Instant::now() + pause > deadline {
             bail!("waited {within:?} for {what}; last seen: {last}");
@@ -106,7 +108,8 @@ mod tests {
     #[tokio::test]
     async fn a_wait_that_ends_too_late_tells_what_it_saw() {
         let got: Result<()> =
-            until("Godot", Duration::from_millis(60), || async { Ok(Seen::NotYet("a tree".to_owned())) }).await;
+            until("Godot", Duration::from_millis(60), || async { Ok(Seen::NotYet("a tree".to_owned())) })
+                .await;
         assert_eq!(got.unwrap_err().to_string(), "waited 60ms for Godot; last seen: a tree");
     }
 

@@ -1,12 +1,18 @@
 //! Inside the sandbox: brings the bench up, reaches the goal, takes it down.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use tokio::{
     process::Command,
     signal::unix::{SignalKind, signal},
 };
+use tracing_subscriber::EnvFilter;
 
 use super::goal::{Goal, Plan};
 use crate::{
@@ -23,6 +29,7 @@ const GRACE: Duration = Duration::from_secs(3);
 /// Brings up the bench that the plan in `run` asks for, and reaches its goal; the value is the exit code.
 pub async fn run(run: PathBuf, console: &Console) -> Result<u8> {
     let run = Run::open(run)?;
+    log_to(&run)?;
     let plan = Plan::read(run.root())?;
     let timings = Timings::of_run(&run);
     let mut terminate = signal(SignalKind::terminate())?;
@@ -41,6 +48,18 @@ pub async fn run(run: PathBuf, console: &Console) -> Result<u8> {
         _ = terminate.recv() => Ok(INTERRUPTED),
         _ = interrupt.recv() => Ok(INTERRUPTED),
     }
+}
+
+/// What the bench itself and its simulators have to say goes to a file beside the parts' logs.
+fn log_to(run: &Run) -> Result<()> {
+    let path = run.logs().join("bench.log");
+    let file = File::options().create(true).append(true).open(&path);
+    tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube=warn")))
+        .with_writer(Mutex::new(file.with_context(|| format!("open {}", path.display()))?))
+        .init();
+    Ok(())
 }
 
 /// Exit code of an interrupted bench (128 + SIGINT).

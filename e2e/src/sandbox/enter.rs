@@ -59,21 +59,19 @@ pub fn enter(claim: Claim, inner: &[OsString]) -> Result<u8> {
 fn wait(child: &mut Child, claim: &Claim, signals: &SigSet) -> Result<u8> {
     let mut interrupted = false;
     loop {
-        match signals.wait().context("wait for a signal")? {
-            Signal::SIGCHLD => {
-                if let Some(status) = child.try_wait().context("wait for the sandbox")? {
-                    return Ok(exit_code(status));
-                }
+        let signal = signals.wait().context("wait for a signal")?;
+        if signal == Signal::SIGCHLD {
+            if let Some(status) = child.try_wait().context("wait for the sandbox")? {
+                return Ok(exit_code(status));
             }
-            _ => {
-                let signal = if interrupted { Signal::SIGKILL } else { Signal::SIGTERM };
-                interrupted = true;
-                // PID 1 and not `unshare`: `unshare` ends only when the kernel has ended everything inside.
-                match claim.init_pid() {
-                    Some(init) => kill(init, signal).context("interrupt the sandbox")?,
-                    None => child.kill().context("end the sandbox that is being opened")?,
-                }
-            }
+            continue;
+        }
+        let signal = if interrupted { Signal::SIGKILL } else { Signal::SIGTERM };
+        interrupted = true;
+        // PID 1 and not `unshare`: `unshare` ends only when the kernel has ended everything inside.
+        match claim.init_pid() {
+            Some(init) => kill(init, signal).context("interrupt the sandbox")?,
+            None => child.kill().context("end the sandbox that is being opened")?,
         }
     }
 }

@@ -21,14 +21,15 @@ use nix::{
     unistd::{Pid, getpid},
 };
 
-use super::{INIT_COMMAND, INNER_COMMAND, SIGNAL_EXIT_BASE, awaited_signals, network};
+use super::{INIT_COMMAND, INNER_COMMAND, SIGNAL_EXIT_BASE, awaited_signals, network, runs::is_held};
 use crate::paths::RUNTIME;
 
 /// Exit code when the sandbox could not be set up; as `unshare` and `nsenter` use it.
 const SETUP_FAILED: u8 = 125;
 
 /// A proxy of the machine can't be reached from here, and Go programs and kube would send everything to it.
-const PROXY_VARIABLES: [&str; 6] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
+const PROXY_VARIABLES: [&str; 6] =
+    ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
 
 /// Becomes the sandbox's PID 1 when the program was started as such by [`super::enter`]; `None` for every other start.
 /// To be called first in `main`, before a runtime or a thread exists.
@@ -51,12 +52,17 @@ pub fn init_if_asked() -> Option<ExitCode> {
 
 /// `args`: the pid file, `--`, then the inner program and its arguments.
 fn run(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
-    ensure!(getpid() == Pid::from_raw(1), "{INIT_COMMAND} is started by the bench itself, inside a new pid namespace");
+    ensure!(
+        getpid() == Pid::from_raw(1),
+        "{INIT_COMMAND} is started by the bench itself, inside a new pid namespace"
+    );
     let pid_file = args.next().context("the pid file is missing")?;
     ensure!(args.next().is_some_and(|dashes| dashes == "--"), "`--` is missing before the inner program");
-    let inner = args;
+    let (pid_file, inner) = (Path::new(&pid_file), args);
+    // The parent-death signal tells of a death after `setpriv` asked for it; this tells of one before.
+    ensure!(is_held(pid_file)?, "the process that asked for this sandbox has ended");
 
-    record_outer_pid(Path::new(&pid_file))?;
+    record_outer_pid(pid_file)?;
     let signals = awaited_signals();
     signals.thread_block().context("block signals")?;
     mount_all()?;
@@ -99,10 +105,12 @@ fn mount_all() -> Result<()> {
     for dir in [RUNTIME, network::NAMED_NAMESPACES, "/run/lock"] {
         fs::create_dir(dir).with_context(|| format!("create {dir}"))?;
     }
-    fs::set_permissions(RUNTIME, fs::Permissions::from_mode(0o700)).with_context(|| format!("close {RUNTIME}"))?;
+    fs::set_permissions(RUNTIME, fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("close {RUNTIME}"))?;
     // Where /var/run is a folder of its own and not a link to /run, programs would see the machine's.
     if fs::symlink_metadata("/var/run").is_ok_and(|meta| meta.is_dir()) {
-        mount(Some("/run"), "/var/run", None::<&str>, MsFlags::MS_BIND, None::<&str>).context("bind /run on /var/run")?;
+        mount(Some("/run"), "/var/run", None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .context("bind /run on /var/run")?;
     }
     Ok(())
 }

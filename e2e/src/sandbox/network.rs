@@ -5,7 +5,7 @@
 //!   workers0 10.77.0.0/24  .1 tenant API server  .11 worker-1  .12 worker-2   (tap devices)
 //! ```
 //!
-//! What comes in from `workers0` never reaches the infra network: a routing rule refuses it, as an infra cluster's
+//! What comes in from `workers0` never reaches the infra network: a routing rule drops it, as an infra cluster's
 //! network policy would. The other way is open, because infra sends traffic to its VMs.
 //!
 //! Everything goes through the `ip` program; each change is one process of a few milliseconds.
@@ -103,7 +103,10 @@ pub struct Namespace {
 /// Makes the network namespace `name` (13 bytes at most) with `address` on the infra bridge.
 pub fn add_namespace(name: &str, address: Ipv4Addr) -> Result<Namespace> {
     let outer_end = format!("v-{name}");
-    ensure!(outer_end.len() <= MAX_DEVICE_NAME, "the namespace name {name} is too long for its device {outer_end}");
+    ensure!(
+        outer_end.len() <= MAX_DEVICE_NAME,
+        "the namespace name {name} is too long for its device {outer_end}"
+    );
     ip_batch(
         &[],
         &format!(
@@ -147,7 +150,12 @@ fn ip_batch(options: &[&str], commands: &str) -> Result<()> {
         .spawn()
         .context("start ip (package iproute2)")?;
     // Dropped at the end of the statement: ip sees the end of its input.
-    child.stdin.take().context("ip has no standard input")?.write_all(commands.as_bytes()).context("write to ip")?;
+    child
+        .stdin
+        .take()
+        .context("ip has no standard input")?
+        .write_all(commands.as_bytes())
+        .context("write to ip")?;
     let output = child.wait_with_output().context("wait for ip")?;
     ensure!(output.status.success(), "ip failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(())

@@ -119,7 +119,7 @@ pub fn newest_run() -> Result<Option<Run>> {
 fn running_in(runs: &Path) -> Result<Vec<RunningBench>> {
     let mut found = Vec::new();
     for root in run_folders(runs)? {
-        if !is_held(&root)? {
+        if !is_held(&root.join(PID_FILE))? {
             continue;
         }
         // Held without an id: a bench that opens its namespaces this moment.
@@ -134,7 +134,7 @@ fn running_in(runs: &Path) -> Result<Vec<RunningBench>> {
 fn sweep(runs: &Path) -> Result<()> {
     let mut ended = Vec::new();
     for root in run_folders(runs)? {
-        if !is_held(&root)? {
+        if !is_held(&root.join(PID_FILE))? {
             ended.push(root);
         }
     }
@@ -168,11 +168,10 @@ fn run_folders(runs: &Path) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// Whether a live process holds the folder. The probe's own lock is shared and gone at once; a bench that starts takes
-/// a new folder, so the probe can't be in its way.
-fn is_held(root: &Path) -> Result<bool> {
-    let path = root.join(PID_FILE);
-    let file = match File::open(&path) {
+/// Whether a live process holds the folder of this pid file. The probe's own lock is shared and gone at once; a bench
+/// that starts takes a new folder, so the probe can't be in its way.
+pub(super) fn is_held(path: &Path) -> Result<bool> {
+    let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error).with_context(|| format!("open {}", path.display())),

@@ -23,7 +23,7 @@ impl Deadline {
     pub fn duration(self) -> Duration {
         Duration::from_secs(match self {
             Self::Reaction => 60,
-            Self::PodStart => 180,
+            Self::PodStart => 120,
             Self::MachineStart => 300,
         })
     }

@@ -50,7 +50,11 @@ impl Recorder {
     /// Tells `about` an event: kind, reason, message.
     pub(super) async fn tell(&self, client: &Client, about: &ObjectReference, words: (Kind, &str, &str)) {
         if let Err(error) = self.write(client, about, words).await {
-            tracing::warn!(component = self.component, reason = words.1, "an event could not be written: {error}");
+            tracing::warn!(
+                component = self.component,
+                reason = words.1,
+                "an event could not be written: {error}"
+            );
         }
     }
 
@@ -96,8 +100,11 @@ fn event(
     now: &Time,
 ) -> Event {
     let component = Some(component.to_owned());
-    let metadata =
-        ObjectMeta { name: Some(name.to_owned()), namespace: about.namespace.clone(), ..ObjectMeta::default() };
+    let metadata = ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: about.namespace.clone(),
+        ..ObjectMeta::default()
+    };
     Event {
         metadata,
         involved_object: about.clone(),

@@ -102,8 +102,13 @@ impl<F> Drop for Injected<F> {
 }
 
 /// The changes of a watch channel as a stream, which ends with the channel.
-pub(super) fn changes<T: Send + Sync + 'static>(receiver: watch::Receiver<T>) -> impl Stream<Item = ()> + Send {
-    stream::unfold(receiver, |mut receiver| async move { receiver.changed().await.ok().map(|()| ((), receiver)) })
+pub(super) fn changes<T: Send + Sync + 'static>(
+    receiver: watch::Receiver<T>,
+) -> impl Stream<Item = ()> + Send {
+    stream::unfold(
+        receiver,
+        |mut receiver| async move { receiver.changed().await.ok().map(|()| ((), receiver)) },
+    )
 }
 
 /// Several holds on one step: the longest counts, and any [`Hold::Forever`] outlasts all.

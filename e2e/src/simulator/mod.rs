@@ -1,5 +1,6 @@
 //! Stand-ins for the few parts that have no place on one machine: virt-handler, the kubelets of the infra nodes, the
-//! infra storage system, and node-driver-registrar. Each is one module that knows a client and a fault plan.
+//! infra storage system. Each is one module that knows a client and a fault plan. The stand-in for node-driver-registrar
+//! is a program of its own, `e2e/go/registrar`, because it runs in the guest.
 //!
 //! A simulator follows the rules of the part it stands for and has no feature that this part lacks; where it does less,
 //! its module says so. What is decided sits in pure functions (`plan.rs` and the like), the rest carries it out.
@@ -10,7 +11,6 @@ mod event;
 pub mod fault_plan;
 pub mod infra_pods;
 pub mod infra_storage;
-pub mod plugin_registrar;
 mod queue;
 pub mod virt_handler;
 

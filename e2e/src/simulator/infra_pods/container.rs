@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use kube::{Client, ResourceExt};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 use tokio::sync::watch;
 
 use super::{
@@ -126,7 +129,8 @@ impl<R: Fn(&mut dyn FnMut(&mut ContainerState)) + Send + Sync> ContainerRun<R> {
                     None
                 }
             };
-            let over = stop.borrow().is_some() || ended.as_ref().is_some_and(|ended| !self.restart.again(ended.code));
+            let over = stop.borrow().is_some()
+                || ended.as_ref().is_some_and(|ended| !self.restart.again(ended.code));
             if let Some(ended) = ended {
                 self.change(|state| state.now = Now::Ended(ended.clone()));
                 if !over {
@@ -192,7 +196,8 @@ impl<R: Fn(&mut dyn FnMut(&mut ContainerState)) + Send + Sync> ContainerRun<R> {
             group: id(of_container.and_then(|c| c.run_as_group), of_pod.and_then(|c| c.run_as_group)),
         };
         let path = folder.join("plan.json");
-        std::fs::write(&path, serde_json::to_vec(&plan)?).with_context(|| format!("write {}", path.display()))?;
+        std::fs::write(&path, serde_json::to_vec(&plan)?)
+            .with_context(|| format!("write {}", path.display()))?;
         Ok(path)
     }
 
@@ -350,12 +355,14 @@ fn exit_code(status: ExitStatus) -> i32 {
     status.code().or_else(|| status.signal().map(|signal| SIGNAL_CODE + signal)).unwrap_or(SIGNAL_CODE)
 }
 
-/// No container outlives the kubelet that runs it.
+/// A container ends whole, with whatever it has started: its process leads a group of its own. And none outlives the
+/// kubelet that runs it.
 struct KilledOnDrop(Process);
 
 impl Drop for KilledOnDrop {
     fn drop(&mut self) {
-        self.0.signal(Signal::SIGKILL);
+        // ESRCH: nothing is left of it.
+        killpg(Pid::from_raw(self.0.pid().cast_signed()), Signal::SIGKILL).ok();
     }
 }
 

@@ -57,7 +57,8 @@ pub(super) fn invocation(
     // The first word of `command` is the program, whatever path it has in the image; its other words come first.
     let words = container.command.iter().flatten().skip(1).chain(container.args.iter().flatten());
     let args = words.map(|word| expand(word, &known)).collect();
-    let env = order.into_iter().filter_map(|name| known.get(&name).cloned().map(|value| (name, value))).collect();
+    let env =
+        order.into_iter().filter_map(|name| known.get(&name).cloned().map(|value| (name, value))).collect();
     Ok(Invocation { args, env })
 }
 
@@ -151,7 +152,9 @@ pub(super) fn pod_field(pod: &Pod, path: &str) -> Result<String> {
         "metadata.namespace" => pod.namespace().unwrap_or_default(),
         "metadata.uid" => pod.uid().unwrap_or_default(),
         "spec.nodeName" => spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
-        "spec.serviceAccountName" => spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_default(),
+        "spec.serviceAccountName" => {
+            spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_default()
+        }
         "status.podIP" => pod.status.as_ref().and_then(|status| status.pod_ip.clone()).unwrap_or_default(),
         "status.hostIP" => pod.status.as_ref().and_then(|status| status.host_ip.clone()).unwrap_or_default(),
         _ => {
@@ -231,7 +234,8 @@ mod tests {
         sources.config_maps.insert("cm".into(), Data::from([("k".into(), b"v".to_vec())]));
         sources.secrets.insert("s".into(), Data::from([("k".into(), vec![0xff])]));
         let of = |source: Value| invoke(&from(source), &sources).map(|i| value(&i, "X").map(str::to_owned));
-        let field = |path: &str| of(json!({"fieldRef": {"fieldPath": path}})).expect("a field").expect("a value");
+        let field =
+            |path: &str| of(json!({"fieldRef": {"fieldPath": path}})).expect("a field").expect("a value");
         assert_eq!(field("metadata.namespace"), "ns");
         assert_eq!(field("metadata.labels['app']"), "x");
         assert_eq!(field("spec.serviceAccountName"), "sa");
@@ -241,7 +245,10 @@ mod tests {
         assert_eq!(key("cm", "k", false).expect("a key").as_deref(), Some("v"));
         assert_eq!(key("cm", "other", true).expect("optional"), None);
         assert_eq!(key("none", "k", true).expect("optional"), None);
-        assert_eq!(key("none", "k", false).expect_err("required").to_string(), "configmap \"none\" not found");
+        assert_eq!(
+            key("none", "k", false).expect_err("required").to_string(),
+            "configmap \"none\" not found"
+        );
         let missing = key("cm", "other", false).expect_err("required").to_string();
         assert_eq!(missing, "couldn't find key other in configmap \"cm\"");
         let binary = of(json!({"secretKeyRef": {"name": "s", "key": "k"}})).expect_err("no text");
@@ -253,9 +260,7 @@ mod tests {
     fn whole_objects_with_a_prefix() {
         let mut sources = Sources::default();
         sources.config_maps.insert("cm".into(), Data::from([("k".into(), b"v".to_vec())]));
-        let from = |name: &str, optional: bool| {
-            json!({"name": "c", "envFrom": [{"prefix": "P_", "configMapRef": {"name": name, "optional": optional}}]})
-        };
+        let from = |name: &str, optional: bool| json!({"name": "c", "envFrom": [{"prefix": "P_", "configMapRef": {"name": name, "optional": optional}}]});
         assert_eq!(value(&invoke(&from("cm", false), &sources).expect("one"), "P_k"), Some("v"));
         assert!(invoke(&from("none", true), &sources).is_ok());
         assert!(invoke(&from("none", false), &sources).is_err());

@@ -48,8 +48,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::task::AbortOnDropHandle;
 
+pub use self::simulated::Kind;
 use self::{program::Programs, simulated::Outcome};
-pub use self::{node::OWNED_LABELS, simulated::Kind};
 use super::{
     Running,
     fault_plan::{FaultPlan, Hold, Pending, Verdict, selects, verdict},
@@ -174,12 +174,24 @@ pub async fn start(options: Options) -> Result<Running> {
     let store = pods.store();
     let (by_claim, by_vmi) = (store.clone(), store.clone());
     let pods = pods
-        .watches(Api::<PersistentVolumeClaim>::all(client.clone()), watcher::Config::default(), move |claim| {
-            pods_where(&by_claim, |pod| simulated::claims(pod).any(|name| is_named(&claim, pod, name)))
-        })
-        .watches_with(Api::all_with(client, &vmi()), vmi(), watcher::Config::default(), move |vmi: DynamicObject| {
-            pods_where(&by_vmi, |pod| pod.labels().get(CREATED_BY_LABEL).is_some() && pod.labels().get(CREATED_BY_LABEL) == vmi.uid().as_ref())
-        })
+        .watches(
+            Api::<PersistentVolumeClaim>::all(client.clone()),
+            watcher::Config::default(),
+            move |claim| {
+                pods_where(&by_claim, |pod| simulated::claims(pod).any(|name| is_named(&claim, pod, name)))
+            },
+        )
+        .watches_with(
+            Api::all_with(client, &vmi()),
+            vmi(),
+            watcher::Config::default(),
+            move |vmi: DynamicObject| {
+                pods_where(&by_vmi, |pod| {
+                    pod.labels().get(CREATED_BY_LABEL).is_some()
+                        && pod.labels().get(CREATED_BY_LABEL) == vmi.uid().as_ref()
+                })
+            },
+        )
         .reconcile_all_on(stream::select(kubelets.faults.changes(), kubelets.programs.changes()));
     let sweep = sweep_for_ever(Arc::clone(&kubelets), store);
     Ok(Running::new(vec![
@@ -298,14 +310,17 @@ impl Kubelets {
 
     fn outcome(&self, pod: &Pod) -> Outcome {
         let mut failures = self.faults.active().into_iter().filter_map(|fault| match fault {
-            Fault::Fail { code, message, at } if at.selects(pod, Kind::Worker) => Some(Outcome::Failing { code, message }),
+            Fault::Fail { code, message, at } if at.selects(pod, Kind::Worker) => {
+                Some(Outcome::Failing { code, message })
+            }
             _ => None,
         });
         failures.next_back().unwrap_or(Outcome::Succeeded)
     }
 
     async fn claims_are_bound(&self, pod: &Pod) -> Result<bool> {
-        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let claims: Api<PersistentVolumeClaim> =
+            Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
         for name in simulated::claims(pod) {
             let phase = claims.get_opt(name).await?.and_then(|claim| claim.status?.phase);
             if phase.as_deref() != Some("Bound") {
@@ -341,7 +356,8 @@ impl Kubelets {
     async fn remove(&self, pod: &Pod) -> Result<()> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
         let this_one = Preconditions { uid: pod.uid(), ..Preconditions::default() };
-        let params = DeleteParams { preconditions: Some(this_one), ..DeleteParams::default().grace_period(0) };
+        let params =
+            DeleteParams { preconditions: Some(this_one), ..DeleteParams::default().grace_period(0) };
         match pods.delete(&pod.name_any(), &params).await {
             Err(error) if !not_found(&error) => Err(error.into()),
             _ => Ok(()),
@@ -383,7 +399,12 @@ mod tests {
 
     #[test]
     fn an_images_name_has_no_tag() {
-        for image in ["r.local:5000/a/b", "r.local:5000/a/b:v1", "r.local:5000/a/b@sha256:00", "r.local:5000/a/b:v1@sha256:00"] {
+        for image in [
+            "r.local:5000/a/b",
+            "r.local:5000/a/b:v1",
+            "r.local:5000/a/b@sha256:00",
+            "r.local:5000/a/b:v1@sha256:00",
+        ] {
             assert_eq!(image_name(image), "r.local:5000/a/b");
         }
         assert_eq!(image_name("busybox:1"), "busybox");

@@ -18,7 +18,7 @@ const HEARTBEAT_PERIOD: Duration = Duration::from_secs(30);
 
 /// The labels that a node gets besides its hostname. Without `schedulable`, a machine type and a CPU model no launcher
 /// pod is scheduled (`bench-infra.md` §5).
-pub const OWNED_LABELS: [(&str, &str); 8] = [
+const OWNED_LABELS: [(&str, &str); 8] = [
     ("kubernetes.io/os", "linux"),
     ("kubernetes.io/arch", "amd64"),
     ("kubevirt.io/schedulable", "true"),
@@ -32,15 +32,22 @@ pub const OWNED_LABELS: [(&str, &str); 8] = [
 /// Creates a node, or brings one up to date.
 pub(super) async fn write(client: &Client, name: &str, address: IpAddr) -> Result<()> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let node: Node = serde_json::from_value(json!({"metadata": {"name": name}})).context("a node with a name")?;
+    let node: Node =
+        serde_json::from_value(json!({"metadata": {"name": name}})).context("a node with a name")?;
     match nodes.create(&PostParams::default(), &node).await {
         Err(error) if !conflict(&error) => return Err(error).with_context(|| format!("create node {name}")),
         _ => {}
     }
     let params = PatchParams::default();
-    nodes.patch(name, &params, &Patch::Merge(metadata(name))).await.with_context(|| format!("label node {name}"))?;
+    nodes
+        .patch(name, &params, &Patch::Merge(metadata(name)))
+        .await
+        .with_context(|| format!("label node {name}"))?;
     let status = Patch::Merge(status(address));
-    nodes.patch_status(name, &params, &status).await.with_context(|| format!("write status of node {name}"))?;
+    nodes
+        .patch_status(name, &params, &status)
+        .await
+        .with_context(|| format!("write status of node {name}"))?;
     Ok(())
 }
 

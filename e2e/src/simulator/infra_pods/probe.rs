@@ -52,11 +52,14 @@ impl Prober {
         let target = if let Some(get) = &probe.http_get {
             http_target(container, get)?
         } else {
-            let socket = probe.tcp_socket.as_ref().context("only httpGet and tcpSocket probes are made here")?;
+            let socket =
+                probe.tcp_socket.as_ref().context("only httpGet and tcpSocket probes are made here")?;
             Target::Tcp(port(container, &socket.port)?)
         };
         let seconds = |value: Option<i32>, default: u64| {
-            Duration::from_secs(value.and_then(|value| u64::try_from(value).ok()).filter(|s| *s > 0).unwrap_or(default))
+            Duration::from_secs(
+                value.and_then(|value| u64::try_from(value).ok()).filter(|s| *s > 0).unwrap_or(default),
+            )
         };
         Ok(Self {
             target,
@@ -128,7 +131,8 @@ fn http_target(container: &Container, get: &HTTPGetAction) -> Result<Target> {
     let slash = if path.starts_with('/') { "" } else { "/" };
     let server = format!("{scheme}://{HOST}:{}", port(container, &get.port)?);
     let server = server.parse().with_context(|| format!("{server} is no address"))?;
-    let headers = get.http_headers.iter().flatten().map(|header| (header.name.clone(), header.value.clone())).collect();
+    let headers =
+        get.http_headers.iter().flatten().map(|header| (header.name.clone(), header.value.clone())).collect();
     Ok(Target::Http { server, path: format!("{slash}{path}"), headers })
 }
 
@@ -180,14 +184,18 @@ mod tests {
         let prober = prober(&json!({"httpGet": {"path": "healthz", "port": "healthz"}})).expect("a prober");
         assert!(matches!(&prober.target, Target::Http { server, path, .. }
             if server == "http://127.0.0.1:9808/" && path == "/healthz"));
-        assert_eq!((prober.period.as_secs(), prober.timeout.as_secs(), prober.counter.failure_threshold), (10, 1, 3));
+        assert_eq!(
+            (prober.period.as_secs(), prober.timeout.as_secs(), prober.counter.failure_threshold),
+            (10, 1, 3)
+        );
         assert!(self::prober(&json!({"httpGet": {"port": "other"}})).is_err());
         assert!(self::prober(&json!({"exec": {"command": ["true"]}})).is_err());
     }
 
     #[tokio::test]
     async fn the_status_decides() {
-        for (status, healthy) in [("200 OK", true), ("302 Found", true), ("500 Internal Server Error", false)] {
+        for (status, healthy) in [("200 OK", true), ("302 Found", true), ("500 Internal Server Error", false)]
+        {
             let listener = TcpListener::bind((HOST, 0)).await.expect("a port");
             let port = listener.local_addr().expect("an address").port();
             let server = tokio::spawn(async move {

@@ -63,8 +63,10 @@ impl Programs {
     /// # Errors
     /// When the API server's URL has no host or port.
     pub(super) fn new(options: &Options) -> Result<Self> {
-        let url: Uri = options.infra.url.parse().with_context(|| format!("{} is no URL", options.infra.url))?;
-        let (host, port) = (url.host().context("the URL has no host")?, url.port_u16().context("the URL has no port")?);
+        let url: Uri =
+            options.infra.url.parse().with_context(|| format!("{} is no URL", options.infra.url))?;
+        let (host, port) =
+            (url.host().context("the URL has no host")?, url.port_u16().context("the URL has no port")?);
         let platform = vec![
             ("KUBERNETES_SERVICE_HOST".to_owned(), host.to_owned()),
             ("KUBERNETES_SERVICE_PORT".to_owned(), port.to_string()),
@@ -162,7 +164,9 @@ impl PodTask {
         if self.bring_up(&mut volumes, &mut stop).await && self.initialize(&stop).await {
             self.change(|state| state.initialized = true);
             let containers = containers(&self.pod).iter().enumerate();
-            let all = join_all(containers.map(|(index, c)| self.container(c, List::Containers, index, stop.clone())));
+            let all = join_all(
+                containers.map(|(index, c)| self.container(c, List::Containers, index, stop.clone())),
+            );
             tokio::select! { _ = all => {}, () = volumes.keep() => {} }
         }
         self.change(|state| state.over = true);
@@ -183,7 +187,8 @@ impl PodTask {
 
     /// Runs the init containers one after the other; false when one fails for good, or the pod goes before.
     async fn initialize(&self, stop: &watch::Receiver<Option<Duration>>) -> bool {
-        let inits = self.pod.spec.as_ref().and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
+        let inits =
+            self.pod.spec.as_ref().and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
         for (index, container) in inits.iter().enumerate() {
             self.container(container, List::Inits, index, stop.clone()).await;
             let well = matches!(&self.state.borrow().inits[index].now, Now::Ended(ended) if ended.code == 0);
@@ -212,11 +217,14 @@ impl PodTask {
         let Some(program) = program(container, &self.images) else {
             let image = container.image.as_deref().unwrap_or_default();
             let message = format!("the bench has no image {image}; map it to a program");
-            report(&mut |state| state.now = Now::Waiting { reason: "ErrImagePull", message: message.clone() });
+            report(&mut |state| {
+                state.now = Now::Waiting { reason: "ErrImagePull", message: message.clone() }
+            });
             asked(&mut stop).await;
             return;
         };
-        let of_pod = self.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always");
+        let of_pod =
+            self.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always");
         let restart = match (list, of_pod) {
             (_, "Never") => Restart::Never,
             (List::Inits, _) | (_, "OnFailure") => Restart::OnFailure,

@@ -26,13 +26,27 @@ use serde::{Deserialize, Serialize};
 const SYSTEM: [&str; 6] = ["usr", "bin", "sbin", "lib", "lib32", "lib64"];
 /// Files of the host's `/etc` that images without a distribution have as well.
 const ETC: [&str; 9] = [
-    "group", "hosts", "ld.so.cache", "localtime", "nsswitch.conf", "passwd", "resolv.conf", "services", "ssl",
+    "group",
+    "hosts",
+    "ld.so.cache",
+    "localtime",
+    "nsswitch.conf",
+    "passwd",
+    "resolv.conf",
+    "services",
+    "ssl",
 ];
 /// Kernel filesystems.
 const KERNEL: [&str; 3] = ["proc", "sys", "dev"];
 /// Empty directories, and their modes.
-const EMPTY: [(&str, u32); 6] =
-    [("run", 0o755), ("tmp", 0o1777), ("var/lib", 0o755), ("var/log", 0o755), ("var/tmp", 0o1777), ("root", 0o700)];
+const EMPTY: [(&str, u32); 6] = [
+    ("run", 0o755),
+    ("tmp", 0o1777),
+    ("var/lib", 0o755),
+    ("var/log", 0o755),
+    ("var/tmp", 0o1777),
+    ("root", 0o700),
+];
 
 /// A container to enter.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -73,7 +87,8 @@ pub fn enter(plan: &Path, command: &[OsString]) -> Result<Infallible> {
     let plan: Plan = serde_json::from_slice(&text).with_context(|| format!("read {}", plan.display()))?;
     let (program, args) = command.split_first().context("no program was given")?;
     let inner_program = inside(Path::new(program))?;
-    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS).context("unshare mount and UTS namespaces")?;
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)
+        .context("unshare mount and UTS namespaces")?;
     mount_at(None, Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_PRIVATE)?;
     build(&plan, Path::new(program))?;
     move_into(&plan.root)?;
@@ -139,13 +154,17 @@ fn system(root: &Path, name: &str) -> Result<()> {
     let Ok(metadata) = source.symlink_metadata() else { return Ok(()) };
     if metadata.is_symlink() {
         let to = std::fs::read_link(&source).with_context(|| format!("read {}", source.display()))?;
-        return std::os::unix::fs::symlink(to, root.join(name)).with_context(|| format!("link {}", source.display()));
+        return std::os::unix::fs::symlink(to, root.join(name))
+            .with_context(|| format!("link {}", source.display()));
     }
     bind(&Mount { target: source.clone(), source, read_only: true }, root)
 }
 
 fn bind(what: &Mount, root: &Path) -> Result<()> {
-    let inside = what.target.strip_prefix("/").with_context(|| format!("{} is not absolute", what.target.display()))?;
+    let inside = what
+        .target
+        .strip_prefix("/")
+        .with_context(|| format!("{} is not absolute", what.target.display()))?;
     let target = root.join(inside);
     make_target(&what.source, &target)?;
     mount_at(Some(&what.source), &target, None, MsFlags::MS_BIND | MsFlags::MS_REC)?;
@@ -185,8 +204,9 @@ fn become_user(user: Option<u32>, group: Option<u32>) -> Result<()> {
 }
 
 fn mount_at(source: Option<&Path>, target: &Path, kind: Option<&str>, flags: MsFlags) -> Result<()> {
-    mount(source, target, kind, flags, None::<&str>)
-        .with_context(|| format!("mount {} on {}", source.unwrap_or(Path::new("nothing")).display(), target.display()))
+    mount(source, target, kind, flags, None::<&str>).with_context(|| {
+        format!("mount {} on {}", source.unwrap_or(Path::new("nothing")).display(), target.display())
+    })
 }
 
 #[cfg(test)]
@@ -197,7 +217,8 @@ mod tests {
     fn outer_mounts_come_first() {
         let at = |target: &str| Mount { source: "/s".into(), target: target.into(), read_only: false };
         let mounts = [at("/a/b/c"), at("/a"), at("/a/b")];
-        let targets: Vec<_> = in_order(&mounts).into_iter().map(|mount| mount.target.display().to_string()).collect();
+        let targets: Vec<_> =
+            in_order(&mounts).into_iter().map(|mount| mount.target.display().to_string()).collect();
         assert_eq!(targets, ["/a", "/a/b", "/a/b/c"]);
     }
 }

@@ -88,7 +88,8 @@ pub(super) fn claims(pod: &Pod) -> impl Iterator<Item = &str> {
 /// Whether the pod already says why it waits.
 pub(super) fn is_waiting(pod: &Pod) -> bool {
     let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
-    statuses.is_some_and(|all| all.iter().all(|c| c.state.as_ref().is_some_and(|state| state.waiting.is_some())))
+    statuses
+        .is_some_and(|all| all.iter().all(|c| c.state.as_ref().is_some_and(|state| state.waiting.is_some())))
 }
 
 /// How long a deleted pod still has. Its deletionTimestamp is the end of the grace period, not the time of the request.
@@ -155,7 +156,8 @@ pub(super) fn conditions(pod: &Pod, initialized: bool, ready: bool, now: &str) -
     let mut conditions: Vec<Value> =
         present.iter().filter(|c| !OWNED_CONDITIONS.contains(&c.type_.as_str())).map(|c| json!(c)).collect();
     for kind in OWNED_CONDITIONS {
-        let holds = if kind == "Initialized" || kind == "PodReadyToStartContainers" { initialized } else { ready };
+        let holds =
+            if kind == "Initialized" || kind == "PodReadyToStartContainers" { initialized } else { ready };
         let status = if holds { "True" } else { "False" };
         let same = present.iter().find(|c| c.type_ == kind && c.status == status);
         conditions.push(same.map_or_else(
@@ -183,9 +185,7 @@ pub(super) fn containers(pod: &Pod) -> &[Container] {
 
 fn container_status(container: &Container, outcome: &Outcome, now: &str) -> Value {
     let image = container.image.as_deref().unwrap_or_default();
-    let ended = |code: i32, reason: &str, message: &str| {
-        json!({"terminated": {"exitCode": code, "reason": reason, "message": message, "startedAt": now, "finishedAt": now}})
-    };
+    let ended = |code: i32, reason: &str, message: &str| json!({"terminated": {"exitCode": code, "reason": reason, "message": message, "startedAt": now, "finishedAt": now}});
     let (state, last, restarts) = match outcome {
         Outcome::Running => (json!({"running": {"startedAt": now}}), json!({}), 0),
         Outcome::Succeeded => (ended(0, "Completed", IMPORT_COMPLETE), json!({}), 0),
@@ -264,7 +264,9 @@ mod tests {
         assert_eq!(status["phase"], "Running");
         assert_eq!(status["conditions"][0]["type"], "PodScheduled");
         assert!(status["conditions"].as_array().expect("a list").iter().all(|c| c["status"] == "True"));
-        assert!(status["containerStatuses"][0]["imageID"].as_str().expect("text").starts_with("r/x@sha256:00"));
+        assert!(
+            status["containerStatuses"][0]["imageID"].as_str().expect("text").starts_with("r/x@sha256:00")
+        );
         assert!(status["initContainerStatuses"][0]["state"]["running"].is_object());
         assert_eq!(status["initContainerStatuses"][1]["state"]["terminated"]["exitCode"], 0);
         assert_eq!(claims(&pod).collect::<Vec<_>>(), ["pvc"]);
@@ -274,9 +276,13 @@ mod tests {
     fn a_worker_ends_with_cdis_message_and_a_failing_one_is_restarted() {
         let pod = pod(&json!({}), "");
         let done = status(&pod, Kind::Worker, &Outcome::Succeeded, address());
-        assert_eq!((&done["phase"], &done["containerStatuses"][0]["ready"]), (&json!("Succeeded"), &json!(false)));
+        assert_eq!(
+            (&done["phase"], &done["containerStatuses"][0]["ready"]),
+            (&json!("Succeeded"), &json!(false))
+        );
         assert_eq!(done["containerStatuses"][0]["state"]["terminated"]["message"], IMPORT_COMPLETE);
-        let failing = status(&pod, Kind::Worker, &Outcome::Failing { code: 1, message: "no route".into() }, address());
+        let failing =
+            status(&pod, Kind::Worker, &Outcome::Failing { code: 1, message: "no route".into() }, address());
         assert_eq!(failing["phase"], "Running");
         assert_eq!(failing["containerStatuses"][0]["lastState"]["terminated"]["message"], "no route");
     }
@@ -286,7 +292,13 @@ mod tests {
         let status = status(&pod(&json!({}), "r/y:1"), Kind::Unknown, &Outcome::Running, address());
         assert_eq!(status["phase"], "Pending");
         assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "ErrImagePull");
-        assert!(status["conditions"].as_array().expect("a list").iter().any(|c| c["type"] == "Ready" && c["status"] == "False"));
+        assert!(
+            status["conditions"]
+                .as_array()
+                .expect("a list")
+                .iter()
+                .any(|c| c["type"] == "Ready" && c["status"] == "False")
+        );
     }
 
     #[test]
@@ -297,6 +309,9 @@ mod tests {
         let mut whole = serde_json::to_value(&pod).expect("JSON");
         whole["status"] = first.clone();
         pod = serde_json::from_value(whole).expect("a pod");
-        assert_eq!(status(&pod, Kind::Attachment, &Outcome::Running, address())["conditions"], first["conditions"]);
+        assert_eq!(
+            status(&pod, Kind::Attachment, &Outcome::Running, address())["conditions"],
+            first["conditions"]
+        );
     }
 }

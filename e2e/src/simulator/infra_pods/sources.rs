@@ -61,8 +61,10 @@ impl Wanted {
         let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
         for name in &self.config_maps {
             if let Some(found) = config_maps.get_opt(name).await? {
-                let text = found.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.into_bytes()));
-                let binary = found.binary_data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0));
+                let text =
+                    found.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.into_bytes()));
+                let binary =
+                    found.binary_data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0));
                 sources.config_maps.insert(name.clone(), text.chain(binary).collect());
             }
         }

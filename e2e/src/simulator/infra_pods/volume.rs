@@ -15,7 +15,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
     core::v1::{
-        DownwardAPIVolumeFile, KeyToPath, Pod, ServiceAccount, ServiceAccountTokenProjection, Volume, VolumeProjection,
+        DownwardAPIVolumeFile, KeyToPath, Pod, ServiceAccount, ServiceAccountTokenProjection, Volume,
+        VolumeProjection,
     },
 };
 use kube::{Api, Client, ResourceExt, api::PostParams};
@@ -107,7 +108,9 @@ impl Volumes {
         if let Some(downward) = &volume.downward_api {
             return fields(&self.pod, downward.items.as_deref());
         }
-        let Some(projected) = &volume.projected else { bail!("this kubelet does not serve volumes of its kind") };
+        let Some(projected) = &volume.projected else {
+            bail!("this kubelet does not serve volumes of its kind")
+        };
         let mut files = Files::new();
         for source in projected.sources.iter().flatten() {
             files.extend(self.projection(&volume.name, source, sources)?);
@@ -125,9 +128,12 @@ impl Volumes {
         if let Some(downward) = &source.downward_api {
             return fields(&self.pod, downward.items.as_deref());
         }
-        let Some(token) = &source.service_account_token else { bail!("this kubelet does not serve such a projection") };
+        let Some(token) = &source.service_account_token else {
+            bail!("this kubelet does not serve such a projection")
+        };
         let path = inside(&token.path)?;
-        let held = self.tokens.get(&(volume.to_owned(), path.clone())).context("its token is not there yet")?;
+        let held =
+            self.tokens.get(&(volume.to_owned(), path.clone())).context("its token is not there yet")?;
         Ok(Files::from([(path, held.text.clone().into_bytes())]))
     }
 
@@ -146,7 +152,8 @@ impl Volumes {
     /// A token of the pod's service account that dies with the pod.
     async fn request_token(&self, wanted: &ServiceAccountTokenProjection) -> Result<Token> {
         let namespace = self.pod.namespace().unwrap_or_default();
-        let account = self.pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
+        let account =
+            self.pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), &namespace);
         let seconds = wanted.expiration_seconds.unwrap_or(DEFAULT_TOKEN_SECONDS);
         let request = TokenRequest {
@@ -264,7 +271,10 @@ mod tests {
         assert_eq!(missing.to_string(), "references non-existent secret key: c");
         assert!(keys("secret", "o", Some(true), Some(&[item("c")]), &all).expect("optional").is_empty());
         assert!(keys("secret", "none", Some(true), None, &all).expect("optional").is_empty());
-        assert_eq!(keys("secret", "none", None, None, &all).expect_err("required").to_string(), "secret \"none\" not found");
+        assert_eq!(
+            keys("secret", "none", None, None, &all).expect_err("required").to_string(),
+            "secret \"none\" not found"
+        );
     }
 
     #[test]

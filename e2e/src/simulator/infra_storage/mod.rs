@@ -119,8 +119,9 @@ pub fn start(options: Options) -> Running {
         pending: Pending::default(),
         events: Recorder::new(COMPONENT),
     });
-    let claims = Controller::new(Api::<PersistentVolumeClaim>::all(client.clone()), watcher::Config::default())
-        .reconcile_all_on(storage.faults.changes());
+    let claims =
+        Controller::new(Api::<PersistentVolumeClaim>::all(client.clone()), watcher::Config::default())
+            .reconcile_all_on(storage.faults.changes());
     let volumes = Controller::new(Api::<PersistentVolume>::all(client), watcher::Config::default());
     Running::new(vec![
         queue::run("infra-storage", claims, Arc::clone(&storage), provision),
@@ -149,8 +150,13 @@ async fn provision(pvc: Arc<PersistentVolumeClaim>, storage: Arc<Storage>) -> Re
     }
     storage.pending.retain(|pending| *pending != uid);
     let name = plan::pv_name(&pvc);
+    if storage.pvs().get_metadata_opt(&name).await?.is_some() {
+        // Provisioned; kube-controller-manager is about to bind it.
+        return Ok(Action::await_change());
+    }
     if let Some(refusal) = storage.refusal(&pvc, &class.name_any(), &name).await? {
-        let message = format!("failed to provision volume with StorageClass \"{}\": {refusal}", class.name_any());
+        let message =
+            format!("failed to provision volume with StorageClass \"{}\": {refusal}", class.name_any());
         storage.tell(&pvc, (Kind::Warning, "ProvisioningFailed", &message)).await;
         return Ok(Action::requeue(RETRY));
     }
@@ -162,10 +168,9 @@ async fn delete(pv: Arc<PersistentVolume>, storage: Arc<Storage>) -> Result<Acti
     if plan::is_to_be_deleted(&pv) {
         let name = pv.name_any();
         remove_image(&image(&storage.volumes, &name)).await?;
-        let pvs: Api<PersistentVolume> = Api::all(storage.client.clone());
         let this_one = Preconditions { uid: pv.uid(), ..Preconditions::default() };
         let params = DeleteParams { preconditions: Some(this_one), ..DeleteParams::default() };
-        match pvs.delete(&name, &params).await {
+        match storage.pvs().delete(&name, &params).await {
             Err(error) if !not_found(&error) => return Err(error.into()),
             _ => {}
         }
@@ -174,6 +179,10 @@ async fn delete(pv: Arc<PersistentVolume>, storage: Arc<Storage>) -> Result<Acti
 }
 
 impl Storage {
+    fn pvs(&self) -> Api<PersistentVolume> {
+        Api::all(self.client.clone())
+    }
+
     /// The class of a PVC that is to be provisioned now; `None` when there is nothing to do.
     async fn class(&self, pvc: &PersistentVolumeClaim) -> Result<Option<StorageClass>> {
         let name = pvc.spec.as_ref().and_then(|spec| spec.storage_class_name.clone()).unwrap_or_default();
@@ -201,7 +210,7 @@ impl Storage {
                     return Ok(Some(format!("rpc error: code = {code} desc = {message}")));
                 }
                 Fault::Capacity { class: full, bytes } if full == class => {
-                    let pvs = Api::<PersistentVolume>::all(self.client.clone()).list(&ListParams::default()).await?;
+                    let pvs = self.pvs().list(&ListParams::default()).await?;
                     let free = bytes.saturating_sub(plan::used(&pvs.items, class, pv));
                     let wanted = plan::requested(pvc)?;
                     if wanted > free {
@@ -221,8 +230,7 @@ impl Storage {
         let begin = format!("External provisioner is provisioning volume for claim \"{key}\"");
         self.tell(pvc, (Kind::Normal, "Provisioning", &begin)).await;
         create_image(&image(&self.volumes, name), plan::requested(pvc)?).await?;
-        let pvs: Api<PersistentVolume> = Api::all(self.client.clone());
-        match pvs.create(&PostParams::default(), &plan::persistent_volume(pvc, class)?).await {
+        match self.pvs().create(&PostParams::default(), &plan::persistent_volume(pvc, class)?).await {
             // Made by an earlier try whose answer was lost.
             Err(error) if !conflict(&error) => return Err(error.into()),
             _ => {}
@@ -248,7 +256,8 @@ impl Storage {
 /// A sparse file of zeros; one that is there keeps its content.
 async fn create_image(path: &Path, bytes: u64) -> Result<()> {
     let doing = || format!("create {}", path.display());
-    let file = tokio::fs::OpenOptions::new().create(true).append(true).open(path).await.with_context(doing)?;
+    let file =
+        tokio::fs::OpenOptions::new().create(true).append(true).open(path).await.with_context(doing)?;
     file.set_len(bytes).await.with_context(doing)
 }
 
@@ -274,10 +283,14 @@ mod tests {
         let file = std::fs::metadata(&path).expect("a file");
         assert_eq!(file.len(), 1 << 30);
         assert!(file.blocks() < 64, "{} blocks", file.blocks());
-        std::fs::OpenOptions::new().write(true).open(&path).and_then(|f| {
-            use std::os::unix::fs::FileExt;
-            f.write_all_at(b"data", 0)
-        }).expect("written");
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|f| {
+                use std::os::unix::fs::FileExt;
+                f.write_all_at(b"data", 0)
+            })
+            .expect("written");
         create_image(&path, 1 << 30).await.expect("created again");
         assert_eq!(&std::fs::read(&path).expect("read")[..4], b"data");
         remove_image(&path).await.expect("removed");
@@ -289,6 +302,8 @@ mod tests {
         let text = r#"{"refuse": {"code": "InvalidArgument", "message": "no", "at": {"class": "slow"}}}"#;
         let fault: Fault = serde_json::from_str(text).expect("a fault");
         let pvc = PersistentVolumeClaim::default();
-        assert!(matches!(&fault, Fault::Refuse { at, .. } if at.selects(&pvc, "slow") && !at.selects(&pvc, "fast")));
+        assert!(
+            matches!(&fault, Fault::Refuse { at, .. } if at.selects(&pvc, "slow") && !at.selects(&pvc, "fast"))
+        );
     }
 }

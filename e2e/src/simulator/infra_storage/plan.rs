@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use k8s_openapi::{
     api::{
         core::v1::{
-            CSIPersistentVolumeSource, ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec,
+            CSIPersistentVolumeSource, ObjectReference, PersistentVolume, PersistentVolumeClaim,
+            PersistentVolumeSpec,
         },
         storage::v1::StorageClass,
     },
@@ -59,7 +60,8 @@ pub(super) fn pv_name(pvc: &PersistentVolumeClaim) -> String {
 /// When the request is absent or no quantity.
 pub(super) fn requested(pvc: &PersistentVolumeClaim) -> Result<u64> {
     let requests = pvc.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.requests.as_ref());
-    let quantity = requests.and_then(|requests| requests.get("storage")).context("the PVC requests no storage")?;
+    let quantity =
+        requests.and_then(|requests| requests.get("storage")).context("the PVC requests no storage")?;
     bytes(quantity)
 }
 
@@ -88,7 +90,8 @@ pub(super) fn bytes(quantity: &Quantity) -> Result<u64> {
         .with_context(|| format!("{text} is no quantity"))?;
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let scale = u32::try_from(fraction.len()).ok().and_then(|digits| 10_u128.checked_pow(digits));
-    let digits: u128 = format!("{whole}{fraction}").parse().with_context(|| format!("{text} is no quantity"))?;
+    let digits: u128 =
+        format!("{whole}{fraction}").parse().with_context(|| format!("{text} is no quantity"))?;
     let scaled = scale.and_then(|scale| Some((digits.checked_mul(u128::from(unit))?).div_ceil(scale)));
     scaled.and_then(|bytes| u64::try_from(bytes).ok()).with_context(|| format!("{text} is too large"))
 }
@@ -97,21 +100,31 @@ pub(super) fn bytes(quantity: &Quantity) -> Result<u64> {
 fn quantity(bytes: u64) -> Quantity {
     let exact = ["Pi", "Ti", "Gi", "Mi", "Ki"].iter().zip([50, 40, 30, 20, 10]);
     let mut fitting = exact.filter(|(_, shift)| bytes != 0 && bytes.trailing_zeros() >= *shift);
-    Quantity(fitting.next().map_or_else(|| bytes.to_string(), |(unit, shift)| format!("{}{unit}", bytes >> shift)))
+    Quantity(
+        fitting.next().map_or_else(|| bytes.to_string(), |(unit, shift)| format!("{}{unit}", bytes >> shift)),
+    )
 }
 
 /// The PV that serves `pvc`: its size, its modes, its class' reclaim policy, bound to it by name and UID.
-pub(super) fn persistent_volume(pvc: &PersistentVolumeClaim, class: &StorageClass) -> Result<PersistentVolume> {
+pub(super) fn persistent_volume(
+    pvc: &PersistentVolumeClaim,
+    class: &StorageClass,
+) -> Result<PersistentVolume> {
     let spec = pvc.spec.as_ref().context("the PVC has no spec")?;
     let size = quantity(requested(pvc)?);
     let block = spec.volume_mode.as_deref() == Some("Block");
     let parameters = class.parameters.as_ref();
-    let fs_type = parameters.and_then(|all| all.get("csi.storage.k8s.io/fstype")).map_or(DEFAULT_FS_TYPE, String::as_str);
+    let fs_type = parameters
+        .and_then(|all| all.get("csi.storage.k8s.io/fstype"))
+        .map_or(DEFAULT_FS_TYPE, String::as_str);
     let name = pv_name(pvc);
     Ok(PersistentVolume {
         metadata: ObjectMeta {
             name: Some(name.clone()),
-            annotations: Some(BTreeMap::from([(PROVISIONED_BY_ANNOTATION.to_owned(), PROVISIONER.to_owned())])),
+            annotations: Some(BTreeMap::from([(
+                PROVISIONED_BY_ANNOTATION.to_owned(),
+                PROVISIONER.to_owned(),
+            )])),
             ..ObjectMeta::default()
         },
         spec: Some(PersistentVolumeSpec {
@@ -133,7 +146,9 @@ pub(super) fn persistent_volume(pvc: &PersistentVolumeClaim, class: &StorageClas
                 ..CSIPersistentVolumeSource::default()
             }),
             mount_options: class.mount_options.clone(),
-            persistent_volume_reclaim_policy: Some(class.reclaim_policy.clone().unwrap_or_else(|| "Delete".to_owned())),
+            persistent_volume_reclaim_policy: Some(
+                class.reclaim_policy.clone().unwrap_or_else(|| "Delete".to_owned()),
+            ),
             storage_class_name: Some(class.name_any()),
             volume_mode: spec.volume_mode.clone(),
             ..PersistentVolumeSpec::default()
@@ -242,7 +257,8 @@ mod tests {
         let claim = spec.claim_ref.expect("a claim");
         assert_eq!((claim.name.as_deref(), claim.uid.as_deref()), (Some("c"), Some("u-1")));
         assert_eq!(spec.csi.expect("csi").fs_type, None);
-        let filesystem = persistent_volume(&pvc(&json!({"spec": {"volumeMode": "Filesystem"}})), &class("Immediate"));
+        let filesystem =
+            persistent_volume(&pvc(&json!({"spec": {"volumeMode": "Filesystem"}})), &class("Immediate"));
         let csi = filesystem.expect("a PV").spec.and_then(|spec| spec.csi).expect("csi");
         assert_eq!(csi.fs_type.as_deref(), Some("ext4"));
     }

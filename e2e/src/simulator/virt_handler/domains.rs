@@ -149,6 +149,8 @@ impl Domains {
 
 impl fmt::Debug for Domains {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Domains").field("owners", &self.owners().keys().collect::<Vec<_>>()).finish_non_exhaustive()
+        f.debug_struct("Domains")
+            .field("owners", &self.owners().keys().collect::<Vec<_>>())
+            .finish_non_exhaustive()
     }
 }

@@ -64,7 +64,8 @@ use crate::{
 /// virt-handler's service account, as KubeVirt's operator names it.
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:kubevirt:kubevirt-handler";
 /// The groups of that service account.
-const GROUPS: [&str; 3] = ["system:serviceaccounts", "system:serviceaccounts:kubevirt", "system:authenticated"];
+const GROUPS: [&str; 3] =
+    ["system:serviceaccounts", "system:serviceaccounts:kubevirt", "system:authenticated"];
 /// The extra that the API server adds to the user of a token that is bound to a node.
 const NODE_NAME_EXTRA: &str = "authentication.kubernetes.io/node-name";
 /// The component that virt-handler's events come from.
@@ -217,7 +218,10 @@ impl Handler {
                     self.domains.plug(vmi, &disk).await.with_context(|| format!("plug volume {volume}"))?;
                 }
                 Act::Unplug(volume) => {
-                    self.domains.unplug(vmi, volume).await.with_context(|| format!("unplug volume {volume}"))?;
+                    self.domains
+                        .unplug(vmi, volume)
+                        .await
+                        .with_context(|| format!("unplug volume {volume}"))?;
                 }
             }
         }
@@ -227,7 +231,10 @@ impl Handler {
     /// The disk of a volume: the image of the PV that its PVC is bound to.
     async fn disk(&self, vmi: &Vmi, volume: &str) -> Result<vm::Disk> {
         let disk = vmi.disk(volume).with_context(|| format!("volume {volume} has no disk"))?;
-        let claim = vmi.volume(volume).and_then(Volume::claim).with_context(|| format!("volume {volume} has no PVC"))?;
+        let claim = vmi
+            .volume(volume)
+            .and_then(Volume::claim)
+            .with_context(|| format!("volume {volume} has no PVC"))?;
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &vmi.namespace);
         let pv = claims.get(claim).await?.spec.and_then(|spec| spec.volume_name);
         let pv = pv.with_context(|| format!("PVC {claim} is not bound"))?;
@@ -273,7 +280,8 @@ impl Handler {
         let (told, differs) =
             status::apply(&mut written.data, vmi, changes, alive.as_ref(), failure.as_deref(), &now);
         if differs {
-            let vmis: Api<DynamicObject> = Api::namespaced_with(client.clone(), &vmi.namespace, &vmi::resource());
+            let vmis: Api<DynamicObject> =
+                Api::namespaced_with(client.clone(), &vmi.namespace, &vmi::resource());
             vmis.replace(&vmi.name, &PostParams::default(), &written).await?;
         }
         for status::Told { kind, reason, message } in told {
@@ -303,7 +311,9 @@ impl<'a> FaultGate<'a> {
     fn may(&mut self, step: Step, volume: &str) -> bool {
         self.asked.insert((step, volume.to_owned()));
         let holds = self.faults.iter().filter_map(|fault| match fault {
-            Fault::Hold { step: held, hold, at } if *held == step && at.selects(self.vmi, volume) => Some(*hold),
+            Fault::Hold { step: held, hold, at } if *held == step && at.selects(self.vmi, volume) => {
+                Some(*hold)
+            }
             _ => None,
         });
         let waited = self.handler.pending.waited((self.vmi.uid.clone(), step, volume.to_owned()));
@@ -318,7 +328,9 @@ impl<'a> FaultGate<'a> {
     /// Forgets the steps that are no longer pending; when to look again, if a step only waits.
     fn close(self) -> Option<Duration> {
         let uid = &self.vmi.uid;
-        self.handler.pending.retain(|(of, step, volume)| of != uid || self.asked.contains(&(*step, volume.clone())));
+        self.handler
+            .pending
+            .retain(|(of, step, volume)| of != uid || self.asked.contains(&(*step, volume.clone())));
         self.wait
     }
 }
@@ -351,7 +363,8 @@ fn reference(vmi: &Vmi) -> ObjectReference {
 
 /// A locally administered MAC address from the digits of a UID.
 fn mac_of(uid: &str) -> String {
-    let digits: Vec<char> = uid.chars().filter(char::is_ascii_hexdigit).chain(std::iter::repeat('0')).take(10).collect();
+    let digits: Vec<char> =
+        uid.chars().filter(char::is_ascii_hexdigit).chain(std::iter::repeat('0')).take(10).collect();
     digits.chunks(2).fold("02".to_owned(), |mac, pair| format!("{mac}:{}{}", pair[0], pair[1]))
 }
 
@@ -367,9 +380,12 @@ mod tests {
 
     #[test]
     fn faults_are_plain_json() {
-        let fault: Fault = serde_json::from_str(r#"{"hold": {"step": "ready", "hold": {"millis": 500}}}"#).expect("a fault");
+        let fault: Fault =
+            serde_json::from_str(r#"{"hold": {"step": "ready", "hold": {"millis": 500}}}"#).expect("a fault");
         let vmi = Vmi::default();
-        assert!(matches!(&fault, Fault::Hold { step: Step::Ready, hold: Hold::Millis(500), at } if at.selects(&vmi, "v")));
+        assert!(
+            matches!(&fault, Fault::Hold { step: Step::Ready, hold: Hold::Millis(500), at } if at.selects(&vmi, "v"))
+        );
         let one = Selector { volume: Some("v".into()), ..Selector::default() };
         assert!(one.selects(&vmi, "v") && !one.selects(&vmi, "w"));
         assert!(serde_json::from_str::<Selector>(r#"{"volumes": "v"}"#).is_err());

@@ -76,7 +76,7 @@ pub enum Change {
     Volume {
         /// The volume's name.
         name: String,
-        /// Its new phase; `None` leaves phase, reason and message (fixed volumes have none).
+        /// Its new phase; `None` leaves phase, reason and message.
         phase: Option<VolumePhase>,
         /// Its new target.
         target: String,
@@ -114,7 +114,9 @@ pub fn acts(vmi: &Vmi, domain: &Domain, may: &mut Gate<'_>) -> Vec<Act> {
     match domain {
         Domain::Alive(_) | Domain::Ended { .. } if over => vec![Act::Stop],
         Domain::Alive(alive) if vmi.status.phase == "Running" => disk_acts(vmi, alive, may),
-        Domain::Absent if !over && vmi.status.phase == "Scheduled" && may(Step::Start, "") => vec![Act::Start],
+        Domain::Absent if !over && vmi.status.phase == "Scheduled" && may(Step::Start, "") => {
+            vec![Act::Start]
+        }
         _ => Vec::new(),
     }
 }
@@ -143,7 +145,8 @@ pub fn changes(vmi: &Vmi, domain: &Domain, may: &mut Gate<'_>) -> Vec<Change> {
 
 /// Why the VMI can't be migrated, in virt-handler's words; `None` when it can. Only the volumes are looked at.
 pub fn not_migratable(vmi: &Vmi) -> Option<String> {
-    const RULE: &str = "live migration requires that all PVCs must be shared (using ReadWriteMany access mode)";
+    const RULE: &str =
+        "live migration requires that all PVCs must be shared (using ReadWriteMany access mode)";
     vmi.spec.volumes.iter().find_map(|volume| {
         let claim = volume.claim()?;
         let status = vmi.status.volumes.iter().find(|status| status.name == volume.name);
@@ -169,7 +172,8 @@ fn disk_acts(vmi: &Vmi, alive: &Alive, may: &mut Gate<'_>) -> Vec<Act> {
     }
     for status in hotplugged(vmi) {
         let mounted = matches!(status.phase.as_str(), "MountedToPod" | "Ready");
-        let wanted = vmi.volume(&status.name).is_some() && vmi.disk(&status.name).is_some_and(|d| can_plug(d.bus()));
+        let wanted =
+            vmi.volume(&status.name).is_some() && vmi.disk(&status.name).is_some_and(|d| can_plug(d.bus()));
         if wanted && mounted && !alive.plugged.contains(&status.name) && may(Step::Plug, &status.name) {
             acts.push(Act::Plug(status.name.clone()));
         }
@@ -217,9 +221,11 @@ fn next_hotplugged(
         (true, false, "" | "Bound" | "Pending" | "AttachedToNode") if pod_ready => {
             may(Step::Mount, name).then_some((Some(VolumePhase::MountedToPod), false))
         }
-        (false, false, "Ready" | "MountedToPod" | "AttachedToNode") => {
-            may(Step::Unmount, name).then_some((Some(VolumePhase::UnMountedFromPod), false))
+        (false, false, "Ready" | "MountedToPod" | "AttachedToNode") if may(Step::Unmount, name) => {
+            Some((Some(VolumePhase::UnMountedFromPod), false))
         }
+        // The target is the domain's: it goes with the disk, whatever the phase.
+        (_, false, _) if !status.target.is_empty() => Some((None, false)),
         // Still plugged and no longer wanted: the domain still has it, so the status does not change.
         _ => None,
     }

@@ -62,9 +62,10 @@ impl VolumePhase {
                 ("VolumeMountedToPod", format!("Volume {volume} has been mounted in virt-launcher pod"))
             }
             Self::Ready => ("VolumeReady", format!("Successfully attach hotplugged volume {volume} to VM")),
-            Self::UnMountedFromPod => {
-                ("VolumeUnMountedFromPod", format!("Volume {volume} has been unmounted from virt-launcher pod"))
-            }
+            Self::UnMountedFromPod => (
+                "VolumeUnMountedFromPod",
+                format!("Volume {volume} has been unmounted from virt-launcher pod"),
+            ),
         };
         Told { kind: Kind::Normal, reason, message }
     }
@@ -114,15 +115,18 @@ fn standing(status: &mut Map<String, Value>, vmi: &Vmi, agent: bool) {
     status.insert("machine".into(), json!({"type": MACHINE_TYPE}));
     let method = if migrates_blocks(vmi) { "BlockMigration" } else { "LiveMigration" };
     status.insert("migrationMethod".into(), method.into());
-    set_condition(status, &match not_migratable(vmi) {
-        None => condition("LiveMigratable", true),
-        Some(why) => {
-            let mut unable = condition("LiveMigratable", false);
-            unable["reason"] = "DisksNotLiveMigratable".into();
-            unable["message"] = why.into();
-            unable
-        }
-    });
+    set_condition(
+        status,
+        &match not_migratable(vmi) {
+            None => condition("LiveMigratable", true),
+            Some(why) => {
+                let mut unable = condition("LiveMigratable", false);
+                unable["reason"] = "DisksNotLiveMigratable".into();
+                unable["message"] = why.into();
+                unable
+            }
+        },
+    );
     set_condition(status, &condition("StorageLiveMigratable", true));
     if agent {
         set_condition(status, &condition("AgentConnected", true));
@@ -194,7 +198,8 @@ fn condition(kind: &str, holds: bool) -> Value {
 fn set_condition(status: &mut Map<String, Value>, wanted: &Value) {
     let conditions = status.entry("conditions").or_insert_with(|| json!([]));
     let Some(list) = conditions.as_array_mut() else { return };
-    let same = |a: &Value, b: &Value| ["type", "status", "reason", "message"].iter().all(|key| a[*key] == b[*key]);
+    let same =
+        |a: &Value, b: &Value| ["type", "status", "reason", "message"].iter().all(|key| a[*key] == b[*key]);
     match list.iter_mut().find(|condition| condition["type"] == wanted["type"]) {
         Some(present) if same(present, wanted) => {}
         Some(present) => *present = wanted.clone(),
@@ -230,7 +235,8 @@ mod tests {
                     "persistentVolumeClaimInfo": {"accessModes": ["ReadWriteOnce"]}}]},
         });
         let view = vmi(&body);
-        let ready = [Change::Volume { name: "v".into(), phase: Some(VolumePhase::Ready), target: "sda".into() }];
+        let ready =
+            [Change::Volume { name: "v".into(), phase: Some(VolumePhase::Ready), target: "sda".into() }];
         let (told, differs) = apply(&mut body, &view, &ready, Some(&Alive::default()), None, "t");
         assert!(differs);
         assert_eq!(told.len(), 1);
@@ -238,7 +244,10 @@ mod tests {
         assert_eq!(body["status"]["future"]["a"], 1);
         assert_eq!(body["spec"]["new"], 1);
         let volume = &body["status"]["volumeStatus"][0];
-        assert_eq!((&volume["size"], &volume["target"], &volume["phase"]), (&json!(7), &json!("sda"), &json!("Ready")));
+        assert_eq!(
+            (&volume["size"], &volume["target"], &volume["phase"]),
+            (&json!(7), &json!("sda"), &json!("Ready"))
+        );
         assert_eq!(volume["message"], "Successfully attach hotplugged volume v to VM");
         assert_eq!(body["status"]["selinuxContext"], "none");
         let conditions = body["status"]["conditions"].as_array().expect("a list");

@@ -94,6 +94,13 @@ pub fn shell(argv: &[String]) -> Result<u8> {
     bench.exec(&argv, &environment)
 }
 
+/// Runs a command in a worker of the newest running bench; exits with its code.
+pub fn worker(name: &str, argv: &[String]) -> Result<u8> {
+    let mut arguments = vec!["worker-inside", name, "--"];
+    arguments.extend(argv.iter().map(String::as_str));
+    ask(&newest()?, &arguments)
+}
+
 /// The parts of the newest running bench.
 pub fn status() -> Result<u8> {
     let bench = newest()?;

@@ -59,6 +59,14 @@ enum Command {
         #[arg(trailing_var_arg = true)]
         argv: Vec<String>,
     },
+    /// Runs a command in a worker of the running bench.
+    Worker {
+        /// The worker: `worker-1`.
+        name: String,
+        /// Program and arguments.
+        #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+        argv: Vec<String>,
+    },
     /// Shows the parts of the running bench with their memory.
     Status,
     /// Lists the logs of the newest bench, or prints one.
@@ -91,6 +99,13 @@ enum Command {
     Inside {
         /// The run folder.
         run: PathBuf,
+    },
+    /// A command in a worker, asked inside the sandbox.
+    #[command(hide = true)]
+    WorkerInside {
+        name: String,
+        #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
+        argv: Vec<String>,
     },
     /// The parts with their memory, asked inside the sandbox.
     #[command(hide = true)]
@@ -137,11 +152,13 @@ impl Bench {
             Command::Up(choices) => live::up(choices.into(), &console),
             Command::Serve { folder } => outer::serve(&Plan::read(&folder)?),
             Command::Shell { argv } => live::shell(&argv),
+            Command::Worker { name, argv } => live::worker(&name, &argv),
             Command::Status => live::status(),
             Command::Logs { part, follow } => live::logs(part.as_deref(), follow),
             Command::Down => live::down(&console),
             Command::ContainerInit { plan, argv } => match infra_pods::root::enter(&plan, &argv)? {},
             Command::Inside { run } => runtime()?.block_on(inside::run(run, &console)),
+            Command::WorkerInside { name, argv } => runtime()?.block_on(inside::worker(&name, &argv)),
             Command::StatusInside { quiet } => runtime()?.block_on(inside::status(quiet)),
         }
     }

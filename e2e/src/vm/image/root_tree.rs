@@ -57,6 +57,7 @@ const DEBIAN_PROGRAMS: &[&str] = &[
     "qemu-ga",
     "resize2fs",
     "setsid",
+    "socat",
     "tune2fs",
     "udevadm",
     "umount",

@@ -27,7 +27,7 @@ format:
 	$(CARGO) fmt --all --check
 
 clippy:
-	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --test suite -- -D warnings
 
 unit:
 	$(CARGO) test --locked --workspace

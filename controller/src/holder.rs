@@ -93,7 +93,7 @@ impl<'a> Holder<'a> {
             Err(error) => return Err(error.into()),
         };
         let Ok(claim) = self.infra.guard().admit(claim) else {
-            tracing::warn!(volume = %self.volume, "claim lacks the infra labels, attaching without the holder annotation");
+            tracing::warn!("claim lacks the infra labels, attaching without the holder annotation");
             return Ok(Some(Hold::Unarbitrated));
         };
         match claim.metadata.annotations.get(HOLDER_ANNOTATION) {
@@ -112,7 +112,7 @@ impl<'a> Holder<'a> {
                     *idle = Some((holder.clone(), since));
                     return Ok(None);
                 }
-                tracing::info!(volume = %self.volume, %holder, "no other VM has the volume, its holder is replaced");
+                tracing::info!(%holder, "no other VM has the volume, its holder is replaced");
             }
             None => {}
         }
@@ -132,7 +132,7 @@ impl<'a> Holder<'a> {
     }
 
     fn unarbitrated(&self, error: &infra::Error) -> Hold {
-        tracing::warn!(volume = %self.volume, %error, "the claim can't be patched, attaching without the holder annotation");
+        tracing::warn!(%error, "the claim can't be patched, attaching without the holder annotation");
         Hold::Unarbitrated
     }
 

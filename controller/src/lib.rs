@@ -12,7 +12,6 @@ mod delete;
 mod error;
 mod holder;
 mod identity;
-mod metrics;
 mod operation;
 mod publish;
 mod request;

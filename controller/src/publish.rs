@@ -100,7 +100,7 @@ impl Publication<'_> {
             && failure.is_refusal()
             && let Err(error) = holder.release(self.operation).await
         {
-            tracing::warn!(volume = %self.name, %error, "the holder annotation stays until another node wants the volume");
+            tracing::warn!(%error, "the holder annotation stays until another node wants the volume");
         }
         Err(failure.error)
     }
@@ -174,10 +174,10 @@ impl Publication<'_> {
         };
         match withdrawn {
             Ok(_) => {
-                tracing::warn!(volume = %self.name, vm = %self.vm, "another VM has the volume, took it back");
+                tracing::warn!(vm = %self.vm, "another VM has the volume, took it back");
             }
             Err(error) => {
-                tracing::warn!(volume = %self.name, vm = %self.vm, %error, "another VM has the volume; it stays here until it is unpublished");
+                tracing::warn!(vm = %self.vm, %error, "another VM has the volume; it stays here until it is unpublished");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! CSI Controller on the wire: reads requests, runs each in a task of its own, writes answers. No policy.
 
-use std::{collections::HashMap, future::Future, sync::Arc};
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
 use csi_proto::v1::{
     self as csi, controller_server, controller_service_capability,
@@ -8,8 +8,9 @@ use csi_proto::v1::{
 };
 use infra::Infra;
 use prometheus_client::registry::Registry;
-use tokio::time::Instant;
-use tonic::{Code, Request, Response, Status};
+use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
 use crate::{
@@ -17,8 +18,7 @@ use crate::{
     create::{self, Created},
     delete,
     error::Error,
-    metrics::Metrics,
-    operation::{self, Locks, Operation, Scope},
+    operation::{self, Lock, Locks, Operation, Scope},
     publish,
     request::{self, BUS, Bus, SERIAL, Sharing},
     unpublish,
@@ -50,15 +50,16 @@ struct Shared {
     infra: Infra,
     queues: VmQueues,
     locks: Locks,
-    metrics: Metrics,
+    tasks: TaskTracker,
     settings: Settings,
 }
 
 impl Controller {
     /// A controller over one infra cluster. Makes no call.
     pub fn new(infra: Infra, settings: Settings) -> Self {
-        let queues = VmQueues::new(&infra);
-        let shared = Shared { infra, queues, locks: Locks::default(), metrics: Metrics::default(), settings };
+        let tasks = TaskTracker::new();
+        let queues = VmQueues::new(&infra, &tasks);
+        let shared = Shared { infra, queues, locks: Locks::default(), tasks, settings };
         Self { shared: Arc::new(shared) }
     }
 
@@ -68,17 +69,25 @@ impl Controller {
         Identity::new(driver_name, vendor_version, vec![Identity::controller_service()])
     }
 
-    /// Registers the metrics of RPCs and infra calls.
+    /// Registers the metrics of infra calls. RPCs are counted elsewhere, for all services alike.
     pub fn register(&self, registry: &mut Registry) {
-        self.shared.metrics.register(registry);
         self.shared.infra.register(registry);
+    }
+
+    /// Waits for operations that outlived their callers and for changes under way, but not longer than `grace`. True: all
+    /// have ended.
+    ///
+    /// What has not ended is safe to leave: the infra cluster holds the truth, and the next call goes on from it.
+    pub async fn shutdown(&self, grace: Duration) -> bool {
+        self.shared.tasks.close();
+        timeout(grace, self.shared.tasks.wait()).await.is_ok()
     }
 
     /// Runs one RPC. The work is a task of its own that holds the volume's lock: a caller that hangs up ends its waits, never a
     /// change that is being made. The answer comes in time even where the work does not.
     async fn run<T, F>(
         &self,
-        rpc: Rpc,
+        lock: Option<Lock>,
         deadline: Instant,
         work: impl FnOnce(Arc<Shared>, Arc<Operation>) -> F,
     ) -> Result<Response<T>, Status>
@@ -86,71 +95,32 @@ impl Controller {
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let began = Instant::now();
-        let span = tracing::info_span!("rpc", method = rpc.method, volume = rpc.volume, node = rpc.node);
-        let answer = self.run_locked(&rpc, deadline, work).instrument(span.clone()).await;
-        let code = answer.as_ref().map_or_else(Error::code, |_| Code::Ok);
-        self.shared.metrics.count(rpc.method, code, began.elapsed());
-        span.in_scope(|| match &answer {
-            Ok(_) => tracing::info!(took_ms = began.elapsed().as_millis(), "done"),
-            Err(error) => tracing::warn!(?code, %error, took_ms = began.elapsed().as_millis(), "failed"),
-        });
-        Ok(Response::new(answer?))
-    }
-
-    async fn run_locked<T, F>(
-        &self,
-        rpc: &Rpc,
-        deadline: Instant,
-        work: impl FnOnce(Arc<Shared>, Arc<Operation>) -> F,
-    ) -> Result<T, Error>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Error>> + Send + 'static,
-    {
-        let lock = match &rpc.lock {
-            Some(scope) => Some(self.shared.locks.lock(&rpc.volume, scope.clone())?),
-            None => None,
-        };
         let operation = Arc::new(Operation::new(deadline));
         let _hang_up = operation.cancelled().clone().drop_guard();
         let work = work(Arc::clone(&self.shared), Arc::clone(&operation));
-        let task = tokio::spawn(
-            async move {
-                let _lock = lock;
-                work.await
+        let unheard = operation.cancelled().clone();
+        let task = async move {
+            let _lock = lock;
+            let done = work.await;
+            // Nobody else tells how it ended: the caller has had its answer.
+            if unheard.is_cancelled() {
+                match &done {
+                    Ok(_) => tracing::info!("done after its caller was gone"),
+                    Err(error @ Error::Cancelled(_)) => tracing::debug!(%error, "ended with its caller"),
+                    Err(error) => tracing::warn!(%error, "ended after its caller was gone"),
+                }
             }
-            .in_current_span(),
-        );
-        tokio::select! {
+            done
+        };
+        let task = self.shared.tasks.spawn(task.in_current_span());
+        let answer = tokio::select! {
             // An answer that is there counts, also at the last moment.
             biased;
             done = task => done.unwrap_or(Err(Error::Panicked)),
             () = tokio::time::sleep_until(operation.deadline()) => Err(operation.expired()),
-        }
+        };
+        Ok(Response::new(answer?))
     }
-}
-
-/// What an RPC is about.
-struct Rpc {
-    method: &'static str,
-    volume: String,
-    node: String,
-    lock: Option<Scope>,
-}
-
-/// Reads a request, and counts one that is malformed.
-fn read<T>(
-    controller: &Controller,
-    method: &'static str,
-    read: Result<T, request::Invalid>,
-) -> Result<T, Status> {
-    read.map_err(|invalid| {
-        let error = Error::from(invalid);
-        controller.shared.metrics.count(method, error.code(), std::time::Duration::ZERO);
-        tracing::warn!(method, %error, "malformed request");
-        error.into()
-    })
 }
 
 #[tonic::async_trait]
@@ -159,12 +129,10 @@ impl controller_server::Controller for Controller {
         &self,
         request: Request<csi::CreateVolumeRequest>,
     ) -> Result<Response<csi::CreateVolumeResponse>, Status> {
-        const METHOD: &str = "CreateVolume";
         let deadline = operation::deadline(request.metadata());
-        let wanted = read(self, METHOD, request::Create::read(request.get_ref()))?;
-        let volume = wanted.name.clone();
-        let rpc = Rpc { method: METHOD, volume, node: String::new(), lock: Some(Scope::Volume) };
-        self.run(rpc, deadline, |shared, operation| async move {
+        let wanted = request::Create::read(request.get_ref()).map_err(Error::from)?;
+        let lock = self.shared.locks.lock(&wanted.name, Scope::Volume)?;
+        self.run(Some(lock), deadline, |shared, operation| async move {
             let policy = &shared.settings.storage_classes;
             let created = create::create(&shared.infra, policy, &operation, &wanted).await?;
             Ok(csi::CreateVolumeResponse { volume: Some(volume_on_wire(&created, wanted.bus)) })
@@ -176,12 +144,10 @@ impl controller_server::Controller for Controller {
         &self,
         request: Request<csi::DeleteVolumeRequest>,
     ) -> Result<Response<csi::DeleteVolumeResponse>, Status> {
-        const METHOD: &str = "DeleteVolume";
         let deadline = operation::deadline(request.metadata());
-        let volume = read(self, METHOD, request::read_delete(request.get_ref()))?;
-        let rpc =
-            Rpc { method: METHOD, volume: volume.clone(), node: String::new(), lock: Some(Scope::Volume) };
-        self.run(rpc, deadline, |shared, operation| async move {
+        let volume = request::read_delete(request.get_ref()).map_err(Error::from)?;
+        let lock = self.shared.locks.lock(&volume, Scope::Volume)?;
+        self.run(Some(lock), deadline, |shared, operation| async move {
             delete::delete(&shared.infra, &operation, &volume).await?;
             Ok(csi::DeleteVolumeResponse {})
         })
@@ -192,13 +158,11 @@ impl controller_server::Controller for Controller {
         &self,
         request: Request<csi::ControllerPublishVolumeRequest>,
     ) -> Result<Response<csi::ControllerPublishVolumeResponse>, Status> {
-        const METHOD: &str = "ControllerPublishVolume";
         let deadline = operation::deadline(request.metadata());
-        let wanted = read(self, METHOD, request::Publish::read(request.get_ref()))?;
+        let wanted = request::Publish::read(request.get_ref()).map_err(Error::from)?;
         let node = request.into_inner().node_id;
-        let lock = Some(Scope::Node(node.clone()));
-        let rpc = Rpc { method: METHOD, volume: wanted.volume.clone(), node, lock };
-        self.run(rpc, deadline, |shared, operation| async move {
+        let lock = self.shared.locks.lock(&wanted.volume, Scope::Node(node))?;
+        self.run(Some(lock), deadline, |shared, operation| async move {
             publish::publish(&shared.infra, &shared.queues, &operation, &wanted).await?;
             Ok(csi::ControllerPublishVolumeResponse { publish_context: HashMap::new() })
         })
@@ -209,13 +173,12 @@ impl controller_server::Controller for Controller {
         &self,
         request: Request<csi::ControllerUnpublishVolumeRequest>,
     ) -> Result<Response<csi::ControllerUnpublishVolumeResponse>, Status> {
-        const METHOD: &str = "ControllerUnpublishVolume";
         let deadline = operation::deadline(request.metadata());
-        let wanted = read(self, METHOD, request::Unpublish::read(request.get_ref()))?;
+        let wanted = request::Unpublish::read(request.get_ref()).map_err(Error::from)?;
         let node = request.into_inner().node_id;
-        let lock = if node.is_empty() { Scope::Volume } else { Scope::Node(node.clone()) };
-        let rpc = Rpc { method: METHOD, volume: wanted.volume.clone(), node, lock: Some(lock) };
-        self.run(rpc, deadline, |shared, operation| async move {
+        let scope = if node.is_empty() { Scope::Volume } else { Scope::Node(node) };
+        let lock = self.shared.locks.lock(&wanted.volume, scope)?;
+        self.run(Some(lock), deadline, |shared, operation| async move {
             unpublish::unpublish(&shared.infra, &shared.queues, &operation, &wanted).await?;
             Ok(csi::ControllerUnpublishVolumeResponse {})
         })
@@ -226,12 +189,10 @@ impl controller_server::Controller for Controller {
         &self,
         request: Request<csi::ValidateVolumeCapabilitiesRequest>,
     ) -> Result<Response<csi::ValidateVolumeCapabilitiesResponse>, Status> {
-        const METHOD: &str = "ValidateVolumeCapabilities";
         let deadline = operation::deadline(request.metadata());
-        let wanted = read(self, METHOD, request::Validate::read(request.get_ref()))?;
-        let rpc = Rpc { method: METHOD, volume: wanted.volume.clone(), node: String::new(), lock: None };
+        let wanted = request::Validate::read(request.get_ref()).map_err(Error::from)?;
         let asked = request.into_inner();
-        self.run(rpc, deadline, |shared, operation| async move {
+        self.run(None, deadline, |shared, operation| async move {
             let refusal = validate(&shared.infra, &operation, &wanted).await?;
             let confirmed =
                 refusal.is_none().then_some(csi::validate_volume_capabilities_response::Confirmed {

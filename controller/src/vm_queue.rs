@@ -15,6 +15,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
+use tokio_util::task::TaskTracker;
 
 use crate::{
     attach::{self, Call, Settling, Step, VmiView, Wanted},
@@ -64,14 +65,16 @@ pub(crate) enum Outcome {
 #[derive(Clone)]
 pub(crate) struct VmQueues {
     infra: Infra,
+    tasks: TaskTracker,
     queues: Arc<Mutex<HashMap<ObjectName, mpsc::UnboundedSender<Queued>>>>,
 }
 
 type Queued = (Change, oneshot::Sender<Outcome>);
 
 impl VmQueues {
-    pub(crate) fn new(infra: &Infra) -> Self {
-        Self { infra: infra.clone(), queues: Arc::default() }
+    /// While calls are made, `tasks` counts one task for each VM; while they settle, none.
+    pub(crate) fn new(infra: &Infra, tasks: &TaskTracker) -> Self {
+        Self { infra: infra.clone(), tasks: tasks.clone(), queues: Arc::default() }
     }
 
     /// Makes a change in its turn. The caller may stop waiting; a call under way is finished all the same.
@@ -111,6 +114,7 @@ impl VmQueues {
         mut waiting: VecDeque<Queued>,
         incoming: &mut mpsc::UnboundedReceiver<Queued>,
     ) -> Vec<(ObjectName, Wanted)> {
+        let _task = self.tasks.token();
         let mut accepted = Vec::new();
         while let Some((change, reply)) = waiting.pop_front() {
             if !reply.is_closed() {

@@ -25,6 +25,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub struct Roles {
     /// Their services.
     pub routes: Routes,
+    controller: Option<Controller>,
     node: Option<Node<OwnNode>>,
 }
 
@@ -35,22 +36,36 @@ impl Roles {
         let capabilities = vec![Identity::controller_service()];
         let identity = Identity::new(DRIVER_NAME, VERSION, capabilities);
         let mut routes = Routes::new(IdentityServer::new(identity));
-        if flags.run_controller_service {
-            routes = routes.add_service(ControllerServer::new(controller(flags, registry).await?));
+        let controller =
+            if flags.run_controller_service { Some(controller(flags, registry).await?) } else { None };
+        if let Some(controller) = &controller {
+            routes = routes.add_service(ControllerServer::new(controller.clone()));
         }
         let node = if flags.run_node_service { Some(node(flags).await?) } else { None };
         if let Some(node) = &node {
             node.register_metrics(registry);
             routes = routes.add_service(NodeServer::new(node.clone()));
         }
-        Ok(Self { routes, node })
+        Ok(Self { routes, controller, node })
     }
 
-    /// Waits for calls that outlived their callers, when no more can come. The caller bounds it.
+    /// Waits for calls that outlived their callers, when no more can come, but not longer than `grace`.
     pub async fn finish(&self, grace: Duration) -> Result<()> {
-        if let Some(node) = &self.node {
-            ensure!(node.shutdown(grace).await, "a call of the node role is still going on");
-        }
+        let controller = async {
+            match &self.controller {
+                Some(controller) => controller.shutdown(grace).await,
+                None => true,
+            }
+        };
+        let node = async {
+            match &self.node {
+                Some(node) => node.shutdown(grace).await,
+                None => true,
+            }
+        };
+        let (controller, node) = tokio::join!(controller, node);
+        ensure!(controller, "a call of the controller role is still going on");
+        ensure!(node, "a call of the node role is still going on");
         Ok(())
     }
 }

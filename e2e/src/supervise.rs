@@ -92,7 +92,8 @@ impl Supervisor {
         }
         command.envs(spec.env.iter().map(|(k, v)| (k, v)));
         command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out).process_group(0);
-        let mut child = command.spawn().with_context(|| format!("start {}: {}", spec.name, spec.program.display()))?;
+        let mut child =
+            command.spawn().with_context(|| format!("start {}: {}", spec.name, spec.program.display()))?;
         let pid = child.id().context("the process ended before it had an id")?;
         let (tell, exit) = watch::channel(None);
         tokio::spawn(async move {
@@ -180,14 +181,19 @@ impl Process {
 
     /// The last `lines` lines of its log, for error messages.
     pub fn log_tail(&self, lines: usize) -> String {
-        let text = std::fs::read(&self.log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
+        let text =
+            std::fs::read(&self.log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
         let all: Vec<&str> = text.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 }
 
 fn append(path: &Path) -> Result<File> {
-    OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("open {}", path.display()))
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(|| format!("open {}", path.display()))
 }
 
 /// `VmRSS` of a process in KiB, from `/proc/<pid>/status`.

@@ -10,7 +10,6 @@ use prometheus_client::registry::Registry;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
-use tracing::{Instrument, info_span};
 
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
@@ -102,8 +101,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
     ) -> Result<Response<v1::NodeStageVolumeResponse>, Status> {
         let deadline = deadline(&request);
         let request = request::Stage::try_from(request.into_inner())?;
-        let span = info_span!("NodeStageVolume", volume_id = request.volume);
-        self.volumes.stage(request, deadline).instrument(span).await?;
+        self.volumes.stage(request, deadline).await?;
         Ok(Response::new(v1::NodeStageVolumeResponse {}))
     }
 
@@ -113,8 +111,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
     ) -> Result<Response<v1::NodeUnstageVolumeResponse>, Status> {
         let deadline = deadline(&request);
         let request = request::Remove::try_from(request.into_inner())?;
-        let span = info_span!("NodeUnstageVolume", volume_id = request.volume);
-        self.volumes.unstage(request, deadline).instrument(span).await?;
+        self.volumes.unstage(request, deadline).await?;
         Ok(Response::new(v1::NodeUnstageVolumeResponse {}))
     }
 
@@ -124,8 +121,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
     ) -> Result<Response<v1::NodePublishVolumeResponse>, Status> {
         let deadline = deadline(&request);
         let request = request::Publish::try_from(request.into_inner())?;
-        let span = info_span!("NodePublishVolume", volume_id = request.volume);
-        self.volumes.publish(request, deadline).instrument(span).await?;
+        self.volumes.publish(request, deadline).await?;
         Ok(Response::new(v1::NodePublishVolumeResponse {}))
     }
 
@@ -135,8 +131,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
     ) -> Result<Response<v1::NodeUnpublishVolumeResponse>, Status> {
         let deadline = deadline(&request);
         let request = request::Remove::try_from(request.into_inner())?;
-        let span = info_span!("NodeUnpublishVolume", volume_id = request.volume);
-        self.volumes.unpublish(request, deadline).instrument(span).await?;
+        self.volumes.unpublish(request, deadline).await?;
         Ok(Response::new(v1::NodeUnpublishVolumeResponse {}))
     }
 
@@ -146,8 +141,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
     ) -> Result<Response<v1::NodeGetVolumeStatsResponse>, Status> {
         let deadline = deadline(&request);
         let request = request::Stats::try_from(request.into_inner())?;
-        let span = info_span!("NodeGetVolumeStats", volume_id = request.volume);
-        let stats = self.volumes.stats(request, deadline).instrument(span).await?;
+        let stats = self.volumes.stats(request, deadline).await?;
         Ok(Response::new(v1::NodeGetVolumeStatsResponse { usage: usage(stats), volume_condition: None }))
     }
 

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
@@ -250,10 +251,16 @@ impl Volumes {
         let claim = self.inflight.claim(volume, operation)?;
         let progress = claim.progress();
         let work = work(Arc::clone(self), progress.clone());
+        let unheard = CancellationToken::new();
+        let _hang_up = unheard.clone().drop_guard();
         let task = async move {
             let result = work.await;
-            if let Err(error) = &result {
-                tracing::warn!(error = error.chain(), code = ?error.code(), "the operation failed");
+            // Nobody else tells how it ended: the caller has had its answer.
+            if unheard.is_cancelled() {
+                match &result {
+                    Ok(()) => tracing::info!("done after its caller was gone"),
+                    Err(error) => tracing::warn!(error = error.chain(), "ended after its caller was gone"),
+                }
             }
             drop(claim);
             result

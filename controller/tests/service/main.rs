@@ -30,6 +30,7 @@ use tonic::{
 struct Fixture {
     client: ControllerClient<Channel>,
     channel: Channel,
+    controller: Controller,
     _directory: TempDir,
 }
 
@@ -55,7 +56,7 @@ impl Fixture {
         let listener = tokio::net::UnixListener::bind(&path).unwrap();
         let server = Server::builder()
             .add_service(IdentityServer::new(controller.identity()))
-            .add_service(ControllerServer::new(controller))
+            .add_service(ControllerServer::new(controller.clone()))
             .serve_with_incoming(UnixListenerStream::new(listener));
         tokio::spawn(server);
         let channel = tonic::transport::Endpoint::try_from(format!("unix://{}", path.display()))
@@ -63,7 +64,7 @@ impl Fixture {
             .connect()
             .await
             .unwrap();
-        Self { client: ControllerClient::new(channel.clone()), channel, _directory: directory }
+        Self { client: ControllerClient::new(channel.clone()), channel, controller, _directory: directory }
     }
 
     async fn create(&self, request: csi::CreateVolumeRequest) -> Result<csi::Volume, Status> {

@@ -348,6 +348,26 @@ async fn a_second_operation_is_aborted_and_a_caller_that_hangs_up_ends_the_wait(
 }
 
 #[tokio::test]
+async fn the_shutdown_waits_for_a_call_under_way_but_not_for_the_disk() {
+    let fake = FakeInfra::settling_after(Duration::from_mins(1));
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    fake.fault("addvolume", Effect::Delay(Duration::from_millis(500)));
+    let fixture = std::sync::Arc::new(Fixture::new(&fake).await);
+    let publishing = tokio::spawn({
+        let fixture = fixture.clone();
+        async move { fixture.publish_within("pvc-1", "infra/vm1", Duration::from_secs(30)).await }
+    });
+    while puts(&fake, "addvolume") == 0 {
+        tokio::task::yield_now().await;
+    }
+    publishing.abort();
+    assert!(!fixture.controller.shutdown(Duration::from_millis(100)).await, "the call is under way");
+    assert!(fixture.controller.shutdown(Duration::from_secs(5)).await);
+    assert_eq!(fake.plugged_into("pvc-1"), ["vm1"]);
+}
+
+#[tokio::test]
 async fn a_shared_volume_may_be_on_two_nodes() {
     let fake = FakeInfra::default();
     fake.vm("vm1");

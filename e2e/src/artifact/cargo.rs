@@ -16,9 +16,17 @@ const DRIVER: &str = "kubevirt-csi-driver";
 pub(super) async fn build(progress: &dyn Progress) -> Result<(String, PathBuf)> {
     progress.step(&format!("building {DRIVER}"));
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--locked", "--release", "-p", "driver", "--message-format=json-render-diagnostics"]);
+    cargo.args([
+        "build",
+        "--locked",
+        "--release",
+        "-p",
+        "driver",
+        "--message-format=json-render-diagnostics",
+    ]);
     let messages = run(cargo.current_dir(paths::repository())).await?;
-    let built = executable(&messages, DRIVER).with_context(|| format!("cargo does not say where {DRIVER} is"))?;
+    let built =
+        executable(&messages, DRIVER).with_context(|| format!("cargo does not say where {DRIVER} is"))?;
     Ok((DRIVER.to_owned(), built))
 }
 

@@ -21,8 +21,17 @@ use super::{
 use crate::{paths, report::Progress};
 
 /// Packages whose programs the worker has.
-const USER_SPACE: &[&str] =
-    &["busybox-static", "e2fsprogs", "kmod", "mount", "qemu-guest-agent", "socat", "udev", "util-linux", "xfsprogs"];
+const USER_SPACE: &[&str] = &[
+    "busybox-static",
+    "e2fsprogs",
+    "kmod",
+    "mount",
+    "qemu-guest-agent",
+    "socat",
+    "udev",
+    "util-linux",
+    "xfsprogs",
+];
 
 /// The kernel for virtual machines; this package only depends on the current one.
 const KERNEL: &str = "linux-image-cloud-amd64";

@@ -178,7 +178,9 @@ async fn programs_disk(programs: &Programs) -> Result<PathBuf> {
         key = key.text(name).file(path)?;
         files.push((name, path));
     }
-    let dir = cached("programs-disk", &key.finish(), async |dir: &Path| image::pack_programs(&files, dir).await).await?;
+    let dir =
+        cached("programs-disk", &key.finish(), async |dir: &Path| image::pack_programs(&files, dir).await)
+            .await?;
     Ok(image::programs_in(&dir))
 }
 

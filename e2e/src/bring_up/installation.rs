@@ -67,7 +67,11 @@ impl Installation {
         until("the CSI controller", Deadline::PodStart, async || {
             let status = deployments.get(CONTROLLER).await?.status.unwrap_or_default();
             let available = i64::from(status.available_replicas.unwrap_or_default());
-            Ok(if available >= wanted { Ok(()) } else { Err(format!("{available} of {wanted} replicas available")) })
+            Ok(if available >= wanted {
+                Ok(())
+            } else {
+                Err(format!("{available} of {wanted} replicas available"))
+            })
         })
         .await
     }

@@ -25,9 +25,12 @@ use crate::{
     sandbox::network,
     scenario::{Deadline, HCP_NAMESPACE, until},
     simulator::{Running, infra_pods, infra_storage, virt_handler},
-    supervise::Supervisor,
+    supervise::{Process, Supervisor},
     vm::{Machine, Machines, saved_state},
 };
+
+/// Lines of a dead part's log that the error quotes.
+const LOG_LINES: usize = 15;
 
 /// The infra nodes. Two, so that a VM could move; none runs a kubelet.
 const INFRA_NODES: [&str; 2] = ["infra-node-1", "infra-node-2"];
@@ -69,6 +72,8 @@ pub struct Bench {
     pub faults: Faults,
     /// The driver's manifests.
     pub installation: Installation,
+    /// The processes of both control planes: none may end while the bench is up.
+    control_planes: Vec<Process>,
     /// The simulators; they stop with the bench.
     _simulators: Vec<Running>,
 }
@@ -98,9 +103,23 @@ impl Bench {
         NodePlugin::new(guest, worker, &self.installation.tenant)?.stop().await
     }
 
+    /// Waits until a process of a control plane ends, which it must not; the error names it and quotes its log.
+    pub async fn control_plane_fails(&self) -> anyhow::Error {
+        let ends = self.control_planes.iter().map(|part| Box::pin(part.exited()));
+        let (status, index, _) = futures::future::select_all(ends).await;
+        let part = &self.control_planes[index];
+        anyhow::anyhow!(
+            "{} ended with {status}; its log ends with:\n{}",
+            part.name(),
+            part.log_tail(LOG_LINES)
+        )
+    }
+
     /// The machine of a VirtualMachine in the HCP namespace.
     pub fn machine(&self, name: &str) -> Result<Arc<Machine>> {
-        self.machines.get(&format!("{HCP_NAMESPACE}/{name}")).with_context(|| format!("no machine {name} is running"))
+        self.machines
+            .get(&format!("{HCP_NAMESPACE}/{name}"))
+            .with_context(|| format!("no machine {name} is running"))
     }
 }
 
@@ -119,16 +138,16 @@ pub async fn bring_up(
     let programs = &artifacts.programs;
     let gates = cluster::Options { kubevirt_feature_gates: options.gates.clone() };
     let clusters = cluster::start(&supervisor, programs, &run, &gates, progress);
-    let clusters = timings.measure_async("boot", "clusters, KubeVirt, CDI", clusters).await?;
+    let clusters = timings.measure_async("boot", "clusters, KubeVirt, CDI", Box::pin(clusters)).await?;
+    let control_planes = supervisor.alive();
 
     let machines = Machines::default();
     let faults = Faults::default();
-    let state = match options.cold_boot {
-        true => None,
-        false => {
-            let state = saved_state::ensure(&supervisor, &artifacts.worker, progress);
-            Some(timings.measure_async("boot", "workers' saved state", state).await?)
-        }
+    let state = if options.cold_boot {
+        None
+    } else {
+        let state = saved_state::ensure(&supervisor, &artifacts.worker, progress);
+        Some(timings.measure_async("boot", "workers' saved state", state).await?)
     };
     progress.step("starting the simulators of infra's nodes, infra storage and virt-handler");
     let infra = clusters.infra.clone();
@@ -164,6 +183,7 @@ pub async fn bring_up(
         machines,
         faults,
         installation,
+        control_planes,
         _simulators: simulators,
     });
     progress.step(&format!("booting {} worker(s) as virtual machines of infra", bench.options.workers));
@@ -209,10 +229,12 @@ async fn start_workers(bench: &Arc<Bench>, progress: &dyn Progress) -> Result<()
 
 /// Waits until kubelet wrote the driver into the worker's CSINode.
 async fn driver_is_registered(clusters: &Clusters, worker: &str) -> Result<()> {
-    let nodes: kube::Api<k8s_openapi::api::storage::v1::CSINode> = kube::Api::all(clusters.tenant.client.clone());
+    let nodes: kube::Api<k8s_openapi::api::storage::v1::CSINode> =
+        kube::Api::all(clusters.tenant.client.clone());
     until(&format!("the driver's registration on {worker}"), Deadline::PodStart, async || {
         let Some(node) = nodes.get_opt(worker).await? else { return Ok(Err("no CSINode".to_owned())) };
-        let drivers: Vec<_> = node.spec.drivers.into_iter().map(|driver| (driver.name, driver.node_id)).collect();
+        let drivers: Vec<_> =
+            node.spec.drivers.into_iter().map(|driver| (driver.name, driver.node_id)).collect();
         Ok(if drivers.is_empty() { Err("no driver registered".to_owned()) } else { Ok(()) })
     })
     .await

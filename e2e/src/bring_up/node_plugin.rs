@@ -56,7 +56,11 @@ impl<'a> NodePlugin<'a> {
     /// Writes the ServiceAccount's files and starts both processes.
     pub async fn start(&self, tenant: &ApiServer) -> Result<()> {
         self.write_service_account(tenant).await?;
-        self.run("mkdir", &["-p", PLUGIN_FOLDER, "/var/lib/kubelet/plugins_registry", "/csi", "/registration"]).await?;
+        self.run(
+            "mkdir",
+            &["-p", PLUGIN_FOLDER, "/var/lib/kubelet/plugins_registry", "/csi", "/registration"],
+        )
+        .await?;
         for (host, pod) in [(PLUGIN_FOLDER, "/csi"), ("/var/lib/kubelet/plugins_registry", "/registration")] {
             let mounted = self.guest.run(&["mountpoint", "-q", pod], None).await?;
             if mounted.code != 0 {
@@ -71,7 +75,8 @@ impl<'a> NodePlugin<'a> {
     pub async fn stop(&self) -> Result<()> {
         for program in ["plugin-registrar", "kubevirt-csi-driver"] {
             // 1: no such process, which is what is wanted.
-            let killed = self.guest.run(&["pkill", "-TERM", "-f", &format!("{PROGRAMS}/{program}")], None).await?;
+            let killed =
+                self.guest.run(&["pkill", "-TERM", "-f", &format!("{PROGRAMS}/{program}")], None).await?;
             if killed.code > 1 {
                 bail!("pkill {program}: {}", String::from_utf8_lossy(&killed.stderr));
             }
@@ -81,7 +86,8 @@ impl<'a> NodePlugin<'a> {
 
     /// The ends of both processes' logs, for error messages.
     pub async fn log_tails(&self) -> String {
-        let logs = ["kubevirt-csi-driver", "plugin-registrar"].map(|program| format!("/var/log/{program}.log"));
+        let logs =
+            ["kubevirt-csi-driver", "plugin-registrar"].map(|program| format!("/var/log/{program}.log"));
         match self.guest.run(&["tail", "-n", LOG_LINES, &logs[0], &logs[1]], None).await {
             Ok(output) => output.text(),
             Err(error) => format!("no logs: {error:#}"),
@@ -92,10 +98,13 @@ impl<'a> NodePlugin<'a> {
         let name = self.daemon_set["spec"]["template"]["spec"]["serviceAccountName"]
             .as_str()
             .context("the DaemonSet names no ServiceAccount")?;
-        let namespace = self.daemon_set["metadata"]["namespace"].as_str().context("the DaemonSet has no namespace")?;
+        let namespace =
+            self.daemon_set["metadata"]["namespace"].as_str().context("the DaemonSet has no namespace")?;
         let token = tenant.service_account_token(namespace, name, &[], TOKEN_LIFETIME_SECONDS).await?;
         self.run("mkdir", &["-p", SERVICE_ACCOUNT_FOLDER]).await?;
-        for (file, content) in [("token", token.as_str()), ("ca.crt", &tenant.ca_pem), ("namespace", namespace)] {
+        for (file, content) in
+            [("token", token.as_str()), ("ca.crt", &tenant.ca_pem), ("namespace", namespace)]
+        {
             let path = format!("{SERVICE_ACCOUNT_FOLDER}/{file}");
             self.guest.write_file(&path, content.as_bytes(), SECRET_MODE).await?;
         }
@@ -125,11 +134,14 @@ impl<'a> NodePlugin<'a> {
         ]);
         for variable in container["env"].as_array().into_iter().flatten() {
             let name = variable["name"].as_str().context("a variable without a name")?;
-            let value = match (variable["value"].as_str(), variable["valueFrom"]["fieldRef"]["fieldPath"].as_str()) {
-                (Some(value), _) => value.to_owned(),
-                (None, Some("spec.nodeName")) => self.node.to_owned(),
-                (None, other) => bail!("the variable {name} comes from {other:?}, which this bench does not know"),
-            };
+            let value =
+                match (variable["value"].as_str(), variable["valueFrom"]["fieldRef"]["fieldPath"].as_str()) {
+                    (Some(value), _) => value.to_owned(),
+                    (None, Some("spec.nodeName")) => self.node.to_owned(),
+                    (None, other) => {
+                        bail!("the variable {name} comes from {other:?}, which this bench does not know")
+                    }
+                };
             environment.insert(name.to_owned(), value);
         }
         Ok(environment)

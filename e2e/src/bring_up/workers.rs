@@ -103,7 +103,12 @@ pub fn virtual_machine(name: &str, image: &str, labels: &BTreeMap<String, String
 }
 
 /// Creates the virtual machine and waits until KubeVirt calls it Running.
-pub async fn start_machine(clusters: &Clusters, machines: &Machines, name: &str, image: &str) -> Result<Arc<Machine>> {
+pub async fn start_machine(
+    clusters: &Clusters,
+    machines: &Machines,
+    name: &str,
+    image: &str,
+) -> Result<Arc<Machine>> {
     let object = serde_json::from_value(virtual_machine(name, image, &BTreeMap::new()))?;
     virtual_machines(&clusters.infra.client, HCP_NAMESPACE).create(&PostParams::default(), &object).await?;
     let instances = virtual_machine_instances(&clusters.infra.client, HCP_NAMESPACE);
@@ -143,7 +148,9 @@ pub async fn join(clusters: &Clusters, guest: &Guest, wanted: &Worker) -> Result
     .await?;
     let nodes: Api<Node> = Api::all(clusters.tenant.client.clone());
     until(&format!("node {}", wanted.name), Deadline::MachineStart, async || {
-        let Some(node) = nodes.get_opt(&wanted.name).await? else { return Ok(Err("not registered".to_owned())) };
+        let Some(node) = nodes.get_opt(&wanted.name).await? else {
+            return Ok(Err("not registered".to_owned()));
+        };
         Ok(if is_ready(&node) { Ok(()) } else { Err("registered, not Ready".to_owned()) })
     })
     .await?;

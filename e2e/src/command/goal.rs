@@ -36,7 +36,8 @@ impl Plan {
     /// Writes the plan into the run folder.
     pub fn write(&self, run: &Path) -> Result<()> {
         let file = run.join(FILE);
-        fs::write(&file, serde_json::to_vec_pretty(self)?).with_context(|| format!("write {}", file.display()))
+        fs::write(&file, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("write {}", file.display()))
     }
 
     /// Reads the plan of the run folder.

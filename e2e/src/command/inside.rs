@@ -35,10 +35,14 @@ pub async fn run(run: PathBuf, console: &Console) -> Result<u8> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let work = async {
-        let bench = bring_up::bring_up(run.clone(), plan.artifacts, plan.options, console, &timings).await?;
+        let booting = bring_up::bring_up(run.clone(), plan.artifacts, plan.options, console, &timings);
+        let bench = Box::pin(booting).await?;
         // The server ends with this process.
         let server = tokio::spawn(control::serve(bench.clone()));
-        let code = reach(&bench, plan.goal, console).await;
+        let code = tokio::select! {
+            code = Box::pin(reach(&bench, plan.goal, console)) => code,
+            error = bench.control_plane_fails() => Err(error),
+        };
         server.abort();
         bench.supervisor.stop_all(GRACE).await;
         code
@@ -56,7 +60,9 @@ fn log_to(run: &Run) -> Result<()> {
     let file = File::options().create(true).append(true).open(&path);
     tracing_subscriber::fmt()
         .with_ansi(false)
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube=warn")))
+        .with_env_filter(
+            EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,kube=warn")),
+        )
         .with_writer(Mutex::new(file.with_context(|| format!("open {}", path.display()))?))
         .init();
     Ok(())
@@ -67,7 +73,7 @@ const INTERRUPTED: u8 = 130;
 
 async fn reach(bench: &Arc<Bench>, goal: Goal, console: &Console) -> Result<u8> {
     match goal {
-        Goal::Demo => demo(bench, console).await.map(|()| 0),
+        Goal::Demo => Box::pin(demo(bench, console)).await.map(|()| 0),
         Goal::Command(argv) => command(bench, &argv).await,
         Goal::Serve => {
             console.step("serving; `bench shell` opens a shell, `bench down` ends it");
@@ -104,7 +110,8 @@ async fn demo(bench: &Arc<Bench>, console: &Console) -> Result<()> {
         second_worker: &last.name,
     };
     println!("\nOne guest PVC reaches one pod (seconds since the claim was created)\n");
-    let chain = flow.run(&|step, detail, at| println!("  {:>6}  {:<52}  {detail}", human(at), title(step))).await?;
+    let steps = flow.run(&|step, detail, at| println!("  {:>6}  {:<52}  {detail}", human(at), title(step)));
+    let chain = Box::pin(steps).await?;
     println!("\nThe chain, while the first pod ran\n\n{chain}");
     println!("Memory of each part\n\n{}", memory(bench));
     console.step(&format!("every step was seen; logs: {}", bench.run.logs().display()));

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long a bench may take to come up in the background: a first boot also makes the workers' saved state.
-const UP_DEADLINE: Duration = Duration::from_secs(600);
+const UP_DEADLINE: Duration = Duration::from_mins(10);
 
 /// How long a bench may take to end.
 const DOWN_DEADLINE: Duration = Duration::from_secs(30);
@@ -112,7 +112,8 @@ pub fn status() -> Result<u8> {
 pub fn logs(part: Option<&str>, follow: bool) -> Result<u8> {
     let folder = sandbox::newest_run()?.context("no bench has run yet: `bench up` starts one")?.logs();
     let Some(part) = part else {
-        let mut names: Vec<PathBuf> = fs::read_dir(&folder)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        let mut names: Vec<PathBuf> =
+            fs::read_dir(&folder)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
         names.sort();
         println!("{}", folder.display());
         for name in names.iter().filter_map(|path| path.file_name()) {

@@ -38,11 +38,13 @@ pub fn test(filter: Option<String>, options: Options, console: &Console) -> Resu
     timings.measure("checks", "make check", || run_to_success("make", &["--no-print-directory", "check"]))?;
     let artifacts = build(console, &timings)?;
     console.step("building the end-to-end tests");
-    let compile = || run_to_success("cargo", &["test", "--locked", "--workspace", "--test", "suite", "--no-run"]);
+    let compile =
+        || run_to_success("cargo", &["test", "--locked", "--workspace", "--test", "suite", "--no-run"]);
     timings.measure("build", "end-to-end tests", compile)?;
 
-    let mut argv: Vec<String> =
-        ["cargo", "test", "--locked", "--offline", "--workspace", "--test", "suite"].map(str::to_owned).into();
+    let mut argv: Vec<String> = ["cargo", "test", "--locked", "--offline", "--workspace", "--test", "suite"]
+        .map(str::to_owned)
+        .into();
     if let Some(filter) = filter {
         argv.extend(["--".to_owned(), filter]);
     }

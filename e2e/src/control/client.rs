@@ -23,9 +23,12 @@ impl Client {
     /// When there is none: the message names the command that starts one.
     pub async fn connect() -> Result<Self> {
         let path = socket();
-        let stream = UnixStream::connect(&path)
-            .await
-            .with_context(|| format!("no bench listens at {}; run the tests with `make test`, or in `bench shell`", path.display()))?;
+        let stream = UnixStream::connect(&path).await.with_context(|| {
+            format!(
+                "no bench listens at {}; run the tests with `make test`, or in `bench shell`",
+                path.display()
+            )
+        })?;
         Ok(Self { stream: Mutex::new(BufReader::new(stream)) })
     }
 

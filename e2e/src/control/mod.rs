@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use client::Client;
 pub use server::serve;
 
-use crate::{paths, bring_up::Fault};
+use crate::{bring_up::Fault, paths};
 
 /// The socket inside the sandbox.
 pub fn socket() -> PathBuf {

@@ -25,7 +25,8 @@ pub async fn serve(bench: Arc<Bench>) -> Result<()> {
     let turns = Arc::new(RwLock::new(()));
     loop {
         let (stream, _) = listener.accept().await.context("accept on the control socket")?;
-        let connection = Connection { bench: bench.clone(), turns: turns.clone(), turn: None, faults: Vec::new() };
+        let connection =
+            Connection { bench: bench.clone(), turns: turns.clone(), turn: None, faults: Vec::new() };
         tokio::spawn(connection.answer_all(stream));
     }
 }
@@ -52,7 +53,9 @@ impl Connection {
         // A read error is a closed connection: what it held is dropped either way.
         while stream.read_line(&mut line).await.is_ok_and(|read| read > 0) {
             let answer = match serde_json::from_str(&line) {
-                Ok(request) => self.answer(request).await.unwrap_or_else(|error| Answer::Failed(format!("{error:#}"))),
+                Ok(request) => {
+                    self.answer(request).await.unwrap_or_else(|error| Answer::Failed(format!("{error:#}")))
+                }
                 Err(error) => Answer::Failed(format!("not a request: {error}")),
             };
             line.clear();
@@ -76,9 +79,13 @@ impl Connection {
             }
             Request::StartNodePlugin { worker } => self.bench.start_node_plugin(&worker).await?,
             Request::StopNodePlugin { worker } => self.bench.stop_node_plugin(&worker).await?,
-            Request::Plugged { machine } => return Ok(Answer::Names(self.bench.machine(&machine)?.plugged())),
+            Request::Plugged { machine } => {
+                return Ok(Answer::Names(self.bench.machine(&machine)?.plugged()));
+            }
             Request::Workers => {
-                return Ok(Answer::Names(self.bench.workers().into_iter().map(|worker| worker.name).collect()));
+                return Ok(Answer::Names(
+                    self.bench.workers().into_iter().map(|worker| worker.name).collect(),
+                ));
             }
         }
         Ok(Answer::Done)
@@ -106,9 +113,8 @@ impl Connection {
     }
 
     fn status(&self) -> Vec<PartStatus> {
-        let part = |part: ProcessStatus| {
-            Some(PartStatus { name: part.name, pid: part.pid, rss_kib: part.rss_kib? })
-        };
+        let part =
+            |part: ProcessStatus| Some(PartStatus { name: part.name, pid: part.pid, rss_kib: part.rss_kib? });
         self.bench.supervisor.list().into_iter().filter_map(part).collect()
     }
 }

@@ -55,6 +55,9 @@ mod tests {
         let mut table = Table::new(["part", "time"]);
         table.row(["etcd", "1.0 s"]).row(["kube-apiserver"]);
         let text = table.to_string();
-        assert_eq!(text, "  part            time\n  ──────────────  ─────\n  etcd            1.0 s\n  kube-apiserver\n");
+        assert_eq!(
+            text,
+            "  part            time\n  ──────────────  ─────\n  etcd            1.0 s\n  kube-apiserver\n"
+        );
     }
 }

@@ -62,7 +62,12 @@ impl Timings {
     }
 
     /// [`Self::measure`] for work that waits.
-    pub async fn measure_async<T>(&self, group: &str, name: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub async fn measure_async<T>(
+        &self,
+        group: &str,
+        name: &str,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let started = Instant::now();
         self.outcome(group, name, started, work.await)
     }

@@ -91,7 +91,8 @@ mod tests {
     fn literals_have_their_types_shape() {
         assert_eq!(claim("a", "kubevirt", "Block").metadata.name.as_deref(), Some("a"));
         for volume_mode in ["Filesystem", "Block"] {
-            let wanted = PodOnVolume { name: "p", claim: "a", node: Some("worker-1"), volume_mode, script: "true" };
+            let wanted =
+                PodOnVolume { name: "p", claim: "a", node: Some("worker-1"), volume_mode, script: "true" };
             assert_eq!(pod(&wanted).metadata.name.as_deref(), Some("p"));
         }
     }

@@ -58,7 +58,14 @@ fn status_of(vmi: &DynamicObject, volume: &str) -> Option<HotpluggedVolume> {
     })
 }
 
-fn dynamic(client: &Client, namespace: &str, group: &str, version: &str, kind: &str, plural: &str) -> Api<DynamicObject> {
+fn dynamic(
+    client: &Client,
+    namespace: &str,
+    group: &str,
+    version: &str,
+    kind: &str,
+    plural: &str,
+) -> Api<DynamicObject> {
     let kind = GroupVersionKind::gvk(group, version, kind);
     Api::namespaced_with(client.clone(), namespace, &ApiResource::from_gvk_with_plural(&kind, plural))
 }

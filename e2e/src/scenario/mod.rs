@@ -11,7 +11,9 @@ mod wait;
 
 pub use chain::Chain;
 pub use guest_objects::{DEVICE_PATH, MOUNT_PATH, PodOnVolume, claim, pod};
-pub use infra_objects::{HotpluggedVolume, data_volumes, hotplugged, virtual_machine_instances, virtual_machines};
+pub use infra_objects::{
+    HotpluggedVolume, data_volumes, hotplugged, virtual_machine_instances, virtual_machines,
+};
 pub use six_steps::{Narrator, SixSteps, Step};
 pub use wait::{Deadline, until};
 

@@ -85,7 +85,9 @@ impl SixSteps<'_> {
         let saw = |step: Step, detail: &str| narrator(step, detail, started.elapsed());
 
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.guest.clone(), self.namespace);
-        let created = claims.create(&PostParams::default(), &claim(self.name, self.storage_class, "Filesystem")).await?;
+        let created = claims
+            .create(&PostParams::default(), &claim(self.name, self.storage_class, "Filesystem"))
+            .await?;
         let uid = created.metadata.uid.context("the claim has no uid")?;
         // external-provisioner's name for a claim's volume; legal as it stands, so the driver keeps it.
         let volume = format!("pvc-{uid}");
@@ -153,7 +155,8 @@ impl SixSteps<'_> {
     }
 
     async fn guest_volume_is_bound(&self, saw: &(impl Fn(Step, &str) + Sync)) -> Result<()> {
-        let bound = bound_volume(&self.guest, self.namespace, self.name, "the guest PersistentVolume").await?;
+        let bound =
+            bound_volume(&self.guest, self.namespace, self.name, "the guest PersistentVolume").await?;
         saw(Step::GuestVolume, &bound);
         Ok(())
     }
@@ -170,7 +173,9 @@ impl SixSteps<'_> {
 
     async fn pod_printed(&self, name: &str, step: Step, saw: &(impl Fn(Step, &str) + Sync)) -> Result<()> {
         until("the pod's greeting", Deadline::PodStart, async || {
-            let Some(pod) = self.pods().get_opt(name).await? else { return Ok(Err("no such pod".to_owned())) };
+            let Some(pod) = self.pods().get_opt(name).await? else {
+                return Ok(Err("no such pod".to_owned()));
+            };
             if phase(&pod) != "Running" {
                 return Ok(Err(format!("pod {name} is {}: {}", phase(&pod), self.last_event(name).await?)));
             }
@@ -187,9 +192,15 @@ impl SixSteps<'_> {
         until("the unplugged disk", Deadline::PodStart, async || {
             let left = hotplugged(&self.infra, HCP_NAMESPACE, volume).await?;
             let attached = attachments.list(&ListParams::default()).await?;
-            let of_volume =
-                attached.items.iter().any(|a| a.spec.source.persistent_volume_name.as_deref() == Some(guest_volume));
-            Ok(if left.is_empty() && !of_volume { Ok(()) } else { Err(format!("{left:?}, attachment: {of_volume}")) })
+            let of_volume = attached
+                .items
+                .iter()
+                .any(|a| a.spec.source.persistent_volume_name.as_deref() == Some(guest_volume));
+            Ok(if left.is_empty() && !of_volume {
+                Ok(())
+            } else {
+                Err(format!("{left:?}, attachment: {of_volume}"))
+            })
         })
         .await
     }
@@ -200,23 +211,31 @@ impl SixSteps<'_> {
         until("the end of the infra volume", Deadline::PodStart, async || {
             let data_volume = data_volumes.get_opt(volume).await?.is_some();
             let claim = claims.get_opt(volume).await?.is_some();
-            Ok(if data_volume || claim { Err(format!("DataVolume: {data_volume}, claim: {claim}")) } else { Ok(()) })
+            Ok(if data_volume || claim {
+                Err(format!("DataVolume: {data_volume}, claim: {claim}"))
+            } else {
+                Ok(())
+            })
         })
         .await
     }
 
     /// The newest event about a pod, for messages.
     async fn last_event(&self, pod: &str) -> Result<String> {
-        let events: Api<k8s_openapi::api::core::v1::Event> = Api::namespaced(self.guest.clone(), self.namespace);
+        let events: Api<k8s_openapi::api::core::v1::Event> =
+            Api::namespaced(self.guest.clone(), self.namespace);
         let about = ListParams::default().fields(&format!("involvedObject.name={pod}"));
         let list = events.list(&about).await?;
         Ok(list.items.last().and_then(|event| event.message.clone()).unwrap_or_default())
     }
 
     async fn chain(&self, volume: &str, pod: &str) -> Result<Chain> {
-        let guest_volume = bound_volume(&self.guest, self.namespace, self.name, "the guest PersistentVolume").await?;
-        let infra_volume = bound_volume(&self.infra, HCP_NAMESPACE, volume, "the infra PersistentVolume").await?;
-        let disk = hotplugged(&self.infra, HCP_NAMESPACE, volume).await?.pop().context("the disk vanished")?;
+        let guest_volume =
+            bound_volume(&self.guest, self.namespace, self.name, "the guest PersistentVolume").await?;
+        let infra_volume =
+            bound_volume(&self.infra, HCP_NAMESPACE, volume, "the infra PersistentVolume").await?;
+        let disk =
+            hotplugged(&self.infra, HCP_NAMESPACE, volume).await?.pop().context("the disk vanished")?;
         let mounts = self.output_of(pod, &["cat", "/proc/self/mountinfo"]).await?;
         let (device, mount) = mount_at(&mounts, MOUNT_PATH)
             .with_context(|| format!("no mount at {MOUNT_PATH} in the pod: {mounts}"))?;
@@ -281,7 +300,8 @@ mod tests {
 
     #[test]
     fn the_mount_of_a_path_names_device_and_filesystem() {
-        let text = "100 90 0:40 / / rw - overlay overlay rw\n101 100 8:0 / /data rw,relatime - ext4 /dev/sda rw\n";
+        let text =
+            "100 90 0:40 / / rw - overlay overlay rw\n101 100 8:0 / /data rw,relatime - ext4 /dev/sda rw\n";
         assert_eq!(mount_at(text, "/data"), Some(("/dev/sda".to_owned(), "ext4 at /data".to_owned())));
         assert_eq!(mount_at(text, "/other"), None);
     }

@@ -39,7 +39,8 @@ pub async fn publish_waits_for_ready(fixture: Fixture) -> Result<()> {
         match controller.publish_within(&volume, &machine, SHORT).await {
             Ok(()) => bail!("publish {attempt} answered OK although the disk is not Ready"),
             Err(status) => {
-                let non_final = matches!(status.code(), Code::Aborted | Code::DeadlineExceeded | Code::Unavailable);
+                let non_final =
+                    matches!(status.code(), Code::Aborted | Code::DeadlineExceeded | Code::Unavailable);
                 ensure!(non_final, "publish {attempt} answered {status:?}: the sidecar would give up");
             }
         }
@@ -52,7 +53,10 @@ pub async fn publish_waits_for_ready(fixture: Fixture) -> Result<()> {
     drop(stuck);
     controller.publish(&volume, &machine).await.context("publish after the fault")?;
     let disks = hotplugged(&fixture.infra, HCP_NAMESPACE, &volume.volume_id).await?;
-    ensure!(disks.iter().any(|disk| disk.phase == "Ready" && disk.vmi == machine), "OK without Ready: {disks:?}");
+    ensure!(
+        disks.iter().any(|disk| disk.phase == "Ready" && disk.vmi == machine),
+        "OK without Ready: {disks:?}"
+    );
     controller.discard(&volume, &machine).await?;
     fixture.delete_machine(&machine).await
 }
@@ -67,7 +71,10 @@ pub async fn vm_deleted_while_attached(fixture: Fixture) -> Result<()> {
     controller.publish(&volume, &machine).await?;
 
     let machines = virtual_machines(&fixture.infra, HCP_NAMESPACE);
-    let at_once = DeleteParams { propagation_policy: Some(kube::api::PropagationPolicy::Orphan), ..DeleteParams::default() };
+    let at_once = DeleteParams {
+        propagation_policy: Some(kube::api::PropagationPolicy::Orphan),
+        ..DeleteParams::default()
+    };
     machines.delete(&machine, &at_once).await?;
     until("the VM's end", Deadline::Reaction, async || {
         Ok(if machines.get_opt(&machine).await?.is_none() { Ok(()) } else { Err("it is there".to_owned()) })
@@ -78,7 +85,10 @@ pub async fn vm_deleted_while_attached(fixture: Fixture) -> Result<()> {
         Err(status) => status,
     };
     ensure!(status.code() == Code::Aborted, "unpublish answered {status:?} while the instance lives");
-    ensure!(!fixture.control.plugged(&machine).await?.is_empty(), "the disk was unplugged under a live instance");
+    ensure!(
+        !fixture.control.plugged(&machine).await?.is_empty(),
+        "the disk was unplugged under a live instance"
+    );
 
     let instances = bench::scenario::virtual_machine_instances(&fixture.infra, HCP_NAMESPACE);
     instances.delete(&machine, &DeleteParams::default()).await?;
@@ -99,14 +109,18 @@ pub async fn two_drivers_one_volume(fixture: Fixture) -> Result<()> {
     for round in 0..3 {
         let volume = one.create(&name(&fixture, round), block()).await?;
         fixture.image_of(&volume.volume_id).await?;
-        let (first, second) = tokio::join!(one.publish(&volume, &machines[0]), two.publish(&volume, &machines[1]));
+        let (first, second) =
+            tokio::join!(one.publish(&volume, &machines[0]), two.publish(&volume, &machines[1]));
         let (winner, loser) = match (first, second) {
             (Ok(()), Err(status)) => (0, status),
             (Err(status), Ok(())) => (1, status),
             (first, second) => bail!("round {round}: {first:?} and {second:?}"),
         };
         ensure!(loser.code() == Code::FailedPrecondition, "round {round}: the loser was told {loser:?}");
-        ensure!(loser.message().contains(&machines[winner]), "the refusal does not name the holder: {loser:?}");
+        ensure!(
+            loser.message().contains(&machines[winner]),
+            "the refusal does not name the holder: {loser:?}"
+        );
         let disks = hotplugged(&fixture.infra, HCP_NAMESPACE, &volume.volume_id).await?;
         ensure!(disks.len() == 1 && disks[0].vmi == machines[winner], "round {round}: {disks:?}");
         ensure!(

@@ -12,8 +12,10 @@ use bench::{
     supervise::{Process, ProcessSpec, Supervisor},
 };
 use csi_proto::v1::{
-    ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateVolumeRequest, DeleteVolumeRequest, Volume,
-    VolumeCapability, controller_client::ControllerClient, volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
+    ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateVolumeRequest,
+    DeleteVolumeRequest, Volume, VolumeCapability,
+    controller_client::ControllerClient,
+    volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
 };
 use k8s_openapi::api::{authentication::v1::TokenRequest, core::v1::ServiceAccount};
 use kube::{Api, api::PostParams, config::Kubeconfig};
@@ -98,7 +100,12 @@ impl Controller {
     }
 
     /// ControllerPublishVolume with a deadline of the test's choice.
-    pub async fn publish_within(&self, volume: &Volume, machine: &str, deadline: Duration) -> Result<(), Status> {
+    pub async fn publish_within(
+        &self,
+        volume: &Volume,
+        machine: &str,
+        deadline: Duration,
+    ) -> Result<(), Status> {
         let request = ControllerPublishVolumeRequest {
             volume_id: volume.volume_id.clone(),
             node_id: node_id(machine),
@@ -115,7 +122,12 @@ impl Controller {
     }
 
     /// ControllerUnpublishVolume with a deadline of the test's choice.
-    pub async fn unpublish_within(&self, volume: &Volume, machine: &str, deadline: Duration) -> Result<(), Status> {
+    pub async fn unpublish_within(
+        &self,
+        volume: &Volume,
+        machine: &str,
+        deadline: Duration,
+    ) -> Result<(), Status> {
         let request = ControllerUnpublishVolumeRequest {
             volume_id: volume.volume_id.clone(),
             node_id: node_id(machine),
@@ -126,7 +138,8 @@ impl Controller {
 
     /// DeleteVolume.
     pub async fn delete(&self, volume: &Volume) -> Result<(), Status> {
-        let request = DeleteVolumeRequest { volume_id: volume.volume_id.clone(), ..DeleteVolumeRequest::default() };
+        let request =
+            DeleteVolumeRequest { volume_id: volume.volume_id.clone(), ..DeleteVolumeRequest::default() };
         self.client.clone().delete_volume(timed(request, RPC_DEADLINE)).await.map(drop)
     }
 
@@ -182,7 +195,9 @@ fn program(fixture: &Fixture) -> Result<PathBuf> {
 /// A kubeconfig of the controller's ServiceAccount: the administrator's with another user.
 async fn service_account_kubeconfig(fixture: &Fixture) -> Result<String> {
     let accounts: Api<ServiceAccount> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
-    let response = accounts.create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &TokenRequest::default()).await?;
+    let response = accounts
+        .create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &TokenRequest::default())
+        .await?;
     let token = response.status.and_then(|status| status.token).context("no token in the answer")?;
     let mut admin = serde_json::to_value(Kubeconfig::read_from(control::kubeconfig())?)?;
     admin["users"] = json!([{"name": "account", "user": {"token": token}}]);

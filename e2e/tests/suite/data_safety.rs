@@ -34,19 +34,22 @@ const CHUNK: usize = 1 << 20;
 
 /// A disk with ext4 is asked to be xfs.
 pub async fn ext4(fixture: Fixture) -> Result<()> {
-    refused(&fixture, "xfs", |image| command("mkfs.ext4", &["-q", "-F"], image), Code::FailedPrecondition).await
+    refused(&fixture, "xfs", |image| command("mkfs.ext4", &["-q", "-F"], image), Code::FailedPrecondition)
+        .await
 }
 
 /// A disk with xfs is asked to be ext4.
 pub async fn xfs(fixture: Fixture) -> Result<()> {
-    refused(&fixture, "ext4", |image| command("mkfs.xfs", &["-q", "-f"], image), Code::FailedPrecondition).await
+    refused(&fixture, "ext4", |image| command("mkfs.xfs", &["-q", "-f"], image), Code::FailedPrecondition)
+        .await
 }
 
 /// A disk with a partition table and no filesystem (kubernetes/kubernetes#63235).
 pub async fn gpt(fixture: Fixture) -> Result<()> {
     let partition = |image: &Path| {
         let script = "label: gpt\nsize=64MiB\n";
-        let mut child = Command::new("sfdisk").arg("-q").arg(image).stdin(std::process::Stdio::piped()).spawn()?;
+        let mut child =
+            Command::new("sfdisk").arg("-q").arg(image).stdin(std::process::Stdio::piped()).spawn()?;
         child.stdin.take().context("no stdin")?.write_all(script.as_bytes())?;
         ensure!(child.wait()?.success(), "sfdisk failed");
         Ok(())
@@ -108,7 +111,12 @@ pub async fn blank(fixture: Fixture) -> Result<()> {
 
 /// Writes `content` to a new volume's image, attaches it, asks the node to stage it as `fs_type`, expects `code`, and
 /// compares the image before and after.
-async fn refused(fixture: &Fixture, fs_type: &str, content: impl Fn(&Path) -> Result<()>, code: Code) -> Result<()> {
+async fn refused(
+    fixture: &Fixture,
+    fs_type: &str,
+    content: impl Fn(&Path) -> Result<()>,
+    code: Code,
+) -> Result<()> {
     let controller = Controller::start(fixture, "a").await?;
     let volume = controller.create(&format!("pvc-{}", fixture.word), filesystem(fs_type)).await?;
     let image = fixture.image_of(&volume.volume_id).await?;
@@ -142,7 +150,11 @@ async fn expect_refusal(
 }
 
 fn command(program: &str, arguments: &[&str], image: &Path) -> Result<()> {
-    let output = Command::new(program).args(arguments).arg(image).output().with_context(|| format!("run {program}"))?;
+    let output = Command::new(program)
+        .args(arguments)
+        .arg(image)
+        .output()
+        .with_context(|| format!("run {program}"))?;
     ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }

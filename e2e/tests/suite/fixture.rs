@@ -102,11 +102,14 @@ impl Fixture {
 
     /// Creates a VirtualMachine in which no guest runs, and waits until its instance is Running.
     pub async fn empty_machine(&self, name: &str) -> Result<()> {
-        let object = serde_json::from_value(virtual_machine(name, EMPTY_IMAGE, &std::collections::BTreeMap::new()))?;
+        let object =
+            serde_json::from_value(virtual_machine(name, EMPTY_IMAGE, &std::collections::BTreeMap::new()))?;
         virtual_machines(&self.infra, HCP_NAMESPACE).create(&PostParams::default(), &object).await?;
         let instances = virtual_machine_instances(&self.infra, HCP_NAMESPACE);
         until(&format!("virtual machine {name}"), Deadline::MachineStart, async || {
-            let Some(instance) = instances.get_opt(name).await? else { return Ok(Err("no instance".to_owned())) };
+            let Some(instance) = instances.get_opt(name).await? else {
+                return Ok(Err("no instance".to_owned()));
+            };
             let phase = instance.data["status"]["phase"].as_str().unwrap_or("without a phase").to_owned();
             Ok(if phase == "Running" { Ok(()) } else { Err(phase) })
         })
@@ -128,7 +131,9 @@ impl Fixture {
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.infra.clone(), HCP_NAMESPACE);
         let data_volumes = data_volumes(&self.infra, HCP_NAMESPACE);
         let name = until(&format!("the infra volume of {volume}"), Deadline::PodStart, async || {
-            let Some(data_volume) = data_volumes.get_opt(volume).await? else { return Ok(Err("absent".to_owned())) };
+            let Some(data_volume) = data_volumes.get_opt(volume).await? else {
+                return Ok(Err("absent".to_owned()));
+            };
             let phase = data_volume.data["status"]["phase"].as_str().unwrap_or_default().to_owned();
             let bound = claims.get_opt(volume).await?.and_then(|claim| claim.spec?.volume_name);
             Ok(match bound {

@@ -42,14 +42,19 @@ pub async fn foreign_volume_is_refused(fixture: Fixture) -> Result<()> {
     wanted.spec.as_mut().context("a claim has a spec")?.volume_name = Some(foreign.clone());
     claims.create(&PostParams::default(), &wanted).await?;
     let pods: Api<Pod> = Api::namespaced(fixture.guest.clone(), &namespace);
-    let user = PodOnVolume { name: "user", claim: "claim", node: None, volume_mode: "Filesystem", script: "true" };
+    let user =
+        PodOnVolume { name: "user", claim: "claim", node: None, volume_mode: "Filesystem", script: "true" };
     pods.create(&PostParams::default(), &pod(&user)).await?;
 
     let events: Api<Event> = Api::namespaced(fixture.guest.clone(), &namespace);
     until("the FailedAttachVolume event", Deadline::PodStart, async || {
         let list = events.list(&ListParams::default().fields("reason=FailedAttachVolume")).await?;
         let messages: Vec<String> = list.items.into_iter().filter_map(|event| event.message).collect();
-        Ok(if messages.iter().any(|message| message.contains(REFUSAL)) { Ok(()) } else { Err(format!("{messages:?}")) })
+        Ok(if messages.iter().any(|message| message.contains(REFUSAL)) {
+            Ok(())
+        } else {
+            Err(format!("{messages:?}"))
+        })
     })
     .await?;
 

@@ -8,8 +8,8 @@ use bench::{
     scenario::{Deadline, until},
 };
 use csi_proto::v1::{
-    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, Volume,
-    VolumeCapability, node_client::NodeClient,
+    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
+    Volume, VolumeCapability, node_client::NodeClient,
 };
 use tonic::{
     Status,

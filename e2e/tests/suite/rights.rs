@@ -1,16 +1,17 @@
 //! Exactly the rights that HyperShift gives, and few calls: read from the audit log of the infra API server.
 
 use anyhow::{Result, ensure};
-use bench::audit::{AuditLog, Mark};
+use bench::audit::{AuditLog, CallKind, Mark};
 
 use crate::{
     controller_process::{Controller, block},
     fixture::Fixture,
 };
 
-/// Infra calls of the reference for a lone volume's life where infra needs a quarter of a second for each change, as here:
-/// create 2, publish 9, unpublish 7, delete 2 (two fewer where infra needs no time at all).
-const REFERENCE_CALLS: usize = 20;
+/// Infra calls of the reference for a lone volume's life where infra needs no time: create 2, publish 8, unpublish 6,
+/// delete 2. Where infra needs time, both drivers look at the instance again until it shows the change; how often depends on
+/// the machine, so looks after the first are told but not counted.
+const REFERENCE_CALLS: usize = 18;
 
 /// The user that the controller is in infra.
 const CONTROLLER_USER: &str = "system:serviceaccount:hcp-guest:kubevirt-csi";
@@ -37,7 +38,10 @@ pub async fn few_calls_no_denial(fixture: Fixture) -> Result<()> {
     controller.delete(&volume).await?;
     count(&log, mark, "delete", &mut lines, &mut total).await?;
     println!("infra calls of a lone volume: {total}\n  {}", lines.join("\n  "));
-    ensure!(total <= REFERENCE_CALLS, "{total} infra calls, the reference needs {REFERENCE_CALLS}: {lines:?}");
+    ensure!(
+        total <= REFERENCE_CALLS,
+        "{total} infra calls, the reference needs {REFERENCE_CALLS}: {lines:?}"
+    );
 
     let all = log.since(Mark::START).await?;
     let denied = all.of_user(CONTROLLER_USER).denied();
@@ -46,11 +50,29 @@ pub async fn few_calls_no_denial(fixture: Fixture) -> Result<()> {
 }
 
 /// Notes the controller's calls since `mark`; the next mark.
-async fn count(log: &AuditLog, mark: Mark, rpc: &str, lines: &mut Vec<String>, total: &mut usize) -> Result<Mark> {
+async fn count(
+    log: &AuditLog,
+    mark: Mark,
+    rpc: &str,
+    lines: &mut Vec<String>,
+    total: &mut usize,
+) -> Result<Mark> {
     let next = log.mark().await?;
     let calls = log.between(mark, next)?.of_user(CONTROLLER_USER);
-    *total += calls.len();
-    let kinds: Vec<String> = calls.by_kind().iter().map(|(kind, count)| format!("{count}× {kind}")).collect();
-    lines.push(format!("{rpc}: {} ({})", calls.len(), kinds.join(", ")));
+    let kinds = calls.by_kind();
+    let looks: usize = kinds.iter().filter(|(kind, _)| is_look(kind)).map(|(_, count)| count).sum();
+    let waiting = looks.saturating_sub(1);
+    *total += calls.len() - waiting;
+    let told: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count}× {kind}")).collect();
+    lines.push(format!(
+        "{rpc}: {} and {waiting} looks while waiting ({})",
+        calls.len() - waiting,
+        told.join(", ")
+    ));
     Ok(next)
+}
+
+/// A look at one instance.
+fn is_look(kind: &CallKind) -> bool {
+    kind.verb == "get" && kind.resource == "virtualmachineinstances"
 }

@@ -21,11 +21,10 @@ pub async fn claim_reaches_pod(fixture: Fixture) -> Result<()> {
         first_worker: first,
         second_worker: last,
     };
-    let chain = flow
-        .run(&|step, _, _| {
-            seen.lock().expect("no panic while it was held").insert(step);
-        })
-        .await?;
+    let note = |step, _: &str, _| {
+        seen.lock().expect("no panic while it was held").insert(step);
+    };
+    let chain = Box::pin(flow.run(&note)).await?;
     let seen = seen.into_inner()?;
     ensure!(seen.len() == 9 && seen.contains(&Step::SecondPod), "only these steps were seen: {seen:?}");
     ensure!(chain.virtual_machine == *first, "the disk was in {}, the pod on {first}", chain.virtual_machine);

@@ -65,7 +65,7 @@ impl<'a> Holder<'a> {
                 Err(error) => error,
             };
             match error.class() {
-                Class::Forbidden => return Ok(self.unarbitrated(&error)),
+                Class::Forbidden => return Ok(unarbitrated(&error)),
                 Class::NotFound => self.note_progress(operation).await?,
                 // A test failed: somebody holds it, or the claim has no annotations, or not our labels.
                 Class::Invalid | Class::Conflict | Class::BadRequest => {
@@ -89,7 +89,7 @@ impl<'a> Holder<'a> {
         let claim = match operation.wait(self.infra.claim(self.volume)).await? {
             Ok(Some(claim)) => claim,
             Ok(None) => return self.note_progress(operation).await.map(|()| None),
-            Err(error) if error.class() == Class::Forbidden => return Ok(Some(self.unarbitrated(&error))),
+            Err(error) if error.class() == Class::Forbidden => return Ok(Some(unarbitrated(&error))),
             Err(error) => return Err(error.into()),
         };
         let Ok(claim) = self.infra.guard().admit(claim) else {
@@ -129,11 +129,6 @@ impl<'a> Holder<'a> {
 
     fn held(&self, claim: &Claim) -> Result<Hold, Error> {
         if claim.deleting() { Err(Error::Deleting(self.volume.clone())) } else { Ok(Hold::Held) }
-    }
-
-    fn unarbitrated(&self, error: &infra::Error) -> Hold {
-        tracing::warn!(%error, "the claim can't be patched, attaching without the holder annotation");
-        Hold::Unarbitrated
     }
 
     /// Why there is no claim yet, or that there will be none.
@@ -190,6 +185,11 @@ impl<'a> Holder<'a> {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+fn unarbitrated(error: &infra::Error) -> Hold {
+    tracing::warn!(%error, "the claim can't be patched, attaching without the holder annotation");
+    Hold::Unarbitrated
 }
 
 /// `<namespace>/<vm>`: the form of the node id.

@@ -115,9 +115,12 @@ async fn demo(bench: &Arc<Bench>, console: &Console) -> Result<()> {
     println!("\nThe chain, while the first pod ran\n\n{chain}");
     println!("Memory of each part\n\n{}", memory(bench));
     console.step(&format!("every step was seen; logs: {}", bench.run.logs().display()));
+    let bench = std::env::current_exe().context("the path of this program")?;
+    let bench = bench.strip_prefix(paths::repository()).unwrap_or(&bench).display();
     println!(
-        "To look around: `cargo run -p e2e --bin bench -- up`, then `... -- shell`: there `kubectl --context infra -n {HCP_NAMESPACE} \
-         get vmi,dv,pvc` and `kubectl --context tenant get pods,pvc,pv,volumeattachments` work; `... -- down` ends it."
+        "To look around: `{bench} up` brings a bench up that stays, `{bench} shell` opens a shell in it, where\n\
+         `kubectl --context infra -n {HCP_NAMESPACE} get vmi,dv,pvc` and `kubectl --context tenant get pods,pvc,pv,volumeattachments`\n\
+         work; `{bench} worker worker-1 -- lsblk` looks into a worker, `{bench} logs` lists the logs, `{bench} down` ends it."
     );
     Ok(())
 }

@@ -84,10 +84,15 @@ pub fn set_up() -> Result<()> {
     .context("make the sandbox's network")
 }
 
+/// Whether this network namespace has the device `name`.
+pub fn has_device(name: &str) -> bool {
+    std::path::Path::new("/sys/class/net").join(name).exists()
+}
+
 /// Makes the tap device `name` on the workers' bridge; an existing one of that name stays.
 pub fn add_tap(name: &str) -> Result<()> {
     ensure!(name.len() <= MAX_DEVICE_NAME, "the device name {name} is longer than {MAX_DEVICE_NAME} bytes");
-    if std::path::Path::new("/sys/class/net").join(name).exists() {
+    if has_device(name) {
         return Ok(());
     }
     ip_batch(&[], &format!("tuntap add dev {name} mode tap\nlink set {name} master {WORKERS_BRIDGE} up\n"))

@@ -16,10 +16,11 @@ use super::{
     command_line::{Files, PROGRAMS_PORT, arguments},
     disk::{Disks, plug_read_only},
     image::WorkerImage,
-    network, saved_state, wait_for,
+    saved_state, wait_for,
 };
 use crate::{
     paths::RUNTIME,
+    sandbox::network,
     supervise::{Process, ProcessSpec, Supervisor},
     vm::qmp::Monitor,
 };
@@ -55,7 +56,7 @@ pub enum Boot {
         mac: String,
         /// Its address on the worker network.
         address: Ipv4Addr,
-        /// An existing tap device (see [`super::create_tap`]).
+        /// An existing tap device ([`crate::sandbox::network::add_tap`]).
         tap: String,
         /// A saved state to resume instead of booting ([`saved_state::ensure`]).
         state: Option<PathBuf>,
@@ -89,7 +90,7 @@ impl Machine {
         let accelerator = match &spec.boot {
             Boot::Nothing => Accelerator::Tcg,
             Boot::Worker { image, tap, .. } => {
-                ensure!(network::exists(tap).await?, "no tap device {tap}; create it before the machine");
+                ensure!(network::has_device(tap), "no tap device {tap}; create it before the machine");
                 Accelerator::of_this_host(image).await?
             }
         };

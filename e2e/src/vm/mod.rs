@@ -10,7 +10,6 @@ mod disk;
 mod guest;
 pub mod image;
 mod machine;
-mod network;
 mod qmp;
 pub mod saved_state;
 pub mod worker;
@@ -29,7 +28,6 @@ pub use disk::{Bus, Disk};
 pub use guest::{Guest, Output};
 pub use image::WorkerImage;
 pub use machine::{Boot, Machine, MachineSpec, PROGRAMS_MOUNT};
-pub use network::create_tap;
 
 /// The running machines by `<namespace>/<vmi name>`. Clones name the same registry.
 #[derive(Clone, Debug, Default)]

@@ -2,7 +2,7 @@
 //! in half a second instead of ten.
 //!
 //! A state holds no node name, no cluster and none of our programs, so it serves every worker of every bench with the
-//! same QEMU, image and command line. What clones must not share is renewed by [`freshen`].
+//! same QEMU, image and command line. What clones must not share is renewed after each restore.
 
 use std::{
     net::Ipv4Addr,
@@ -18,11 +18,12 @@ use super::{
     Accelerator, Boot, Guest, Machine, MachineSpec, WorkerImage,
     accelerator::QEMU,
     command_line::{Files, arguments, shell_word},
-    create_tap, wait_for, worker,
+    wait_for, worker,
 };
 use crate::{
     artifact::store::{Key, cached},
     report::Progress,
+    sandbox::network,
     supervise::Supervisor,
 };
 
@@ -55,7 +56,7 @@ pub async fn ensure(
     let dir = cached("worker-state", &key, async |dir: &Path| {
         let began = Instant::now();
         progress.step("booting a worker once, to save its state");
-        create_tap(TAP, None).await?;
+        network::add_tap(TAP)?;
         let machine = Machine::start(supervisor, &spec).await?;
         let saved = match machine.guest() {
             Some(guest) => save(&machine, guest, &dir.join(FILE)).await,

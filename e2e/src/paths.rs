@@ -4,7 +4,10 @@
 //! * a **run folder** inside it (`runs/<id>`): logs, etcd data, volume images; its logs outlive the bench;
 //! * [`RUNTIME`], a tmpfs that only the sandbox sees: sockets, keys, kubeconfigs; gone with the sandbox.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use anyhow::{Context, Result};
 
@@ -22,6 +25,17 @@ pub fn cache() -> Result<PathBuf> {
             .join(".cache"),
     };
     create(base.join(CACHE_NAME))
+}
+
+/// This program's file. Asked first at the start of `main` and remembered: cargo may replace the file while the bench runs
+/// (`bench test` builds the tests), and the kernel then calls the old one "(deleted)".
+pub fn program() -> Result<PathBuf> {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(program) = PROGRAM.get() {
+        return Ok(program.clone());
+    }
+    let program = std::env::current_exe().context("the path of this program")?;
+    Ok(PROGRAM.get_or_init(|| program).clone())
 }
 
 /// Built artifacts, each in a folder `<name>-<key>`.

@@ -20,7 +20,7 @@ use crate::{
     artifact::{Artifacts, Programs},
     cluster::{self, Clusters},
     command::CONTAINER_INIT,
-    paths::Run,
+    paths::{self, Run},
     report::{Progress, Timings},
     sandbox::network,
     scenario::{Deadline, HCP_NAMESPACE, until},
@@ -205,7 +205,7 @@ fn pods(
     for (image, program) in IMAGES {
         images.insert(image.to_owned(), programs.path(program)?.to_path_buf());
     }
-    let bench = std::env::current_exe().context("the path of this program")?;
+    let bench = paths::program()?;
     Ok(infra_pods::Options {
         infra: clusters.infra.clone(),
         nodes: INFRA_NODES.map(str::to_owned).into(),

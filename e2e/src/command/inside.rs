@@ -115,7 +115,7 @@ async fn demo(bench: &Arc<Bench>, console: &Console) -> Result<()> {
     println!("\nThe chain, while the first pod ran\n\n{chain}");
     println!("Memory of each part\n\n{}", memory(bench));
     console.step(&format!("every step was seen; logs: {}", bench.run.logs().display()));
-    let bench = std::env::current_exe().context("the path of this program")?;
+    let bench = paths::program()?;
     let bench = bench.strip_prefix(paths::repository()).unwrap_or(&bench).display();
     println!(
         "To look around: `{bench} up` brings a bench up that stays, `{bench} shell` opens a shell in it, where\n\

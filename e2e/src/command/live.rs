@@ -44,7 +44,7 @@ pub fn up(options: Options, console: &Console) -> Result<u8> {
     Plan { goal: Goal::Serve, options, artifacts }.write(&folder)?;
     let output = cache.join(OUTPUT);
     let log = File::create(&output).with_context(|| format!("create {}", output.display()))?;
-    let mut command = Command::new(program()?);
+    let mut command = Command::new(paths::program()?);
     // A session of its own: closing the terminal must not end the bench.
     let mut child = command
         .arg("serve")
@@ -152,13 +152,10 @@ pub fn down(console: &Console) -> Result<u8> {
 
 /// Runs this program with `arguments` inside the bench.
 fn ask(bench: &RunningBench, arguments: &[&str]) -> Result<u8> {
-    let argv: Vec<OsString> =
-        std::iter::once(program()?.into_os_string()).chain(arguments.iter().map(OsString::from)).collect();
+    let argv: Vec<OsString> = std::iter::once(paths::program()?.into_os_string())
+        .chain(arguments.iter().map(OsString::from))
+        .collect();
     bench.exec(&argv, &[])
-}
-
-fn program() -> Result<PathBuf> {
-    std::env::current_exe().context("the path of this program")
 }
 
 fn newest() -> Result<RunningBench> {

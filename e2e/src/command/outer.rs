@@ -73,7 +73,7 @@ pub fn build(console: &Console, timings: &Timings) -> Result<Artifacts> {
 fn enter(claim: Claim, plan: &Plan) -> Result<u8> {
     let run = claim.run().root().to_path_buf();
     plan.write(&run)?;
-    let program = std::env::current_exe().context("the path of this program")?;
+    let program = paths::program()?;
     sandbox::enter(claim, &[program.into(), "inside".into(), run.into()])
 }
 

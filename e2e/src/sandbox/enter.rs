@@ -41,7 +41,7 @@ pub fn enter(claim: Claim, inner: &[OsString]) -> Result<u8> {
         .args(["--pdeathsig", "KILL", "--"])
         .args(UNSHARE)
         .arg("--")
-        .arg(std::env::current_exe().context("find this program's own path")?)
+        .arg(paths::program()?)
         .arg(INIT_COMMAND)
         .arg(claim.pid_file())
         .arg("--")

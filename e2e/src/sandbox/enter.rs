@@ -12,6 +12,8 @@ use nix::{
     unistd::geteuid,
 };
 
+use crate::paths;
+
 use super::{Claim, INIT_COMMAND, awaited_signals, exit_code};
 
 /// `unshare` (util-linux): the namespaces, private mounts, and PID 1 as a child that dies with it. `/proc` is mounted

@@ -52,6 +52,13 @@ pub async fn publish_waits_for_ready(fixture: Fixture) -> Result<()> {
 
     drop(stuck);
     controller.publish(&volume, &machine).await.context("publish after the fault")?;
+    match controller.delete(&volume).await {
+        Ok(()) => bail!("a volume was deleted while {machine} has it"),
+        Err(status) => ensure!(
+            status.code() == Code::FailedPrecondition && status.message().contains(&machine),
+            "delete of an attached volume answered {status:?}"
+        ),
+    }
     let disks = hotplugged(&fixture.infra, HCP_NAMESPACE, &volume.volume_id).await?;
     ensure!(
         disks.iter().any(|disk| disk.phase == "Ready" && disk.vmi == machine),

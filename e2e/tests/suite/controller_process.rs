@@ -13,7 +13,7 @@ use bench::{
 };
 use csi_proto::v1::{
     ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateVolumeRequest,
-    DeleteVolumeRequest, Volume, VolumeCapability,
+    DeleteVolumeRequest, ValidateVolumeCapabilitiesRequest, Volume, VolumeCapability,
     controller_client::ControllerClient,
     volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
 };
@@ -138,9 +138,25 @@ impl Controller {
 
     /// DeleteVolume.
     pub async fn delete(&self, volume: &Volume) -> Result<(), Status> {
+        self.delete_id(&volume.volume_id).await
+    }
+
+    /// DeleteVolume by id.
+    pub async fn delete_id(&self, volume_id: &str) -> Result<(), Status> {
         let request =
-            DeleteVolumeRequest { volume_id: volume.volume_id.clone(), ..DeleteVolumeRequest::default() };
+            DeleteVolumeRequest { volume_id: volume_id.to_owned(), ..DeleteVolumeRequest::default() };
         self.client.clone().delete_volume(timed(request, RPC_DEADLINE)).await.map(drop)
+    }
+
+    /// ValidateVolumeCapabilities: whether `capability` is confirmed.
+    pub async fn validate(&self, volume_id: &str, capability: VolumeCapability) -> Result<bool, Status> {
+        let request = ValidateVolumeCapabilitiesRequest {
+            volume_id: volume_id.to_owned(),
+            volume_capabilities: vec![capability],
+            ..ValidateVolumeCapabilitiesRequest::default()
+        };
+        let answer = self.client.clone().validate_volume_capabilities(timed(request, RPC_DEADLINE)).await?;
+        Ok(answer.into_inner().confirmed.is_some())
     }
 
     /// Unpublishes from a machine until that is done, then deletes: the end of a test's volume.

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use tonic::{Code, Status};
 
 use crate::{
-    controller_process::{Controller, filesystem},
+    controller_process::{Controller, GIB, filesystem},
     fixture::Fixture,
     node_socket::NodeSocket,
 };
@@ -93,6 +93,8 @@ pub async fn blank(fixture: Fixture) -> Result<()> {
         for _ in 0..2 {
             target = node.publish(&volume, &capability).await?;
         }
+        let total = node.total_bytes(&volume, &target).await?;
+        ensure!((GIB / 2..=GIB).contains(&total), "a filesystem of {total} bytes on a disk of 1 GiB");
         let file = format!("{target}/file");
         if round == 1 {
             node.run(&["sh", "-c", &format!("echo kept > {file} && sync")]).await?;

@@ -1,6 +1,6 @@
 //! A guest can reach only volumes that belong to it (CVE-2024-1725 of the reference).
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use bench::scenario::{Deadline, HCP_NAMESPACE, PodOnVolume, claim, data_volumes, pod, until};
 use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::{
@@ -8,8 +8,12 @@ use kube::{
     api::{DeleteParams, ListParams, PostParams},
 };
 use serde_json::json;
+use tonic::Code;
 
-use crate::fixture::Fixture;
+use crate::{
+    controller_process::{Controller, block},
+    fixture::Fixture,
+};
 
 /// What the reference says, and what its users' tests look for in the event.
 const REFUSAL: &str = "invalid volume name";
@@ -25,6 +29,18 @@ pub async fn foreign_volume_is_refused(fixture: Fixture) -> Result<()> {
         "spec": {"source": {"blank": {}}, "storage": {"resources": {"requests": {"storage": "1Gi"}}}},
     }))?;
     data_volumes.create(&PostParams::default(), &object).await?;
+
+    let controller = Controller::start(&fixture, "a").await?;
+    let refusals = [
+        ("validate", controller.validate(&foreign, block()).await.err(), Code::NotFound),
+        ("delete", controller.delete_id(&foreign).await.err(), Code::FailedPrecondition),
+        ("validate what is absent", controller.validate("pvc-absent", block()).await.err(), Code::NotFound),
+    ];
+    for (rpc, refusal, code) in refusals {
+        let status = refusal.with_context(|| format!("{rpc} was not refused"))?;
+        ensure!(status.code() == code && status.message().contains(REFUSAL), "{rpc} answered {status:?}");
+    }
+    controller.delete_id("pvc-absent").await.context("delete what is absent")?;
 
     let volumes: Api<PersistentVolume> = Api::all(fixture.guest.clone());
     let volume = serde_json::from_value(json!({

@@ -8,8 +8,8 @@ use bench::{
     scenario::{Deadline, until},
 };
 use csi_proto::v1::{
-    NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
-    Volume, VolumeCapability, node_client::NodeClient,
+    NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
+    NodeUnstageVolumeRequest, Volume, VolumeCapability, node_client::NodeClient, volume_usage::Unit,
 };
 use tonic::{
     Status,
@@ -85,6 +85,18 @@ impl<'a> NodeSocket<'a> {
         };
         self.client.clone().node_publish_volume(timed(request, KUBELET_DEADLINE)).await?;
         Ok(target)
+    }
+
+    /// NodeGetVolumeStats: total bytes at a target.
+    pub async fn total_bytes(&self, volume: &Volume, target: &str) -> Result<i64, Status> {
+        let request = NodeGetVolumeStatsRequest {
+            volume_id: volume.volume_id.clone(),
+            volume_path: target.to_owned(),
+            ..NodeGetVolumeStatsRequest::default()
+        };
+        let answer = self.client.clone().node_get_volume_stats(timed(request, KUBELET_DEADLINE)).await?;
+        let usage = answer.into_inner().usage;
+        Ok(usage.iter().find(|usage| usage.unit == Unit::Bytes as i32).map_or(0, |usage| usage.total))
     }
 
     /// NodeUnpublishVolume of what [`Self::publish`] made.

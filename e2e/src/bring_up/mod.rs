@@ -6,7 +6,7 @@ mod manifests;
 mod node_plugin;
 mod workers;
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -150,25 +150,8 @@ pub async fn bring_up(
         Some(timings.measure_async("boot", "workers' saved state", state).await?)
     };
     progress.step("starting the simulators of infra's nodes, infra storage and virt-handler");
-    let infra = clusters.infra.clone();
-    let volumes = run.volumes();
-    let simulators = vec![
-        infra_pods::start(pods(&clusters, &supervisor, programs, &faults)?).await?,
-        infra_storage::start(infra_storage::Options {
-            infra: infra.clone(),
-            volumes: volumes.clone(),
-            faults: faults.infra_storage.clone(),
-        }),
-        virt_handler::start(virt_handler::Options {
-            infra,
-            nodes: INFRA_NODES.map(str::to_owned).into(),
-            supervisor: supervisor.clone(),
-            machines: machines.clone(),
-            boot: workers::boot(artifacts.worker.clone(), state),
-            volumes,
-            faults: faults.virt_handler.clone(),
-        })?,
-    ];
+    let simulators =
+        start_simulators(&run, &supervisor, &clusters, &artifacts, &machines, &faults, state).await?;
 
     progress.step("installing the driver: tenant half, kubeconfig Secrets, infra half");
     let installation = Installation::render(programs).await?;
@@ -192,6 +175,36 @@ pub async fn bring_up(
     timings.measure_async("boot", "CSI controller", controller).await?;
     progress.step("the bench is up");
     Ok(bench)
+}
+
+/// Starts the simulators; `state` is what the workers resume from, none for a cold boot.
+async fn start_simulators(
+    run: &Run,
+    supervisor: &Supervisor,
+    clusters: &Clusters,
+    artifacts: &Artifacts,
+    machines: &Machines,
+    faults: &Faults,
+    state: Option<PathBuf>,
+) -> Result<Vec<Running>> {
+    let (infra, volumes) = (clusters.infra.clone(), run.volumes());
+    Ok(vec![
+        infra_pods::start(pods(clusters, supervisor, &artifacts.programs, faults)?).await?,
+        infra_storage::start(infra_storage::Options {
+            infra: infra.clone(),
+            volumes: volumes.clone(),
+            faults: faults.infra_storage.clone(),
+        }),
+        virt_handler::start(virt_handler::Options {
+            infra,
+            nodes: INFRA_NODES.map(str::to_owned).into(),
+            supervisor: supervisor.clone(),
+            machines: machines.clone(),
+            boot: workers::boot(artifacts.worker.clone(), state),
+            volumes,
+            faults: faults.virt_handler.clone(),
+        })?,
+    ])
 }
 
 /// How the kubelets of the infra nodes run what they really run.

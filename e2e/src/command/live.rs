@@ -45,7 +45,7 @@ pub fn up(options: Options, console: &Console) -> Result<u8> {
     let output = cache.join(OUTPUT);
     let log = File::create(&output).with_context(|| format!("create {}", output.display()))?;
     let mut command = Command::new(paths::program()?);
-    // A session of its own: closing the terminal must not end the bench.
+    // Not of the terminal's foreground group: an interruption there must not end the bench.
     let mut child = command
         .arg("serve")
         .arg(&folder)

@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BENCH := $(TARGET)/debug/bench
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: demo test bench check format clippy unit docs deny
+.PHONY: demo test bench tools check format clippy unit docs deny
 
 ## Shows one guest PVC reaching one pod. Needs root: namespaces, mounts, tap devices.
 demo: bench
@@ -21,7 +21,13 @@ bench:
 	$(CARGO) build --locked --workspace --bins
 
 ## The quick loop: format, clippy with warnings denied, unit and property tests, docs, licences.
-check: format clippy unit docs deny
+check: tools format clippy unit docs deny
+
+# Tests whose name ends in _needs_root use real loop devices, mkfs and mounts. They need root and some Debian packages.
+ROOT := $(filter 0,$(shell id -u))
+
+tools: $(if $(ROOT),bench)
+	@$(if $(ROOT),$(BENCH) tools,echo "not root: the tests named _needs_root (loop devices, mkfs, mounts) are skipped")
 
 format:
 	$(CARGO) fmt --all --check
@@ -30,7 +36,7 @@ clippy:
 	$(CARGO) clippy --locked --workspace --all-targets --test suite -- -D warnings
 
 unit:
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace $(if $(ROOT),,-- --skip needs_root)
 
 docs:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --workspace

@@ -62,6 +62,11 @@ pub struct Artifacts {
     pub stages: Vec<(String, Duration)>,
 }
 
+/// Installs the Debian packages that the bench, and the tests of real disks, need and the machine lacks.
+pub async fn ensure_host_tools(progress: &dyn Progress) -> Result<()> {
+    host::ensure(progress).await
+}
+
 /// Builds and downloads what is missing. With everything in the store it takes about a second.
 pub async fn build(progress: &dyn Progress) -> Result<Artifacts> {
     let stages = Stages::default();

@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 
 use goal::{Goal, Plan};
 
-use crate::{bring_up::Options, report::Console, simulator::infra_pods};
+use crate::{artifact, bring_up::Options, report::Console, simulator::infra_pods};
 
 /// The command by which the bench becomes the first process of a container.
 pub const CONTAINER_INIT: &str = "container-init";
@@ -79,6 +79,8 @@ enum Command {
     },
     /// Takes the running bench down.
     Down,
+    /// Installs the Debian packages that the bench, and the tests of real disks, need; needs root if any is missing.
+    Tools,
     /// Enters the sandbox with the plan in a folder.
     #[command(hide = true)]
     Serve {
@@ -150,6 +152,7 @@ impl Bench {
             Command::Test { choices, filter } => outer::test(filter, choices.into(), &console),
             Command::Run { choices, argv } => outer::reach(Goal::Command(argv), choices.into(), &console),
             Command::Up(choices) => live::up(choices.into(), &console),
+            Command::Tools => runtime()?.block_on(artifact::ensure_host_tools(&console)).map(|()| 0),
             Command::Serve { folder } => outer::serve(&Plan::read(&folder)?),
             Command::Shell { argv } => live::shell(&argv),
             Command::Worker { name, argv } => live::worker(&name, &argv),

@@ -38,6 +38,11 @@ pub fn program() -> Result<PathBuf> {
     Ok(PROGRAM.get_or_init(|| program).clone())
 }
 
+/// The kubeconfig of a running bench: contexts `infra` and `tenant`, administrators of both. Seen inside the sandbox only.
+pub fn kubeconfig() -> PathBuf {
+    Path::new(RUNTIME).join("kubeconfig")
+}
+
 /// Built artifacts, each in a folder `<name>-<key>`.
 pub fn artifacts() -> Result<PathBuf> {
     create(cache()?.join("artifacts"))

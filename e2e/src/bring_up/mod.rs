@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use faults::{Fault, FaultGuard, Faults};
 pub use installation::{CONTROLLER, Installation, TENANT_NAMESPACE};
 pub use node_plugin::{NodePlugin, PLUGIN_FOLDER};
-pub use workers::{WORKER_IMAGE, Worker, start_machine, start_worker, virtual_machine};
+pub use workers::{WORKER_IMAGE, Worker, start_worker};
 
 use crate::{
     artifact::{Artifacts, Programs},

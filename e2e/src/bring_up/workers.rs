@@ -1,22 +1,22 @@
 //! The workers of the guest cluster: VirtualMachines in infra whose guests run a real kubelet that joins the guest's
 //! API server. What Cluster API and cloud-init do in the field is done here through the guest agent.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf, sync::Arc};
+use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api,
-    api::{Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     cluster::Clusters,
     sandbox::network,
-    scenario::{Deadline, HCP_NAMESPACE, until, virtual_machine_instances, virtual_machines},
+    scenario::{Deadline, HCP_NAMESPACE, start_machine, until},
     simulator,
-    vm::{self, Guest, Machine, MachineSpec, Machines, WorkerImage, saved_state::WORKER_MEMORY_MIB, worker},
+    vm::{self, Guest, MachineSpec, Machines, WorkerImage, saved_state::WORKER_MEMORY_MIB, worker},
 };
 
 /// The containerDisk image of a worker: what it would boot in the field.
@@ -76,56 +76,11 @@ pub fn boot(image: WorkerImage, state: Option<PathBuf>) -> simulator::virt_handl
     })
 }
 
-/// A VirtualMachine as Cluster API's provider for KubeVirt makes them; `image` decides what runs in it.
-pub fn virtual_machine(name: &str, image: &str, labels: &BTreeMap<String, String>) -> Value {
-    json!({
-        "apiVersion": "kubevirt.io/v1",
-        "kind": "VirtualMachine",
-        "metadata": {"name": name, "namespace": HCP_NAMESPACE, "labels": labels},
-        "spec": {
-            "runStrategy": "Always",
-            "template": {
-                "metadata": {"labels": {"kubevirt.io/vm": name}},
-                "spec": {
-                    "domain": {
-                        "resources": {"requests": {"memory": format!("{WORKER_MEMORY_MIB}Mi")}},
-                        "devices": {
-                            "disks": [{"name": "root", "disk": {"bus": "virtio"}}],
-                            "interfaces": [{"name": "default", "bridge": {}}],
-                        },
-                    },
-                    "networks": [{"name": "default", "pod": {}}],
-                    "volumes": [{"name": "root", "containerDisk": {"image": image}}],
-                },
-            },
-        },
-    })
-}
-
-/// Creates the virtual machine and waits until KubeVirt calls it Running.
-pub async fn start_machine(
-    clusters: &Clusters,
-    machines: &Machines,
-    name: &str,
-    image: &str,
-) -> Result<Arc<Machine>> {
-    let object = serde_json::from_value(virtual_machine(name, image, &BTreeMap::new()))?;
-    virtual_machines(&clusters.infra.client, HCP_NAMESPACE).create(&PostParams::default(), &object).await?;
-    let instances = virtual_machine_instances(&clusters.infra.client, HCP_NAMESPACE);
-    until(&format!("virtual machine {name}"), Deadline::MachineStart, async || {
-        let Some(vmi) = instances.get_opt(name).await? else { return Ok(Err("no instance yet".to_owned())) };
-        let phase = vmi.data["status"]["phase"].as_str().unwrap_or("without a phase").to_owned();
-        Ok(match machines.get(&format!("{HCP_NAMESPACE}/{name}")) {
-            Some(machine) if phase == "Running" => Ok(machine),
-            _ => Err(phase),
-        })
-    })
-    .await
-}
-
 /// Starts a worker and waits until its Node is Ready.
 pub async fn start_worker(clusters: &Clusters, machines: &Machines, wanted: &Worker) -> Result<()> {
-    let machine = start_machine(clusters, machines, &wanted.name, WORKER_IMAGE).await?;
+    start_machine(&clusters.infra.client, &wanted.name, WORKER_IMAGE).await?;
+    let key = format!("{HCP_NAMESPACE}/{}", wanted.name);
+    let machine = machines.get(&key).context("a running VMI without a machine")?;
     let guest = machine.guest().context("a worker without a guest agent")?;
     join(clusters, guest, wanted).await
 }

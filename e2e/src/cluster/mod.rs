@@ -21,11 +21,7 @@ pub mod pki;
 pub mod storage_classes;
 pub mod wait;
 
-use std::{
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -36,7 +32,7 @@ pub use apply::FIELD_MANAGER;
 
 use crate::{
     artifact::Programs,
-    paths::{RUNTIME, Run},
+    paths::{self, Run},
     report::Progress,
     sandbox::network,
     supervise::Supervisor,
@@ -86,14 +82,10 @@ pub struct Clusters {
 }
 
 impl Clusters {
-    /// A kubeconfig file with the administrator's contexts `infra` (namespace [`HCP_NAMESPACE`]) and `tenant`.
-    pub fn kubeconfig(&self) -> PathBuf {
-        Path::new(RUNTIME).join("kubeconfig")
-    }
-
+    /// Writes the file of [`paths::kubeconfig`]; the namespace of `infra` is [`HCP_NAMESPACE`].
     fn write_kubeconfig(&self) -> Result<()> {
         let entries = [self.tenant.admin_entry("default"), self.infra.admin_entry(HCP_NAMESPACE)];
-        pki::write_private(&self.kubeconfig(), &kubeconfig::render(&entries)?)
+        pki::write_private(&paths::kubeconfig(), &kubeconfig::render(&entries)?)
     }
 }
 

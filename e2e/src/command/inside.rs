@@ -87,7 +87,7 @@ async fn command(bench: &Bench, argv: &[String]) -> Result<u8> {
     let status = Command::new(program)
         .args(arguments)
         .current_dir(paths::repository())
-        .env("KUBECONFIG", control::kubeconfig())
+        .env("KUBECONFIG", paths::kubeconfig())
         .env(control::RUN_VARIABLE, bench.run.root())
         .kill_on_drop(true)
         .status()

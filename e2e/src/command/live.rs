@@ -85,7 +85,7 @@ pub fn shell(argv: &[String]) -> Result<u8> {
     let mut path = kubectl.as_os_str().to_owned();
     path.push(":");
     path.push(std::env::var_os("PATH").unwrap_or_default());
-    let kubeconfig = control::kubeconfig();
+    let kubeconfig = paths::kubeconfig();
     let environment: [(&str, &OsStr); 3] = [
         ("KUBECONFIG", kubeconfig.as_os_str()),
         ("PATH", &path),

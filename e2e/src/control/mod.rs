@@ -24,11 +24,6 @@ pub fn socket() -> PathBuf {
 /// Names the run folder to a command that runs inside a bench.
 pub const RUN_VARIABLE: &str = "BENCH_RUN";
 
-/// The kubeconfig with the contexts `infra` and `tenant`, administrators of both.
-pub fn kubeconfig() -> PathBuf {
-    PathBuf::from(paths::RUNTIME).join("kubeconfig")
-}
-
 /// What can be asked.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -6,6 +6,7 @@
 mod chain;
 mod guest_objects;
 mod infra_objects;
+mod machines;
 mod six_steps;
 mod wait;
 
@@ -14,8 +15,9 @@ pub use guest_objects::{DEVICE_PATH, MOUNT_PATH, PodOnVolume, claim, pod};
 pub use infra_objects::{
     HotpluggedVolume, data_volumes, hotplugged, virtual_machine_instances, virtual_machines,
 };
+pub use machines::start_machine;
 pub use six_steps::{Narrator, SixSteps, Step};
-pub use wait::{Deadline, until};
+pub use wait::{Deadline, until, until_gone};
 
 pub use crate::cluster::HCP_NAMESPACE;
 

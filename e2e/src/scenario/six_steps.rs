@@ -24,7 +24,7 @@ use super::{
     Chain, Deadline, HCP_NAMESPACE, PodOnVolume,
     guest_objects::{MOUNT_PATH, claim, pod},
     infra_objects::{data_volumes, hotplugged},
-    until,
+    until, until_gone,
 };
 
 /// What the first pod writes and the second must read.
@@ -129,13 +129,7 @@ impl SixSteps<'_> {
 
     async fn delete_pod(&self, name: &str) -> Result<()> {
         self.pods().delete(name, &DeleteParams::default()).await?;
-        until("the pod's end", Deadline::PodStart, async || {
-            Ok(match self.pods().get_opt(name).await? {
-                None => Ok(()),
-                Some(pod) => Err(format!("pod {name} is {}", phase(&pod))),
-            })
-        })
-        .await
+        until_gone(&self.pods(), name, "pod", Deadline::PodStart).await
     }
 
     async fn data_volume_appears(&self, volume: &str, saw: &(impl Fn(Step, &str) + Sync)) -> Result<()> {

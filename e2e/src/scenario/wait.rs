@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use kube::Api;
+use serde::de::DeserializeOwned;
 
 use crate::cluster::wait::{self, Seen};
 
@@ -47,6 +49,20 @@ where
                 Err(error) => Seen::NotYet(format!("{error:#}")),
             })
         }
+    })
+    .await
+}
+
+/// Waits until `api` has no object `name` any more.
+///
+/// # Errors
+/// As [`until`]; `what` says whose end did not come.
+pub async fn until_gone<K>(api: &Api<K>, name: &str, what: &str, deadline: Deadline) -> Result<()>
+where
+    K: Clone + std::fmt::Debug + DeserializeOwned,
+{
+    until(&format!("the end of {what} {name}"), deadline, async || {
+        Ok(if api.get_opt(name).await?.is_none() { Ok(()) } else { Err("it is there".to_owned()) })
     })
     .await
 }

@@ -5,6 +5,8 @@
 //! A simulator follows the rules of the part it stands for and has no feature that this part lacks; where it does less,
 //! its module says so. What is decided sits in pure functions (`plan.rs` and the like), the rest carries it out.
 
+use std::time::Duration;
+
 use tokio_util::task::AbortOnDropHandle;
 
 mod event;
@@ -13,6 +15,12 @@ pub mod infra_pods;
 pub mod infra_storage;
 mod queue;
 pub mod virt_handler;
+
+/// Label of a launcher pod: its VMI's UID.
+const CREATED_BY_LABEL: &str = "kubevirt.io/created-by";
+
+/// How often what runs is compared with the objects that exist; only forced deletions need it.
+const SWEEP_PERIOD: Duration = Duration::from_secs(5);
 
 /// A running simulator; dropping it stops its tasks. What it has written to the cluster stays.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use bench::{
     bring_up::Fault,
-    scenario::{Deadline, HCP_NAMESPACE, hotplugged, until, virtual_machines},
+    scenario::{Deadline, HCP_NAMESPACE, hotplugged, until, until_gone, virtual_machines},
     simulator::{
         fault_plan::Hold,
         virt_handler::{self, Selector, Step},
@@ -83,10 +83,7 @@ pub async fn vm_deleted_while_attached(fixture: Fixture) -> Result<()> {
         ..DeleteParams::default()
     };
     machines.delete(&machine, &at_once).await?;
-    until("the VM's end", Deadline::Reaction, async || {
-        Ok(if machines.get_opt(&machine).await?.is_none() { Ok(()) } else { Err("it is there".to_owned()) })
-    })
-    .await?;
+    until_gone(&machines, &machine, "VM", Deadline::Reaction).await?;
     let status = match controller.unpublish_within(&volume, &machine, SHORT).await {
         Ok(()) => bail!("unpublish answered OK while the instance still has the disk"),
         Err(status) => status,
@@ -175,10 +172,7 @@ pub async fn halted_vm_is_refused(fixture: Fixture) -> Result<()> {
     let halt = json!({"spec": {"runStrategy": "Halted"}});
     machines.patch(&machine, &PatchParams::default(), &Patch::Merge(halt)).await?;
     let instances = bench::scenario::virtual_machine_instances(&fixture.infra, HCP_NAMESPACE);
-    until("the instance's end", Deadline::MachineStart, async || {
-        Ok(if instances.get_opt(&machine).await?.is_none() { Ok(()) } else { Err("it is there".to_owned()) })
-    })
-    .await?;
+    until_gone(&instances, &machine, "instance", Deadline::MachineStart).await?;
     let volume = controller.create(&name(&fixture, 0), block()).await?;
     let before = volumes_in_spec(&fixture, &machine).await?;
     match controller.publish_within(&volume, &machine, SHORT).await {

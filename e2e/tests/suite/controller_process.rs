@@ -6,8 +6,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context, Result};
 use bench::{
     command::goal::Plan,
-    control,
-    paths::RUNTIME,
+    paths::{self, RUNTIME},
     scenario::{Deadline, HCP_NAMESPACE, until},
     supervise::{Process, ProcessSpec, Supervisor},
 };
@@ -215,7 +214,7 @@ async fn service_account_kubeconfig(fixture: &Fixture) -> Result<String> {
         .create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &TokenRequest::default())
         .await?;
     let token = response.status.and_then(|status| status.token).context("no token in the answer")?;
-    let mut admin = serde_json::to_value(Kubeconfig::read_from(control::kubeconfig())?)?;
+    let mut admin = serde_json::to_value(Kubeconfig::read_from(paths::kubeconfig())?)?;
     admin["users"] = json!([{"name": "account", "user": {"token": token}}]);
     admin["contexts"] = json!([{"name": "infra", "context": {"cluster": "infra", "user": "account"}}]);
     admin["current-context"] = json!("infra");

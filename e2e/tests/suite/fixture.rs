@@ -8,11 +8,13 @@ use std::{
 
 use anyhow::{Context, Result};
 use bench::{
-    bring_up::virtual_machine,
     control::{self, Client as Control, Lock},
-    paths::Run,
+    paths::{self, Run},
     report::Timings,
-    scenario::{Deadline, HCP_NAMESPACE, data_volumes, until, virtual_machine_instances, virtual_machines},
+    scenario::{
+        Deadline, HCP_NAMESPACE, data_volumes, start_machine, until, until_gone, virtual_machine_instances,
+        virtual_machines,
+    },
 };
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim};
 use kube::{
@@ -102,28 +104,14 @@ impl Fixture {
 
     /// Creates a VirtualMachine in which no guest runs, and waits until its instance is Running.
     pub async fn empty_machine(&self, name: &str) -> Result<()> {
-        let object =
-            serde_json::from_value(virtual_machine(name, EMPTY_IMAGE, &std::collections::BTreeMap::new()))?;
-        virtual_machines(&self.infra, HCP_NAMESPACE).create(&PostParams::default(), &object).await?;
-        let instances = virtual_machine_instances(&self.infra, HCP_NAMESPACE);
-        until(&format!("virtual machine {name}"), Deadline::MachineStart, async || {
-            let Some(instance) = instances.get_opt(name).await? else {
-                return Ok(Err("no instance".to_owned()));
-            };
-            let phase = instance.data["status"]["phase"].as_str().unwrap_or("without a phase").to_owned();
-            Ok(if phase == "Running" { Ok(()) } else { Err(phase) })
-        })
-        .await
+        start_machine(&self.infra, name, EMPTY_IMAGE).await
     }
 
     /// Deletes a VirtualMachine and waits until its instance is gone.
     pub async fn delete_machine(&self, name: &str) -> Result<()> {
         virtual_machines(&self.infra, HCP_NAMESPACE).delete(name, &DeleteParams::default()).await?;
         let instances = virtual_machine_instances(&self.infra, HCP_NAMESPACE);
-        until("the instance's end", Deadline::MachineStart, async || {
-            Ok(if instances.get_opt(name).await?.is_none() { Ok(()) } else { Err("it is there".to_owned()) })
-        })
-        .await
+        until_gone(&instances, name, "instance", Deadline::MachineStart).await
     }
 
     /// The image file behind a volume: what infra storage wrote for the PV its claim is bound to.
@@ -147,7 +135,7 @@ impl Fixture {
 }
 
 async fn client(context: &str) -> Result<Client> {
-    let file = control::kubeconfig();
+    let file = paths::kubeconfig();
     let kubeconfig = Kubeconfig::read_from(&file).with_context(|| format!("read {}", file.display()))?;
     let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
     Ok(Client::try_from(Config::from_custom_kubeconfig(kubeconfig, &options).await?)?)

@@ -1,7 +1,7 @@
 //! Volumes of other shapes than the demo's, through kubelet and the real sidecars.
 
 use anyhow::{Context, Result};
-use bench::scenario::{DEVICE_PATH, Deadline, PodOnVolume, STORAGE_CLASS, claim, pod, until};
+use bench::scenario::{DEVICE_PATH, Deadline, PodOnVolume, STORAGE_CLASS, claim, pod, until, until_gone};
 use k8s_openapi::api::{
     core::v1::{PersistentVolumeClaim, Pod},
     storage::v1::StorageClass,
@@ -32,10 +32,7 @@ pub async fn block_on_wait_for_first_consumer(fixture: Fixture) -> Result<()> {
     run_pod(&fixture, &namespace, "reader", last, &read, "kept").await?;
 
     claims.delete("claim", &DeleteParams::default()).await?;
-    until("the claim's end", Deadline::PodStart, async || {
-        Ok(if claims.get_opt("claim").await?.is_none() { Ok(()) } else { Err("it is there".to_owned()) })
-    })
-    .await?;
+    until_gone(&claims, "claim", "claim", Deadline::PodStart).await?;
     let classes: Api<StorageClass> = Api::all(fixture.guest.clone());
     classes.delete(&class, &DeleteParams::default()).await?;
     Ok(())
@@ -76,8 +73,5 @@ async fn run_pod(
     })
     .await?;
     pods.delete(name, &DeleteParams::default()).await?;
-    until("the pod's end", Deadline::PodStart, async || {
-        Ok(if pods.get_opt(name).await?.is_none() { Ok(()) } else { Err("it is there".to_owned()) })
-    })
-    .await
+    until_gone(&pods, name, "pod", Deadline::PodStart).await
 }

@@ -51,18 +51,14 @@ use tokio_util::task::AbortOnDropHandle;
 pub use self::simulated::Kind;
 use self::{program::Programs, simulated::Outcome};
 use super::{
-    Running,
+    CREATED_BY_LABEL, Running, SWEEP_PERIOD,
     fault_plan::{FaultPlan, Hold, Pending, Verdict, selects, verdict},
     queue::{self, not_found},
 };
 use crate::{cluster::ApiServer, supervise::Supervisor};
 
-/// Label of a launcher pod: its VMI's UID.
-const CREATED_BY_LABEL: &str = "kubevirt.io/created-by";
 /// Annotation of a launcher pod: its VMI's name.
 const DOMAIN_ANNOTATION: &str = "kubevirt.io/domain";
-/// How often running programs are compared with the pods that exist; only forced deletions need it.
-const SWEEP_PERIOD: Duration = Duration::from_secs(5);
 
 /// Programs by image name (no tag, no digest): what the image's entrypoint is.
 pub type Images = BTreeMap<String, PathBuf>;

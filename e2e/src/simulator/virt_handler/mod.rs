@@ -50,7 +50,7 @@ use self::{
     plan::{Act, Alive, Change, Domain, Phase},
 };
 use super::{
-    Running,
+    CREATED_BY_LABEL, Running, SWEEP_PERIOD,
     event::Recorder,
     fault_plan::{FaultPlan, Hold, Pending, Verdict, selects, verdict},
     queue,
@@ -70,10 +70,6 @@ const GROUPS: [&str; 3] =
 const NODE_NAME_EXTRA: &str = "authentication.kubernetes.io/node-name";
 /// The component that virt-handler's events come from.
 const COMPONENT: &str = "virt-handler";
-/// Label of a launcher pod: its VMI's UID.
-const CREATED_BY_LABEL: &str = "kubevirt.io/created-by";
-/// How often machines are compared with the VMIs that exist; only forced deletions need it.
-const SWEEP_PERIOD: Duration = Duration::from_secs(5);
 
 /// What virt-handler can be told to do wrong.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -10,14 +10,14 @@ use http::{Method, header};
 use kube::{client::Body, core::Status};
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family},
-    registry::Registry,
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::{Registry, Unit},
 };
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
-    connection::Connection,
+    connection::{Connection, Current},
     error::{Class, Error, Failure},
 };
 
@@ -28,6 +28,8 @@ pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 /// KubeVirt's subresource API answers 406 where `*/*` is missing (its handlers produce no JSON on success).
 const ACCEPT: &str = "application/json, */*";
+/// Bounds of the duration histogram in seconds, from a cached read to [`CALL_DEADLINE`].
+const DURATION_BOUNDS: [f64; 9] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 
 /// What a call may do after the API asked for a pause.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -57,23 +59,49 @@ struct CallLabels {
     code: Cow<'static, str>,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct KindLabels {
+    verb: &'static str,
+    resource: &'static str,
+}
+
 /// Makes calls.
 pub(crate) struct Caller {
     connection: Connection,
     paused_until: Mutex<Option<Instant>>,
     calls: Family<CallLabels, Counter>,
+    duration: Family<KindLabels, Histogram, fn() -> Histogram>,
+    paused: Counter<f64, AtomicU64>,
 }
 
 impl Caller {
     pub(crate) fn new(connection: Connection) -> Self {
-        Self { connection, paused_until: Mutex::new(None), calls: Family::default() }
+        Self {
+            connection,
+            paused_until: Mutex::new(None),
+            calls: Family::default(),
+            duration: Family::new_with_constructor(|| Histogram::new(DURATION_BOUNDS)),
+            paused: Counter::default(),
+        }
     }
 
     pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register(
-            "kubevirt_infra_requests",
-            "Calls to the infra API by verb, resource and HTTP code",
+            "kubevirt_csi_infra_requests",
+            "Calls to the infra API, by verb, resource and HTTP code; the code is timeout or transport where none came",
             self.calls.clone(),
+        );
+        registry.register_with_unit(
+            "kubevirt_csi_infra_request_duration",
+            "Time of one call to the infra API, pauses not counted",
+            Unit::Seconds,
+            self.duration.clone(),
+        );
+        registry.register_with_unit(
+            "kubevirt_csi_infra_paused",
+            "Time that reads waited because the infra API asked for a pause (Retry-After)",
+            Unit::Seconds,
+            self.paused.clone(),
         );
     }
 
@@ -86,20 +114,25 @@ impl Caller {
     /// Makes the call.
     pub(crate) async fn send(&self, request: &Request) -> Result<Vec<u8>, Error> {
         let deadline = Instant::now() + CALL_DEADLINE;
-        let mut reloaded = false;
+        let mut renewed = false;
         loop {
             self.wait_out_pause(request, deadline).await?;
-            let error = match self.send_once(request, deadline).await {
+            let current = self.connection.current().await;
+            let error = match self.send_once(request, &current, deadline).await {
                 Ok(body) => return Ok(body),
                 Err(error) => error,
             };
             if let Some(pause) = error.retry_after() {
                 self.pause(pause);
             }
-            // A 401 means that nothing was carried out, so even a hotplug call may be repeated.
-            if error.class() == Class::Unauthorized && !reloaded && self.connection.reload().await {
-                reloaded = true;
-                continue;
+            // Other credentials may cure it: another token a 401, another CA the end of a connection.
+            if !renewed && matches!(error.class(), Class::Unauthorized | Class::Transport) {
+                renewed = self.connection.is_renewed(&current).await;
+                // A 401 means that nothing was carried out, so even a hotplug call may be repeated.
+                let harmless = request.repeat == Repeat::AfterPause || error.class() == Class::Unauthorized;
+                if renewed && harmless {
+                    continue;
+                }
             }
             if request.repeat == Repeat::Never || error.retry_after().is_none() {
                 return Err(error);
@@ -119,7 +152,9 @@ impl Caller {
         if request.repeat == Repeat::Never || until >= deadline {
             return Err(request.failed(Failure::Paused(left)));
         }
+        let began = Instant::now();
         sleep_until(until).await;
+        self.paused.inc_by(began.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -129,7 +164,12 @@ impl Caller {
         *paused = Some(paused.map_or(until, |known| known.max(until)));
     }
 
-    async fn send_once(&self, request: &Request, deadline: Instant) -> Result<Vec<u8>, Error> {
+    async fn send_once(
+        &self,
+        request: &Request,
+        current: &Current,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, Error> {
         let http = http::Request::builder()
             .method(request.method.clone())
             .uri(&request.uri)
@@ -137,9 +177,9 @@ impl Caller {
             .header(header::CONTENT_TYPE, request.content_type)
             .body(Body::from(request.body.clone()))
             .expect("method, header values and URLs of checked names are legal");
-        let client = self.connection.client();
+        let began = Instant::now();
         let exchange = async {
-            let (parts, body) = client.send(http).await?.into_parts();
+            let (parts, body) = current.client.send(http).await?.into_parts();
             Ok::<_, kube::Error>((parts, body.collect_bytes().await?))
         };
         let (code, result) = match timeout_at(deadline, exchange).await {
@@ -154,6 +194,8 @@ impl Caller {
         };
         let labels = CallLabels { verb: request.verb, resource: request.resource, code };
         self.calls.get_or_create(&labels).inc();
+        let kind = KindLabels { verb: request.verb, resource: request.resource };
+        self.duration.get_or_create(&kind).observe(began.elapsed().as_secs_f64());
         result.map_err(|failure| request.failed(failure))
     }
 }

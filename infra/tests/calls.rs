@@ -225,12 +225,14 @@ async fn calls_are_counted_without_object_names() {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     assert!(
-        text.contains(r#"kubevirt_infra_requests_total{verb="get",resource="datavolumes",code="200"} 1"#),
+        text.contains(r#"kubevirt_csi_infra_requests_total{verb="get",resource="datavolumes",code="200"} 1"#),
         "{text}"
     );
-    assert!(
-        text.contains(r#"kubevirt_infra_requests_total{verb="get",resource="virtualmachines",code="404"} 1"#)
-    );
+    assert!(text.contains(
+        r#"kubevirt_csi_infra_requests_total{verb="get",resource="virtualmachines",code="404"} 1"#
+    ));
+    let timed = r#"kubevirt_csi_infra_request_duration_seconds_count{verb="get",resource="datavolumes"} 1"#;
+    assert!(text.contains(timed), "{text}");
     assert!(!text.contains("pvc-1") && !text.contains("vm1"));
 }
 

@@ -1,9 +1,9 @@
 //! How we prove to the guest cluster who we are, and how a rotated proof is taken up without a restart.
 //!
-//! A kubeconfig file is read again before each call and a new client is made when its text changed (a Secret volume
-//! swaps a symlink, so no watch on the file itself would see it). While the new text can't be used, the last good
-//! client stays. A pod's own service account needs nothing of this: kube reads its rotated token itself. Our calls
-//! are few (one per registration of a node), so a read per call costs nothing.
+//! A client is made anew for each call, of a kubeconfig or of the pod's service account and of every file that either names
+//! (token, CA, client certificate): our calls are few, one per registration of a node, so that costs nothing, and
+//! kube by itself reads a token file again within a minute and a CA never. While what is there can't be used, the
+//! last good client stays.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -15,35 +15,34 @@ use tokio::sync::Mutex;
 use crate::error::TenantError;
 
 /// The credentials of a [`crate::Tenant`].
-pub struct Credentials(Source);
-
-enum Source {
-    /// A kubeconfig file that may change, and what was last made of it.
-    Kubeconfig { path: PathBuf, loaded: Mutex<Loaded> },
-    /// A client that takes care of itself.
-    Fixed(Client),
+pub struct Credentials {
+    /// `None` = the client was given and takes care of itself.
+    source: Option<Source>,
+    last_good: Mutex<Client>,
 }
 
-/// A client and the text it was made of.
-struct Loaded {
-    text: String,
-    client: Client,
+enum Source {
+    /// A kubeconfig file, which may change.
+    Kubeconfig(PathBuf),
+    /// The files that kubelet mounts into the pod, which change.
+    ServiceAccount,
 }
 
 impl fmt::Debug for Credentials {
     /// Shows where the credentials come from, never what they are.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Source::Kubeconfig { path, .. } => formatter.debug_tuple("Kubeconfig").field(path).finish(),
-            Source::Fixed(_) => formatter.write_str("Fixed"),
+        match &self.source {
+            Some(Source::Kubeconfig(path)) => formatter.debug_tuple("Kubeconfig").field(path).finish(),
+            Some(Source::ServiceAccount) => formatter.write_str("ServiceAccount"),
+            None => formatter.write_str("Fixed"),
         }
     }
 }
 
 impl From<Client> for Credentials {
-    /// A client that takes care of itself: the pod's service account, or a test's.
+    /// A client that takes care of itself, a test's for example.
     fn from(client: Client) -> Self {
-        Self(Source::Fixed(client))
+        Self { source: None, last_good: Mutex::new(client) }
     }
 }
 
@@ -51,106 +50,107 @@ impl Credentials {
     /// The kubeconfig at `path`, or the service account of the pod when no path is given. Must be usable now;
     /// no request is sent.
     pub async fn load(path: Option<&Path>) -> Result<Self, TenantError> {
-        let Some(path) = path else {
-            let config = Config::incluster().map_err(|source| TenantError::InCluster(Box::new(source)))?;
-            return Ok(client_of(config)?.into());
-        };
-        let text = read(path).await?;
-        let client = client_from(path, &text).await?;
-        let loaded = Mutex::new(Loaded { text, client });
-        Ok(Self(Source::Kubeconfig { path: path.to_owned(), loaded }))
+        let source = path.map_or(Source::ServiceAccount, |path| Source::Kubeconfig(path.to_owned()));
+        let client = source.client().await?;
+        Ok(Self { source: Some(source), last_good: Mutex::new(client) })
     }
 
     /// A client with the newest usable credentials.
-    pub(crate) async fn client(&self) -> Result<Client, TenantError> {
-        let (path, loaded) = match &self.0 {
-            Source::Fixed(client) => return Ok(client.clone()),
-            Source::Kubeconfig { path, loaded } => (path, loaded),
-        };
-        let mut loaded = loaded.lock().await;
-        match reload(path, &loaded.text).await {
-            Ok(None) => {}
-            Ok(Some(fresh)) => {
-                tracing::info!(path = %path.display(), "the tenant kubeconfig changed; using the new one");
-                *loaded = fresh;
-            }
+    pub(crate) async fn client(&self) -> Client {
+        let mut last_good = self.last_good.lock().await;
+        let Some(source) = &self.source else { return last_good.clone() };
+        match source.client().await {
+            Ok(fresh) => *last_good = fresh,
             Err(error) => tracing::warn!(
-                path = %path.display(),
                 error = &error as &dyn std::error::Error,
-                "the tenant kubeconfig changed and can not be used; keeping the last good one"
+                "the guest cluster's credentials can not be used; keeping the last good ones"
             ),
         }
-        Ok(loaded.client.clone())
+        last_good.clone()
     }
 }
 
-/// `None` when the text is the known one.
-async fn reload(path: &Path, known: &str) -> Result<Option<Loaded>, TenantError> {
-    let text = read(path).await?;
-    if text == known {
-        return Ok(None);
+impl Source {
+    async fn client(&self) -> Result<Client, TenantError> {
+        let config = match self {
+            Self::Kubeconfig(path) => {
+                let unusable =
+                    |source| TenantError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+                let kubeconfig = Kubeconfig::read_from(path).map_err(unusable)?;
+                let options = KubeConfigOptions::default();
+                Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(unusable)?
+            }
+            Self::ServiceAccount => {
+                Config::incluster().map_err(|source| TenantError::InCluster(Box::new(source)))?
+            }
+        };
+        Client::try_from(config).map_err(|source| TenantError::Client(Box::new(source)))
     }
-    let client = client_from(path, &text).await?;
-    Ok(Some(Loaded { text, client }))
-}
-
-async fn read(path: &Path) -> Result<String, TenantError> {
-    tokio::fs::read_to_string(path).await.map_err(|source| TenantError::Kubeconfig {
-        path: path.to_owned(),
-        source: Box::new(kube::config::KubeconfigError::ReadConfig(source, path.to_owned())),
-    })
-}
-
-async fn client_from(path: &Path, text: &str) -> Result<Client, TenantError> {
-    let unusable = |source| TenantError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
-    let kubeconfig = Kubeconfig::from_yaml(text).map_err(unusable)?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-    client_of(config.map_err(unusable)?)
-}
-
-fn client_of(config: Config) -> Result<Client, TenantError> {
-    Client::try_from(config).map_err(|source| TenantError::Client(Box::new(source)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::Request;
+    use std::net::SocketAddr;
     use tokio::fs;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
 
-    fn kubeconfig(token: &str) -> String {
+    /// A kubeconfig whose token is in a file beside it.
+    fn kubeconfig(server: SocketAddr) -> String {
         format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
-             clusters: [{{name: c, cluster: {{server: 'http://127.0.0.1:1'}}}}]\n\
-             users: [{{name: u, user: {{token: {token}}}}}]\n\
+             clusters: [{{name: c, cluster: {{server: 'http://{server}'}}}}]\n\
+             users: [{{name: u, user: {{tokenFile: token}}}}]\n\
              contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n"
         )
     }
 
-    async fn text_in_use(credentials: &Credentials) -> String {
-        credentials.client().await.expect("a client");
-        let Source::Kubeconfig { loaded, .. } = &credentials.0 else { panic!("{credentials:?}") };
-        loaded.lock().await.text.clone()
+    /// The bearer token that one call sends.
+    async fn token_in_use(credentials: &Credentials, server: &TcpListener) -> String {
+        let client = credentials.client().await;
+        let call = async {
+            client.request_text(Request::get("/version").body(Vec::new()).expect("a request")).await
+        };
+        let answer = async {
+            let (mut stream, _) = server.accept().await.expect("is called");
+            let mut request = Vec::new();
+            while !request.windows(4).any(|window| window == b"\r\n\r\n") {
+                stream.read_buf(&mut request).await.expect("reads");
+            }
+            let head = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+            stream.write_all(head).await.expect("answers");
+            String::from_utf8(request).expect("is text").to_lowercase()
+        };
+        let (called, request) = tokio::join!(call, answer);
+        called.expect("is answered");
+        let (_, token) = request.split_once("authorization: bearer ").expect("carries a token");
+        token.lines().next().unwrap_or_default().to_owned()
     }
 
     #[tokio::test]
-    async fn takes_up_a_rotated_kubeconfig_and_keeps_the_last_good_one() {
+    async fn takes_up_rotated_files_and_keeps_the_last_good_ones() {
+        let server = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("value");
-        let (first, second) = (kubeconfig("first"), kubeconfig("second"));
-        fs::write(&path, &first).await.expect("writes");
+        let (path, token) = (directory.path().join("value"), directory.path().join("token"));
+        let good = kubeconfig(server.local_addr().expect("has an address"));
+        fs::write(&path, &good).await.expect("writes");
+        fs::write(&token, "first").await.expect("writes");
         let credentials = Credentials::load(Some(&path)).await.expect("loads");
-        assert_eq!(text_in_use(&credentials).await, first);
+        assert_eq!(token_in_use(&credentials, &server).await, "first");
 
-        fs::write(&path, &second).await.expect("writes");
-        assert_eq!(text_in_use(&credentials).await, second);
+        fs::write(&token, "second").await.expect("writes");
+        assert_eq!(token_in_use(&credentials, &server).await, "second");
 
         fs::write(&path, "half a fi").await.expect("writes");
-        assert_eq!(text_in_use(&credentials).await, second, "unusable: the last good one stays");
+        assert_eq!(token_in_use(&credentials, &server).await, "second", "unusable: the last good one stays");
         fs::remove_file(&path).await.expect("removes");
-        assert_eq!(text_in_use(&credentials).await, second, "gone: the last good one stays");
+        assert_eq!(token_in_use(&credentials, &server).await, "second", "gone: the last good one stays");
 
-        fs::write(&path, &first).await.expect("writes");
-        assert_eq!(text_in_use(&credentials).await, first, "and the next usable one is taken up");
+        fs::write(&token, "third").await.expect("writes");
+        fs::write(&path, &good).await.expect("writes");
+        assert_eq!(token_in_use(&credentials, &server).await, "third", "and the next usable one is taken up");
     }
 
     #[tokio::test]
@@ -164,7 +164,9 @@ mod tests {
     async fn debug_output_holds_no_token() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("value");
-        fs::write(&path, kubeconfig("s3cr3t")).await.expect("writes");
+        let server = SocketAddr::from(([127, 0, 0, 1], 1));
+        let text = kubeconfig(server).replace("tokenFile: token", "token: s3cr3t");
+        fs::write(&path, text).await.expect("writes");
         let credentials = Credentials::load(Some(&path)).await.expect("loads");
         assert!(!format!("{credentials:?}").contains("s3cr3t"));
     }

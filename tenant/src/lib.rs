@@ -35,7 +35,7 @@ impl Tenant {
     /// # Errors
     /// [`TenantError::NoSuchNode`] when the API server says so; every other error means that nothing is known.
     pub async fn node(&self, name: &str) -> Result<GuestNode, TenantError> {
-        let client = self.credentials.client().await?;
+        let client = self.credentials.client().await;
         let nodes: Api<PartialNode> = Api::all(client);
         match tokio::time::timeout(CALL_TIMEOUT, nodes.get_opt(name)).await {
             Ok(Ok(Some(node))) => Ok(node.into()),

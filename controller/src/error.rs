@@ -4,6 +4,8 @@
 //! be in progress" and everything else as final. So a final code is given only after a successful read proved it; whatever
 //! could not be observed is `UNAVAILABLE`.
 
+use std::time::Duration;
+
 use infra::{Class, Foreign, ObjectName};
 use tonic::{Code, Status};
 
@@ -89,8 +91,15 @@ pub enum Error {
     #[error("the infra cluster refuses the change of the VM: {0}")]
     RefusedChange(infra::Error),
     /// Another operation on the volume is under way.
-    #[error("an operation on volume {0} is under way")]
-    Busy(String),
+    #[error("an operation on volume {volume} has been under way for {} s; last: {last}", age.as_secs())]
+    Busy {
+        /// Volume.
+        volume: String,
+        /// Since when.
+        age: Duration,
+        /// The last thing that the infra said to it.
+        last: String,
+    },
     /// The volume changed while it was worked on.
     #[error("volume {0} changed meanwhile, try again")]
     Changed(ObjectName),
@@ -100,6 +109,9 @@ pub enum Error {
     /// The caller hung up.
     #[error("the caller gave up; last: {0}")]
     Cancelled(String),
+    /// The process ends; another goes on with it.
+    #[error("the driver is being stopped, try again; last: {0}")]
+    Stopping(String),
     /// The infra cluster could not be asked.
     #[error("the infra cluster can't be asked: {0}")]
     Infra(#[from] infra::Error),
@@ -134,7 +146,8 @@ impl Error {
                 Refusal::VmDeleting | Refusal::Halted(_) | Refusal::Fixed(_) => Code::FailedPrecondition,
                 Refusal::InstanceOutlivesVm => Code::Aborted,
             },
-            Self::Busy(_) | Self::Changed(_) => Code::Aborted,
+            Self::Busy { .. } | Self::Changed(_) => Code::Aborted,
+            Self::Stopping(_) => Code::Unavailable,
             Self::Deadline(_) => Code::DeadlineExceeded,
             Self::Cancelled(_) => Code::Cancelled,
             Self::Infra(error) => match error.class() {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use infra::{Claim, Class, Infra, ObjectName, PatchOp, annotation_path};
 use tokio::time::Instant;
 
-use crate::{error::Error, operation::Operation};
+use crate::{error::Error, operation::Operation, waits::WaitCause};
 
 /// Annotation of the infra claim: `<namespace>/<vm>` of the VM that may plug the volume.
 pub(crate) const HOLDER_ANNOTATION: &str = "csi.kubevirt.io/holder";
@@ -59,6 +59,7 @@ impl<'a> Holder<'a> {
         let mut pause = FIRST_PAUSE;
         let mut idle = None;
         loop {
+            let mut cause = WaitCause::OtherHolder;
             let patch = || self.infra.patch_claim(self.volume, when_free(&self.value()));
             let error = match operation.change(patch).await? {
                 Ok(claim) => return self.held(&claim),
@@ -66,7 +67,10 @@ impl<'a> Holder<'a> {
             };
             match error.class() {
                 Class::Forbidden => return Ok(unarbitrated(&error)),
-                Class::NotFound => self.note_progress(operation).await?,
+                Class::NotFound => {
+                    cause = WaitCause::InfraClaim;
+                    self.note_progress(operation).await?;
+                }
                 // A test failed: somebody holds it, or the claim has no annotations, or not our labels.
                 Class::Invalid | Class::Conflict | Class::BadRequest => {
                     if let Some(hold) = self.acquire_from_other(&mut idle, operation).await? {
@@ -75,7 +79,7 @@ impl<'a> Holder<'a> {
                 }
                 _ => return Err(error.into()),
             }
-            operation.wait(tokio::time::sleep(pause)).await?;
+            operation.wait_for(cause, tokio::time::sleep(pause)).await?;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }

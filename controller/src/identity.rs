@@ -1,17 +1,23 @@
 //! CSI Identity, the same for the controller and the node role.
 
+use std::sync::Arc;
+
 use csi_proto::v1::{
     GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
     PluginCapability, ProbeRequest, ProbeResponse, identity_server, plugin_capability,
 };
 use tonic::{Request, Response, Status};
 
+/// Tells why the process will not recover by itself, if so.
+pub type Wedged = Arc<dyn Fn() -> Option<String> + Send + Sync>;
+
 /// Answers who we are. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Identity {
     name: String,
     version: String,
     capabilities: Vec<PluginCapability>,
+    wedged: Wedged,
 }
 
 impl Identity {
@@ -22,7 +28,14 @@ impl Identity {
         version: impl Into<String>,
         capabilities: Vec<PluginCapability>,
     ) -> Self {
-        Self { name: name.into(), version: version.into(), capabilities }
+        let wedged: Wedged = Arc::new(|| None);
+        Self { name: name.into(), version: version.into(), capabilities, wedged }
+    }
+
+    /// The same, and `Probe` fails when `wedged` gives a reason.
+    #[must_use]
+    pub fn with_wedged(self, wedged: Wedged) -> Self {
+        Self { wedged, ..self }
     }
 
     /// Capability `CONTROLLER_SERVICE`.
@@ -53,9 +66,12 @@ impl identity_server::Identity for Identity {
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities: self.capabilities.clone() }))
     }
 
-    /// Ready whenever the process answers. An outage of the infra API is no reason to restart us: a restart would not help,
-    /// and each RPC says by itself what it can't reach.
+    /// Ready whenever the process answers and is not wedged. An outage of the infra API is no reason to restart us: a restart
+    /// would not help, and each RPC says by itself what it can't reach. `FAILED_PRECONDITION` = restart me (CSI, `Probe`).
     async fn probe(&self, _request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        if let Some(reason) = (self.wedged)() {
+            return Err(Status::failed_precondition(reason));
+        }
         Ok(Response::new(ProbeResponse { ready: Some(true) }))
     }
 }

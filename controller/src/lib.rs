@@ -21,8 +21,9 @@ mod unpublish;
 mod view;
 mod vm_queue;
 mod volume;
+mod waits;
 
 pub use error::Error;
-pub use identity::Identity;
+pub use identity::{Identity, Wedged};
 pub use service::{Controller, Settings};
 pub use storage_class_policy::{PolicyError, StorageClassPolicy};

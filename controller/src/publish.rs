@@ -1,12 +1,15 @@
 //! `ControllerPublishVolume`: from a volume and a node to a disk that the VM's status shows as ready.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use infra::{Class, DataVolume, HotplugDisk, Infra, ObjectName, Owned};
 use tokio::time::Instant;
 
 use crate::{
-    attach::{self, Step, Wanted},
+    attach::{self, Cause, Step, Wanted},
     error::{Error, RefusalReason},
     holder::{Hold, Holder, display},
     operation::Operation,
@@ -14,7 +17,11 @@ use crate::{
     view::View,
     vm_queue::{Change, Outcome, VmQueues, What},
     volume,
+    waits::WaitCause,
 };
+
+/// While a volume is pending in the infra cluster, CDI's words on it are read this often: seldom beside the looks at the VM.
+const VOLUME_LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Attaches the volume, or says why not.
 pub(crate) async fn publish(
@@ -32,7 +39,8 @@ pub(crate) async fn publish(
     }
     let serial = request.serial.clone().unwrap_or_else(|| volume.metadata.uid.clone());
     let disk = HotplugDisk { serial, bus: request.bus.as_str() };
-    let publication = Publication { infra, queues, operation, name: &name, vm: &vm, volume, disk };
+    let progress = Mutex::new((volume.progress(), Instant::now()));
+    let publication = Publication { infra, queues, operation, name: &name, vm: &vm, volume, progress, disk };
     match request.sharing {
         Sharing::ManyNodes => publication.attach_shared().await,
         Sharing::OneNode => publication.attach_alone().await,
@@ -76,6 +84,8 @@ struct Publication<'a> {
     name: &'a ObjectName,
     vm: &'a ObjectName,
     volume: Arc<Owned<DataVolume>>,
+    /// CDI's words on the volume, and when they were read.
+    progress: Mutex<(String, Instant)>,
     disk: HotplugDisk,
 }
 
@@ -143,10 +153,10 @@ impl Publication<'_> {
                 Err(Error::Refused { vm: display(self.infra, self.vm), refusal: RefusalReason(refusal) })
             }
             Step::Wait(cause) => {
-                let progress = self.volume.progress();
+                let progress = self.progress(&cause).await;
                 self.operation
                     .note(format_args!("VM {}: {cause} ({progress})", display(self.infra, self.vm)));
-                view.refresh(self.operation, &cause).await?;
+                view.wait(self.operation, &cause).await?;
                 Ok(Progress::Waiting)
             }
             Step::Call(_) => {
@@ -159,6 +169,19 @@ impl Publication<'_> {
                 Ok(Progress::Plugged)
             }
         }
+    }
+
+    /// How far the volume itself is. Read again now and then: while it is pending, CDI knows why and the VM does not.
+    async fn progress(&self, cause: &Cause) -> String {
+        let (known, read) = self.progress.lock().expect("no holder of this lock panics").clone();
+        if WaitCause::from(cause) != WaitCause::VolumePending || read.elapsed() < VOLUME_LOOK_INTERVAL {
+            return known;
+        }
+        let looked = self.operation.wait(self.infra.data_volume(self.name)).await;
+        // What can't be read now is read at the next look; the last known words stay.
+        let newest = if let Ok(Ok(Some(volume))) = looked { volume.progress() } else { known };
+        *self.progress.lock().expect("no holder of this lock panics") = (newest.clone(), Instant::now());
+        newest
     }
 
     /// Takes back the own fresh call: another VM has the volume.
@@ -194,7 +217,8 @@ pub(crate) async fn change(
 ) -> Result<bool, Error> {
     let taken = view.take();
     let change = Change { volume: volume.clone(), what, view: taken, operation: Arc::clone(operation) };
-    match operation.wait(queues.change(vm, change)).await? {
+    operation.note_own(format_args!("waiting for the turn of this volume among the changes of VM {vm}"));
+    match operation.wait_for(WaitCause::VmQueue, queues.change(vm, change)).await? {
         Outcome::Accepted(back) => {
             *view = back;
             view.changed();

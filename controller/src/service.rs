@@ -9,7 +9,7 @@ use csi_proto::v1::{
 use infra::Infra;
 use prometheus_client::registry::Registry;
 use tokio::time::{Instant, timeout};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
@@ -24,6 +24,7 @@ use crate::{
     unpublish,
     vm_queue::VmQueues,
     volume,
+    waits::{OldestOperation, Waits},
 };
 
 /// What this controller does. More follows with snapshots, clones and expansion.
@@ -51,6 +52,9 @@ struct Shared {
     queues: VmQueues,
     locks: Locks,
     tasks: TaskTracker,
+    waits: Waits,
+    /// Cancelled when waits must end because the process does.
+    closing: CancellationToken,
     settings: Settings,
 }
 
@@ -58,8 +62,10 @@ impl Controller {
     /// A controller over one infra cluster. Makes no call.
     pub fn new(infra: Infra, settings: Settings) -> Self {
         let tasks = TaskTracker::new();
-        let queues = VmQueues::new(&infra, &tasks);
-        let shared = Shared { infra, queues, locks: Locks::default(), tasks, settings };
+        let waits = Waits::default();
+        let queues = VmQueues::new(&infra, &tasks, &waits);
+        let (locks, closing) = (Locks::default(), CancellationToken::new());
+        let shared = Shared { infra, queues, locks, tasks, waits, closing, settings };
         Self { shared: Arc::new(shared) }
     }
 
@@ -69,9 +75,23 @@ impl Controller {
         Identity::new(driver_name, vendor_version, vec![Identity::controller_service()])
     }
 
-    /// Registers the metrics of infra calls. RPCs are counted elsewhere, for all services alike.
+    /// Registers the metrics of infra calls and of waits. RPCs are counted elsewhere, for all services alike.
     pub fn register(&self, registry: &mut Registry) {
         self.shared.infra.register(registry);
+        self.shared.waits.register(registry);
+        registry.register_collector(Box::new(OldestOperation(self.shared.locks.clone())));
+    }
+
+    /// Why this process will not recover by itself, if so: an operation hangs that should have ended long ago. An infra
+    /// cluster that does not answer is no such reason.
+    pub fn wedged(&self) -> Option<String> {
+        let late = self.shared.locks.overdue()?;
+        Some(format!("an operation still runs {} s after its deadline", late.as_secs()))
+    }
+
+    /// Ends what merely waits: each caller is told to try again. Changes that are being made go on to their end.
+    pub fn close(&self) {
+        self.shared.closing.cancel();
     }
 
     /// Waits for operations that outlived their callers and for changes under way, but not longer than `grace`. True: all
@@ -95,7 +115,7 @@ impl Controller {
         T: Send + 'static,
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let operation = Arc::new(Operation::new(deadline));
+        let operation = Arc::new(Operation::new(deadline, lock.as_ref(), self.shared.waits.clone()));
         let _hang_up = operation.cancelled().clone().drop_guard();
         let work = work(Arc::clone(&self.shared), Arc::clone(&operation));
         let unheard = operation.cancelled().clone();
@@ -118,6 +138,7 @@ impl Controller {
             biased;
             done = task => done.unwrap_or(Err(Error::Panicked)),
             () = tokio::time::sleep_until(operation.deadline()) => Err(operation.expired()),
+            () = self.shared.closing.cancelled() => Err(operation.stopping()),
         };
         Ok(Response::new(answer?))
     }
@@ -131,7 +152,7 @@ impl controller_server::Controller for Controller {
     ) -> Result<Response<csi::CreateVolumeResponse>, Status> {
         let deadline = operation::deadline(request.metadata());
         let wanted = request::Create::read(request.get_ref()).map_err(Error::from)?;
-        let lock = self.shared.locks.lock(&wanted.name, Scope::Volume)?;
+        let lock = self.shared.locks.lock(&wanted.name, Scope::Volume, deadline)?;
         self.run(Some(lock), deadline, |shared, operation| async move {
             let policy = &shared.settings.storage_classes;
             let created = create::create(&shared.infra, policy, &operation, &wanted).await?;
@@ -146,7 +167,7 @@ impl controller_server::Controller for Controller {
     ) -> Result<Response<csi::DeleteVolumeResponse>, Status> {
         let deadline = operation::deadline(request.metadata());
         let volume = request::read_delete(request.get_ref()).map_err(Error::from)?;
-        let lock = self.shared.locks.lock(&volume, Scope::Volume)?;
+        let lock = self.shared.locks.lock(&volume, Scope::Volume, deadline)?;
         self.run(Some(lock), deadline, |shared, operation| async move {
             delete::delete(&shared.infra, &operation, &volume).await?;
             Ok(csi::DeleteVolumeResponse {})
@@ -161,7 +182,7 @@ impl controller_server::Controller for Controller {
         let deadline = operation::deadline(request.metadata());
         let wanted = request::Publish::read(request.get_ref()).map_err(Error::from)?;
         let node = request.into_inner().node_id;
-        let lock = self.shared.locks.lock(&wanted.volume, Scope::Node(node))?;
+        let lock = self.shared.locks.lock(&wanted.volume, Scope::Node(node), deadline)?;
         self.run(Some(lock), deadline, |shared, operation| async move {
             publish::publish(&shared.infra, &shared.queues, &operation, &wanted).await?;
             Ok(csi::ControllerPublishVolumeResponse { publish_context: HashMap::new() })
@@ -177,7 +198,7 @@ impl controller_server::Controller for Controller {
         let wanted = request::Unpublish::read(request.get_ref()).map_err(Error::from)?;
         let node = request.into_inner().node_id;
         let scope = if node.is_empty() { Scope::Volume } else { Scope::Node(node) };
-        let lock = self.shared.locks.lock(&wanted.volume, scope)?;
+        let lock = self.shared.locks.lock(&wanted.volume, scope, deadline)?;
         self.run(Some(lock), deadline, |shared, operation| async move {
             unpublish::unpublish(&shared.infra, &shared.queues, &operation, &wanted).await?;
             Ok(csi::ControllerUnpublishVolumeResponse {})

@@ -3,7 +3,7 @@
 //! `HyperShift` writes the keys in lower camel case; the reference's documentation prints some of them capitalised, and the
 //! reference then drops them without a word. Both spellings are read here, and unknown keys are reported.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use serde_json::Value;
 
@@ -41,6 +41,19 @@ pub struct NotAllowed {
 impl Default for StorageClassPolicy {
     fn default() -> Self {
         Self { all: true, default: true, listed: BTreeSet::new() }
+    }
+}
+
+impl fmt::Display for StorageClassPolicy {
+    /// What is allowed, for the log of the start.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let listed = self.listed.iter().map(String::as_str);
+        let allowed: Vec<_> = self.default.then_some("infra's default").into_iter().chain(listed).collect();
+        match allowed.as_slice() {
+            _ if self.all => f.write_str("all"),
+            [] => f.write_str("none"),
+            allowed => f.write_str(&allowed.join(", ")),
+        }
     }
 }
 
@@ -166,6 +179,16 @@ mod tests {
     #[case(CAPITALS, Some("b"), false)]
     fn decisions(#[case] text: &str, #[case] class: Option<&str>, #[case] allowed: bool) {
         assert_eq!(policy(text).permit(class).is_ok(), allowed);
+    }
+
+    #[rstest]
+    #[case("", "all")]
+    #[case("{}", "none")]
+    #[case(DEFAULT, "infra's default")]
+    #[case(MANUAL, "a, b")]
+    #[case("allowDefault: true\nallowList: [b, a]", "infra's default, a, b")]
+    fn what_is_allowed_is_shown(#[case] text: &str, #[case] shown: &str) {
+        assert_eq!(policy(text).to_string(), shown);
     }
 
     #[test]

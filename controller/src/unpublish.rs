@@ -88,7 +88,7 @@ async fn detach(
             }
             Step::Wait(cause) => {
                 operation.note(format_args!("VM {}: {cause}", display(infra, vm)));
-                view.refresh(operation, &cause).await?;
+                view.wait(operation, &cause).await?;
             }
             Step::Call(_) => {
                 change(queues, vm, volume, What::Remove, &mut view, operation).await?;

@@ -112,8 +112,16 @@ impl View {
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
     }
 
+    /// As [`Self::refresh`], and counts the time.
+    pub(crate) async fn wait(&mut self, operation: &Operation, cause: &Cause) -> Result<(), Error> {
+        let began = Instant::now();
+        let refreshed = self.refresh(operation, cause).await;
+        operation.waits().add(cause.into(), began.elapsed());
+        refreshed
+    }
+
     /// Looks again at what `cause` is about; waits for the poller's next look unless something was never looked at.
-    pub(crate) async fn refresh(&mut self, operation: &Operation, cause: &Cause) -> Result<(), Error> {
+    async fn refresh(&mut self, operation: &Operation, cause: &Cause) -> Result<(), Error> {
         match std::mem::take(&mut self.due) {
             Due::Tick => return self.await_vmi(operation).await,
             Due::LookAfter(pause) => {

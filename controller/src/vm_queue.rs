@@ -16,11 +16,13 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::task::TaskTracker;
+use tracing::{Instrument, Span};
 
 use crate::{
     attach::{self, Call, Settling, Step, VmiView, Wanted},
     operation::Operation,
     view::View,
+    waits::{Queued, WaitCause, Waits},
 };
 
 /// An observation younger than this is made "right before" a call; an older one is made again.
@@ -66,15 +68,23 @@ pub(crate) enum Outcome {
 pub(crate) struct VmQueues {
     infra: Infra,
     tasks: TaskTracker,
-    queues: Arc<Mutex<HashMap<ObjectName, mpsc::UnboundedSender<Queued>>>>,
+    waits: Waits,
+    queues: Arc<Mutex<HashMap<ObjectName, mpsc::UnboundedSender<Entry>>>>,
 }
 
-type Queued = (Change, oneshot::Sender<Outcome>);
+/// A change in a queue, and who is told its outcome.
+struct Entry {
+    change: Change,
+    reply: oneshot::Sender<Outcome>,
+    /// Of the RPC that wants it.
+    span: Span,
+    _counted: Queued,
+}
 
 impl VmQueues {
     /// While calls are made, `tasks` counts one task for each VM; while they settle, none.
-    pub(crate) fn new(infra: &Infra, tasks: &TaskTracker) -> Self {
-        Self { infra: infra.clone(), tasks: tasks.clone(), queues: Arc::default() }
+    pub(crate) fn new(infra: &Infra, tasks: &TaskTracker, waits: &Waits) -> Self {
+        Self { infra: infra.clone(), tasks: tasks.clone(), waits: waits.clone(), queues: Arc::default() }
     }
 
     /// Makes a change in its turn. The caller may stop waiting; a call under way is finished all the same.
@@ -88,12 +98,13 @@ impl VmQueues {
                 tokio::spawn(self.clone().run(vm.clone(), receiver));
                 sender
             });
-            sender.send((change, reply)).expect("a worker leaves the map, under its lock, before it ends");
+            let entry = Entry { change, reply, span: Span::current(), _counted: self.waits.queued() };
+            sender.send(entry).expect("a worker leaves the map, under its lock, before it ends");
         }
         answer.await.unwrap_or(Outcome::Expired)
     }
 
-    async fn run(self, vm: ObjectName, mut incoming: mpsc::UnboundedReceiver<Queued>) {
+    async fn run(self, vm: ObjectName, mut incoming: mpsc::UnboundedReceiver<Entry>) {
         let mut waiting = Vec::new();
         loop {
             incoming.recv_many(&mut waiting, SET_LIMIT).await;
@@ -111,15 +122,15 @@ impl VmQueues {
     async fn carry_out_set(
         &self,
         vm: &ObjectName,
-        mut waiting: VecDeque<Queued>,
-        incoming: &mut mpsc::UnboundedReceiver<Queued>,
+        mut waiting: VecDeque<Entry>,
+        incoming: &mut mpsc::UnboundedReceiver<Entry>,
     ) -> Vec<(ObjectName, Wanted)> {
         let _task = self.tasks.token();
         let mut accepted = Vec::new();
-        while let Some((change, reply)) = waiting.pop_front() {
+        while let Some(Entry { change, reply, span, _counted }) = waiting.pop_front() {
             if !reply.is_closed() {
                 let (volume, wanted) = (change.volume.clone(), change.what.wanted());
-                let outcome = self.carry_out(vm, change).await;
+                let outcome = self.carry_out(vm, change).instrument(span).await;
                 if matches!(outcome, Outcome::Accepted(_)) {
                     accepted.push((volume, wanted));
                 }
@@ -174,7 +185,10 @@ impl VmQueues {
             let vmi = match look {
                 Ok(Some(vmi)) => vmi,
                 // No instance, nothing to settle.
-                Ok(None) => return,
+                Ok(None) => {
+                    set.clear();
+                    break;
+                }
                 Err(_) => continue,
             };
             let mut moving = false;
@@ -190,9 +204,10 @@ impl VmQueues {
         if !set.is_empty() {
             tracing::info!(%vm, unsettled = set.len(), "hotplug changes are still pending, the next ones go on");
         }
+        self.waits.add(WaitCause::Settling, began.elapsed());
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ObjectName, mpsc::UnboundedSender<Queued>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ObjectName, mpsc::UnboundedSender<Entry>>> {
         self.queues.lock().expect("no holder of this lock panics")
     }
 }

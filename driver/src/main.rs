@@ -4,6 +4,8 @@
 mod flags;
 mod go_flags;
 mod guest_node;
+#[cfg(test)]
+mod reference;
 mod rights;
 mod roles;
 mod subject;
@@ -15,13 +17,17 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use prometheus_client::registry::Registry;
 use serving::shutdown::DRAIN_BOUND;
-use serving::{Admin, Readiness, RpcLayer, Shutdown, Telemetry};
+use serving::{Admin, ProcessMetrics, Readiness, RpcLayer, Shutdown, Telemetry};
+use tokio_util::sync::CancellationToken;
 
 use crate::flags::Flags;
 use crate::roles::Roles;
 
 /// The crates whose debug lines `--v=4` and `--v=5` show.
 const OWN_CRATES: &[&str] = &["kubevirt_csi_driver", "controller", "node", "infra", "tenant", "serving"];
+
+/// The first word of every metric of this program.
+const METRICS_PREFIX: &str = "kubevirt_csi";
 
 fn main() -> ExitCode {
     let flags = Flags::parse_from(go_flags::with_two_dashes(std::env::args_os()));
@@ -51,29 +57,31 @@ fn start(flags: Flags) -> Result<()> {
 
 async fn run(flags: Flags) -> Result<()> {
     let shutdown = Shutdown::on_signals()?;
-    let readiness = Readiness::default();
+    let stop = shutdown.stopping();
+    let readiness = Readiness::until(stop.clone());
     let bound = readiness.condition("socket");
     let mut registry = Registry::default();
-    let layer = RpcLayer::new(registry.sub_registry_with_prefix("kubevirt_csi"), subject::subject);
+    ProcessMetrics::register(&mut registry, METRICS_PREFIX, roles::VERSION);
+    let layer = RpcLayer::new(registry.sub_registry_with_prefix(METRICS_PREFIX), subject::subject);
     let roles = Roles::new(&flags, &mut registry).await?;
 
     let listener = flags.endpoint.bind().await.context("--endpoint")?;
     bound.set(true);
-    let stop = shutdown.stopping();
+    let (wedged, settings) = (roles.wedged(), roles.settings(&flags));
+    // Probes and metrics are answered until the last RPC is.
+    let drained = CancellationToken::new();
+    let last = drained.clone().drop_guard();
     shutdown.spawn("the CSI socket", async move {
+        let _last = last;
+        roles.close_after(stop.clone());
         serving::grpc::serve(listener, roles.routes.clone(), layer, stop).await?;
         roles.finish(DRAIN_BOUND).await
     });
     if !flags.http_endpoint.is_empty() {
-        let admin = Admin::bind(&flags.http_endpoint, readiness, Arc::new(registry)).await;
+        let admin = Admin::bind(&flags.http_endpoint, wedged, readiness, Arc::new(registry)).await;
         let admin = admin.context("--http-endpoint")?;
-        shutdown.spawn("the admin endpoint", admin.serve(shutdown.stopping()));
+        shutdown.spawn("the admin endpoint", admin.serve(drained));
     }
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        controller = flags.run_controller_service,
-        node = flags.run_node_service,
-        "serving"
-    );
+    tracing::info!(version = roles::VERSION, "serving: {settings}");
     Ok(shutdown.drained(DRAIN_BOUND).await?)
 }

@@ -1,5 +1,6 @@
 //! From flags to services: which roles this process serves, and what each is made of.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +11,10 @@ use csi_proto::v1::node_server::NodeServer;
 use infra::{Infra, TenantGuard};
 use node::Node;
 use prometheus_client::registry::Registry;
+use serving::Wedged;
+use serving::shutdown::DRAIN_BOUND;
 use tenant::{Credentials, Tenant};
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::flags::{Flags, path};
@@ -19,7 +23,7 @@ use crate::rights;
 
 /// The driver's name in guest objects (`CSIDriver`, `StorageClass`): the reference's, or its volumes would not be ours.
 const DRIVER_NAME: &str = "csi.kubevirt.io";
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The roles of this process.
 pub struct Roles {
@@ -27,17 +31,29 @@ pub struct Roles {
     pub routes: Routes,
     controller: Option<Controller>,
     node: Option<Node<OwnNode>>,
+    storage_classes: String,
 }
+
+/// What merely waits is ended this long after the stop: then what is being changed has the time of one call left, and the last
+/// answers and log lines a little.
+const CLOSE_AFTER: Duration = DRAIN_BOUND.saturating_sub(infra::CALL_DEADLINE).saturating_sub(LAST_WORDS);
+/// For the last answers, see [`CLOSE_AFTER`].
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Roles {
     /// Makes the chosen roles. It asks no other system: what is not reachable is a matter of the first call.
     pub async fn new(flags: &Flags, registry: &mut Registry) -> Result<Self> {
         // Both roles say it: these are the plugin's capabilities, not the process's (CSI "GetPluginCapabilities").
         let capabilities = vec![Identity::controller_service()];
-        let identity = Identity::new(DRIVER_NAME, VERSION, capabilities);
+        let mut storage_classes = String::new();
+        let controller = if flags.run_controller_service {
+            Some(controller(flags, registry, &mut storage_classes).await?)
+        } else {
+            None
+        };
+        let identity =
+            Identity::new(DRIVER_NAME, VERSION, capabilities).with_wedged(wedged(controller.clone()));
         let mut routes = Routes::new(IdentityServer::new(identity));
-        let controller =
-            if flags.run_controller_service { Some(controller(flags, registry).await?) } else { None };
         if let Some(controller) = &controller {
             routes = routes.add_service(ControllerServer::new(controller.clone()));
         }
@@ -46,7 +62,43 @@ impl Roles {
             node.register_metrics(registry);
             routes = routes.add_service(NodeServer::new(node.clone()));
         }
-        Ok(Self { routes, controller, node })
+        Ok(Self { routes, controller, node, storage_classes })
+    }
+
+    /// Tells why the process will not recover by itself, if so. The node role never does: its threads hang where the kernel
+    /// does, which a new process does not heal; a metric shows them.
+    pub fn wedged(&self) -> Wedged {
+        wedged(self.controller.clone())
+    }
+
+    /// The effective settings, for the one line of the start.
+    pub fn settings(&self, flags: &Flags) -> String {
+        let mut settings = Vec::new();
+        if self.controller.is_some() {
+            settings.push(format!(
+                "controller of infra namespace {}, labels {}, volume prefix {}, infra storage classes: {}",
+                flags.infra_cluster_namespace,
+                flags.infra_cluster_labels,
+                flags.volume_prefix,
+                self.storage_classes
+            ));
+        }
+        if self.node.is_some() {
+            let format =
+                if flags.allow_format_nonzero { "blank disks and unknown data" } else { "blank disks" };
+            settings.push(format!("node {}, formats {format} only", flags.node_name));
+        }
+        settings.join("; ")
+    }
+
+    /// Once told to stop: lets calls finish for a while, then ends those that merely wait, so that each caller is answered.
+    pub fn close_after(&self, stop: CancellationToken) {
+        let Some(controller) = self.controller.clone() else { return };
+        tokio::spawn(async move {
+            stop.cancelled().await;
+            tokio::time::sleep(CLOSE_AFTER).await;
+            controller.close();
+        });
     }
 
     /// Waits for calls that outlived their callers, when no more can come, but not longer than `grace`.
@@ -70,12 +122,17 @@ impl Roles {
     }
 }
 
-async fn controller(flags: &Flags, registry: &mut Registry) -> Result<Controller> {
+fn wedged(controller: Option<Controller>) -> Wedged {
+    Arc::new(move || controller.as_ref().and_then(Controller::wedged))
+}
+
+async fn controller(flags: &Flags, registry: &mut Registry, shown: &mut String) -> Result<Controller> {
     let (storage_classes, unknown) = StorageClassPolicy::parse(&flags.infra_storage_class_enforcement)
         .context("INFRA_STORAGE_CLASS_ENFORCEMENT (key infraStorageClassEnforcement of driver-config)")?;
     if !unknown.is_empty() {
         tracing::warn!(keys = ?unknown, "unknown keys in INFRA_STORAGE_CLASS_ENFORCEMENT have no effect");
     }
+    *shown = storage_classes.to_string();
     let infra = Infra::connect(infra::Settings {
         kubeconfig: path(&flags.infra_cluster_kubeconfig),
         namespace: flags.infra_cluster_namespace.clone(),

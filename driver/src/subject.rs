@@ -8,6 +8,9 @@ use serving::RpcSubject;
 /// Volume (or snapshot) and node of a request.
 type Ids = (Option<String>, Option<String>);
 
+/// The method of what is no RPC of ours.
+const UNKNOWN: &str = "unknown";
+
 struct Rpc {
     name: &'static str,
     /// Asked all the time, see [`RpcSubject::routine`].
@@ -49,6 +52,12 @@ const RPCS: [Rpc; 26] = [
     rpc("NodeGetInfo", |_| (None, None)),
 ];
 
+/// Every value of the label `method`.
+#[cfg(test)]
+pub fn methods() -> impl Iterator<Item = &'static str> {
+    RPCS.iter().map(|rpc| rpc.name).chain([UNKNOWN])
+}
+
 const fn rpc(name: &'static str, ids: fn(&[u8]) -> Ids) -> Rpc {
     Rpc { name, routine: false, ids }
 }
@@ -71,7 +80,7 @@ pub fn subject(path: &str, message: &[u8]) -> RpcSubject {
     let method =
         path.strip_prefix("/csi.v1.").and_then(|rest| rest.split_once('/')).map(|(_, method)| method);
     let known = RPCS.iter().find(|rpc| Some(rpc.name) == method);
-    known.map_or(RpcSubject { method: "unknown", ..RpcSubject::default() }, |rpc| {
+    known.map_or(RpcSubject { method: UNKNOWN, ..RpcSubject::default() }, |rpc| {
         let (volume_id, node_id) = (rpc.ids)(message);
         let given = |id: Option<String>| id.filter(|id| !id.is_empty());
         let (volume_id, node_id) = (given(volume_id), given(node_id));

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use csi_proto::v1 as csi;
@@ -53,10 +54,14 @@ impl Drop for Running {
 
 impl Running {
     fn start(role: &[&str]) -> Self {
+        Self::start_with(role, KUBECONFIG)
+    }
+
+    fn start_with(role: &[&str], kubeconfig_text: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("csi.sock");
         let kubeconfig = directory.path().join("kubeconfig");
-        fs::write(&kubeconfig, KUBECONFIG).expect("writes");
+        fs::write(&kubeconfig, kubeconfig_text).expect("writes");
         // A port that was free a moment ago: the program takes an address, not a socket.
         let http = TcpListener::bind("127.0.0.1:0").expect("binds").local_addr().expect("has an address");
         let mut arguments: Vec<String> = role
@@ -97,10 +102,19 @@ impl Running {
         endpoint.connect().await.expect("connects")
     }
 
-    /// Sends SIGTERM, waits for the end, gives exit code and log.
-    fn terminate(mut self) -> (Option<i32>, String) {
+    fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a process id"));
-        kill(pid, Signal::SIGTERM).expect("is still there");
+        kill(pid, signal).expect("is still there");
+    }
+
+    /// Sends SIGTERM, waits for the end, gives exit code and log.
+    fn terminate(self) -> (Option<i32>, String) {
+        self.signal(Signal::SIGTERM);
+        self.end()
+    }
+
+    /// Waits for the end, gives exit code and log.
+    fn end(mut self) -> (Option<i32>, String) {
         let mut log = String::new();
         self.child.stderr.take().expect("is piped").read_to_string(&mut log).expect("reads to the end");
         let status = self.child.wait().expect("is our child");
@@ -149,6 +163,11 @@ async fn the_controller_role_serves_drains_and_ends_well() {
     let line = log.lines().find(|line| line.contains("answered") && line.contains("DeleteVolume"));
     let line = line.unwrap_or_else(|| panic!("no line for the RPC in\n{log}"));
     assert!(line.contains(r#"volume_id="pvc-1""#) && line.contains("Unavailable"), "{line}");
+    assert!(line.contains(" ms="), "{line}");
+    let started = log.lines().find(|line| line.contains("serving: ")).expect("a line of the start");
+    for word in [env!("CARGO_PKG_VERSION"), "hcp", "csi-driver/cluster=tenant", "storage classes: all"] {
+        assert!(started.contains(word), "{word} is not in {started}");
+    }
     assert!(log.contains(r#"flags=["logtostderr"]"#), "klog flags are taken with one line:\n{log}");
     assert!(!log.contains("s3cr3t"), "{log}");
 }
@@ -177,6 +196,95 @@ async fn the_node_role_serves_before_the_guest_cluster_answers() {
     }
 }
 
+/// An infra API that takes one request and answers it only when `answer` is dropped.
+fn slow_infra() -> (SocketAddr, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let address = listener.local_addr().expect("has an address");
+    let (asked, is_asked) = mpsc::channel();
+    let (answer, may_answer) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        // The first connection asks for our rights, the second is the RPC's; both wait.
+        let mut held = Vec::new();
+        for stream in listener.incoming().take(2) {
+            let mut stream = stream.expect("connects");
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).expect("reads");
+            if request[..length].windows(11).any(|window| window == b"datavolumes") {
+                asked.send(()).expect("the test waits");
+            }
+            held.push(stream);
+        }
+        drop(may_answer.recv());
+        for mut stream in held {
+            let answer = b"HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+            // The other side may have ended.
+            drop(stream.write_all(answer));
+        }
+    });
+    (address, is_asked, answer)
+}
+
+#[tokio::test]
+async fn a_stop_lets_the_rpc_under_way_finish_and_takes_no_other() {
+    let (address, is_asked, answer) = slow_infra();
+    let mut running = Running::start_with(
+        &[
+            "--run-node-service=false",
+            "--infra-cluster-namespace=hcp",
+            "--infra-cluster-labels=csi-driver/cluster=tenant",
+            "--infra-cluster-kubeconfig=KUBECONFIG",
+        ],
+        &KUBECONFIG.replace("https://127.0.0.1:1", &format!("http://{address}")),
+    );
+    let channel = running.channel().await;
+    let request = csi::DeleteVolumeRequest { volume_id: "pvc-1".to_owned(), ..Default::default() };
+    let mut client = ControllerClient::new(channel.clone());
+    let call = tokio::spawn(async move { client.delete_volume(request).await });
+    tokio::task::spawn_blocking(move || is_asked.recv_timeout(PATIENCE))
+        .await
+        .expect("joins")
+        .expect("the infra cluster is asked");
+    running.signal(Signal::SIGTERM);
+    running.wait("not ready at once", |running| running.get("/readyz").contains("not stopping"));
+    assert!(running.get("/livez").starts_with("HTTP/1.1 200"), "stopping is no fault");
+    assert!(!call.is_finished());
+    let socket = running.socket.clone();
+    running.wait("closed to others", move |_| std::os::unix::net::UnixStream::connect(&socket).is_err());
+    let refused = IdentityClient::new(channel).probe(csi::ProbeRequest {}).await;
+    assert_eq!(refused.expect_err("is not taken").code(), Code::Unavailable);
+    drop(answer);
+    call.await.expect("joins").expect("what is absent is deleted");
+    let (code, log) = running.end();
+    assert_eq!(code, Some(0), "{log}");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_the_program_at_once() {
+    let (address, is_asked, _answer) = slow_infra();
+    let mut running = Running::start_with(
+        &[
+            "--run-node-service=false",
+            "--infra-cluster-namespace=hcp",
+            "--infra-cluster-labels=csi-driver/cluster=tenant",
+            "--infra-cluster-kubeconfig=KUBECONFIG",
+        ],
+        &KUBECONFIG.replace("https://127.0.0.1:1", &format!("http://{address}")),
+    );
+    let request = csi::DeleteVolumeRequest { volume_id: "pvc-1".to_owned(), ..Default::default() };
+    let mut client = ControllerClient::new(running.channel().await);
+    let call = tokio::spawn(async move { client.delete_volume(request).await });
+    tokio::task::spawn_blocking(move || is_asked.recv_timeout(PATIENCE))
+        .await
+        .expect("joins")
+        .expect("the infra cluster is asked");
+    running.signal(Signal::SIGTERM);
+    running.wait("not ready at once", |running| running.get("/readyz").contains("not stopping"));
+    running.signal(Signal::SIGINT);
+    let (code, log) = running.end();
+    assert!(code != Some(0) && log.contains("second signal"), "{code:?} {log}");
+    call.await.expect("joins").expect_err("is cut off");
+}
+
 fn refused(arguments: &[&str]) -> Output {
     let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     let output = program(&arguments).output().expect("runs");
@@ -194,6 +302,14 @@ fn a_start_that_can_not_work_says_what_to_do() {
         (vec!["--run-node-service=false"], "--infra-cluster-namespace"),
         (vec![controller[0], controller[1], "--infra-cluster-labels=a"], "--infra-cluster-labels"),
         (controller.to_vec(), "--infra-cluster-kubeconfig"),
+        (
+            [&controller[..], &["--infra-storage-class-enforcement=allowList: ["]].concat(),
+            "INFRA_STORAGE_CLASS_ENFORCEMENT is not YAML",
+        ),
+        ([&controller[..], &["--infra-cluster-kubeconfig=/nowhere"]].concat(), "/nowhere"),
+        ([&controller[..], &["--infra-cluster-kubeconfig=/dev/null"]].concat(), "/dev/null"),
+        (vec!["--http-endpoint=nonsense", "--run-node-service=false"], "--infra-cluster-namespace"),
+        (vec!["--log-format=xml"], "--log-format"),
         (vec!["--run-controller-service=false"], "--node-name"),
         (vec!["--run-controller-service=false", "--node-name=w"], "--tenant-cluster-kubeconfig"),
     ] {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
@@ -74,6 +74,13 @@ impl Inflight {
     }
 }
 
+impl Inflight {
+    /// Age of the oldest operation that runs.
+    pub fn oldest(&self) -> Option<Duration> {
+        lock(&self.0).values().map(|running| running.since.elapsed()).max()
+    }
+}
+
 impl Claim {
     /// Where the holder says what it does.
     pub fn progress(&self) -> Progress {
@@ -96,11 +103,13 @@ mod tests {
         let inflight = Inflight::default();
         let claim = inflight.claim("v", "NodeStageVolume").unwrap();
         claim.progress().set("formatting sda");
+        assert!(inflight.oldest().is_some());
         let error = inflight.claim("v", "NodeUnstageVolume").unwrap_err();
         assert!(error.to_string().contains("NodeStageVolume of volume v"), "{error}");
         assert!(error.to_string().contains("formatting sda"), "{error}");
         drop(inflight.claim("w", "NodeStageVolume").unwrap());
         drop(claim);
+        assert_eq!(inflight.oldest(), None);
         drop(inflight.claim("v", "NodeUnstageVolume").unwrap());
     }
 }

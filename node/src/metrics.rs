@@ -1,18 +1,40 @@
 //! What the node counts about disks. Calls are counted elsewhere, for all services alike.
 
+use std::fmt;
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 use crate::error::{Error, Result};
+use crate::inflight::Inflight;
+use crate::pool::Pool;
 use crate::stage::Decision;
 
 /// Bounds in seconds: hotplug shows within half a second, a late disk after a rescan, a lost one never.
 const WAIT_BOUNDS: [f64; 10] = [0.01, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 45.0, 90.0];
+
+const REFUSED_OTHER_FILESYSTEM: &str = "refused_other_filesystem";
+const REFUSED_NOT_BLANK: &str = "refused_not_blank";
+const REFUSED_UNREADABLE: &str = "refused_unreadable";
+const REFUSED_READ_ONLY: &str = "refused_read_only";
+const REFUSED_IN_USE: &str = "refused_in_use";
+const REFUSED_NOT_PROBED: &str = "refused_not_probed";
+/// What the label says of a disk that was refused.
+const REFUSALS: [&str; 6] = [
+    REFUSED_OTHER_FILESYSTEM,
+    REFUSED_NOT_BLANK,
+    REFUSED_UNREADABLE,
+    REFUSED_READ_ONLY,
+    REFUSED_IN_USE,
+    REFUSED_NOT_PROBED,
+];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DecisionLabel {
@@ -27,8 +49,44 @@ pub struct Metrics {
 }
 
 impl Default for Metrics {
+    /// Every result is there from the start, at zero, so that its first increase is seen as one.
     fn default() -> Self {
-        Self { decisions: Family::default(), device_wait: Histogram::new(WAIT_BOUNDS) }
+        let decisions = Family::<DecisionLabel, Counter>::default();
+        for result in Decision::LABELS.into_iter().chain(REFUSALS) {
+            drop(decisions.get_or_create(&DecisionLabel { result }));
+        }
+        Self { decisions, device_wait: Histogram::new(WAIT_BOUNDS) }
+    }
+}
+
+/// Asks at each scrape how long the oldest operation has been running and how many threads work.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub inflight: Inflight,
+    pub pools: Vec<Pool>,
+}
+
+impl Collector for Work {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let age = ConstGauge::new(self.inflight.oldest().unwrap_or_default().as_secs_f64());
+        let metric = encoder.encode_descriptor(
+            "kubevirt_csi_node_oldest_operation",
+            "Age of the oldest operation of the node that runs, also when its caller is gone; 0 when none does",
+            Some(&Unit::Seconds),
+            age.metric_type(),
+        )?;
+        age.encode(metric)?;
+        let mut metric = encoder.encode_descriptor(
+            "kubevirt_csi_node_free_threads",
+            "Threads of a pool that no work has; 0 for long means disks that hang",
+            None,
+            MetricType::Gauge,
+        )?;
+        for pool in &self.pools {
+            let free = ConstGauge::new(i64::try_from(pool.free()).unwrap_or(i64::MAX));
+            free.encode(metric.encode_family(&[("pool", pool.name())])?)?;
+        }
+        Ok(())
     }
 }
 
@@ -50,12 +108,12 @@ impl Metrics {
     pub(crate) fn count_decision(&self, decision: Result<Decision, &Error>) {
         let result = match decision {
             Ok(decision) => decision.label(),
-            Err(Error::OtherFilesystem { .. }) => "refused_other_filesystem",
-            Err(Error::NotBlank { .. }) => "refused_not_blank",
-            Err(Error::DiskUnreadable { .. }) => "refused_unreadable",
-            Err(Error::ReadOnlyBlank { .. }) => "refused_read_only",
-            Err(Error::DiskBusy { .. }) => "refused_in_use",
-            Err(_) => "refused_not_probed",
+            Err(Error::OtherFilesystem { .. }) => REFUSED_OTHER_FILESYSTEM,
+            Err(Error::NotBlank { .. }) => REFUSED_NOT_BLANK,
+            Err(Error::DiskUnreadable { .. }) => REFUSED_UNREADABLE,
+            Err(Error::ReadOnlyBlank { .. }) => REFUSED_READ_ONLY,
+            Err(Error::DiskBusy { .. }) => REFUSED_IN_USE,
+            Err(_) => REFUSED_NOT_PROBED,
         };
         self.decisions.get_or_create(&DecisionLabel { result }).inc();
     }

@@ -26,6 +26,16 @@ impl Pool {
         Self { name, size, permits: Arc::new(Semaphore::new(size)) }
     }
 
+    /// The name that was given.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Threads that could start now.
+    pub fn free(&self) -> usize {
+        self.permits.available_permits()
+    }
+
     /// Runs a job on a thread. Waits for a free one until `deadline`, and for the job itself without limit; a caller
     /// that goes away leaves the job running, and its place taken.
     pub async fn run<T, J>(&self, deadline: Instant, job: J) -> Result<T>

@@ -66,6 +66,7 @@ impl<S: NodeIdentitySource> Node<S> {
     /// Puts this service's metrics into a registry.
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.metrics.register(registry);
+        registry.register_collector(Box::new(self.volumes.work()));
     }
 
     /// Waits for mutating calls that outlived their callers, but not longer than `grace`. True: all have ended.

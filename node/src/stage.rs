@@ -63,6 +63,10 @@ pub enum Decision {
 }
 
 impl Decision {
+    /// Every value of the metric's label.
+    pub const LABELS: [&str; 5] =
+        ["use_existing", "use_mounted", "format_blank", "format_resumed", "format_nonzero_allowed"];
+
     /// Value of the metric's label.
     pub fn label(self) -> &'static str {
         match self {

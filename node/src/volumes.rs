@@ -19,7 +19,7 @@ use crate::device::{Disk, Found, Serial, find};
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::inflight::{Inflight, Progress};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Work};
 use crate::operation::{self, Context, Published};
 use crate::pool::Pool;
 use crate::request::{Access, Publish, Remove, Stage};
@@ -81,6 +81,12 @@ impl Volumes {
     pub async fn shutdown(&self, grace: Duration) -> bool {
         self.tasks.close();
         timeout(grace, self.tasks.wait()).await.is_ok()
+    }
+
+    /// What is at work, for the metrics.
+    pub(crate) fn work(&self) -> Work {
+        let pools = [&self.mutating_threads, &self.scanning_threads, &self.measuring_threads];
+        Work { inflight: self.inflight.clone(), pools: pools.map(Pool::clone).into() }
     }
 
     /// `NodeStageVolume`.

@@ -1,7 +1,9 @@
 //! The admin HTTP endpoint: `/livez`, `/readyz`, `/metrics`. Plain HTTP/1, off unless an address is given.
 //!
-//! `/livez` answers as long as the process can schedule work; it asks no other system, so that an outage of the
-//! infra cluster restarts nobody. `/readyz` names what is not ready. No endpoint changes anything.
+//! `/livez` is answered by the one thread that does all the program's work: where that thread does not turn, no answer comes, and
+//! the probe that asked restarts the process. It fails also where the program says that it is wedged. It asks no other
+//! system, so that an outage of the infra cluster restarts nobody. `/readyz` names what is not ready, and that the
+//! program is stopping. No endpoint changes anything.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,8 +32,12 @@ pub struct Admin {
     router: Router,
 }
 
+/// Tells why the program will not recover by itself, if so.
+pub type Wedged = Arc<dyn Fn() -> Option<String> + Send + Sync>;
+
 #[derive(Clone)]
 struct Shown {
+    wedged: Wedged,
     readiness: Readiness,
     registry: Arc<Registry>,
 }
@@ -40,6 +46,7 @@ impl Admin {
     /// Binds `address` (`host:port`, or `:port` for every address, as Go programs write it).
     pub async fn bind(
         address: &str,
+        wedged: Wedged,
         readiness: Readiness,
         registry: Arc<Registry>,
     ) -> Result<Self, EndpointError> {
@@ -48,7 +55,7 @@ impl Admin {
             .route("/livez", get(livez))
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
-            .with_state(Shown { readiness, registry });
+            .with_state(Shown { wedged, readiness, registry });
         Ok(Self { listener, router })
     }
 
@@ -65,8 +72,11 @@ impl Admin {
     }
 }
 
-async fn livez() -> &'static str {
-    "ok"
+async fn livez(State(shown): State<Shown>) -> impl IntoResponse {
+    match (shown.wedged)() {
+        None => (StatusCode::OK, "ok".to_owned()),
+        Some(reason) => (StatusCode::INTERNAL_SERVER_ERROR, format!("wedged: {reason}")),
+    }
 }
 
 async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
@@ -94,6 +104,7 @@ async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
 mod tests {
     use super::*;
     use prometheus_client::metrics::counter::Counter;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
@@ -115,12 +126,20 @@ mod tests {
         registry.register("seen", "Things seen", counter.clone());
         counter.inc();
 
-        let admin = Admin::bind("127.0.0.1:0", readiness, Arc::new(registry)).await.expect("binds");
+        let hanging = Arc::new(AtomicBool::new(false));
+        let wedged: Wedged = {
+            let hanging = hanging.clone();
+            Arc::new(move || hanging.load(Ordering::Relaxed).then(|| "an operation hangs".to_owned()))
+        };
+        let admin = Admin::bind("127.0.0.1:0", wedged, readiness, Arc::new(registry)).await.expect("binds");
         let address = admin.local_addr().expect("has an address");
         let stop = CancellationToken::new();
         let served = tokio::spawn(admin.serve(stop.clone()));
 
         assert!(get(address, "/livez").await.starts_with("HTTP/1.1 200"));
+        hanging.store(true, Ordering::Relaxed);
+        let wedged = get(address, "/livez").await;
+        assert!(wedged.starts_with("HTTP/1.1 500") && wedged.ends_with("an operation hangs"), "{wedged}");
         let refused = get(address, "/readyz").await;
         assert!(refused.starts_with("HTTP/1.1 503") && refused.ends_with("not ready: socket"), "{refused}");
         socket.set(true);

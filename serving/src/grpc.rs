@@ -25,6 +25,7 @@ pub async fn serve(
     layer: RpcLayer,
     stop: CancellationToken,
 ) -> Result<(), Error> {
+    let layer = layer.until(stop.clone());
     let server = Server::builder().layer(layer.clone());
     let stopped = stop.clone().cancelled_owned();
     match listener {

@@ -4,18 +4,21 @@
 //! - [`telemetry`]: logs, their format and how klog's verbosity maps to levels;
 //! - [`endpoint`] and [`grpc`]: the socket of a gRPC program, and serving on it until told to drain;
 //! - [`rpc`]: one span, one log line and three metrics per RPC;
+//! - [`process`]: what the process takes of the machine, and its version;
 //! - [`shutdown`]: one signal drains, a second one aborts, a part that ends early ends the program.
 
 pub mod admin;
 pub mod endpoint;
 pub mod grpc;
+pub mod process;
 pub mod readiness;
 pub mod rpc;
 pub mod shutdown;
 pub mod telemetry;
 
-pub use admin::Admin;
+pub use admin::{Admin, Wedged};
 pub use endpoint::{Endpoint, EndpointError, Listener};
+pub use process::ProcessMetrics;
 pub use readiness::{Condition, Readiness};
 pub use rpc::{Describe, RpcLayer, RpcSubject};
 pub use shutdown::{Shutdown, ShutdownError};

@@ -3,9 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio_util::sync::CancellationToken;
+
+/// What is shown as not met once the program is told to stop.
+const STOPPING: &str = "not stopping";
+
 /// The set of conditions that must all hold before the program is ready. Clones share the set.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {
+    stop: CancellationToken,
     conditions: Arc<Mutex<BTreeMap<&'static str, bool>>>,
 }
 
@@ -17,6 +23,11 @@ pub struct Condition {
 }
 
 impl Readiness {
+    /// No conditions yet; not ready any more once `stop` is cancelled.
+    pub fn until(stop: CancellationToken) -> Self {
+        Self { stop, conditions: Arc::default() }
+    }
+
     /// Adds a condition. Two with one name are the same condition.
     pub fn condition(&self, name: &'static str) -> Condition {
         self.write(name, false);
@@ -26,7 +37,8 @@ impl Readiness {
     /// The names of the conditions that are not met, in order; empty means ready.
     pub fn unmet(&self) -> Vec<&'static str> {
         let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
-        conditions.iter().filter(|(_, met)| !**met).map(|(name, _)| *name).collect()
+        let unmet = conditions.iter().filter(|(_, met)| !**met).map(|(name, _)| *name);
+        unmet.chain(self.stop.is_cancelled().then_some(STOPPING)).collect()
     }
 
     fn write(&self, name: &'static str, met: bool) {
@@ -56,7 +68,9 @@ mod tests {
         assert_eq!(readiness.unmet(), ["cache"]);
         cache.set(true);
         assert!(readiness.unmet().is_empty());
+        readiness.stop.cancel();
+        assert_eq!(readiness.unmet(), [STOPPING], "at once, whatever holds");
         socket.set(false);
-        assert_eq!(readiness.unmet(), ["socket"]);
+        assert_eq!(readiness.unmet(), ["socket", STOPPING]);
     }
 }

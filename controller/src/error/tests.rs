@@ -86,7 +86,12 @@ fn every_error_has_its_code_and_text() {
         (Error::Failed { volume: name(), progress: "why".into() }, Code::FailedPrecondition, "why"),
         (Error::NotShared(name()), Code::FailedPrecondition, "ReadWriteMany"),
         (Error::RefusedChange(infra_error(422)), Code::FailedPrecondition, "words of the infra"),
-        (Error::Busy("pvc-1".into()), Code::Aborted, "under way"),
+        (
+            Error::Busy { volume: "pvc-1".into(), age: Duration::from_secs(1), last: "phase Pending".into() },
+            Code::Aborted,
+            "phase Pending",
+        ),
+        (Error::Stopping("phase Pending".into()), Code::Unavailable, "phase Pending"),
         (Error::Changed(name()), Code::Aborted, "try again"),
         (Error::Deadline("phase Pending".into()), Code::DeadlineExceeded, "phase Pending"),
         (Error::Cancelled("phase Pending".into()), Code::Cancelled, "phase Pending"),

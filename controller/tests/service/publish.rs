@@ -387,3 +387,50 @@ async fn a_shared_volume_may_be_on_two_nodes() {
     }
     assert_eq!(fake.plugged_into("pvc-1"), ["vm1", "vm2"]);
 }
+
+#[tokio::test]
+async fn a_volume_that_infra_does_not_provide_is_told_in_its_words() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    fake.remove("persistentvolumeclaims", "pvc-1");
+    fake.edit("datavolumes", "pvc-1", |volume| {
+        volume["status"] = json!({"phase": "Pending", "conditions": [{"type": "Bound", "status": "Unknown",
+            "reason": "ErrExceededQuota", "message": "exceeded quota: storage"}]});
+    });
+    let fixture = Fixture::new(&fake).await;
+    let refused = fixture.publish_within("pvc-1", "infra/vm1", NOT_YET).await;
+    assert_fails(refused, Code::DeadlineExceeded, "ErrExceededQuota: exceeded quota: storage");
+}
+
+#[tokio::test]
+async fn a_stop_answers_who_merely_waits_and_says_what_was_seen_last() {
+    let fake = FakeInfra::settling_after(Duration::from_mins(1));
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let fixture = std::sync::Arc::new(Fixture::new(&fake).await);
+    let publishing = tokio::spawn({
+        let fixture = fixture.clone();
+        async move { fixture.publish_within("pvc-1", "infra/vm1", Duration::from_secs(30)).await }
+    });
+    while !fake.calls().last().is_some_and(|call| call.contains("virtualmachineinstances/vm1")) {
+        tokio::task::yield_now().await;
+    }
+    // Who meets the lock is told the same; so it is known that the operation was told.
+    let busy = async {
+        while !fixture
+            .unpublish("pvc-1", "infra/vm1")
+            .await
+            .unwrap_err()
+            .message()
+            .contains("not yet in its instance")
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), busy).await.expect("the other call is told");
+    fixture.controller.close();
+    assert_fails(publishing.await.unwrap(), Code::Unavailable, "not yet in its instance");
+    assert!(fixture.controller.shutdown(Duration::from_secs(5)).await);
+    assert_eq!(fixture.controller.wedged(), None);
+}

@@ -1,0 +1,37 @@
+//! `docs/guides/troubleshooting.md` quotes texts that the program says: each is in the source of one of its error tables.
+
+use std::fs;
+use std::path::Path;
+
+/// Where texts that reach a guest's event are written.
+const TABLES: [&str; 7] = [
+    "controller/src/error.rs",
+    "controller/src/request.rs",
+    "controller/src/attach.rs",
+    "controller/src/holder.rs",
+    "controller/src/volume.rs",
+    "controller/src/storage_class_policy.rs",
+    "node/src/error.rs",
+];
+/// The guard's error, whose text the reference's tests look for.
+const GUARD: &str = "infra/src/tenant_guard.rs";
+
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn each_text_of_the_guide_is_one_that_the_driver_says() {
+    let tables: String = TABLES.iter().chain([&GUARD]).map(|path| read(path)).collect();
+    let guide = read("docs/guides/troubleshooting.md");
+    let quoted: Vec<&str> = guide
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` |"))
+        .map(|(text, _)| text)
+        .collect();
+    assert!(quoted.len() > 20, "the tables are read: {quoted:?}");
+    for text in quoted {
+        assert!(tables.contains(text), "nothing says {text:?}");
+    }
+}

@@ -44,7 +44,7 @@ pub enum Error {
     DiskRefused { name: String, reason: String },
     #[error("disk {name} can not be read, so it is not known to be blank: {reason}")]
     DiskUnreadable { name: String, reason: String },
-    #[error("disk {name} is in use by {by}; release it first")]
+    #[error("disk {name} is in use: {by}; release it first")]
     DiskBusy { name: String, by: String },
 
     #[error(

@@ -141,22 +141,39 @@ pub const SUPERBLOCK_BYTES: usize = 4096;
 /// drops a last group without room for its own tables, xfs a last allocation group under 64 blocks.
 pub const GROW_THRESHOLD_BYTES: u64 = 4 << 20;
 
+/// How far a filesystem came, as far as its superblock tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// mkfs did not come to its end.
+    Unfinished,
+    /// Never mounted for writing; whether all that mkfs wrote is on the disk can not be told.
+    Unused,
+    /// mkfs ended, and all it wrote is there.
+    Finished,
+}
+
 /// What a superblock says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Superblock {
     /// Size of the filesystem in bytes.
     pub bytes: u64,
-    /// mkfs came to its end.
-    pub finished: bool,
+    /// How far it came.
+    pub stage: Stage,
     /// Bytes of the size that statfs(2) leaves out: the internal log of xfs.
     pub log_bytes: u64,
 }
 
-/// ext2/3/4: `struct ext2_super_block` at offset 1024, little endian. It is written as the last act of mke2fs.
+/// ext2/3/4: `struct ext2_super_block` at offset 1024, little endian.
+///
+/// mke2fs writes it last, but into the page cache: what the kernel puts on the disk first is the kernel's choice, so a
+/// disk or a machine that went away in the midst leaves a whole superblock before tables that were never written. Each
+/// mount for writing counts `s_mnt_count` up and sets `s_mtime` (a check may set the count back, never the time).
 fn ext_superblock(head: &[u8]) -> Option<Superblock> {
     const OFFSET: usize = 1024;
     const MAGIC: u16 = 0xef53;
     const INCOMPAT_64BIT: u32 = 0x80;
+    const MOUNT_TIME: usize = 0x2c;
+    const MOUNT_COUNT: usize = 0x34;
     let block = head.get(OFFSET..)?;
     let u16_at = |at: usize| Some(u16::from_le_bytes(block.get(at..at + 2)?.try_into().ok()?));
     let u32_at = |at: usize| Some(u32::from_le_bytes(block.get(at..at + 4)?.try_into().ok()?));
@@ -166,13 +183,16 @@ fn ext_superblock(head: &[u8]) -> Option<Superblock> {
     let high = if u32_at(0x60)? & INCOMPAT_64BIT == 0 { 0 } else { u32_at(0x150)? };
     let blocks = (u64::from(high) << 32) | u64::from(u32_at(0x4)?);
     let block_bytes = 1024_u64.checked_shl(u32_at(0x18)?)?;
-    Some(Superblock { bytes: blocks.checked_mul(block_bytes)?, finished: true, log_bytes: 0 })
+    let unused = u32_at(MOUNT_TIME)? == 0 && u16_at(MOUNT_COUNT)? == 0;
+    let stage = if unused { Stage::Unused } else { Stage::Finished };
+    Some(Superblock { bytes: blocks.checked_mul(block_bytes)?, stage, log_bytes: 0 })
 }
 
-/// xfs: `struct xfs_dsb` at offset 0, big endian. mkfs.xfs sets `sb_inprogress` first and clears it last; the kernel
-/// refuses to mount while it is set, so such a filesystem never held a file.
+/// xfs: `struct xfs_dsb` at offset 0, big endian. mkfs.xfs writes past the page cache, sets `sb_inprogress` first and
+/// clears it last; the kernel refuses to mount while it is set, so such a filesystem never held a file.
 fn xfs_superblock(head: &[u8]) -> Option<Superblock> {
     const MAGIC: &[u8] = b"XFSB";
+    const IN_PROGRESS: usize = 126;
     let u32_at = |at: usize| Some(u32::from_be_bytes(head.get(at..at + 4)?.try_into().ok()?));
     let u64_at = |at: usize| Some(u64::from_be_bytes(head.get(at..at + 8)?.try_into().ok()?));
     if head.get(..MAGIC.len())? != MAGIC {
@@ -182,7 +202,7 @@ fn xfs_superblock(head: &[u8]) -> Option<Superblock> {
     let log_blocks = if u64_at(48)? == 0 { 0 } else { u64::from(u32_at(96)?) };
     Some(Superblock {
         bytes: u64_at(8)?.checked_mul(block_bytes)?,
-        finished: *head.get(126)? == 0,
+        stage: if *head.get(IN_PROGRESS)? == 0 { Stage::Finished } else { Stage::Unfinished },
         log_bytes: log_blocks.checked_mul(block_bytes)?,
     })
 }
@@ -229,11 +249,27 @@ mod tests {
         head[8..16].copy_from_slice(&1000_u64.to_be_bytes());
         head[48..56].copy_from_slice(&8_u64.to_be_bytes());
         head[96..100].copy_from_slice(&10_u32.to_be_bytes());
-        let whole = Superblock { bytes: 4_096_000, finished: true, log_bytes: 40_960 };
+        let whole = Superblock { bytes: 4_096_000, stage: Stage::Finished, log_bytes: 40_960 };
         assert_eq!(FilesystemType::Xfs.superblock(&head), Some(whole));
         head[126] = 1;
-        assert_eq!(FilesystemType::Xfs.superblock(&head), Some(Superblock { finished: false, ..whole }));
+        assert_eq!(
+            FilesystemType::Xfs.superblock(&head),
+            Some(Superblock { stage: Stage::Unfinished, ..whole })
+        );
         assert_eq!(FilesystemType::Ext4.superblock(&head), None);
+    }
+
+    #[test]
+    fn an_ext_that_was_never_mounted_is_unused_until_its_first_mount() {
+        let mut head = vec![0_u8; SUPERBLOCK_BYTES];
+        head[1024 + 0x38..1024 + 0x3a].copy_from_slice(&0xef53_u16.to_le_bytes());
+        let stage = |head: &[u8]| FilesystemType::Ext4.superblock(head).map(|superblock| superblock.stage);
+        assert_eq!(stage(&head), Some(Stage::Unused));
+        for field in [0x2c, 0x34] {
+            let mut used = head.clone();
+            used[1024 + field] = 1;
+            assert_eq!(stage(&used), Some(Stage::Finished), "{field:#x}");
+        }
     }
 
     proptest! {

@@ -141,7 +141,7 @@ pub fn stage_block(context: Context<'_>, disk: &Disk, staging: &Path) -> Result<
 pub enum Published {
     /// It is done.
     Done,
-    /// Nothing is mounted at the staging path, and the target is not yet the volume's.
+    /// Nothing is mounted at the staging path, or what belonged to a disk that is gone; the target is not yet the volume's.
     NotStaged,
 }
 
@@ -162,6 +162,10 @@ pub fn publish_filesystem(
         if !target_mounted {
             match mounts.at(staging).last() {
                 None => return Ok(Published::NotStaged),
+                // Its disk is gone: another one may have come in its place, which staging finds out.
+                Some(staged) if context.host.capacity(staged.number)?.is_none() => {
+                    return Ok(Published::NotStaged);
+                }
                 Some(staged) if !is_volume(context.host, staged.number, serial)? => {
                     return Err(Error::MountConflict {
                         path: staging.clone(),

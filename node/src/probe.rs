@@ -7,7 +7,7 @@ use std::fmt;
 use std::iter::once;
 use std::ops::Range;
 
-use crate::filesystem::FilesystemType;
+use crate::filesystem::{FilesystemType, Stage};
 
 /// How much of the beginning and of the end is read whole. Partition tables, and the superblocks of all filesystems,
 /// RAIDs and volume managers that blkid knows, begin within this distance of an end.
@@ -16,6 +16,14 @@ pub const EDGE_BYTES: u64 = 1 << 20;
 pub const SAMPLES: u64 = 64;
 /// Size of each sample.
 pub const SAMPLE_BYTES: u64 = 64 << 10;
+
+/// A disk of at most this size is read whole before it is called blank; of a larger one as much is read, in pieces.
+pub const SURVEY_BYTES: u64 = 1 << 30;
+/// Size of each piece.
+pub const PIECE_BYTES: u64 = 256 << 10;
+/// What positions and sizes of the survey are multiples of, so that it may pass by the page cache: the largest logical
+/// block of disks.
+pub const SURVEY_ALIGNMENT: u64 = 4096;
 
 /// The exit codes of blkid(8) with `-p`.
 const BLKID_FOUND: i32 = 0;
@@ -38,9 +46,9 @@ pub struct Evidence {
 /// What our own reads found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Samples {
-    /// Each byte read was zero.
-    pub zero: bool,
-    /// Changes with any of the bytes read; compared right before mkfs.
+    /// Where the first byte that is not zero was read; `None`: all were zero.
+    pub first_data: Option<u64>,
+    /// Changes with any of the bytes of [`sample_ranges`]; compared right before mkfs.
     pub fingerprint: u64,
     /// The first bytes, for the superblock.
     pub head: Vec<u8>,
@@ -58,8 +66,8 @@ pub enum Content {
     Filesystem {
         /// blkid's name for it.
         kind: String,
-        /// Its mkfs came to the end, as far as the superblock tells.
-        finished: bool,
+        /// How far it came.
+        stage: Stage,
         /// Of the bytes read.
         fingerprint: u64,
     },
@@ -85,6 +93,8 @@ pub enum Content {
     },
     /// No signature, but not all bytes are zero.
     UnknownData {
+        /// Where the first of them was read.
+        at: u64,
         /// Of the bytes read.
         fingerprint: u64,
     },
@@ -99,13 +109,13 @@ impl fmt::Display for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Blank { .. } => f.write_str("nothing"),
-            Self::Filesystem { kind, finished: true, .. }
-            | Self::Mounted { kind }
-            | Self::Foreign { kind } => f.write_str(kind),
-            Self::Filesystem { kind, finished: false, .. } => write!(f, "an unfinished {kind}"),
+            Self::Filesystem { kind, stage: Stage::Unfinished, .. } => write!(f, "an unfinished {kind}"),
+            Self::Filesystem { kind, .. } | Self::Mounted { kind } | Self::Foreign { kind } => {
+                f.write_str(kind)
+            }
             Self::Partitioned { table } => write!(f, "a {table} partition table"),
             Self::Ambiguous { detail } => write!(f, "contradicting signatures: {detail}"),
-            Self::UnknownData { .. } => f.write_str("no known signature, but data"),
+            Self::UnknownData { at, .. } => write!(f, "no known signature, but data at byte {at}"),
             Self::Unreadable { reason } => write!(f, "unreadable: {reason}"),
         }
     }
@@ -120,13 +130,10 @@ pub fn judge(evidence: &Evidence) -> Content {
     let fingerprint = samples.fingerprint;
     match evidence.blkid_code {
         Some(BLKID_FOUND) => signature(&evidence.blkid_output, samples),
-        Some(BLKID_NOTHING) if evidence.blkid_output.trim().is_empty() => {
-            if samples.zero {
-                Content::Blank { fingerprint }
-            } else {
-                Content::UnknownData { fingerprint }
-            }
-        }
+        Some(BLKID_NOTHING) if evidence.blkid_output.trim().is_empty() => match samples.first_data {
+            None => Content::Blank { fingerprint },
+            Some(at) => Content::UnknownData { at, fingerprint },
+        },
         Some(BLKID_AMBIVALENT) => Content::Ambiguous { detail: words(evidence) },
         Some(code) => Content::Unreadable { reason: format!("blkid ended with {code} {}", words(evidence)) },
         None => Content::Unreadable { reason: "blkid was killed".to_owned() },
@@ -144,8 +151,8 @@ fn signature(output: &str, samples: &Samples) -> Content {
         (Some(kind), None, Some("filesystem")) => {
             let superblock = FilesystemType::parse(&kind).and_then(|known| known.superblock(&samples.head));
             // A filesystem that we can not read ourselves counts as finished: it is never formatted.
-            let finished = superblock.is_none_or(|superblock| superblock.finished);
-            Content::Filesystem { kind, finished, fingerprint: samples.fingerprint }
+            let stage = superblock.map_or(Stage::Finished, |superblock| superblock.stage);
+            Content::Filesystem { kind, stage, fingerprint: samples.fingerprint }
         }
         (Some(kind), None, _) => Content::Foreign { kind },
         (None, Some(table), _) => Content::Partitioned { table },
@@ -189,6 +196,45 @@ pub fn sample_ranges(bytes: u64) -> Vec<Range<u64>> {
     once(0..EDGE_BYTES).chain(between).chain(once(middle.end..bytes)).collect()
 }
 
+/// The ranges that are read of a disk whose samples are all zero, before it is called blank: the whole disk, or pieces
+/// at even distances over all of it and one at each [`landmarks`].
+pub fn survey_ranges(bytes: u64) -> Vec<Range<u64>> {
+    if bytes <= SURVEY_BYTES {
+        return once(0..bytes).collect();
+    }
+    let piece = |index| bytes / PIECES * index + bytes % PIECES * index / PIECES;
+    let places = (0..PIECES).map(piece).chain(landmarks(bytes));
+    let mut starts: Vec<u64> = places.map(|at| at - at % SURVEY_ALIGNMENT).collect();
+    starts.sort_unstable();
+    starts.into_iter().map(|start| start..bytes.min(start + PIECE_BYTES)).collect()
+}
+
+/// Data of at least this length is read by the survey wherever it lies; of data that is shorter, some may be missed.
+pub fn survey_gap(bytes: u64) -> u64 {
+    if bytes <= SURVEY_BYTES { 1 } else { bytes.div_ceil(PIECES) + SURVEY_ALIGNMENT - PIECE_BYTES + 1 }
+}
+
+/// Number of pieces of a survey.
+const PIECES: u64 = SURVEY_BYTES / PIECE_BYTES;
+
+/// Where filesystems keep copies of their superblock: what is left of one whose beginning was lost or overwritten.
+fn landmarks(bytes: u64) -> Vec<u64> {
+    // ext2/3/4 (`sparse_super`): the groups 1 and powers of 3, 5, 7; a group has 8 blocks for each byte of a block.
+    const EXT_BLOCKS: [u64; 3] = [1 << 10, 2 << 10, 4 << 10];
+    const EXT_GROUPS: [u64; 5] = [1, 3, 5, 7, 9];
+    // btrfs: `btrfs_sb_offset`. Ceph's BlueStore: `BDEV_LABEL_POSITIONS`.
+    const BTRFS: [u64; 2] = [64 << 20, 256 << 30];
+    const BLUESTORE: [u64; 4] = [1 << 30, 10 << 30, 100 << 30, 1000 << 30];
+    // xfs: mkfs makes four allocation groups, of 1 TiB at most, each with a superblock at its beginning.
+    const XFS_GROUPS: u64 = 4;
+    const XFS_BLOCK: u64 = 4 << 10;
+    const XFS_LARGEST_GROUP: u64 = 1 << 40;
+    let ext = EXT_BLOCKS.iter().flat_map(|block| EXT_GROUPS.map(|group| group * 8 * block * block));
+    let xfs_group = ((bytes / XFS_BLOCK).div_ceil(XFS_GROUPS) * XFS_BLOCK).min(XFS_LARGEST_GROUP);
+    let xfs = (1..XFS_GROUPS).map(|group| group * xfs_group);
+    ext.chain(BTRFS).chain(BLUESTORE).chain(xfs).filter(|at| *at < bytes).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,7 +242,7 @@ mod tests {
     use rstest::rstest;
 
     fn samples(zero: bool) -> Samples {
-        Samples { zero, fingerprint: 7, head: vec![0; 4096] }
+        Samples { first_data: (!zero).then_some(9), fingerprint: 7, head: vec![0; 4096] }
     }
 
     fn evidence(code: Option<i32>, output: &str, samples: Result<Samples, String>) -> Evidence {
@@ -208,8 +254,8 @@ mod tests {
 
     #[rstest]
     #[case(Some(2), "", samples(true), Content::Blank { fingerprint: 7 })]
-    #[case(Some(2), "", samples(false), Content::UnknownData { fingerprint: 7 })]
-    #[case(Some(0), EXT4, samples(false), Content::Filesystem { kind: "ext4".into(), finished: true, fingerprint: 7 })]
+    #[case(Some(2), "", samples(false), Content::UnknownData { at: 9, fingerprint: 7 })]
+    #[case(Some(0), EXT4, samples(false), Content::Filesystem { kind: "ext4".into(), stage: Stage::Finished, fingerprint: 7 })]
     #[case(Some(0), GPT, samples(false), Content::Partitioned { table: "gpt".into() })]
     #[case(Some(0), "TYPE=LVM2_member\nUSAGE=raid\n", samples(false), Content::Foreign { kind: "LVM2_member".into() })]
     #[case(Some(0), "TYPE=crypto_LUKS\nUSAGE=crypto\n", samples(true), Content::Foreign { kind: "crypto_LUKS".into() })]
@@ -246,7 +292,44 @@ mod tests {
         assert_eq!(sample_ranges(1 << 40).len(), 66);
     }
 
+    #[test]
+    fn a_small_disk_is_surveyed_whole_and_a_large_one_at_its_landmarks() {
+        assert_eq!(survey_ranges(SURVEY_BYTES), once(0..SURVEY_BYTES).collect::<Vec<_>>());
+        for bytes in [10 << 30, 2 << 40] {
+            let ranges = survey_ranges(bytes);
+            // ext4's first backup, btrfs's first mirror, xfs's second group.
+            for at in [128 << 20, (64 << 20) + 64, bytes / 4] {
+                assert!(ranges.iter().any(|range| range.contains(&at)), "{at} of {bytes}");
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_survey_stays_inside_is_bounded_and_meets_all_that_is_longer_than_its_gap(
+            bytes in 1_u64..(64 << 30),
+            large in any::<bool>(),
+            place in 0.0..1.0_f64,
+        ) {
+            let bytes = if large { bytes * 1024 } else { bytes } / 512 * 512 + 512;
+            let ranges = survey_ranges(bytes);
+            let read: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+            prop_assert!(read <= SURVEY_BYTES + 64 * PIECE_BYTES);
+            for range in &ranges {
+                prop_assert!(range.start < range.end && range.end <= bytes);
+                prop_assert!(range.start % SURVEY_ALIGNMENT == 0);
+            }
+            let gap = survey_gap(bytes);
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss,
+                     reason = "any place will do")]
+            let start = (place * (bytes.saturating_sub(gap)) as f64) as u64;
+            let data = start..(start + gap).min(bytes);
+            // The edges are read whole by the samples.
+            let edges = [0..EDGE_BYTES.min(bytes), bytes.saturating_sub(EDGE_BYTES)..bytes];
+            let meets = |range: &Range<u64>| range.start < data.end && data.start < range.end;
+            prop_assert!(ranges.iter().chain(&edges).any(meets), "{data:?} of {bytes} is missed");
+        }
+
         #[test]
         fn only_an_understood_answer_over_zeros_is_blank(
             code in proptest::option::of(-1_i32..20),

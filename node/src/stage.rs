@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::device::{Disk, Serial, Use, check};
 use crate::error::{Error, Result};
-use crate::filesystem::{FilesystemType, GROW_THRESHOLD_BYTES};
+use crate::filesystem::{FilesystemType, GROW_THRESHOLD_BYTES, Stage};
 use crate::host::PathState;
 use crate::mount_options::{Flag, MountOptions};
 use crate::mount_table::{Mount, MountTable};
@@ -103,21 +103,22 @@ pub fn decide(
         record.serial == wanted.serial.as_str() && record.filesystem == wanted.filesystem
     });
     let decision = match content {
-        Content::Filesystem { kind, finished: true, .. } if kind == wanted.filesystem.name() => Decision::Use,
         Content::Mounted { kind } if kind == wanted.filesystem.name() => Decision::Share,
-        Content::Filesystem { kind, finished: false, fingerprint }
+        // The record says that mkfs was not seen to end, and the superblock that nothing was written since.
+        Content::Filesystem { kind, stage: Stage::Unfinished | Stage::Unused, fingerprint }
             if resumed && kind == wanted.filesystem.name() =>
         {
             Decision::ClearResumed(*fingerprint)
         }
-        Content::Filesystem { finished: false, .. } => return not_blank(UNFINISHED_REMEDY),
+        Content::Filesystem { stage: Stage::Unfinished, .. } => return not_blank(UNFINISHED_REMEDY),
+        Content::Filesystem { kind, .. } if kind == wanted.filesystem.name() => Decision::Use,
         Content::Filesystem { kind, .. } | Content::Mounted { kind } => {
             let (found, wanted) = (kind.clone(), wanted.filesystem.to_string());
             return Err(Error::OtherFilesystem { name: name(), found, wanted });
         }
         Content::Blank { fingerprint } => Decision::FormatBlank(*fingerprint),
-        Content::UnknownData { fingerprint } if resumed => Decision::FormatResumed(*fingerprint),
-        Content::UnknownData { fingerprint } if allow_nonzero => Decision::FormatAllowed(*fingerprint),
+        Content::UnknownData { fingerprint, .. } if resumed => Decision::FormatResumed(*fingerprint),
+        Content::UnknownData { fingerprint, .. } if allow_nonzero => Decision::FormatAllowed(*fingerprint),
         Content::UnknownData { .. } => return not_blank(UNKNOWN_DATA_REMEDY),
         Content::Partitioned { .. } | Content::Foreign { .. } | Content::Ambiguous { .. } => {
             return not_blank(FOREIGN_REMEDY);

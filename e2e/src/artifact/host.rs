@@ -24,6 +24,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("pkg-config", "pkg-config"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("cryptsetup", "cryptsetup-bin"),
     ("sfdisk", "fdisk"),
 ];
 

@@ -2,7 +2,7 @@
 //! commands in a worker, faults of the simulators, starting and stopping the node plugin, exclusive use.
 //!
 //! One JSON object per line over a unix socket, an answer per request. **What a connection was given ends with it**: its
-//! faults are taken back and its lock is released when it closes, so a test that dies leaves a clean bench.
+//! faults are taken back, its disks are unplugged and its lock is released when it closes, so a test that dies leaves a clean bench.
 
 mod client;
 mod server;
@@ -14,7 +14,11 @@ use serde::{Deserialize, Serialize};
 pub use client::Client;
 pub use server::serve;
 
-use crate::{bring_up::Fault, paths};
+use crate::{
+    bring_up::Fault,
+    paths,
+    vm::{Disk, DiskFaults},
+};
 
 /// The socket inside the sandbox.
 pub fn socket() -> PathBuf {
@@ -62,7 +66,30 @@ pub enum Request {
         /// The worker's name.
         worker: String,
     },
-    /// Names of the disks that are plugged into a virtual machine.
+    /// Plugs a disk of this connection's own into a virtual machine; it is taken out when the connection closes.
+    PlugDisk {
+        /// The VirtualMachine's name in the HCP namespace.
+        machine: String,
+        /// The disk.
+        disk: Disk,
+    },
+    /// Takes such a disk out; the guest is not asked.
+    UnplugDisk {
+        /// The VirtualMachine's name in the HCP namespace.
+        machine: String,
+        /// The disk's name.
+        name: String,
+    },
+    /// Gives such a disk other faults, or none.
+    SetDiskFaults {
+        /// The VirtualMachine's name in the HCP namespace.
+        machine: String,
+        /// The disk's name.
+        name: String,
+        /// From now on.
+        faults: DiskFaults,
+    },
+    /// Names of the disks that are plugged into a virtual machine, but those of tests.
     Plugged {
         /// The VirtualMachine's name in the HCP namespace.
         machine: String,

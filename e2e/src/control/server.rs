@@ -13,6 +13,7 @@ use super::{Answer, CommandOutput, Lock, PartStatus, Request, socket};
 use crate::{
     bring_up::{Bench, FaultGuard},
     supervise::ProcessStatus,
+    vm::Disk,
 };
 
 /// Answers until the task is dropped.
@@ -25,9 +26,14 @@ pub async fn serve(bench: Arc<Bench>) -> Result<()> {
     let turns = Arc::new(RwLock::new(()));
     loop {
         let (stream, _) = listener.accept().await.context("accept on the control socket")?;
-        let connection =
-            Connection { bench: bench.clone(), turns: turns.clone(), turn: None, faults: Vec::new() };
-        tokio::spawn(connection.answer_all(stream));
+        let connection = Connection {
+            bench: bench.clone(),
+            turns: turns.clone(),
+            turn: None,
+            faults: Vec::new(),
+            disks: Vec::new(),
+        };
+        tokio::spawn(connection.serve(stream));
     }
 }
 
@@ -44,10 +50,21 @@ struct Connection {
     turns: Arc<RwLock<()>>,
     turn: Option<Turn>,
     faults: Vec<FaultGuard>,
+    /// Its own disks: machine and name.
+    disks: Vec<(String, String)>,
 }
 
 impl Connection {
-    async fn answer_all(mut self, stream: UnixStream) {
+    async fn serve(mut self, stream: UnixStream) {
+        self.answer_all(stream).await;
+        for (machine, name) in std::mem::take(&mut self.disks) {
+            if let Err(error) = self.unplug(&machine, &name).await {
+                tracing::warn!(machine, name, error = format!("{error:#}"), "a test's disk stays plugged");
+            }
+        }
+    }
+
+    async fn answer_all(&mut self, stream: UnixStream) {
         let mut stream = BufReader::new(stream);
         let mut line = String::new();
         // A read error is a closed connection: what it held is dropped either way.
@@ -79,6 +96,11 @@ impl Connection {
             }
             Request::StartNodePlugin { worker } => self.bench.start_node_plugin(&worker).await?,
             Request::StopNodePlugin { worker } => self.bench.stop_node_plugin(&worker).await?,
+            Request::PlugDisk { machine, disk } => self.plug(machine, disk).await?,
+            Request::UnplugDisk { machine, name } => self.unplug(&machine, &name).await?,
+            Request::SetDiskFaults { machine, name, faults } => {
+                self.bench.machine(&machine)?.set_disk_faults(&name, &faults).await?;
+            }
             Request::Plugged { machine } => {
                 return Ok(Answer::Names(self.bench.machine(&machine)?.plugged()));
             }
@@ -89,6 +111,19 @@ impl Connection {
             }
         }
         Ok(Answer::Done)
+    }
+
+    async fn plug(&mut self, machine: String, disk: Disk) -> Result<()> {
+        let disk = Disk { by_test: true, ..disk };
+        self.bench.machine(&machine)?.plug(&disk).await?;
+        self.disks.push((machine, disk.name));
+        Ok(())
+    }
+
+    async fn unplug(&mut self, machine: &str, name: &str) -> Result<()> {
+        self.bench.machine(machine)?.unplug(name).await?;
+        self.disks.retain(|(of, known)| of != machine || known != name);
+        Ok(())
     }
 
     async fn take_turn(&mut self, lock: Lock) {

@@ -16,15 +16,13 @@ use sha2::{Digest, Sha256};
 
 use super::{
     command_line::{ROOT_PORTS, SCSI_CONTROLLER, root_port},
+    disk_fault::{DiskFaults, add_objects, delete_objects, filters},
     qmp::Monitor,
     wait_for,
 };
 
 /// SCSI logical units of one target (SAM-5 peripheral device addressing).
 const SCSI_UNITS: u16 = 256;
-
-/// Linux's EIO, which `blkdebug` answers for a bad sector.
-const EIO: i64 = 5;
 
 /// A guest acknowledges a PCIe removal within a second; software emulation on a loaded machine takes longer.
 const UNPLUG_LIMIT: Duration = Duration::from_mins(1);
@@ -53,15 +51,20 @@ pub struct Disk {
     pub bus: Bus,
     /// What the guest reads as the disk's serial number.
     pub serial: String,
-    /// 512-byte sectors whose reads answer EIO.
+    /// What it does wrong from the beginning.
     #[serde(default)]
-    pub read_errors: Vec<u64>,
+    pub faults: DiskFaults,
+    /// Plugged by a test, for no volume of the VMI: virt-handler neither sees it nor takes it out.
+    #[serde(default)]
+    pub by_test: bool,
 }
 
 /// QEMU's names for the parts of one disk. Node names hold 31 bytes at most, volume names 63: hence a digest.
 pub(super) struct Nodes {
-    file: String,
-    faults: String,
+    pub(super) file: String,
+    pub(super) faults: String,
+    pub(super) brake: String,
+    pub(super) brake_group: String,
     format: String,
     device: String,
 }
@@ -73,6 +76,8 @@ impl Nodes {
         Self {
             file: format!("file-{id}"),
             faults: format!("faults-{id}"),
+            brake: format!("brake-{id}"),
+            brake_group: format!("group-{id}"),
             format: format!("format-{id}"),
             device: format!("disk-{id}"),
         }
@@ -105,7 +110,9 @@ impl Places {
 
 impl Disks {
     pub(super) fn names(&self) -> Vec<String> {
-        self.places().0.keys().cloned().collect()
+        let places = self.places();
+        let of_volumes = places.0.iter().filter(|(_, (disk, _))| !disk.by_test);
+        of_volumes.map(|(name, _)| name.clone()).collect()
     }
 
     /// Plugs `disk`. The same disk again is a success, another disk under its name an error.
@@ -142,6 +149,20 @@ impl Disks {
         Ok(())
     }
 
+    /// Gives a plugged disk other faults, or none, while the guest goes on.
+    pub(super) async fn set_faults(&self, monitor: &Monitor, name: &str, faults: &DiskFaults) -> Result<()> {
+        let _change = self.change.lock().await;
+        ensure!(self.places().0.contains_key(name), "no disk is plugged as {name}");
+        let nodes = Nodes::of(name);
+        // First without any, so that the names of the filters are free.
+        reopen(monitor, &nodes, &nodes.file).await?;
+        delete_filters(monitor, &nodes).await?;
+        add_objects(monitor, &nodes, faults).await?;
+        let (graph, top) = filters(&nodes, faults);
+        add_graph(monitor, graph).await?;
+        reopen(monitor, &nodes, top).await
+    }
+
     fn places(&self) -> MutexGuard<'_, Places> {
         self.plugged.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -156,13 +177,30 @@ pub(super) async fn plug_read_only(monitor: &Monitor, disk: &Disk, port: u8) -> 
 
 async fn add_nodes(monitor: &Monitor, nodes: &Nodes, disk: &Disk, read_only: bool) -> Result<()> {
     let image = disk.image.to_str().with_context(|| format!("{} is not UTF-8", disk.image.display()))?;
-    for node in block_nodes(nodes, image, &disk.read_errors, read_only) {
-        let options: qmp::BlockdevOptions = serde_json::from_value(node).context("block node options")?;
-        if let Err(error) = monitor.execute(qmp::blockdev_add(options)).await {
-            delete_nodes(monitor, nodes).await.ok();
-            return Err(error.context(format!("open {image}")));
-        }
+    let add = async {
+        add_objects(monitor, nodes, &disk.faults).await?;
+        add_graph(monitor, block_nodes(nodes, image, &disk.faults, read_only)).await
+    };
+    if let Err(error) = add.await {
+        delete_nodes(monitor, nodes).await.ok();
+        return Err(error.context(format!("open {image}")));
     }
+    Ok(())
+}
+
+/// Adds block nodes, bottom first.
+async fn add_graph(monitor: &Monitor, graph: Vec<Value>) -> Result<()> {
+    for node in graph {
+        let options: qmp::BlockdevOptions = serde_json::from_value(node).context("block node options")?;
+        monitor.execute(qmp::blockdev_add(options)).await?;
+    }
+    Ok(())
+}
+
+/// Puts a writable disk's format node on another node; what the guest has under way is ended first.
+async fn reopen(monitor: &Monitor, nodes: &Nodes, below: &str) -> Result<()> {
+    let options = serde_json::from_value(format_node(nodes, below, false)).context("block node options")?;
+    monitor.execute(qmp::blockdev_reopen { options: vec![options] }).await?;
     Ok(())
 }
 
@@ -174,15 +212,25 @@ async fn add_device(monitor: &Monitor, properties: Value) -> Result<()> {
 
 /// Deletes the nodes that exist, top first.
 async fn delete_nodes(monitor: &Monitor, nodes: &Nodes) -> Result<()> {
-    for node in [&nodes.format, &nodes.faults, &nodes.file] {
-        wait_for(&format!("for QEMU to close {node}"), CLOSE_LIMIT, || delete_node(monitor, node)).await?;
+    delete_node(monitor, &nodes.format).await?;
+    delete_filters(monitor, nodes).await?;
+    delete_node(monitor, &nodes.file).await
+}
+
+async fn delete_filters(monitor: &Monitor, nodes: &Nodes) -> Result<()> {
+    for node in [&nodes.brake, &nodes.faults] {
+        delete_node(monitor, node).await?;
     }
-    Ok(())
+    delete_objects(monitor, nodes).await
+}
+
+async fn delete_node(monitor: &Monitor, node: &str) -> Result<()> {
+    wait_for(&format!("for QEMU to close {node}"), CLOSE_LIMIT, || try_delete_node(monitor, node)).await
 }
 
 /// One attempt; nothing while the node is in use: QEMU announces a device's end before the object that holds the node
 /// has been freed.
-async fn delete_node(monitor: &Monitor, node: &str) -> Result<Option<()>> {
+async fn try_delete_node(monitor: &Monitor, node: &str) -> Result<Option<()>> {
     match monitor.attempt(qmp::blockdev_del { node_name: node.into() }).await? {
         Ok(_) => Ok(Some(())),
         Err(refusal) if refusal.to_string().contains("Failed to find node") => Ok(Some(())),
@@ -191,29 +239,26 @@ async fn delete_node(monitor: &Monitor, node: &str) -> Result<Option<()>> {
     }
 }
 
-/// The block graph, bottom first: the file, the bad sectors if any, the raw format on top.
-fn block_nodes(nodes: &Nodes, image: &str, read_errors: &[u64], read_only: bool) -> Vec<Value> {
-    // The images live no longer than the bench: what the host's page cache holds is safe enough, and flushing to a
-    // real disk would only make every test wait.
-    let cache = json!({"direct": false, "no-flush": true});
-    let mut graph = vec![json!({
-        "driver": "file", "node-name": nodes.file, "filename": image, "read-only": read_only, "cache": cache,
-    })];
-    let mut below = &nodes.file;
-    if !read_errors.is_empty() {
-        let rule = |sector: &u64| json!({"event": "none", "iotype": "read", "errno": EIO, "sector": sector});
-        let rules: Vec<Value> = read_errors.iter().map(rule).collect();
-        graph.push(json!({
-            "driver": "blkdebug", "node-name": nodes.faults, "image": nodes.file, "inject-error": rules,
-        }));
-        below = &nodes.faults;
-    }
-    graph.push(json!({
-        "driver": "raw", "node-name": nodes.format, "file": below, "read-only": read_only, "cache": cache,
-    }));
-    graph
+/// The block graph, bottom first: the file, the faults if any, the raw format on top.
+fn block_nodes(nodes: &Nodes, image: &str, faults: &DiskFaults, read_only: bool) -> Vec<Value> {
+    let (faulty, top) = filters(nodes, faults);
+    let file = json!({
+        "driver": "file", "node-name": nodes.file, "filename": image, "read-only": read_only, "cache": cache(),
+    });
+    std::iter::once(file).chain(faulty).chain([format_node(nodes, top, read_only)]).collect()
 }
 
+fn format_node(nodes: &Nodes, below: &str, read_only: bool) -> Value {
+    json!({
+        "driver": "raw", "node-name": nodes.format, "file": below, "read-only": read_only, "cache": cache(),
+    })
+}
+
+/// The images live no longer than the bench: what the host's page cache holds is safe enough, and flushing to a real
+/// disk would only make every test wait.
+fn cache() -> Value {
+    json!({"direct": false, "no-flush": true})
+}
 /// `device_add`'s arguments. Errors go to the guest, so that a test can see what its kernel and our driver make of
 /// them; KubeVirt's own default pauses the VM instead.
 fn device(nodes: &Nodes, disk: &Disk, place: u16) -> Value {
@@ -238,35 +283,29 @@ fn device(nodes: &Nodes, disk: &Disk, place: u16) -> Value {
 mod tests {
     use super::*;
 
-    fn disk(name: &str, bus: Bus, read_errors: Vec<u64>) -> Disk {
-        Disk { name: name.into(), image: "/images/a.img".into(), bus, serial: "b9d4".into(), read_errors }
+    fn disk(name: &str, bus: Bus) -> Disk {
+        let (faults, by_test) = (DiskFaults::default(), false);
+        Disk { name: name.into(), image: "/images/a.img".into(), bus, serial: "b9d4".into(), faults, by_test }
     }
 
     #[test]
     fn names_fit_into_qemus_31_bytes_and_differ() {
         let (a, b) = (Nodes::of(&"a".repeat(63)), Nodes::of("b"));
-        for name in [&a.file, &a.faults, &a.format, &a.device] {
+        for name in [&a.file, &a.faults, &a.brake, &a.brake_group, &a.format, &a.device] {
             assert!(name.len() <= 31, "{name}");
         }
         assert_ne!(a.device, b.device);
     }
 
     #[test]
-    fn bad_sectors_lie_between_file_and_format() {
+    fn the_format_reads_the_topmost_filter_or_the_file() {
         let nodes = Nodes::of("v");
-        let graph = block_nodes(&nodes, "/a.img", &[0, 2048], false);
-        assert_eq!(graph.len(), 3);
-        assert_eq!(graph[1]["image"], json!(nodes.file));
-        assert_eq!(graph[1]["inject-error"][1]["sector"], json!(2048));
-        assert_eq!(graph[2]["file"], json!(nodes.faults));
+        let graph = block_nodes(&nodes, "/a.img", &DiskFaults::read_errors(vec![7]), false);
+        assert_eq!((graph.len(), &graph[2]["file"]), (3, &json!(nodes.faults)));
         for node in graph {
             serde_json::from_value::<qmp::BlockdevOptions>(node).expect("options of QEMU's schema");
         }
-    }
-
-    #[test]
-    fn without_bad_sectors_the_format_reads_the_file() {
-        let graph = block_nodes(&Nodes::of("v"), "/a.img", &[], true);
+        let graph = block_nodes(&nodes, "/a.img", &DiskFaults::default(), true);
         assert_eq!(graph.len(), 2);
         assert_eq!(graph[1]["file"], graph[0]["node-name"]);
         assert_eq!(graph[0]["read-only"], json!(true));
@@ -274,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_scsi_disk_carries_its_serial_twice() {
-        let properties = device(&Nodes::of("v"), &disk("v", Bus::Scsi, vec![]), 3);
+        let properties = device(&Nodes::of("v"), &disk("v", Bus::Scsi), 3);
         assert_eq!((&properties["serial"], &properties["device_id"]), (&json!("b9d4"), &json!("b9d4")));
         assert_eq!(properties["lun"], json!(3));
     }
@@ -284,14 +323,25 @@ mod tests {
         let mut plugged = Places::default();
         for (name, bus, place) in [("a", Bus::Virtio, 0), ("b", Bus::Virtio, 1), ("c", Bus::Scsi, 0)] {
             assert_eq!(plugged.free(bus).expect("a place"), place);
-            plugged.0.insert(name.into(), (disk(name, bus, vec![]), place));
+            plugged.0.insert(name.into(), (disk(name, bus), place));
         }
         plugged.0.remove("a");
         assert_eq!(plugged.free(Bus::Virtio).expect("a place"), 0);
         for place in 2..=u16::from(ROOT_PORTS) {
-            plugged.0.insert(format!("v{place}"), (disk("v", Bus::Virtio, vec![]), place));
+            plugged.0.insert(format!("v{place}"), (disk("v", Bus::Virtio), place));
         }
-        plugged.0.insert("z".into(), (disk("z", Bus::Virtio, vec![]), 0));
+        plugged.0.insert("z".into(), (disk("z", Bus::Virtio), 0));
         assert!(plugged.free(Bus::Virtio).is_err());
+    }
+
+    #[test]
+    fn a_tests_own_disk_is_not_told_to_virt_handler() {
+        let disks = Disks::default();
+        let own = Disk { by_test: true, ..disk("own", Bus::Scsi) };
+        disks
+            .places()
+            .0
+            .extend([("own".into(), (own, 0)), ("volume".into(), (disk("volume", Bus::Scsi), 1))]);
+        assert_eq!(disks.names(), ["volume"]);
     }
 }

@@ -11,7 +11,7 @@ use qapi::qmp::{self, RunState};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Accelerator, Bus, Disk, Guest,
+    Accelerator, Bus, Disk, DiskFaults, Guest,
     accelerator::QEMU,
     command_line::{Files, PROGRAMS_PORT, arguments},
     disk::{Disks, plug_read_only},
@@ -159,7 +159,8 @@ impl Machine {
             image: programs.into(),
             bus: Bus::Virtio,
             serial: PROGRAMS_SERIAL.into(),
-            read_errors: vec![],
+            faults: DiskFaults::default(),
+            by_test: false,
         };
         plug_read_only(&self.monitor, &disk, PROGRAMS_PORT).await.context("plug the programs' disk")?;
         let script = r#"
@@ -181,7 +182,12 @@ impl Machine {
         self.disks.unplug(&self.monitor, name).await
     }
 
-    /// The names of the plugged disks, sorted.
+    /// Gives a plugged disk other faults, or none, while the guest goes on.
+    pub async fn set_disk_faults(&self, name: &str, faults: &DiskFaults) -> Result<()> {
+        self.disks.set_faults(&self.monitor, name, faults).await.with_context(|| format!("faults of {name}"))
+    }
+
+    /// The names of the plugged disks but those of tests, sorted.
     pub fn plugged(&self) -> Vec<String> {
         self.disks.names()
     }

@@ -7,6 +7,7 @@
 mod accelerator;
 mod command_line;
 mod disk;
+mod disk_fault;
 mod guest;
 pub mod image;
 mod machine;
@@ -25,6 +26,7 @@ use anyhow::{Result, bail};
 
 pub use accelerator::Accelerator;
 pub use disk::{Bus, Disk};
+pub use disk_fault::DiskFaults;
 pub use guest::{Guest, Output};
 pub use image::WorkerImage;
 pub use machine::{Boot, Machine, MachineSpec, PROGRAMS_MOUNT};

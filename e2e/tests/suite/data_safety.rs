@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::{Read, Seek, SeekFrom, Write},
+    io::{Read, Seek, SeekFrom},
     path::Path,
     process::Command,
 };
@@ -36,35 +36,6 @@ const CHUNK: usize = 1 << 20;
 pub async fn ext4(fixture: Fixture) -> Result<()> {
     refused(&fixture, "xfs", |image| command("mkfs.ext4", &["-q", "-F"], image), Code::FailedPrecondition)
         .await
-}
-
-/// A disk with xfs is asked to be ext4.
-pub async fn xfs(fixture: Fixture) -> Result<()> {
-    refused(&fixture, "ext4", |image| command("mkfs.xfs", &["-q", "-f"], image), Code::FailedPrecondition)
-        .await
-}
-
-/// A disk with a partition table and no filesystem (kubernetes/kubernetes#63235).
-pub async fn gpt(fixture: Fixture) -> Result<()> {
-    let partition = |image: &Path| {
-        let script = "label: gpt\nsize=64MiB\n";
-        let mut child =
-            Command::new("sfdisk").arg("-q").arg(image).stdin(std::process::Stdio::piped()).spawn()?;
-        child.stdin.take().context("no stdin")?.write_all(script.as_bytes())?;
-        ensure!(child.wait()?.success(), "sfdisk failed");
-        Ok(())
-    };
-    refused(&fixture, "ext4", partition, Code::FailedPrecondition).await
-}
-
-/// A disk whose first mebibytes are random: data of a user without any signature.
-pub async fn random(fixture: Fixture) -> Result<()> {
-    let fill = |image: &Path| {
-        let mut source = File::open("/dev/urandom")?.take(4 * CHUNK as u64);
-        std::io::copy(&mut source, &mut File::options().write(true).open(image)?)?;
-        Ok(())
-    };
-    refused(&fixture, "ext4", fill, Code::FailedPrecondition).await
 }
 
 /// A blank disk with one sector that can't be read: `blkid` calls it blank (kubernetes/kubernetes#142243); it may not be.

@@ -5,10 +5,16 @@
 //! something have it alone; what a test was given (faults, its turn) ends with its connection.
 
 mod attach;
+mod bare_disk;
+mod busy_volume;
 mod controller_process;
 mod data_safety;
+mod disk_content;
+mod disk_loss;
 mod fixture;
+mod foreign_content;
 mod isolation;
+mod node_kill;
 mod node_socket;
 mod rights;
 mod shapes;
@@ -54,11 +60,47 @@ fn main() -> ExitCode {
             isolation::foreign_volume_is_refused,
         ),
         trial("data_safety::a_disk_with_ext4_is_not_formatted", Shared, data_safety::ext4),
-        trial("data_safety::a_disk_with_xfs_is_not_formatted", Shared, data_safety::xfs),
-        trial("data_safety::a_disk_with_a_gpt_is_not_formatted", Shared, data_safety::gpt),
-        trial("data_safety::a_disk_with_random_bytes_is_not_formatted", Shared, data_safety::random),
         trial("data_safety::a_disk_with_a_read_error_is_not_formatted", Shared, data_safety::read_error),
         trial("data_safety::a_blank_disk_is_formatted_and_keeps_its_data", Shared, data_safety::blank),
+        trial(
+            "foreign_content::whatever_is_no_blank_disk_is_refused_and_unchanged",
+            Shared,
+            foreign_content::refused,
+        ),
+        trial("foreign_content::what_was_asked_for_and_is_there_is_mounted", Shared, foreign_content::kept),
+        trial(
+            "foreign_content::the_survey_of_a_large_disk_has_a_limit",
+            Shared,
+            foreign_content::survey_limit,
+        ),
+        trial(
+            "foreign_content::a_stale_link_to_another_disk_is_not_followed",
+            Exclusive,
+            foreign_content::stale_link,
+        ),
+        trial(
+            "foreign_content::two_disks_with_one_cut_serial_are_not_used",
+            Shared,
+            foreign_content::ambiguous,
+        ),
+        trial(
+            "disk_loss::a_disk_lost_while_it_is_formatted_is_formatted_again",
+            Exclusive,
+            disk_loss::while_formatted,
+        ),
+        trial(
+            "disk_loss::a_disk_lost_before_publish_is_published_when_it_is_back",
+            Shared,
+            disk_loss::before_publish,
+        ),
+        trial("disk_loss::a_disk_lost_while_mounted_is_unmounted", Shared, disk_loss::while_mounted),
+        trial("busy_volume::what_is_in_use_stays_and_says_by_whom", Shared, busy_volume::busy),
+        trial("node_kill::each_call_killed_is_done_by_its_repetition", Exclusive, node_kill::at_each_call),
+        trial(
+            "node_kill::mkfs_killed_anywhere_ends_in_one_filesystem",
+            Exclusive,
+            node_kill::in_the_midst_of_mkfs,
+        ),
         trial(
             "rights::a_volumes_life_needs_few_calls_and_no_other_right",
             Exclusive,

@@ -1,6 +1,8 @@
 //! The real node plugin's socket in a worker, reached over the bench's bridge: a forwarder in the guest
 //! (`socat TCP → unix socket`) lets a test call what kubelet calls.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use bench::{
     bring_up::{PLUGIN_FOLDER, Worker},
@@ -8,23 +10,31 @@ use bench::{
     scenario::{Deadline, until},
 };
 use csi_proto::v1::{
-    NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest,
-    NodeUnstageVolumeRequest, Volume, VolumeCapability, node_client::NodeClient, volume_usage::Unit,
+    NodeGetCapabilitiesRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeStageVolumeRequest,
+    NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, Volume, VolumeCapability, node_client::NodeClient,
+    volume_usage::Unit,
 };
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
 };
 
-use crate::{controller_process::timed, fixture::Fixture};
+use crate::{bare_disk::BareDisk, controller_process::timed, fixture::Fixture};
 
 /// The port of the forwarder in each worker.
 const PORT: u16 = 7002;
 
 /// kubelet's deadline for a CSI call.
-const KUBELET_DEADLINE: std::time::Duration = std::time::Duration::from_secs(120);
+const KUBELET_DEADLINE: Duration = Duration::from_secs(120);
 
-/// The node plugin of one worker.
+/// Deadline of a call that is known to wait in vain.
+pub const SHORT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The driver's process in the worker.
+const DRIVER: &str = "kubevirt-csi-driver";
+
+/// The node plugin of one worker. Clones share the connection.
+#[derive(Clone)]
 pub struct NodeSocket<'a> {
     fixture: &'a Fixture,
     worker: &'a str,
@@ -53,14 +63,24 @@ impl<'a> NodeSocket<'a> {
     pub async fn stage(&self, volume: &Volume, capability: &VolumeCapability) -> Result<(), Status> {
         let path = staging(volume);
         self.run(&["mkdir", "-p", &path]).await.map_err(|error| Status::internal(format!("{error:#}")))?;
+        self.stage_within(volume, capability, KUBELET_DEADLINE).await
+    }
+
+    /// NodeStageVolume with a deadline of the test's choice; the staging directory is there, or the plugin makes it.
+    pub async fn stage_within(
+        &self,
+        volume: &Volume,
+        capability: &VolumeCapability,
+        deadline: Duration,
+    ) -> Result<(), Status> {
         let request = NodeStageVolumeRequest {
             volume_id: volume.volume_id.clone(),
-            staging_target_path: path,
+            staging_target_path: staging(volume),
             volume_capability: Some(capability.clone()),
             volume_context: volume.volume_context.clone(),
             ..NodeStageVolumeRequest::default()
         };
-        self.client.clone().node_stage_volume(timed(request, KUBELET_DEADLINE)).await.map(drop)
+        self.client.clone().node_stage_volume(timed(request, deadline)).await.map(drop)
     }
 
     /// NodeUnstageVolume.
@@ -74,7 +94,17 @@ impl<'a> NodeSocket<'a> {
 
     /// NodePublishVolume at a target of the volume's own.
     pub async fn publish(&self, volume: &Volume, capability: &VolumeCapability) -> Result<String, Status> {
-        let target = format!("{}-target", staging(volume));
+        self.publish_within(volume, capability, KUBELET_DEADLINE).await
+    }
+
+    /// NodePublishVolume with a deadline of the test's choice.
+    pub async fn publish_within(
+        &self,
+        volume: &Volume,
+        capability: &VolumeCapability,
+        deadline: Duration,
+    ) -> Result<String, Status> {
+        let target = target(volume);
         let request = NodePublishVolumeRequest {
             volume_id: volume.volume_id.clone(),
             staging_target_path: staging(volume),
@@ -83,7 +113,7 @@ impl<'a> NodeSocket<'a> {
             volume_context: volume.volume_context.clone(),
             ..NodePublishVolumeRequest::default()
         };
-        self.client.clone().node_publish_volume(timed(request, KUBELET_DEADLINE)).await?;
+        self.client.clone().node_publish_volume(timed(request, deadline)).await?;
         Ok(target)
     }
 
@@ -101,11 +131,80 @@ impl<'a> NodeSocket<'a> {
 
     /// NodeUnpublishVolume of what [`Self::publish`] made.
     pub async fn unpublish(&self, volume: &Volume) -> Result<(), Status> {
-        let request = NodeUnpublishVolumeRequest {
-            volume_id: volume.volume_id.clone(),
-            target_path: format!("{}-target", staging(volume)),
-        };
+        let request =
+            NodeUnpublishVolumeRequest { volume_id: volume.volume_id.clone(), target_path: target(volume) };
         self.client.clone().node_unpublish_volume(timed(request, KUBELET_DEADLINE)).await.map(drop)
+    }
+
+    /// Stops the driver's process, so that a call which is sent now does not begin; only [`Self::kill_driver`] ends it.
+    pub async fn freeze_driver(&self) -> Result<()> {
+        self.run(&["killall", "-STOP", DRIVER]).await.map(drop)
+    }
+
+    /// `kill -9` of the driver with the programs that it started, which is what the end of its container does; returns
+    /// when a new one answers on the socket.
+    pub async fn kill_driver(&self) -> Result<()> {
+        let script = format!(
+            "driver=$(pidof {DRIVER}) && children=$(grep -l \"^PPid:[[:space:]]*$driver\\$\" /proc/[0-9]*/status | cut -d/ -f3) && \
+             kill -KILL $driver $children && killall plugin-registrar"
+        );
+        self.run(&["sh", "-c", &script]).await.context("kill the driver")?;
+        self.fixture.control.ask(&Ask::StartNodePlugin { worker: self.worker.to_owned() }).await?;
+        until("the new driver on its socket", Deadline::Reaction, async || {
+            let ask = timed(NodeGetCapabilitiesRequest {}, SHORT_DEADLINE);
+            Ok(self
+                .client
+                .clone()
+                .node_get_capabilities(ask)
+                .await
+                .map(drop)
+                .map_err(|status| format!("{status:?}")))
+        })
+        .await
+    }
+
+    /// Whether the driver sees the processes of the whole worker, or only those of its container.
+    pub async fn sees_all_processes(&self) -> Result<bool> {
+        let script = format!("readlink /proc/1/ns/pid /proc/$(pidof {DRIVER})/ns/pid");
+        let namespaces = self.run(&["sh", "-c", &script]).await?;
+        let (first, own) = namespaces.trim().split_once('\n').context("not two namespaces")?;
+        Ok(first == own)
+    }
+
+    /// The name that the worker's kernel gave to a plugged SCSI disk.
+    pub async fn kernel_name(&self, disk: &BareDisk<'_>) -> Result<String> {
+        let script = format!("grep -l {} /sys/block/*/device/vpd_pg80 | cut -d/ -f4", disk.serial());
+        until("the disk in the worker", Deadline::Reaction, async || {
+            let name = self.run(&["sh", "-c", &script]).await?.trim().to_owned();
+            Ok(if name.is_empty() { Err("not there".to_owned()) } else { Ok(name) })
+        })
+        .await
+    }
+
+    /// Waits until the worker's kernel shows that many virtio disks with this serial.
+    pub async fn until_seen(&self, serial: &str, disks: usize) -> Result<()> {
+        let script = format!("grep -l {serial} /sys/block/vd*/serial | wc -l");
+        until("the disks in the worker", Deadline::Reaction, async || {
+            let seen = self.run(&["sh", "-c", &script]).await?.trim().to_owned();
+            Ok(if seen == disks.to_string() { Ok(()) } else { Err(seen) })
+        })
+        .await
+    }
+
+    /// Waits until so many mkfs run in the worker.
+    pub async fn until_formatting(&self, programs: usize) -> Result<()> {
+        until("mkfs in the worker", Deadline::Reaction, async || {
+            let seen = self.run(&["sh", "-c", "pidof mkfs.ext4 mkfs.xfs | wc -w"]).await?.trim().to_owned();
+            Ok(if seen == programs.to_string() { Ok(()) } else { Err(seen) })
+        })
+        .await
+    }
+
+    /// Starts a process in the worker that goes on.
+    pub async fn spawn(&self, argv: &[&str]) -> Result<()> {
+        let argv = argv.iter().map(|&word| word.to_owned()).collect();
+        let log = "/var/log/test-process.log".to_owned();
+        self.fixture.control.ask(&Ask::Spawn { worker: self.worker.to_owned(), argv, log }).await.map(drop)
     }
 
     /// Runs a command in the worker; what it printed.
@@ -119,6 +218,11 @@ impl<'a> NodeSocket<'a> {
 }
 
 /// Where kubelet stages a volume of this driver (its path holds a hash of the volume handle; any unique name will do).
-fn staging(volume: &Volume) -> String {
+pub fn staging(volume: &Volume) -> String {
     format!("/var/lib/kubelet/plugins/kubernetes.io/csi/csi.kubevirt.io/{}/globalmount", volume.volume_id)
+}
+
+/// Where [`NodeSocket::publish`] publishes.
+pub fn target(volume: &Volume) -> String {
+    format!("{}-target", staging(volume))
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag, PosixFadviseAdvice, posix_fadvise};
+use nix::fcntl::{FcntlArg, Flock, FlockArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
 use nix::sys::stat::{major, minor};
 
 use crate::device::{DeviceNumber, Disk};
@@ -18,7 +18,7 @@ use crate::filesystem::{FilesystemType, SUPERBLOCK_BYTES, Tool};
 use crate::host::command::{self, FORMAT_LIMIT, PROBE_LIMIT};
 use crate::host::linux::Linux;
 use crate::host::{Host, holders};
-use crate::probe::{EDGE_BYTES, Evidence, Samples, sample_ranges};
+use crate::probe::{EDGE_BYTES, Evidence, SURVEY_ALIGNMENT, Samples, sample_ranges, survey_ranges};
 
 /// How long udev's own probe of a new disk is waited for; it holds a shared lock (systemd: block device locking).
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -69,10 +69,8 @@ pub fn hold(host: &Linux, disk: &Disk) -> Result<HeldDisk> {
                 std::thread::sleep(LOCK_PAUSE);
             }
             Err((_, Errno::EWOULDBLOCK)) => {
-                let by = format!(
-                    "another program's lock: {}",
-                    holders::of_disk(&host.roots().proc, disk.number, &node)
-                );
+                let holders = holders::of_disk(host.roots(), disk.number, &node);
+                let by = format!("another program's lock: {holders}");
                 return Err(Error::DiskBusy { name: disk.name.clone(), by });
             }
             Err((_, errno)) => return Err(Error::observe(format!("lock {}", node.display()))(errno.into())),
@@ -112,7 +110,7 @@ fn open_exclusively(host: &Linux, disk: &Disk, write: bool) -> Result<File> {
     options.read(true).write(write).custom_flags(OFlag::O_EXCL.bits());
     match open(&node, disk, &options) {
         Err(Error::Observe { source, .. }) if source.raw_os_error() == Some(Errno::EBUSY as i32) => {
-            let by = holders::of_disk(&host.roots().proc, disk.number, &node);
+            let by = holders::of_disk(host.roots(), disk.number, &node);
             Err(Error::DiskBusy { name: disk.name.clone(), by })
         }
         other => other,
@@ -152,7 +150,14 @@ pub fn examine(host: &Linux, held: &HeldDisk) -> Result<Evidence> {
             .collect(),
     };
     let ended = command::run(&blkid, &disk.name, PROBE_LIMIT)?;
-    let samples = sample(&exclusive, disk.bytes).map_err(|error| error.to_string());
+    let samples = sample(&exclusive, disk.bytes).and_then(|samples| {
+        let first_data = match samples.first_data {
+            None => survey(&exclusive, disk.bytes)?,
+            found => found,
+        };
+        Ok(Samples { first_data, ..samples })
+    });
+    let samples = samples.map_err(|error| error.to_string());
     Ok(Evidence { blkid_code: ended.code, blkid_output: ended.output, blkid_errors: ended.errors, samples })
 }
 
@@ -160,7 +165,7 @@ pub fn examine(host: &Linux, held: &HeldDisk) -> Result<Evidence> {
 fn sample(file: &File, bytes: u64) -> io::Result<Samples> {
     posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
     let mut hasher = DefaultHasher::new();
-    let mut zero = true;
+    let mut first_data = None;
     let mut head = Vec::new();
     let mut buffer = vec![0_u8; usize::try_from(EDGE_BYTES).map_err(io::Error::other)?];
     for range in sample_ranges(bytes) {
@@ -169,7 +174,7 @@ fn sample(file: &File, bytes: u64) -> io::Result<Samples> {
             let length = usize::try_from((range.end - at).min(EDGE_BYTES)).map_err(io::Error::other)?;
             let part = &mut buffer[..length];
             file.read_exact_at(part, at)?;
-            zero &= part.iter().all(|byte| *byte == 0);
+            first_data = first_data.or_else(|| data_in(part, at));
             hasher.write(part);
             if at == 0 {
                 head = part[..length.min(SUPERBLOCK_BYTES)].to_vec();
@@ -177,7 +182,40 @@ fn sample(file: &File, bytes: u64) -> io::Result<Samples> {
             at += length as u64;
         }
     }
-    Ok(Samples { zero, fingerprint: hasher.finish(), head })
+    Ok(Samples { first_data, fingerprint: hasher.finish(), head })
+}
+
+/// Where the first byte that is not zero lies in the ranges of [`survey_ranges`]. Reads past the page cache: neither what
+/// the kernel remembers counts, nor is what it remembers of other files worth less than a blank disk.
+fn survey(file: &File, bytes: u64) -> io::Result<Option<u64>> {
+    fcntl(file, FcntlArg::F_SETFL(OFlag::O_DIRECT))?;
+    let alignment = usize::try_from(SURVEY_ALIGNMENT).map_err(io::Error::other)?;
+    let most = usize::try_from(EDGE_BYTES).map_err(io::Error::other)?;
+    let mut buffer = vec![0_u8; most + alignment];
+    let aligned = buffer.as_ptr().align_offset(alignment);
+    let buffer = &mut buffer[aligned..aligned + most];
+    for range in survey_ranges(bytes) {
+        let mut at = range.start;
+        while at < range.end {
+            let length = usize::try_from((range.end - at).min(EDGE_BYTES)).map_err(io::Error::other)?;
+            file.read_exact_at(&mut buffer[..length], at)?;
+            if let Some(found) = data_in(&buffer[..length], at) {
+                return Ok(Some(found));
+            }
+            at += length as u64;
+        }
+    }
+    Ok(None)
+}
+
+/// Where the first byte that is not zero lies in what was read at `at`.
+fn data_in(part: &[u8], at: u64) -> Option<u64> {
+    // Slices compare faster than bytes, and nearly all are zero.
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let chunk = part.chunks(ZEROS.len()).position(|chunk| *chunk != ZEROS[..chunk.len()])?;
+    let start = chunk * ZEROS.len();
+    let byte = part[start..].iter().position(|byte| *byte != 0)?;
+    Some(at + (start + byte) as u64)
 }
 
 /// The first bytes of a disk that may be mounted.
@@ -231,4 +269,35 @@ pub fn clear(host: &Linux, disk: &Disk, fingerprint: u64) -> Result<()> {
         exclusive.sync_all()
     };
     write().map_err(Error::act(format!("clear the beginning of {}", disk.name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn the_survey_names_the_first_byte_wherever_it_is() {
+        let bytes = 3 * EDGE_BYTES + SURVEY_ALIGNMENT;
+        for at in [0, 511, EDGE_BYTES - 1, EDGE_BYTES + 4097, bytes - 1] {
+            let mut file = tempfile::tempfile().unwrap();
+            file.set_len(bytes).unwrap();
+            assert_eq!(survey(&file, bytes).unwrap(), None);
+            file.write_all_at(b"x", at).unwrap();
+            file.flush().unwrap();
+            assert_eq!(survey(&file, bytes).unwrap(), Some(at));
+        }
+    }
+
+    #[test]
+    fn data_that_the_survey_finds_is_not_in_the_samples_fingerprint() {
+        let bytes = 200 * EDGE_BYTES;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(bytes).unwrap();
+        let before = sample(&file, bytes).unwrap();
+        let missed = sample_ranges(bytes)[1].end + 1;
+        file.write_all_at(b"x", missed).unwrap();
+        assert_eq!(sample(&file, bytes).unwrap(), before);
+        assert_eq!(survey(&file, bytes).unwrap(), Some(missed));
+    }
 }

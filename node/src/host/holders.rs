@@ -1,29 +1,42 @@
 //! Who keeps a mount or a disk busy: best effort, for error texts only.
 //!
-//! It sees the processes of its own PID namespace; with `hostPID` those of the whole node.
+//! Mounts and devices stacked on others are seen from everywhere. Processes are seen only in the own PID namespace: in a
+//! container without `hostPID`, as all known installations run it, those of other pods are not, and the text says so.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::device::DeviceNumber;
 use crate::mount_table::MountTable;
+use crate::settings::Roots;
 
 /// More names do not help anybody.
 const MAX_NAMED: usize = 5;
 
-/// Processes that have something open below `path`, or mounts below it.
-pub fn of_path(proc: &Path, path: &Path, mounts: &MountTable) -> String {
+/// The first PID namespace, which sees all processes (`PROC_PID_INIT_INO` of the kernel's `proc_ns.h`).
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// Processes that have something open below `path`, mounts below it, loop devices over its files.
+pub fn of_path(roots: &Roots, path: &Path, mounts: &MountTable) -> String {
     let below = mounts.below(path).into_iter().map(|point| format!("mount {}", point.display()));
-    let processes = processes(proc).filter_map(|(pid, directory)| {
+    let loops = loops(&roots.sys)
+        .filter(|(_, file)| file.starts_with(path))
+        .map(|(name, file)| format!("loop device {name} over {}", file.display()));
+    let processes = processes(&roots.proc).filter_map(|(pid, directory)| {
         let open = open_files(&directory).find(|file| file.starts_with(path))?;
         Some(format!("process {pid} ({}) has {} open", command(&directory), open.display()))
     });
-    say(below.chain(processes))
+    say(roots, path, below.chain(loops).chain(processes))
 }
 
-/// Mount namespaces in which the disk's filesystem is mounted, and processes that have its node open.
-pub fn of_disk(proc: &Path, number: DeviceNumber, node: &Path) -> String {
-    let processes = processes(proc).filter_map(|(pid, directory)| {
+/// Devices stacked on the disk, mount namespaces in which its filesystem is mounted, processes that have its node open.
+pub fn of_disk(roots: &Roots, number: DeviceNumber, node: &Path) -> String {
+    let stacked = roots.sys.join("dev/block").join(number.to_string()).join("holders");
+    let stacked = names(&stacked).map(|name| format!("device {name} is stacked on it"));
+    let loops = loops(&roots.sys)
+        .filter(|(_, file)| file == node)
+        .map(|(name, _)| format!("loop device {name} is on it"));
+    let processes = processes(&roots.proc).filter_map(|(pid, directory)| {
         let command = command(&directory);
         let table = fs::read(directory.join("mountinfo")).ok().and_then(|text| MountTable::parse(&text).ok());
         if let Some(mount) = table.and_then(|table| table.of(number).pop()) {
@@ -32,19 +45,46 @@ pub fn of_disk(proc: &Path, number: DeviceNumber, node: &Path) -> String {
         let opened = open_files(&directory).any(|file| file == node);
         opened.then(|| format!("process {pid} ({command}) has {} open", node.display()))
     });
-    say(processes)
+    say(roots, node, stacked.chain(loops).chain(processes))
 }
 
-fn say(all: impl Iterator<Item = String>) -> String {
+fn say(roots: &Roots, what: &Path, all: impl Iterator<Item = String>) -> String {
     let mut named: Vec<String> = all.take(MAX_NAMED + 1).collect();
     if named.is_empty() {
-        return "by whom is not visible from the node plugin".to_owned();
+        return if sees_all_processes(&roots.proc) {
+            "by no process of this node any more, or by the kernel itself".to_owned()
+        } else {
+            format!(
+                "by a process outside the node plugin's container, which does not see it; on the node, \
+                 `fuser -vm {}` names it",
+                what.display()
+            )
+        };
     }
     if named.len() > MAX_NAMED {
         named.truncate(MAX_NAMED);
         named.push("and more".to_owned());
     }
     named.join(", ")
+}
+
+/// Not sure is no: then nothing is said about processes that may be there.
+fn sees_all_processes(proc: &Path) -> bool {
+    fs::read_link(proc.join("self/ns/pid")).is_ok_and(|namespace| namespace == Path::new(FIRST_PID_NAMESPACE))
+}
+
+/// Loop devices and the files or devices that they are on.
+fn loops(sys: &Path) -> impl Iterator<Item = (String, PathBuf)> {
+    let block = sys.join("block");
+    names(&block).filter_map(move |name| {
+        let file = fs::read_to_string(block.join(&name).join("loop/backing_file")).ok()?;
+        Some((name, file.trim_end_matches('\n').into()))
+    })
+}
+
+fn names(directory: &Path) -> impl Iterator<Item = String> + use<> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
 /// All processes but this one.
@@ -74,29 +114,59 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    fn proc_tree() -> tempfile::TempDir {
-        let proc = tempfile::tempdir().unwrap();
-        let process = proc.path().join("4294967295");
+    const FIRST: &str = FIRST_PID_NAMESPACE;
+    const CONTAINER: &str = "pid:[4026532401]";
+
+    /// Trees of a node with one process that has a file open and a disk mounted, a loop device and a mapper device.
+    fn node(namespace: &str) -> (tempfile::TempDir, Roots) {
+        let tree = tempfile::tempdir().unwrap();
+        let roots =
+            Roots { proc: tree.path().join("proc"), sys: tree.path().join("sys"), ..Roots::default() };
+        let process = roots.proc.join("4294967295");
         fs::create_dir_all(process.join("fd")).unwrap();
         fs::write(process.join("comm"), "postgres\n").unwrap();
         fs::write(process.join("mountinfo"), "1 2 8:0 / /data rw - ext4 /dev/sda rw\n").unwrap();
         symlink("/stage/base/1", process.join("fd/3")).unwrap();
-        fs::create_dir_all(proc.path().join("self")).unwrap();
-        proc
+        fs::create_dir_all(roots.proc.join("self/ns")).unwrap();
+        symlink(namespace, roots.proc.join("self/ns/pid")).unwrap();
+        fs::create_dir_all(roots.sys.join("block/loop0/loop")).unwrap();
+        fs::write(roots.sys.join("block/loop0/loop/backing_file"), "/pods/a/disk.img\n").unwrap();
+        fs::create_dir_all(roots.sys.join("dev/block/8:32/holders/dm-0")).unwrap();
+        (tree, roots)
+    }
+
+    fn disk(roots: &Roots, minor: u64) -> String {
+        of_disk(roots, DeviceNumber::new(8, minor), Path::new("/dev/sdx"))
     }
 
     #[test]
     fn an_open_file_and_a_mount_elsewhere_name_their_process() {
-        let proc = proc_tree();
-        let mounts = MountTable::default();
+        let (_tree, roots) = node(FIRST);
         assert_eq!(
-            of_path(proc.path(), Path::new("/stage"), &mounts),
+            of_path(&roots, Path::new("/stage"), &MountTable::default()),
             "process 4294967295 (postgres) has /stage/base/1 open"
         );
+        assert_eq!(disk(&roots, 0), "mounted at /data for process 4294967295 (postgres)");
+    }
+
+    #[test]
+    fn what_is_stacked_is_named_from_inside_a_container_too() {
+        let (_tree, roots) = node(CONTAINER);
         assert_eq!(
-            of_disk(proc.path(), DeviceNumber::new(8, 0), Path::new("/dev/sda")),
-            "mounted at /data for process 4294967295 (postgres)"
+            of_path(&roots, Path::new("/pods/a"), &MountTable::default()),
+            "loop device loop0 over /pods/a/disk.img"
         );
-        assert!(of_path(proc.path(), Path::new("/other"), &mounts).contains("not visible"));
+        assert_eq!(disk(&roots, 32), "device dm-0 is stacked on it");
+    }
+
+    #[test]
+    fn nobody_seen_is_nobody_only_where_all_processes_are_seen() {
+        let unseen = |namespace| {
+            let (_tree, roots) = node(namespace);
+            of_path(&roots, Path::new("/other"), &MountTable::default())
+        };
+        assert!(unseen(FIRST).contains("no process of this node"), "{}", unseen(FIRST));
+        assert!(unseen(CONTAINER).contains("outside the node plugin's container"), "{}", unseen(CONTAINER));
+        assert!(unseen(CONTAINER).contains("`fuser -vm /other`"), "{}", unseen(CONTAINER));
     }
 }

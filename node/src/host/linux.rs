@@ -58,7 +58,7 @@ impl Linux {
         if mounts::unmount(target)? {
             return Ok(());
         }
-        let holders = holders::of_path(&self.roots.proc, target, &self.mounts()?);
+        let holders = holders::of_path(&self.roots, target, &self.mounts()?);
         Err(Error::MountBusy { path: target.to_owned(), holders })
     }
 }

@@ -26,6 +26,10 @@ pub enum Held {
     },
     /// The superblock of an xfs whose mkfs did not end.
     UnfinishedXfs,
+    /// An ext4 that was never mounted.
+    FreshExt4,
+    /// Its superblock, but not its tables: the disk went away while mkfs was being written out.
+    TornExt4,
     /// Bytes without a signature: somebody's, or those of a mkfs that was cut short.
     Bytes,
     Partitions,
@@ -136,16 +140,30 @@ impl State {
             Step::ClearUnfinished { disk, .. } => *self.held(disk) = Held::Bytes,
             Step::Format { disk, filesystem, .. } => {
                 let kind = filesystem.name().to_owned();
-                *self.held(disk) = Held::Filesystem { kind, bytes: disk.bytes };
+                *self.held(disk) = match filesystem {
+                    FilesystemType::Ext4 => Held::FreshExt4,
+                    _ => Held::Filesystem { kind, bytes: disk.bytes },
+                };
             }
             Step::Check { disk, .. } => {
                 assert!(!self.mounts.iter().any(|m| m.number == disk.number), "fsck of a mounted filesystem");
+                if *self.held(disk) == Held::TornExt4 {
+                    let (name, detail) = (disk.name.clone(), "no tables".to_owned());
+                    return Err(Error::FilesystemDamaged { name, tool: "e2fsck", detail });
+                }
             }
             Step::Mount { disk, filesystem, options, target } => {
                 assert!(self.paths.get(target).is_some_and(Option::is_none), "no directory to mount on");
                 assert!(!self.records.contains_key(target), "mounted over the record");
                 match self.held(disk) {
                     Held::Filesystem { kind, .. } if kind == filesystem.name() => {}
+                    fresh @ Held::FreshExt4 if *filesystem == FilesystemType::Ext4 => {
+                        *fresh = Held::Filesystem { kind: "ext4".to_owned(), bytes: disk.bytes };
+                    }
+                    Held::TornExt4 if options.read_only() => {
+                        let source = io::Error::other("structure needs cleaning");
+                        return Err(Error::Act { action: "mount".into(), source });
+                    }
                     other => panic!("mounting {other:?} as {filesystem}"),
                 }
                 let mut new = mount(disk.number, "/", target, filesystem.name(), options.read_only());
@@ -197,9 +215,13 @@ impl State {
 
 fn superblock(content: &Held) -> Vec<u8> {
     let mut head = vec![0_u8; SUPERBLOCK_BYTES];
-    if *content == Held::UnfinishedXfs {
-        head[..4].copy_from_slice(b"XFSB");
-        head[126] = 1;
+    match content {
+        Held::UnfinishedXfs => {
+            head[..4].copy_from_slice(b"XFSB");
+            head[126] = 1;
+        }
+        Held::FreshExt4 | Held::TornExt4 => head[1024 + 0x38..1024 + 0x3a].copy_from_slice(&[0x53, 0xef]),
+        _ => {}
     }
     head
 }
@@ -239,6 +261,7 @@ impl Host for Model {
         let (code, output) = match &content {
             Held::Blank | Held::Bytes | Held::Unreadable => (2, String::new()),
             Held::Filesystem { kind, .. } => (0, format!("TYPE={kind}\nUSAGE=filesystem\n")),
+            Held::FreshExt4 | Held::TornExt4 => (0, "TYPE=ext4\nUSAGE=filesystem\n".to_owned()),
             Held::UnfinishedXfs => (0, "TYPE=xfs\nUSAGE=filesystem\n".to_owned()),
             Held::Partitions => (0, "PTTYPE=gpt\n".to_owned()),
             Held::Luks => (0, "TYPE=crypto_LUKS\nUSAGE=crypto\n".to_owned()),
@@ -246,7 +269,11 @@ impl Host for Model {
         let samples = if content == Held::Unreadable {
             Err("Input/output error (os error 5)".to_owned())
         } else {
-            Ok(Samples { zero: content == Held::Blank, fingerprint: 1, head: superblock(&content) })
+            Ok(Samples {
+                first_data: (content != Held::Blank).then_some(0),
+                fingerprint: 1,
+                head: superblock(&content),
+            })
         };
         Ok(Evidence { blkid_code: Some(code), blkid_output: output, blkid_errors: String::new(), samples })
     }
@@ -312,8 +339,11 @@ impl Host for Model {
             (None, _) => state.happen(step),
             (Some(Fault::Before), _) => killed(),
             (Some(Fault::Within), Step::Format { disk, filesystem, .. }) => {
-                let unfinished = *filesystem == FilesystemType::Xfs;
-                *state.held(disk) = if unfinished { Held::UnfinishedXfs } else { Held::Bytes };
+                *state.held(disk) = match filesystem {
+                    FilesystemType::Xfs => Held::UnfinishedXfs,
+                    FilesystemType::Ext4 => Held::TornExt4,
+                    _ => Held::Bytes,
+                };
                 killed()
             }
             (Some(Fault::Within | Fault::After), _) => {

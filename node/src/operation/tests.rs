@@ -153,6 +153,22 @@ fn a_staging_mount_of_another_volume_is_not_published() {
 }
 
 #[test]
+fn a_staging_mount_whose_disk_is_gone_is_not_published_until_it_is_staged_again() {
+    let setup = Setup::new(ext4(DISK_BYTES));
+    setup.stage(FilesystemType::Ext4, &[]).unwrap();
+    let lost = setup.model.state().disks.remove(0);
+    setup.model.take_applied();
+    assert_eq!(setup.publish(false).unwrap(), Published::NotStaged);
+    assert_eq!(setup.model.take_applied(), []);
+
+    let back = Disk { name: "sdc".into(), number: disk(32).number, ..lost.0 };
+    setup.model.state().disks.push((back.clone(), lost.1));
+    stage_filesystem(setup.context(), &staged(FilesystemType::Ext4, &[]), &back).unwrap();
+    assert_eq!(setup.publish(false).unwrap(), Published::Done);
+    assert!(setup.model.state().mounts.iter().all(|mount| mount.number == back.number));
+}
+
+#[test]
 fn a_block_volume_is_bound_and_taken_back() {
     let setup = Setup::new(Held::Partitions);
     let source = publish::Source::Node { path: "/dev/sdb".into(), number: disk(16).number };
@@ -212,6 +228,8 @@ fn any_held() -> impl Strategy<Value = Held> {
                 .prop_map(move |bytes| Held::Filesystem { kind: kind.to_owned(), bytes })
         }),
         Just(Held::UnfinishedXfs),
+        Just(Held::FreshExt4),
+        Just(Held::TornExt4),
         Just(Held::Bytes),
         Just(Held::Partitions),
         Just(Held::Luks),
@@ -220,7 +238,7 @@ fn any_held() -> impl Strategy<Value = Held> {
 }
 
 fn any_filesystem() -> impl Strategy<Value = FilesystemType> {
-    select(vec![FilesystemType::Ext4, FilesystemType::Xfs])
+    select(vec![FilesystemType::Ext3, FilesystemType::Ext4, FilesystemType::Xfs])
 }
 
 fn any_faults() -> impl Strategy<Value = Vec<(usize, Fault)>> {
@@ -233,7 +251,7 @@ fn is_precious(held: &Held, record: bool, allow_nonzero: bool) -> bool {
     match held {
         Held::Blank => false,
         Held::Bytes => !record && !allow_nonzero,
-        Held::UnfinishedXfs => !record,
+        Held::UnfinishedXfs | Held::FreshExt4 | Held::TornExt4 => !record,
         Held::Filesystem { .. } | Held::Partitions | Held::Luks | Held::Unreadable => true,
     }
 }
@@ -271,8 +289,18 @@ proptest! {
         let flags: &[&str] = if read_only { &["ro"] } else { &[] };
         let result = until_unkilled(&setup, || setup.stage(filesystem, flags));
 
-        let record_fits = with_record && (held != Held::UnfinishedXfs || filesystem == FilesystemType::Xfs);
-        let usable = matches!(&held, Held::Filesystem { kind, .. } if kind == filesystem.name());
+        let record_fits = with_record
+            && match held {
+                Held::UnfinishedXfs => filesystem == FilesystemType::Xfs,
+                Held::FreshExt4 | Held::TornExt4 => filesystem == FilesystemType::Ext4,
+                _ => true,
+            };
+        let usable = match &held {
+            Held::Filesystem { kind, .. } => kind == filesystem.name(),
+            // With the record it is not believed, and a read-only volume is not formatted.
+            Held::FreshExt4 => filesystem == FilesystemType::Ext4 && !(with_record && read_only),
+            _ => false,
+        };
         let precious = is_precious(&held, record_fits, allow_nonzero);
         prop_assert_eq!(result.is_ok(), usable || (!precious && !read_only), "{:?}", result);
 

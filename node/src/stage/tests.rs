@@ -26,17 +26,18 @@ fn record(filesystem: FilesystemType) -> MkfsRecord {
     MkfsRecord { serial: serial().as_str().to_owned(), filesystem }
 }
 
-fn found(kind: &str, finished: bool) -> Content {
-    Content::Filesystem { kind: kind.into(), finished, fingerprint: 1 }
+fn found(kind: &str, stage: Stage) -> Content {
+    Content::Filesystem { kind: kind.into(), stage, fingerprint: 1 }
 }
 
 const BLANK: Content = Content::Blank { fingerprint: 1 };
-const BYTES: Content = Content::UnknownData { fingerprint: 1 };
+const BYTES: Content = Content::UnknownData { at: 0, fingerprint: 1 };
 use FilesystemType::{Ext4, Xfs};
+use Stage::{Finished, Unfinished, Unused};
 
 #[rstest]
 #[case::blank(Ext4, BLANK, None, false, Ok("format_blank"))]
-#[case::same(Ext4, found("ext4", true), None, false, Ok("use_existing"))]
+#[case::same(Ext4, found("ext4", Finished), None, false, Ok("use_existing"))]
 #[case::mounted(Xfs, Content::Mounted { kind: "xfs".into() }, None, false, Ok("use_mounted"))]
 #[case::bytes(Ext4, BYTES, None, false, Err("FailedPrecondition"))]
 #[case::bytes_allowed(Ext4, BYTES, None, true, Ok("format_nonzero_allowed"))]
@@ -44,13 +45,18 @@ use FilesystemType::{Ext4, Xfs};
 #[case::bytes_recorded_as_another(Xfs, BYTES, Some(record(Ext4)), false, Err("FailedPrecondition"))]
 #[case::bytes_of_another_volume(
     Ext4, BYTES, Some(MkfsRecord { serial: "other".into(), filesystem: Ext4 }), false, Err("FailedPrecondition"))]
-#[case::unfinished(Xfs, found("xfs", false), None, false, Err("FailedPrecondition"))]
-#[case::unfinished_allowed(Xfs, found("xfs", false), None, true, Err("FailedPrecondition"))]
-#[case::unfinished_recorded(Xfs, found("xfs", false), Some(record(Xfs)), false, Ok("format_resumed"))]
-#[case::finished_recorded(Xfs, found("xfs", true), Some(record(Xfs)), false, Ok("use_existing"))]
-#[case::other(Ext4, found("xfs", true), None, true, Err("FailedPrecondition"))]
-#[case::other_recorded(Ext4, found("xfs", true), Some(record(Ext4)), true, Err("FailedPrecondition"))]
-#[case::unknown_filesystem(Ext4, found("btrfs", true), None, true, Err("FailedPrecondition"))]
+#[case::unfinished(Xfs, found("xfs", Unfinished), None, false, Err("FailedPrecondition"))]
+#[case::unfinished_allowed(Xfs, found("xfs", Unfinished), None, true, Err("FailedPrecondition"))]
+#[case::unfinished_recorded(Xfs, found("xfs", Unfinished), Some(record(Xfs)), false, Ok("format_resumed"))]
+#[case::unused(Ext4, found("ext4", Unused), None, false, Ok("use_existing"))]
+#[case::unused_recorded(Ext4, found("ext4", Unused), Some(record(Ext4)), false, Ok("format_resumed"))]
+#[case::unused_of_another_volume(Ext4, found("ext4", Unused),
+    Some(MkfsRecord { serial: "other".into(), filesystem: Ext4 }), false, Ok("use_existing"))]
+#[case::other_unused_recorded(Xfs, found("ext4", Unused), Some(record(Xfs)), true, Err("FailedPrecondition"))]
+#[case::finished_recorded(Xfs, found("xfs", Finished), Some(record(Xfs)), false, Ok("use_existing"))]
+#[case::other(Ext4, found("xfs", Finished), None, true, Err("FailedPrecondition"))]
+#[case::other_recorded(Ext4, found("xfs", Finished), Some(record(Ext4)), true, Err("FailedPrecondition"))]
+#[case::unknown_filesystem(Ext4, found("btrfs", Finished), None, true, Err("FailedPrecondition"))]
 #[case::gpt(Ext4, Content::Partitioned { table: "gpt".into() }, Some(record(Ext4)), true, Err("FailedPrecondition"))]
 #[case::luks(Ext4, Content::Foreign { kind: "crypto_LUKS".into() }, Some(record(Ext4)), true, Err("FailedPrecondition"))]
 #[case::ambiguous(Ext4, Content::Ambiguous { detail: "x".into() }, Some(record(Ext4)), true, Err("FailedPrecondition"))]
@@ -76,7 +82,7 @@ fn a_read_only_volume_or_disk_is_never_formatted() {
     let mut locked = observed(BLANK);
     locked.disk.read_only = true;
     assert!(matches!(plan(&wanted(Ext4, &[]), &locked, true), Err(Error::ReadOnlyBlank { .. })));
-    let steps = plan(&reader, &observed(found("ext4", true)), false).unwrap();
+    let steps = plan(&reader, &observed(found("ext4", Finished)), false).unwrap();
     assert!(
         matches!(steps.as_slice(), [Step::Mount { options, .. }] if options.read_only()),
         "no check, {steps:?}"
@@ -98,7 +104,7 @@ fn the_record_is_there_from_before_mkfs_until_before_the_mount() {
         ),
         "{steps:?}"
     );
-    let left = Observed { record: Some(record(Ext4)), ..observed(found("ext4", true)) };
+    let left = Observed { record: Some(record(Ext4)), ..observed(found("ext4", Finished)) };
     let steps = plan(&wanted(Ext4, &[]), &left, false).unwrap();
     assert!(
         matches!(steps.as_slice(), [Step::RemoveMkfsRecord { .. }, Step::Check { .. }, Step::Mount { .. }]),

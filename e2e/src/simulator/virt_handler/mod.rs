@@ -244,7 +244,8 @@ impl Handler {
             image: super::infra_storage::image(&self.volumes, &pv),
             bus,
             serial: disk.serial.clone(),
-            read_errors: self.read_errors(vmi, volume),
+            faults: vm::DiskFaults::read_errors(self.read_errors(vmi, volume)),
+            by_test: false,
         })
     }
 

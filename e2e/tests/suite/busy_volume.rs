@@ -1,0 +1,87 @@
+//! A volume that somebody still uses is not let go of: the call says who, as far as the plugin can see, and succeeds when
+//! they have.
+
+use anyhow::{Context, Result, ensure};
+use bench::scenario::{Deadline, until};
+use tonic::Code;
+
+use crate::{
+    bare_disk::{BareDisk, DISK_BYTES},
+    controller_process::filesystem,
+    fixture::Fixture,
+    foreign_content::refused_with,
+    node_socket::{NodeSocket, staging, target},
+};
+
+/// The worker that these tests use.
+const WORKER: &str = "worker-2";
+
+/// How a shell in the worker becomes the holder: its process id goes to a file. With its path, because busybox's shell
+/// runs a mere `sleep` in its own process.
+const BECOME_HOLDER: &str = "echo $$ > /tmp/holder && exec /usr/bin/sleep 86400";
+
+/// An open file keeps target and staging mount; a mount namespace that has a copy of the mount keeps the disk.
+pub async fn busy(fixture: Fixture) -> Result<()> {
+    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let disk = BareDisk::blank(&fixture, WORKER, "disk", DISK_BYTES)?;
+    let (volume, ext4) = (&disk.volume, filesystem("ext4"));
+    disk.plug().await?;
+    node.stage(volume, &ext4).await?;
+    node.publish(volume, &ext4).await?;
+
+    open(&node, &format!("{}/file", target(volume))).await?;
+    let said = refused_with(node.unpublish(volume).await, Code::FailedPrecondition)?;
+    names_holder(&node, &said).await?;
+    release(&node).await?;
+    node.unpublish(volume).await.context("unpublish after the file was closed")?;
+
+    open(&node, &format!("{}/file", staging(volume))).await?;
+    for _ in 0..2 {
+        let said = refused_with(node.unstage(volume).await, Code::FailedPrecondition)?;
+        names_holder(&node, &said).await?;
+    }
+    release(&node).await?;
+    node.unstage(volume).await.context("unstage after the file was closed")?;
+
+    node.stage(volume, &ext4).await?;
+    node.spawn(&["unshare", "--mount", "--propagation", "private", "sh", "-c", BECOME_HOLDER]).await?;
+    until_running(&node).await?;
+    for _ in 0..2 {
+        let said = refused_with(node.unstage(volume).await, Code::FailedPrecondition)?;
+        ensure!(said.contains("must not be detached"), "{said}");
+        names_holder(&node, &said).await?;
+    }
+    release(&node).await?;
+    node.unstage(volume).await.context("unstage after the mount namespace ended")?;
+    disk.unplug().await
+}
+
+/// Opens a file in a process of the worker's own.
+async fn open(node: &NodeSocket<'_>, file: &str) -> Result<()> {
+    node.spawn(&["sh", "-c", &format!("exec 3> {file} && {BECOME_HOLDER}")]).await?;
+    until_running(node).await
+}
+
+async fn until_running(node: &NodeSocket<'_>) -> Result<()> {
+    until("the holder", Deadline::Reaction, async || {
+        let seen = node.run(&["sh", "-c", "cat /proc/$(cat /tmp/holder)/comm 2>&1 || true"]).await?;
+        Ok(if seen.trim() == "sleep" { Ok(()) } else { Err(seen) })
+    })
+    .await
+}
+
+/// Ends the holder.
+async fn release(node: &NodeSocket<'_>) -> Result<()> {
+    node.run(&["sh", "-c", "kill -KILL $(cat /tmp/holder) && rm /tmp/holder"]).await.map(drop)
+}
+
+/// The text names the holder's process and command where the driver can see it, and says where to look where it can't.
+async fn names_holder(node: &NodeSocket<'_>, said: &str) -> Result<()> {
+    if !node.sees_all_processes().await? {
+        ensure!(said.contains("outside the node plugin's container") && said.contains("fuser"), "{said}");
+        return Ok(());
+    }
+    let process = node.run(&["cat", "/tmp/holder"]).await?;
+    ensure!(said.contains(&format!("process {} (sleep)", process.trim())), "{process:?}: {said}");
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! A disk that goes away: while it is formatted, between two calls, while it is mounted. No call hangs or is refused for
+//! ever, nothing of the disk is left in the worker, and when it comes back its volume goes on.
+
+use anyhow::{Context, Result, ensure};
+use bench::vm::DiskFaults;
+use tonic::Code;
+
+use crate::{
+    bare_disk::{BareDisk, DISK_BYTES, MIB},
+    controller_process::filesystem,
+    disk_content::check,
+    fixture::Fixture,
+    foreign_content::refused_with,
+    node_socket::{NodeSocket, SHORT_DEADLINE, staging, target},
+};
+
+/// The worker that these tests use.
+const WORKER: &str = "worker-2";
+
+/// Unplugged in the midst of mkfs: the call fails, and the same call makes the filesystem when the disk is back.
+pub async fn while_formatted(fixture: Fixture) -> Result<()> {
+    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let frozen = DiskFaults { frozen_after: Some(MIB / 4), ..DiskFaults::default() };
+    let disk = BareDisk::blank(&fixture, WORKER, "disk", DISK_BYTES)?.faulty(frozen);
+    let ext4 = filesystem("ext4");
+    disk.plug().await?;
+    let lose = async {
+        node.until_formatting(1).await?;
+        disk.unplug().await
+    };
+    let (staged, lost) = tokio::join!(node.stage(&disk.volume, &ext4), lose);
+    lost?;
+    let code = staged.err().context("staged a disk that was unplugged")?.code();
+    ensure!(matches!(code, Code::Internal | Code::Unavailable), "{code:?}");
+    refused_with(node.stage_within(&disk.volume, &ext4, SHORT_DEADLINE).await, Code::Unavailable)?;
+
+    let disk = disk.faulty(DiskFaults::default());
+    disk.plug().await?;
+    node.stage(&disk.volume, &ext4).await.context("stage when the disk is back")?;
+    node.unstage(&disk.volume).await?;
+    disk.unplug().await?;
+    check(disk.image(), "ext4")
+}
+
+/// Unplugged between stage and publish: publish is refused until the disk is back, then it is staged anew by itself.
+pub async fn before_publish(fixture: Fixture) -> Result<()> {
+    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let ext4 = filesystem("ext4");
+    let disk = BareDisk::blank(&fixture, WORKER, "disk", DISK_BYTES)?;
+    disk.plug().await?;
+    node.stage(&disk.volume, &ext4).await?;
+    disk.unplug().await?;
+    for _ in 0..2 {
+        let answer = node.publish_within(&disk.volume, &ext4, SHORT_DEADLINE).await;
+        let said = refused_with(answer, Code::Unavailable)?;
+        ensure!(said.contains("no disk with serial"), "{said}");
+    }
+    disk.plug().await?;
+    node.publish(&disk.volume, &ext4).await.context("publish when the disk is back")?;
+    write_and_read(&node, &disk).await?;
+    node.unpublish(&disk.volume).await?;
+    node.unstage(&disk.volume).await?;
+    disk.unplug().await?;
+    check(disk.image(), "ext4")
+}
+
+/// Unplugged while it is mounted: unpublish and unstage succeed without it, and what was synced is there later.
+pub async fn while_mounted(fixture: Fixture) -> Result<()> {
+    for kind in ["ext4", "xfs"] {
+        let node = NodeSocket::connect(&fixture, WORKER).await?;
+        let capability = filesystem(kind);
+        let disk = BareDisk::blank(&fixture, WORKER, kind, DISK_BYTES)?;
+        disk.plug().await?;
+        node.stage(&disk.volume, &capability).await?;
+        node.publish(&disk.volume, &capability).await?;
+        write_and_read(&node, &disk).await?;
+        disk.unplug().await?;
+        for _ in 0..2 {
+            node.unpublish(&disk.volume)
+                .await
+                .with_context(|| format!("unpublish {kind} without its disk"))?;
+        }
+        for _ in 0..2 {
+            node.unstage(&disk.volume).await.with_context(|| format!("unstage {kind} without its disk"))?;
+        }
+        let mounts = node.run(&["cat", "/proc/self/mountinfo"]).await?;
+        ensure!(!mounts.contains(&staging(&disk.volume)), "still mounted: {mounts}");
+
+        disk.plug().await?;
+        node.stage(&disk.volume, &capability).await?;
+        node.publish(&disk.volume, &capability).await?;
+        let text = node.run(&["cat", &format!("{}/file", target(&disk.volume))]).await?;
+        ensure!(text.trim() == "kept", "{kind}: {text:?}");
+        node.unpublish(&disk.volume).await?;
+        node.unstage(&disk.volume).await?;
+        disk.unplug().await?;
+        check(disk.image(), kind)?;
+    }
+    Ok(())
+}
+
+/// Writes a file through the published volume, to the disk.
+async fn write_and_read(node: &NodeSocket<'_>, disk: &BareDisk<'_>) -> Result<()> {
+    let file = format!("{}/file", target(&disk.volume));
+    let text = node.run(&["sh", "-c", &format!("echo kept > {file} && sync && cat {file}")]).await?;
+    ensure!(text.trim() == "kept", "{text:?}");
+    Ok(())
+}

@@ -1,0 +1,272 @@
+//! What holds data is not formatted, for each kind of content and each place where a disk may fail to be read: all disks at
+//! once on one worker, each call twice, and not one byte of them changes.
+
+use anyhow::{Context, Result, bail, ensure};
+use bench::vm::{Bus, DiskFaults};
+use futures::future::join_all;
+use tonic::{Code, Status};
+
+use crate::{
+    bare_disk::{BareDisk, DISK_BYTES, MIB},
+    controller_process::filesystem,
+    disk_content::{self as content, KEPT_FILE, KEPT_TEXT},
+    fixture::Fixture,
+    node_socket::{NodeSocket, SHORT_DEADLINE, target},
+};
+
+/// The worker that these tests use.
+const WORKER: &str = "worker-1";
+
+/// Bytes of a sector, in which bad places are counted.
+const SECTOR: u64 = 512;
+
+/// A disk that the survey of a blank disk reads in pieces only: more than 1 GiB.
+const LARGE_BYTES: u64 = 8 << 30;
+
+/// The longest run of bytes that the survey may miss on it (`node`'s `probe::survey_gap`).
+const LARGE_GAP: u64 = LARGE_BYTES / 4096 - (256 << 10) + 4096 + 1;
+
+/// A disk, what is asked of it, and the answer that is right.
+struct Case<'a> {
+    name: String,
+    disk: BareDisk<'a>,
+    asked: &'static str,
+    code: Code,
+    says: &'static str,
+}
+
+/// Makes the content of a disk.
+type Fill = dyn Fn(&BareDisk<'_>) -> Result<()>;
+
+/// Everything that is no blank disk and not what is asked for.
+pub async fn refused(fixture: Fixture) -> Result<()> {
+    let mut cases = signatures(&fixture)?;
+    cases.extend(data(&fixture)?);
+    cases.extend(read_errors(&fixture)?);
+    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    for case in &cases {
+        case.disk.plug().await?;
+    }
+    let before: Vec<Vec<u8>> = cases.iter().map(|case| case.disk.checksum()).collect::<Result<_>>()?;
+    let answers = join_all(cases.iter().map(|case| is_refused(&node, case))).await;
+    let mut wrong: Vec<String> =
+        answers.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
+    for (case, before) in cases.iter().zip(before) {
+        case.disk.unplug().await?;
+        if case.disk.checksum()? != before {
+            wrong.push(format!("{}: THE DISK WAS CHANGED", case.name));
+        }
+    }
+    ensure!(wrong.is_empty(), "{} of {}: {}", wrong.len(), cases.len(), wrong.join("; "));
+    Ok(())
+}
+
+async fn is_refused(node: &NodeSocket<'_>, case: &Case<'_>) -> Result<()> {
+    let Case { name, disk, asked, code, says } = case;
+    // kubelet asks again and again.
+    for _ in 0..2 {
+        let status = match node.stage(&disk.volume, &filesystem(asked)).await {
+            Ok(()) => bail!("{name}: staged as {asked}"),
+            Err(status) => status,
+        };
+        ensure!(status.code() == *code && status.message().contains(says), "{name}: {status:?}");
+    }
+    node.unstage(&disk.volume).await.with_context(|| format!("{name}: unstage what was never staged"))
+}
+
+fn signatures(fixture: &Fixture) -> Result<Vec<Case<'_>>> {
+    let gpt = "label: gpt\nsize=64MiB\n";
+    let mbr = "label: dos\nsize=64MiB\n";
+    let table: Vec<(&str, Box<Fill>, &'static str, &'static str)> = vec![
+        ("ext2", Box::new(|disk| content::filesystem(disk, "ext2")), "ext4", "holds ext2, but ext4"),
+        ("ext3", Box::new(|disk| content::filesystem(disk, "ext3")), "ext4", "holds ext3, but ext4"),
+        ("ext4", Box::new(|disk| content::filesystem(disk, "ext4")), "xfs", "holds ext4, but xfs"),
+        ("xfs", Box::new(|disk| content::filesystem(disk, "xfs")), "ext4", "holds xfs, but ext4"),
+        ("btrfs", Box::new(content::btrfs), "ext4", "holds btrfs, but ext4"),
+        ("swap", Box::new(content::swap), "ext4", "swap"),
+        ("luks1", Box::new(|disk| content::luks(disk, "luks1")), "ext4", "crypto_LUKS"),
+        ("luks2", Box::new(|disk| content::luks(disk, "luks2")), "xfs", "crypto_LUKS"),
+        ("lvm", Box::new(content::lvm), "ext4", "LVM2_member"),
+        // kubernetes/kubernetes#63235
+        ("gpt", Box::new(move |disk| content::partitions(disk, gpt)), "ext4", "partition"),
+        (
+            "gpt-empty",
+            Box::new(|disk| content::partitions(disk, "label: gpt\n")),
+            "xfs",
+            "gpt partition table",
+        ),
+        ("mbr", Box::new(move |disk| content::partitions(disk, mbr)), "ext4", "partition"),
+        ("random", Box::new(content::random), "ext4", "data at byte 0"),
+    ];
+    let case = |(name, fill, asked, says): (&str, Box<Fill>, _, _)| {
+        let disk = BareDisk::blank(fixture, WORKER, name, DISK_BYTES)?;
+        fill(&disk).with_context(|| format!("prepare {name}"))?;
+        Ok(Case { name: name.to_owned(), disk, asked, code: Code::FailedPrecondition, says })
+    };
+    table.into_iter().map(case).collect()
+}
+
+/// Zero at the beginning, and a byte or a run of bytes somewhere behind.
+fn data(fixture: &Fixture) -> Result<Vec<Case<'_>>> {
+    let middle = DISK_BYTES / 2;
+    let table: [(u64, u64, usize, &'static str); 8] = [
+        (DISK_BYTES, 16 * MIB, 1, "data at byte 16777216"),
+        (DISK_BYTES, middle, 1, "data at byte"),
+        (DISK_BYTES, DISK_BYTES - 1, 1, "data at byte"),
+        (DISK_BYTES, MIB + (64 << 10) + 1, 1, "data at byte 1114113"),
+        (DISK_BYTES, 333 * MIB + 7, 1, "data at byte"),
+        // ext4's first copy of its superblock, where the beginning was lost.
+        (LARGE_BYTES, 128 * MIB, 512, "data at byte 134217728"),
+        (LARGE_BYTES, 5 * (1 << 30) + 12_345, usize::try_from(LARGE_GAP)?, "data at byte"),
+        (LARGE_BYTES, LARGE_BYTES - LARGE_GAP, usize::try_from(LARGE_GAP)?, "data at byte"),
+    ];
+    let case = |(bytes, at, length, says): (u64, u64, usize, &'static str)| {
+        let name = format!("data-at-{at}-of-{bytes}");
+        let disk = BareDisk::blank(fixture, WORKER, &name, bytes)?;
+        disk.write(&vec![b'x'; length], at)?;
+        Ok(Case { name, disk, asked: "ext4", code: Code::FailedPrecondition, says })
+    };
+    table.into_iter().map(case).collect()
+}
+
+/// Blank disks and filesystems with one sector that answers EIO (kubernetes/kubernetes#142243): nothing is known of them.
+fn read_errors(fixture: &Fixture) -> Result<Vec<Case<'_>>> {
+    // Superblocks: ext at 1 KiB, btrfs at 64 KiB and 64 MiB, xfs at 0.
+    let blank = [
+        0,
+        2,
+        100,
+        128,
+        MIB / SECTOR - 1,
+        64 * MIB / SECTOR + 128,
+        333 * MIB / SECTOR,
+        DISK_BYTES / 2 / SECTOR,
+        DISK_BYTES / SECTOR - 1,
+    ];
+    let mut table: Vec<(String, Option<Box<Fill>>, u64, &'static str)> =
+        blank.into_iter().map(|sector| (format!("blank-bad-{sector}"), None, sector, "ext4")).collect();
+    for (kind, sector) in [("ext4", 2), ("xfs", 0)] {
+        let fill: Box<Fill> = Box::new(move |disk| content::filesystem(disk, kind));
+        table.push((format!("{kind}-bad-{sector}"), Some(fill), sector, kind));
+    }
+    table.push(("btrfs-bad-128".to_owned(), Some(Box::new(content::btrfs)), 128, "ext4"));
+    let case = |(name, fill, sector, asked): (String, Option<Box<Fill>>, u64, &'static str)| {
+        let disk = BareDisk::blank(fixture, WORKER, &name, DISK_BYTES)?;
+        fill.map(|fill| fill(&disk)).transpose().with_context(|| format!("prepare {name}"))?;
+        let disk = disk.faulty(DiskFaults::read_errors(vec![sector]));
+        Ok(Case { name, disk, asked, code: Code::Unavailable, says: "not known to be blank" })
+    };
+    table.into_iter().map(case).collect()
+}
+
+/// What was asked for is there already: it is mounted, and its file is there.
+pub async fn kept(fixture: Fixture) -> Result<()> {
+    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let is_kept = async |kind: &str| -> Result<()> {
+        let disk = BareDisk::blank(&fixture, WORKER, kind, DISK_BYTES)?;
+        content::filesystem(&disk, kind)?;
+        disk.plug().await?;
+        let (volume, capability) = (&disk.volume, filesystem(kind));
+        for _ in 0..2 {
+            node.stage(volume, &capability).await?;
+        }
+        for _ in 0..2 {
+            node.publish(volume, &capability).await?;
+        }
+        let text = node.run(&["cat", &format!("{}/{KEPT_FILE}", target(volume))]).await?;
+        ensure!(text == KEPT_TEXT, "{text:?}");
+        for _ in 0..2 {
+            node.unpublish(volume).await?;
+        }
+        for _ in 0..2 {
+            node.unstage(volume).await?;
+        }
+        disk.unplug().await?;
+        content::check(disk.image(), kind)
+    };
+    let results =
+        join_all(["ext2", "ext3", "ext4", "xfs"].map(async |kind| is_kept(kind).await.context(kind))).await;
+    results.into_iter().collect()
+}
+
+/// The limit of the survey, as documented: on a disk of more than 1 GiB a few bytes without any signature, far from
+/// both ends and from all places where filesystems keep copies, may lie between two pieces that are read.
+pub async fn survey_limit(fixture: Fixture) -> Result<()> {
+    const GIB: u64 = 1 << 30;
+    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let disk = BareDisk::blank(&fixture, WORKER, "limit", LARGE_BYTES)?;
+    disk.write(b"between two pieces", 3 * GIB + MIB)?;
+    disk.plug().await?;
+    node.stage(&disk.volume, &filesystem("ext4"))
+        .await
+        .context("the survey is better than its documentation")?;
+    node.unstage(&disk.volume).await?;
+    disk.unplug().await
+}
+
+/// Disk A is gone, disk B has its kernel name, and A's link in `/dev/disk/by-id` points to it (hetznercloud/csi-driver#1455,
+/// kubernetes-sigs/aws-ebs-csi-driver#1224): a stage of A does not touch B.
+pub async fn stale_link(fixture: Fixture) -> Result<()> {
+    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let gone = BareDisk::blank(&fixture, WORKER, "gone", DISK_BYTES)?;
+    let other = BareDisk::blank(&fixture, WORKER, "other", DISK_BYTES)?;
+    let ext4 = filesystem("ext4");
+    gone.plug().await?;
+    let name = node.kernel_name(&gone).await?;
+    gone.unplug().await?;
+    other.plug().await?;
+    let reused = node.kernel_name(&other).await?;
+    ensure!(name == reused, "A was {name}, B is {reused}: the name was not used again");
+
+    let serial = gone.serial();
+    let links = [format!("scsi-0QEMU_QEMU_HARDDISK_{serial}"), format!("virtio-{}", &serial[..20])];
+    for link in &links {
+        node.run(&["ln", "-sf", &format!("../../{reused}"), &format!("/dev/disk/by-id/{link}")]).await?;
+    }
+    let before = other.checksum()?;
+    for _ in 0..2 {
+        let refusal = node.stage_within(&gone.volume, &ext4, SHORT_DEADLINE).await;
+        let said = refused_with(refusal, Code::Unavailable)?;
+        ensure!(said.contains(serial) && said.contains(other.serial()), "{said}");
+    }
+    node.unstage(&gone.volume).await?;
+    for link in &links {
+        node.run(&["rm", &format!("/dev/disk/by-id/{link}")]).await?;
+    }
+    ensure!(other.checksum()? == before, "the other disk was changed");
+    other.unplug().await
+}
+
+/// Two virtio disks whose serials share the 20 bytes that the guest sees: none is used.
+pub async fn ambiguous(fixture: Fixture) -> Result<()> {
+    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let common = &BareDisk::blank(&fixture, WORKER, "common", MIB)?.serial()[..20].to_owned();
+    let disk = |name: &str| {
+        let serial = format!("{common}-{name}");
+        BareDisk::blank(&fixture, WORKER, name, DISK_BYTES).map(|disk| disk.named(Bus::Virtio, &serial))
+    };
+    let disks = [disk("one")?, disk("two")?];
+    for disk in &disks {
+        disk.plug().await?;
+    }
+    node.until_seen(common, disks.len()).await?;
+    for disk in disks.iter().chain(&disks) {
+        let said = refused_with(node.stage(&disk.volume, &filesystem("ext4")).await, Code::Unavailable)?;
+        ensure!(said.contains("more than one disk"), "{said}");
+    }
+    for disk in &disks {
+        disk.unplug().await?;
+        node.unstage(&disk.volume).await?;
+        ensure!(disk.checksum()? == BareDisk::blank(&fixture, WORKER, "blank", DISK_BYTES)?.checksum()?);
+    }
+    Ok(())
+}
+
+/// The message of a refusal with that code.
+pub fn refused_with<T>(answer: Result<T, Status>, code: Code) -> Result<String> {
+    match answer {
+        Ok(_) => bail!("not refused"),
+        Err(status) if status.code() == code => Ok(status.message().to_owned()),
+        Err(status) => bail!("not {code:?}: {status:?}"),
+    }
+}

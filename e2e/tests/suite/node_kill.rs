@@ -1,0 +1,250 @@
+//! `kill -9` of the node plugin at each call that changes something: before it begins, while it works, after it is done
+//! and nobody has heard of it, and at random places of mkfs. The same call again does it once.
+
+use std::{
+    fmt,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, ensure};
+use bench::{
+    scenario::{Deadline, until},
+    vm::DiskFaults,
+};
+use csi_proto::v1::VolumeCapability;
+use futures::future::{join_all, try_join_all};
+use tonic::Status;
+
+use crate::{
+    bare_disk::{BareDisk, DISK_BYTES, MIB},
+    controller_process::{block, filesystem},
+    disk_content::check,
+    fixture::Fixture,
+    node_socket::{NodeSocket, target},
+};
+
+/// The worker that these tests use.
+const WORKER: &str = "worker-1";
+
+/// Longest time between the sending of a call and the kill that comes while it works: what staging takes on an emulated
+/// processor.
+const WORKING: Duration = Duration::from_millis(700);
+
+/// Where mkfs is killed: up to so much of what it writes (measured: ext4 0.6 MiB, xfs 64 MiB on a disk of 1 GiB).
+const EXT4_WRITES: u64 = MIB / 2;
+const XFS_WRITES: u64 = 16 * MIB;
+
+/// A volume and how it is used.
+struct Used<'a> {
+    disk: BareDisk<'a>,
+    capability: VolumeCapability,
+}
+
+/// A call that changes something.
+#[derive(Clone, Copy, Debug)]
+enum Call {
+    Stage,
+    Publish,
+    Unpublish,
+    Unstage,
+}
+
+/// When the driver is killed.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// The call is sent, and not begun.
+    Before,
+    /// So long after it was sent.
+    Working(Duration),
+    /// It is done; to the driver that comes next this is a reply that was lost.
+    After,
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+impl Call {
+    async fn send(self, node: &NodeSocket<'_>, used: &Used<'_>) -> Result<(), Status> {
+        let volume = &used.disk.volume;
+        match self {
+            Self::Stage => node.stage_within(volume, &used.capability, Duration::from_mins(2)).await,
+            Self::Publish => node.publish(volume, &used.capability).await.map(drop),
+            Self::Unpublish => node.unpublish(volume).await,
+            Self::Unstage => node.unstage(volume).await,
+        }
+    }
+}
+
+/// Each call, killed at each moment, on an ext4, an xfs and a block volume at once.
+pub async fn at_each_call(fixture: Fixture) -> Result<()> {
+    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let mut random = Random::new();
+    let mut volumes = Vec::new();
+    for (name, capability) in [("ext4", filesystem("ext4")), ("xfs", filesystem("xfs")), ("block", block())] {
+        let disk = BareDisk::blank(&fixture, WORKER, name, DISK_BYTES)?;
+        disk.plug().await?;
+        volumes.push(Used { disk, capability });
+    }
+    let working = |random: &mut Random| Moment::Working(Duration::from_millis(random.below(WORKING)));
+    for round in 0..3 {
+        for call in [Call::Stage, Call::Publish, Call::Unpublish, Call::Unstage] {
+            let moment = match round {
+                0 => working(&mut random),
+                1 => Moment::Before,
+                _ => Moment::After,
+            };
+            killed(&node, &volumes, call, moment)
+                .await
+                .with_context(|| format!("{call:?} killed {moment}"))?;
+            if matches!(call, Call::Publish) {
+                keeps_data(&node, &volumes, round).await?;
+            }
+        }
+    }
+    for Used { disk, .. } in &volumes {
+        disk.unplug().await?;
+    }
+    check(volumes[0].disk.image(), "ext4")?;
+    check(volumes[1].disk.image(), "xfs")
+}
+
+/// Sends a call for all volumes, kills the driver, and sends it again.
+async fn killed(node: &NodeSocket<'_>, volumes: &[Used<'_>], call: Call, moment: Moment) -> Result<()> {
+    if matches!(moment, Moment::Before) {
+        node.freeze_driver().await?;
+    }
+    let send = join_all(volumes.iter().map(|used| call.send(node, used)));
+    if matches!(moment, Moment::After) {
+        send.await.into_iter().collect::<Result<Vec<()>, Status>>()?;
+        node.kill_driver().await?;
+    } else {
+        let kill = async {
+            if let Moment::Working(time) = moment {
+                // The moment itself is what is tested: any is right.
+                tokio::time::sleep(time).await;
+            }
+            node.kill_driver().await
+        };
+        // Its answers do not matter: it was killed, or was faster.
+        let (_, killed) = tokio::join!(send, kill);
+        killed?;
+    }
+    repeat(node, volumes, call).await?;
+    // And once more, when all is done.
+    join_all(volumes.iter().map(|used| call.send(node, used)))
+        .await
+        .into_iter()
+        .collect::<Result<Vec<()>, _>>()?;
+    Ok(())
+}
+
+/// As kubelet does: again until it succeeds, which it does soon or never.
+async fn repeat(node: &NodeSocket<'_>, volumes: &[Used<'_>], call: Call) -> Result<()> {
+    let each = volumes.iter().map(|used| {
+        until("the same call again", Deadline::Reaction, async || {
+            Ok(call.send(node, used).await.map_err(|status| format!("{status:?}")))
+        })
+    });
+    try_join_all(each).await.map(drop)
+}
+
+/// What was written in the last round is there, and can be written anew.
+async fn keeps_data(node: &NodeSocket<'_>, volumes: &[Used<'_>], round: u32) -> Result<()> {
+    for Used { disk, .. } in &volumes[..2] {
+        let file = format!("{}/file", target(&disk.volume));
+        if round > 0 {
+            let text = node.run(&["cat", &file]).await?;
+            ensure!(text.trim() == (round - 1).to_string(), "round {round}: {text:?}");
+        }
+        node.run(&["sh", "-c", &format!("echo {round} > {file}")]).await?;
+    }
+    Ok(())
+}
+
+/// mkfs stands still after so many bytes; the driver is killed there. Then the disk goes on (what the kernel holds of the
+/// killed mkfs is written), or it is unplugged (what the kernel holds is lost) and comes back.
+pub async fn in_the_midst_of_mkfs(fixture: Fixture) -> Result<()> {
+    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let mut random = Random::new();
+    let mut volumes = Vec::new();
+    for (index, (kind, most)) in
+        [("ext4", EXT4_WRITES), ("xfs", XFS_WRITES)].into_iter().cycle().take(8).enumerate()
+    {
+        let bytes = random.below_bytes(most);
+        let name = format!("{kind}-{index}-cut-at-{bytes}");
+        let faults = DiskFaults { frozen_after: Some(bytes), ..DiskFaults::default() };
+        let disk = BareDisk::blank(&fixture, WORKER, &name, DISK_BYTES)?.faulty(faults);
+        disk.plug().await?;
+        volumes.push((kind, Used { disk, capability: filesystem(kind) }));
+    }
+    let send = join_all(volumes.iter().map(|(_, used)| node.stage(&used.disk.volume, &used.capability)));
+    let kill = async {
+        node.until_formatting(volumes.len()).await?;
+        node.kill_driver().await
+    };
+    let (answers, killed) = tokio::join!(send, kill);
+    killed?;
+    ensure!(answers.iter().all(Result::is_err), "a call succeeded on a disk that stands still: {answers:?}");
+
+    for (index, (_, used)) in volumes.iter_mut().enumerate() {
+        if index < 4 {
+            used.disk.heal().await?;
+        } else {
+            used.disk.unplug().await?;
+            used.disk.set_whole();
+            used.disk.plug().await?;
+        }
+    }
+    let outcomes = join_all(volumes.iter().map(async |(kind, used)| {
+        is_made_once(&node, kind, used).await.with_context(|| used.disk.volume.volume_id.clone())
+    }));
+    let wrong: Vec<String> =
+        outcomes.await.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
+    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+    Ok(())
+}
+
+/// The same call again makes one sound filesystem, which keeps what is written to it.
+async fn is_made_once(node: &NodeSocket<'_>, kind: &str, used: &Used<'_>) -> Result<()> {
+    let volume = &used.disk.volume;
+    repeat(node, std::slice::from_ref(used), Call::Stage).await?;
+    node.publish(volume, &used.capability).await?;
+    let file = format!("{}/file", target(volume));
+    node.run(&["sh", "-c", &format!("echo kept > {file}")]).await?;
+    node.unpublish(volume).await?;
+    node.unstage(volume).await?;
+    node.stage(volume, &used.capability).await?;
+    node.publish(volume, &used.capability).await?;
+    let text = node.run(&["cat", &file]).await?;
+    ensure!(text.trim() == "kept", "{text:?}");
+    node.unpublish(volume).await?;
+    node.unstage(volume).await?;
+    used.disk.unplug().await?;
+    check(used.disk.image(), kind)
+}
+
+/// Numbers that differ from run to run; what they were is in the names and in the errors.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(u64::from(now.subsec_nanos()) | 1)
+    }
+
+    /// A number below `limit` (xorshift64).
+    fn below_bytes(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+
+    /// Milliseconds below `limit`.
+    fn below(&mut self, limit: Duration) -> u64 {
+        self.below_bytes(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
+    }
+}

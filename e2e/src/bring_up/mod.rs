@@ -189,7 +189,7 @@ async fn start_simulators(
 ) -> Result<Vec<Running>> {
     let (infra, volumes) = (clusters.infra.clone(), run.volumes());
     Ok(vec![
-        infra_pods::start(pods(clusters, supervisor, &artifacts.programs, faults)?).await?,
+        infra_pods::start(pods(run, clusters, supervisor, &artifacts.programs, faults)?).await?,
         infra_storage::start(infra_storage::Options {
             infra: infra.clone(),
             volumes: volumes.clone(),
@@ -209,6 +209,7 @@ async fn start_simulators(
 
 /// How the kubelets of the infra nodes run what they really run.
 fn pods(
+    run: &Run,
     clusters: &Clusters,
     supervisor: &Supervisor,
     programs: &Programs,
@@ -225,6 +226,7 @@ fn pods(
         node_address: IpAddr::V4(network::INFRA_API),
         supervisor: supervisor.clone(),
         images,
+        volumes: run.volumes(),
         container_init: vec![bench.display().to_string(), CONTAINER_INIT.to_owned()],
         faults: faults.infra_pods.clone(),
     })

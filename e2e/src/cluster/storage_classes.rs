@@ -1,4 +1,4 @@
-//! The infra cluster's storage as its users see it: two classes of one provisioner, and what CDI is told of them.
+//! The infra cluster's storage as its users see it: the classes of one provisioner, and what CDI is told of them.
 //!
 //! The provisioner itself is `simulator`'s.
 
@@ -22,8 +22,35 @@ pub const PROVISIONER: &str = "storage.bench.local";
 /// Binds at once; the default class.
 pub const BLOCK_IMMEDIATE: &str = "block-immediate";
 
-/// Binds when a pod that uses the claim is scheduled.
-pub const BLOCK_WAIT_FOR_FIRST_CONSUMER: &str = "block-wffc";
+/// What a class of infra storage offers, and when it binds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InfraClass {
+    /// The StorageClass's name.
+    pub name: &'static str,
+    /// `Immediate`, or `WaitForFirstConsumer`: when a pod that uses the claim is scheduled.
+    pub binding: &'static str,
+    /// The pairs of access mode and volume mode that its volumes may have; best first, as CDI chooses.
+    pub modes: &'static [(&'static str, &'static str)],
+}
+
+/// What a storage that can do everything offers.
+const ALL_MODES: &[(&str, &str)] =
+    &[("ReadWriteMany", "Block"), ("ReadWriteOnce", "Block"), ("ReadWriteOnce", "Filesystem")];
+const BLOCK_RWO: &[(&str, &str)] = &[("ReadWriteOnce", "Block")];
+const FILESYSTEM_RWX: &[(&str, &str)] = &[("ReadWriteMany", "Filesystem")];
+const FILESYSTEM_RWO: &[(&str, &str)] = &[("ReadWriteOnce", "Filesystem")];
+
+/// The classes: each kind of volume that infra storage may offer, bound at once and bound late.
+pub const CLASSES: [InfraClass; 8] = [
+    class(BLOCK_IMMEDIATE, "Immediate", ALL_MODES),
+    class("block-wffc", "WaitForFirstConsumer", ALL_MODES),
+    class("block-rwo", "Immediate", BLOCK_RWO),
+    class("block-rwo-wffc", "WaitForFirstConsumer", BLOCK_RWO),
+    class("filesystem-rwx", "Immediate", FILESYSTEM_RWX),
+    class("filesystem-rwx-wffc", "WaitForFirstConsumer", FILESYSTEM_RWX),
+    class("filesystem-rwo", "Immediate", FILESYSTEM_RWO),
+    class("filesystem-rwo-wffc", "WaitForFirstConsumer", FILESYSTEM_RWO),
+];
 
 /// How long cdi-controller may take to make a class's profile after it leads.
 const PROFILE_DEADLINE: Duration = Duration::from_mins(1);
@@ -37,28 +64,46 @@ pub(super) async fn install(infra: &ApiServer) -> Result<()> {
         // The infra nodes are simulated: nothing would attach.
         "spec": {"attachRequired": false},
     });
-    let immediate = class(BLOCK_IMMEDIATE, "Immediate", true);
-    let waiting = class(BLOCK_WAIT_FOR_FIRST_CONSUMER, "WaitForFirstConsumer", false);
-    infra.apply(&[driver, immediate, waiting]).await.context("create the infra storage classes")
+    let objects: Vec<Value> = [driver].into_iter().chain(CLASSES.iter().map(storage_class)).collect();
+    infra.apply(&objects).await.context("create the infra storage classes")
 }
 
-fn class(name: &str, binding: &str, default: bool) -> Value {
+const fn class(
+    name: &'static str,
+    binding: &'static str,
+    modes: &'static [(&'static str, &'static str)],
+) -> InfraClass {
+    InfraClass { name, binding, modes }
+}
+
+fn storage_class(class: &InfraClass) -> Value {
+    let default = class.name == BLOCK_IMMEDIATE;
     json!({
         "apiVersion": "storage.k8s.io/v1",
         "kind": "StorageClass",
         "metadata": {
-            "name": name,
+            "name": class.name,
             "annotations": {"storageclass.kubernetes.io/is-default-class": default.to_string()},
         },
         "provisioner": PROVISIONER,
         "reclaimPolicy": "Delete",
         "allowVolumeExpansion": true,
-        "volumeBindingMode": binding,
+        "volumeBindingMode": class.binding,
     })
 }
 
+/// The `StorageProfile`'s spec that tells CDI of a class.
+fn profile(class: &InfraClass) -> Value {
+    let sets: Vec<Value> = class
+        .modes
+        .iter()
+        .map(|(access, volume)| json!({"accessModes": [access], "volumeMode": volume}))
+        .collect();
+    json!({"spec": {"claimPropertySets": sets}})
+}
+
 /// Fills in the `StorageProfile` that cdi-controller makes for each class: it knows nothing of this provisioner, and a
-/// `DataVolume` without access modes would stay pending (`ErrClaimNotValid`). Best first, as CDI chooses.
+/// `DataVolume` without access modes would stay pending (`ErrClaimNotValid`).
 pub(super) async fn describe_to_cdi(infra: &ApiServer) -> Result<()> {
     let resource = ApiResource {
         group: "cdi.kubevirt.io".to_owned(),
@@ -68,26 +113,22 @@ pub(super) async fn describe_to_cdi(infra: &ApiServer) -> Result<()> {
         plural: "storageprofiles".to_owned(),
     };
     let profiles: Api<DynamicObject> = Api::all_with(infra.client.clone(), &resource);
-    let properties = json!({"spec": {"claimPropertySets": [
-        {"accessModes": ["ReadWriteMany"], "volumeMode": "Block"},
-        {"accessModes": ["ReadWriteOnce"], "volumeMode": "Block"},
-        {"accessModes": ["ReadWriteOnce"], "volumeMode": "Filesystem"},
-    ]}});
-    for class in [BLOCK_IMMEDIATE, BLOCK_WAIT_FOR_FIRST_CONSUMER] {
-        let what = format!("cdi-controller to make the StorageProfile {class}");
-        wait::object(&profiles, class, &what, PROFILE_DEADLINE, |profile| match profile {
+    for class in &CLASSES {
+        let name = class.name;
+        let what = format!("cdi-controller to make the StorageProfile {name}");
+        wait::object(&profiles, name, &what, PROFILE_DEADLINE, |profile| match profile {
             Some(_) => Seen::Done(()),
             None => Seen::NotYet("it does not exist".to_owned()),
         })
         .await?;
         profiles
             .patch(
-                class,
+                name,
                 &PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() },
-                &Patch::Merge(&properties),
+                &Patch::Merge(&profile(class)),
             )
             .await
-            .with_context(|| format!("fill in the StorageProfile {class}"))?;
+            .with_context(|| format!("fill in the StorageProfile {name}"))?;
     }
     Ok(())
 }

@@ -139,28 +139,39 @@ pub async fn two_drivers_one_volume(fixture: Fixture) -> Result<()> {
     Ok(())
 }
 
-/// Sixteen volumes for one VM at the same moment: all are attached, and all detached.
+/// Sixteen volumes for one VM at the same moment.
 pub async fn sixteen_volumes_at_once(fixture: Fixture) -> Result<()> {
     const COUNT: usize = 16;
     let controller = Controller::start(&fixture, "a").await?;
     let machine = format!("{}-vm", fixture.word);
     fixture.empty_machine(&machine).await?;
-    let names: Vec<String> = (0..COUNT).map(|index| name(&fixture, index)).collect();
+    volumes_at_once(&fixture, &controller, &machine, COUNT).await?;
+    fixture.delete_machine(&machine).await
+}
+
+/// `count` volumes for one machine at the same moment: all are attached, and all detached.
+pub async fn volumes_at_once(
+    fixture: &Fixture,
+    controller: &Controller,
+    machine: &str,
+    count: usize,
+) -> Result<()> {
+    let names: Vec<String> = (0..count).map(|index| name(fixture, index)).collect();
     let created = join_all(names.iter().map(|name| controller.create(name, block()))).await;
     let volumes = created.into_iter().collect::<Result<Vec<Volume>, _>>()?;
-    for result in join_all(volumes.iter().map(|volume| controller.publish(volume, &machine))).await {
+    for result in join_all(volumes.iter().map(|volume| controller.publish(volume, machine))).await {
         result?;
     }
-    let plugged = fixture.control.plugged(&machine).await?;
+    let plugged = fixture.control.plugged(machine).await?;
     ensure!(volumes.iter().all(|volume| plugged.contains(&volume.volume_id)), "plugged: {plugged:?}");
-    for result in join_all(volumes.iter().map(|volume| controller.unpublish(volume, &machine))).await {
+    for result in join_all(volumes.iter().map(|volume| controller.unpublish(volume, machine))).await {
         result?;
     }
-    ensure!(fixture.control.plugged(&machine).await?.is_empty(), "some disk is still plugged");
+    ensure!(fixture.control.plugged(machine).await?.is_empty(), "some disk is still plugged");
     for result in join_all(volumes.iter().map(|volume| controller.delete(volume))).await {
         result?;
     }
-    fixture.delete_machine(&machine).await
+    Ok(())
 }
 
 /// A halted VM would get the disk at its next start, with no VolumeAttachment to say so: refused, its spec untouched.

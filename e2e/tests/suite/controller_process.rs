@@ -83,10 +83,22 @@ impl Controller {
 
     /// CreateVolume of 1 GiB; block or ext4.
     pub async fn create(&self, name: &str, capability: VolumeCapability) -> Result<Volume, Status> {
+        self.create_of(&[], name, capability).await
+    }
+
+    /// CreateVolume of 1 GiB with these parameters of a guest StorageClass.
+    pub async fn create_of(
+        &self,
+        parameters: &[(&str, &str)],
+        name: &str,
+        capability: VolumeCapability,
+    ) -> Result<Volume, Status> {
+        let owned = |&(key, value): &(&str, &str)| (key.to_owned(), value.to_owned());
         let request = CreateVolumeRequest {
             name: name.to_owned(),
             capacity_range: Some(csi_proto::v1::CapacityRange { required_bytes: GIB, limit_bytes: 0 }),
             volume_capabilities: vec![capability],
+            parameters: parameters.iter().map(owned).collect(),
             ..CreateVolumeRequest::default()
         };
         let response = self.client.clone().create_volume(timed(request, RPC_DEADLINE)).await?;

@@ -15,6 +15,7 @@ use bench::{
         Deadline, HCP_NAMESPACE, data_volumes, start_machine, until, until_gone, virtual_machine_instances,
         virtual_machines,
     },
+    simulator::infra_storage,
 };
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim};
 use kube::{
@@ -32,18 +33,23 @@ const GROUP: &str = "tests";
 const EMPTY_IMAGE: &str = "bench.local/empty";
 
 /// A test: runs with a fixture; its time and result go to the run's table.
-pub fn trial<F>(name: &'static str, lock: Lock, body: fn(Fixture) -> F) -> Trial
+pub fn trial<F>(
+    name: impl Into<String>,
+    lock: Lock,
+    body: impl FnOnce(Fixture) -> F + Send + 'static,
+) -> Trial
 where
-    F: Future<Output = Result<()>> + 'static,
+    F: Future<Output = Result<()>>,
 {
-    Trial::test(name, move || {
+    let name = name.into();
+    Trial::test(name.clone(), move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(async {
-            let fixture = Fixture::new(name, lock).await.map_err(failed)?;
+            let fixture = Fixture::new(&name, lock).await.map_err(failed)?;
             let (timings, started) = (fixture.timings.clone(), Instant::now());
             let result = body(fixture).await;
             let word = if result.is_ok() { "ok" } else { "failed" };
-            timings.add(GROUP, name, started.elapsed(), word).map_err(failed)?;
+            timings.add(GROUP, &name, started.elapsed(), word).map_err(failed)?;
             result.map_err(failed)
         })
     })
@@ -80,12 +86,17 @@ impl Fixture {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
             control,
-            infra: client("infra").await?,
-            guest: client("tenant").await?,
+            infra: client("infra", None).await?,
+            guest: client("tenant", None).await?,
             word: format!("{}-{}-{number}", short.trim_end_matches('-'), std::process::id()),
             timings: Timings::of_run(&Run::open(run.clone())?),
             run,
         })
+    }
+
+    /// A client of the infra cluster as another user.
+    pub async fn infra_as(&self, user: &str) -> Result<Client> {
+        client("infra", Some(user)).await
     }
 
     /// Creates the guest namespace of this test.
@@ -118,25 +129,28 @@ impl Fixture {
     pub async fn image_of(&self, volume: &str) -> Result<PathBuf> {
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.infra.clone(), HCP_NAMESPACE);
         let data_volumes = data_volumes(&self.infra, HCP_NAMESPACE);
-        let name = until(&format!("the infra volume of {volume}"), Deadline::PodStart, async || {
+        let (name, mode) = until(&format!("the infra volume of {volume}"), Deadline::PodStart, async || {
             let Some(data_volume) = data_volumes.get_opt(volume).await? else {
                 return Ok(Err("absent".to_owned()));
             };
             let phase = data_volume.data["status"]["phase"].as_str().unwrap_or_default().to_owned();
-            let bound = claims.get_opt(volume).await?.and_then(|claim| claim.spec?.volume_name);
-            Ok(match bound {
-                Some(name) if phase == "Succeeded" => Ok(name),
+            let claim = claims.get_opt(volume).await?.and_then(|claim| claim.spec).unwrap_or_default();
+            Ok(match claim.volume_name {
+                Some(name) if phase == "Succeeded" => Ok((name, claim.volume_mode)),
                 bound => Err(format!("DataVolume {phase}, claim bound to {bound:?}")),
             })
         })
         .await?;
-        Ok(self.run.join("volumes").join(format!("{name}.img")))
+        Ok(infra_storage::image(&Run::open(self.run.clone())?.volumes(), &name, mode.as_deref()))
     }
 }
 
-async fn client(context: &str) -> Result<Client> {
+/// A client of one of the clusters, as its administrator or as a user that the administrator impersonates.
+async fn client(context: &str, user: Option<&str>) -> Result<Client> {
     let file = paths::kubeconfig();
     let kubeconfig = Kubeconfig::read_from(&file).with_context(|| format!("read {}", file.display()))?;
     let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
-    Ok(Client::try_from(Config::from_custom_kubeconfig(kubeconfig, &options).await?)?)
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+    config.auth_info.impersonate = user.map(str::to_owned);
+    Ok(Client::try_from(config)?)
 }

@@ -8,11 +8,15 @@ mod attach;
 mod bare_disk;
 mod busy_volume;
 mod controller_process;
+mod crash;
 mod data_safety;
 mod disk_content;
 mod disk_loss;
 mod fixture;
 mod foreign_content;
+mod growth;
+mod held_requests;
+mod hotplug_gates;
 mod isolation;
 mod node_kill;
 mod node_socket;
@@ -29,16 +33,11 @@ use libtest_mimic::Arguments;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials = vec![
+    let mut trials = vec![
         trial(
             "six_steps::one_guest_claim_reaches_one_pod_and_comes_back",
             Shared,
             six_steps::claim_reaches_pod,
-        ),
-        trial(
-            "shapes::a_block_volume_waits_for_its_first_consumer",
-            Shared,
-            shapes::block_on_wait_for_first_consumer,
         ),
         trial("workers::two_restored_from_one_state_differ", Shared, workers::restored_workers_differ),
         trial("attach::publish_waits_for_ready_not_for_the_spec", Shared, attach::publish_waits_for_ready),
@@ -106,6 +105,10 @@ fn main() -> ExitCode {
             Exclusive,
             rights::few_calls_no_denial,
         ),
+        trial("hotplug_gates::both_ways_of_kubevirt_attach_and_detach", Exclusive, hotplug_gates::both_ways),
+        trial("crash::filesystems_of_a_killed_vm_are_made_whole", Shared, crash::unclean_filesystems),
+        trial("growth::a_filesystem_smaller_than_its_disk_grows_at_stage", Shared, growth::at_stage),
     ];
+    trials.extend(shapes::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

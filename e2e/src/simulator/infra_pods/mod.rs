@@ -2,8 +2,8 @@
 //!
 //! Three kinds of pods, three rules:
 //! * KubeVirt's and CDI's own (launcher, attachment, importer): nothing runs, they only get the status that the real ones
-//!   would have (`bench-infra.md` §5): Running once their PVCs are bound, an importer then Succeeded, and a launcher that
-//!   is deleted goes when its VMI is over;
+//!   would have (`bench-infra.md` §5): Running once their PVCs are bound, an importer then Succeeded with its work done
+//!   (`importer.rs`), and a launcher that is deleted goes when its VMI is over;
 //! * pods of images in the map [`Options::images`]: their containers are really run (`program.rs`);
 //! * any other image can't be pulled, and the pod says so.
 //!
@@ -14,6 +14,7 @@
 
 mod container;
 mod environment;
+mod importer;
 mod node;
 mod probe;
 mod program;
@@ -131,6 +132,8 @@ pub struct Options {
     pub node_address: IpAddr,
     /// Runs the containers.
     pub supervisor: Supervisor,
+    /// The folder of the infra storage's volumes, in which CDI's importers make disks.
+    pub volumes: PathBuf,
     /// The programs.
     pub images: Images,
     /// The command that ends in [`root::enter`], without the plan's path: `["/path/of/bench", "container-init"]`.
@@ -162,6 +165,7 @@ pub async fn start(options: Options) -> Result<Running> {
         nodes: options.nodes.into_iter().collect(),
         address: options.node_address,
         images: options.images,
+        volumes: options.volumes,
         faults: options.faults,
         pending: Pending::default(),
         programs,
@@ -202,6 +206,7 @@ struct Kubelets {
     nodes: BTreeSet<String>,
     address: IpAddr,
     images: Images,
+    volumes: PathBuf,
     faults: FaultPlan<Fault>,
     pending: Pending<(String, Step)>,
     programs: Programs,
@@ -291,6 +296,9 @@ impl Kubelets {
             }
         } else {
             let outcome = if step == Some(Step::Finish) { self.outcome(pod) } else { Outcome::Running };
+            if outcome == Outcome::Succeeded {
+                importer::work(&self.client, &self.volumes, pod).await?;
+            }
             simulated::status(pod, kind, &outcome, self.address)
         };
         self.write(pod, status).await

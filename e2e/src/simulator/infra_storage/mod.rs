@@ -1,5 +1,6 @@
-//! Stands for the **storage system of the infra cluster** and its CSI sidecar external-provisioner: PVCs become PVs, a
-//! PV's data is one sparse file that the virt-handler simulator plugs into machines.
+//! Stands for the **storage system of the infra cluster** and its CSI sidecar external-provisioner: PVCs become PVs.
+//! A block PV's data is one sparse file, a device's stand-in. A filesystem PV is a folder, in which CDI's importer
+//! (`infra_pods`) makes the `disk.img`. The virt-handler simulator plugs the one or the other into machines.
 //!
 //! Rules (`bench-infra.md` §5, sig-storage-lib-external-provisioner): a pending PVC of our provisioner becomes a PV named
 //! `pvc-<uid>` with the size, access modes and volume mode that it asks for; a `WaitForFirstConsumer` PVC only once the
@@ -7,10 +8,12 @@
 //! PVC of its own; a Released PV with reclaim policy Delete goes away with its file. Events as external-provisioner
 //! words them. kube-controller-manager binds.
 //!
-//! What it does not do: snapshots, clones, expansion, topology, and attaching: infra pods need no device here. The file
-//! of a filesystem volume is as large as the volume, while the `disk.img` inside a real one is smaller by CDI's overhead.
+//! What it does not do: snapshots, clones, expansion, topology, and attaching: infra pods need no device here. Nothing
+//! keeps a folder's files within the size of its PV.
 
 mod plan;
+
+pub(super) use plan::bytes;
 
 use std::{
     path::{Path, PathBuf},
@@ -42,6 +45,9 @@ use crate::cluster::{ApiServer, storage_classes::PROVISIONER};
 const COMPONENT: &str = "storage.bench.local_external-provisioner";
 /// external-provisioner's first retry after a failure (`--retry-interval-start`); it doubles there, and not here.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// The volume mode of a device.
+pub(super) const BLOCK: &str = "Block";
 
 /// What the infra storage can be told to do wrong.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -104,9 +110,21 @@ pub struct Options {
     pub faults: FaultPlan<Fault>,
 }
 
-/// The image of a PV.
-pub fn image(volumes: &Path, pv: &str) -> PathBuf {
+/// The file in a filesystem volume that is the disk (CDI's `DiskImageName`, which virt-handler looks for).
+const DISK_IMAGE: &str = "disk.img";
+
+/// The image that a machine is given of a PV: the device, or the disk in the filesystem. Of a filesystem PV it exists once
+/// CDI has populated it. `volume_mode` is the claim's or the PV's; absent it means `Filesystem`.
+pub fn image(volumes: &Path, pv: &str, volume_mode: Option<&str>) -> PathBuf {
+    if volume_mode == Some(BLOCK) { device(volumes, pv) } else { folder(volumes, pv).join(DISK_IMAGE) }
+}
+
+fn device(volumes: &Path, pv: &str) -> PathBuf {
     volumes.join(format!("{pv}.img"))
+}
+
+fn folder(volumes: &Path, pv: &str) -> PathBuf {
+    volumes.join(pv)
 }
 
 /// Starts provisioning.
@@ -167,7 +185,7 @@ async fn provision(pvc: Arc<PersistentVolumeClaim>, storage: Arc<Storage>) -> Re
 async fn delete(pv: Arc<PersistentVolume>, storage: Arc<Storage>) -> Result<Action> {
     if plan::is_to_be_deleted(&pv) {
         let name = pv.name_any();
-        remove_image(&image(&storage.volumes, &name)).await?;
+        remove(&storage.volumes, &name).await?;
         let this_one = Preconditions { uid: pv.uid(), ..Preconditions::default() };
         let params = DeleteParams { preconditions: Some(this_one), ..DeleteParams::default() };
         match storage.pvs().delete(&name, &params).await {
@@ -229,7 +247,7 @@ impl Storage {
         let key = format!("{}/{}", pvc.namespace().unwrap_or_default(), pvc.name_any());
         let begin = format!("External provisioner is provisioning volume for claim \"{key}\"");
         self.tell(pvc, (Kind::Normal, "Provisioning", &begin)).await;
-        create_image(&image(&self.volumes, name), plan::requested(pvc)?).await?;
+        self.store(pvc, name).await?;
         match self.pvs().create(&PostParams::default(), &plan::persistent_volume(pvc, class)?).await {
             // Made by an earlier try whose answer was lost.
             Err(error) if !conflict(&error) => return Err(error.into()),
@@ -238,6 +256,15 @@ impl Storage {
         let done = format!("Successfully provisioned volume {name}");
         self.tell(pvc, (Kind::Normal, "ProvisioningSucceeded", &done)).await;
         Ok(())
+    }
+
+    /// Makes the place of a PV's data: a device of its size, or an empty filesystem.
+    async fn store(&self, pvc: &PersistentVolumeClaim, name: &str) -> Result<()> {
+        if plan::volume_mode(pvc) == Some(BLOCK) {
+            return create_image(&device(&self.volumes, name), plan::requested(pvc)?).await;
+        }
+        let folder = folder(&self.volumes, name);
+        tokio::fs::create_dir_all(&folder).await.with_context(|| format!("create {}", folder.display()))
     }
 
     async fn tell(&self, pvc: &PersistentVolumeClaim, words: (Kind, &str, &str)) {
@@ -254,20 +281,28 @@ impl Storage {
 }
 
 /// A sparse file of zeros; one that is there keeps its content.
-async fn create_image(path: &Path, bytes: u64) -> Result<()> {
+pub(super) async fn create_image(path: &Path, bytes: u64) -> Result<()> {
     let doing = || format!("create {}", path.display());
     let file =
         tokio::fs::OpenOptions::new().create(true).append(true).open(path).await.with_context(doing)?;
     file.set_len(bytes).await.with_context(doing)
 }
 
-async fn remove_image(path: &Path) -> Result<()> {
-    match tokio::fs::remove_file(path).await {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("remove {}", path.display()))
+/// Removes the data of a PV, of whichever mode.
+async fn remove(volumes: &Path, pv: &str) -> Result<()> {
+    let (device, folder) = (device(volumes, pv), folder(volumes, pv));
+    for (path, removed) in [
+        (&device, tokio::fs::remove_file(&device).await),
+        (&folder, tokio::fs::remove_dir_all(&folder).await),
+    ] {
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("remove {}", path.display()));
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -278,7 +313,7 @@ mod tests {
     async fn an_image_is_sparse_and_keeps_its_content() {
         use std::os::unix::fs::MetadataExt;
         let dir = tempfile::tempdir().expect("a folder");
-        let path = image(dir.path(), "pvc-1");
+        let path = image(dir.path(), "pvc-1", Some(BLOCK));
         create_image(&path, 1 << 30).await.expect("created");
         let file = std::fs::metadata(&path).expect("a file");
         assert_eq!(file.len(), 1 << 30);
@@ -293,8 +328,20 @@ mod tests {
             .expect("written");
         create_image(&path, 1 << 30).await.expect("created again");
         assert_eq!(&std::fs::read(&path).expect("read")[..4], b"data");
-        remove_image(&path).await.expect("removed");
-        remove_image(&path).await.expect("removed again");
+        remove(dir.path(), "pvc-1").await.expect("removed");
+        assert!(!path.exists());
+        remove(dir.path(), "pvc-1").await.expect("removed again");
+    }
+
+    #[tokio::test]
+    async fn a_filesystem_goes_with_the_disk_in_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let disk = image(dir.path(), "pvc-1", None);
+        assert_eq!(disk, dir.path().join("pvc-1/disk.img"));
+        std::fs::create_dir(dir.path().join("pvc-1")).expect("a filesystem");
+        create_image(&disk, 1 << 20).await.expect("a disk in it");
+        remove(dir.path(), "pvc-1").await.expect("removed");
+        assert!(!dir.path().join("pvc-1").exists());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use k8s_openapi::{
 };
 use kube::{ResourceExt, api::ObjectMeta};
 
-use super::PROVISIONER;
+use super::{BLOCK, PROVISIONER};
 
 /// Set by kube-controller-manager on a PVC that an external provisioner has to serve.
 const PROVISIONER_ANNOTATION: &str = "volume.kubernetes.io/storage-provisioner";
@@ -54,6 +54,11 @@ pub(super) fn pv_name(pvc: &PersistentVolumeClaim) -> String {
     format!("pvc-{}", pvc.uid().unwrap_or_default())
 }
 
+/// The volume mode that a PVC asks for; absent means `Filesystem`.
+pub(super) fn volume_mode(pvc: &PersistentVolumeClaim) -> Option<&str> {
+    pvc.spec.as_ref()?.volume_mode.as_deref()
+}
+
 /// How much a PVC asks for, in bytes.
 ///
 /// # Errors
@@ -69,7 +74,7 @@ pub(super) fn requested(pvc: &PersistentVolumeClaim) -> Result<u64> {
 ///
 /// # Errors
 /// When it is no quantity, or is negative.
-pub(super) fn bytes(quantity: &Quantity) -> Result<u64> {
+pub(in crate::simulator) fn bytes(quantity: &Quantity) -> Result<u64> {
     const SUFFIXES: [(&str, u64); 11] = [
         ("Ki", 1 << 10),
         ("Mi", 1 << 20),
@@ -112,7 +117,7 @@ pub(super) fn persistent_volume(
 ) -> Result<PersistentVolume> {
     let spec = pvc.spec.as_ref().context("the PVC has no spec")?;
     let size = quantity(requested(pvc)?);
-    let block = spec.volume_mode.as_deref() == Some("Block");
+    let block = volume_mode(pvc) == Some(BLOCK);
     let parameters = class.parameters.as_ref();
     let fs_type = parameters
         .and_then(|all| all.get("csi.storage.k8s.io/fstype"))

@@ -12,7 +12,8 @@
 //!
 //! What it does not do: live migration, resizing of plugged disks, memory dumps, network hotplug, guest information,
 //! graceful shutdown (the machine is switched off), containerDisk checksums, and of the reasons against migration only
-//! the one about volumes. A PVC is one image file, whatever its volume mode.
+//! the one about volumes. A filesystem volume's `disk.img` is plugged as CDI made it: KubeVirt only grows it, and to less
+//! than CDI gives it at first, (1 - overhead) x the claim's size (`possibleGuestSize` of virt-launcher).
 //!
 //! Restart-safe: it keeps nothing that it can't see in the VMI and in [`Machine::plugged`](crate::vm::Machine::plugged).
 
@@ -127,7 +128,7 @@ pub struct Options {
     pub machines: Machines,
     /// What each machine boots.
     pub boot: Boot,
-    /// The folder of the volumes' images, `<pv name>.img`.
+    /// The folder of the infra storage's volumes.
     pub volumes: PathBuf,
     /// What to do wrong.
     pub faults: FaultPlan<Fault>,
@@ -232,8 +233,8 @@ impl Handler {
             .and_then(Volume::claim)
             .with_context(|| format!("volume {volume} has no PVC"))?;
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &vmi.namespace);
-        let pv = claims.get(claim).await?.spec.and_then(|spec| spec.volume_name);
-        let pv = pv.with_context(|| format!("PVC {claim} is not bound"))?;
+        let spec = claims.get(claim).await?.spec.unwrap_or_default();
+        let pv = spec.volume_name.with_context(|| format!("PVC {claim} is not bound"))?;
         let bus = match disk.bus() {
             "virtio" => vm::Bus::Virtio,
             "scsi" => vm::Bus::Scsi,
@@ -241,7 +242,7 @@ impl Handler {
         };
         Ok(vm::Disk {
             name: volume.to_owned(),
-            image: super::infra_storage::image(&self.volumes, &pv),
+            image: super::infra_storage::image(&self.volumes, &pv, spec.volume_mode.as_deref()),
             bus,
             serial: disk.serial.clone(),
             faults: vm::DiskFaults::read_errors(self.read_errors(vmi, volume)),

@@ -1,0 +1,51 @@
+//! A disk that is larger than the filesystem on it: staging it grows the filesystem.
+
+use std::fs::File;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    controller_process::{Controller, GIB, filesystem},
+    fixture::Fixture,
+    node_socket::NodeSocket,
+};
+
+/// The disk after infra has grown it, in bytes.
+const GROWN: i64 = 2 * GIB;
+
+/// ext4 and xfs are made on 1 GiB, the disk becomes 2 GiB while it is detached, and the next stage on the other worker gives
+/// the pod all of it, with what was written before.
+pub async fn at_stage(fixture: Fixture) -> Result<()> {
+    let controller = Controller::start(&fixture, "a").await?;
+    let workers = fixture.control.workers().await?;
+    let (first, last) = (workers.first().context("no worker")?, workers.last().context("no worker")?);
+    for fs_type in ["ext4", "xfs"] {
+        let capability = filesystem(fs_type);
+        let volume =
+            controller.create(&format!("pvc-{}-{fs_type}", fixture.word), capability.clone()).await?;
+        let mut before = 0;
+        for (worker, script) in [(first, "echo kept > $1/file"), (last, "true")] {
+            controller.publish(&volume, worker).await?;
+            let node = NodeSocket::connect(&fixture, worker).await?;
+            node.stage(&volume, &capability).await?;
+            let target = node.publish(&volume, &capability).await?;
+            node.run(&["sh", "-ec", script, "sh", &target]).await?;
+            let total = node.total_bytes(&volume, &target).await?;
+            let kept = node.run(&["cat", &format!("{target}/file")]).await?;
+            ensure!(kept.trim() == "kept", "the {fs_type} on {worker} holds {kept:?}");
+            node.unpublish(&volume).await?;
+            node.unstage(&volume).await?;
+            controller.discard_keeping(&volume, worker).await?;
+            if worker == first {
+                ensure!((GIB / 2..=GIB).contains(&total), "{fs_type}: {total} bytes on a disk of 1 GiB");
+                let image = fixture.image_of(&volume.volume_id).await?;
+                File::options().write(true).open(&image)?.set_len(GROWN.try_into()?)?;
+            } else {
+                ensure!(total >= before + GIB * 9 / 10, "{fs_type}: {before} bytes became {total}");
+            }
+            before = total;
+        }
+        controller.delete(&volume).await?;
+    }
+    Ok(())
+}

@@ -7,10 +7,12 @@
 mod attach;
 mod controller_process;
 mod data_safety;
+mod figures;
 mod fixture;
 mod isolation;
 mod node_socket;
 mod rights;
+mod sanity;
 mod shapes;
 mod six_steps;
 mod workers;
@@ -59,6 +61,15 @@ fn main() -> ExitCode {
         trial("data_safety::a_disk_with_random_bytes_is_not_formatted", Shared, data_safety::random),
         trial("data_safety::a_disk_with_a_read_error_is_not_formatted", Shared, data_safety::read_error),
         trial("data_safety::a_blank_disk_is_formatted_and_keeps_its_data", Shared, data_safety::blank),
+        trial("sanity::mounted_volumes", Shared, sanity::mount),
+        trial("sanity::block_volumes", Shared, sanity::block),
+        trial("figures::publish_answers_soon_after_ready", Exclusive, figures::answers_soon_after_ready),
+        trial(
+            "figures::fifty_volumes_of_one_vm_beside_the_bare_burst",
+            Exclusive,
+            figures::fifty_volumes_beside_the_bare_burst,
+        ),
+        trial("figures::thirty_claims_with_pods", Exclusive, figures::thirty_claims_with_pods),
         trial(
             "rights::a_volumes_life_needs_few_calls_and_no_other_right",
             Exclusive,

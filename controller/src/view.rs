@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// While a change is awaited, the VM is looked at this often: somebody may have taken the volume out of it meanwhile.
-const VM_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const VM_LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// Pause after the first hotplug call that lost a race: concurrent calls take some 50 to 150 ms each.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause between tries of a hotplug call.
@@ -138,9 +138,15 @@ impl View {
             Cause::VmUnseen => self.look_at_vm(operation).await,
             Cause::VmiUnseen if self.wait.is_none() => self.look_at_vmi(operation).await,
             cause => {
-                self.await_vmi(operation).await?;
-                let due = self.vm_looked.is_none_or(|looked| looked.elapsed() >= VM_LOOK_INTERVAL);
-                if due || cause.is_about_vm() { self.look_at_vm(operation).await } else { Ok(()) }
+                let due = self.vm_looked.map_or_else(Instant::now, |looked| looked + VM_LOOK_INTERVAL);
+                // Where VMIs are watched and nothing happens, no look comes.
+                let waited = tokio::time::timeout_at(due, self.await_vmi(operation)).await;
+                waited.unwrap_or(Ok(()))?;
+                if due <= Instant::now() || cause.is_about_vm() {
+                    self.look_at_vm(operation).await
+                } else {
+                    Ok(())
+                }
             }
         }
     }

@@ -180,8 +180,9 @@ impl VmQueues {
             return;
         }
         let began = Instant::now();
+        let mut limit = SETTLE_LIMIT;
         let mut looks = self.infra.wait_for_vmi(vm);
-        while let Ok(look) = tokio::time::timeout_at(began + SETTLE_LIMIT, looks.next()).await {
+        while let Ok(look) = tokio::time::timeout_at(began + limit, looks.next()).await {
             let vmi = match look {
                 Ok(Some(vmi)) => vmi,
                 // No instance, nothing to settle.
@@ -197,9 +198,10 @@ impl VmQueues {
                 moving |= settling == Settling::Moving;
                 settling != Settling::Settled
             });
-            if set.is_empty() || (!moving && began.elapsed() >= PENDING_LIMIT) {
+            if set.is_empty() {
                 break;
             }
+            limit = if moving { SETTLE_LIMIT } else { PENDING_LIMIT };
         }
         if !set.is_empty() {
             tracing::info!(%vm, unsettled = set.len(), "hotplug changes are still pending, the next ones go on");

@@ -1,5 +1,5 @@
-//! Says at the start, once, which rights on the infra cluster are missing (design law 7). It decides nothing: each call finds
-//! out by itself what it may do.
+//! Says at the start, once, which rights on the infra cluster are missing (design law 7), and has the waits use those that
+//! were granted beyond the needed ones. Of the needed ones it decides nothing: each call finds out by itself what it may do.
 
 use infra::{Infra, REQUIRED_RIGHTS};
 use prometheus_client::metrics::gauge::Gauge;
@@ -27,6 +27,7 @@ pub fn report(infra: Infra, registry: &mut Registry) {
             );
             return;
         }
+        infra.use_granted(&rights);
         let mut count = 0;
         for right in rights.missing(&REQUIRED_RIGHTS) {
             count += 1;

@@ -6,8 +6,12 @@ use std::{
     time::Duration,
 };
 
+use futures::{Stream, StreamExt};
 use http::{Method, header};
-use kube::{client::Body, core::Status};
+use kube::{
+    client::Body,
+    core::{Status, WatchEvent},
+};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, histogram::Histogram},
@@ -140,6 +144,46 @@ impl Caller {
         }
     }
 
+    /// Opens a watch and gives its events as they come; that it ends is no error. Counted once, when it was answered.
+    pub(crate) async fn watch<T>(
+        &self,
+        request: &Request,
+    ) -> Result<impl Stream<Item = Result<WatchEvent<T>, Error>> + use<T>, Error>
+    where
+        T: Clone + DeserializeOwned,
+    {
+        let deadline = Instant::now() + CALL_DEADLINE;
+        self.wait_out_pause(request, deadline).await?;
+        let http = request.http(request.body.clone());
+        let client = self.connection.current().await.client;
+        let (code, opened) = match timeout_at(deadline, client.request_events::<T>(http)).await {
+            Err(_) => (Cow::Borrowed("timeout"), Err(Failure::Timeout(CALL_DEADLINE))),
+            Ok(Err(kube::Error::Api(status))) => {
+                (Cow::Owned(status.code.to_string()), Err(refused_watch(&status)))
+            }
+            Ok(Err(error)) => (Cow::Borrowed("transport"), Err(Failure::Transport(Arc::new(error)))),
+            Ok(Ok(events)) => (Cow::Borrowed("200"), Ok(events)),
+        };
+        self.count(request, code);
+        let (verb, resource) = (request.verb, request.resource);
+        let events = opened.map_err(|failure| request.failed(failure)).inspect_err(|error| {
+            if let Some(pause) = error.retry_after() {
+                self.pause(pause);
+            }
+        })?;
+        Ok(events.map(move |event| {
+            event.map_err(|error| {
+                let failure = Box::new(Failure::Transport(Arc::new(error)));
+                Error { verb, resource, name: None, failure }
+            })
+        }))
+    }
+
+    fn count(&self, request: &Request, code: Cow<'static, str>) {
+        let labels = CallLabels { verb: request.verb, resource: request.resource, code };
+        self.calls.get_or_create(&labels).inc();
+    }
+
     /// Waits until the API wants to be called again, or fails when that is later than this call can wait.
     async fn wait_out_pause(&self, request: &Request, deadline: Instant) -> Result<(), Error> {
         let Some(until) = *self.paused_until.lock().expect("no holder of this lock panics") else {
@@ -170,13 +214,7 @@ impl Caller {
         current: &Current,
         deadline: Instant,
     ) -> Result<Vec<u8>, Error> {
-        let http = http::Request::builder()
-            .method(request.method.clone())
-            .uri(&request.uri)
-            .header(header::ACCEPT, ACCEPT)
-            .header(header::CONTENT_TYPE, request.content_type)
-            .body(Body::from(request.body.clone()))
-            .expect("method, header values and URLs of checked names are legal");
+        let http = request.http(Body::from(request.body.clone()));
         let began = Instant::now();
         let exchange = async {
             let (parts, body) = current.client.send(http).await?.into_parts();
@@ -192,8 +230,7 @@ impl Caller {
                 (code, result)
             }
         };
-        let labels = CallLabels { verb: request.verb, resource: request.resource, code };
-        self.calls.get_or_create(&labels).inc();
+        self.count(request, code);
         let kind = KindLabels { verb: request.verb, resource: request.resource };
         self.duration.get_or_create(&kind).observe(began.elapsed().as_secs_f64());
         result.map_err(|failure| request.failed(failure))
@@ -201,6 +238,16 @@ impl Caller {
 }
 
 impl Request {
+    fn http<B>(&self, body: B) -> http::Request<B> {
+        http::Request::builder()
+            .method(self.method.clone())
+            .uri(&self.uri)
+            .header(header::ACCEPT, ACCEPT)
+            .header(header::CONTENT_TYPE, self.content_type)
+            .body(body)
+            .expect("method, header values and URLs of checked names are legal")
+    }
+
     fn failed(&self, failure: Failure) -> Error {
         Error {
             verb: self.verb,
@@ -233,6 +280,19 @@ fn answer(parts: &http::response::Parts, body: &[u8]) -> Failure {
         message,
         has_causes,
         retry_after: seconds.filter(|_| retryable).map(Duration::from_secs),
+    }
+}
+
+/// The error of a watch that was not opened.
+fn refused_watch(status: &Status) -> Failure {
+    let details = status.details.as_ref();
+    let asked = details.map(|details| u64::from(details.retry_after_seconds)).filter(|seconds| *seconds > 0);
+    Failure::Answer {
+        code: status.code,
+        reason: status.reason.clone(),
+        message: status.message.clone(),
+        has_causes: details.is_some_and(|details| !details.causes.is_empty()),
+        retry_after: asked.or((status.code == 429).then_some(1)).map(Duration::from_secs),
     }
 }
 

@@ -1,8 +1,10 @@
 //! The infra cluster: every call that may be made, and no other.
 
-use std::{collections::BTreeMap, fmt::Write, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fmt::Write, path::PathBuf, sync::Arc, time::Duration};
 
+use futures::Stream;
 use http::Method;
+use kube::core::WatchEvent;
 use prometheus_client::registry::Registry;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -16,7 +18,7 @@ use crate::{
     error::{Class, ConnectError, Error},
     machine::{VirtualMachine, VirtualMachineInstance},
     object::{List, ObjectName, is_dns_label},
-    rights::Rights,
+    rights::{Rights, WATCH_INSTANCES},
     tenant_guard::{Owned, TenantGuard},
     wait::{Poller, VmiWait},
 };
@@ -199,6 +201,11 @@ impl Infra {
         reader.caller.send(&request).await.map(drop)
     }
 
+    /// Uses what was granted beyond [`crate::REQUIRED_RIGHTS`]: waits watch instead of looking again and again.
+    pub fn use_granted(&self, rights: &Rights) {
+        self.shared.poller.may_watch(rights.allow(&WATCH_INSTANCES));
+    }
+
     /// Which rights this identity has in the namespace.
     pub async fn rights(&self) -> Result<Rights, Error> {
         let reader = &self.shared.reader;
@@ -233,6 +240,23 @@ impl Reader {
 
     pub(crate) async fn vmis(&self) -> Result<Vec<VirtualMachineInstance>, Error> {
         self.list(VMIS).await
+    }
+
+    /// Watches one VMI, or all of them: first what there is, by a consistent read, then what changes. One call instead of
+    /// a look and a watch: the API's streaming list (`sendInitialEvents`, Kubernetes 1.32 and, by default, from 1.34 on).
+    pub(crate) async fn watch_vmis(
+        &self,
+        only: Option<&ObjectName>,
+        lasting: Duration,
+    ) -> Result<impl Stream<Item = Result<WatchEvent<VirtualMachineInstance>, Error>> + use<>, Error> {
+        let select = only.map(|name| format!("&fieldSelector=metadata.name%3D{name}")).unwrap_or_default();
+        let uri = format!(
+            "{}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true\
+             &timeoutSeconds={}{select}",
+            self.uri(VMIS, None),
+            lasting.as_secs(),
+        );
+        self.caller.watch(&self.request("watch", VMIS, uri)).await
     }
 
     /// A whole list, page by page. No `resourceVersion`: each page is a quorum read, never a stale cache (design §3a).

@@ -5,7 +5,8 @@
 //! paced waiting that stands in for a watch. It decides nothing about volumes: what to call and when is the caller's plan.
 //!
 //! The calls are those which `HyperShift` grants and no other: `DataVolumes` get, create, delete (never list); VMs and VMIs
-//! get, list; the VM subresources addvolume and removevolume; claims get, patch. There is no watch.
+//! get, list; the VM subresources addvolume and removevolume; claims get, patch. Where an operator grants it too, VMIs are
+//! watched; nothing depends on it.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 
@@ -22,6 +23,7 @@ mod object;
 mod quantity;
 mod rights;
 mod tenant_guard;
+mod vmi_watch;
 mod wait;
 
 pub use call::{CALL_DEADLINE, MAX_RETRY_AFTER};
@@ -36,6 +38,6 @@ pub use machine::{
 };
 pub use object::{Metadata, ObjectName, is_dns_label};
 pub use quantity::parse_quantity;
-pub use rights::{REQUIRED_RIGHTS, Right, Rights};
+pub use rights::{REQUIRED_RIGHTS, Right, Rights, WATCH_INSTANCES};
 pub use tenant_guard::{Foreign, GuardError, Guarded, MAX_PREFIX_LENGTH, Owned, TenantGuard};
 pub use wait::VmiWait;

@@ -1,11 +1,16 @@
-//! Waiting without a watch, which the granted role does not hold: one poller per process, running only while someone waits.
+//! Waiting for VMIs: one poller per process, running only while someone waits.
 //!
-//! It looks at one VMI with a GET and at several with one paged LIST, soon after somebody began to wait and then ever more
-//! slowly. Every waiter gets every fresh look at its VMI (the latest, where it is slower than the poller).
+//! The usual role grants no watch. So it looks at one VMI with a GET and at several with one paged LIST, soon after somebody
+//! began to wait and then ever more slowly. Where watching VMIs is granted, a look is a watch that goes on: it begins with what
+//! there is and is made anew only for who began to wait later. Every waiter gets every fresh look at its VMI (the latest, where
+//! it is slower than the poller).
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,7 +19,13 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{error::Error, infra::Reader, machine::VirtualMachineInstance, object::ObjectName};
+use crate::{
+    error::{Class, Error},
+    infra::Reader,
+    machine::VirtualMachineInstance,
+    object::ObjectName,
+    vmi_watch::{State as Seen, VmiWatch},
+};
 
 /// First look after somebody began to wait (design §3a).
 const FIRST_LOOK: Duration = Duration::from_millis(50);
@@ -34,6 +45,8 @@ pub(crate) struct Poller {
     state: Mutex<State>,
     /// Somebody new waits: the pause under way may be too long for them.
     joined: Notify,
+    /// Whether watching VMIs is granted.
+    watches: AtomicBool,
 }
 
 #[derive(Default)]
@@ -75,7 +88,13 @@ impl Drop for VmiWait {
 
 impl Poller {
     pub(crate) fn new(reader: Arc<Reader>) -> Arc<Self> {
-        Arc::new(Self { reader, state: Mutex::new(State::default()), joined: Notify::new() })
+        let watches = AtomicBool::new(false);
+        Arc::new(Self { reader, state: Mutex::new(State::default()), joined: Notify::new(), watches })
+    }
+
+    /// Whether waits may watch from now on.
+    pub(crate) fn may_watch(&self, granted: bool) {
+        self.watches.store(granted, Ordering::Relaxed);
     }
 
     /// Begins to wait; starts the poller when nobody waited.
@@ -97,15 +116,29 @@ impl Poller {
     async fn run(self: Arc<Self>) {
         let mut last_look = Instant::now();
         let mut effort = Duration::ZERO;
+        let mut watch: Option<VmiWatch> = None;
         loop {
             let Some(youngest) = self.youngest() else { return };
+            let served = watch.as_ref().is_some_and(|watch| youngest <= watch.began);
             let due = last_look.max(youngest) + pause(youngest.elapsed()).max(effort);
             tokio::select! {
-                () = tokio::time::sleep_until(due) => {}
+                () = tokio::time::sleep_until(due), if !served => {}
                 () = self.joined.notified() => continue,
+                seen = next(&mut watch) => {
+                    let began = watch.as_ref().map_or(last_look, |watch| watch.began);
+                    match seen {
+                        Ok(Some(seen)) => self.tell(&Ok(HashMap::from([seen])), began),
+                        Ok(None) => watch = None,
+                        Err(error) => {
+                            self.tell(&Err(error), began);
+                            watch = None;
+                        }
+                    }
+                    continue;
+                }
             }
             let began = Instant::now();
-            self.look(began).await;
+            watch = self.look(began).await;
             last_look = Instant::now();
             // Looks take at most half of the time, however slow the infra API is.
             effort = last_look - began;
@@ -120,34 +153,74 @@ impl Poller {
         youngest
     }
 
-    async fn look(&self, began: Instant) {
+    /// Looks at all VMIs that are waited for; by a watch, which then goes on, where that is granted.
+    async fn look(&self, began: Instant) -> Option<VmiWatch> {
         let mut names: Vec<_> = self.lock().waiters.values().map(|waiter| waiter.name.clone()).collect();
         names.sort();
         names.dedup();
-        let seen: Result<HashMap<String, _>, Error> = match names.as_slice() {
-            [] => return,
-            [name] => {
-                let vmi = self.reader.vmi(name).await;
-                vmi.map(|vmi| vmi.into_iter().map(|vmi| (vmi.name.clone(), Arc::new(vmi))).collect())
+        if names.is_empty() {
+            return None;
+        }
+        if self.watches.load(Ordering::Relaxed) {
+            match VmiWatch::open(&self.reader, &names).await {
+                Ok(watch) => return Some(watch),
+                Err(error) => self.judge_watch(&error),
             }
-            _ => {
-                let vmis = self.reader.vmis().await;
-                vmis.map(|vmis| vmis.into_iter().map(|vmi| (vmi.name.clone(), Arc::new(vmi))).collect())
-            }
+        }
+        let seen = match names.as_slice() {
+            [name] => self.reader.vmi(name).await.map(Vec::from_iter),
+            _ => self.reader.vmis().await,
         };
+        let seen = seen.map(|vmis| {
+            let mut all: HashMap<_, _> = names.iter().map(|name| (name.as_str().to_owned(), None)).collect();
+            all.extend(vmis.into_iter().map(|vmi| (vmi.name.clone(), Some(Arc::new(vmi)))));
+            all
+        });
+        self.tell(&seen, began);
+        None
+    }
+
+    /// A watch could not be opened: this time, or never.
+    fn judge_watch(&self, error: &Error) {
+        let never = matches!(error.class(), Class::Forbidden | Class::Invalid | Class::BadRequest);
+        if never {
+            self.may_watch(false);
+            tracing::info!(%error, "VM instances can't be watched, looking at them instead");
+        } else {
+            tracing::debug!(%error, "VM instances can't be watched now, looking at them");
+        }
+    }
+
+    /// Tells the waiters what was seen by a look that `began` then.
+    fn tell(
+        &self,
+        seen: &Result<HashMap<String, Option<Arc<VirtualMachineInstance>>>, Error>,
+        began: Instant,
+    ) {
         let state = self.lock();
         // Who joined during the look waits for the next one: this one began before.
-        let waiters =
-            state.waiters.values().filter(|w| w.since <= began && names.binary_search(&w.name).is_ok());
-        for waiter in waiters {
-            let look =
-                seen.as_ref().map(|vmis| vmis.get(waiter.name.as_str()).cloned()).map_err(Clone::clone);
+        for waiter in state.waiters.values().filter(|waiter| waiter.since <= began) {
+            let look = match seen {
+                Ok(seen) => match seen.get(waiter.name.as_str()) {
+                    Some(vmi) => Ok(vmi.clone()),
+                    None => continue,
+                },
+                Err(error) => Err(error.clone()),
+            };
             waiter.sender.send_replace(Some(look));
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().expect("no holder of this lock panics")
+    }
+}
+
+/// The next state that a watch shows; waits for ever where there is none.
+async fn next(watch: &mut Option<VmiWatch>) -> Result<Option<Seen>, Error> {
+    match watch {
+        Some(watch) => watch.next().await,
+        None => std::future::pending().await,
     }
 }
 

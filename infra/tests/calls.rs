@@ -33,6 +33,13 @@ impl Api {
         self
     }
 
+    /// An answer that is no single JSON value.
+    fn then_text(self, code: u16, body: String) -> Self {
+        let answer = Response::builder().status(code).body(body.into_bytes()).unwrap();
+        self.answers.lock().unwrap().push_back(answer);
+        self
+    }
+
     fn infra(&self) -> Infra {
         let api = self.clone();
         let service = tower::service_fn(move |request: Request<Body>| {
@@ -259,6 +266,65 @@ async fn the_poller_gets_one_vmi_lists_several_and_stops_with_its_waiters() {
     assert!(calls.iter().all(|call| !call.contains("resourceVersion") && !call.contains("watch")));
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert_eq!(api.calls().len(), calls.len(), "nobody waits, nothing is called");
+}
+
+/// The lines of a streaming list: `vmi` exists, and that was all.
+fn initial_events(vmi: &Value) -> String {
+    let end = json!({"type": "BOOKMARK", "object": {
+        "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+        "metadata": {"resourceVersion": "7", "annotations": {"k8s.io/initial-events-end": "true"}},
+    }});
+    format!("{}\n{end}\n", json!({"type": "ADDED", "object": vmi}))
+}
+
+fn watch_is_granted() -> infra::Rights {
+    serde_json::from_value(json!({"status": {"incomplete": false, "resourceRules": [
+        {"verbs": ["get", "watch"], "apiGroups": ["kubevirt.io"], "resources": ["virtualmachineinstances"]},
+    ]}}))
+    .unwrap()
+}
+
+#[tokio::test]
+async fn where_watching_is_granted_one_call_shows_what_there_is_and_what_changes() {
+    let vmi = |phase: &str| json!({"metadata": {"name": "a"}, "status": {"phase": phase}});
+    let changed = json!({"type": "MODIFIED", "object": vmi("Running")});
+    let events = initial_events(&vmi("Scheduled")) + &format!("{changed}\n");
+    let api = Api::default().then_text(200, events);
+    let infra = api.infra();
+    infra.use_granted(&watch_is_granted());
+    let mut a = infra.wait_for_vmi(&name("a"));
+    loop {
+        // A slow waiter sees the latest only.
+        if a.next().await.unwrap().unwrap().phase == infra::VmiPhase::Running {
+            break;
+        }
+    }
+    let calls = api.calls();
+    assert!(calls[0].contains("watch=true&sendInitialEvents=true"), "{calls:?}");
+    assert!(calls[0].contains("fieldSelector=metadata.name%3Da"), "{calls:?}");
+}
+
+#[tokio::test]
+async fn an_instance_that_the_initial_events_lack_does_not_exist() {
+    let api = Api::default().then_text(200, initial_events(&json!({"metadata": {"name": "other"}})));
+    let infra = api.infra();
+    infra.use_granted(&watch_is_granted());
+    assert!(infra.wait_for_vmi(&name("a")).next().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_refused_watch_is_replaced_by_looks_for_good() {
+    let vmi = json!({"metadata": {"name": "a"}, "status": {"phase": "Running"}});
+    let refusal = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 422, "reason": "Invalid",
+        "message": "sendInitialEvents: Forbidden: the WatchList feature gate is not enabled"});
+    let api = Api::default().then(422, &[], &refusal).then(200, &[], &vmi).then(200, &[], &vmi);
+    let infra = api.infra();
+    infra.use_granted(&watch_is_granted());
+    let mut a = infra.wait_for_vmi(&name("a"));
+    assert_eq!(a.next().await.unwrap().unwrap().name, "a");
+    assert_eq!(a.next().await.unwrap().unwrap().name, "a");
+    let watches = api.calls().iter().filter(|call| call.contains("watch=true")).count();
+    assert_eq!(watches, 1, "{:?}", api.calls());
 }
 
 #[tokio::test]

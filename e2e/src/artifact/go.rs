@@ -115,6 +115,7 @@ const BUILDS: &[Build] = &[
         programs: &[
             ("csi-provisioner", "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner"),
             ("csi-attacher", "github.com/kubernetes-csi/external-attacher/v4/cmd/csi-attacher"),
+            ("csi-sanity", "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"),
         ],
         cgo: false,
         tags: "",

@@ -3,6 +3,8 @@
 //! [`parse`] and everything on [`Calls`] are pure. [`AuditLog`] is the file; a [`Mark`] is a place in it, so that a test
 //! can count the calls between two moments.
 
+pub mod rights;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,

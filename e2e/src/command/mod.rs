@@ -7,6 +7,7 @@ pub mod goal;
 mod inside;
 mod live;
 mod outer;
+mod rights;
 mod summary;
 
 use std::{ffi::OsString, path::PathBuf};

@@ -6,16 +6,17 @@
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use tokio::runtime::Runtime;
 
 use super::{
     goal::{Goal, Plan},
-    summary,
+    rights, summary,
 };
 use crate::{
     artifact::{self, Artifacts},
     bring_up::Options,
     paths,
-    report::{Console, Progress, Timings},
+    report::{Console, Figures, Progress, Timings},
     sandbox::{self, Claim},
 };
 
@@ -45,11 +46,21 @@ pub fn test(filter: Option<String>, options: Options, console: &Console) -> Resu
     let mut argv: Vec<String> = ["cargo", "test", "--locked", "--offline", "--workspace", "--test", "suite"]
         .map(str::to_owned)
         .into();
+    let full = filter.is_none();
     if let Some(filter) = filter {
         argv.extend(["--".to_owned(), filter]);
     }
-    let code = enter(claim, &Plan { goal: Goal::Command(argv), options, artifacts })?;
+    let (run, programs) = (claim.run().clone(), artifacts.programs.clone());
+    let mut code = enter(claim, &Plan { goal: Goal::Command(argv), options, artifacts })?;
+    if full && code == 0 {
+        let check = || runtime()?.block_on(rights::check(&run, &programs));
+        if let Err(error) = timings.measure(summary::TESTS, rights::TEST, check) {
+            eprintln!("{error:#}");
+            code = 1;
+        }
+    }
     summary::print_parts(&timings)?;
+    summary::print_figures(&Figures::of_run(&run))?;
     summary::print_tests(&timings, code)?;
     Ok(code)
 }
@@ -61,13 +72,16 @@ pub fn serve(plan: &Plan) -> Result<u8> {
 
 /// Builds everything, and notes where the time went.
 pub fn build(console: &Console, timings: &Timings) -> Result<Artifacts> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let artifacts = runtime.block_on(artifact::build(console))?;
-    drop(runtime);
+    let artifacts = runtime()?.block_on(artifact::build(console))?;
     for (stage, duration) in &artifacts.stages {
         timings.add("build", stage, *duration, "ok")?;
     }
     Ok(artifacts)
+}
+
+/// Dropped before the sandbox is entered.
+fn runtime() -> Result<Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
 fn enter(claim: Claim, plan: &Plan) -> Result<u8> {

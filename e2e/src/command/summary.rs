@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use crate::report::{PartTime, Table, Timings, human};
+use crate::report::{Figures, PartTime, Table, Timings, human};
 
 /// The group of the end-to-end tests in the timings.
 pub const TESTS: &str = "tests";
@@ -24,6 +24,15 @@ pub fn print_parts(timings: &Timings) -> Result<()> {
         table.row([group, "(sum of its parts)".to_owned(), seconds(sum)]);
     }
     println!("\nWhere the time went\n\n{table}");
+    Ok(())
+}
+
+/// Prints what the tests measured, if they did.
+pub fn print_figures(figures: &Figures) -> Result<()> {
+    let table = figures.table()?;
+    if !table.is_empty() {
+        println!("\nFigures\n\n{table}");
+    }
     Ok(())
 }
 

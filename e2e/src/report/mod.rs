@@ -2,6 +2,7 @@
 //!
 //! Everything goes to standard error except tables, which are the result of a command and go to standard output.
 
+mod figures;
 mod table;
 mod timings;
 
@@ -10,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use figures::{Figure, Figures};
 pub use table::Table;
 pub use timings::{PartTime, Timings};
 

@@ -41,6 +41,7 @@ const RPC_DEADLINE: Duration = Duration::from_secs(180);
 /// A running controller; killed when dropped.
 pub struct Controller {
     process: Process,
+    socket: PathBuf,
     client: ControllerClient<Channel>,
 }
 
@@ -78,7 +79,12 @@ impl Controller {
             None => Ok(endpoint.connect().await.map_err(|error| format!("{error:?}"))),
         })
         .await?;
-        Ok(Self { process, client: ControllerClient::new(channel) })
+        Ok(Self { process, socket, client: ControllerClient::new(channel) })
+    }
+
+    /// Its CSI socket.
+    pub fn socket(&self) -> &std::path::Path {
+        &self.socket
     }
 
     /// CreateVolume of 1 GiB; block or ext4.

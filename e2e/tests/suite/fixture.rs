@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use bench::{
     control::{self, Client as Control, Lock},
     paths::{self, Run},
-    report::Timings,
+    report::{Figures, Timings},
     scenario::{
         Deadline, HCP_NAMESPACE, data_volumes, start_machine, until, until_gone, virtual_machine_instances,
         virtual_machines,
@@ -72,6 +72,8 @@ pub struct Fixture {
     pub word: String,
     /// The run folder.
     pub run: PathBuf,
+    /// Where what is measured is told.
+    pub figures: Figures,
     timings: Timings,
 }
 
@@ -84,12 +86,14 @@ impl Fixture {
         let test = name.rsplit("::").next().unwrap_or(name).replace('_', "-");
         let short: String = test.chars().take(24).collect();
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = Run::open(run.clone())?;
         Ok(Self {
             control,
             infra: client("infra", None).await?,
             guest: client("tenant", None).await?,
             word: format!("{}-{}-{number}", short.trim_end_matches('-'), std::process::id()),
-            timings: Timings::of_run(&Run::open(run.clone())?),
+            timings: Timings::of_run(&folder),
+            figures: Figures::of_run(&folder),
             run,
         })
     }

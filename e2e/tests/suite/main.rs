@@ -12,6 +12,7 @@ mod crash;
 mod data_safety;
 mod disk_content;
 mod disk_loss;
+mod figures;
 mod fixture;
 mod foreign_content;
 mod growth;
@@ -21,6 +22,7 @@ mod isolation;
 mod node_kill;
 mod node_socket;
 mod rights;
+mod sanity;
 mod shapes;
 mod six_steps;
 mod workers;
@@ -61,6 +63,15 @@ fn main() -> ExitCode {
         trial("data_safety::a_disk_with_ext4_is_not_formatted", Shared, data_safety::ext4),
         trial("data_safety::a_disk_with_a_read_error_is_not_formatted", Shared, data_safety::read_error),
         trial("data_safety::a_blank_disk_is_formatted_and_keeps_its_data", Shared, data_safety::blank),
+        trial("sanity::mounted_volumes", Shared, sanity::mount),
+        trial("sanity::block_volumes", Shared, sanity::block),
+        trial("figures::publish_answers_soon_after_ready", Exclusive, figures::answers_soon_after_ready),
+        trial(
+            "figures::fifty_volumes_of_one_vm_beside_the_bare_burst",
+            Exclusive,
+            figures::fifty_volumes_beside_the_bare_burst,
+        ),
+        trial("figures::thirty_claims_with_pods", Exclusive, figures::thirty_claims_with_pods),
         trial(
             "foreign_content::whatever_is_no_blank_disk_is_refused_and_unchanged",
             Shared,

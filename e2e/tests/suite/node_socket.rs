@@ -38,6 +38,7 @@ const DRIVER: &str = "kubevirt-csi-driver";
 pub struct NodeSocket<'a> {
     fixture: &'a Fixture,
     worker: &'a str,
+    address: String,
     client: NodeClient<Channel>,
 }
 
@@ -51,12 +52,18 @@ impl<'a> NodeSocket<'a> {
         let log = "/var/log/socat.log".to_owned();
         fixture.control.ask(&Ask::Spawn { worker: worker.to_owned(), argv: argv.into(), log }).await?;
         let address = Worker::named(worker).context("not a worker's name")?.address;
-        let endpoint = Endpoint::try_from(format!("http://{address}:{PORT}"))?;
+        let address = format!("{address}:{PORT}");
+        let endpoint = Endpoint::try_from(format!("http://{address}"))?;
         let channel = until("the node plugin's socket", Deadline::Reaction, async || {
             Ok(endpoint.connect().await.map_err(|error| format!("{error:?}")))
         })
         .await?;
-        Ok(Self { fixture, worker, client: NodeClient::new(channel) })
+        Ok(Self { fixture, worker, address, client: NodeClient::new(channel) })
+    }
+
+    /// Where the socket is reached over TCP, `<ip>:<port>`.
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// NodeStageVolume at a staging directory of the volume's own, made as kubelet makes it.

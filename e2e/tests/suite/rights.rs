@@ -14,7 +14,7 @@ use crate::{
 const REFERENCE_CALLS: usize = 18;
 
 /// The user that the controller is in infra.
-const CONTROLLER_USER: &str = "system:serviceaccount:hcp-guest:kubevirt-csi";
+pub const CONTROLLER_USER: &str = "system:serviceaccount:hcp-guest:kubevirt-csi";
 
 /// A volume is created, published, unpublished and deleted; nothing is denied, now or earlier in this run, and it takes no
 /// more calls than the reference's.

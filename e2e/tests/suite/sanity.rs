@@ -1,0 +1,170 @@
+//! csi-sanity against the real sockets: the controller's on this machine, the node plugin's inside the worker. Its directories
+//! are made, removed and looked at in the worker, by commands that it is given for that.
+
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context, Result, ensure};
+use bench::{command::goal::Plan, paths};
+use serde::Deserialize;
+use tokio::process::Command;
+
+use crate::{
+    controller_process::{Controller, GIB},
+    fixture::Fixture,
+    node_socket::NodeSocket,
+};
+
+/// Capabilities that the driver does not advertise, in csi-sanity's words: the only reasons for which a test may be skipped.
+const NOT_ADVERTISED: [&str; 3] = ["not supported", "not implemented", "No storage-class-specific"];
+
+/// What csi-sanity does in the worker, one shell script each; `$1` is the path.
+const COMMANDS: [(&str, &str); 3] = [
+    ("create", "mkdir -p \"$1\" && echo \"$1\""),
+    ("remove", "rmdir \"$1\" 2>/dev/null || [ ! -e \"$1\" ]"),
+    (
+        "check",
+        "if [ -f \"$1\" ]; then echo file; elif [ -d \"$1\" ]; then echo directory; \
+         elif [ -e \"$1\" ]; then echo other; else echo not_found; fi",
+    ),
+];
+
+/// Mounted volumes.
+pub async fn mount(fixture: Fixture) -> Result<()> {
+    run(&fixture, "mount").await
+}
+
+/// Raw block volumes.
+pub async fn block(fixture: Fixture) -> Result<()> {
+    run(&fixture, "block").await
+}
+
+async fn run(fixture: &Fixture, access_type: &str) -> Result<()> {
+    let workers = fixture.control.workers().await?;
+    let worker = if access_type == "block" { workers.last() } else { workers.first() };
+    let worker = worker.context("no worker")?;
+    let controller = Controller::start(fixture, access_type).await?;
+    let node = NodeSocket::connect(fixture, worker).await?;
+
+    let folder = fixture.run.join("sanity").join(access_type);
+    std::fs::create_dir_all(&folder)?;
+    let commands = write_commands(&folder, worker)?;
+    let report = folder.join("report.json");
+    let program = Plan::read(&fixture.run)?.artifacts.programs.path("csi-sanity")?.to_path_buf();
+    let log = fixture.run.join("logs").join(format!("csi-sanity-{access_type}.log"));
+    let inside = format!("/var/lib/kubelet/sanity-{access_type}");
+    node.run(&["mkdir", "-p", &inside]).await?;
+    let output = std::fs::File::create(&log)?;
+    let status = Command::new(program)
+        .arg(format!("--csi.endpoint={}", node.address()))
+        .arg(format!("--csi.controllerendpoint=unix://{}", controller.socket().display()))
+        .arg(format!("--csi.mountdir={inside}/mount"))
+        .arg(format!("--csi.stagingdir={inside}/staging"))
+        .arg(format!("--csi.testvolumeaccesstype={access_type}"))
+        .arg(format!("--csi.testvolumesize={GIB}"))
+        .args(["mount", "staging"].map(|path| format!("--csi.create{path}pathcmd={}", commands[0].display())))
+        .args(["mount", "staging"].map(|path| format!("--csi.remove{path}pathcmd={}", commands[1].display())))
+        .arg(format!("--csi.checkpathcmd={}", commands[2].display()))
+        .arg(format!("--ginkgo.json-report={}", report.display()))
+        .args(["--ginkgo.no-color", "--ginkgo.timeout=10m"])
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .kill_on_drop(true)
+        .status()
+        .await
+        .context("run csi-sanity")?;
+    let outcome = Outcome::read(&report).with_context(|| format!("{status}; see {}", log.display()))?;
+    fixture.figures.add(
+        &format!("csi-sanity 5.6, {access_type}"),
+        format!(
+            "{} passed, {} failed, {} skipped",
+            outcome.passed,
+            outcome.failed.len(),
+            outcome.skipped.len()
+        ),
+        "skipped: what is not advertised",
+    )?;
+    ensure!(outcome.failed.is_empty(), "failed:\n  {}\nsee {}", outcome.failed.join("\n  "), log.display());
+    let unexpected: Vec<&String> = outcome
+        .skipped
+        .iter()
+        .filter(|skipped| !NOT_ADVERTISED.iter().any(|reason| skipped.contains(reason)))
+        .collect();
+    ensure!(unexpected.is_empty(), "skipped although advertised: {unexpected:#?}");
+    ensure!(status.success() && outcome.passed > 0, "csi-sanity ended with {status}");
+    Ok(())
+}
+
+/// Writes the commands as scripts that reach into `worker` through the bench.
+fn write_commands(folder: &Path, worker: &str) -> Result<[PathBuf; 3]> {
+    let bench = paths::repository().join("target/debug/bench");
+    let mut written = Vec::new();
+    for (name, script) in COMMANDS {
+        let path = folder.join(name);
+        let text = format!(
+            "#!/bin/sh\nexec {} worker-inside {worker} -- sh -c '{script}' sh \"$1\"\n",
+            bench.display()
+        );
+        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755))?;
+        written.push(path);
+    }
+    written.try_into().ok().context("as many files as commands")
+}
+
+/// What csi-sanity found.
+#[derive(Default)]
+struct Outcome {
+    passed: usize,
+    /// Each with its message.
+    failed: Vec<String>,
+    /// Each with its reason.
+    skipped: Vec<String>,
+}
+
+/// Ginkgo's JSON report, the fields that matter here.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Suite {
+    spec_reports: Vec<Spec>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Spec {
+    #[serde(default)]
+    container_hierarchy_texts: Option<Vec<String>>,
+    leaf_node_type: String,
+    leaf_node_text: String,
+    state: String,
+    #[serde(default)]
+    failure: Failure,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Failure {
+    message: String,
+}
+
+impl Outcome {
+    fn read(report: &Path) -> Result<Self> {
+        let suites: Vec<Suite> = serde_json::from_slice(&std::fs::read(report)?)?;
+        let mut outcome = Self::default();
+        for spec in suites.into_iter().flat_map(|suite| suite.spec_reports) {
+            let texts = spec.container_hierarchy_texts.unwrap_or_default().join(" ");
+            let name = format!("{texts} {}: {}", spec.leaf_node_text, spec.failure.message);
+            match spec.state.as_str() {
+                "passed" if spec.leaf_node_type == "It" => outcome.passed += 1,
+                "passed" | "pending" => {}
+                "skipped" => outcome.skipped.push(name),
+                _ => outcome.failed.push(name),
+            }
+        }
+        Ok(outcome)
+    }
+}

@@ -6,7 +6,7 @@ mod many_volumes;
 
 use std::time::Duration;
 
-pub use already_ready::{answers_soon_after_ready, instances_watch_right};
+pub use already_ready::answers_soon_after_ready;
 pub use many_claims::thirty_claims_with_pods;
 pub use many_volumes::fifty_volumes_beside_the_bare_burst;
 

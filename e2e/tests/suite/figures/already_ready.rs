@@ -125,12 +125,12 @@ fn tell(fixture: &Fixture, name: &str, mut samples: Vec<Duration>, beside: &str)
 }
 
 /// The right to watch instances, as `deploy/controller-infra/watch-instances` gives it; taken back when dropped.
-pub struct WatchRight {
+struct WatchRight {
     kubectl: std::path::PathBuf,
 }
 
 /// Gives the controller's account the right to watch instances.
-pub fn instances_watch_right(fixture: &Fixture) -> Result<WatchRight> {
+fn instances_watch_right(fixture: &Fixture) -> Result<WatchRight> {
     let kubectl = Plan::read(&fixture.run)?.artifacts.programs.path("kubectl")?.to_path_buf();
     kubectl_on_infra(&kubectl, "apply")?;
     Ok(WatchRight { kubectl })

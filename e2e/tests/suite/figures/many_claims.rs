@@ -65,8 +65,8 @@ pub async fn thirty_claims_with_pods(fixture: Fixture) -> Result<()> {
     node.attachments(0).await?;
     let detached = began.elapsed();
 
-    for result in join_all(names.iter().map(|name| claims.delete(name, &DeleteParams::default()))).await {
-        result?;
+    for name in &names {
+        claims.delete(name, &DeleteParams::default()).await?;
     }
     for name in &names {
         until_gone(&claims, name, "claim", Deadline::PodStart).await?;

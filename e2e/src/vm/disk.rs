@@ -241,11 +241,11 @@ async fn try_delete_node(monitor: &Monitor, node: &str) -> Result<Option<()>> {
 
 /// The block graph, bottom first: the file, the faults if any, the raw format on top.
 fn block_nodes(nodes: &Nodes, image: &str, faults: &DiskFaults, read_only: bool) -> Vec<Value> {
-    let (faulty, top) = filters(nodes, faults);
+    let (between, top) = filters(nodes, faults);
     let file = json!({
         "driver": "file", "node-name": nodes.file, "filename": image, "read-only": read_only, "cache": cache(),
     });
-    std::iter::once(file).chain(faulty).chain([format_node(nodes, top, read_only)]).collect()
+    std::iter::once(file).chain(between).chain([format_node(nodes, top, read_only)]).collect()
 }
 
 fn format_node(nodes: &Nodes, below: &str, read_only: bool) -> Value {
@@ -259,6 +259,7 @@ fn format_node(nodes: &Nodes, below: &str, read_only: bool) -> Value {
 fn cache() -> Value {
     json!({"direct": false, "no-flush": true})
 }
+
 /// `device_add`'s arguments. Errors go to the guest, so that a test can see what its kernel and our driver make of
 /// them; KubeVirt's own default pauses the VM instead.
 fn device(nodes: &Nodes, disk: &Disk, place: u16) -> Value {

@@ -241,11 +241,11 @@ async fn try_delete_node(monitor: &Monitor, node: &str) -> Result<Option<()>> {
 
 /// The block graph, bottom first: the file, the faults if any, the raw format on top.
 fn block_nodes(nodes: &Nodes, image: &str, faults: &DiskFaults, read_only: bool) -> Vec<Value> {
-    let (filter_nodes, top) = filters(nodes, faults);
+    let (between, top) = filters(nodes, faults);
     let file = json!({
         "driver": "file", "node-name": nodes.file, "filename": image, "read-only": read_only, "cache": cache(),
     });
-    std::iter::once(file).chain(filter_nodes).chain([format_node(nodes, top, read_only)]).collect()
+    std::iter::once(file).chain(between).chain([format_node(nodes, top, read_only)]).collect()
 }
 
 fn format_node(nodes: &Nodes, below: &str, read_only: bool) -> Value {

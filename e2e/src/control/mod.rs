@@ -1,5 +1,5 @@
 //! How a process inside the sandbox (a test, the shell's `bench status`) asks the running bench for what only it can do:
-//! commands in a worker, faults of the simulators, starting and stopping the node plugin, exclusive use.
+//! commands in a worker, faults of the simulators, exclusive use.
 //!
 //! One JSON object per line over a unix socket, an answer per request. **What a connection was given ends with it**: its
 //! faults are taken back and its lock is released when it closes, so a test that dies leaves a clean bench.
@@ -51,16 +51,6 @@ pub enum Request {
         argv: Vec<String>,
         /// The file, in the guest.
         log: String,
-    },
-    /// Starts the node plugin in a worker.
-    StartNodePlugin {
-        /// The worker's name.
-        worker: String,
-    },
-    /// Stops the node plugin in a worker.
-    StopNodePlugin {
-        /// The worker's name.
-        worker: String,
     },
     /// Names of the disks that are plugged into a virtual machine.
     Plugged {

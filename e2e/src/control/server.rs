@@ -77,8 +77,6 @@ impl Connection {
                 let machine = self.bench.machine(&worker)?;
                 machine.guest().context("no guest agent")?.spawn(&argv, &log).await?;
             }
-            Request::StartNodePlugin { worker } => self.bench.start_node_plugin(&worker).await?,
-            Request::StopNodePlugin { worker } => self.bench.stop_node_plugin(&worker).await?,
             Request::Plugged { machine } => {
                 return Ok(Answer::Names(self.bench.machine(&machine)?.plugged()));
             }

@@ -8,6 +8,7 @@ mod attach;
 mod controller_process;
 mod data_safety;
 mod fixture;
+mod image;
 mod isolation;
 mod node_socket;
 mod rights;
@@ -59,6 +60,13 @@ fn main() -> ExitCode {
         trial("data_safety::a_disk_with_random_bytes_is_not_formatted", Shared, data_safety::random),
         trial("data_safety::a_disk_with_a_read_error_is_not_formatted", Shared, data_safety::read_error),
         trial("data_safety::a_blank_disk_is_formatted_and_keeps_its_data", Shared, data_safety::blank),
+        trial("image::the_node_role_runs_as_it_is_shipped", Shared, image::runs_as_shipped),
+        trial("image::the_probes_reach_the_pod", Shared, image::probes_reach_the_pod),
+        trial(
+            "image::a_killed_node_process_comes_back_and_volumes_stay",
+            Exclusive,
+            image::killed_process_comes_back,
+        ),
         trial(
             "rights::a_volumes_life_needs_few_calls_and_no_other_right",
             Exclusive,

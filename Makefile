@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BENCH := $(TARGET)/debug/bench
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: demo test bench tools check format clippy unit docs deny
+.PHONY: demo test bench image tools check format clippy unit docs deny
 
 ## Shows one guest PVC reaching one pod. Needs root: namespaces, mounts, tap devices.
 demo: bench
@@ -19,6 +19,18 @@ test: bench
 # selection would compile them once more.
 bench:
 	$(CARGO) build --locked --workspace --bins
+
+## The driver's image, a docker-archive. Needs buildah, and apt for the packages (see deploy/image). IMAGE is its name.
+image: IMAGE_DIR := $(TARGET)/image
+image: IMAGE := localhost/kubevirt-csi-driver:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+image:
+	$(CARGO) build --locked --release -p driver
+	rm -rf $(IMAGE_DIR) && mkdir -p $(IMAGE_DIR)
+	deploy/image/packages.sh $(IMAGE_DIR)/packages
+	deploy/image/root.sh $(IMAGE_DIR)/packages $(IMAGE_DIR)/root
+	VERSION=$(lastword $(subst :, ,$(IMAGE))) REVISION=$$(git rev-parse HEAD) deploy/image/build.sh \
+		$(IMAGE_DIR)/root $(IMAGE_DIR)/kubevirt-csi-driver.tar $(IMAGE) $(TARGET)/release/kubevirt-csi-driver
+	@echo "$(IMAGE): $$(du -h --apparent-size $(IMAGE_DIR)/kubevirt-csi-driver.tar | cut -f1) in $(IMAGE_DIR)/kubevirt-csi-driver.tar"
 
 ## The quick loop: format, clippy with warnings denied, unit and property tests, docs, licences.
 check: tools format clippy unit docs deny

@@ -14,6 +14,9 @@ use super::process::run;
 /// The image of test pods: a shell and the usual tools.
 const BUSYBOX: &str = "bench.local/busybox:1";
 
+/// The stand-in of node-driver-registrar; `e2e/installation/` puts it into the manifests.
+const REGISTRAR: &str = "bench.local/csi-node-driver-registrar:bench";
+
 /// The sandbox image (`guest/containerd.toml` names it).
 const PAUSE: &str = "bench.local/pause:1";
 
@@ -35,6 +38,13 @@ pub(super) async fn busybox(program: &Path, archive: &Path) -> Result<()> {
     )?;
     layer.file("etc/group", b"root:x:0:\nnobody:x:65534:\n", 0o644)?;
     write(layer, BUSYBOX, &json!({"Env": ["PATH=/bin"], "Cmd": ["sh"]}), archive)
+}
+
+/// Writes the registrar's image from the static program.
+pub(super) fn registrar(program: &Path, archive: &Path) -> Result<()> {
+    let mut layer = Layer::default();
+    layer.file("csi-node-driver-registrar", &read(program)?, 0o755)?;
+    write(layer, REGISTRAR, &json!({"Entrypoint": ["/csi-node-driver-registrar"]}), archive)
 }
 
 /// Writes the pause image.

@@ -1,4 +1,5 @@
-//! Debian packages of the worker: downloaded with apt, which checks their signatures, and unpacked; nothing is installed.
+//! Debian packages of the worker and of the driver's image: downloaded with apt, which checks their signatures, and
+//! unpacked; nothing is installed.
 //!
 //! A few packages are named; the libraries they depend on are followed, other dependencies (perl, python, maintainer
 //! scripts' tools) are not. Whether that was enough is checked where the image is laid out.
@@ -20,12 +21,15 @@ use super::{
 };
 use crate::{paths, report::Progress};
 
-/// Packages whose programs the worker has.
+/// Packages with something in the worker or in the driver's image (`deploy/image/packages.sh` names those of the image).
 const USER_SPACE: &[&str] = &[
+    "base-files",
     "busybox-static",
+    "ca-certificates",
     "e2fsprogs",
     "kmod",
     "mount",
+    "nftables",
     "qemu-guest-agent",
     "socat",
     "udev",
@@ -57,6 +61,11 @@ impl Debian {
     /// The user space's tree, `/bin` and its like merged into `/usr`.
     pub(super) fn user_space(&self) -> PathBuf {
         self.dir.join("user-space")
+    }
+
+    /// The user space's packages as they were downloaded.
+    pub(super) fn packages(&self) -> PathBuf {
+        self.dir.join("packages")
     }
 
     /// The kernel package's tree, with `modules.dep`.
@@ -155,10 +164,11 @@ async fn unpack(selection: &Selection, dir: &Path) -> Result<()> {
         std::os::unix::fs::symlink(format!("usr/{folder}"), user_space.join(folder))?;
     }
     let names: Vec<&str> = selection.user_space.iter().map(String::as_str).collect();
-    download_and_extract(&names, &user_space, dir).await?;
+    download_and_extract(&names, &user_space, &debian.packages()).await?;
 
     let kernel = debian.kernel();
-    download_and_extract(&[&selection.kernel], &kernel, dir).await?;
+    let scratch = tempfile::tempdir_in(dir)?;
+    download_and_extract(&[&selection.kernel], &kernel, scratch.path()).await?;
     if !kernel.join("lib").exists() {
         std::os::unix::fs::symlink("usr/lib", kernel.join("lib"))?;
     }
@@ -168,14 +178,15 @@ async fn unpack(selection: &Selection, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn download_and_extract(names: &[&str], tree: &Path, dir: &Path) -> Result<()> {
-    let scratch = tempfile::tempdir_in(dir)?;
+/// Downloads packages into the folder `packages` and unpacks them into `tree`.
+async fn download_and_extract(names: &[&str], tree: &Path, packages: &Path) -> Result<()> {
+    std::fs::create_dir_all(packages)?;
     let mut apt = Command::new("apt-get");
     // apt's own unprivileged user can't write into this folder; signatures are checked all the same.
-    apt.args(["-o", "APT::Sandbox::User=root", "-qq", "download"]).args(names).current_dir(scratch.path());
+    apt.args(["-o", "APT::Sandbox::User=root", "-qq", "download"]).args(names).current_dir(packages);
     run(&mut apt).await?;
     std::fs::create_dir_all(tree)?;
-    for entry in std::fs::read_dir(scratch.path())? {
+    for entry in std::fs::read_dir(packages)? {
         extract(&entry?.path(), tree).await?;
     }
     Ok(())
@@ -234,13 +245,14 @@ fn dependencies(listed: &str) -> BTreeMap<String, Vec<String>> {
     graph
 }
 
-/// `names` and the libraries that they need, and that these need.
+/// `names` and the libraries that they need, and that these need; libgcc's licence is in a package of its own.
 fn with_libraries(graph: &BTreeMap<String, Vec<String>>, names: &[&str]) -> BTreeSet<String> {
     let mut all: BTreeSet<String> = BTreeSet::new();
     let mut open: Vec<String> = names.iter().map(ToString::to_string).collect();
     while let Some(name) = open.pop() {
         let needs = graph.get(&name).into_iter().flatten();
-        open.extend(needs.filter(|need| need.starts_with("lib") && !all.contains(*need)).cloned());
+        let wanted = |need: &str| need.starts_with("lib") || need.starts_with("gcc-");
+        open.extend(needs.filter(|need| wanted(need) && !all.contains(*need)).cloned());
         all.insert(name);
     }
     all

@@ -9,6 +9,7 @@ use crate::report::Progress;
 /// Tool and the package that brings it.
 const TOOLS: &[(&str, &str)] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("buildah", "buildah"),
     ("cpio", "cpio"),
     ("lz4", "lz4"),
     ("zstd", "zstd"),

@@ -5,6 +5,7 @@
 mod cargo;
 mod container_image;
 mod deb;
+mod driver_image;
 mod go;
 mod host;
 pub mod process;
@@ -21,6 +22,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
+pub use self::driver_image::{DRIVER_IMAGE, DriverImage};
 use self::{
     process::run,
     store::{Key, cached},
@@ -56,6 +58,8 @@ pub struct Artifacts {
     pub programs: Programs,
     /// What workers boot from.
     pub worker: WorkerImage,
+    /// The driver as it is shipped.
+    pub driver_image: DriverImage,
     /// Identifies all of it, our own programs included.
     pub key: String,
     /// How long each stage took, in the order of their ends.
@@ -82,13 +86,17 @@ pub async fn build(progress: &dyn Progress) -> Result<Artifacts> {
     let ((mut programs, (name, driver)), debian) = tokio::try_join!(compile, download)?;
 
     let helpers = stages.time("guest helpers", guest_helpers()).await?;
-    let images = stages.time("container images", container_images(&debian, &helpers)).await?;
+    let base = stages.time("base of the driver's image", driver_image::base(&debian)).await?;
+    let images = container_images(&programs, &debian, &helpers);
+    let mut images = stages.time("container images", images).await?;
+    images.push(base.archive());
     let worker = stages.time("worker image", worker_image(progress, &programs, &debian, &helpers, &images));
     let mut worker = worker.await?;
+    let driver_image = stages.time("the driver's image", driver_image::build(&base, &driver)).await?;
+    worker.driver = Some(driver_image.archive.clone());
     programs.add(&name, driver);
-    worker.programs = Some(stages.time("programs' disk", programs_disk(&programs)).await?);
     let key = key_of(&programs, &worker)?;
-    Ok(Artifacts { programs, worker, key, stages: stages.into_inner() })
+    Ok(Artifacts { programs, worker, driver_image, key, stages: stages.into_inner() })
 }
 
 /// The seconds of each stage.
@@ -130,17 +138,20 @@ async fn guest_helpers() -> Result<PathBuf> {
 
 const HELPERS: [&str; 2] = ["pause", "reseed"];
 
-/// The images that the bench's pods run, by file name.
-async fn container_images(debian: &deb::Debian, helpers: &Path) -> Result<Vec<PathBuf>> {
+/// The images that the bench's pods run beside the driver's.
+async fn container_images(programs: &Programs, debian: &deb::Debian, helpers: &Path) -> Result<Vec<PathBuf>> {
     let pause = helpers.join("pause");
-    let key = Key::new().text(&debian.key).file(&pause)?.text(include_str!("container_image.rs")).finish();
+    let registrar = programs.path("plugin-registrar")?;
+    let key = Key::new().text(&debian.key).file(&pause)?.file(registrar)?;
+    let key = key.text(include_str!("container_image.rs")).finish();
     let dir = cached("container-images", &key, async |dir: &Path| {
         container_image::busybox(&debian.user_space().join("usr/bin/busybox"), &dir.join("busybox.tar"))
             .await?;
-        container_image::pause(&pause, &dir.join("pause.tar"))
+        container_image::pause(&pause, &dir.join("pause.tar"))?;
+        container_image::registrar(registrar, &dir.join("registrar.tar"))
     })
     .await?;
-    Ok(vec![dir.join("busybox.tar"), dir.join("pause.tar")])
+    Ok(["busybox.tar", "pause.tar", "registrar.tar"].map(|name| dir.join(name)).into())
 }
 
 async fn worker_image(
@@ -171,25 +182,7 @@ async fn worker_image(
     Ok(WorkerImage::in_folder(&dir, key))
 }
 
-/// What the node plugin's pod would run in the guest.
-const GUEST_PROGRAMS: [&str; 2] = ["kubevirt-csi-driver", "plugin-registrar"];
-
-/// The programs that change often, on a disk of their own, keyed by their content.
-async fn programs_disk(programs: &Programs) -> Result<PathBuf> {
-    let mut key = Key::new();
-    let mut files = Vec::new();
-    for name in GUEST_PROGRAMS {
-        let path = programs.path(name)?;
-        key = key.text(name).file(path)?;
-        files.push((name, path));
-    }
-    let dir =
-        cached("programs-disk", &key.finish(), async |dir: &Path| image::pack_programs(&files, dir).await)
-            .await?;
-    Ok(image::programs_in(&dir))
-}
-
-/// Store folders are named by their keys, so the paths identify what lies there; our own programs' disk is one of them.
+/// Store folders are named by their keys, so the paths identify what lies there; the driver's image is one of them.
 fn key_of(programs: &Programs, worker: &WorkerImage) -> Result<String> {
     Ok(Key::new().text(&serde_json::to_string(programs)?).text(&serde_json::to_string(worker)?).finish())
 }

@@ -47,11 +47,9 @@ impl Installation {
         Ok(Self { infra, tenant })
     }
 
-    /// Applies both halves; the DaemonSet is left out, because a worker's node plugin runs as plain processes.
+    /// Applies both halves.
     pub async fn apply(&self, clusters: &Clusters) -> Result<()> {
-        let without_daemon_set: Vec<Value> =
-            self.tenant.iter().filter(|object| object["kind"] != "DaemonSet").cloned().collect();
-        clusters.tenant.apply(&without_daemon_set).await.context("apply the tenant manifests")?;
+        clusters.tenant.apply(&self.tenant).await.context("apply the tenant manifests")?;
         let mut secrets = Vec::new();
         for (secret, account) in KUBECONFIG_SECRETS {
             secrets.push(kubeconfig_secret(&clusters.tenant, secret, account).await?);

@@ -28,13 +28,3 @@ pub fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> Result<&'a Valu
         .find(|object| object["kind"] == kind && object["metadata"]["name"] == name)
         .with_context(|| format!("the manifests have no {kind} {name}"))
 }
-
-/// A container of a Deployment or DaemonSet.
-pub fn container<'a>(workload: &'a Value, name: &str) -> Result<&'a Value> {
-    let containers = workload["spec"]["template"]["spec"]["containers"].as_array();
-    containers
-        .into_iter()
-        .flatten()
-        .find(|container| container["name"] == name)
-        .with_context(|| format!("no container {name} in {}", workload["metadata"]["name"]))
-}

@@ -10,20 +10,21 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use tokio_util::task::AbortOnDropHandle;
 
 pub use faults::{Fault, FaultGuard, Faults};
 pub use installation::{CONTROLLER, Installation, TENANT_NAMESPACE};
-pub use node_plugin::{NodePlugin, PLUGIN_FOLDER};
+pub use node_plugin::{DRIVER_CONTAINER, NodePlugin, PLUGIN_FOLDER};
 pub use workers::{WORKER_IMAGE, Worker, start_worker};
 
 use crate::{
-    artifact::{Artifacts, Programs},
+    artifact::{Artifacts, DRIVER_IMAGE},
     cluster::{self, Clusters},
     command::CONTAINER_INIT,
     paths::{self, Run},
     report::{Progress, Timings},
     sandbox::network,
-    scenario::{Deadline, HCP_NAMESPACE, until},
+    scenario::HCP_NAMESPACE,
     simulator::{Running, infra_pods, infra_storage, virt_handler},
     supervise::{Process, Supervisor},
     vm::{Machine, Machines, saved_state},
@@ -35,12 +36,8 @@ const LOG_LINES: usize = 15;
 /// The infra nodes. Two, so that a VM could move; none runs a kubelet.
 const INFRA_NODES: [&str; 2] = ["infra-node-1", "infra-node-2"];
 
-/// Images that infra's nodes really run, and the program that each one's entry point is.
-const IMAGES: [(&str, &str); 3] = [
-    ("kubevirt-csi-driver", "kubevirt-csi-driver"),
-    ("csi-provisioner", "csi-provisioner"),
-    ("csi-attacher", "csi-attacher"),
-];
+/// Images of the Kubernetes project that infra's nodes really run; each one's entry point is the program of its name.
+const SIDECARS: [&str; 2] = ["csi-provisioner", "csi-attacher"];
 
 /// What a person may choose about a bench.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -76,6 +73,8 @@ pub struct Bench {
     control_planes: Vec<Process>,
     /// The simulators; they stop with the bench.
     _simulators: Vec<Running>,
+    /// What copies the node plugins' logs.
+    _node_logs: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Bench {
@@ -84,23 +83,9 @@ impl Bench {
         (1..=self.options.workers).map(Worker::numbered).collect()
     }
 
-    /// Starts the node plugin in a worker and waits until kubelet has registered it.
-    pub async fn start_node_plugin(&self, worker: &str) -> Result<()> {
-        let machine = self.machine(worker)?;
-        let guest = machine.guest().context("a worker without a guest agent")?;
-        let plugin = NodePlugin::new(guest, worker, &self.installation.tenant)?;
-        plugin.start(&self.clusters.tenant).await?;
-        if let Err(error) = driver_is_registered(&self.clusters, worker).await {
-            return Err(error.context(plugin.log_tails().await));
-        }
-        Ok(())
-    }
-
-    /// Stops the node plugin in a worker.
-    pub async fn stop_node_plugin(&self, worker: &str) -> Result<()> {
-        let machine = self.machine(worker)?;
-        let guest = machine.guest().context("a worker without a guest agent")?;
-        NodePlugin::new(guest, worker, &self.installation.tenant)?.stop().await
+    /// The node plugin of a worker.
+    pub fn node_plugin(&self, worker: &str) -> NodePlugin {
+        NodePlugin::new(&self.clusters.tenant.client, worker)
     }
 
     /// Waits until a process of a control plane ends, which it must not; the error names it and quotes its log.
@@ -157,6 +142,9 @@ pub async fn bring_up(
     let installation = Installation::render(programs).await?;
     timings.measure_async("boot", "installation", installation.apply(&clusters)).await?;
 
+    let plugin = |number| NodePlugin::new(&clusters.tenant.client, &Worker::numbered(number).name);
+    let node_logs = (1..=options.workers).flat_map(|number| plugin(number).keep_logs(&run)).collect();
+
     let bench = Arc::new(Bench {
         run,
         options,
@@ -168,6 +156,7 @@ pub async fn bring_up(
         installation,
         control_planes,
         _simulators: simulators,
+        _node_logs: node_logs,
     });
     progress.step(&format!("booting {} worker(s) as virtual machines of infra", bench.options.workers));
     timings.measure_async("boot", "workers", start_workers(&bench, progress)).await?;
@@ -189,7 +178,7 @@ async fn start_simulators(
 ) -> Result<Vec<Running>> {
     let (infra, volumes) = (clusters.infra.clone(), run.volumes());
     Ok(vec![
-        infra_pods::start(pods(run, clusters, supervisor, &artifacts.programs, faults)?).await?,
+        infra_pods::start(pods(run, clusters, supervisor, artifacts, faults)?).await?,
         infra_storage::start(infra_storage::Options {
             infra: infra.clone(),
             volumes: volumes.clone(),
@@ -212,12 +201,19 @@ fn pods(
     run: &Run,
     clusters: &Clusters,
     supervisor: &Supervisor,
-    programs: &Programs,
+    artifacts: &Artifacts,
     faults: &Faults,
 ) -> Result<infra_pods::Options> {
-    let mut images = BTreeMap::new();
-    for (image, program) in IMAGES {
-        images.insert(image.to_owned(), programs.path(program)?.to_path_buf());
+    let driver = &artifacts.driver_image;
+    let driver = infra_pods::Image::Layers {
+        root: driver.root.clone(),
+        entry_point: driver.entry_point.clone(),
+        search_path: driver.search_path.clone(),
+    };
+    let mut images = BTreeMap::from([(infra_pods::image_name(DRIVER_IMAGE).to_owned(), driver)]);
+    for name in SIDECARS {
+        let program = artifacts.programs.path(name)?.to_path_buf();
+        images.insert(name.to_owned(), infra_pods::Image::Program(program));
     }
     let bench = paths::program()?;
     Ok(infra_pods::Options {
@@ -235,22 +231,9 @@ fn pods(
 async fn start_workers(bench: &Arc<Bench>, progress: &dyn Progress) -> Result<()> {
     let start = |worker: Worker| async move {
         start_worker(&bench.clusters, &bench.machines, &worker).await?;
-        progress.step(&format!("{} is Ready; starting the node plugin in it", worker.name));
-        bench.start_node_plugin(&worker.name).await
+        progress.step(&format!("{} is Ready; waiting for the node plugin's pod on it", worker.name));
+        bench.node_plugin(&worker.name).wait_until_serving().await
     };
     futures::future::try_join_all(bench.workers().into_iter().map(start)).await?;
     Ok(())
-}
-
-/// Waits until kubelet wrote the driver into the worker's CSINode.
-async fn driver_is_registered(clusters: &Clusters, worker: &str) -> Result<()> {
-    let nodes: kube::Api<k8s_openapi::api::storage::v1::CSINode> =
-        kube::Api::all(clusters.tenant.client.clone());
-    until(&format!("the driver's registration on {worker}"), Deadline::PodStart, async || {
-        let Some(node) = nodes.get_opt(worker).await? else { return Ok(Err("no CSINode".to_owned())) };
-        let drivers: Vec<_> =
-            node.spec.drivers.into_iter().map(|driver| (driver.name, driver.node_id)).collect();
-        Ok(if drivers.is_empty() { Err("no driver registered".to_owned()) } else { Ok(()) })
-    })
-    .await
 }

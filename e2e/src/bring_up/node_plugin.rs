@@ -1,22 +1,29 @@
-//! The node role in a worker: started from the args and env of `deploy/`'s own DaemonSet, as its ServiceAccount, as
-//! plain processes in the guest; beside it the plugin registrar.
-//!
-//! What kubelet would do for the pod is done here: `$(VAR)` in args, the ServiceAccount's token and CA file, the API
-//! server's address in the environment, the plugin directory at `/csi`.
+//! The node role in a worker: the pod that the guest's own controller manager makes from `deploy/`'s DaemonSet and that the
+//! worker's kubelet runs. Here it is only waited for, and its logs are kept beside those of the bench's parts.
 
-use std::collections::BTreeMap;
+use std::{fs::OpenOptions, path::PathBuf, time::Duration};
 
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use anyhow::{Context, Result};
+use futures::io::AllowStdIo;
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    core::v1::{ContainerStatus, Pod},
+    storage::v1::CSINode,
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ListParams, LogParams},
+};
+use tokio_util::task::AbortOnDropHandle;
 
-use super::manifests::{container, find};
+use super::installation::TENANT_NAMESPACE;
 use crate::{
-    cluster::ApiServer,
-    vm::{Guest, PROGRAMS_MOUNT as PROGRAMS},
+    paths::Run,
+    scenario::{Deadline, until},
 };
 
-/// Name of the DaemonSet in `deploy/`, the reference's.
-pub const DAEMON_SET: &str = "kubevirt-csi-node";
+/// The label of the DaemonSet's pods in `deploy/`.
+const POD_LABEL: &str = "app=kubevirt-csi-driver";
 
 /// The driver's container in it.
 pub const DRIVER_CONTAINER: &str = "csi-driver";
@@ -24,149 +31,155 @@ pub const DRIVER_CONTAINER: &str = "csi-driver";
 /// The registrar's container in it.
 pub const REGISTRAR_CONTAINER: &str = "csi-node-driver-registrar";
 
-/// Where a pod finds its ServiceAccount's files (Kubernetes' in-cluster configuration).
-const SERVICE_ACCOUNT_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// The driver's name in the guest's CSINodes.
+const DRIVER: &str = "csi.kubevirt.io";
 
 /// The plugin's directory on the node; pods see it as `/csi` (the manifest's `plugin-dir` volume).
 pub const PLUGIN_FOLDER: &str = "/var/lib/kubelet/plugins/csi.kubevirt.io";
 
-/// Lifetime of the token: a run of the bench is shorter (kubelet would rotate it).
-const TOKEN_LIFETIME_SECONDS: i64 = 24 * 3600;
-
 /// Lines of a log that an error message quotes.
-const LOG_LINES: &str = "15";
+const LOG_LINES: i64 = 15;
 
-/// Mode of files that hold a token.
-const SECRET_MODE: u32 = 0o600;
+/// Until a container that does not run is looked at again for its log.
+const LOG_RETRY: Duration = Duration::from_secs(1);
 
-/// The two processes of the node plugin in one guest.
-#[derive(Debug)]
-pub struct NodePlugin<'a> {
-    guest: &'a Guest,
-    node: &'a str,
-    daemon_set: &'a Value,
+/// The node plugin of one worker.
+#[derive(Clone, Debug)]
+pub struct NodePlugin {
+    pods: Api<Pod>,
+    nodes: Api<CSINode>,
+    worker: String,
 }
 
-impl<'a> NodePlugin<'a> {
-    /// The plugin of `node`, as `objects` (the rendered tenant manifests) describe it.
-    pub fn new(guest: &'a Guest, node: &'a str, objects: &'a [Value]) -> Result<Self> {
-        Ok(Self { guest, node, daemon_set: find(objects, "DaemonSet", DAEMON_SET)? })
+impl NodePlugin {
+    /// The plugin of `worker` in the guest cluster that `guest` administers.
+    pub fn new(guest: &Client, worker: &str) -> Self {
+        Self {
+            pods: Api::namespaced(guest.clone(), TENANT_NAMESPACE),
+            nodes: Api::all(guest.clone()),
+            worker: worker.to_owned(),
+        }
     }
 
-    /// Writes the ServiceAccount's files and starts both processes.
-    pub async fn start(&self, tenant: &ApiServer) -> Result<()> {
-        self.write_service_account(tenant).await?;
-        self.run(
-            "mkdir",
-            &["-p", PLUGIN_FOLDER, "/var/lib/kubelet/plugins_registry", "/csi", "/registration"],
-        )
-        .await?;
-        for (host, pod) in [(PLUGIN_FOLDER, "/csi"), ("/var/lib/kubelet/plugins_registry", "/registration")] {
-            let mounted = self.guest.run(&["mountpoint", "-q", pod], None).await?;
-            if mounted.code != 0 {
-                self.run("mount", &["--bind", host, pod]).await?;
+    /// Its pod, once there is one.
+    pub async fn pod(&self) -> Result<Option<Pod>> {
+        let on_worker = format!("spec.nodeName={}", self.worker);
+        let params = ListParams::default().labels(POD_LABEL).fields(&on_worker);
+        Ok(self
+            .pods
+            .list(&params)
+            .await?
+            .items
+            .into_iter()
+            .find(|pod| pod.metadata.deletion_timestamp.is_none()))
+    }
+
+    /// Waits until its pod is Ready and kubelet has registered the driver.
+    ///
+    /// # Errors
+    /// When that does not happen in time; the error quotes the ends of the containers' logs.
+    pub async fn wait_until_serving(&self) -> Result<()> {
+        let what = format!("the node plugin on {}", self.worker);
+        let waited = until(&what, Deadline::PodStart, async || {
+            let Some(pod) = self.pod().await? else { return Ok(Err("no pod".to_owned())) };
+            if !is_ready(&pod) {
+                return Ok(Err(format!("{} is not Ready: {}", pod.name_any(), states(&pod))));
             }
+            let registered = self.nodes.get_opt(&self.worker).await?.map(|node| node.spec.drivers);
+            let registered = registered.into_iter().flatten().any(|driver| driver.name == DRIVER);
+            Ok(if registered { Ok(()) } else { Err("kubelet has not registered the driver".to_owned()) })
+        });
+        match waited.await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error.context(self.log_tails().await)),
         }
-        self.start_container(DRIVER_CONTAINER, "kubevirt-csi-driver", &tenant.url).await?;
-        self.start_container(REGISTRAR_CONTAINER, "plugin-registrar", &tenant.url).await
     }
 
-    /// Ends both processes, the driver as kubelet would (SIGTERM).
-    pub async fn stop(&self) -> Result<()> {
-        for program in ["plugin-registrar", "kubevirt-csi-driver"] {
-            // 1: no such process, which is what is wanted.
-            let killed =
-                self.guest.run(&["pkill", "-TERM", "-f", &format!("{PROGRAMS}/{program}")], None).await?;
-            if killed.code > 1 {
-                bail!("pkill {program}: {}", String::from_utf8_lossy(&killed.stderr));
+    /// Copies its containers' logs, as long as the handles live, to `node-<worker>-<container>.log` of the run.
+    pub fn keep_logs(&self, run: &Run) -> Vec<AbortOnDropHandle<()>> {
+        let keep = |container: &'static str| {
+            let log = run.logs().join(format!("node-{}-{container}.log", self.worker));
+            AbortOnDropHandle::new(tokio::spawn(self.clone().keep_log(container, log)))
+        };
+        [DRIVER_CONTAINER, REGISTRAR_CONTAINER].map(keep).into()
+    }
+
+    async fn keep_log(self, container: &'static str, log: PathBuf) {
+        let mut before: Option<(String, Timestamp)> = None;
+        loop {
+            if let Err(error) = self.follow(container, &log, &mut before).await {
+                tracing::debug!(worker = self.worker, container, "no log: {error:#}");
             }
-        }
-        Ok(())
-    }
-
-    /// The ends of both processes' logs, for error messages.
-    pub async fn log_tails(&self) -> String {
-        let logs =
-            ["kubevirt-csi-driver", "plugin-registrar"].map(|program| format!("/var/log/{program}.log"));
-        match self.guest.run(&["tail", "-n", LOG_LINES, &logs[0], &logs[1]], None).await {
-            Ok(output) => output.text(),
-            Err(error) => format!("no logs: {error:#}"),
+            tokio::time::sleep(LOG_RETRY).await;
         }
     }
 
-    async fn write_service_account(&self, tenant: &ApiServer) -> Result<()> {
-        let name = self.daemon_set["spec"]["template"]["spec"]["serviceAccountName"]
-            .as_str()
-            .context("the DaemonSet names no ServiceAccount")?;
-        let namespace =
-            self.daemon_set["metadata"]["namespace"].as_str().context("the DaemonSet has no namespace")?;
-        let token = tenant.service_account_token(namespace, name, &[], TOKEN_LIFETIME_SECONDS).await?;
-        self.run("mkdir", &["-p", SERVICE_ACCOUNT_FOLDER]).await?;
-        for (file, content) in
-            [("token", token.as_str()), ("ca.crt", &tenant.ca_pem), ("namespace", namespace)]
-        {
-            let path = format!("{SERVICE_ACCOUNT_FOLDER}/{file}");
-            self.guest.write_file(&path, content.as_bytes(), SECRET_MODE).await?;
-        }
-        Ok(())
+    /// Copies the log of the container that runs now until it ends; of the one of last time (`before`) only what is new.
+    async fn follow(
+        &self,
+        container: &str,
+        log: &PathBuf,
+        before: &mut Option<(String, Timestamp)>,
+    ) -> Result<()> {
+        let pod = self.pod().await?.context("no pod")?;
+        let status = statuses(&pod).iter().find(|status| status.name == container).context("no status")?;
+        let id = status.container_id.clone().context("not started")?;
+        let since_time = before.as_ref().filter(|(last, _)| *last == id).map(|(_, end)| *end);
+        let params = LogParams {
+            container: Some(container.to_owned()),
+            follow: true,
+            since_time,
+            ..LogParams::default()
+        };
+        let lines = self.pods.log_stream(&pod.name_any(), &params).await?;
+        let file = OpenOptions::new().create(true).append(true).open(log)?;
+        let copied = futures::io::copy(lines, &mut AllowStdIo::new(file)).await;
+        *before = Some((id, Timestamp::now()));
+        copied.map(drop).context("copy the log")
     }
 
-    async fn start_container(&self, name: &str, program: &str, api_server: &str) -> Result<()> {
-        let container = container(self.daemon_set, name)?;
-        let environment = self.environment(container, api_server)?;
-        let mut argv = vec!["env".to_owned()];
-        argv.extend(environment.iter().map(|(key, value)| format!("{key}={value}")));
-        argv.push(format!("{PROGRAMS}/{program}"));
-        for argument in container["args"].as_array().into_iter().flatten() {
-            argv.push(expand(argument.as_str().context("an argument that is no text")?, &environment));
+    /// The ends of its containers' logs, for error messages.
+    async fn log_tails(&self) -> String {
+        let name = match self.pod().await {
+            Ok(Some(pod)) => pod.name_any(),
+            Ok(None) => return format!("no pod of the node plugin on {}", self.worker),
+            Err(error) => return format!("no logs: {error:#}"),
+        };
+        let mut tails = String::new();
+        for container in [DRIVER_CONTAINER, REGISTRAR_CONTAINER] {
+            let params = LogParams {
+                container: Some(container.to_owned()),
+                tail_lines: Some(LOG_LINES),
+                ..LogParams::default()
+            };
+            let tail = self.pods.logs(&name, &params).await;
+            let tail = tail.unwrap_or_else(|error| format!("no log: {error}"));
+            tails += &format!("{name}, {container}:\n{}\n", tail.trim_end());
         }
-        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-        self.guest.spawn(&argv, &format!("/var/log/{program}.log")).await?;
-        Ok(())
-    }
-
-    fn environment(&self, container: &Value, api_server: &str) -> Result<BTreeMap<String, String>> {
-        let authority = api_server.trim_start_matches("https://");
-        let (host, port) = authority.rsplit_once(':').context("an API server's URL without a port")?;
-        let mut environment = BTreeMap::from([
-            ("KUBERNETES_SERVICE_HOST".to_owned(), host.to_owned()),
-            ("KUBERNETES_SERVICE_PORT".to_owned(), port.to_owned()),
-        ]);
-        for variable in container["env"].as_array().into_iter().flatten() {
-            let name = variable["name"].as_str().context("a variable without a name")?;
-            let value =
-                match (variable["value"].as_str(), variable["valueFrom"]["fieldRef"]["fieldPath"].as_str()) {
-                    (Some(value), _) => value.to_owned(),
-                    (None, Some("spec.nodeName")) => self.node.to_owned(),
-                    (None, other) => {
-                        bail!("the variable {name} comes from {other:?}, which this bench does not know")
-                    }
-                };
-            environment.insert(name.to_owned(), value);
-        }
-        Ok(environment)
-    }
-
-    async fn run(&self, program: &str, arguments: &[&str]) -> Result<()> {
-        let argv: Vec<&str> = std::iter::once(program).chain(arguments.iter().copied()).collect();
-        self.guest.check(&argv, None).await.with_context(|| format!("in {}", self.node))?;
-        Ok(())
+        tails
     }
 }
 
-/// Replaces `$(NAME)` as kubelet does; an unknown name stays as it is.
-fn expand(text: &str, environment: &BTreeMap<String, String>) -> String {
-    environment.iter().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("$({name})"), value))
+fn statuses(pod: &Pod) -> &[ContainerStatus] {
+    let status = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref());
+    status.unwrap_or_default()
 }
 
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
 
-    #[test]
-    fn arguments_are_expanded_as_kubelet_does() {
-        let environment = BTreeMap::from([("KUBE_NODE_NAME".to_owned(), "worker-1".to_owned())]);
-        assert_eq!(super::expand("--node-name=$(KUBE_NODE_NAME)", &environment), "--node-name=worker-1");
-        assert_eq!(super::expand("$(OTHER)", &environment), "$(OTHER)");
-    }
+/// What keeps the containers from running.
+fn states(pod: &Pod) -> String {
+    let waiting = statuses(pod).iter().filter_map(|status| {
+        let waiting = status.state.as_ref()?.waiting.as_ref()?;
+        Some(format!(
+            "{} {} {}",
+            status.name,
+            waiting.reason.as_deref()?,
+            waiting.message.as_deref().unwrap_or("")
+        ))
+    });
+    waiting.collect::<Vec<_>>().join("; ")
 }

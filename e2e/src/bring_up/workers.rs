@@ -89,29 +89,37 @@ pub async fn start_worker(clusters: &Clusters, machines: &Machines, wanted: &Wor
 pub async fn join(clusters: &Clusters, guest: &Guest, wanted: &Worker) -> Result<()> {
     let user = format!("system:node:{}", wanted.name);
     let kubeconfig_yaml = clusters.tenant.user_kubeconfig(&user, &["system:nodes"])?;
+    let proxy_kubeconfig_yaml = clusters.tenant.user_kubeconfig("system:kube-proxy", &[])?;
     let provider_id = format!("kubevirt://{}", wanted.name);
-    worker::join(
-        guest,
-        &worker::Join {
-            node_name: &wanted.name,
-            address: wanted.address,
-            ca_pem: &clusters.tenant.ca_pem,
-            kubeconfig_yaml: &kubeconfig_yaml,
-            provider_id: &provider_id,
-        },
-    )
-    .await?;
+    let join = worker::Join {
+        node_name: &wanted.name,
+        address: wanted.address,
+        ca_pem: &clusters.tenant.ca_pem,
+        kubeconfig_yaml: &kubeconfig_yaml,
+        proxy_kubeconfig_yaml: &proxy_kubeconfig_yaml,
+        provider_id: &provider_id,
+    };
     let nodes: Api<Node> = Api::all(clusters.tenant.client.clone());
+    tokio::try_join!(worker::join(guest, &join), annotate(&nodes, &wanted.name))?;
     until(&format!("node {}", wanted.name), Deadline::MachineStart, async || {
         let Some(node) = nodes.get_opt(&wanted.name).await? else {
             return Ok(Err("not registered".to_owned()));
         };
         Ok(if is_ready(&node) { Ok(()) } else { Err("registered, not Ready".to_owned()) })
     })
-    .await?;
-    let annotate = json!({"metadata": {"annotations": {CLUSTER_NAMESPACE: HCP_NAMESPACE}}});
-    nodes.patch(&wanted.name, &PatchParams::default(), &Patch::Merge(annotate)).await?;
-    Ok(())
+    .await
+}
+
+/// Annotates the node as soon as kubelet has registered it: the driver's pod comes at the same moment, and has no node id
+/// before.
+async fn annotate(nodes: &Api<Node>, name: &str) -> Result<()> {
+    let annotation = json!({"metadata": {"annotations": {CLUSTER_NAMESPACE: HCP_NAMESPACE}}});
+    let annotation = Patch::Merge(annotation);
+    until(&format!("the registration of node {name}"), Deadline::MachineStart, async || {
+        nodes.patch(name, &PatchParams::default(), &annotation).await?;
+        Ok(Ok(()))
+    })
+    .await
 }
 
 fn is_ready(node: &Node) -> bool {

@@ -1,5 +1,5 @@
 //! How a process inside the sandbox (a test, the shell's `bench status`) asks the running bench for what only it can do:
-//! commands in a worker, faults of the simulators, starting and stopping the node plugin, exclusive use.
+//! commands in a worker, faults of the simulators, exclusive use.
 //!
 //! One JSON object per line over a unix socket, an answer per request. **What a connection was given ends with it**: its
 //! faults are taken back, its disks are unplugged and its lock is released when it closes, so a test that dies leaves a clean bench.
@@ -55,16 +55,6 @@ pub enum Request {
         argv: Vec<String>,
         /// The file, in the guest.
         log: String,
-    },
-    /// Starts the node plugin in a worker.
-    StartNodePlugin {
-        /// The worker's name.
-        worker: String,
-    },
-    /// Stops the node plugin in a worker.
-    StopNodePlugin {
-        /// The worker's name.
-        worker: String,
     },
     /// Plugs a disk of this connection's own into a virtual machine; it is taken out when the connection closes.
     PlugDisk {

@@ -94,8 +94,6 @@ impl Connection {
                 let machine = self.bench.machine(&worker)?;
                 machine.guest().context("no guest agent")?.spawn(&argv, &log).await?;
             }
-            Request::StartNodePlugin { worker } => self.bench.start_node_plugin(&worker).await?,
-            Request::StopNodePlugin { worker } => self.bench.stop_node_plugin(&worker).await?,
             Request::PlugDisk { machine, disk } => self.plug(machine, disk).await?,
             Request::UnplugDisk { machine, name } => self.unplug(&machine, &name).await?,
             Request::SetDiskFaults { machine, name, faults } => {

@@ -11,8 +11,8 @@ use super::{
 /// more than any test plugs at once.
 pub(super) const ROOT_PORTS: u8 = 8;
 
-/// The root port after those: the disk with our own programs.
-pub(super) const PROGRAMS_PORT: u8 = ROOT_PORTS;
+/// The root port after those: the disk with the driver's image.
+pub(super) const DRIVER_PORT: u8 = ROOT_PORTS;
 
 /// The virtio-scsi controller's id.
 pub(super) const SCSI_CONTROLLER: &str = "scsi0";
@@ -58,7 +58,7 @@ pub(super) fn arguments(spec: &MachineSpec, accelerator: Accelerator, files: &Fi
     add("-name", spec.name.clone());
     add("-qmp", format!("unix:{},server=on,wait=off", option(files.monitor)));
     add("-device", format!("virtio-scsi-pci,id={SCSI_CONTROLLER}"));
-    for port in 0..=PROGRAMS_PORT {
+    for port in 0..=DRIVER_PORT {
         let (id, chassis, slot) = (root_port(port.into()), port + 1, FIRST_ROOT_PORT_SLOT + port);
         add("-device", format!("pcie-root-port,id={id},chassis={chassis},slot={chassis},addr={slot:#x}"));
     }
@@ -121,7 +121,7 @@ mod tests {
             kernel: "/k".into(),
             initrd: "/i".into(),
             root: "/r".into(),
-            programs: Some("/p".into()),
+            driver: Some("/d".into()),
             key: "key".into(),
         };
         Boot::Worker {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Accelerator, Bus, Disk, DiskFaults, Guest,
     accelerator::QEMU,
-    command_line::{Files, PROGRAMS_PORT, arguments},
+    command_line::{DRIVER_PORT, Files, arguments},
     disk::{Disks, plug_read_only},
     image::WorkerImage,
     saved_state, wait_for,
@@ -37,11 +37,11 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Lines of a log that an error message quotes.
 const LOG_LINES: usize = 15;
 
-/// The disk with our own programs, as the guest names it. No UUID, so no volume can be mistaken for it.
-const PROGRAMS_SERIAL: &str = "bench-programs";
+/// The serial of the disk that is the driver's image. No UUID, so no volume can be mistaken for it.
+const DRIVER_SERIAL: &str = "bench-driver";
 
-/// Where that disk is mounted in the guest.
-pub const PROGRAMS_MOUNT: &str = "/opt/programs";
+/// That disk in the guest.
+pub const DRIVER_DISK: &str = "/dev/disk/by-id/virtio-bench-driver";
 
 /// What a machine runs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -84,8 +84,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts QEMU. For a worker, returns when its guest agent has answered and our programs are mounted at
-    /// [`PROGRAMS_MOUNT`]; after a restore with a clock, random numbers and addresses of its own.
+    /// Starts QEMU. For a worker, returns when its guest agent has answered and the driver's image is plugged as
+    /// [`DRIVER_DISK`]; after a restore with a clock, random numbers and addresses of its own.
     pub async fn start(supervisor: &Supervisor, spec: &MachineSpec) -> Result<Self> {
         let accelerator = match &spec.boot {
             Boot::Nothing => Accelerator::Tcg,
@@ -132,8 +132,8 @@ impl Machine {
         if state.is_some() {
             saved_state::freshen(&guest, mac, *address).await?;
         }
-        if let Some(programs) = &image.programs {
-            self.mount_programs(&guest, programs).await?;
+        if let Some(driver) = &image.driver {
+            self.plug_driver(driver).await?;
         }
         self.guest = Some(guest);
         Ok(())
@@ -152,24 +152,19 @@ impl Machine {
         Ok(())
     }
 
-    /// Our own programs come on a disk of their own: they change with every edit, the saved state must not.
-    async fn mount_programs(&self, guest: &Guest, programs: &Path) -> Result<()> {
+    /// The driver's image comes on a disk of its own: it changes with every edit, the saved state must not.
+    async fn plug_driver(&self, archive: &Path) -> Result<()> {
         let disk = Disk {
-            name: PROGRAMS_SERIAL.into(),
-            image: programs.into(),
+            name: DRIVER_SERIAL.into(),
+            image: archive.into(),
             bus: Bus::Virtio,
-            serial: PROGRAMS_SERIAL.into(),
+            serial: DRIVER_SERIAL.into(),
             faults: DiskFaults::default(),
             by_test: false,
         };
-        plug_read_only(&self.monitor, &disk, PROGRAMS_PORT).await.context("plug the programs' disk")?;
-        let script = r#"
-            disk=/dev/disk/by-id/virtio-$1; tries=0
-            until [ -b "$disk" ]; do [ $((tries += 1)) -le 1500 ] || exit 4; usleep 20000; done
-            mkdir -p "$2" && mount -t squashfs -o ro "$disk" "$2""#;
-        let mount = ["/bin/sh", "-c", script, "sh", PROGRAMS_SERIAL, PROGRAMS_MOUNT];
-        guest.check(&mount, None).await.context("mount the programs' disk")?;
-        Ok(())
+        plug_read_only(&self.monitor, &disk, DRIVER_PORT)
+            .await
+            .context("plug the disk with the driver's image")
     }
 
     /// Plugs a disk; the same disk again is a success. Returns when QEMU has it: the guest sees it some time later.

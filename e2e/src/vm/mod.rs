@@ -29,7 +29,7 @@ pub use disk::{Bus, Disk};
 pub use disk_fault::DiskFaults;
 pub use guest::{Guest, Output};
 pub use image::WorkerImage;
-pub use machine::{Boot, Machine, MachineSpec, PROGRAMS_MOUNT};
+pub use machine::{Boot, DRIVER_DISK, Machine, MachineSpec};
 
 /// The running machines by `<namespace>/<vmi name>`. Clones name the same registry.
 #[derive(Clone, Debug, Default)]

@@ -1,7 +1,7 @@
 //! A worker booted once to "containerd and its images are ready, no kubelet" and saved; later workers resume from there
 //! in half a second instead of ten.
 //!
-//! A state holds no node name, no cluster and none of our programs, so it serves every worker of every bench with the
+//! A state holds no node name, no cluster and no driver, so it serves every worker of every bench with the
 //! same QEMU, image and command line. What clones must not share is renewed after each restore.
 
 use std::{
@@ -74,7 +74,7 @@ pub async fn ensure(
 const FILE: &str = "state.zst";
 
 fn spec(image: &WorkerImage) -> MachineSpec {
-    let image = WorkerImage { programs: None, ..image.clone() };
+    let image = WorkerImage { driver: None, ..image.clone() };
     let boot = Boot::Worker { image, mac: MAC.into(), address: ADDRESS, tap: TAP.into(), state: None };
     MachineSpec { name: NAME.into(), memory_mib: WORKER_MEMORY_MIB, boot }
 }

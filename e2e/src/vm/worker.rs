@@ -1,5 +1,5 @@
-//! Makes a booted worker a node of the tenant cluster: what kubelet needs, then kubelet itself. Whether the node becomes
-//! Ready is the cluster's word, and the caller's to wait for.
+//! Makes a booted worker a node of the tenant cluster: what kubelet and kube-proxy need, then both themselves, and beside
+//! them the driver's image. Whether the node becomes Ready is the cluster's word, and the caller's to wait for.
 
 use std::{
     net::Ipv4Addr,
@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::Guest;
+use super::{DRIVER_DISK, Guest};
 
 /// From the agent's first answer to containerd with its images: 7 s when quiet.
 const READY_LIMIT: Duration = Duration::from_mins(3);
@@ -18,8 +18,15 @@ const KUBELET_CONFIG: &str = "/etc/kubernetes/kubelet.yaml";
 const KUBECONFIG: &str = "/etc/kubernetes/kubelet.conf";
 const CLUSTER_CA: &str = "/etc/kubernetes/ca.crt";
 
+/// kube-proxy's files; its configuration names the kubeconfig.
+const PROXY_CONFIG: &str = "/etc/kubernetes/kube-proxy.yaml";
+const PROXY_KUBECONFIG: &str = "/etc/kubernetes/kube-proxy.conf";
+
 /// kubelet's log in the guest.
 pub const KUBELET_LOG: &str = "/var/log/kubelet.log";
+
+/// kube-proxy's log in the guest.
+const PROXY_LOG: &str = "/var/log/kube-proxy.log";
 
 /// What makes a worker this node.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +39,8 @@ pub struct Join<'a> {
     pub ca_pem: &'a str,
     /// The node's credential: server, CA and client certificate inline.
     pub kubeconfig_yaml: &'a str,
+    /// kube-proxy's credential, in the same form.
+    pub proxy_kubeconfig_yaml: &'a str,
     /// The cloud's name for this machine, `kubevirt://<vm name>`.
     pub provider_id: &'a str,
 }
@@ -44,21 +53,47 @@ pub async fn wait_until_ready(guest: &Guest) -> Result<()> {
         Err(_) => "still booting".into(),
     };
     if state != "ready" {
-        let logs =
-            guest.run(&["tail", "-n", "10", "/var/log/containerd.log", "/var/log/images.log"], None).await?;
+        let files = ["containerd", "images", "pods"].map(|name| format!("/var/log/{name}.log"));
+        let logs = guest.run(&["tail", "-n", "10", &files[0], &files[1], &files[2]], None).await?;
         bail!("the worker is {state} after its boot:\n{}", logs.text());
     }
     Ok(())
 }
 
-/// Joins: clock, host name, credentials, and kubelet started. Returns kubelet's process id in the guest.
+/// Joins: clock, host name, credentials, kubelet and kube-proxy started, the driver's image imported. Returns kubelet's process
+/// id in the guest.
 pub async fn join(guest: &Guest, join: &Join<'_>) -> Result<i64> {
     wait_until_ready(guest).await?;
     guest.set_time(SystemTime::now()).await?;
     guest.check(&["hostname", join.node_name], None).await?;
     guest.write_file(CLUSTER_CA, join.ca_pem.as_bytes(), 0o644).await?;
     guest.write_file(KUBECONFIG, join.kubeconfig_yaml.as_bytes(), 0o600).await?;
-    start_kubelet(guest, join).await
+    guest.write_file(PROXY_KUBECONFIG, join.proxy_kubeconfig_yaml.as_bytes(), 0o600).await?;
+    // kubelet is not ready for pods before the import is over, as a rule; if it is, it looks for the image again later.
+    let (kubelet, ()) = tokio::try_join!(start_kubelet(guest, join), import_driver(guest))?;
+    start_proxy(guest, join).await?;
+    Ok(kubelet)
+}
+
+/// Gives containerd the driver's image: the layer that it has from the boot on is not read again.
+async fn import_driver(guest: &Guest) -> Result<()> {
+    let script = r#"
+        tries=0
+        until [ -b "$1" ]; do [ $((tries += 1)) -le 1500 ] || exit 4; usleep 20000; done
+        exec ctr -n k8s.io images import --local --snapshotter overlayfs "$1""#;
+    guest
+        .check(&["/bin/sh", "-c", script, "sh", DRIVER_DISK], None)
+        .await
+        .context("import the driver's image")?;
+    Ok(())
+}
+
+/// Starts kube-proxy, without which no ClusterIP works, not even the API server's in pods.
+async fn start_proxy(guest: &Guest, join: &Join<'_>) -> Result<()> {
+    let flags = [format!("--config={PROXY_CONFIG}"), format!("--hostname-override={}", join.node_name)];
+    let argv = ["kube-proxy", &flags[0], &flags[1]];
+    guest.spawn(&argv, PROXY_LOG).await.context("start kube-proxy")?;
+    Ok(())
 }
 
 /// Starts kubelet on a worker that has joined before; the one that ran must have ended.

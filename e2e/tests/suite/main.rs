@@ -18,6 +18,7 @@ mod foreign_content;
 mod growth;
 mod held_requests;
 mod hotplug_gates;
+mod image;
 mod isolation;
 mod node_kill;
 mod node_socket;
@@ -110,6 +111,13 @@ fn main() -> ExitCode {
             "node_kill::mkfs_killed_anywhere_ends_in_one_filesystem",
             Exclusive,
             node_kill::in_the_midst_of_mkfs,
+        ),
+        trial("image::the_node_role_runs_as_it_is_shipped", Shared, image::runs_as_shipped),
+        trial("image::the_probes_reach_the_pod", Shared, image::probes_reach_the_pod),
+        trial(
+            "image::a_killed_node_process_comes_back_and_volumes_stay",
+            Exclusive,
+            image::killed_process_comes_back,
         ),
         trial(
             "rights::a_volumes_life_needs_few_calls_and_no_other_right",

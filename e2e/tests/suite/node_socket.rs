@@ -148,15 +148,16 @@ impl<'a> NodeSocket<'a> {
         self.run(&["killall", "-STOP", DRIVER]).await.map(drop)
     }
 
-    /// `kill -9` of the driver with the programs that it started, which is what the end of its container does; returns
-    /// when a new one answers on the socket.
+    /// `kill -9` of the driver. It is the first process of its container, so the programs that it started die with it;
+    /// kubelet starts the container again. Returns when a new driver answers on the socket.
     pub async fn kill_driver(&self) -> Result<()> {
-        let script = format!(
-            "driver=$(pidof {DRIVER}) && children=$(grep -l \"^PPid:[[:space:]]*$driver\\$\" /proc/[0-9]*/status | cut -d/ -f3) && \
-             kill -KILL $driver $children && killall plugin-registrar"
-        );
-        self.run(&["sh", "-c", &script]).await.context("kill the driver")?;
-        self.fixture.control.ask(&Ask::StartNodePlugin { worker: self.worker.to_owned() }).await?;
+        let killed = self.driver_process().await?;
+        self.run(&["kill", "-KILL", &killed]).await.context("kill the driver")?;
+        until("a new driver", Deadline::PodStart, async || {
+            let process = self.driver_process().await?;
+            Ok(if process == killed { Err("the old one is still there".to_owned()) } else { Ok(()) })
+        })
+        .await?;
         until("the new driver on its socket", Deadline::Reaction, async || {
             let ask = timed(NodeGetCapabilitiesRequest {}, SHORT_DEADLINE);
             Ok(self
@@ -168,6 +169,11 @@ impl<'a> NodeSocket<'a> {
                 .map_err(|status| format!("{status:?}")))
         })
         .await
+    }
+
+    /// The driver's process id in the worker.
+    async fn driver_process(&self) -> Result<String> {
+        Ok(self.run(&["pidof", DRIVER]).await?.trim().to_owned())
     }
 
     /// Whether the driver sees the processes of the whole worker, or only those of its container.

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 use super::{
     environment::invocation,
+    image::Image,
     probe::Prober,
     root::{Mount, Plan},
     simulated::now,
@@ -108,7 +109,7 @@ pub(super) struct ContainerRun<R> {
     pub shared: Arc<Shared>,
     pub pod: Pod,
     pub container: Container,
-    pub program: PathBuf,
+    pub image: Image,
     /// The pod's folder in the sandbox's tmpfs.
     pub folder: PathBuf,
     pub restart: Restart,
@@ -154,14 +155,15 @@ impl<R: Fn(&mut dyn FnMut(&mut ContainerState)) + Send + Sync> ContainerRun<R> {
 
     async fn launch(&self) -> Result<Process> {
         let sources = Wanted::of_container(&self.container).read(&self.shared.client, &self.pod).await?;
-        let invocation = invocation(&self.pod, &self.container, &sources, &self.shared.platform)?;
+        let (platform, path) = (&self.shared.platform, self.image.search_path());
+        let invocation = invocation(&self.pod, &self.container, &sources, platform, path)?;
         let plan = self.write_plan()?;
         let mut wrapper = self.shared.container_init.clone();
         wrapper.push(plan.display().to_string());
         self.shared.supervisor.start(&ProcessSpec {
             name: self.process_name(),
             wrapper,
-            program: self.program.clone(),
+            program: self.image.program(&self.container).to_path_buf(),
             args: invocation.args,
             env: invocation.env,
             clear_env: true,
@@ -189,6 +191,7 @@ impl<R: Fn(&mut dyn FnMut(&mut ContainerState)) + Send + Sync> ContainerRun<R> {
         let plan = Plan {
             hostname: self.pod.name_any(),
             root,
+            image: self.image.root().map(PathBuf::from),
             mounts: self.mounts()?,
             read_only: of_container.and_then(|context| context.read_only_root_filesystem) == Some(true),
             working_directory: self.container.working_dir.as_ref().map(PathBuf::from),

@@ -10,9 +10,6 @@ use kube::ResourceExt;
 
 use super::sources::{Data, Sources};
 
-/// What a container image's own environment would give; the programs of the bench are no images.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
 /// A container's command line and environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Invocation {
@@ -22,7 +19,8 @@ pub(super) struct Invocation {
     pub env: Vec<(String, String)>,
 }
 
-/// Computes the invocation. `platform` are the variables that kubelet and runtime add by themselves; the pod's own win.
+/// Computes the invocation. `platform` are the variables that kubelet and runtime add by themselves, `path` is the image's
+/// `PATH`; the pod's own win.
 ///
 /// # Errors
 /// When something that is referred to and not optional does not exist, in kubelet's words.
@@ -31,6 +29,7 @@ pub(super) fn invocation(
     container: &Container,
     sources: &Sources,
     platform: &[(String, String)],
+    path: &str,
 ) -> Result<Invocation> {
     let mut known: BTreeMap<String, String> = platform.iter().cloned().collect();
     let mut order: Vec<String> = platform.iter().map(|(name, _)| name.clone()).collect();
@@ -39,7 +38,7 @@ pub(super) fn invocation(
             order.push(name);
         }
     };
-    define(&mut known, "PATH".into(), PATH.into());
+    define(&mut known, "PATH".into(), path.into());
     define(&mut known, "HOSTNAME".into(), pod.name_any());
     for (name, value) in env_from(container, sources)? {
         define(&mut known, name, value);
@@ -190,7 +189,8 @@ mod tests {
     fn invoke(container: &Value, sources: &Sources) -> Result<Invocation> {
         let pod = pod(container);
         let container = &pod.spec.as_ref().expect("a spec").containers[0];
-        invocation(&pod, container, sources, &[("KUBERNETES_SERVICE_HOST".into(), "10.76.0.1".into())])
+        let platform = [("KUBERNETES_SERVICE_HOST".into(), "10.76.0.1".into())];
+        invocation(&pod, container, sources, &platform, "/bin")
     }
 
     fn value<'a>(invocation: &'a Invocation, name: &str) -> Option<&'a str> {

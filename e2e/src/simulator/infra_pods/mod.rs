@@ -4,7 +4,8 @@
 //! * KubeVirt's and CDI's own (launcher, attachment, importer): nothing runs, they only get the status that the real ones
 //!   would have (`bench-infra.md` §5): Running once their PVCs are bound, an importer then Succeeded with its work done
 //!   (`importer.rs`), and a launcher that is deleted goes when its VMI is over;
-//! * pods of images in the map [`Options::images`]: their containers are really run (`program.rs`);
+//! * pods of images in the map [`Options::images`]: their containers are really run (`program.rs`), over the image's own root
+//!   if it is a real image;
 //! * any other image can't be pulled, and the pod says so.
 //!
 //! Nodes get the labels, capacity and heartbeat that KubeVirt's scheduling needs (`node.rs`).
@@ -14,6 +15,7 @@
 
 mod container;
 mod environment;
+mod image;
 mod importer;
 mod node;
 mod probe;
@@ -24,13 +26,7 @@ mod simulated;
 mod sources;
 mod volume;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use anyhow::Result;
 use futures::stream;
@@ -49,7 +45,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use self::simulated::Kind;
+pub use self::{
+    image::{Image, Images, image_name},
+    simulated::Kind,
+};
 use self::{program::Programs, simulated::Outcome};
 use super::{
     CREATED_BY_LABEL, Running, SWEEP_PERIOD,
@@ -60,9 +59,6 @@ use crate::{cluster::ApiServer, supervise::Supervisor};
 
 /// Annotation of a launcher pod: its VMI's name.
 const DOMAIN_ANNOTATION: &str = "kubevirt.io/domain";
-
-/// Programs by image name (no tag, no digest): what the image's entrypoint is.
-pub type Images = BTreeMap<String, PathBuf>;
 
 /// What the kubelets can be told to do wrong.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -134,19 +130,12 @@ pub struct Options {
     pub supervisor: Supervisor,
     /// The folder of the infra storage's volumes, in which CDI's importers make disks.
     pub volumes: PathBuf,
-    /// The programs.
+    /// What they can run.
     pub images: Images,
     /// The command that ends in [`root::enter`], without the plan's path: `["/path/of/bench", "container-init"]`.
     pub container_init: Vec<String>,
     /// What to do wrong.
     pub faults: FaultPlan<Fault>,
-}
-
-/// The name of an image without tag and digest.
-pub fn image_name(image: &str) -> &str {
-    let name = image.split_once('@').map_or(image, |(name, _)| name);
-    let last = name.rfind('/').map_or(0, |slash| slash + 1);
-    name[last..].find(':').map_or(name, |colon| &name[..last + colon])
 }
 
 /// Creates the nodes and starts their kubelets.
@@ -395,22 +384,4 @@ fn node_of(pod: &Pod) -> &str {
 
 fn vmi() -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk("kubevirt.io", "v1", "VirtualMachineInstance"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_images_name_has_no_tag() {
-        for image in [
-            "r.local:5000/a/b",
-            "r.local:5000/a/b:v1",
-            "r.local:5000/a/b@sha256:00",
-            "r.local:5000/a/b:v1@sha256:00",
-        ] {
-            assert_eq!(image_name(image), "r.local:5000/a/b");
-        }
-        assert_eq!(image_name("busybox:1"), "busybox");
-    }
 }

@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     Images, Options,
     container::{ContainerRun, ContainerState, Now, Restart, Shared, asked, asked_within, reference},
-    simulated::{containers, program},
+    simulated::{containers, image},
     volume::Volumes,
 };
 use crate::{
@@ -214,7 +214,7 @@ impl PodTask {
                 });
             });
         };
-        let Some(program) = program(container, &self.images) else {
+        let Some(found) = image(container, &self.images) else {
             let image = container.image.as_deref().unwrap_or_default();
             let message = format!("the bench has no image {image}; map it to a program");
             report(&mut |state| {
@@ -234,7 +234,7 @@ impl PodTask {
             shared: Arc::clone(&self.shared),
             pod: self.pod.clone(),
             container: container.clone(),
-            program: program.clone(),
+            image: found.clone(),
             folder: self.folder.0.clone(),
             restart,
             report,

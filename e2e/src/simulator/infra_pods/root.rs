@@ -1,9 +1,10 @@
 //! The inside of a program's container: a root filesystem of its own, as an image without a distribution would have it.
 //!
 //! [`enter`] runs in the container's process before its program: it builds the root in a mount namespace of its own and
-//! becomes the program, so the process id stays. The root is a tmpfs with the host's `/usr` and a few files of `/etc`
-//! (read-only), `/proc`, `/sys` and `/dev`, the program as `/<its file name>`, empty `/tmp`, `/run` and `/var`, and the
-//! pod's volumes. Nothing else of the host is there, and nothing of it outside.
+//! becomes the program, so the process id stays. The root of an image is its layers with an empty one over them, as a
+//! runtime has it; the root of a program without an image is a tmpfs with the host's `/usr` and a few files of `/etc`
+//! (read-only), the program as `/<its file name>`, and empty `/tmp`, `/run` and `/var`. In both: `/proc`, `/sys` and `/dev`,
+//! and the pod's volumes. Nothing else of the host is there, and nothing of it outside.
 //!
 //! What it does not do: network, PID and user namespaces, capabilities, cgroups.
 
@@ -36,6 +37,8 @@ const ETC: [&str; 9] = [
     "services",
     "ssl",
 ];
+/// Files of `/etc` that a kubelet gives every container.
+const KUBELET_ETC: [&str; 2] = ["hosts", "resolv.conf"];
 /// Kernel filesystems.
 const KERNEL: [&str; 3] = ["proc", "sys", "dev"];
 /// Empty directories, and their modes.
@@ -55,6 +58,8 @@ pub struct Plan {
     pub hostname: String,
     /// An empty directory on which its root is mounted.
     pub root: PathBuf,
+    /// The image's content, which stays as it is; absent for a program without an image.
+    pub image: Option<PathBuf>,
     /// What is mounted into it.
     pub mounts: Vec<Mount>,
     /// Whether its root can't be written.
@@ -86,11 +91,12 @@ pub fn enter(plan: &Path, command: &[OsString]) -> Result<Infallible> {
     let text = std::fs::read(plan).with_context(|| format!("read {}", plan.display()))?;
     let plan: Plan = serde_json::from_slice(&text).with_context(|| format!("read {}", plan.display()))?;
     let (program, args) = command.split_first().context("no program was given")?;
-    let inner_program = inside(Path::new(program))?;
+    let program = Path::new(program);
+    let inner_program = if plan.image.is_some() { program.into() } else { inside(program)? };
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)
         .context("unshare mount and UTS namespaces")?;
     mount_at(None, Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_PRIVATE)?;
-    build(&plan, Path::new(program))?;
+    build(&plan, program)?;
     move_into(&plan.root)?;
     sethostname(&plan.hostname).context("set the host name")?;
     let directory = plan.working_directory.as_deref().unwrap_or(Path::new("/"));
@@ -111,19 +117,44 @@ fn build(plan: &Plan, program: &Path) -> Result<()> {
     let root = &plan.root;
     mount_at(Some(Path::new("tmpfs")), root, Some("tmpfs"), MsFlags::MS_NOSUID)?;
     std::fs::set_permissions(root, PermissionsExt::from_mode(0o755)).context("open the root to all")?;
-    for name in SYSTEM {
-        system(root, name)?;
-    }
-    for name in ETC {
-        let source = Path::new("/etc").join(name);
-        if source.exists() {
-            bind(&Mount { target: source.clone(), source, read_only: true }, root)?;
-        }
+    match &plan.image {
+        Some(image) => lay_over(image, root)?,
+        None => lay_out_host(root, program)?,
     }
     for name in KERNEL {
         let path = Path::new("/").join(name);
         bind(&Mount { source: path.clone(), target: path, read_only: false }, root)?;
     }
+    for mount in in_order(&plan.mounts) {
+        bind(mount, root)?;
+    }
+    if plan.read_only {
+        mount_at(None, root, None, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY)?;
+    }
+    Ok(())
+}
+
+/// The image's content with an empty layer over it, in which the places of mounts are made. Both halves of that layer lie in
+/// the tmpfs that is `root` until the overlay covers it.
+fn lay_over(image: &Path, root: &Path) -> Result<()> {
+    let (upper, work) = (root.join("upper"), root.join("work"));
+    for folder in [&upper, &work] {
+        std::fs::create_dir(folder).with_context(|| format!("create {}", folder.display()))?;
+        std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755))?;
+    }
+    let layers =
+        format!("lowerdir={},upperdir={},workdir={}", image.display(), upper.display(), work.display());
+    let overlay = Some("overlay");
+    mount(overlay, root, overlay, MsFlags::empty(), Some(layers.as_str()))
+        .with_context(|| format!("mount the layers {layers}"))?;
+    bind_etc(&KUBELET_ETC, root)
+}
+
+fn lay_out_host(root: &Path, program: &Path) -> Result<()> {
+    for name in SYSTEM {
+        system(root, name)?;
+    }
+    bind_etc(&ETC, root)?;
     for (name, mode) in EMPTY {
         let path = root.join(name);
         std::fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
@@ -132,12 +163,16 @@ fn build(plan: &Plan, program: &Path) -> Result<()> {
     }
     // Relative, because it is followed before this root is the root.
     std::os::unix::fs::symlink("../run", root.join("var/run")).context("link /var/run")?;
-    bind(&Mount { source: program.into(), target: inside(program)?, read_only: true }, root)?;
-    for mount in in_order(&plan.mounts) {
-        bind(mount, root)?;
-    }
-    if plan.read_only {
-        mount_at(None, root, None, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID)?;
+    bind(&Mount { source: program.into(), target: inside(program)?, read_only: true }, root)
+}
+
+/// Those of the host's files of `/etc` that exist.
+fn bind_etc(names: &[&str], root: &Path) -> Result<()> {
+    for name in names {
+        let source = Path::new("/etc").join(name);
+        if source.exists() {
+            bind(&Mount { target: source.clone(), source, read_only: true }, root)?;
+        }
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Images, image_name};
+use super::image::{Image, Images, image_name};
 
 /// KubeVirt's label of its pods; its value says which.
 const KUBEVIRT_LABEL: &str = "kubevirt.io";
@@ -64,13 +64,13 @@ pub(super) fn kind(pod: &Pod, images: &Images) -> Kind {
         (Some("hotplug-disk"), _) => Kind::Attachment,
         (_, Some(what)) if CDI_WORKERS.contains(&what) => Kind::Worker,
         (_, Some(_)) => Kind::Server,
-        _ if containers(pod).iter().any(|c| program(c, images).is_some()) => Kind::Program,
+        _ if containers(pod).iter().any(|c| image(c, images).is_some()) => Kind::Program,
         _ => Kind::Unknown,
     }
 }
 
-/// The program of a container, if the bench has its image.
-pub(super) fn program<'a>(container: &Container, images: &'a Images) -> Option<&'a std::path::PathBuf> {
+/// The image of a container, if the bench has it.
+pub(super) fn image<'a>(container: &Container, images: &'a Images) -> Option<&'a Image> {
     images.get(image_name(container.image.as_deref().unwrap_or_default()))
 }
 
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn kinds() {
-        let images = Images::from([("r/x".to_owned(), "/bin/x".into())]);
+        let images = Images::from([("r/x".to_owned(), Image::Program("/bin/x".into()))]);
         let of = |labels: Value, image: &str| kind(&pod(&labels, image), &images);
         assert_eq!(of(json!({"kubevirt.io": "virt-launcher"}), "r/x:1"), Kind::Launcher);
         assert_eq!(of(json!({"kubevirt.io": "hotplug-disk"}), ""), Kind::Attachment);

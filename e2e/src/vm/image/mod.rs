@@ -1,8 +1,8 @@
 //! The image a worker boots from: a Debian kernel, a small initramfs, a read-only squashfs root.
 //!
 //! The root holds what a worker needs and no distribution: programs picked out of Debian packages with the libraries
-//! they load, udev with the rules for disks, kubelet, containerd, runc, CNI plugins, the guest agent. Our own programs
-//! are on a disk of their own ([`pack_programs`]).
+//! they load, udev with the rules for disks, kubelet, containerd, runc, CNI plugins, the guest agent. The
+//! driver comes later, as a container image ([`WorkerImage::driver`]).
 
 mod modules;
 mod root_tree;
@@ -30,7 +30,6 @@ const INITRAMFS_APPLETS: &[&str] =
 const KERNEL: &str = "vmlinuz";
 const INITRD: &str = "initrd";
 const ROOT: &str = "root.squashfs";
-const PROGRAMS: &str = "programs.squashfs";
 
 /// Sources that lay out the image: part of its key, so that changing them makes a new one.
 pub const RECIPE: &[&str] =
@@ -45,16 +44,17 @@ pub struct WorkerImage {
     pub initrd: PathBuf,
     /// Read-only squashfs root; all workers share it.
     pub root: PathBuf,
-    /// Read-only squashfs with our own programs, mounted at [`super::PROGRAMS_MOUNT`]; without it the worker has none.
-    pub programs: Option<PathBuf>,
-    /// Identifies kernel, initrd and root (not the programs).
+    /// The driver's container image, a docker-archive that is plugged as a disk and imported when the worker joins; without
+    /// it the worker has none.
+    pub driver: Option<PathBuf>,
+    /// Identifies kernel, initrd and root (not the driver's image).
     pub key: String,
 }
 
 impl WorkerImage {
     /// The image in the folder that [`assemble`] filled.
     pub fn in_folder(dir: &Path, key: String) -> Self {
-        Self { kernel: dir.join(KERNEL), initrd: dir.join(INITRD), root: dir.join(ROOT), programs: None, key }
+        Self { kernel: dir.join(KERNEL), initrd: dir.join(INITRD), root: dir.join(ROOT), driver: None, key }
     }
 }
 
@@ -91,22 +91,6 @@ pub async fn assemble(parts: &Parts<'_>, dir: &Path) -> Result<()> {
     lay_out_initramfs(parts, &initramfs)?;
     modules::copy(parts.kernel, &version, INITRAMFS_MODULES, &initramfs).await?;
     pack_initramfs(&initramfs, &dir.join(INITRD)).await
-}
-
-/// Packs `programs` (name, file) into a squashfs in `dir`, without their debugging information: the guest reads it
-/// through an emulated disk.
-pub async fn pack_programs(programs: &[(&str, &Path)], dir: &Path) -> Result<()> {
-    let scratch = tempfile::tempdir_in(dir).context("create a scratch folder")?;
-    for (name, path) in programs {
-        run(Command::new("strip").arg("--strip-debug").arg("-o").arg(scratch.path().join(name)).arg(path))
-            .await?;
-    }
-    pack_squashfs(scratch.path(), &dir.join(PROGRAMS)).await
-}
-
-/// The file that [`pack_programs`] writes into `dir`.
-pub fn programs_in(dir: &Path) -> PathBuf {
-    dir.join(PROGRAMS)
 }
 
 fn lay_out_initramfs(parts: &Parts<'_>, tree: &Path) -> Result<()> {

@@ -31,10 +31,24 @@ pub(super) const MODULES: &[&str] = &[
     "bridge",
     "br_netfilter",
     "nf_tables",
+    "nf_conntrack_netlink",
+    "nft_chain_nat",
+    "nft_ct",
+    "nft_fib_inet",
+    "nft_hash",
+    "nft_limit",
+    "nft_masq",
+    "nft_nat",
+    "nft_numgen",
+    "nft_objref",
+    "nft_redir",
+    "nft_reject_inet",
+    "nft_reject_ipv4",
+    "nft_reject_ipv6",
 ];
 
-/// Programs from Debian packages. The node plugin calls blkid, mkfs.*, fsck.*, resize2fs, `xfs_growfs`, blockdev; kubelet
-/// calls mount, umount, losetup; the others are for tests that look inside or break something.
+/// Programs from Debian packages. kubelet calls mount, umount, losetup, kube-proxy calls nft; the others are for tests that
+/// look inside or break something. What the node plugin calls is in its image.
 const DEBIAN_PROGRAMS: &[&str] = &[
     "blkid",
     "blockdev",
@@ -53,6 +67,7 @@ const DEBIAN_PROGRAMS: &[&str] = &[
     "mkfs.xfs",
     "mount",
     "mountpoint",
+    "nft",
     "nsenter",
     "qemu-ga",
     "resize2fs",
@@ -76,10 +91,8 @@ const DEBIAN_FILES: &[&str] = &["busybox", "fsck.xfs"];
 const UDEV_RULES: &[&str] = &["50-udev-default", "60-block", "60-persistent-storage", "80-drivers"];
 const UDEV_HELPERS: &[&str] = &["ata_id", "cdrom_id", "scsi_id"];
 
-/// Libraries that only our own programs need.
-const EXTRA_LIBRARIES: &[&str] = &["libgcc_s.so.1", "libm.so.6"];
-
-const NODE_PROGRAMS: &[&str] = &["kubelet", "containerd", "containerd-shim-runc-v2", "ctr", "runc"];
+const NODE_PROGRAMS: &[&str] =
+    &["kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "ctr", "runc"];
 const CNI_PLUGINS: &[&str] = &["bridge", "host-local", "loopback"];
 
 /// From `e2e/guest` to the worker, with their modes.
@@ -89,6 +102,8 @@ const GUEST_FILES: &[(&str, &str, u32)] = &[
     ("group", "etc/group", 0o644),
     ("containerd.toml", "etc/containerd/config.toml", 0o644),
     ("kubelet.yaml", "etc/kubernetes/kubelet.yaml", 0o644),
+    ("kube-proxy.yaml", "etc/kubernetes/kube-proxy.yaml", 0o644),
+    ("pods.nft", "etc/pods.nft", 0o644),
     ("cni.conflist", "etc/cni/net.d/10-pods.conflist", 0o644),
 ];
 
@@ -102,20 +117,8 @@ const TEXTS: &[(&str, &str)] = &[
     ("etc/machine-id", "00000000000000000000000000000001\n"),
 ];
 
-const EMPTY_FOLDERS: &[&str] = &[
-    "dev",
-    "proc",
-    "sys",
-    "run",
-    "tmp",
-    "mnt",
-    "root",
-    "opt/programs",
-    "var/lib",
-    "var/log",
-    "usr/local/bin",
-    "etc/udev",
-];
+const EMPTY_FOLDERS: &[&str] =
+    &["dev", "proc", "sys", "run", "tmp", "mnt", "root", "var/lib", "var/log", "usr/local/bin", "etc/udev"];
 
 /// Multi-name programs: link, target in the same folder tree.
 const LINKS: &[(&str, &str)] = &[
@@ -192,7 +195,7 @@ async fn copy_debian(debian: &Path, root: &Path) -> Result<()> {
     install(&debian.join("etc/mke2fs.conf"), &root.join("etc/mke2fs.conf"), 0o644)?;
 
     let folder = debian.join(LIBRARIES);
-    let mut libraries: BTreeSet<PathBuf> = EXTRA_LIBRARIES.iter().map(|name| folder.join(name)).collect();
+    let mut libraries: BTreeSet<PathBuf> = BTreeSet::new();
     for program in &dynamic {
         libraries.extend(loads(&folder, &debian.join(program)).await?);
     }

@@ -1,0 +1,109 @@
+#!/bin/sh
+# root.sh PACKAGES ROOT: lays out the image's root in the new folder ROOT, from the Debian packages (*.deb) in the folder
+# PACKAGES: the programs that the node role runs, the libraries that they and the driver load, and nothing else. No shell,
+# no package manager, no perl, no python.
+set -eu
+packages=$1
+root=$2
+
+# What node/src spawns (filesystem.rs, host/disk.rs). mkfs.ext2, .ext3 and .ext4 are names of mke2fs.
+programs="blkid e2fsck mke2fs mkfs.ext2 mkfs.ext3 mkfs.ext4 mkfs.xfs resize2fs xfs_growfs"
+# Libraries of the driver itself, with what a Rust program is linked with.
+driver_libraries="libc.so.6 libgcc_s.so.1 libm.so.6"
+# Files that programs read, and by which scanners know the distribution.
+files="etc/mke2fs.conf etc/debian_version usr/lib/os-release"
+# The user that the controller role is run as (the manifests name its number).
+nonroot=65532
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+mkdir -p "$root"
+
+# One tree of all packages, /bin and its like being links into /usr, and a list of whose each file is.
+tree=$scratch/tree
+mkdir "$tree"
+for folder in bin sbin lib lib64; do
+    mkdir -p "$tree/usr/$folder" "$root/usr/$folder"
+    ln -s "usr/$folder" "$tree/$folder"
+    ln -s "usr/$folder" "$root/$folder"
+done
+for package in "$packages"/*.deb; do
+    name=$(dpkg-deb --field "$package" Package)
+    dpkg-deb --fsys-tarfile "$package" | tar --extract --keep-directory-symlink --no-same-owner --directory "$tree"
+    dpkg-deb --fsys-tarfile "$package" | tar --list |
+        sed -e 's#^\./##' -e 's#^\(bin\|sbin\|lib\|lib64\)/#usr/\1/#' -e "s#\$# $name#" >>"$scratch/owners"
+    dpkg-deb --field "$package" >"$scratch/$name.control"
+done
+
+# take PATH: copies one file of the tree, and notes its package.
+take() {
+    mkdir -p "$root/$(dirname "$1")"
+    cp --no-dereference --preserve=mode "$tree/$1" "$root/$1"
+    awk -v path="$1" '$1 == path { print $2 }' "$scratch/owners" >>"$scratch/taken"
+}
+
+libraries=usr/lib/$(uname -m)-linux-gnu
+loader=$(basename "$tree/lib64"/ld-linux-*)
+
+# take_library NAME: the file of that soname, under this name.
+take_library() {
+    target=$(readlink -f "$tree/$libraries/$1")
+    mkdir -p "$root/$libraries"
+    cp --preserve=mode "$target" "$root/$libraries/$1"
+    awk -v path="${target#"$(readlink -f "$tree")/"}" '$1 == path { print $2 }' "$scratch/owners" >>"$scratch/taken"
+}
+
+for program in $programs; do
+    for folder in usr/bin usr/sbin; do
+        if [ -e "$tree/$folder/$program" ]; then
+            take "$folder/$program"
+            "$tree/$libraries/$loader" --inhibit-cache --library-path "$tree/$libraries" --list "$tree/$folder/$program" \
+                >>"$scratch/loaded"
+            continue 2
+        fi
+    done
+    echo "no package has $program; has it moved to another one?" >&2
+    exit 1
+done
+if grep 'not found' "$scratch/loaded" >&2; then
+    echo "the packages lack these libraries" >&2
+    exit 1
+fi
+for library in $driver_libraries $(sed -n "s#.* => $tree/$libraries/\([^ ]*\) .*#\1#p" "$scratch/loaded" | sort -u); do
+    take_library "$library"
+done
+take_library "$loader"
+ln -s "../lib/$(uname -m)-linux-gnu/$loader" "$root/usr/lib64/$loader"
+for file in $files; do
+    take "$file"
+done
+ln -s ../usr/lib/os-release "$root/etc/os-release"
+
+# The authorities of an API server that does not bring its own. ca-certificates makes this file when it is installed.
+mkdir -p "$root/etc/ssl/certs"
+cat "$tree"/usr/share/ca-certificates/mozilla/*.crt >"$root/etc/ssl/certs/ca-certificates.crt"
+echo ca-certificates >>"$scratch/taken"
+
+# What scanners read, and the licences.
+mkdir -p "$root/var/lib/dpkg/status.d"
+sort -u "$scratch/taken" | while read -r name; do
+    cp "$scratch/$name.control" "$root/var/lib/dpkg/status.d/$name"
+    mkdir -p "$root/usr/share/doc/$name"
+    cp --dereference "$tree/usr/share/doc/$name/copyright" "$root/usr/share/doc/$name/copyright"
+done
+
+cat >"$root/etc/passwd" <<END
+root:x:0:0:root:/root:/sbin/nologin
+nonroot:x:$nonroot:$nonroot:nonroot:/:/sbin/nologin
+nobody:x:65534:65534:nobody:/:/sbin/nologin
+END
+cat >"$root/etc/group" <<END
+root:x:0:
+nonroot:x:$nonroot:
+nogroup:x:65534:
+END
+echo 'hosts: files dns' >"$root/etc/nsswitch.conf"
+mkdir -p "$root/dev" "$root/proc" "$root/sys" "$root/run" "$root/tmp"
+ln -s ../run "$root/var/run"
+chmod -R u=rwX,go=rX "$root"
+chmod 1777 "$root/tmp"

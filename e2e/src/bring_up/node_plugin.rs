@@ -31,7 +31,7 @@ pub const DRIVER_CONTAINER: &str = "csi-driver";
 /// The registrar's container in it.
 pub const REGISTRAR_CONTAINER: &str = "csi-node-driver-registrar";
 
-/// The driver's name in the guest's CSINodes.
+/// The driver's name in the guest's `CSINode` objects.
 const DRIVER: &str = "csi.kubevirt.io";
 
 /// The plugin's directory on the node; pods see it as `/csi` (the manifest's `plugin-dir` volume).
@@ -145,7 +145,7 @@ impl NodePlugin {
             Ok(None) => return format!("no pod of the node plugin on {}", self.worker),
             Err(error) => return format!("no logs: {error:#}"),
         };
-        let mut tails = String::new();
+        let mut tails = Vec::new();
         for container in [DRIVER_CONTAINER, REGISTRAR_CONTAINER] {
             let params = LogParams {
                 container: Some(container.to_owned()),
@@ -154,9 +154,9 @@ impl NodePlugin {
             };
             let tail = self.pods.logs(&name, &params).await;
             let tail = tail.unwrap_or_else(|error| format!("no log: {error}"));
-            tails += &format!("{name}, {container}:\n{}\n", tail.trim_end());
+            tails.push(format!("{name}, {container}:\n{}", tail.trim_end()));
         }
-        tails
+        tails.join("\n")
     }
 }
 

@@ -88,7 +88,7 @@ async fn import_driver(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// Starts kube-proxy, without which no ClusterIP works, not even the API server's in pods.
+/// Starts kube-proxy, without which no `ClusterIP` works, not even the API server's in pods.
 async fn start_proxy(guest: &Guest, join: &Join<'_>) -> Result<()> {
     let flags = [format!("--config={PROXY_CONFIG}"), format!("--hostname-override={}", join.node_name)];
     let argv = ["kube-proxy", &flags[0], &flags[1]];

@@ -26,7 +26,7 @@ mod simulated;
 mod sources;
 mod volume;
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Result;
 use futures::stream;

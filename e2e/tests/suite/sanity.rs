@@ -18,8 +18,15 @@ use crate::{
     node_socket::NodeSocket,
 };
 
-/// Capabilities that the driver does not advertise, in csi-sanity's words: the only reasons for which a test may be skipped.
-const NOT_ADVERTISED: [&str; 3] = ["not supported", "not implemented", "No storage-class-specific"];
+/// How csi-sanity says that the driver does not advertise what a test is about: the only reasons for which one may be skipped.
+/// The last is its words for a node that names no limit of volumes (`max_volumes_per_node`).
+const NOT_ADVERTISED: [&str; 5] = [
+    "not supported",
+    "not implemented",
+    "No storage-class-specific",
+    "Service does not have",
+    "testnodevolumeattachlimit not enabled",
+];
 
 /// What csi-sanity does in the worker, one shell script each; `$1` is the path.
 const COMMANDS: [(&str, &str); 3] = [

@@ -181,6 +181,7 @@ fn answer(parts: &http::response::Parts, body: &[u8]) -> Failure {
     // A 429 without a number still asks for a pause; client-go takes one second.
     let seconds = asked.or(in_body).or((parts.status.as_u16() == 429).then_some(1));
     let has_causes = details.is_some_and(|details| !details.causes.is_empty());
+    let object = details.map(|details| details.name.clone()).filter(|name| !name.is_empty());
     let (reason, message) = match status {
         Some(status) if !status.message.is_empty() => (status.reason, status.message),
         _ => (String::new(), plain_text(body, parts.status)),
@@ -190,6 +191,7 @@ fn answer(parts: &http::response::Parts, body: &[u8]) -> Failure {
         reason,
         message,
         has_causes,
+        object,
         retry_after: seconds.filter(|_| retryable).map(Duration::from_secs),
     }
 }

@@ -119,6 +119,10 @@ impl Controller {
             done = task => done.unwrap_or(Err(Error::Panicked)),
             () = tokio::time::sleep_until(operation.deadline()) => Err(operation.expired()),
         };
+        let answer = answer.map_err(|error| match (error, self.shared.infra.asked_to_wait()) {
+            (Error::Deadline(last), Some(asked)) => Error::Deadline(format!("{last}; {asked}")),
+            (error, _) => error,
+        });
         Ok(Response::new(answer?))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -57,16 +57,23 @@ struct CallLabels {
     code: Cow<'static, str>,
 }
 
+/// The pause that the API asked for.
+struct Pause {
+    until: Instant,
+    /// The answer that asked for it last.
+    asked: Error,
+}
+
 /// Makes calls.
 pub(crate) struct Caller {
     connection: Connection,
-    paused_until: Mutex<Option<Instant>>,
+    paused: Mutex<Option<Pause>>,
     calls: Family<CallLabels, Counter>,
 }
 
 impl Caller {
     pub(crate) fn new(connection: Connection) -> Self {
-        Self { connection, paused_until: Mutex::new(None), calls: Family::default() }
+        Self { connection, paused: Mutex::new(None), calls: Family::default() }
     }
 
     pub(crate) fn register(&self, registry: &mut Registry) {
@@ -90,11 +97,14 @@ impl Caller {
         loop {
             self.wait_out_pause(request, deadline).await?;
             let error = match self.send_once(request, deadline).await {
-                Ok(body) => return Ok(body),
+                Ok(body) => {
+                    self.lock_paused().take_if(|pause| pause.until <= Instant::now());
+                    return Ok(body);
+                }
                 Err(error) => error,
             };
             if let Some(pause) = error.retry_after() {
-                self.pause(pause);
+                self.pause(pause, &error);
             }
             // A 401 means that nothing was carried out, so even a hotplug call may be repeated.
             if error.class() == Class::Unauthorized && !reloaded && self.connection.reload().await {
@@ -109,9 +119,7 @@ impl Caller {
 
     /// Waits until the API wants to be called again, or fails when that is later than this call can wait.
     async fn wait_out_pause(&self, request: &Request, deadline: Instant) -> Result<(), Error> {
-        let Some(until) = *self.paused_until.lock().expect("no holder of this lock panics") else {
-            return Ok(());
-        };
+        let Some(until) = self.lock_paused().as_ref().map(|pause| pause.until) else { return Ok(()) };
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Ok(());
@@ -123,10 +131,20 @@ impl Caller {
         Ok(())
     }
 
-    fn pause(&self, pause: Duration) {
+    fn pause(&self, pause: Duration, asked: &Error) {
         let until = Instant::now() + pause.min(MAX_RETRY_AFTER);
-        let mut paused = self.paused_until.lock().expect("no holder of this lock panics");
-        *paused = Some(paused.map_or(until, |known| known.max(until)));
+        let mut paused = self.lock_paused();
+        let until = paused.as_ref().map_or(until, |known| known.until.max(until));
+        *paused = Some(Pause { until, asked: asked.clone() });
+    }
+
+    /// What the API said when it asked for a pause, as long as no call has succeeded after it.
+    pub(crate) fn asked_to_wait(&self) -> Option<Error> {
+        self.lock_paused().as_ref().map(|pause| pause.asked.clone())
+    }
+
+    fn lock_paused(&self) -> MutexGuard<'_, Option<Pause>> {
+        self.paused.lock().expect("no holder of this lock panics")
     }
 
     async fn send_once(&self, request: &Request, deadline: Instant) -> Result<Vec<u8>, Error> {

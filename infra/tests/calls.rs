@@ -42,10 +42,10 @@ impl Api {
                 let accept = parts.headers["accept"].to_str().unwrap().to_owned();
                 let content = parts.headers["content-type"].to_str().unwrap();
                 let call = format!("{} {} [{content}]", parts.method, parts.uri);
+                let object = parts.uri.path().split('/').next_back().unwrap();
+                let absent = json!({"kind": "Status", "code": 404, "details": {"name": object}}).to_string();
                 let body = body.collect_bytes().await.unwrap().to_vec();
                 api.calls.lock().unwrap().push((call, accept, body));
-                let object = call.split([' ', '/']).rev().nth(1).unwrap();
-                let absent = json!({"kind": "Status", "code": 404, "details": {"name": object}}).to_string();
                 let missing = || Response::builder().status(404).body(absent.clone().into_bytes()).unwrap();
                 let answer = api.answers.lock().unwrap().pop_front().unwrap_or_else(missing);
                 Ok::<_, std::io::Error>(answer.map(Body::from))

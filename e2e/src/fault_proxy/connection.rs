@@ -4,7 +4,7 @@ use std::{convert::Infallible, sync::Arc};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
-use http::{HeaderName, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, combinators::BoxBody};
 use hyper::{
     body::Incoming,
@@ -112,7 +112,7 @@ impl Connection {
         }
         let client = request.headers().contains_key(header::UPGRADE).then(|| upgrade::on(&mut request));
         if client.is_none() {
-            HOP_BY_HOP.iter().for_each(|name| drop(request.headers_mut().remove(name)));
+            remove_hop_by_hop(request.headers_mut());
         }
         let mut response = self.send(request).await?;
         match client {
@@ -120,7 +120,7 @@ impl Connection {
                 let server = upgrade::on(&mut response);
                 tokio::spawn(join(client, server, self.faults.clone()));
             }
-            _ => HOP_BY_HOP.iter().for_each(|name| drop(response.headers_mut().remove(name))),
+            _ => remove_hop_by_hop(response.headers_mut()),
         }
         Ok(response)
     }
@@ -181,6 +181,12 @@ async fn join(client: OnUpgrade, server: OnUpgrade, faults: Faults) {
         // However it ends, both ends are closed with it.
         ended = tokio::io::copy_bidirectional(&mut client, &mut server) => drop(ended),
         () = faults.goes_away() => {}
+    }
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    for name in HOP_BY_HOP {
+        headers.remove(name);
     }
 }
 

@@ -52,8 +52,9 @@ where
             End::Cut
         }
         Action::LoseReply => {
-            forward.await;
-            live.catch();
+            if matches!(forward.await, End::Server(_)) {
+                live.catch();
+            }
             End::Cut
         }
         Action::Delay(milliseconds) => {
@@ -68,8 +69,10 @@ where
         }
         Action::FreezeAfter => {
             let end = forward.await;
-            live.catch();
-            live.lifted().await;
+            if matches!(end, End::Server(_)) {
+                live.catch();
+                live.lifted().await;
+            }
             end
         }
     }

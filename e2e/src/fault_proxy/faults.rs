@@ -150,7 +150,7 @@ impl Live {
 
 impl Guard {
     /// Waits until the rule has taken effect on `count` calls: a frozen one is frozen then, and with
-    /// [`Action::FreezeAfter`] the server has carried it out.
+    /// [`Action::FreezeAfter`] and [`Action::LoseReply`] the server has answered it.
     pub async fn caught(&self, count: u32) {
         let mut caught = self.live.caught.subscribe();
         // The sender lives as long as `self`.

@@ -1,11 +1,15 @@
 //! A controller process of the test's own, as the ServiceAccount that `deploy/` gives the controller, beside the installed
 //! one: its socket is where tests call RPCs directly.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use bench::{
     command::goal::Plan,
+    fault_proxy::KubeProxy,
     paths::{self, RUNTIME},
     scenario::{Deadline, HCP_NAMESPACE, until},
     supervise::{Process, ProcessSpec, Supervisor},
@@ -41,6 +45,7 @@ const RPC_DEADLINE: Duration = Duration::from_secs(180);
 /// A running controller; killed when dropped.
 pub struct Controller {
     process: Process,
+    socket: PathBuf,
     client: ControllerClient<Channel>,
 }
 
@@ -53,10 +58,25 @@ impl Drop for Controller {
 impl Controller {
     /// Starts a controller named after the test and `suffix`, and waits for its socket.
     pub async fn start(fixture: &Fixture, suffix: &str) -> Result<Self> {
+        let kubeconfig = service_account_kubeconfig(fixture).await?;
+        Self::start_with(fixture, suffix, &kubeconfig, &[]).await
+    }
+
+    /// The same, which reaches infra through `proxy`; with more arguments.
+    pub async fn behind(fixture: &Fixture, suffix: &str, proxy: &KubeProxy, more: &[String]) -> Result<Self> {
+        Self::start_with(fixture, suffix, proxy.kubeconfig(), more).await
+    }
+
+    async fn start_with(
+        fixture: &Fixture,
+        suffix: &str,
+        access: &Kubeconfig,
+        more: &[String],
+    ) -> Result<Self> {
         let name = format!("test-{}-{suffix}", fixture.word);
         let socket = PathBuf::from(RUNTIME).join(format!("{name}.sock"));
         let kubeconfig = PathBuf::from(RUNTIME).join(format!("{name}.kubeconfig"));
-        std::fs::write(&kubeconfig, service_account_kubeconfig(fixture).await?)?;
+        std::fs::write(&kubeconfig, serde_json::to_vec(access)?)?;
         let spec = ProcessSpec {
             name: name.clone(),
             program: program(fixture)?,
@@ -68,7 +88,10 @@ impl Controller {
                 "--run-node-service=false".to_owned(),
                 "--run-controller-service=true".to_owned(),
                 "--v=5".to_owned(),
-            ],
+            ]
+            .into_iter()
+            .chain(more.iter().cloned())
+            .collect(),
             ..ProcessSpec::default()
         };
         let process = Supervisor::new(fixture.run.join("logs")).start(&spec)?;
@@ -78,18 +101,43 @@ impl Controller {
             None => Ok(endpoint.connect().await.map_err(|error| format!("{error:?}"))),
         })
         .await?;
-        Ok(Self { process, client: ControllerClient::new(channel) })
+        Ok(Self { process, socket, client: ControllerClient::new(channel) })
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// SIGKILL; returns when it has ended.
+    pub async fn kill(&self) {
+        self.process.kill().await;
+    }
+
+    /// Whether it runs.
+    pub fn is_alive(&self) -> bool {
+        self.process.ended().is_none()
     }
 
     /// CreateVolume of 1 GiB; block or ext4.
     pub async fn create(&self, name: &str, capability: VolumeCapability) -> Result<Volume, Status> {
+        self.create_within(name, capability, RPC_DEADLINE).await
+    }
+
+    /// CreateVolume with a deadline of the test's choice.
+    pub async fn create_within(
+        &self,
+        name: &str,
+        capability: VolumeCapability,
+        deadline: Duration,
+    ) -> Result<Volume, Status> {
         let request = CreateVolumeRequest {
             name: name.to_owned(),
             capacity_range: Some(csi_proto::v1::CapacityRange { required_bytes: GIB, limit_bytes: 0 }),
             volume_capabilities: vec![capability],
             ..CreateVolumeRequest::default()
         };
-        let response = self.client.clone().create_volume(timed(request, RPC_DEADLINE)).await?;
+        let response = self.client.clone().create_volume(timed(request, deadline)).await?;
         response.into_inner().volume.ok_or_else(|| Status::internal("CreateVolume answered no volume"))
     }
 
@@ -142,9 +190,14 @@ impl Controller {
 
     /// DeleteVolume by id.
     pub async fn delete_id(&self, volume_id: &str) -> Result<(), Status> {
+        self.delete_within(volume_id, RPC_DEADLINE).await
+    }
+
+    /// DeleteVolume by id with a deadline of the test's choice.
+    pub async fn delete_within(&self, volume_id: &str, deadline: Duration) -> Result<(), Status> {
         let request =
             DeleteVolumeRequest { volume_id: volume_id.to_owned(), ..DeleteVolumeRequest::default() };
-        self.client.clone().delete_volume(timed(request, RPC_DEADLINE)).await.map(drop)
+        self.client.clone().delete_volume(timed(request, deadline)).await.map(drop)
     }
 
     /// ValidateVolumeCapabilities: whether `capability` is confirmed.
@@ -207,16 +260,18 @@ fn program(fixture: &Fixture) -> Result<PathBuf> {
     Ok(Plan::read(&fixture.run)?.artifacts.programs.path("kubevirt-csi-driver")?.to_path_buf())
 }
 
-/// A kubeconfig of the controller's ServiceAccount: the administrator's with another user.
-async fn service_account_kubeconfig(fixture: &Fixture) -> Result<String> {
+/// A kubeconfig of the controller's ServiceAccount: the administrator's of infra with another user.
+pub async fn service_account_kubeconfig(fixture: &Fixture) -> Result<Kubeconfig> {
     let accounts: Api<ServiceAccount> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
     let response = accounts
         .create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &TokenRequest::default())
         .await?;
     let token = response.status.and_then(|status| status.token).context("no token in the answer")?;
-    let mut admin = serde_json::to_value(Kubeconfig::read_from(paths::kubeconfig())?)?;
+    let mut admin = Kubeconfig::read_from(paths::kubeconfig())?;
+    admin.clusters.retain(|cluster| cluster.name == "infra");
+    let mut admin = serde_json::to_value(admin)?;
     admin["users"] = json!([{"name": "account", "user": {"token": token}}]);
     admin["contexts"] = json!([{"name": "infra", "context": {"cluster": "infra", "user": "account"}}]);
     admin["current-context"] = json!("infra");
-    Ok(admin.to_string())
+    Ok(serde_json::from_value(admin)?)
 }

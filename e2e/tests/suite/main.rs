@@ -5,14 +5,23 @@
 //! something have it alone; what a test was given (faults, its turn) ends with its connection.
 
 mod attach;
+mod attachments;
 mod controller_process;
+mod crash;
 mod data_safety;
 mod fixture;
+mod infra_faults;
 mod isolation;
+mod node_faults;
 mod node_socket;
+mod outage;
+mod replicas;
 mod rights;
 mod shapes;
+mod sidecar_faults;
 mod six_steps;
+mod stack;
+mod volume_life;
 mod workers;
 
 use bench::control::Lock::{Exclusive, Shared};
@@ -59,6 +68,20 @@ fn main() -> ExitCode {
         trial("data_safety::a_disk_with_random_bytes_is_not_formatted", Shared, data_safety::random),
         trial("data_safety::a_disk_with_a_read_error_is_not_formatted", Shared, data_safety::read_error),
         trial("data_safety::a_blank_disk_is_formatted_and_keeps_its_data", Shared, data_safety::blank),
+        trial(
+            "infra_faults::every_call_survives_every_fault",
+            Shared,
+            infra_faults::every_call_and_every_fault,
+        ),
+        trial("crash::a_killed_controllers_work_is_finished_once", Shared, crash::killed_at_every_change),
+        trial("node_faults::lost_replies_are_asked_for_again", Shared, node_faults::lost_replies),
+        trial("sidecar_faults::a_broken_socket_doubles_nothing", Exclusive, sidecar_faults::socket_faults),
+        trial(
+            "replicas::the_other_ends_a_dead_leaders_attach",
+            Exclusive,
+            replicas::leader_dies_while_attaching,
+        ),
+        trial("outage::infra_is_away_for_two_minutes", Exclusive, outage::infra_away),
         trial(
             "rights::a_volumes_life_needs_few_calls_and_no_other_right",
             Exclusive,

@@ -38,10 +38,10 @@ impl Fixture {
         let request = Request::put(PATH).body(Vec::from("body")).unwrap();
         self.client.request_text(request).await
     }
+}
 
-    fn at(&self) -> Matcher {
-        Matcher::of("update", "configmaps").named("a")
-    }
+fn at() -> Matcher {
+    Matcher::of("update", "configmaps").named("a")
 }
 
 #[tokio::test]
@@ -51,14 +51,14 @@ async fn a_call_passes_with_its_token_and_body() {
         assert_eq!(fixture.put().await.unwrap(), "got body");
     }
     assert_eq!(fixture.asked.all(), vec![format!("PUT {PATH} Bearer secret"); 2]);
-    assert_eq!(fixture.proxy.faults().succeeded(&fixture.at()), 2);
+    assert_eq!(fixture.proxy.faults().succeeded(&at()), 2);
 }
 
 #[tokio::test]
 async fn an_answer_in_its_place_reaches_the_client_and_not_the_server() {
     let fixture = Fixture::new().await;
     let reply = Reply::kubernetes(429, "slow down").retry_after(7);
-    let guard = fixture.proxy.faults().add(Rule::each(fixture.at(), Action::Answer(reply)));
+    let guard = fixture.proxy.faults().add(Rule::each(at(), Action::Answer(reply)));
     let request = Request::put(PATH).body(Body::from(Vec::new())).unwrap();
     let response = fixture.client.send(request).await.unwrap();
     assert_eq!(
@@ -78,7 +78,7 @@ async fn a_lost_reply_is_a_call_that_landed_and_a_cut_one_is_not() {
     let fixture = Fixture::new().await;
     for (action, landed) in [(Action::LoseReply, 1), (Action::Cut, 0)] {
         let before = fixture.asked.all().len();
-        let guard = fixture.proxy.faults().add(Rule::once(fixture.at(), action.clone()));
+        let guard = fixture.proxy.faults().add(Rule::once(at(), action.clone()));
         assert!(fixture.put().await.is_err(), "{action:?}");
         assert_eq!((fixture.asked.all().len() - before, guard.count()), (landed, 1), "{action:?}");
         assert_eq!(fixture.put().await.unwrap(), "got body");
@@ -88,7 +88,7 @@ async fn a_lost_reply_is_a_call_that_landed_and_a_cut_one_is_not() {
 #[tokio::test]
 async fn a_hung_call_ends_with_its_rule() {
     let fixture = Fixture::new().await;
-    let guard = fixture.proxy.faults().add(Rule::each(fixture.at(), Action::Hang));
+    let guard = fixture.proxy.faults().add(Rule::each(at(), Action::Hang));
     let mut call = Box::pin(fixture.put());
     assert!(timeout(A_WHILE, &mut call).await.is_err());
     drop(guard);
@@ -101,7 +101,7 @@ async fn a_frozen_call_is_held_before_or_after_it_landed() {
     let fixture = Fixture::new().await;
     for (action, landed) in [(Action::FreezeBefore, 0), (Action::FreezeAfter, 1)] {
         let before = fixture.asked.all().len();
-        let guard = fixture.proxy.faults().add(Rule::once(fixture.at(), action));
+        let guard = fixture.proxy.faults().add(Rule::once(at(), action));
         let (answer, ()) = tokio::join!(fixture.put(), async {
             timeout(SOON, guard.caught(1)).await.unwrap();
             assert_eq!(fixture.asked.all().len() - before, landed);
@@ -115,7 +115,7 @@ async fn a_frozen_call_is_held_before_or_after_it_landed() {
 #[tokio::test]
 async fn a_call_whose_caller_is_gone_does_not_land_when_it_is_released() {
     let fixture = Fixture::new().await;
-    let guard = fixture.proxy.faults().add(Rule::once(fixture.at(), Action::FreezeBefore));
+    let guard = fixture.proxy.faults().add(Rule::once(at(), Action::FreezeBefore));
     {
         let call = fixture.put();
         tokio::pin!(call);
@@ -135,7 +135,7 @@ async fn a_call_whose_caller_is_gone_does_not_land_when_it_is_released() {
 async fn a_delayed_call_lands_later() {
     let fixture = Fixture::new().await;
     let delay = u64::try_from(A_WHILE.as_millis()).unwrap();
-    let guard = fixture.proxy.faults().add(Rule::once(fixture.at(), Action::Delay(delay)));
+    let guard = fixture.proxy.faults().add(Rule::once(at(), Action::Delay(delay)));
     let started = std::time::Instant::now();
     assert_eq!(fixture.put().await.unwrap(), "got body");
     assert!(started.elapsed() >= A_WHILE && guard.count() == 1);

@@ -160,8 +160,9 @@ async fn judge(
     let is_right =
         if is_refusal { status.code() == Code::InvalidArgument } else { is_uncertain(status.code()) };
     ensure!(is_right, "{status:?}");
-    // Without the right to patch the claim the driver goes on without it, and then tells what it waits for at the end.
-    let goes_on = case.verb == "patch";
+    // Without its right to the claim the driver goes on without the holder, and at the end tells what it waits for.
+    let is_forbidden = matches!(action, Action::Answer(Reply::Kubernetes { code: 403, .. }));
+    let goes_on = case.verb == "patch" || (case.resource == CLAIMS && is_forbidden);
     // CANCELLED is the client library's own word: on a busy machine its clock can end before the driver's answer is read.
     let is_drivers = status.code() != Code::Cancelled;
     let expects_words = is_met && is_drivers && !goes_on && matches!(action, Action::Answer(_));

@@ -36,7 +36,8 @@ pub(crate) async fn create(
         _ => return Err(error.into()),
     }
     let existing = operation.wait(infra.data_volume(&desired.name)).await??;
-    let existing = existing.ok_or_else(|| Error::Changed(desired.name.clone()))?;
+    // Gone again, or the conflict was about something else: the infra's own words tell.
+    let existing = existing.ok_or(error)?;
     let existing = infra.guard().admit(existing).map_err(|_| Error::NameTaken(desired.name.clone()))?;
     if existing.deleting() {
         return Err(Error::Changed(desired.name));

@@ -24,8 +24,7 @@ pub(crate) async fn delete(infra: &Infra, operation: &Operation, id: &str) -> Re
     match operation.change(|| infra.delete_data_volume(&name, &volume)).await? {
         Ok(()) => Ok(()),
         Err(error) if error.class() == Class::NotFound => Ok(()),
-        // Another volume took the name; the next try looks at that one.
-        Err(error) if error.class() == Class::Conflict => Err(Error::Changed(name)),
+        // Also where another volume took the name: the next try looks at that one.
         Err(error) => Err(error.into()),
     }
 }

@@ -153,9 +153,12 @@ impl Publication<'_> {
                 Err(Error::Refused { vm: display(self.infra, self.vm), refusal: RefusalReason(refusal) })
             }
             Step::Wait(cause) => {
-                let progress = self.progress(&cause).await;
-                self.operation
-                    .note(format_args!("VM {}: {cause} ({progress})", display(self.infra, self.vm)));
+                // A look to come must not hide the words of the change that failed before it.
+                if is_observed(&cause) {
+                    let progress = self.progress(&cause).await;
+                    self.operation
+                        .note(format_args!("VM {}: {cause} ({progress})", display(self.infra, self.vm)));
+                }
                 view.wait(self.operation, &cause).await?;
                 Ok(Progress::Waiting)
             }
@@ -249,6 +252,11 @@ pub(crate) async fn change(
             }
         },
     }
+}
+
+/// Whether a cause tells what the infra cluster shows, as opposed to a look to come.
+pub(crate) fn is_observed(cause: &Cause) -> bool {
+    !matches!(cause, Cause::VmUnseen | Cause::VmiUnseen)
 }
 
 /// How far one turn of the loop came.

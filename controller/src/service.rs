@@ -140,6 +140,10 @@ impl Controller {
             () = tokio::time::sleep_until(operation.deadline()) => Err(operation.expired()),
             () = self.shared.closing.cancelled() => Err(operation.stopping()),
         };
+        let answer = answer.map_err(|error| match (error, self.shared.infra.asked_to_wait()) {
+            (Error::Deadline(last), Some(asked)) => Error::Deadline(format!("{last}; {asked}")),
+            (error, _) => error,
+        });
         Ok(Response::new(answer?))
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     error::{Error, RefusalReason},
     holder::{Holder, display},
     operation::Operation,
-    publish::{audit, change},
+    publish::{audit, change, is_observed},
     request::{NodeId, Unpublish},
     view::View,
     vm_queue::{VmQueues, What},
@@ -87,7 +87,9 @@ async fn detach(
                 return Err(Error::Refused { vm: display(infra, vm), refusal: RefusalReason(refusal) });
             }
             Step::Wait(cause) => {
-                operation.note(format_args!("VM {}: {cause}", display(infra, vm)));
+                if is_observed(&cause) {
+                    operation.note(format_args!("VM {}: {cause}", display(infra, vm)));
+                }
                 view.wait(operation, &cause).await?;
             }
             Step::Call(_) => {

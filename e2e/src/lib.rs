@@ -11,6 +11,7 @@ pub mod bring_up;
 pub mod cluster;
 pub mod command;
 pub mod control;
+pub mod fault_proxy;
 pub mod paths;
 pub mod report;
 pub mod sandbox;

@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -69,10 +69,17 @@ struct KindLabels {
     resource: &'static str,
 }
 
+/// The pause that the API asked for.
+struct Pause {
+    until: Instant,
+    /// The answer that asked for it last.
+    asked: Error,
+}
+
 /// Makes calls.
 pub(crate) struct Caller {
     connection: Connection,
-    paused_until: Mutex<Option<Instant>>,
+    pause: Mutex<Option<Pause>>,
     calls: Family<CallLabels, Counter>,
     duration: Family<KindLabels, Histogram, fn() -> Histogram>,
     paused: Counter<f64, AtomicU64>,
@@ -82,7 +89,7 @@ impl Caller {
     pub(crate) fn new(connection: Connection) -> Self {
         Self {
             connection,
-            paused_until: Mutex::new(None),
+            pause: Mutex::new(None),
             calls: Family::default(),
             duration: Family::new_with_constructor(|| Histogram::new(DURATION_BOUNDS)),
             paused: Counter::default(),
@@ -123,11 +130,14 @@ impl Caller {
             self.wait_out_pause(request, deadline).await?;
             let current = self.connection.current().await;
             let error = match self.send_once(request, &current, deadline).await {
-                Ok(body) => return Ok(body),
+                Ok(body) => {
+                    self.lock_pause().take_if(|pause| pause.until <= Instant::now());
+                    return Ok(body);
+                }
                 Err(error) => error,
             };
             if let Some(pause) = error.retry_after() {
-                self.pause(pause);
+                self.pause_for(pause, &error);
             }
             // Other credentials may cure it: another token a 401, another CA the end of a connection.
             if !renewed && matches!(error.class(), Class::Unauthorized | Class::Transport) {
@@ -168,7 +178,7 @@ impl Caller {
         let (verb, resource) = (request.verb, request.resource);
         let events = opened.map_err(|failure| request.failed(failure)).inspect_err(|error| {
             if let Some(pause) = error.retry_after() {
-                self.pause(pause);
+                self.pause_for(pause, error);
             }
         })?;
         Ok(events.map(move |event| {
@@ -186,9 +196,7 @@ impl Caller {
 
     /// Waits until the API wants to be called again, or fails when that is later than this call can wait.
     async fn wait_out_pause(&self, request: &Request, deadline: Instant) -> Result<(), Error> {
-        let Some(until) = *self.paused_until.lock().expect("no holder of this lock panics") else {
-            return Ok(());
-        };
+        let Some(until) = self.lock_pause().as_ref().map(|pause| pause.until) else { return Ok(()) };
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Ok(());
@@ -202,10 +210,20 @@ impl Caller {
         Ok(())
     }
 
-    fn pause(&self, pause: Duration) {
+    fn pause_for(&self, pause: Duration, asked: &Error) {
         let until = Instant::now() + pause.min(MAX_RETRY_AFTER);
-        let mut paused = self.paused_until.lock().expect("no holder of this lock panics");
-        *paused = Some(paused.map_or(until, |known| known.max(until)));
+        let mut paused = self.lock_pause();
+        let until = paused.as_ref().map_or(until, |known| known.until.max(until));
+        *paused = Some(Pause { until, asked: asked.clone() });
+    }
+
+    /// What the API said when it asked for a pause, as long as no call has succeeded after it.
+    pub(crate) fn asked_to_wait(&self) -> Option<Error> {
+        self.lock_pause().as_ref().map(|pause| pause.asked.clone())
+    }
+
+    fn lock_pause(&self) -> MutexGuard<'_, Option<Pause>> {
+        self.pause.lock().expect("no holder of this lock panics")
     }
 
     async fn send_once(
@@ -270,6 +288,7 @@ fn answer(parts: &http::response::Parts, body: &[u8]) -> Failure {
     // A 429 without a number still asks for a pause; client-go takes one second.
     let seconds = asked.or(in_body).or((parts.status.as_u16() == 429).then_some(1));
     let has_causes = details.is_some_and(|details| !details.causes.is_empty());
+    let object = details.map(|details| details.name.clone()).filter(|name| !name.is_empty());
     let (reason, message) = match status {
         Some(status) if !status.message.is_empty() => (status.reason, status.message),
         _ => (String::new(), plain_text(body, parts.status)),
@@ -279,6 +298,7 @@ fn answer(parts: &http::response::Parts, body: &[u8]) -> Failure {
         reason,
         message,
         has_causes,
+        object,
         retry_after: seconds.filter(|_| retryable).map(Duration::from_secs),
     }
 }
@@ -292,6 +312,8 @@ fn refused_watch(status: &Status) -> Failure {
         reason: status.reason.clone(),
         message: status.message.clone(),
         has_causes: details.is_some_and(|details| !details.causes.is_empty()),
+        // A watch is not about one object.
+        object: None,
         retry_after: asked.or((status.code == 429).then_some(1)).map(Duration::from_secs),
     }
 }

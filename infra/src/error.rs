@@ -65,6 +65,8 @@ pub enum Failure {
         message: String,
         /// Whether the answer lists field errors.
         has_causes: bool,
+        /// Name of the object that the answer is about; `None` where it is about none, as a proxy's or a missing API's.
+        object: Option<String>,
         /// Pause that the API asked for.
         retry_after: Option<Duration>,
     },
@@ -85,7 +87,7 @@ pub enum Failure {
 /// What a failure means for a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// 404.
+    /// 404 about this very object: it does not exist.
     NotFound,
     /// 409.
     Conflict,
@@ -99,7 +101,7 @@ pub enum Class {
     Unauthorized,
     /// 429, or a pause that is not over.
     Throttled,
-    /// 5xx.
+    /// 5xx, or a 404 that proves nothing about the object: the API itself is not served.
     Server,
     /// No answer in time.
     Timeout,
@@ -118,14 +120,14 @@ impl Error {
     /// The kind of failure.
     pub fn class(&self) -> Class {
         match &*self.failure {
-            Failure::Answer { code, .. } => match code {
+            Failure::Answer { code, object, .. } => match code {
                 401 => Class::Unauthorized,
                 403 => Class::Forbidden,
-                404 => Class::NotFound,
+                404 if object.is_some() && *object == self.name => Class::NotFound,
                 409 => Class::Conflict,
                 422 => Class::Invalid,
                 429 => Class::Throttled,
-                500.. => Class::Server,
+                404 | 500.. => Class::Server,
                 _ => Class::BadRequest,
             },
             Failure::Paused(_) => Class::Throttled,
@@ -173,6 +175,7 @@ mod tests {
                 reason: String::new(),
                 message: message.into(),
                 has_causes: false,
+                object: Some("vm1".into()),
                 retry_after: None,
             }),
         }
@@ -191,6 +194,16 @@ mod tests {
     #[case(503, Class::Server)]
     fn codes_have_classes(#[case] code: u16, #[case] class: Class) {
         assert_eq!(answer(code, "x").class(), class);
+    }
+
+    #[rstest]
+    #[case(None)]
+    #[case(Some("other"))]
+    fn a_404_that_is_not_about_the_object_proves_no_absence(#[case] about: Option<&str>) {
+        let mut error = answer(404, "404 page not found");
+        let Failure::Answer { object, .. } = &mut *error.failure else { unreachable!() };
+        *object = about.map(str::to_owned);
+        assert_eq!(error.class(), Class::Server);
     }
 
     // The texts are those of virt-api 1.9.0 and CDI 1.65.0.

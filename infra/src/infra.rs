@@ -98,6 +98,12 @@ impl Infra {
         &self.shared.reader.namespace
     }
 
+    /// What the infra API said when it asked for a pause that no successful call has ended yet: reads wait it out without a
+    /// word, and a caller whose own time ends meanwhile has heard nothing else.
+    pub fn asked_to_wait(&self) -> Option<Error> {
+        self.shared.reader.caller.asked_to_wait()
+    }
+
     /// What is ours.
     pub fn guard(&self) -> &TenantGuard {
         &self.shared.guard

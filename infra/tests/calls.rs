@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 /// Method, URL and content type; `Accept`; body.
 type Call = (String, String, Vec<u8>);
 
-/// Answers in turn; then 404.
+/// Answers in turn; then 404 about the object of the URL.
 #[derive(Clone, Default)]
 struct Api {
     answers: Arc<Mutex<VecDeque<Response<Vec<u8>>>>>,
@@ -49,9 +49,11 @@ impl Api {
                 let accept = parts.headers["accept"].to_str().unwrap().to_owned();
                 let content = parts.headers["content-type"].to_str().unwrap();
                 let call = format!("{} {} [{content}]", parts.method, parts.uri);
+                let object = parts.uri.path().split('/').next_back().unwrap();
+                let absent = json!({"kind": "Status", "code": 404, "details": {"name": object}}).to_string();
                 let body = body.collect_bytes().await.unwrap().to_vec();
                 api.calls.lock().unwrap().push((call, accept, body));
-                let missing = || Response::builder().status(404).body(b"{}".to_vec()).unwrap();
+                let missing = || Response::builder().status(404).body(absent.clone().into_bytes()).unwrap();
                 let answer = api.answers.lock().unwrap().pop_front().unwrap_or_else(missing);
                 Ok::<_, std::io::Error>(answer.map(Body::from))
             }
@@ -201,6 +203,13 @@ async fn errors_keep_code_and_words_also_of_a_proxy() {
         "get virtualmachines vm1: Service Unavailable (503)"
     );
     assert!(infra.vm(&name("vm1")).await.unwrap().is_none(), "404 is an answer, not a failure");
+}
+
+#[tokio::test]
+async fn a_404_of_who_does_not_serve_the_api_is_not_absence() {
+    let api = Api::default().then(404, &[], &json!("404 page not found"));
+    let error = api.infra().vm(&name("vm1")).await.unwrap_err();
+    assert_eq!(error.class(), Class::Server);
 }
 
 #[tokio::test]

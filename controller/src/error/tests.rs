@@ -17,8 +17,14 @@ fn name() -> ObjectName {
 
 fn infra_error(code: u16) -> infra::Error {
     let message = "words of the infra".to_owned();
-    let failure =
-        Failure::Answer { code, reason: String::new(), message, has_causes: false, retry_after: None };
+    let failure = Failure::Answer {
+        code,
+        reason: String::new(),
+        message,
+        has_causes: false,
+        object: None,
+        retry_after: None,
+    };
     infra::Error { verb: "get", resource: "datavolumes", name: None, failure: Box::new(failure) }
 }
 

@@ -434,3 +434,29 @@ async fn a_stop_answers_who_merely_waits_and_says_what_was_seen_last() {
     assert!(fixture.controller.shutdown(Duration::from_secs(5)).await);
     assert_eq!(fixture.controller.wedged(), None);
 }
+
+#[tokio::test]
+async fn a_read_that_waits_out_pauses_ends_with_the_words_that_asked_for_them() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let fixture = Fixture::new(&fake).await;
+    fake.fault("GET", Effect::Answer(429, "slow down"));
+    let short = Duration::from_millis(300);
+    let published = fixture.publish_within("pvc-1", "infra/vm1", short).await;
+    assert_fails(published, Code::DeadlineExceeded, "slow down");
+    fixture.publish("pvc-1", "infra/vm1").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_hotplug_call_that_fails_again_and_again_ends_with_the_infras_words() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let fixture = Fixture::new(&fake).await;
+    for _ in 0..20 {
+        fake.fault("addvolume", Effect::Answer(500, "virt-api is ill"));
+    }
+    let published = fixture.publish_within("pvc-1", "infra/vm1", NOT_YET).await;
+    assert_fails(published, Code::DeadlineExceeded, "virt-api is ill");
+}

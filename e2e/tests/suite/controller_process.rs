@@ -1,11 +1,15 @@
 //! A controller process of the test's own, as the ServiceAccount that `deploy/` gives the controller, beside the installed
 //! one: its socket is where tests call RPCs directly.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use bench::{
     command::goal::Plan,
+    fault_proxy::KubeProxy,
     paths::{self, RUNTIME},
     scenario::{Deadline, HCP_NAMESPACE, until},
     supervise::{Process, ProcessSpec, Supervisor},
@@ -54,10 +58,25 @@ impl Drop for Controller {
 impl Controller {
     /// Starts a controller named after the test and `suffix`, and waits for its socket.
     pub async fn start(fixture: &Fixture, suffix: &str) -> Result<Self> {
+        let kubeconfig = service_account_kubeconfig(fixture).await?;
+        Self::start_with(fixture, suffix, &kubeconfig, &[]).await
+    }
+
+    /// The same, which reaches infra through `proxy`; with more arguments.
+    pub async fn behind(fixture: &Fixture, suffix: &str, proxy: &KubeProxy, more: &[String]) -> Result<Self> {
+        Self::start_with(fixture, suffix, proxy.kubeconfig(), more).await
+    }
+
+    async fn start_with(
+        fixture: &Fixture,
+        suffix: &str,
+        access: &Kubeconfig,
+        more: &[String],
+    ) -> Result<Self> {
         let name = format!("test-{}-{suffix}", fixture.word);
         let socket = PathBuf::from(RUNTIME).join(format!("{name}.sock"));
         let kubeconfig = PathBuf::from(RUNTIME).join(format!("{name}.kubeconfig"));
-        std::fs::write(&kubeconfig, service_account_kubeconfig(fixture).await?)?;
+        std::fs::write(&kubeconfig, serde_json::to_vec(access)?)?;
         let spec = ProcessSpec {
             name: name.clone(),
             program: program(fixture)?,
@@ -69,7 +88,10 @@ impl Controller {
                 "--run-node-service=false".to_owned(),
                 "--run-controller-service=true".to_owned(),
                 "--v=5".to_owned(),
-            ],
+            ]
+            .into_iter()
+            .chain(more.iter().cloned())
+            .collect(),
             ..ProcessSpec::default()
         };
         let process = Supervisor::new(fixture.run.join("logs")).start(&spec)?;
@@ -82,14 +104,34 @@ impl Controller {
         Ok(Self { process, socket, client: ControllerClient::new(channel) })
     }
 
-    /// Its CSI socket.
-    pub fn socket(&self) -> &std::path::Path {
+    /// Its socket.
+    pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// SIGKILL; returns when it has ended.
+    pub async fn kill(&self) {
+        self.process.kill().await;
+    }
+
+    /// Whether it runs.
+    pub fn is_alive(&self) -> bool {
+        self.process.ended().is_none()
     }
 
     /// CreateVolume of 1 GiB; block or ext4.
     pub async fn create(&self, name: &str, capability: VolumeCapability) -> Result<Volume, Status> {
-        self.create_of(&[], name, capability).await
+        self.create_within(name, capability, RPC_DEADLINE).await
+    }
+
+    /// CreateVolume with a deadline of the test's choice.
+    pub async fn create_within(
+        &self,
+        name: &str,
+        capability: VolumeCapability,
+        deadline: Duration,
+    ) -> Result<Volume, Status> {
+        self.create_with(&[], name, capability, deadline).await
     }
 
     /// CreateVolume of 1 GiB with these parameters of a guest StorageClass.
@@ -99,6 +141,16 @@ impl Controller {
         name: &str,
         capability: VolumeCapability,
     ) -> Result<Volume, Status> {
+        self.create_with(parameters, name, capability, RPC_DEADLINE).await
+    }
+
+    async fn create_with(
+        &self,
+        parameters: &[(&str, &str)],
+        name: &str,
+        capability: VolumeCapability,
+        deadline: Duration,
+    ) -> Result<Volume, Status> {
         let owned = |&(key, value): &(&str, &str)| (key.to_owned(), value.to_owned());
         let request = CreateVolumeRequest {
             name: name.to_owned(),
@@ -107,7 +159,7 @@ impl Controller {
             parameters: parameters.iter().map(owned).collect(),
             ..CreateVolumeRequest::default()
         };
-        let response = self.client.clone().create_volume(timed(request, RPC_DEADLINE)).await?;
+        let response = self.client.clone().create_volume(timed(request, deadline)).await?;
         response.into_inner().volume.ok_or_else(|| Status::internal("CreateVolume answered no volume"))
     }
 
@@ -160,9 +212,14 @@ impl Controller {
 
     /// DeleteVolume by id.
     pub async fn delete_id(&self, volume_id: &str) -> Result<(), Status> {
+        self.delete_within(volume_id, RPC_DEADLINE).await
+    }
+
+    /// DeleteVolume by id with a deadline of the test's choice.
+    pub async fn delete_within(&self, volume_id: &str, deadline: Duration) -> Result<(), Status> {
         let request =
             DeleteVolumeRequest { volume_id: volume_id.to_owned(), ..DeleteVolumeRequest::default() };
-        self.client.clone().delete_volume(timed(request, RPC_DEADLINE)).await.map(drop)
+        self.client.clone().delete_volume(timed(request, deadline)).await.map(drop)
     }
 
     /// ValidateVolumeCapabilities: whether `capability` is confirmed.
@@ -225,16 +282,18 @@ fn program(fixture: &Fixture) -> Result<PathBuf> {
     Ok(Plan::read(&fixture.run)?.artifacts.programs.path("kubevirt-csi-driver")?.to_path_buf())
 }
 
-/// A kubeconfig of the controller's ServiceAccount: the administrator's with another user.
-async fn service_account_kubeconfig(fixture: &Fixture) -> Result<String> {
+/// A kubeconfig of the controller's ServiceAccount: the administrator's of infra with another user.
+pub async fn service_account_kubeconfig(fixture: &Fixture) -> Result<Kubeconfig> {
     let accounts: Api<ServiceAccount> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
     let response = accounts
         .create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &TokenRequest::default())
         .await?;
     let token = response.status.and_then(|status| status.token).context("no token in the answer")?;
-    let mut admin = serde_json::to_value(Kubeconfig::read_from(paths::kubeconfig())?)?;
+    let mut admin = Kubeconfig::read_from(paths::kubeconfig())?;
+    admin.clusters.retain(|cluster| cluster.name == "infra");
+    let mut admin = serde_json::to_value(admin)?;
     admin["users"] = json!([{"name": "account", "user": {"token": token}}]);
     admin["contexts"] = json!([{"name": "infra", "context": {"cluster": "infra", "user": "account"}}]);
     admin["current-context"] = json!("infra");
-    Ok(admin.to_string())
+    Ok(serde_json::from_value(admin)?)
 }

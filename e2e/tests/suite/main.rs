@@ -5,10 +5,11 @@
 //! something have it alone; what a test was given (faults, its turn) ends with its connection.
 
 mod attach;
+mod attachments;
 mod bare_disk;
 mod busy_volume;
+mod controller_kill;
 mod controller_process;
-mod crash;
 mod data_safety;
 mod disk_content;
 mod disk_loss;
@@ -19,13 +20,21 @@ mod growth;
 mod held_requests;
 mod hotplug_gates;
 mod image;
+mod infra_faults;
 mod isolation;
+mod node_faults;
 mod node_kill;
 mod node_socket;
+mod outage;
+mod replicas;
 mod rights;
 mod sanity;
 mod shapes;
+mod sidecar_faults;
 mod six_steps;
+mod stack;
+mod vm_kill;
+mod volume_life;
 mod workers;
 
 use bench::control::Lock::{Exclusive, Shared};
@@ -120,12 +129,30 @@ fn main() -> ExitCode {
             image::killed_process_comes_back,
         ),
         trial(
+            "infra_faults::every_call_survives_every_fault",
+            Shared,
+            infra_faults::every_call_and_every_fault,
+        ),
+        trial(
+            "controller_kill::a_killed_controllers_work_is_finished_once",
+            Shared,
+            controller_kill::killed_at_every_change,
+        ),
+        trial("node_faults::lost_replies_are_asked_for_again", Shared, node_faults::lost_replies),
+        trial("sidecar_faults::a_broken_socket_doubles_nothing", Exclusive, sidecar_faults::socket_faults),
+        trial(
+            "replicas::the_other_ends_a_dead_leaders_attach",
+            Exclusive,
+            replicas::leader_dies_while_attaching,
+        ),
+        trial("outage::infra_is_away_for_two_minutes", Exclusive, outage::infra_away),
+        trial(
             "rights::a_volumes_life_needs_few_calls_and_no_other_right",
             Exclusive,
             rights::few_calls_no_denial,
         ),
         trial("hotplug_gates::both_ways_of_kubevirt_attach_and_detach", Exclusive, hotplug_gates::both_ways),
-        trial("crash::filesystems_of_a_killed_vm_are_made_whole", Shared, crash::unclean_filesystems),
+        trial("vm_kill::filesystems_of_a_killed_vm_are_made_whole", Shared, vm_kill::unclean_filesystems),
         trial("growth::a_filesystem_smaller_than_its_disk_grows_at_stage", Shared, growth::at_stage),
     ];
     trials.extend(shapes::trials());

@@ -1,12 +1,16 @@
 //! The real node plugin's socket in a worker, reached over the bench's bridge: a forwarder in the guest
 //! (`socat TCP → unix socket`) lets a test call what kubelet calls.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use bench::{
     bring_up::{PLUGIN_FOLDER, Worker},
     control::Request as Ask,
+    fault_proxy::{GrpcProxy, Place},
     scenario::{Deadline, until},
 };
 use csi_proto::v1::{
@@ -38,21 +42,38 @@ const DRIVER: &str = "kubevirt-csi-driver";
 pub struct NodeSocket<'a> {
     fixture: &'a Fixture,
     worker: &'a str,
-    address: String,
+    address: SocketAddr,
     client: NodeClient<Channel>,
 }
 
 impl<'a> NodeSocket<'a> {
     /// Connects to the plugin in `worker`.
     pub async fn connect(fixture: &'a Fixture, worker: &'a str) -> Result<Self> {
-        let listen = format!("TCP-LISTEN:{PORT},fork,reuseaddr");
-        let forward = format!("UNIX-CONNECT:{PLUGIN_FOLDER}/csi.sock");
-        // A second forwarder finds the port taken and ends; the first one serves all tests.
-        let argv = ["socat".to_owned(), listen, forward];
-        let log = "/var/log/socat.log".to_owned();
-        fixture.control.ask(&Ask::Spawn { worker: worker.to_owned(), argv: argv.into(), log }).await?;
-        let address = Worker::named(worker).context("not a worker's name")?.address;
-        let address = format!("{address}:{PORT}");
+        let address = forwarder(fixture, worker).await?;
+        Self::at(fixture, worker, address).await
+    }
+
+    /// The same through a fault proxy at `front`.
+    pub async fn behind_proxy(
+        fixture: &'a Fixture,
+        worker: &'a str,
+        front: SocketAddr,
+    ) -> Result<(Self, GrpcProxy)> {
+        let address = forwarder(fixture, worker).await?;
+        // Once the forwarder answers: a proxy lets its clients in before.
+        Self::at(fixture, worker, address).await?;
+        let proxy = GrpcProxy::start(Place::Tcp(front), Place::Tcp(address)).await?;
+        let Place::Tcp(front) = *proxy.place() else { bail!("a proxy at {:?}", proxy.place()) };
+        Ok((Self::at(fixture, worker, front).await?, proxy))
+    }
+
+    /// Where the volume is staged.
+    #[expect(clippy::unused_self, reason = "read beside the socket's calls")]
+    pub fn staging(&self, volume: &Volume) -> String {
+        staging(volume)
+    }
+
+    async fn at(fixture: &'a Fixture, worker: &'a str, address: SocketAddr) -> Result<Self> {
         let endpoint = Endpoint::try_from(format!("http://{address}"))?;
         let channel = until("the node plugin's socket", Deadline::Reaction, async || {
             Ok(endpoint.connect().await.map_err(|error| format!("{error:?}")))
@@ -62,8 +83,8 @@ impl<'a> NodeSocket<'a> {
     }
 
     /// Where the socket is reached over TCP, `<ip>:<port>`.
-    pub fn address(&self) -> &str {
-        &self.address
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// NodeStageVolume at a staging directory of the volume's own, made as kubelet makes it.
@@ -228,6 +249,18 @@ impl<'a> NodeSocket<'a> {
         }
         Ok(output.stdout)
     }
+}
+
+/// Starts the forwarder in `worker`; where it listens.
+async fn forwarder(fixture: &Fixture, worker: &str) -> Result<SocketAddr> {
+    let listen = format!("TCP-LISTEN:{PORT},fork,reuseaddr");
+    let forward = format!("UNIX-CONNECT:{PLUGIN_FOLDER}/csi.sock");
+    // A second forwarder finds the port taken and ends; the first one serves all tests.
+    let argv = ["socat".to_owned(), listen, forward];
+    let log = "/var/log/socat.log".to_owned();
+    fixture.control.ask(&Ask::Spawn { worker: worker.to_owned(), argv: argv.into(), log }).await?;
+    let address = Worker::named(worker).context("not a worker's name")?.address;
+    Ok(SocketAddr::new(IpAddr::from(address), PORT))
 }
 
 /// Where kubelet stages a volume of this driver (its path holds a hash of the volume handle; any unique name will do).

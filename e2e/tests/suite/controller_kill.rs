@@ -1,0 +1,88 @@
+//! kill -9 of the controller at each call that changes something, before and after the call landed: a new process finishes the
+//! work, and each change was made once.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bench::{
+    fault_proxy::{Action, Matcher, Rule},
+    scenario::Deadline,
+};
+use futures::future::try_join_all;
+
+use crate::{
+    controller_process::node_id,
+    fixture::Fixture,
+    volume_life::{Rpc, VolumeLife},
+};
+
+/// Deadline of the RPC during which the controller dies.
+const RPC_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Every call that changes something: the RPC that makes it, verb, resource.
+const CHANGES: [(Rpc, &str, &str); 6] = [
+    (Rpc::Create, "create", "datavolumes"),
+    (Rpc::Publish, "patch", "persistentvolumeclaims"),
+    (Rpc::Publish, "update", "virtualmachines/addvolume"),
+    (Rpc::Unpublish, "patch", "persistentvolumeclaims"),
+    (Rpc::Unpublish, "update", "virtualmachines/removevolume"),
+    (Rpc::Delete, "delete", "datavolumes"),
+];
+
+/// Two volumes: one whose controllers die before each change landed, one whose controllers die after it.
+pub async fn killed_at_every_change(fixture: Fixture) -> Result<()> {
+    let lanes = [("before", Action::FreezeBefore), ("after", Action::FreezeAfter)];
+    try_join_all(lanes.iter().map(|(name, action)| {
+        let fixture = &fixture;
+        async move { life(fixture, name, action).await.with_context(|| format!("killed {name} it landed")) }
+    }))
+    .await?;
+    Ok(())
+}
+
+async fn life(fixture: &Fixture, name: &str, action: &Action) -> Result<()> {
+    let machine = format!("{}-{name}", fixture.word);
+    fixture.empty_machine(&machine).await?;
+    let mut life = VolumeLife::start(fixture, name, &machine).await?;
+    for (index, (rpc, verb, resource)) in CHANGES.into_iter().enumerate() {
+        let what = format!("{rpc:?} at {verb} {resource}");
+        let at = Matcher::of(verb, resource);
+        let before = life.faults().succeeded(&at);
+        let guard = life.faults().add(Rule::once(at.clone(), action.clone()));
+        let killed = async {
+            tokio::time::timeout(Deadline::Reaction.duration(), guard.caught(1)).await?;
+            life.kill().await;
+            anyhow::Ok(())
+        };
+        let (answer, killed) = tokio::join!(life.call(rpc, RPC_DEADLINE), killed);
+        killed.with_context(|| format!("{what}: the call was not made"))?;
+        ensure!(answer.is_err(), "{what}: a dead controller answered {answer:?}");
+        let landed = life.faults().succeeded(&at) - before;
+        ensure!(landed == usize::from(*action == Action::FreezeAfter), "{what}: it landed {landed} times");
+        life.kill_and_start_again().await?;
+        // The proxy has seen the end of the dead process's connection long before the new one has its socket.
+        drop(guard);
+        // Both changes of publish are cut off once before it may finish; so are both of unpublish.
+        if CHANGES.get(index + 1).is_none_or(|(next, ..)| *next != rpc) {
+            life.succeed(rpc).await.with_context(|| format!("after {what}"))?;
+            if rpc == Rpc::Create {
+                life.provisioned().await?;
+            }
+            let landed = life.faults().succeeded(&at) - before;
+            ensure!(landed == 1, "{what}: it landed {landed} times");
+        }
+        match rpc {
+            Rpc::Publish if life.is_done(Rpc::Publish).await? => {
+                let holder = life.holder().await?;
+                ensure!(holder == Some(node_id(&machine)), "the claim's holder is {holder:?}");
+            }
+            Rpc::Unpublish if life.is_done(Rpc::Unpublish).await? => {
+                let holder = life.holder().await?;
+                ensure!(holder.is_none(), "the claim's holder is still {holder:?}");
+            }
+            _ => {}
+        }
+    }
+    life.ended().await?;
+    fixture.delete_machine(&machine).await
+}

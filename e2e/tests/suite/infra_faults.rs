@@ -1,0 +1,178 @@
+//! Every kind of call that the driver makes to infra, and every way in which it can fail: the RPC under the fault never says OK
+//! for what is not done and never gives up what may be done, tells the infra's own words, and succeeds when the fault is over;
+//! in the whole life of the volume each change was made once, and nothing is left over.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use bench::fault_proxy::{Action, Guard, Matcher, Reply, Rule};
+use csi_proto::v1::Volume;
+use futures::future::try_join_all;
+use tonic::{Code, Status};
+
+use crate::{
+    fixture::Fixture,
+    volume_life::{Rpc, VolumeLife, is_uncertain},
+};
+
+/// The infra's own words in an injected answer.
+const WORDS: &str = "said by the infra";
+
+/// Deadline of an RPC under a fault: long enough for a pause of a second, short enough to wait it out in each case.
+const SHORT: Duration = Duration::from_secs(2);
+
+/// How often an RPC may end before it meets its fault.
+const ATTEMPTS: usize = 10;
+
+/// Virtual machines; their controllers disturb each other on purpose, as those of two replicas would.
+const MACHINES: usize = 4;
+
+/// One fault at one call of one RPC.
+struct Case {
+    rpc: Rpc,
+    verb: &'static str,
+    resource: &'static str,
+}
+
+const fn case(rpc: Rpc, verb: &'static str, resource: &'static str) -> Case {
+    Case { rpc, verb, resource }
+}
+
+const ADD: &str = "virtualmachines/addvolume";
+const REMOVE: &str = "virtualmachines/removevolume";
+const CLAIMS: &str = "persistentvolumeclaims";
+const INSTANCES: &str = "virtualmachineinstances";
+
+/// Every kind of call of `infra::Infra` at each RPC that makes it, in an order in which a case does not take away the next
+/// one's call. A second create meets the name that the first took, and so reads the object.
+const CASES: [Case; 17] = [
+    case(Rpc::Create, "create", "datavolumes"),
+    case(Rpc::Create, "get", "datavolumes"),
+    case(Rpc::Publish, "get", "datavolumes"),
+    case(Rpc::Publish, "list", INSTANCES),
+    case(Rpc::Publish, "list", "virtualmachines"),
+    case(Rpc::Publish, "update", ADD),
+    case(Rpc::Publish, "patch", CLAIMS),
+    case(Rpc::Publish, "get", CLAIMS),
+    case(Rpc::Unpublish, "get", "virtualmachines"),
+    case(Rpc::Unpublish, "update", REMOVE),
+    case(Rpc::Unpublish, "get", INSTANCES),
+    case(Rpc::Unpublish, "patch", CLAIMS),
+    case(Rpc::Unpublish, "get", "datavolumes"),
+    case(Rpc::Delete, "get", "datavolumes"),
+    case(Rpc::Delete, "list", INSTANCES),
+    case(Rpc::Delete, "list", "virtualmachines"),
+    case(Rpc::Delete, "delete", "datavolumes"),
+];
+
+/// The faults, each with a name for the volume that meets it everywhere.
+fn faults() -> Vec<(&'static str, Action)> {
+    let answer = |code| Action::Answer(Reply::kubernetes(code, WORDS));
+    vec![
+        ("401", answer(401)),
+        ("403", answer(403)),
+        ("404", answer(404)),
+        ("409", answer(409)),
+        ("422", answer(422)),
+        ("429", Action::Answer(Reply::kubernetes(429, WORDS).retry_after(1))),
+        ("500", answer(500)),
+        ("503", answer(503)),
+        ("hang", Action::Hang),
+        ("cut", Action::Cut),
+        ("lost", Action::LoseReply),
+    ]
+}
+
+/// All of it: one volume for each fault, all at the same time.
+pub async fn every_call_and_every_fault(fixture: Fixture) -> Result<()> {
+    let machines: Vec<String> = (0..MACHINES).map(|index| format!("{}-vm{index}", fixture.word)).collect();
+    try_join_all(machines.iter().map(|machine| fixture.empty_machine(machine))).await?;
+    let faults = faults();
+    let lives = faults.iter().enumerate().map(|(index, (name, action))| {
+        let machine = &machines[index % MACHINES];
+        let fixture = &fixture;
+        async move { life(fixture, name, action, machine).await.with_context(|| format!("fault {name}")) }
+    });
+    let told = try_join_all(lives).await?;
+    println!("codes under a fault, of {} cases:\n{}", CASES.len() * faults.len(), told.join("\n"));
+    try_join_all(machines.iter().map(|machine| fixture.delete_machine(machine))).await?;
+    Ok(())
+}
+
+/// One volume that meets `action` at every call of its life; a line with the codes that were answered.
+async fn life(fixture: &Fixture, name: &str, action: &Action, machine: &str) -> Result<String> {
+    let mut life = VolumeLife::start(fixture, name, machine).await?;
+    let mut codes = Vec::new();
+    for (index, case) in CASES.iter().enumerate() {
+        let what = format!("{:?} with {} {} under {name}", case.rpc, case.verb, case.resource);
+        let guard = life.faults().add(Rule::each(Matcher::of(case.verb, case.resource), action.clone()));
+        let answer = until_met(&life, case, action, &guard).await.with_context(|| what.clone())?;
+        drop(guard);
+        codes.push(answer.map_or_else(|status| format!("{:?}", status.code()), |_| "Ok".to_owned()));
+        let is_last = CASES.get(index + 1).is_none_or(|next| next.rpc != case.rpc);
+        if is_last || case.verb == "create" {
+            life.succeed(case.rpc).await.with_context(|| format!("after {what}"))?;
+        }
+        if is_last && case.rpc == Rpc::Create {
+            life.provisioned().await?;
+        }
+    }
+    life.ended().await?;
+    Ok(format!("{name}: {}", codes.join(" ")))
+}
+
+/// Calls until the RPC meets the fault: on a busy machine its short time can be over before. Each answer must be right.
+async fn until_met(
+    life: &VolumeLife<'_>,
+    case: &Case,
+    action: &Action,
+    guard: &Guard,
+) -> Result<Result<Option<Volume>, Status>> {
+    let mut told = Vec::new();
+    for _ in 0..ATTEMPTS {
+        let answer = life.call(case.rpc, SHORT).await;
+        let is_met = guard.count() > 0;
+        judge(life, case, action, is_met, answer.as_ref().err()).await?;
+        if is_met || (may_be_skipped(case) && answer.is_ok()) {
+            return Ok(answer);
+        }
+        told.push(format!("{answer:?}"));
+    }
+    bail!("the call was not made; the answers were {told:?}")
+}
+
+/// Whether the answer is right for what the clusters show.
+async fn judge(
+    life: &VolumeLife<'_>,
+    case: &Case,
+    action: &Action,
+    is_met: bool,
+    failure: Option<&Status>,
+) -> Result<()> {
+    let Some(status) = failure else {
+        ensure!(life.is_done(case.rpc).await?, "OK for what is not done");
+        return Ok(());
+    };
+    // The one proof of absence among the faults: the API refused the object itself, so it was never made.
+    let is_refusal = is_met
+        && case.verb == "create"
+        && matches!(action, Action::Answer(Reply::Kubernetes { code: 422, .. }));
+    let is_right =
+        if is_refusal { status.code() == Code::InvalidArgument } else { is_uncertain(status.code()) };
+    ensure!(is_right, "{status:?}");
+    // Without its right to the claim the driver goes on without the holder, and at the end tells what it waits for.
+    let is_forbidden = matches!(action, Action::Answer(Reply::Kubernetes { code: 403, .. }));
+    let goes_on = case.verb == "patch" || (case.resource == CLAIMS && is_forbidden);
+    // CANCELLED is the client library's own word: on a busy machine its clock can end before the driver's answer is read.
+    let is_drivers = status.code() != Code::Cancelled;
+    let expects_words = is_met && is_drivers && !goes_on && matches!(action, Action::Answer(_));
+    ensure!(!expects_words || status.message().contains(WORDS), "without the infra's words: {status:?}");
+    ensure!(!status.message().is_empty(), "without words: {status:?}");
+    Ok(())
+}
+
+/// The one call that depends on an earlier fault: where the claim could not be patched then, its holder is given up only now,
+/// and that proves already whose volume it is.
+fn may_be_skipped(case: &Case) -> bool {
+    case.rpc == Rpc::Unpublish && case.verb == "get" && case.resource == "datavolumes"
+}

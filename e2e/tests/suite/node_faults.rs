@@ -1,0 +1,58 @@
+//! Replies of the node plugin that kubelet never gets: it calls again, and the work is done once.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anyhow::{Context, Result, ensure};
+use bench::fault_proxy::{Action, Matcher, Rule};
+
+use crate::{
+    controller_process::{Controller, filesystem},
+    fixture::Fixture,
+    node_socket::NodeSocket,
+};
+
+/// The worker that this test uses.
+const WORKER: &str = "worker-1";
+
+/// The replies of NodeStageVolume and NodePublishVolume, then of their opposites, are lost once each.
+pub async fn lost_replies(fixture: Fixture) -> Result<()> {
+    let controller = Controller::start(&fixture, "a").await?;
+    let volume = controller.create(&format!("pvc-{}", fixture.word), filesystem("ext4")).await?;
+    controller.publish(&volume, WORKER).await?;
+    let front = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let (node, proxy) = NodeSocket::behind_proxy(&fixture, WORKER, front).await?;
+    let lose = |method: &str| proxy.faults().add(Rule::once(Matcher::of_method(method), Action::LoseReply));
+    let capability = filesystem("ext4");
+    let identity =
+        format!("blkid -c /dev/null -o value -s UUID $(findmnt -n -o SOURCE {})", node.staging(&volume));
+    let mounts = |path: &str| format!("grep -c ' {path} ' /proc/self/mountinfo || true");
+
+    let lost = lose("NodeStageVolume");
+    node.stage(&volume, &capability).await.err().context("the lost reply of NodeStage was answered")?;
+    ensure!(lost.count() == 1, "no reply was lost");
+    let made = node.run(&["sh", "-c", &identity]).await?;
+    node.stage(&volume, &capability).await.context("NodeStage again")?;
+    let again = node.run(&["sh", "-c", &identity]).await?;
+    ensure!(!made.trim().is_empty() && made == again, "another filesystem: {made:?}, then {again:?}");
+
+    let lost = lose("NodePublishVolume");
+    node.publish(&volume, &capability).await.err().context("the lost reply of NodePublish was answered")?;
+    ensure!(lost.count() == 1, "no reply was lost");
+    let target = node.publish(&volume, &capability).await.context("NodePublish again")?;
+    for path in [&node.staging(&volume), &target] {
+        let count = node.run(&["sh", "-c", &mounts(path)]).await?;
+        ensure!(count.trim() == "1", "{path} is mounted {count} times");
+    }
+
+    let lost = [lose("NodeUnpublishVolume"), lose("NodeUnstageVolume")];
+    node.unpublish(&volume).await.err().context("the lost reply of NodeUnpublish was answered")?;
+    node.unpublish(&volume).await.context("NodeUnpublish again")?;
+    node.unstage(&volume).await.err().context("the lost reply of NodeUnstage was answered")?;
+    node.unstage(&volume).await.context("NodeUnstage again")?;
+    ensure!(lost.iter().all(|guard| guard.count() == 1), "no reply was lost at the end");
+    for path in [&node.staging(&volume), &target] {
+        let count = node.run(&["sh", "-c", &mounts(path)]).await?;
+        ensure!(count.trim() == "0", "{path} is still mounted");
+    }
+    controller.discard(&volume, WORKER).await
+}

@@ -1,0 +1,102 @@
+//! Infra is away for minutes in the middle of creates and attaches: nobody crashes, nothing is done twice, everything ends well.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bench::{
+    fault_proxy::{Action, Guard, Matcher, Rule},
+    scenario::Deadline,
+};
+
+use crate::{
+    attachments::{FakeNode, Volumes, our_data_volumes},
+    fixture::Fixture,
+    stack::{Options, Stack, instead_of_installed},
+};
+
+/// How long infra is away.
+const OUTAGE: Duration = Duration::from_mins(2);
+
+/// How often the driver is looked at meanwhile.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Volumes that are being created, and as many that are being attached, when infra goes away.
+const COUNT: usize = 20;
+
+/// So many calls of each kind are through when infra goes away.
+const THROUGH: u32 = 3;
+
+/// So many creates have landed then and are not answered.
+const UNANSWERED: u32 = 8;
+
+/// Twenty claims and twenty attachments, with the real sidecars; infra goes away in their middle.
+pub async fn infra_away(fixture: Fixture) -> Result<()> {
+    instead_of_installed(&fixture, body(&fixture)).await
+}
+
+async fn body(fixture: &Fixture) -> Result<()> {
+    let before = our_data_volumes(fixture).await?;
+    let nodes = [FakeNode::start(fixture, "vm1").await?, FakeNode::start(fixture, "vm2").await?];
+    let stack = Stack::start(fixture, "a", &Options::default()).await?;
+    let volumes = Volumes::new(fixture).await?;
+    let names = |kind: &str| -> Vec<String> { (0..COUNT).map(|index| format!("{kind}-{index}")).collect() };
+    let (early, late) = (names("early"), names("late"));
+    volumes.ask(&early).await?;
+    let attached = volumes.bound(&early).await?;
+
+    let (creates, plugs) =
+        (Matcher::of("create", "datavolumes"), Matcher::of("update", "virtualmachines/addvolume"));
+    // Some calls are through, some have landed and are not answered, the rest has not landed: that is the middle.
+    let held = [middle(&stack, &creates, UNANSWERED), middle(&stack, &plugs, 1)];
+    volumes.attach(&attached, &nodes).await?;
+    volumes.ask(&late).await?;
+    let before_landing = u32::try_from(COUNT)? - THROUGH - UNANSWERED;
+    let all_held = async {
+        held[0][0].caught(UNANSWERED).await;
+        held[0][1].caught(before_landing).await;
+        // The calls of one VM go one after another: one VM's call is unanswered, the other's has not landed.
+        held[1][0].caught(1).await;
+        held[1][1].caught(1).await;
+    };
+    tokio::time::timeout(Deadline::PodStart.duration(), all_held).await.context("the middle did not come")?;
+    let away = stack.infra().away();
+    drop(held);
+    let (made, plugged) = (stack.infra().succeeded(&creates), stack.infra().succeeded(&plugs));
+    println!("infra goes away with {made} of {} created and {plugged} of {COUNT} plugged in", 2 * COUNT);
+    ensure!(made < 2 * COUNT && plugged < COUNT, "all was done before infra went away");
+    let gone = Instant::now();
+    while gone.elapsed() < OUTAGE {
+        stack.ensure_alive().await?;
+        tokio::time::sleep(LOOK).await;
+    }
+    drop(away);
+    let back = Instant::now();
+
+    let created = volumes.bound(&late).await?;
+    println!("{:.0} s after its return all claims are bound", back.elapsed().as_secs_f32());
+    volumes.attached(&attached).await?;
+    println!("{:.0} s after its return all volumes are attached", back.elapsed().as_secs_f32());
+    stack.ensure_alive().await?;
+    let ours = our_data_volumes(fixture).await?;
+    let new: Vec<String> = ours.difference(&before).cloned().collect();
+    ensure!(new.len() == 2 * COUNT, "{} DataVolumes for {} claims: {new:?}", new.len(), 2 * COUNT);
+    let all: Vec<String> = attached.iter().chain(&created).cloned().collect();
+    ensure!(all.iter().all(|volume| new.contains(volume)), "a volume without its DataVolume");
+
+    volumes.end(&early, &attached).await?;
+    volumes.end(&late, &created).await?;
+    let left: Vec<String> = our_data_volumes(fixture).await?.difference(&before).cloned().collect();
+    ensure!(left.is_empty(), "left over: {left:?}");
+    for node in nodes {
+        node.end(fixture).await?;
+    }
+    Ok(())
+}
+
+/// Holds the calls that `at` selects in their middle: the first are let through, the next `unanswered` land, the rest does not.
+fn middle(stack: &Stack, at: &Matcher, unanswered: u32) -> [Guard; 2] {
+    let after = Rule { at: at.clone(), skip: THROUGH, limit: Some(unanswered), action: Action::FreezeAfter };
+    // The older rule sees each call first, so this one meets what that one leaves.
+    let before = Rule { at: at.clone(), skip: THROUGH, limit: None, action: Action::FreezeBefore };
+    [stack.infra().add(after), stack.infra().add(before)]
+}

@@ -1,0 +1,67 @@
+//! What goes wrong between the real sidecars and the driver's socket: nothing is doubled, everything ends well.
+
+use anyhow::{Context, Result, ensure};
+use bench::{
+    fault_proxy::{Action, Matcher, Rule},
+    scenario::Deadline,
+};
+
+use crate::{
+    attachments::{FakeNode, Volumes, our_data_volumes},
+    fixture::Fixture,
+    stack::{Options, Stack, instead_of_installed},
+};
+
+/// The sidecars' timeout: short, so that the attacher itself gives up a hung call.
+const TIMEOUT: &str = "10s";
+
+/// A lost reply of CreateVolume, a ControllerPublishVolume that is never answered, a socket that breaks during another, and a
+/// lost reply of ControllerUnpublishVolume and DeleteVolume.
+pub async fn socket_faults(fixture: Fixture) -> Result<()> {
+    instead_of_installed(&fixture, body(&fixture)).await
+}
+
+async fn body(fixture: &Fixture) -> Result<()> {
+    let options = Options { election: false, timeout: Some(TIMEOUT) };
+    let before = our_data_volumes(fixture).await?;
+    let nodes = [FakeNode::start(fixture, "vm").await?];
+    let stack = Stack::start(fixture, "a", &options).await?;
+    let volumes = Volumes::new(fixture).await?;
+    let claims = ["one".to_owned(), "two".to_owned()];
+    let once = |method: &str, action| stack.socket().add(Rule::once(Matcher::of_method(method), action));
+
+    let lost = once("CreateVolume", Action::LoseReply);
+    volumes.ask(&claims).await?;
+    let bound = volumes.bound(&claims).await.context("the reply of CreateVolume was lost")?;
+    ensure!(lost.count() == 1, "no reply was lost");
+    let made = our_data_volumes(fixture).await?.difference(&before).count();
+    ensure!(made == claims.len(), "{made} DataVolumes for {} claims", claims.len());
+
+    let hung = once("ControllerPublishVolume", Action::Hang);
+    volumes.attach(&bound[..1], &nodes).await?;
+    volumes.attached(&bound[..1]).await.context("ControllerPublishVolume hung")?;
+    ensure!(hung.count() == 1, "no call hung");
+
+    let at = Matcher::of("update", "virtualmachines/addvolume");
+    let frozen = stack.infra().add(Rule::once(at.clone(), Action::FreezeBefore));
+    volumes.attach(&bound[1..], &nodes).await?;
+    tokio::time::timeout(Deadline::PodStart.duration(), frozen.caught(1))
+        .await
+        .context("no addvolume call")?;
+    drop(stack.socket().away());
+    drop(frozen);
+    volumes.attached(&bound[1..]).await.context("the socket broke")?;
+    let plugged = stack.infra().succeeded(&at);
+    ensure!(plugged == bound.len(), "{} volumes were plugged in {plugged} times", bound.len());
+
+    let lost =
+        [once("ControllerUnpublishVolume", Action::LoseReply), once("DeleteVolume", Action::LoseReply)];
+    volumes.end(&claims, &bound).await.context("replies of the end were lost")?;
+    ensure!(lost.iter().all(|guard| guard.count() == 1), "no reply was lost at the end");
+    let left = our_data_volumes(fixture).await?.difference(&before).count();
+    ensure!(left == 0, "{left} DataVolumes are left over");
+    for node in nodes {
+        node.end(fixture).await?;
+    }
+    Ok(())
+}

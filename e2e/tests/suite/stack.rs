@@ -1,0 +1,234 @@
+//! A whole controller pod of the test's own, from real parts in the place of the installed one: the driver, external-provisioner
+//! and external-attacher with the arguments of the installed Deployment, a fault proxy between the driver and infra, and one
+//! between the sidecars and the driver's socket. A sidecar that ends is started again, as kubelet would.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use bench::{
+    bring_up::CONTROLLER,
+    command::goal::Plan,
+    fault_proxy::{Faults, GrpcProxy, KubeProxy, Place},
+    paths::RUNTIME,
+    scenario::{Deadline, HCP_NAMESPACE, until},
+    supervise::{Process, ProcessSpec, Supervisor},
+};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{Pod, Secret},
+};
+use kube::{
+    Api,
+    api::{ListParams, Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    controller_process::{Controller, service_account_kubeconfig},
+    fixture::Fixture,
+};
+
+/// The sidecars: container, which is also the program's name, and the Secret with its guest kubeconfig under `value`.
+const SIDECARS: [(&str, &str); 2] = [
+    ("csi-provisioner", "kubevirt-csi-provisioner-kubeconfig"),
+    ("csi-attacher", "kubevirt-csi-attacher-kubeconfig"),
+];
+
+/// The label of the installed controller's pods.
+const POD_LABEL: &str = "app=kubevirt-csi-driver";
+
+/// Pause before a sidecar is started again; kubelet's first one is of this order.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
+/// Sets the host name, by which the sidecars tell each other apart, then becomes the program: as in a pod.
+const AS_HOST: &str = "echo \"$0\" > /proc/sys/kernel/hostname; exec \"$@\"";
+
+/// How a stack differs from the installed pod.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Whether the sidecars elect a leader; else they act at once.
+    pub election: bool,
+    /// The sidecars' `--timeout`, where it is not the Deployment's.
+    pub timeout: Option<&'static str>,
+}
+
+/// A running stack; it ends when it is dropped.
+pub struct Stack {
+    /// Its host name: the identity in a lease.
+    pub host: String,
+    controller: Controller,
+    infra: KubeProxy,
+    socket: GrpcProxy,
+    livez: SocketAddr,
+    sidecars: Vec<Sidecar>,
+}
+
+/// A process that is started again when it ends.
+struct Sidecar {
+    current: Arc<Mutex<Process>>,
+    keeper: AbortOnDropHandle<()>,
+}
+
+impl Stack {
+    /// Starts a stack named after the test and `suffix`.
+    pub async fn start(fixture: &Fixture, suffix: &str, options: &Options) -> Result<Self> {
+        let host = format!("{}-{suffix}", fixture.word);
+        let infra = KubeProxy::start(&service_account_kubeconfig(fixture).await?).await?;
+        let livez = free_port()?;
+        let http = format!("--http-endpoint={livez}");
+        let controller = Controller::behind(fixture, suffix, &infra, &[http]).await?;
+        let front = PathBuf::from(RUNTIME).join(format!("{host}-csi.sock"));
+        let real = Place::Unix(controller.socket().to_owned());
+        let socket = GrpcProxy::start(Place::Unix(front.clone()), real).await?;
+        let mut sidecars = Vec::new();
+        for (name, secret) in SIDECARS {
+            let spec = sidecar(fixture, name, secret, &host, &front, options).await?;
+            sidecars.push(Sidecar::start(&fixture.run.join("logs"), spec)?);
+        }
+        Ok(Self { host, controller, infra, socket, livez, sidecars })
+    }
+
+    /// What goes wrong between the driver and infra.
+    pub fn infra(&self) -> &Faults {
+        self.infra.faults()
+    }
+
+    /// What goes wrong between the sidecars and the driver.
+    pub fn socket(&self) -> &Faults {
+        self.socket.faults()
+    }
+
+    /// SIGKILL to all its processes, as when its node dies.
+    pub async fn kill(self) {
+        for sidecar in &self.sidecars {
+            sidecar.keeper.abort();
+            let process = sidecar.process();
+            process.kill().await;
+        }
+        self.controller.kill().await;
+    }
+
+    /// That the driver lives: its process, and its `/livez`.
+    pub async fn ensure_alive(&self) -> Result<()> {
+        ensure!(self.controller.is_alive(), "the driver's process has ended");
+        let mut stream = tokio::net::TcpStream::connect(self.livez).await.context("connect to /livez")?;
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: livez\r\nConnection: close\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "/livez answered {answer:?}");
+        Ok(())
+    }
+}
+
+impl Sidecar {
+    fn start(logs: &Path, spec: ProcessSpec) -> Result<Self> {
+        let supervisor = Supervisor::new(logs.to_owned());
+        let current = Arc::new(Mutex::new(supervisor.start(&spec)?));
+        let kept = Arc::clone(&current);
+        let keeper = tokio::spawn(async move {
+            loop {
+                let process = kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                process.exited().await;
+                tokio::time::sleep(RESTART_PAUSE).await;
+                match supervisor.start(&spec) {
+                    Ok(process) => *kept.lock().unwrap_or_else(PoisonError::into_inner) = process,
+                    Err(error) => return eprintln!("{} is not started again: {error:#}", spec.name),
+                }
+            }
+        });
+        Ok(Self { current, keeper: AbortOnDropHandle::new(keeper) })
+    }
+
+    fn process(&self) -> Process {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        self.keeper.abort();
+        self.process().signal(nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+/// Takes the installed controller out of service while `body` runs, and puts it back however that ends. The test has the bench
+/// alone.
+pub async fn instead_of_installed<F>(fixture: &Fixture, body: F) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    let deployments: Api<Deployment> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    let replicas = deployments.get(CONTROLLER).await?.spec.replicas.unwrap_or(1);
+    let result = match scale(fixture, 0).await {
+        Ok(()) => body.await,
+        Err(error) => Err(error),
+    };
+    let back = scale(fixture, replicas).await.context("put the installed controller back");
+    result.and(back)
+}
+
+async fn scale(fixture: &Fixture, replicas: i32) -> Result<()> {
+    let deployments: Api<Deployment> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+    deployments.patch(CONTROLLER, &PatchParams::default(), &patch).await?;
+    let pods: Api<Pod> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    let labelled = ListParams::default().labels(POD_LABEL);
+    until(&format!("{replicas} installed controllers"), Deadline::PodStart, async || {
+        let status = deployments.get(CONTROLLER).await?.status.unwrap_or_default();
+        let available = status.available_replicas.unwrap_or_default();
+        let there = pods.list(&labelled).await?.items.len();
+        let wanted = usize::try_from(replicas)?;
+        Ok(if available == replicas && there == wanted {
+            Ok(())
+        } else {
+            Err(format!("{available} available, {there} pods"))
+        })
+    })
+    .await
+}
+
+async fn sidecar(
+    fixture: &Fixture,
+    name: &str,
+    secret: &str,
+    host: &str,
+    socket: &Path,
+    options: &Options,
+) -> Result<ProcessSpec> {
+    let secrets: Api<Secret> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    let data = secrets.get(secret).await?.data.unwrap_or_default();
+    let kubeconfig = PathBuf::from(RUNTIME).join(format!("{host}-{name}.kubeconfig"));
+    std::fs::write(&kubeconfig, &data.get("value").context("a Secret without kubeconfig")?.0)?;
+    let deployments: Api<Deployment> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    let pod = deployments.get(CONTROLLER).await?.spec.template.spec;
+    let containers = pod.context("a Deployment without pods")?.containers;
+    let container = containers.into_iter().find(|container| container.name == name);
+    let args = container.and_then(|container| container.args).with_context(|| format!("no {name}"))?;
+    let args = args.into_iter().filter(|arg| options.election || !arg.starts_with("--leader-election"));
+    let args = args.map(|arg| match arg.split_once('=') {
+        Some(("--csi-address", _)) => format!("--csi-address={}", socket.display()),
+        Some(("--kubeconfig", _)) => format!("--kubeconfig={}", kubeconfig.display()),
+        Some(("--timeout", given)) => format!("--timeout={}", options.timeout.unwrap_or(given)),
+        _ => arg,
+    });
+    let wrapper = ["unshare", "--uts", "sh", "-c", AS_HOST, host];
+    Ok(ProcessSpec {
+        name: format!("test-{host}-{name}"),
+        wrapper: wrapper.map(str::to_owned).into(),
+        program: Plan::read(&fixture.run)?.artifacts.programs.path(name)?.to_path_buf(),
+        args: args.collect(),
+        ..ProcessSpec::default()
+    })
+}
+
+/// A port that was free a moment ago: the driver takes a number, not a socket.
+fn free_port() -> Result<SocketAddr> {
+    Ok(TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?.local_addr()?)
+}

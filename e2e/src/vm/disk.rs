@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     command_line::{ROOT_PORTS, SCSI_CONTROLLER, root_port},
-    disk_fault::{DiskFaults, add_objects, delete_objects, filters},
+    disk_fault::{DiskFaults, add_objects, delete_objects, filters, release},
     qmp::Monitor,
     wait_for,
 };
@@ -139,10 +139,9 @@ impl Disks {
     /// Takes a disk out: the device, once the guest has let go, then its block nodes. One that is not there is out.
     pub(super) async fn unplug(&self, monitor: &Monitor, name: &str) -> Result<()> {
         let _change = self.change.lock().await;
-        if !self.places().0.contains_key(name) {
-            return Ok(());
-        }
+        let Some((disk, _)) = self.places().0.get(name).cloned() else { return Ok(()) };
         let nodes = Nodes::of(name);
+        release(monitor, &nodes, &disk.faults).await?;
         monitor.remove_device(&nodes.device, UNPLUG_LIMIT).await.with_context(|| format!("unplug {name}"))?;
         delete_nodes(monitor, &nodes).await.with_context(|| format!("unplug {name}"))?;
         self.places().0.remove(name);
@@ -152,15 +151,21 @@ impl Disks {
     /// Gives a plugged disk other faults, or none, while the guest goes on.
     pub(super) async fn set_faults(&self, monitor: &Monitor, name: &str, faults: &DiskFaults) -> Result<()> {
         let _change = self.change.lock().await;
-        ensure!(self.places().0.contains_key(name), "no disk is plugged as {name}");
+        let plugged = self.places().0.get(name).cloned();
+        let (disk, _) = plugged.with_context(|| format!("no disk is plugged as {name}"))?;
         let nodes = Nodes::of(name);
+        release(monitor, &nodes, &disk.faults).await?;
         // First without any, so that the names of the filters are free.
         reopen(monitor, &nodes, &nodes.file).await?;
         delete_filters(monitor, &nodes).await?;
         add_objects(monitor, &nodes, faults).await?;
         let (graph, top) = filters(&nodes, faults);
         add_graph(monitor, graph).await?;
-        reopen(monitor, &nodes, top).await
+        reopen(monitor, &nodes, top).await?;
+        if let Some((disk, _)) = self.places().0.get_mut(name) {
+            disk.faults = faults.clone();
+        }
+        Ok(())
     }
 
     fn places(&self) -> MutexGuard<'_, Places> {

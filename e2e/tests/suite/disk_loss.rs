@@ -20,26 +20,27 @@ const WORKER: &str = "worker-2";
 /// Unplugged in the midst of mkfs: the call fails, and the same call makes the filesystem when the disk is back.
 pub async fn while_formatted(fixture: Fixture) -> Result<()> {
     let node = NodeSocket::connect(&fixture, WORKER).await?;
-    let frozen = DiskFaults { frozen_after: Some(MIB / 4), ..DiskFaults::default() };
+    // mkfs.xfs writes some 64 MiB here: there is a midst to stop in.
+    let frozen = DiskFaults { frozen_after: Some(MIB), ..DiskFaults::default() };
     let disk = BareDisk::blank(&fixture, WORKER, "disk", DISK_BYTES)?.faulty(frozen);
-    let ext4 = filesystem("ext4");
+    let xfs = filesystem("xfs");
     disk.plug().await?;
     let lose = async {
         node.until_formatting(1).await?;
         disk.unplug().await
     };
-    let (staged, lost) = tokio::join!(node.stage(&disk.volume, &ext4), lose);
+    let (staged, lost) = tokio::join!(node.stage(&disk.volume, &xfs), lose);
     lost?;
     let code = staged.err().context("staged a disk that was unplugged")?.code();
     ensure!(matches!(code, Code::Internal | Code::Unavailable), "{code:?}");
-    refused_with(node.stage_within(&disk.volume, &ext4, SHORT_DEADLINE).await, Code::Unavailable)?;
+    refused_with(node.stage_within(&disk.volume, &xfs, SHORT_DEADLINE).await, Code::Unavailable)?;
 
     let disk = disk.faulty(DiskFaults::default());
     disk.plug().await?;
-    node.stage(&disk.volume, &ext4).await.context("stage when the disk is back")?;
+    node.stage(&disk.volume, &xfs).await.context("stage when the disk is back")?;
     node.unstage(&disk.volume).await?;
     disk.unplug().await?;
-    check(disk.image(), "ext4")
+    check(disk.image(), "xfs")
 }
 
 /// Unplugged between stage and publish: publish is refused until the disk is back, then it is staged anew by itself.

@@ -183,10 +183,10 @@ pub async fn in_the_midst_of_mkfs(fixture: Fixture) -> Result<()> {
     let send = join_all(volumes.iter().map(|(_, used)| node.stage(&used.disk.volume, &used.capability)));
     let kill = async {
         node.until_formatting(volumes.len()).await?;
-        node.kill_driver().await
+        node.send_kill().await
     };
     let (answers, killed) = tokio::join!(send, kill);
-    killed?;
+    let killed = killed?;
     ensure!(answers.iter().all(Result::is_err), "a call succeeded on a disk that stands still: {answers:?}");
 
     for (index, (_, used)) in volumes.iter_mut().enumerate() {
@@ -198,6 +198,7 @@ pub async fn in_the_midst_of_mkfs(fixture: Fixture) -> Result<()> {
             used.disk.plug().await?;
         }
     }
+    node.until_replaced(&killed).await?;
     let outcomes = join_all(volumes.iter().map(async |(kind, used)| {
         is_made_once(&node, kind, used).await.with_context(|| used.disk.volume.volume_id.clone())
     }));

@@ -169,11 +169,22 @@ impl<'a> NodeSocket<'a> {
         self.run(&["killall", "-STOP", DRIVER]).await.map(drop)
     }
 
-    /// `kill -9` of the driver. It is the first process of its container, so the programs that it started die with it;
-    /// kubelet starts the container again. Returns when a new driver answers on the socket.
+    /// `kill -9` of the driver; returns when a new one answers on the socket.
     pub async fn kill_driver(&self) -> Result<()> {
-        let killed = self.driver_process().await?;
-        self.run(&["kill", "-KILL", &killed]).await.context("kill the driver")?;
+        let killed = self.send_kill().await?;
+        self.until_replaced(&killed).await
+    }
+
+    /// `kill -9` of the driver; gives its process id. Its container ends with it: containerd kills the programs that it
+    /// started, but one that waits for a disk goes only when the disk answers.
+    pub async fn send_kill(&self) -> Result<String> {
+        let process = self.driver_process().await?;
+        self.run(&["kill", "-KILL", &process]).await.context("kill the driver")?;
+        Ok(process)
+    }
+
+    /// Waits until kubelet has started another driver than `killed` and it answers on the socket.
+    pub async fn until_replaced(&self, killed: &str) -> Result<()> {
         until("a new driver", Deadline::PodStart, async || {
             let process = self.driver_process().await?;
             Ok(if process == killed { Err("the old one is still there".to_owned()) } else { Ok(()) })
@@ -181,13 +192,8 @@ impl<'a> NodeSocket<'a> {
         .await?;
         until("the new driver on its socket", Deadline::Reaction, async || {
             let ask = timed(NodeGetCapabilitiesRequest {}, SHORT_DEADLINE);
-            Ok(self
-                .client
-                .clone()
-                .node_get_capabilities(ask)
-                .await
-                .map(drop)
-                .map_err(|status| format!("{status:?}")))
+            let answer = self.client.clone().node_get_capabilities(ask).await;
+            Ok(answer.map(drop).map_err(|status| format!("{status:?}")))
         })
         .await
     }

@@ -1,7 +1,7 @@
 //! Who keeps a mount or a disk busy: best effort, for error texts only.
 //!
 //! Mounts and devices stacked on others are seen from everywhere. Processes are seen only in the own PID namespace: in a
-//! container without `hostPID`, as all known installations run it, those of other pods are not, and the text says so.
+//! container without `hostPID`, as the reference's installers run it, those of other pods are not, and the text says so.
 
 use std::fs;
 use std::path::{Path, PathBuf};

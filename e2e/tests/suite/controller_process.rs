@@ -1,7 +1,11 @@
 //! A controller process of the test's own, as the ServiceAccount that `deploy/` gives the controller, beside the installed
 //! one: its socket is where tests call RPCs directly.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use bench::{
@@ -16,7 +20,10 @@ use csi_proto::v1::{
     controller_client::ControllerClient,
     volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
 };
-use k8s_openapi::api::{authentication::v1::TokenRequest, core::v1::ServiceAccount};
+use k8s_openapi::api::{
+    authentication::v1::{TokenRequest, TokenRequestSpec},
+    core::v1::ServiceAccount,
+};
 use kube::{Api, api::PostParams, config::Kubeconfig};
 use serde_json::json;
 use tonic::{
@@ -42,6 +49,9 @@ const RPC_DEADLINE: Duration = Duration::from_secs(180);
 pub struct Controller {
     process: Process,
     socket: PathBuf,
+    http: SocketAddr,
+    kubeconfig: PathBuf,
+    channel: Channel,
     client: ControllerClient<Channel>,
 }
 
@@ -54,10 +64,18 @@ impl Drop for Controller {
 impl Controller {
     /// Starts a controller named after the test and `suffix`, and waits for its socket.
     pub async fn start(fixture: &Fixture, suffix: &str) -> Result<Self> {
+        let token = service_account_token(fixture, TokenRequestSpec::default()).await?;
+        Self::start_with(fixture, suffix, &kubeconfig(&token)?).await
+    }
+
+    /// The same with a kubeconfig of the test's own.
+    pub async fn start_with(fixture: &Fixture, suffix: &str, kubeconfig_text: &str) -> Result<Self> {
         let name = format!("test-{}-{suffix}", fixture.word);
         let socket = PathBuf::from(RUNTIME).join(format!("{name}.sock"));
         let kubeconfig = PathBuf::from(RUNTIME).join(format!("{name}.kubeconfig"));
-        std::fs::write(&kubeconfig, service_account_kubeconfig(fixture).await?)?;
+        std::fs::write(&kubeconfig, kubeconfig_text)?;
+        // A port that was free a moment ago: the program takes an address, not a socket.
+        let http = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let spec = ProcessSpec {
             name: name.clone(),
             program: program(fixture)?,
@@ -68,6 +86,7 @@ impl Controller {
                 format!("--infra-cluster-kubeconfig={}", kubeconfig.display()),
                 "--run-node-service=false".to_owned(),
                 "--run-controller-service=true".to_owned(),
+                format!("--http-endpoint={http}"),
                 "--v=5".to_owned(),
             ],
             ..ProcessSpec::default()
@@ -79,12 +98,35 @@ impl Controller {
             None => Ok(endpoint.connect().await.map_err(|error| format!("{error:?}"))),
         })
         .await?;
-        Ok(Self { process, socket, client: ControllerClient::new(channel) })
+        let client = ControllerClient::new(channel.clone());
+        Ok(Self { process, socket, http, kubeconfig, channel, client })
     }
 
     /// Its CSI socket.
-    pub fn socket(&self) -> &std::path::Path {
+    pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// The connection to its CSI socket.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Where it serves `/livez`, `/readyz` and `/metrics`.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Puts another kubeconfig in the place of its own, whole at once as kubelet does it with a Secret's.
+    pub fn swap_kubeconfig(&self, text: &str) -> Result<()> {
+        let new = self.kubeconfig.with_extension("new");
+        std::fs::write(&new, text)?;
+        std::fs::rename(&new, &self.kubeconfig).context("swap the kubeconfig")
     }
 
     /// CreateVolume of 1 GiB; block or ext4.
@@ -225,13 +267,16 @@ fn program(fixture: &Fixture) -> Result<PathBuf> {
     Ok(Plan::read(&fixture.run)?.artifacts.programs.path("kubevirt-csi-driver")?.to_path_buf())
 }
 
-/// A kubeconfig of the controller's ServiceAccount: the administrator's with another user.
-async fn service_account_kubeconfig(fixture: &Fixture) -> Result<String> {
+/// A token of the controller's ServiceAccount.
+pub async fn service_account_token(fixture: &Fixture, spec: TokenRequestSpec) -> Result<String> {
     let accounts: Api<ServiceAccount> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
-    let response = accounts
-        .create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &TokenRequest::default())
-        .await?;
-    let token = response.status.and_then(|status| status.token).context("no token in the answer")?;
+    let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+    let response = accounts.create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &request).await?;
+    response.status.and_then(|status| status.token).context("no token in the answer")
+}
+
+/// A kubeconfig of the infra cluster: the administrator's with the user whose token this is.
+pub fn kubeconfig(token: &str) -> Result<String> {
     let mut admin = serde_json::to_value(Kubeconfig::read_from(paths::kubeconfig())?)?;
     admin["users"] = json!([{"name": "account", "user": {"token": token}}]);
     admin["contexts"] = json!([{"name": "infra", "context": {"cluster": "infra", "user": "account"}}]);

@@ -84,6 +84,17 @@ pub enum Error {
         /// CDI's words.
         progress: String,
     },
+    /// CDI has not made the volume's claim; a call that comes again may find it.
+    #[error(
+        "the volume has no infra claim yet (infra storage class {}): {progress}",
+        class.as_deref().unwrap_or("infra's default")
+    )]
+    Unclaimed {
+        /// The infra storage class that was asked for; CDI does not name one that is missing.
+        class: Option<String>,
+        /// CDI's words.
+        progress: String,
+    },
     /// Many nodes want a volume that was made for one.
     #[error("volume {0} was not created for ReadWriteMany")]
     NotShared(ObjectName),
@@ -146,7 +157,7 @@ impl Error {
                 Refusal::VmDeleting | Refusal::Halted(_) | Refusal::Fixed(_) => Code::FailedPrecondition,
                 Refusal::InstanceOutlivesVm => Code::Aborted,
             },
-            Self::Busy { .. } | Self::Changed(_) => Code::Aborted,
+            Self::Busy { .. } | Self::Changed(_) | Self::Unclaimed { .. } => Code::Aborted,
             Self::Stopping(_) => Code::Unavailable,
             Self::Deadline(_) => Code::DeadlineExceeded,
             Self::Cancelled(_) => Code::Cancelled,

@@ -25,6 +25,9 @@ const RESOURCE_VERSION: &str = "/metadata/resourceVersion";
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// CDI makes a claim at once or needs somebody's help (a quota, a class that does not exist). After this time the answer tells
+/// why, so that it becomes an event of the guest's while the sidecar calls again; its own time-out is minutes.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(20);
 /// A holder without the volume is replaced after this time only: one that lives is about to plug it in. Not a matter of safety,
 /// which the confirmation gives, but so that two nodes do not take a volume from each other in turns.
 const IDLE_LIMIT: Duration = Duration::from_secs(3);
@@ -54,8 +57,9 @@ impl<'a> Holder<'a> {
         display(self.infra, self.vm)
     }
 
-    /// Becomes the holder. Waits for a claim that CDI has not made yet.
+    /// Becomes the holder. Waits a while for a claim that CDI has not made yet.
     pub(crate) async fn acquire(&self, operation: &Operation) -> Result<Hold, Error> {
+        let began = Instant::now();
         let mut pause = FIRST_PAUSE;
         let mut idle = None;
         loop {
@@ -69,7 +73,10 @@ impl<'a> Holder<'a> {
                 Class::Forbidden => return Ok(unarbitrated(&error)),
                 Class::NotFound => {
                     cause = WaitCause::InfraClaim;
-                    self.note_progress(operation).await?;
+                    let unclaimed = self.unclaimed(operation).await?;
+                    if began.elapsed() >= CLAIM_PATIENCE {
+                        return Err(unclaimed);
+                    }
                 }
                 // A test failed: somebody holds it, or the claim has no annotations, or not our labels.
                 Class::Invalid | Class::Conflict | Class::BadRequest => {
@@ -92,7 +99,7 @@ impl<'a> Holder<'a> {
     ) -> Result<Option<Hold>, Error> {
         let claim = match operation.wait(self.infra.claim(self.volume)).await? {
             Ok(Some(claim)) => claim,
-            Ok(None) => return self.note_progress(operation).await.map(|()| None),
+            Ok(None) => return self.unclaimed(operation).await.map(|_| None),
             Err(error) if error.class() == Class::Forbidden => return Ok(Some(unarbitrated(&error))),
             Err(error) => return Err(error.into()),
         };
@@ -135,13 +142,14 @@ impl<'a> Holder<'a> {
         if claim.deleting() { Err(Error::Deleting(self.volume.clone())) } else { Ok(Hold::Held) }
     }
 
-    /// Why there is no claim yet, or that there will be none.
-    async fn note_progress(&self, operation: &Operation) -> Result<(), Error> {
+    /// Why there is no claim yet, which is noted; fails where there will be none.
+    async fn unclaimed(&self, operation: &Operation) -> Result<Error, Error> {
         let volume = operation.wait(self.infra.data_volume(self.volume)).await??;
         let volume = volume.ok_or(infra::Foreign)?;
         crate::publish::check_usable(&volume, self.volume)?;
-        operation.note(format_args!("the volume has no infra claim yet: {}", volume.progress()));
-        Ok(())
+        let unclaimed = Error::Unclaimed { class: volume.storage_class.clone(), progress: volume.progress() };
+        operation.note(&unclaimed);
+        Ok(unclaimed)
     }
 
     /// Proves, once the volume is plugged in, that nobody else may have it.

@@ -75,3 +75,30 @@ impl identity_server::Identity for Identity {
         Ok(Response::new(ProbeResponse { ready: Some(true) }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use identity_server::Identity as _;
+    use tonic::Code;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_probe_fails_while_the_process_is_wedged_and_says_why() {
+        let hanging = Arc::new(AtomicBool::new(false));
+        let wedged: Wedged = {
+            let hanging = Arc::clone(&hanging);
+            Arc::new(move || hanging.load(Ordering::Relaxed).then(|| "an operation hangs".to_owned()))
+        };
+        let identity = Identity::new("csi.kubevirt.io", "0.1.0", Vec::new()).with_wedged(wedged);
+        let probe = || identity.probe(Request::new(ProbeRequest {}));
+        assert_eq!(probe().await.unwrap().into_inner().ready, Some(true));
+        hanging.store(true, Ordering::Relaxed);
+        let failed = probe().await.unwrap_err();
+        assert_eq!((failed.code(), failed.message()), (Code::FailedPrecondition, "an operation hangs"));
+        hanging.store(false, Ordering::Relaxed);
+        assert!(probe().await.is_ok());
+    }
+}

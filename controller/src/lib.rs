@@ -12,6 +12,7 @@ mod delete;
 mod error;
 mod holder;
 mod identity;
+pub mod key;
 mod operation;
 mod publish;
 mod request;

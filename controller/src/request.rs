@@ -10,6 +10,8 @@ use csi_proto::v1::{
 };
 use infra::ObjectName;
 
+use crate::key::{PARAMETERS, known_parameters};
+
 /// Longest string field (CSI specification, "Size Limits").
 const MAX_STRING: usize = 128;
 /// Largest map field: the sum of its keys and values (CSI specification, "Size Limits").
@@ -21,7 +23,7 @@ const DEFAULT_SIZE: u64 = 1 << 30;
 /// Longest serial that QEMU's SCSI disk shows; the UID of a `DataVolume` is exactly as long.
 const MAX_SERIAL: usize = 36;
 /// `StorageClass` parameter: the infra storage class.
-const STORAGE_CLASS: &str = "infraStorageClassName";
+pub(crate) const STORAGE_CLASS: &str = "infraStorageClassName";
 /// `StorageClass` parameter and volume context: the bus of the disk.
 pub(crate) const BUS: &str = "bus";
 /// Volume context: the serial of the disk.
@@ -52,7 +54,7 @@ pub enum Invalid {
     )]
     AccessMode(String),
     /// A parameter that this driver does not know.
-    #[error("unknown parameter {0:?}; known are infraStorageClassName and bus")]
+    #[error("unknown parameter {0:?}; known are {known}", known = known_parameters())]
     UnknownParameter(String),
     /// A bus that KubeVirt does not hotplug.
     #[error("bus {0:?} is not supported; use scsi or virtio")]
@@ -196,7 +198,8 @@ impl Create {
         let sharing = sharing(&request.volume_capabilities)?;
         map_within_limit("parameters", &request.parameters)?;
         for key in request.parameters.keys() {
-            if key != STORAGE_CLASS && key != BUS && !key.starts_with(SIDECAR_PREFIX) {
+            let known = PARAMETERS.iter().any(|known| known.name == key);
+            if !known && !key.starts_with(SIDECAR_PREFIX) {
                 return Err(Invalid::UnknownParameter(key.clone()));
             }
         }

@@ -7,6 +7,15 @@ use std::{collections::BTreeSet, fmt};
 
 use serde_json::Value;
 
+/// Key: everything is allowed.
+pub(crate) const ALLOW_ALL: &str = "allowAll";
+/// Key: infra's default class is allowed.
+pub(crate) const ALLOW_DEFAULT: &str = "allowDefault";
+/// Key: the classes that are allowed.
+pub(crate) const ALLOW_LIST: &str = "allowList";
+/// Key: which snapshot classes go with which storage classes.
+pub(crate) const SNAPSHOT_MAPPING: &str = "storageSnapshotMapping";
+
 /// Which infra storage classes may be used. The default allows everything, as the reference does without a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageClassPolicy {
@@ -75,11 +84,11 @@ impl StorageClassPolicy {
         let mut unknown = Vec::new();
         for (key, value) in &keys {
             match lower_first(key).as_str() {
-                "allowAll" => policy.all = flag(key, value)?,
-                "allowDefault" => policy.default = flag(key, value)?,
-                "allowList" => policy.listed = names(key, value)?.into_iter().collect(),
+                ALLOW_ALL => policy.all = flag(key, value)?,
+                ALLOW_DEFAULT => policy.default = flag(key, value)?,
+                ALLOW_LIST => policy.listed = names(key, value)?.into_iter().collect(),
                 // Snapshot classes are not served yet; their shape is still checked, so that a mistake shows at once.
-                "storageSnapshotMapping" => check_mapping(key, value, &mut unknown)?,
+                SNAPSHOT_MAPPING => check_mapping(key, value, &mut unknown)?,
                 _ => unknown.push(key.clone()),
             }
         }

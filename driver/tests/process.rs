@@ -309,7 +309,6 @@ fn a_start_that_can_not_work_says_what_to_do() {
         ),
         ([&controller[..], &["--infra-cluster-kubeconfig=/nowhere"]].concat(), "/nowhere"),
         ([&controller[..], &["--infra-cluster-kubeconfig=/dev/null"]].concat(), "/dev/null"),
-        (vec!["--http-endpoint=nonsense", "--run-node-service=false"], "--infra-cluster-namespace"),
         (vec!["--log-format=xml"], "--log-format"),
         (vec!["--run-controller-service=false"], "--node-name"),
         (vec!["--run-controller-service=false", "--node-name=w"], "--tenant-cluster-kubeconfig"),
@@ -320,17 +319,46 @@ fn a_start_that_can_not_work_says_what_to_do() {
     }
 }
 
+/// A command line with which the node role starts, less the endpoint.
+fn node_role(directory: &Path) -> [String; 3] {
+    let kubeconfig = directory.join("kubeconfig");
+    fs::write(&kubeconfig, KUBECONFIG).expect("writes");
+    [
+        "--run-controller-service=false".to_owned(),
+        "--node-name=w".to_owned(),
+        format!("--tenant-cluster-kubeconfig={}", kubeconfig.display()),
+    ]
+}
+
+#[test]
+fn an_admin_endpoint_that_can_not_be_served_is_named() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let [role, name, kubeconfig] = node_role(directory.path());
+    let socket = format!("--endpoint=unix://{}", directory.path().join("csi.sock").display());
+    let taken = TcpListener::bind("127.0.0.1:0").expect("binds");
+    let taken = taken.local_addr().expect("has an address").to_string();
+    for (address, said) in [("nonsense", "nonsense"), (&*taken, "in use")] {
+        let http = format!("--http-endpoint={address}");
+        let output = refused(&[&role, &name, &kubeconfig, &socket, &http]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        let line = error.lines().find(|line| line.starts_with("kubevirt-csi-driver: --http-endpoint: "));
+        assert!(line.is_some_and(|line| line.contains(said)), "{http}: {error}");
+    }
+}
+
+#[test]
+fn log_directives_that_are_not_understood_are_quoted() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = program(&node_role(directory.path())).env("RUST_LOG", "node=loud").output().expect("runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && error.contains(r#"RUST_LOG="node=loud""#), "{error}");
+}
+
 #[test]
 fn a_missing_socket_directory_is_named() {
     let directory = tempfile::tempdir().expect("a directory");
-    let kubeconfig = directory.path().join("kubeconfig");
-    fs::write(&kubeconfig, KUBECONFIG).expect("writes");
-    let output = refused(&[
-        "--run-controller-service=false",
-        "--node-name=w",
-        "--endpoint=unix:///not-mounted/csi.sock",
-        &format!("--tenant-cluster-kubeconfig={}", kubeconfig.display()),
-    ]);
+    let [role, name, kubeconfig] = node_role(directory.path());
+    let output = refused(&[&role, &name, &kubeconfig, "--endpoint=unix:///not-mounted/csi.sock"]);
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(error.contains("/not-mounted for the socket does not exist"), "{error}");
 }

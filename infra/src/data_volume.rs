@@ -13,7 +13,7 @@ use crate::{
 /// API version of the objects that we create.
 pub(crate) const API_VERSION: &str = "cdi.kubevirt.io/v1beta1";
 /// Keeps CDI before 1.62 from collecting the object once it is populated; the reference sets it, harmless elsewhere.
-const KEEP_AFTER_COMPLETION: &str = "cdi.kubevirt.io/storage.deleteAfterCompletion";
+pub const KEEP_AFTER_COMPLETION: &str = "cdi.kubevirt.io/storage.deleteAfterCompletion";
 
 /// What is read of a `DataVolume`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -68,13 +68,22 @@ impl DataVolume {
         self.metadata.deletion_timestamp.is_some()
     }
 
-    /// CDI's own words on how far it is: the phase, and reason and message of each condition that is not true.
+    /// CDI's own words on how far it is: the phase, and reason and message of each condition that is not true, once.
     pub fn progress(&self) -> String {
-        let phase = if self.phase.is_empty() { "not seen by CDI yet" } else { self.phase.as_str() };
+        let phase = match self.phase.as_str() {
+            "" if self.conditions.is_empty() => "data volume not seen by CDI yet".to_owned(),
+            "" => "data volume without a phase".to_owned(),
+            phase => format!("data volume phase {phase}"),
+        };
         let complaints = self.conditions.iter().filter(|c| c.status != "True" && !c.message.is_empty());
-        complaints.fold(format!("data volume phase {phase}"), |text, c| {
-            format!("{text}; {}: {}", c.reason, c.message)
-        })
+        let mut words = vec![phase];
+        for complaint in complaints.map(|c| format!("{}: {}", c.reason, c.message)) {
+            // CDI writes one complaint to several conditions.
+            if !words.contains(&complaint) {
+                words.push(complaint);
+            }
+        }
+        words.join("; ")
     }
 }
 
@@ -253,10 +262,14 @@ mod tests {
             "spec": {"pvc": {"resources": {"requests": {"storage": "1Gi"}}}, "source": {"http": {}}},
             "status": {"phase": "Pending", "conditions": [
                 {"type": "Bound", "status": "Unknown", "reason": "ErrClaimNotValid", "message": "no accessMode"},
+                {"type": "Running", "status": "False", "reason": "ErrClaimNotValid", "message": "no accessMode"},
                 {"type": "Ready", "status": "True", "reason": "x", "message": "fine"}]},
         }))
         .unwrap();
         assert_eq!(read.progress(), "data volume phase Pending; ErrClaimNotValid: no accessMode");
+        let silent = DataVolume { phase: String::new(), ..read.clone() };
+        assert_eq!(silent.progress(), "data volume without a phase; ErrClaimNotValid: no accessMode");
+        assert_eq!(DataVolume::default().progress(), "data volume not seen by CDI yet");
         assert_eq!(
             (read.source, read.size, read.uses_storage),
             (DataVolumeSource::Other, Some(1 << 30), false)

@@ -29,7 +29,7 @@ mod wait;
 pub use call::{CALL_DEADLINE, MAX_RETRY_AFTER};
 pub use census::Census;
 pub use claim::{Claim, PatchOp, annotation_path, label_path};
-pub use data_volume::{Condition, DataVolume, DataVolumeSource, NewDataVolume};
+pub use data_volume::{Condition, DataVolume, DataVolumeSource, KEEP_AFTER_COMPLETION, NewDataVolume};
 pub use error::{Class, ConnectError, Error, Failure};
 pub use infra::{HotplugDisk, Infra, Settings};
 pub use machine::{

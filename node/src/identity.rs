@@ -8,13 +8,13 @@ use std::future::Future;
 use crate::error::{Error, Result};
 
 /// Scheme of `Node.spec.providerID` for KubeVirt VMs.
-const PROVIDER_SCHEME: &str = "kubevirt://";
+pub const PROVIDER_SCHEME: &str = "kubevirt://";
 /// Cluster API writes the namespace of the infra objects of a node here.
-const CLUSTER_NAMESPACE: &str = "cluster.x-k8s.io/cluster-namespace";
+pub const CLUSTER_NAMESPACE: &str = "cluster.x-k8s.io/cluster-namespace";
 /// Set by hand or by an installer where Cluster API is not used.
-const INFRA_VM_NAME: &str = "csi.kubevirt.io/infra-vm-name";
+pub const INFRA_VM_NAME: &str = "csi.kubevirt.io/infra-vm-name";
 /// Goes with [`INFRA_VM_NAME`].
-const INFRA_VM_NAMESPACE: &str = "csi.kubevirt.io/infra-vm-namespace";
+pub const INFRA_VM_NAMESPACE: &str = "csi.kubevirt.io/infra-vm-namespace";
 
 /// What is needed of this worker's Node object.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

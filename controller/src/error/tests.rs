@@ -90,6 +90,11 @@ fn every_error_has_its_code_and_text() {
         (refused(Refusal::InstanceOutlivesVm), Code::Aborted, "not gone yet"),
         (Error::Deleting(name()), Code::FailedPrecondition, "being deleted"),
         (Error::Failed { volume: name(), progress: "why".into() }, Code::FailedPrecondition, "why"),
+        (
+            Error::Unclaimed { class: Some("fast".into()), progress: "why".into() },
+            Code::Aborted,
+            "no infra claim yet (infra storage class fast): why",
+        ),
         (Error::NotShared(name()), Code::FailedPrecondition, "ReadWriteMany"),
         (Error::RefusedChange(infra_error(422)), Code::FailedPrecondition, "words of the infra"),
         (

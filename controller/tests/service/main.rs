@@ -34,23 +34,27 @@ struct Fixture {
     _directory: TempDir,
 }
 
+fn controller_over(fake: &FakeInfra) -> Controller {
+    let settings = infra::Settings {
+        kubeconfig: None,
+        namespace: NAMESPACE.into(),
+        labels: [(LABEL.0.to_owned(), LABEL.1.to_owned())].into(),
+        volume_prefix: "pvc".into(),
+    };
+    let infra = Infra::from_client(fake.client(), settings).unwrap();
+    Controller::new(
+        infra,
+        Settings {
+            driver_name: "csi.kubevirt.io".into(),
+            vendor_version: "0.1.0".into(),
+            storage_classes: StorageClassPolicy::default(),
+        },
+    )
+}
+
 impl Fixture {
     async fn new(fake: &FakeInfra) -> Self {
-        let settings = infra::Settings {
-            kubeconfig: None,
-            namespace: NAMESPACE.into(),
-            labels: [(LABEL.0.to_owned(), LABEL.1.to_owned())].into(),
-            volume_prefix: "pvc".into(),
-        };
-        let infra = Infra::from_client(fake.client(), settings).unwrap();
-        let controller = Controller::new(
-            infra,
-            Settings {
-                driver_name: "csi.kubevirt.io".into(),
-                vendor_version: "0.1.0".into(),
-                storage_classes: StorageClassPolicy::default(),
-            },
-        );
+        let controller = controller_over(fake);
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("csi.sock");
         let listener = tokio::net::UnixListener::bind(&path).unwrap();

@@ -1,10 +1,16 @@
 //! Attaching.
 
 use super::*;
+use csi::controller_server::Controller as _;
 use fake_infra::Effect;
 use serde_json::json;
 
-const NOT_YET: Duration = Duration::from_millis(600);
+/// The sidecars' `--timeout`.
+const SIDECAR_TIMEOUT: Duration = Duration::from_mins(3);
+/// The sidecars' `--retry-interval-start`, their default.
+const RETRY: Duration = Duration::from_secs(1);
+/// external-attacher's own default.
+const SHORT: Duration = Duration::from_secs(15);
 
 fn puts(fake: &FakeInfra, what: &str) -> usize {
     fake.calls().iter().filter(|call| call.starts_with("PUT") && call.ends_with(what)).count()
@@ -21,14 +27,29 @@ async fn publishing_again_is_answered_without_a_second_call() {
     assert_eq!(puts(&fake, "addvolume"), 1);
 }
 
-#[tokio::test]
+/// Publishes without a socket, on which tonic's own time-outs, the client's and the server's, would race with the
+/// controller's deadline. With time paused that deadline comes when nothing else is left to happen.
+async fn publish_directly(controller: &Controller, timeout: Duration) -> Result<(), Status> {
+    let mut request = Request::new(csi::ControllerPublishVolumeRequest {
+        volume_id: "pvc-1".into(),
+        node_id: "infra/vm1".into(),
+        volume_capability: Some(capability(false, Mode::SingleNodeWriter)),
+        ..Default::default()
+    });
+    request.set_timeout(timeout);
+    controller.controller_publish_volume(request).await.map(drop)
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_volume_in_the_spec_that_is_not_ready_is_not_attached() {
-    let fake = FakeInfra::settling_after(Duration::from_mins(1));
+    let fake = FakeInfra::settling_after(Duration::from_hours(1));
     fake.vm("vm1");
     fake.volume("pvc-1", true);
-    let fixture = Fixture::new(&fake).await;
-    let first = fixture.publish_within("pvc-1", "infra/vm1", NOT_YET).await;
+    let controller = controller_over(&fake);
+    let first = publish_directly(&controller, SIDECAR_TIMEOUT).await;
     assert_fails(first, Code::DeadlineExceeded, "not yet in its instance");
+    // The answer may come before its operation has let go of the volume.
+    tokio::time::sleep(RETRY).await;
     fake.edit("virtualmachineinstances", "vm1", |vmi| {
         vmi["spec"]["volumes"]
             .as_array_mut()
@@ -37,7 +58,7 @@ async fn a_volume_in_the_spec_that_is_not_ready_is_not_attached() {
         vmi["status"]["volumeStatus"] = json!([{"name": "pvc-1", "phase": "Pending", "target": "",
             "reason": "FailedPvcNotFound", "message": "PVC ghost not found", "hotplugVolume": {}}]);
     });
-    let again = fixture.publish_within("pvc-1", "infra/vm1", NOT_YET).await;
+    let again = publish_directly(&controller, SIDECAR_TIMEOUT).await;
     assert_fails(again, Code::DeadlineExceeded, "phase Pending, FailedPvcNotFound, PVC ghost not found");
     assert_eq!(puts(&fake, "addvolume"), 1, "a pending addition is not repeated");
 }
@@ -339,8 +360,7 @@ async fn a_second_operation_is_aborted_and_a_caller_that_hangs_up_ends_the_wait(
     assert_fails(fixture.unpublish("pvc-1", "infra/vm1").await, Code::Aborted, "under way");
     publishing.abort();
     let ended = tokio::time::timeout(Duration::from_secs(5), async {
-        while matches!(fixture.publish_within("pvc-1", "infra/vm1", NOT_YET).await, Err(status) if status.code() == Code::Aborted)
-        {
+        while matches!(fixture.delete("pvc-1").await, Err(status) if status.code() == Code::Aborted) {
             tokio::task::yield_now().await;
         }
     });
@@ -388,7 +408,7 @@ async fn a_shared_volume_may_be_on_two_nodes() {
     assert_eq!(fake.plugged_into("pvc-1"), ["vm1", "vm2"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_volume_that_infra_does_not_provide_is_told_in_its_words() {
     let fake = FakeInfra::default();
     fake.vm("vm1");
@@ -398,9 +418,15 @@ async fn a_volume_that_infra_does_not_provide_is_told_in_its_words() {
         volume["status"] = json!({"phase": "Pending", "conditions": [{"type": "Bound", "status": "Unknown",
             "reason": "ErrExceededQuota", "message": "exceeded quota: storage"}]});
     });
-    let fixture = Fixture::new(&fake).await;
-    let refused = fixture.publish_within("pvc-1", "infra/vm1", NOT_YET).await;
-    assert_fails(refused, Code::DeadlineExceeded, "ErrExceededQuota: exceeded quota: storage");
+    let controller = controller_over(&fake);
+    let words = "no infra claim yet (infra storage class infra's default): data volume phase Pending; \
+                 ErrExceededQuota: exceeded quota: storage";
+    let began = tokio::time::Instant::now();
+    assert_fails(publish_directly(&controller, SIDECAR_TIMEOUT).await, Code::Aborted, words);
+    assert!(began.elapsed() < SIDECAR_TIMEOUT / 4, "told long before the time is over");
+    tokio::time::sleep(RETRY).await;
+    assert_fails(publish_directly(&controller, SHORT).await, Code::DeadlineExceeded, words);
+    assert_eq!(puts(&fake, "addvolume"), 0);
 }
 
 #[tokio::test]
@@ -457,6 +483,7 @@ async fn a_hotplug_call_that_fails_again_and_again_ends_with_the_infras_words() 
     for _ in 0..20 {
         fake.fault("addvolume", Effect::Answer(500, "virt-api is ill"));
     }
-    let published = fixture.publish_within("pvc-1", "infra/vm1", NOT_YET).await;
+    let short = Duration::from_millis(600);
+    let published = fixture.publish_within("pvc-1", "infra/vm1", short).await;
     assert_fails(published, Code::DeadlineExceeded, "virt-api is ill");
 }

@@ -32,6 +32,7 @@ pub const INFRA_CONTROLLERS: &[&str] = &[
     "replicaset-controller",
     "deployment-controller",
     "disruption-controller",
+    "resourcequota-controller",
 ];
 
 /// Controllers of the tenant cluster: all that are on by default, but those of features that no test here has and that

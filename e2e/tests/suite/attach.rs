@@ -196,13 +196,14 @@ pub async fn halted_vm_is_refused(fixture: Fixture) -> Result<()> {
 }
 
 /// Holds a volume's disk before Ready for as long as it lives.
-struct StuckVolume {
+pub struct StuckVolume {
     #[expect(dead_code, reason = "the fault ends with the connection")]
     connection: bench::control::Client,
 }
 
 impl StuckVolume {
-    async fn new(volume: &Volume) -> Result<Self> {
+    /// From now on.
+    pub async fn new(volume: &Volume) -> Result<Self> {
         let connection = bench::control::Client::connect().await?;
         connection
             .fault(Fault::VirtHandler(virt_handler::Fault::Hold {

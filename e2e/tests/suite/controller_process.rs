@@ -2,6 +2,7 @@
 //! one: its socket is where tests call RPCs directly.
 
 use std::{
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -20,9 +21,16 @@ use csi_proto::v1::{
     controller_client::ControllerClient,
     volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
 };
-use k8s_openapi::api::{authentication::v1::TokenRequest, core::v1::ServiceAccount};
+use k8s_openapi::api::{
+    authentication::v1::{TokenRequest, TokenRequestSpec},
+    core::v1::ServiceAccount,
+};
 use kube::{Api, api::PostParams, config::Kubeconfig};
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use tonic::{
     Request, Status,
     transport::{Channel, Endpoint},
@@ -46,6 +54,9 @@ const RPC_DEADLINE: Duration = Duration::from_secs(180);
 pub struct Controller {
     process: Process,
     socket: PathBuf,
+    http: SocketAddr,
+    kubeconfig: PathBuf,
+    channel: Channel,
     client: ControllerClient<Channel>,
 }
 
@@ -58,25 +69,22 @@ impl Drop for Controller {
 impl Controller {
     /// Starts a controller named after the test and `suffix`, and waits for its socket.
     pub async fn start(fixture: &Fixture, suffix: &str) -> Result<Self> {
-        let kubeconfig = service_account_kubeconfig(fixture).await?;
-        Self::start_with(fixture, suffix, &kubeconfig, &[]).await
+        Self::start_with(fixture, suffix, &service_account_kubeconfig(fixture).await?).await
     }
 
-    /// The same, which reaches infra through `proxy`; with more arguments.
-    pub async fn behind(fixture: &Fixture, suffix: &str, proxy: &KubeProxy, more: &[String]) -> Result<Self> {
-        Self::start_with(fixture, suffix, proxy.kubeconfig(), more).await
+    /// The same, which reaches infra through `proxy`.
+    pub async fn behind(fixture: &Fixture, suffix: &str, proxy: &KubeProxy) -> Result<Self> {
+        Self::start_with(fixture, suffix, proxy.kubeconfig()).await
     }
 
-    async fn start_with(
-        fixture: &Fixture,
-        suffix: &str,
-        access: &Kubeconfig,
-        more: &[String],
-    ) -> Result<Self> {
+    /// The same with a kubeconfig of the test's own.
+    pub async fn start_with(fixture: &Fixture, suffix: &str, access: &Kubeconfig) -> Result<Self> {
         let name = format!("test-{}-{suffix}", fixture.word);
         let socket = PathBuf::from(RUNTIME).join(format!("{name}.sock"));
         let kubeconfig = PathBuf::from(RUNTIME).join(format!("{name}.kubeconfig"));
         std::fs::write(&kubeconfig, serde_json::to_vec(access)?)?;
+        // A port that was free a moment ago: the program takes an address, not a socket.
+        let http = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let spec = ProcessSpec {
             name: name.clone(),
             program: program(fixture)?,
@@ -87,11 +95,9 @@ impl Controller {
                 format!("--infra-cluster-kubeconfig={}", kubeconfig.display()),
                 "--run-node-service=false".to_owned(),
                 "--run-controller-service=true".to_owned(),
+                format!("--http-endpoint={http}"),
                 "--v=5".to_owned(),
-            ]
-            .into_iter()
-            .chain(more.iter().cloned())
-            .collect(),
+            ],
             ..ProcessSpec::default()
         };
         let process = Supervisor::new(fixture.run.join("logs")).start(&spec)?;
@@ -101,10 +107,11 @@ impl Controller {
             None => Ok(endpoint.connect().await.map_err(|error| format!("{error:?}"))),
         })
         .await?;
-        Ok(Self { process, socket, client: ControllerClient::new(channel) })
+        let client = ControllerClient::new(channel.clone());
+        Ok(Self { process, socket, http, kubeconfig, channel, client })
     }
 
-    /// Its socket.
+    /// Its CSI socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
@@ -117,6 +124,39 @@ impl Controller {
     /// Whether it runs.
     pub fn is_alive(&self) -> bool {
         self.process.ended().is_none()
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// The connection to its CSI socket.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Status and body of a GET from where it serves `/livez`, `/readyz` and `/metrics`.
+    pub async fn get(&self, path: &str) -> Result<(u16, String)> {
+        // The CSI socket is there before it: this server may only just be starting.
+        let mut stream = until("the admin endpoint", Deadline::Reaction, async || {
+            Ok(TcpStream::connect(self.http).await.map_err(|error| error.to_string()))
+        })
+        .await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        let code = head.split(' ').nth(1).context("no status in the answer")?.parse()?;
+        Ok((code, body.to_owned()))
+    }
+
+    /// Puts another kubeconfig in the place of its own, whole at once as kubelet does it with a Secret's.
+    pub fn swap_kubeconfig(&self, access: &Kubeconfig) -> Result<()> {
+        let new = self.kubeconfig.with_extension("new");
+        std::fs::write(&new, serde_json::to_vec(access)?)?;
+        std::fs::rename(&new, &self.kubeconfig).context("swap the kubeconfig")
     }
 
     /// CreateVolume of 1 GiB; block or ext4.
@@ -282,13 +322,21 @@ fn program(fixture: &Fixture) -> Result<PathBuf> {
     Ok(Plan::read(&fixture.run)?.artifacts.programs.path("kubevirt-csi-driver")?.to_path_buf())
 }
 
-/// A kubeconfig of the controller's ServiceAccount: the administrator's of infra with another user.
+/// A kubeconfig of the controller's ServiceAccount.
 pub async fn service_account_kubeconfig(fixture: &Fixture) -> Result<Kubeconfig> {
+    kubeconfig(&service_account_token(fixture, TokenRequestSpec::default()).await?)
+}
+
+/// A token of the controller's ServiceAccount.
+pub async fn service_account_token(fixture: &Fixture, spec: TokenRequestSpec) -> Result<String> {
     let accounts: Api<ServiceAccount> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
-    let response = accounts
-        .create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &TokenRequest::default())
-        .await?;
-    let token = response.status.and_then(|status| status.token).context("no token in the answer")?;
+    let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+    let response = accounts.create_token_request(SERVICE_ACCOUNT, &PostParams::default(), &request).await?;
+    response.status.and_then(|status| status.token).context("no token in the answer")
+}
+
+/// A kubeconfig of the infra cluster: the administrator's with the user whose token this is.
+pub fn kubeconfig(token: &str) -> Result<Kubeconfig> {
     let mut admin = Kubeconfig::read_from(paths::kubeconfig())?;
     admin.clusters.retain(|cluster| cluster.name == "infra");
     let mut admin = serde_json::to_value(admin)?;

@@ -25,6 +25,7 @@ mod isolation;
 mod node_faults;
 mod node_kill;
 mod node_socket;
+mod operations;
 mod outage;
 mod replicas;
 mod rights;
@@ -153,6 +154,24 @@ fn main() -> ExitCode {
         ),
         trial("hotplug_gates::both_ways_of_kubevirt_attach_and_detach", Exclusive, hotplug_gates::both_ways),
         trial("vm_kill::filesystems_of_a_killed_vm_are_made_whole", Shared, vm_kill::unclean_filesystems),
+        trial(
+            "operations::changed_credentials_are_taken_up_without_a_restart",
+            Shared,
+            operations::credentials_change,
+        ),
+        trial("operations::a_volumes_life_shows_in_the_metrics", Shared, operations::metrics_of_a_life),
+        trial("operations::alive_and_ready_without_an_infra_api", Shared, operations::alive_without_infra),
+        trial(
+            "operations::a_stop_in_the_midst_of_a_publish_loses_nothing",
+            Shared,
+            operations::stopped_while_it_waits,
+        ),
+        trial("operations::an_exceeded_quota_is_an_event_of_the_claim", Exclusive, operations::quota_is_told),
+        trial(
+            "operations::a_missing_infra_class_is_an_event_of_the_pod",
+            Shared,
+            operations::missing_class_is_told,
+        ),
         trial("growth::a_filesystem_smaller_than_its_disk_grows_at_stage", Shared, growth::at_stage),
     ];
     trials.extend(shapes::trials());

@@ -3,7 +3,6 @@
 //! between the sidecars and the driver's socket. A sidecar that ends is started again, as kubelet would.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -27,7 +26,6 @@ use kube::{
     api::{ListParams, Patch, PatchParams},
 };
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
@@ -66,7 +64,6 @@ pub struct Stack {
     controller: Controller,
     infra: KubeProxy,
     socket: GrpcProxy,
-    livez: SocketAddr,
     sidecars: Vec<Sidecar>,
 }
 
@@ -81,9 +78,7 @@ impl Stack {
     pub async fn start(fixture: &Fixture, suffix: &str, options: &Options) -> Result<Self> {
         let host = format!("{}-{suffix}", fixture.word);
         let infra = KubeProxy::start(&service_account_kubeconfig(fixture).await?).await?;
-        let livez = free_port()?;
-        let http = format!("--http-endpoint={livez}");
-        let controller = Controller::behind(fixture, suffix, &infra, &[http]).await?;
+        let controller = Controller::behind(fixture, suffix, &infra).await?;
         let front = PathBuf::from(RUNTIME).join(format!("{host}-csi.sock"));
         let real = Place::Unix(controller.socket().to_owned());
         let socket = GrpcProxy::start(Place::Unix(front.clone()), real).await?;
@@ -92,7 +87,7 @@ impl Stack {
             let spec = sidecar(fixture, name, secret, &host, &front, options).await?;
             sidecars.push(Sidecar::start(&fixture.run.join("logs"), spec)?);
         }
-        Ok(Self { host, controller, infra, socket, livez, sidecars })
+        Ok(Self { host, controller, infra, socket, sidecars })
     }
 
     /// What goes wrong between the driver and infra.
@@ -118,11 +113,8 @@ impl Stack {
     /// That the driver lives: its process, and its `/livez`.
     pub async fn ensure_alive(&self) -> Result<()> {
         ensure!(self.controller.is_alive(), "the driver's process has ended");
-        let mut stream = tokio::net::TcpStream::connect(self.livez).await.context("connect to /livez")?;
-        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: livez\r\nConnection: close\r\n\r\n").await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        ensure!(answer.starts_with("HTTP/1.1 200"), "/livez answered {answer:?}");
+        let (code, said) = self.controller.get("/livez").await?;
+        ensure!(code == 200, "/livez answered {code}: {said}");
         Ok(())
     }
 }
@@ -226,9 +218,4 @@ async fn sidecar(
         args: args.collect(),
         ..ProcessSpec::default()
     })
-}
-
-/// A port that was free a moment ago: the driver takes a number, not a socket.
-fn free_port() -> Result<SocketAddr> {
-    Ok(TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?.local_addr()?)
 }

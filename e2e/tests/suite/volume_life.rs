@@ -57,7 +57,7 @@ impl<'a> VolumeLife<'a> {
     pub async fn start(fixture: &'a Fixture, suffix: &str, machine: &str) -> Result<Self> {
         let name = format!("pvc-{}-{suffix}", fixture.word);
         let proxy = KubeProxy::start(&service_account_kubeconfig(fixture).await?).await?;
-        let controller = Controller::behind(fixture, suffix, &proxy, &[]).await?;
+        let controller = Controller::behind(fixture, suffix, &proxy).await?;
         let volume = Volume { volume_id: name.clone(), ..Volume::default() };
         Ok(Self { fixture, proxy, controller, generation: 0, machine: machine.to_owned(), name, volume })
     }
@@ -72,7 +72,7 @@ impl<'a> VolumeLife<'a> {
         self.controller.kill().await;
         self.generation += 1;
         let suffix = format!("{}-{}", self.name, self.generation);
-        self.controller = Controller::behind(self.fixture, &suffix, &self.proxy, &[]).await?;
+        self.controller = Controller::behind(self.fixture, &suffix, &self.proxy).await?;
         Ok(())
     }
 

@@ -1,0 +1,125 @@
+//! Why a guest's claim or pod does not come, told in the guest by its own events, in the infra cluster's words.
+
+use anyhow::{Result, ensure};
+use bench::scenario::{
+    Deadline, HCP_NAMESPACE, PodOnVolume, STORAGE_CLASS, claim, data_volumes, pod, until, until_gone,
+};
+use k8s_openapi::api::{
+    core::v1::{Event, PersistentVolumeClaim, Pod, ResourceQuota},
+    storage::v1::StorageClass,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, ObjectMeta, PostParams},
+};
+use serde_json::json;
+
+use crate::fixture::Fixture;
+
+/// The claim of a test's guest namespace.
+const CLAIM: &str = "claim";
+
+/// The pod that uses it.
+const POD: &str = "user";
+
+/// What a quota counts a DataVolume as (Kubernetes, "Resource Quotas": `count/<resource>.<group>`).
+const COUNTED: &str = "count/datavolumes.cdi.kubevirt.io";
+
+/// An infra class that does not exist.
+const NO_CLASS: &str = "no-such-class";
+
+/// The infra namespace may have no volume more: the claim's event says so with the quota's name, and the claim is bound by
+/// itself once the quota is gone.
+pub async fn quota_is_told(fixture: Fixture) -> Result<()> {
+    let namespace = fixture.guest_namespace().await?;
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(fixture.guest.clone(), &namespace);
+    let quotas: Api<ResourceQuota> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    let quota = serde_json::from_value(json!({
+        "metadata": {"name": fixture.word}, "spec": {"hard": {COUNTED: "0"}},
+    }))?;
+    quotas.create(&PostParams::default(), &quota).await?;
+    let told = quota_told(&fixture, &quotas, &claims).await;
+    // Every later test needs volumes: the quota goes whatever was told.
+    quotas.delete(&fixture.word, &DeleteParams::default()).await?;
+    told?;
+
+    let bound = until("the claim to be bound without the quota", Deadline::MachineStart, async || {
+        let status = claims.get(CLAIM).await?.status.unwrap_or_default();
+        Ok(if status.phase.as_deref() == Some("Bound") { Ok(()) } else { Err(format!("{status:?}")) })
+    });
+    bound.await?;
+    let volume = claims.get(CLAIM).await?.spec.and_then(|spec| spec.volume_name).unwrap_or_default();
+    claims.delete(CLAIM, &DeleteParams::default()).await?;
+    let infra = data_volumes(&fixture.infra, HCP_NAMESPACE);
+    until_gone(&infra, &volume, "DataVolume", Deadline::PodStart).await
+}
+
+async fn quota_told(
+    fixture: &Fixture,
+    quotas: &Api<ResourceQuota>,
+    claims: &Api<PersistentVolumeClaim>,
+) -> Result<()> {
+    until("the quota to be in force", Deadline::Reaction, async || {
+        let status = quotas.get(&fixture.word).await?.status.unwrap_or_default();
+        let counted = status.used.as_ref().is_some_and(|used| used.contains_key(COUNTED));
+        Ok(if counted { Ok(()) } else { Err(format!("{status:?}")) })
+    })
+    .await?;
+    claims.create(&PostParams::default(), &claim(CLAIM, STORAGE_CLASS, "Filesystem")).await?;
+    let said =
+        event(fixture, &About { object: CLAIM, reason: "ProvisioningFailed" }, "exceeded quota").await?;
+    ensure!(said.contains(&fixture.word), "the event does not name the quota: {said}");
+    Ok(())
+}
+
+/// CDI's reason where there is no class to choose a claim's modes by.
+const NO_CLASS_REASON: &str = "ErrClaimNotValid";
+
+/// The guest's class names an infra class that does not exist: the pod's event names it and gives CDI's reason, which does not.
+pub async fn missing_class_is_told(fixture: Fixture) -> Result<()> {
+    let namespace = fixture.guest_namespace().await?;
+    let classes: Api<StorageClass> = Api::all(fixture.guest.clone());
+    let mut class = classes.get(STORAGE_CLASS).await?;
+    class.metadata = ObjectMeta { name: Some(fixture.word.clone()), ..ObjectMeta::default() };
+    class.parameters.get_or_insert_default().insert("infraStorageClassName".to_owned(), NO_CLASS.to_owned());
+    classes.create(&PostParams::default(), &class).await?;
+
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(fixture.guest.clone(), &namespace);
+    let wanted = claim(CLAIM, &fixture.word, "Filesystem");
+    let made = claims.create(&PostParams::default(), &wanted).await?;
+    let volume = format!("pvc-{}", made.uid().unwrap_or_default());
+    let pods: Api<Pod> = Api::namespaced(fixture.guest.clone(), &namespace);
+    let wanted =
+        PodOnVolume { name: POD, claim: CLAIM, node: None, volume_mode: "Filesystem", script: "true" };
+    pods.create(&PostParams::default(), &pod(&wanted)).await?;
+    let said = event(&fixture, &About { object: POD, reason: "FailedAttachVolume" }, NO_CLASS).await?;
+    ensure!(said.contains(NO_CLASS_REASON), "the event has not CDI's words: {said}");
+
+    pods.delete(POD, &DeleteParams::default()).await?;
+    until_gone(&pods, POD, "pod", Deadline::PodStart).await?;
+    claims.delete(CLAIM, &DeleteParams::default()).await?;
+    let infra = data_volumes(&fixture.infra, HCP_NAMESPACE);
+    until_gone(&infra, &volume, "DataVolume", Deadline::MachineStart).await?;
+    classes.delete(&fixture.word, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+/// Which events are looked for.
+struct About<'a> {
+    object: &'a str,
+    reason: &'a str,
+}
+
+/// The message of an event of the test's guest namespace that contains `words`.
+async fn event(fixture: &Fixture, about: &About<'_>, words: &str) -> Result<String> {
+    let events: Api<Event> = Api::namespaced(fixture.guest.clone(), &fixture.word);
+    let about = format!("involvedObject.name={},reason={}", about.object, about.reason);
+    let wanted = ListParams::default().fields(&about);
+    until(&format!("an event ({about}) that says {words:?}"), Deadline::MachineStart, async || {
+        let events = events.list(&wanted).await?.items.into_iter();
+        let mut messages: Vec<String> = events.filter_map(|event| event.message).collect();
+        let found = messages.iter().position(|message| message.contains(words));
+        Ok(found.map(|index| messages.swap_remove(index)).ok_or_else(|| format!("{messages:?}")))
+    })
+    .await
+}

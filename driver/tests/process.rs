@@ -196,6 +196,10 @@ async fn the_node_role_serves_before_the_guest_cluster_answers() {
     }
 }
 
+/// What an API server says of an object that it does not have.
+const ABSENT: &str = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404,
+    "message":"datavolumes \"pvc-1\" not found","details":{"name":"pvc-1","kind":"datavolumes"}}"#;
+
 /// An infra API that takes one request and answers it only when `answer` is dropped.
 fn slow_infra() -> (SocketAddr, mpsc::Receiver<()>, mpsc::Sender<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
@@ -217,9 +221,10 @@ fn slow_infra() -> (SocketAddr, mpsc::Receiver<()>, mpsc::Sender<()>) {
         // Ends with the sender.
         may_answer.recv().unwrap_or_default();
         for mut stream in held {
-            let answer = b"HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+            let head =
+                format!("HTTP/1.1 404 Not Found\r\ncontent-length: {}\r\nconnection: close", ABSENT.len());
             // The other side may have ended.
-            drop(stream.write_all(answer));
+            drop(stream.write_all(format!("{head}\r\n\r\n{ABSENT}").as_bytes()));
         }
     });
     (address, is_asked, answer)

@@ -1,0 +1,123 @@
+//! `spec.providerID` of a Node: which VM it is, in the reference's format `kubevirt://<name>`.
+//!
+//! The Cluster API provider writes the same text on its own, on Node and Machine, so the format can't change: it tells neither
+//! namespace nor cluster. The reference reads letters, digits, `_` and `-`; a VM's name may have dots too.
+
+use std::fmt;
+
+/// Scheme of our ids, with its separator (kubevirt/cloud-provider-kubevirt, `instances_v2.go`).
+const PREFIX: &str = "kubevirt://";
+/// Longest name of a Kubernetes object (DNS-1123 subdomain).
+const MAX_NAME: usize = 253;
+
+/// An id in our format.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProviderId {
+    vm: String,
+}
+
+/// What a Node's `spec.providerID` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// Nothing yet.
+    Nothing,
+    /// It is this VM.
+    Vm(ProviderId),
+    /// It belongs to somebody else, or its name is one that no VM can have. Either way it is not ours to judge.
+    Foreign,
+}
+
+impl ProviderId {
+    /// The id of the VM `name`; `None` when no Kubernetes object can have this name.
+    pub fn of(name: &str) -> Option<Self> {
+        is_object_name(name).then(|| Self { vm: name.to_owned() })
+    }
+
+    /// The name of the VM, and of its VMI.
+    pub fn vm(&self) -> &str {
+        &self.vm
+    }
+}
+
+impl Claimed {
+    /// Reads a `spec.providerID`.
+    pub fn parse(text: &str) -> Self {
+        if text.is_empty() {
+            return Self::Nothing;
+        }
+        text.strip_prefix(PREFIX).and_then(ProviderId::of).map_or(Self::Foreign, Self::Vm)
+    }
+}
+
+impl fmt::Display for ProviderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{PREFIX}{}", self.vm)
+    }
+}
+
+/// Whether `name` is a DNS-1123 subdomain.
+fn is_object_name(name: &str) -> bool {
+    let legal = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    name.len() <= MAX_NAME && name.split('.').all(legal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("kubevirt://worker-1", Some("worker-1"))]
+    #[case("kubevirt://pool.a-b.c1", Some("pool.a-b.c1"))]
+    #[case("kubevirt://0", Some("0"))]
+    #[case("", None)]
+    #[case("kubevirt://", None)]
+    #[case("kubevirt:/worker-1", None)]
+    #[case("kubevirt:///worker-1", None)]
+    #[case("kubevirt://hcp/worker-1", None)]
+    #[case("kubevirt://Worker_1", None)]
+    #[case("kubevirt://a..b", None)]
+    #[case(" kubevirt://worker-1", None)]
+    #[case("KUBEVIRT://worker-1", None)]
+    #[case("aws:///eu-1/i-0", None)]
+    #[case("worker-1", None)]
+    fn names_a_vm_only_in_our_format(#[case] text: &str, #[case] vm: Option<&str>) {
+        let claimed = Claimed::parse(text);
+        match vm {
+            Some(vm) => assert_eq!(claimed, Claimed::Vm(ProviderId { vm: vm.to_owned() })),
+            None if text.is_empty() => assert_eq!(claimed, Claimed::Nothing),
+            None => assert_eq!(claimed, Claimed::Foreign),
+        }
+    }
+
+    #[test]
+    fn a_name_too_long_for_an_object_is_nobodys() {
+        let name = |length| "a".repeat(length);
+        assert!(ProviderId::of(&name(MAX_NAME)).is_some());
+        assert!(ProviderId::of(&name(MAX_NAME + 1)).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_again(name in "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,9}[a-z0-9])?){0,3}") {
+            let id = ProviderId::of(&name).unwrap();
+            prop_assert_eq!(id.to_string(), format!("kubevirt://{}", name));
+            prop_assert_eq!(Claimed::parse(&id.to_string()), Claimed::Vm(id));
+        }
+
+        #[test]
+        fn any_text_is_read_as_it_would_be_written_or_not_at_all(text in "(kubevirt://)?.{0,40}") {
+            match Claimed::parse(&text) {
+                Claimed::Vm(id) => prop_assert_eq!(id.to_string(), text),
+                Claimed::Nothing => prop_assert!(text.is_empty()),
+                Claimed::Foreign => prop_assert!(!text.is_empty()),
+            }
+        }
+    }
+}

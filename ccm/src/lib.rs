@@ -6,4 +6,8 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 
+pub mod address;
+pub mod instance;
+pub mod machine;
 pub mod provider_id;
+pub mod topology;

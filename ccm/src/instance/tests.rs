@@ -1,0 +1,198 @@
+use super::*;
+use proptest::prelude::*;
+use rstest::rstest;
+
+const U1: &str = "11111111-0000-4000-8000-000000000001";
+const U2: &str = "22222222-0000-4000-8000-000000000002";
+const U3: &str = "33333333-0000-4000-8000-000000000003";
+
+fn vm(strategy: RunStrategy, printable_status: &str) -> Seen<Arc<Vm>> {
+    let printable_status = printable_status.to_owned();
+    Seen::Present(Arc::new(Vm { name: "w".into(), strategy, printable_status, ..Vm::default() }))
+}
+
+fn vmi(phase: Phase) -> Seen<Arc<Vmi>> {
+    Seen::Present(Arc::new(Vmi { name: "w".into(), phase, ..Vmi::default() }))
+}
+
+#[rstest]
+#[case::runs(vm(RunStrategy::Always, "Running"), vmi(Phase::Running), Life::Exists)]
+#[case::starts(vm(RunStrategy::Always, "Starting"), vmi(Phase::Starting), Life::Exists)]
+#[case::halted(vm(RunStrategy::Halted, "Stopped"), Seen::Absent, Life::ShutDown)]
+#[case::being_halted(vm(RunStrategy::Halted, "Stopping"), vmi(Phase::Running), Life::Exists)]
+#[case::halted_instance_ended(vm(RunStrategy::Halted, "Stopping"), vmi(Phase::Succeeded), Life::ShutDown)]
+#[case::restarts(vm(RunStrategy::Always, "Stopped"), Seen::Absent, Life::Exists)]
+#[case::crashed(vm(RunStrategy::Always, "CrashLoopBackOff"), vmi(Phase::Failed), Life::Exists)]
+#[case::ran_once(vm(RunStrategy::Depends, "Stopped"), vmi(Phase::Succeeded), Life::ShutDown)]
+#[case::restarts_by_hand(vm(RunStrategy::Depends, "Starting"), Seen::Absent, Life::Exists)]
+#[case::stopped_by_hand(vm(RunStrategy::Depends, "Stopped"), Seen::Absent, Life::ShutDown)]
+#[case::host_lost(vm(RunStrategy::Always, "Unknown"), vmi(Phase::Unknown("Unknown".into())), Life::Unknown)]
+#[case::instance_only(Seen::Absent, vmi(Phase::Running), Life::Exists)]
+#[case::instance_only_ended(Seen::Absent, vmi(Phase::Failed), Life::ShutDown)]
+#[case::instance_only_unknown(Seen::Absent, vmi(Phase::Unknown("New".into())), Life::Unknown)]
+#[case::gone(Seen::Absent, Seen::Absent, Life::Gone)]
+#[case::vm_not_read(Seen::Unseen, Seen::Absent, Life::Unknown)]
+#[case::instance_not_read(Seen::Absent, Seen::Unseen, Life::Unknown)]
+#[case::nothing_read(Seen::Unseen, Seen::Unseen, Life::Unknown)]
+#[case::only_the_vm_read(vm(RunStrategy::Halted, "Stopped"), Seen::Unseen, Life::Exists)]
+#[case::only_the_instance_read(Seen::Unseen, vmi(Phase::Running), Life::Exists)]
+fn lives(#[case] vm: Seen<Arc<Vm>>, #[case] vmi: Seen<Arc<Vmi>>, #[case] expected: Life) {
+    assert_eq!(life(&vm, &vmi), expected);
+}
+
+/// VMs with instances: name, host name, system UUID.
+struct World {
+    vms: BTreeMap<String, Arc<Vm>>,
+    vmis: BTreeMap<String, Arc<Vmi>>,
+}
+
+impl World {
+    fn of(machines: &[(&str, Option<&str>, Option<&str>)]) -> Self {
+        let mut world = Self { vms: BTreeMap::new(), vmis: BTreeMap::new() };
+        for (name, hostname, uuid) in machines {
+            let (name, hostname) = ((*name).to_owned(), hostname.map(str::to_owned));
+            let uuid = uuid.and_then(SystemUuid::parse);
+            let vm =
+                Vm { name: name.clone(), hostname: hostname.clone(), uuid: uuid.clone(), ..Vm::default() };
+            let vmi = Vmi { name: name.clone(), hostname, uuid, ..Vmi::default() };
+            world.vms.insert(name.clone(), Arc::new(vm));
+            world.vmis.insert(name, Arc::new(vmi));
+        }
+        world
+    }
+
+    fn known(&self) -> Known<'_> {
+        Known { vms: Some(&self.vms), vmis: Some(&self.vmis) }
+    }
+
+    fn identify(&self, node: &Claims) -> Identity {
+        identify(node, self.known())
+    }
+}
+
+fn node(name: &str, uuid: Option<&str>) -> Claims {
+    Claims { name: name.into(), uuid: uuid.and_then(SystemUuid::parse), ..Claims::default() }
+}
+
+fn is(name: &str, by: Key) -> Identity {
+    Identity::Vm { id: ProviderId::of(name).unwrap(), by }
+}
+
+fn ambiguous(vms: &[&str]) -> Identity {
+    Identity::Ambiguous { vms: vms.iter().map(|&vm| vm.to_owned()).collect() }
+}
+
+#[test]
+fn a_provider_id_says_it_all() {
+    let world = World::of(&[("w1", None, Some(U1))]);
+    let with = |provider_id: &str| Claims { provider_id: provider_id.into(), ..node("w1", Some(U1)) };
+    assert_eq!(world.identify(&with("kubevirt://w9")), is("w9", Key::ProviderId), "known or not");
+    assert_eq!(world.identify(&with("aws:///eu/i-1")), Identity::Foreign, "though name and UUID are a VM's");
+    assert_eq!(world.identify(&with("kubevirt://No_Name")), Identity::Foreign);
+}
+
+#[test]
+fn the_label_is_believed_where_there_is_such_a_vm() {
+    let world = World::of(&[("w1", None, Some(U1)), ("w2", None, Some(U2))]);
+    let with = |label: &str| Claims { instance_id: Some(label.into()), ..node("w1", Some(U1)) };
+    assert_eq!(world.identify(&with("w2")), is("w2", Key::InstanceId));
+    assert_eq!(world.identify(&with("i-0abc")), is("w1", Key::Name), "another provider's instance id");
+}
+
+#[rstest]
+#[case::name("w1", &[], is("w1", Key::Name))]
+#[case::name_with_dots("pool.w3", &[], is("pool.w3", Key::Name))]
+#[case::hostname("alpha", &[], is("w2", Key::Hostname))]
+#[case::hostname_address("node-7", &["alpha"], is("w2", Key::Hostname))]
+#[case::fqdn_of_the_name("w1.example.com", &[], is("w1", Key::ShortName))]
+#[case::fqdn_of_the_hostname("alpha.example.com", &[], is("w2", Key::ShortName))]
+#[case::nobody("w8", &[], Identity::Unidentified)]
+fn names_are_enough_where_there_is_no_uuid(
+    #[case] name: &str,
+    #[case] hostnames: &[&str],
+    #[case] expected: Identity,
+) {
+    let world = World::of(&[("w1", None, None), ("w2", Some("alpha"), None), ("pool.w3", None, None)]);
+    let hostnames = hostnames.iter().map(|&name| name.to_owned()).collect();
+    assert_eq!(world.identify(&Claims { hostnames, ..node(name, None) }), expected);
+}
+
+#[test]
+fn the_uuid_alone_is_enough() {
+    let world = World::of(&[("w1", None, Some(U1)), ("w2", None, Some(U2))]);
+    let spelled_otherwise = U2.to_ascii_uppercase();
+    assert_eq!(world.identify(&node("node-7", Some(&spelled_otherwise))), is("w2", Key::Uuid));
+}
+
+#[test]
+fn a_name_with_anothers_uuid_is_refused() {
+    let world = World::of(&[("w1", None, Some(U1)), ("w2", None, Some(U2))]);
+    assert_eq!(world.identify(&node("w1", Some(U2))), ambiguous(&["w1", "w2"]));
+    // machine-id in place of a UUID, as on boards without SMBIOS: it is nobody's and contradicts nothing.
+    assert_eq!(world.identify(&node("w1", Some(U3))), is("w1", Key::Name));
+}
+
+#[test]
+fn two_vms_with_one_host_name_are_told_apart_by_uuid_or_not_at_all() {
+    let twins = World::of(&[("w1", Some("alpha"), Some(U1)), ("w2", Some("alpha"), Some(U2))]);
+    assert_eq!(twins.identify(&node("alpha", Some(U2))), is("w2", Key::Hostname));
+    assert_eq!(twins.identify(&node("alpha", None)), ambiguous(&["w1", "w2"]));
+    let clones = World::of(&[("w1", None, Some(U1)), ("w2", None, Some(U1))]);
+    assert_eq!(clones.identify(&node("node-7", Some(U1))), ambiguous(&["w1", "w2"]));
+    assert_eq!(clones.identify(&node("w2", Some(U1))), is("w2", Key::Name), "the name tells clones apart");
+}
+
+#[test]
+fn no_vm_is_said_only_with_proof() {
+    let world = World::of(&[("w1", None, Some(U1)), ("w2", None, Some(U2))]);
+    let stranger = node("node-7", Some(U3));
+    assert_eq!(world.identify(&stranger), Identity::NoVm);
+    assert_eq!(world.identify(&node("node-7", None)), Identity::Unidentified, "the node shows no UUID");
+    let without = |known: Known<'_>| identify(&stranger, known);
+    assert_eq!(without(Known { vms: None, ..world.known() }), Identity::Unidentified, "VMs were not read");
+    assert_eq!(without(Known { vmis: None, ..world.known() }), Identity::Unidentified, "VMIs were not read");
+    let unmarked = World::of(&[("w1", None, Some(U1)), ("w2", None, None)]);
+    assert_eq!(unmarked.identify(&stranger), Identity::Unidentified, "w2 may be it");
+    assert_eq!(World::of(&[]).identify(&stranger), Identity::NoVm);
+}
+
+#[test]
+fn a_stopped_vm_is_recognised_without_an_instance() {
+    let world = World::of(&[("w1", None, Some(U1))]);
+    let known = Known { vmis: Some(&BTreeMap::new()), ..world.known() };
+    assert_eq!(identify(&node("node-7", Some(U1)), known), is("w1", Key::Uuid));
+}
+
+fn names() -> impl Strategy<Value = String> {
+    prop::sample::select(vec!["a", "b", "c", "a.example.com"]).prop_map(str::to_owned)
+}
+
+fn uuids() -> impl Strategy<Value = Option<&'static str>> {
+    prop::sample::select(vec![None, Some(U1), Some(U2), Some(U3)])
+}
+
+proptest! {
+    /// Whatever the world looks like: an answer names only VMs that are there, and NoVm is never said of a Node that is like one.
+    #[test]
+    fn an_answer_is_about_what_is_there(
+        machines in prop::collection::btree_map(names(), (prop::option::of(names()), uuids()), 0..4),
+        name in names(), uuid in uuids(), label in prop::option::of(names()), vms_read: bool, vmis_read: bool,
+    ) {
+        let list: Vec<_> =
+            machines.iter().map(|(name, (hostname, uuid))| (name.as_str(), hostname.as_deref(), *uuid)).collect();
+        let world = World::of(&list);
+        let known = Known { vms: vms_read.then_some(&world.vms), vmis: vmis_read.then_some(&world.vmis) };
+        match identify(&Claims { instance_id: label, ..node(&name, uuid) }, known) {
+            Identity::Vm { id, .. } => prop_assert!(machines.contains_key(id.vm())),
+            Identity::Ambiguous { vms } => {
+                prop_assert!(vms.len() > 1 && vms.iter().all(|vm| machines.contains_key(vm)));
+            }
+            Identity::NoVm => {
+                prop_assert!(vms_read && vmis_read && uuid.is_some());
+                prop_assert!(list.iter().all(|(vm, _, its)| *vm != name && its.is_some() && *its != uuid));
+            }
+            Identity::Unidentified => {}
+            Identity::Foreign => prop_assert!(false, "it has no providerID"),
+        }
+    }
+}

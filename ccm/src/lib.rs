@@ -9,5 +9,7 @@
 pub mod address;
 pub mod instance;
 pub mod machine;
+pub mod node;
+pub mod node_lifecycle;
 pub mod provider_id;
 pub mod topology;

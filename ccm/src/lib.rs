@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 
 pub mod address;
+pub mod call;
 pub mod instance;
 pub mod machine;
 pub mod node;

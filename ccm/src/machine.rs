@@ -1,9 +1,9 @@
 //! A virtual machine of the infra cluster as a Node sees it: KubeVirt's `VirtualMachine` and `VirtualMachineInstance`, projected
 //! to identity, life, addresses and place. (The `infra` crate projects the same kinds to their volumes.)
 
-//FEED
-//INDEX
-//READS
+pub mod feed;
+pub mod index;
+pub mod reads;
 pub mod wire;
 
 use std::net::IpAddr;

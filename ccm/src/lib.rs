@@ -8,6 +8,8 @@
 
 pub mod address;
 pub mod call;
+#[cfg(test)]
+mod fake_api;
 pub mod instance;
 pub mod machine;
 pub mod node;

@@ -1,6 +1,11 @@
 //! Nodes of the guest: initialised when kubelet registered them, then kept true.
 
-//CONTROLLER
+pub mod announcer;
+pub mod controller;
 pub mod guest_node;
-//METRICS
+mod hosts;
+pub mod metrics;
 pub mod plan;
+mod writes;
+
+pub(crate) use writes::NodeWrites;

@@ -1,4 +1,4 @@
 //! Nodes of the guest whose VM was shut down or is gone.
 
-//CONTROLLER
+pub mod controller;
 pub mod plan;

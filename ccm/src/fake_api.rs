@@ -1,0 +1,67 @@
+//! An API server of a few fixed answers, for tests of what is asked of it. It keeps the requests.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
+
+use http::{Request, Response};
+use kube::{Client, client::Body};
+use serde_json::{Value, json};
+
+/// A request that was made.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Made {
+    pub call: String,
+    pub body: Value,
+}
+
+/// Answers by `METHOD path`; what has no answer is an object that does not exist.
+#[derive(Clone, Default)]
+pub(crate) struct FakeApi {
+    answers: Arc<Mutex<HashMap<String, (u16, Value)>>>,
+    made: Arc<Mutex<Vec<Made>>>,
+}
+
+impl FakeApi {
+    pub(crate) fn answer(&self, call: &str, code: u16, body: Value) -> &Self {
+        self.answers.lock().unwrap().insert(call.to_owned(), (code, body));
+        self
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let api = api.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let call = format!("{} {}", parts.method, parts.uri.path());
+                let body = serde_json::from_slice(&body.collect_bytes().await?).unwrap_or(Value::Null);
+                api.made.lock().unwrap().push(Made { call: call.clone(), body });
+                let known = api.answers.lock().unwrap().get(&call).cloned();
+                let (code, body) = known.unwrap_or_else(|| absent(parts.uri.path()));
+                let body = Body::from(body.to_string().into_bytes());
+                Ok::<_, tower::BoxError>(Response::builder().status(code).body(body)?)
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    /// The requests so far of this method.
+    pub(crate) fn made(&self, method: &str) -> Vec<Made> {
+        let made = self.made.lock().unwrap();
+        made.iter().filter(|made| made.call.starts_with(method)).cloned().collect()
+    }
+}
+
+fn absent(path: &str) -> (u16, Value) {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    failure(404, "NotFound", json!({"name": name}))
+}
+
+/// An answer that says no.
+pub(crate) fn failure(code: u16, reason: &str, details: Value) -> (u16, Value) {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason,
+        "message": format!("{reason} of the test"), "code": code, "details": details});
+    (code, status)
+}

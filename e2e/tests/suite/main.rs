@@ -25,6 +25,7 @@ mod isolation;
 mod node_faults;
 mod node_kill;
 mod node_socket;
+mod nodes;
 mod operations;
 mod outage;
 mod replicas;
@@ -172,6 +173,9 @@ fn main() -> ExitCode {
             Shared,
             operations::missing_class_is_told,
         ),
+        trial("nodes::a_node_is_recognised_and_initialised", Exclusive, nodes::initialised),
+        trial("nodes::a_node_follows_its_vm", Exclusive, nodes::follows_its_vm),
+        trial("nodes::left_overs_go_and_foreign_nodes_stay", Exclusive, nodes::left_overs_and_foreigners),
         trial("growth::a_filesystem_smaller_than_its_disk_grows_at_stage", Shared, growth::at_stage),
     ];
     trials.extend(shapes::trials());

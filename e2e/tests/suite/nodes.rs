@@ -1,0 +1,378 @@
+//! Nodes of the guest and the VMs that they are: the controllers of the cloud controller manager's node half, in this process, with
+//! the rights that installers give, between both real API servers and beside the real virt-controller.
+//!
+//! The Nodes are objects that this test registers as kubelet would; their VMs are real to KubeVirt and run no guest.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use bench::scenario::{
+    Deadline, HCP_NAMESPACE, until, until_gone, virtual_machine_instances, virtual_machines,
+};
+use ccm::{
+    machine::{feed::Feed, index::MachineIndex, reads::InfraReads},
+    node::{
+        controller::{NodeController, Settings},
+        metrics::NodeMetrics,
+    },
+};
+use k8s_openapi::api::{
+    core::v1::{Event, Node},
+    rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
+};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::fixture::Fixture;
+
+/// Who the controllers are in the guest.
+const GUEST_USER: &str = "bench:node-controllers";
+/// Kubelet's taint (`--cloud-provider=external`).
+const UNINITIALIZED: &str = "node.cloudprovider.kubernetes.io/uninitialized";
+/// Taint of a Node whose VM is stopped.
+const SHUTDOWN: &str = "node.cloudprovider.kubernetes.io/shutdown";
+/// What kubelet says of its own address.
+const NODE_IP: &str = "192.0.2.7";
+/// A zone that the test gives to infra's nodes.
+const ZONE: &str = "bench-zone";
+/// The well-known label of a zone, and its older name.
+const ZONE_LABELS: [&str; 2] = ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"];
+/// A system UUID that no VM has.
+const NOBODYS_UUID: &str = "33333333-0000-4000-8000-000000000003";
+/// Under which the controllers' writes are kept.
+const FIELD_MANAGER: &str = "kubevirt-cloud-controller-manager";
+
+/// Rights in infra, as installers give them.
+#[derive(Clone, Copy)]
+enum Rights {
+    /// The reference's role and cluster role.
+    Reference,
+    /// `HyperShift`'s role: no nodes.
+    HyperShift,
+    /// Those without watch: VMs and instances are listed.
+    NoWatch,
+}
+
+/// The controllers, running; they end with this.
+struct Controllers {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+/// A Node is recognised, initialised and labelled with each of the sets of rights.
+pub async fn initialised(fixture: Fixture) -> Result<()> {
+    let zone = [(ZONE_LABELS[0], ZONE)];
+    label_infra_nodes(&fixture, &json!({ zone[0].0: zone[0].1 })).await?;
+    for rights in [Rights::Reference, Rights::HyperShift, Rights::NoWatch] {
+        let vm = format!("{}-{}", fixture.word, rights.word());
+        fixture.empty_machine(&vm).await?;
+        let controllers = Controllers::start(&fixture, rights).await?;
+        let uuid = firmware_uuid(&fixture, &vm).await?;
+        // Its name is not the VM's: only the system UUID tells.
+        let guest = GuestNode::register(&fixture, &format!("node-of-{vm}"), "", Some(&uuid)).await?;
+        let node = guest.until("initialised", |node| !has_taint(node, UNINITIALIZED)).await?;
+        let spec = node.spec.clone().unwrap_or_default();
+        ensure!(spec.provider_id == Some(format!("kubevirt://{vm}")), "providerID {:?}", spec.provider_id);
+        let addresses = node.status.as_ref().and_then(|status| status.addresses.clone()).unwrap_or_default();
+        let shown: Vec<_> = addresses.iter().map(|a| (a.type_.as_str(), a.address.as_str())).collect();
+        ensure!(shown == [("InternalIP", NODE_IP), ("Hostname", guest.name.as_str())], "addresses {shown:?}");
+        let labels = node.metadata.labels.unwrap_or_default();
+        let zones = ZONE_LABELS.map(|label| labels.get(label).map(String::as_str));
+        let expected = matches!(rights, Rights::Reference).then_some(ZONE);
+        ensure!(zones == [expected; 2], "zones {zones:?} with {}", rights.word());
+        guest.until_event("Synced").await?;
+        controllers.stop().await?;
+        guest.delete().await?;
+        fixture.delete_machine(&vm).await?;
+    }
+    label_infra_nodes(&fixture, &json!({ zone[0].0: null })).await
+}
+
+/// A VM restarts: its Node stays as it is. It is stopped: the Node is tainted and stays. It starts: the taint goes. It is
+/// deleted: so is the Node.
+pub async fn follows_its_vm(fixture: Fixture) -> Result<()> {
+    let vm = fixture.word.clone();
+    fixture.empty_machine(&vm).await?;
+    let controllers = Controllers::start(&fixture, Rights::HyperShift).await?;
+    let guest = GuestNode::register(&fixture, &vm, "", None).await?;
+    let uid = guest.until("initialised", |node| !has_taint(node, UNINITIALIZED)).await?.metadata.uid;
+    let instances = virtual_machine_instances(&fixture.infra, HCP_NAMESPACE);
+
+    let before = instances.get(&vm).await?.metadata.uid;
+    guest.ready("False").await?;
+    instances.delete(&vm, &DeleteParams::default()).await?;
+    until("the restarted instance", Deadline::MachineStart, async || {
+        let now = instances.get_opt(&vm).await?;
+        let is_new = now.as_ref().is_some_and(|vmi| vmi.metadata.uid != before);
+        let phase = now.map(|vmi| vmi.data["status"]["phase"].to_string()).unwrap_or_default();
+        Ok(if is_new && phase.contains("Running") { Ok(()) } else { Err(phase) })
+    })
+    .await?;
+    let node = guest.get().await?.context("the Node is gone after a restart")?;
+    ensure!(node.metadata.uid == uid && !has_taint(&node, SHUTDOWN), "a restart changed the Node");
+
+    run_strategy(&fixture, &vm, "Halted").await?;
+    until_gone(&instances, &vm, "instance", Deadline::MachineStart).await?;
+    let node = guest.until("tainted as shut down", |node| has_taint(node, SHUTDOWN)).await?;
+    ensure!(node.metadata.uid == uid, "another Node");
+
+    run_strategy(&fixture, &vm, "Always").await?;
+    guest.ready("True").await?;
+    guest.until("without the shutdown taint", |node| !has_taint(node, SHUTDOWN)).await?;
+
+    fixture.delete_machine(&vm).await?;
+    guest.ready("False").await?;
+    until_gone(&guest.nodes, &guest.name, "Node", Deadline::Reaction).await?;
+    guest.until_event("DeletingNode").await?;
+    controllers.stop().await
+}
+
+/// A Node that never was initialised and whose VM is gone is removed; one of another provider in the very same state, and one
+/// that nobody gave to a cloud provider, are not touched.
+pub async fn left_overs_and_foreigners(fixture: Fixture) -> Result<()> {
+    let name = |what: &str| format!("{}-{what}", fixture.word);
+    let foreign =
+        GuestNode::register(&fixture, &name("foreign"), "aws:///eu/i-1", Some(NOBODYS_UUID)).await?;
+    let own = GuestNode::register(&fixture, &name("own"), "", Some(NOBODYS_UUID)).await?;
+    own.patch(&json!({"spec": {"taints": null}})).await?;
+    let left_over = GuestNode::register(&fixture, &name("left-over"), "", Some(NOBODYS_UUID)).await?;
+    for node in [&foreign, &own, &left_over] {
+        node.ready("Unknown").await?;
+    }
+    let controllers = Controllers::start(&fixture, Rights::HyperShift).await?;
+    until_gone(&left_over.nodes, &left_over.name, "left-over Node", Deadline::Reaction).await?;
+    let gone = GuestNode::register(&fixture, &name("gone"), "kubevirt://gone.vm", None).await?;
+    gone.ready("False").await?;
+    until_gone(&gone.nodes, &gone.name, "Node of a gone VM", Deadline::Reaction).await?;
+
+    for node in [&foreign, &own] {
+        let object = node.get().await?.with_context(|| format!("{} is gone", node.name))?;
+        let managers = object.metadata.managed_fields.clone().unwrap_or_default();
+        let ours = managers.iter().any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
+        ensure!(!ours && !has_taint(&object, SHUTDOWN), "{} was written", node.name);
+    }
+    ensure!(
+        has_taint(&foreign.get().await?.context("gone")?, UNINITIALIZED),
+        "somebody else's to initialise"
+    );
+    controllers.stop().await?;
+    foreign.delete().await?;
+    own.delete().await
+}
+
+impl Controllers {
+    async fn start(fixture: &Fixture, rights: Rights) -> Result<Self> {
+        let user = grant(fixture, rights).await?;
+        let reads = InfraReads::new(fixture.infra_as(&user).await?, HCP_NAMESPACE);
+        let index = Arc::new(MachineIndex::default());
+        let feed = Feed::new(reads.clone(), Arc::clone(&index));
+        let guest = fixture.guest_as(GUEST_USER).await?;
+        let parts = (index, feed.clone());
+        let controller =
+            NodeController::new(Settings::default(), guest, reads, parts, NodeMetrics::default());
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                () = feed.run() => {}
+                () = controller.run(stopped) => {}
+            }
+        });
+        Ok(Self { stop, task })
+    }
+
+    async fn stop(mut self) -> Result<()> {
+        self.stop.cancel();
+        (&mut self.task).await.context("the controllers' task")
+    }
+}
+
+impl Drop for Controllers {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Rights {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Reference => "reference",
+            Self::HyperShift => "hypershift",
+            Self::NoWatch => "no-watch",
+        }
+    }
+
+    fn rules(self) -> Value {
+        let rule = |resource: &str, verbs: &[&str]| json!({"apiGroups": ["kubevirt.io"], "resources": [resource], "verbs": verbs});
+        match self {
+            Self::Reference | Self::HyperShift => json!([
+                rule("virtualmachines", &["get", "list", "watch"]),
+                rule("virtualmachineinstances", &["get", "list", "watch", "update"]),
+            ]),
+            Self::NoWatch => json!([
+                rule("virtualmachines", &["get", "list"]),
+                rule("virtualmachineinstances", &["get", "list"]),
+            ]),
+        }
+    }
+}
+
+/// Gives the rights in both clusters; the user who has them in infra.
+async fn grant(fixture: &Fixture, rights: Rights) -> Result<String> {
+    let user = format!("bench:ccm-{}", rights.word());
+    let name = format!("bench-ccm-{}", rights.word());
+    let subjects =
+        |user: &str| json!([{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": user}]);
+    let refers =
+        |kind: &str, name: &str| json!({"kind": kind, "apiGroup": "rbac.authorization.k8s.io", "name": name});
+    let meta = json!({"name": name});
+    let (infra, guest) = (&fixture.infra, &fixture.guest);
+    let namespaced = (
+        Api::<Role>::namespaced(infra.clone(), HCP_NAMESPACE),
+        Api::<RoleBinding>::namespaced(infra.clone(), HCP_NAMESPACE),
+    );
+    ensure_there(&namespaced.0, &name, json!({"metadata": meta, "rules": rights.rules()})).await?;
+    let binding = json!({"metadata": meta, "subjects": subjects(&user), "roleRef": refers("Role", &name)});
+    ensure_there(&namespaced.1, &name, binding).await?;
+    if matches!(rights, Rights::Reference) {
+        let rules = json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]}]);
+        cluster_wide(infra, &name, rules, subjects(&user)).await?;
+    }
+    let rules = json!([
+        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "update", "patch", "delete"]},
+        {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
+        {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch", "update"]},
+    ]);
+    cluster_wide(guest, "bench-ccm-nodes", rules, subjects(GUEST_USER)).await?;
+    Ok(user)
+}
+
+async fn cluster_wide(client: &Client, name: &str, rules: Value, subjects: Value) -> Result<()> {
+    let meta = json!({"name": name});
+    let roles: Api<ClusterRole> = Api::all(client.clone());
+    ensure_there(&roles, name, json!({"metadata": meta, "rules": rules})).await?;
+    let refers = json!({"kind": "ClusterRole", "apiGroup": "rbac.authorization.k8s.io", "name": name});
+    let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
+    ensure_there(&bindings, name, json!({"metadata": meta, "subjects": subjects, "roleRef": refers})).await
+}
+
+async fn ensure_there<K>(api: &Api<K>, name: &str, object: Value) -> Result<()>
+where
+    K: Clone + std::fmt::Debug + serde::Serialize + serde::de::DeserializeOwned,
+{
+    if api.get_opt(name).await?.is_none() {
+        api.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+    }
+    Ok(())
+}
+
+/// A Node as kubelet registers it.
+struct GuestNode {
+    nodes: Api<Node>,
+    events: Api<Event>,
+    name: String,
+}
+
+impl GuestNode {
+    async fn register(fixture: &Fixture, name: &str, provider_id: &str, uuid: Option<&str>) -> Result<Self> {
+        let nodes: Api<Node> = Api::all(fixture.guest.clone());
+        let mut object = json!({
+            "metadata": {"name": name, "annotations": {"alpha.kubernetes.io/provided-node-ip": NODE_IP}},
+            "spec": {"taints": [{"key": UNINITIALIZED, "value": "true", "effect": "NoSchedule"}]},
+            "status": {
+                "addresses": [{"type": "Hostname", "address": name}],
+                "conditions": [condition("False")],
+                "nodeInfo": {
+                    "architecture": "amd64", "bootID": "", "containerRuntimeVersion": "", "kernelVersion": "",
+                    "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "operatingSystem": "linux",
+                    "osImage": "", "systemUUID": uuid.unwrap_or_default(),
+                },
+            },
+        });
+        if !provider_id.is_empty() {
+            object["spec"]["providerID"] = json!(provider_id);
+        }
+        // Kubelet creates a Node with its first status.
+        nodes.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+        let events = Api::namespaced(fixture.guest.clone(), "default");
+        Ok(Self { nodes, events, name: name.to_owned() })
+    }
+
+    async fn get(&self) -> Result<Option<Node>> {
+        Ok(self.nodes.get_opt(&self.name).await?)
+    }
+
+    /// Kubelet's word on itself, or kube-controller-manager's on a silent kubelet.
+    async fn ready(&self, status: &str) -> Result<()> {
+        let patch = Patch::Strategic(json!({"status": {"conditions": [condition(status)]}}));
+        self.nodes.patch_status(&self.name, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    async fn patch(&self, body: &Value) -> Result<()> {
+        self.nodes.patch(&self.name, &PatchParams::default(), &Patch::Merge(body)).await?;
+        Ok(())
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&Node) -> bool) -> Result<Node> {
+        until(&format!("Node {} {what}", self.name), Deadline::Reaction, async || {
+            let node = self.get().await?.with_context(|| format!("Node {} is gone", self.name))?;
+            Ok(if holds(&node) { Ok(node) } else { Err(format!("{:?}", node.spec)) })
+        })
+        .await
+    }
+
+    async fn until_event(&self, reason: &str) -> Result<()> {
+        let of_node = format!("involvedObject.kind=Node,involvedObject.name={},reason={reason}", self.name);
+        until(&format!("event {reason} of {}", self.name), Deadline::Reaction, async || {
+            let list = self.events.list(&ListParams::default().fields(&of_node)).await?;
+            Ok(if list.items.is_empty() { Err("no such event".to_owned()) } else { Ok(()) })
+        })
+        .await
+    }
+
+    async fn delete(&self) -> Result<()> {
+        self.nodes.delete(&self.name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+}
+
+fn condition(status: &str) -> Value {
+    let now = k8s_openapi::jiff::Timestamp::now().to_string();
+    json!({"type": "Ready", "status": status, "reason": "Bench", "message": "said by the test",
+        "lastHeartbeatTime": now, "lastTransitionTime": now})
+}
+
+fn has_taint(node: &Node, key: &str) -> bool {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    taints.is_some_and(|taints| taints.iter().any(|taint| taint.key == key))
+}
+
+/// The system UUID that KubeVirt gave the VM.
+async fn firmware_uuid(fixture: &Fixture, vm: &str) -> Result<String> {
+    let vmi = virtual_machine_instances(&fixture.infra, HCP_NAMESPACE).get(vm).await?;
+    let uuid = vmi.data["spec"]["domain"]["firmware"]["uuid"].as_str();
+    uuid.map(str::to_owned).with_context(|| format!("instance {vm} has no firmware UUID"))
+}
+
+async fn run_strategy(fixture: &Fixture, vm: &str, strategy: &str) -> Result<()> {
+    let patch = Patch::Merge(json!({"spec": {"runStrategy": strategy}}));
+    let machines = virtual_machines(&fixture.infra, HCP_NAMESPACE);
+    machines.patch(vm, &PatchParams::default(), &patch).await?;
+    Ok(())
+}
+
+async fn label_infra_nodes(fixture: &Fixture, labels: &Value) -> Result<()> {
+    let nodes: Api<Node> = Api::all(fixture.infra.clone());
+    for node in nodes.list(&ListParams::default()).await?.items {
+        let name = node.metadata.name.unwrap_or_default();
+        let patch = Patch::Merge(json!({"metadata": {"labels": labels}}));
+        nodes.patch(&name, &PatchParams::default(), &patch).await?;
+    }
+    Ok(())
+}

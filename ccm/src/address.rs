@@ -36,7 +36,7 @@ pub enum InterfaceChoice {
     Automatic,
     /// The one of this name in the VM's spec.
     Named(String),
-    /// The one in this network: a NetworkAttachmentDefinition as the VM's spec names it.
+    /// The one in this network: a `NetworkAttachmentDefinition` as the VM's spec names it.
     Network(String),
 }
 
@@ -47,6 +47,24 @@ pub struct NodeAddress {
     pub kind: String,
     /// The address.
     pub address: String,
+}
+
+/// What of an address policy can't be understood.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// Not a network.
+    #[error("{0:?} is no network; write for example 10.0.0.0/8 or 2001:db8::/32")]
+    Network(String),
+    /// Two choices of the one interface.
+    #[error(
+        "a node's interface is chosen by its name or by its network; leave one of {name:?} and {network:?} out"
+    )]
+    TwoChoices {
+        /// The interface's name.
+        name: String,
+        /// The network's name.
+        network: String,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +112,30 @@ fn internal(addresses: &[NodeAddress]) -> impl Iterator<Item = IpAddr> {
 }
 
 impl AddressPolicy {
+    /// Reads a policy as an operator writes it; empty texts and lists choose nothing.
+    ///
+    /// # Errors
+    /// A text is no network, or both an interface and a network are named.
+    pub fn parse(
+        interface: &str,
+        network: &str,
+        within: &[String],
+        outside: &[String],
+    ) -> Result<Self, PolicyError> {
+        let networks = |texts: &[String]| -> Result<Vec<IpNet>, PolicyError> {
+            texts.iter().map(|it| it.trim().parse().map_err(|_| PolicyError::Network(it.clone()))).collect()
+        };
+        let interface = match (interface, network) {
+            ("", "") => InterfaceChoice::Automatic,
+            (name, "") => InterfaceChoice::Named(name.to_owned()),
+            ("", network) => InterfaceChoice::Network(network.to_owned()),
+            (name, network) => {
+                return Err(PolicyError::TwoChoices { name: name.to_owned(), network: network.to_owned() });
+            }
+        };
+        Ok(Self { interface, within: networks(within)?, outside: networks(outside)? })
+    }
+
     /// One address per family; the family that the Node had first stays first.
     fn choose(&self, vmi: Option<&Vmi>, had: &[IpAddr]) -> Vec<IpAddr> {
         let shown = vmi.map(|vmi| self.usable(vmi)).unwrap_or_default();

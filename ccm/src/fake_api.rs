@@ -56,11 +56,11 @@ impl FakeApi {
 
 fn absent(path: &str) -> (u16, Value) {
     let name = path.rsplit('/').next().unwrap_or_default();
-    failure(404, "NotFound", json!({"name": name}))
+    failure(404, "NotFound", &json!({"name": name}))
 }
 
 /// An answer that says no.
-pub(crate) fn failure(code: u16, reason: &str, details: Value) -> (u16, Value) {
+pub(crate) fn failure(code: u16, reason: &str, details: &Value) -> (u16, Value) {
     let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason,
         "message": format!("{reason} of the test"), "code": code, "details": details});
     (code, status)

@@ -195,10 +195,10 @@ impl<'a> Known<'a> {
             hostname: vmi.hostname.as_deref().unwrap_or(&vmi.name),
             uuid: vmi.uuid.as_ref(),
         };
-        let vms = self.vms.into_iter().flat_map(BTreeMap::values).map(of_vm);
-        let vmis = self.vmis.into_iter().flat_map(BTreeMap::values).map(of_vmi);
-        let mut all: BTreeMap<&str, Candidate<'_>> = vms.map(|it| (it.name, it)).collect();
-        for instance in vmis {
+        let templates = self.vms.into_iter().flat_map(BTreeMap::values).map(of_vm);
+        let instances = self.vmis.into_iter().flat_map(BTreeMap::values).map(of_vmi);
+        let mut all: BTreeMap<&str, Candidate<'_>> = templates.map(|it| (it.name, it)).collect();
+        for instance in instances {
             let template = all.get(instance.name).and_then(|vm| vm.uuid);
             let instance = Candidate { uuid: instance.uuid.or(template), ..instance };
             all.insert(instance.name, instance);

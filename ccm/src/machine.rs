@@ -92,7 +92,7 @@ pub struct Interface {
 pub enum Network {
     /// The infra cluster's pod network.
     Pod,
-    /// A NetworkAttachmentDefinition, as `namespace/name` or `name`.
+    /// A `NetworkAttachmentDefinition`, as `namespace/name` or `name`.
     Multus(String),
     /// Nothing of the VM's spec.
     #[default]

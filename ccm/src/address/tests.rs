@@ -53,15 +53,28 @@ fn the_interface_is_chosen_by_name_network_or_what_there_is() {
         let policy = AddressPolicy { interface: choice, ..AddressPolicy::default() };
         chosen(&policy, Some(&vmi(interfaces, AGENT)), &[], &[])
     };
-    use InterfaceChoice::{Automatic, Named, Network as InNetwork};
     let named_default = interface("default", Network::Unknown, &["10.9.9.9"]);
-    assert_eq!(with(Automatic, vec![agents(), lan(), pod(), named_default]), ["10.9.9.9"]);
-    assert_eq!(with(Automatic, vec![agents(), lan(), pod()]), ["10.0.0.7"], "the pod network");
-    assert_eq!(with(Automatic, vec![agents(), lan()]), ["192.168.0.7"], "the first that the spec names");
-    assert!(with(Automatic, vec![agents()]).is_empty(), "never one that only the guest knows");
-    assert_eq!(with(Named("lan".into()), vec![pod(), lan()]), ["192.168.0.7"]);
-    assert_eq!(with(InNetwork("hcp/lan".into()), vec![pod(), lan()]), ["192.168.0.7"]);
-    assert!(with(Named("wan".into()), vec![pod(), lan()]).is_empty(), "no other in its place");
+    assert_eq!(with(InterfaceChoice::Automatic, vec![agents(), lan(), pod(), named_default]), ["10.9.9.9"]);
+    assert_eq!(
+        with(InterfaceChoice::Automatic, vec![agents(), lan(), pod()]),
+        ["10.0.0.7"],
+        "the pod network"
+    );
+    assert_eq!(
+        with(InterfaceChoice::Automatic, vec![agents(), lan()]),
+        ["192.168.0.7"],
+        "the first that the spec names"
+    );
+    assert!(
+        with(InterfaceChoice::Automatic, vec![agents()]).is_empty(),
+        "never one that only the guest knows"
+    );
+    assert_eq!(with(InterfaceChoice::Named("lan".into()), vec![pod(), lan()]), ["192.168.0.7"]);
+    assert_eq!(with(InterfaceChoice::Network("hcp/lan".into()), vec![pod(), lan()]), ["192.168.0.7"]);
+    assert!(
+        with(InterfaceChoice::Named("wan".into()), vec![pod(), lan()]).is_empty(),
+        "no other in its place"
+    );
 }
 
 #[test]
@@ -127,6 +140,23 @@ fn what_is_not_an_internal_address_stays() {
     let shown: Vec<_> = all.iter().map(|a| (a.kind.as_str(), a.address.as_str())).collect();
     assert_eq!(shown, [("InternalIP", "10.0.0.7"), ("Hostname", "worker-1"), ("ExternalIP", "203.0.113.1")]);
     assert_eq!(addresses(&AddressPolicy::default(), None, &[], &current[..1]), current[..1]);
+}
+
+#[test]
+fn a_policy_is_read_as_it_is_written() {
+    let list = |items: &[&str]| items.iter().map(|&item| item.to_owned()).collect::<Vec<_>>();
+    let parse = |interface, network, within: &[&str], outside: &[&str]| {
+        AddressPolicy::parse(interface, network, &list(within), &list(outside))
+    };
+    assert_eq!(parse("", "", &[], &[]), Ok(AddressPolicy::default()));
+    let policy = parse("", "hcp/lan", &["10.0.0.0/8"], &[" fd00::/8 "]).unwrap();
+    assert_eq!(policy.interface, InterfaceChoice::Network("hcp/lan".into()));
+    assert_eq!(policy.within, ["10.0.0.0/8".parse().unwrap()]);
+    assert_eq!(policy.outside, ["fd00::/8".parse().unwrap()]);
+    assert_eq!(parse("lan", "", &[], &[]).unwrap().interface, InterfaceChoice::Named("lan".into()));
+    let error = parse("", "", &["10.0.0.0"], &[]).unwrap_err();
+    assert_eq!(error, PolicyError::Network("10.0.0.0".into()));
+    assert!(matches!(parse("lan", "hcp/lan", &[], &[]), Err(PolicyError::TwoChoices { .. })));
 }
 
 fn some_ips() -> impl Strategy<Value = Vec<&'static str>> {

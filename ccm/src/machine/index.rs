@@ -83,9 +83,9 @@ impl MachineIndex {
         let objects =
             objects.into_iter().map(|object| (object.name().to_owned(), Arc::new(object))).collect();
         let mut snapshot = self.lock();
-        let shelf = T::shelf(&mut snapshot);
-        if shelf.as_deref() != Some(&objects) {
-            *shelf = Some(Arc::new(objects));
+        let kept = T::shelf(&mut snapshot);
+        if kept.as_deref() != Some(&objects) {
+            *kept = Some(Arc::new(objects));
             self.tell();
         }
     }
@@ -93,10 +93,10 @@ impl MachineIndex {
     /// One object is there, new or changed. Nothing before all were read once.
     pub fn put<T: Kept + Clone>(&self, object: T) {
         let mut snapshot = self.lock();
-        if let Some(shelf) = T::shelf(&mut snapshot)
-            && shelf.get(object.name()).is_none_or(|known| **known != object)
+        if let Some(kept) = T::shelf(&mut snapshot)
+            && kept.get(object.name()).is_none_or(|known| **known != object)
         {
-            Arc::make_mut(shelf).insert(object.name().to_owned(), Arc::new(object));
+            Arc::make_mut(kept).insert(object.name().to_owned(), Arc::new(object));
             self.tell();
         }
     }
@@ -104,10 +104,10 @@ impl MachineIndex {
     /// One object is gone.
     pub fn remove<T: Kept + Clone>(&self, name: &str) {
         let mut snapshot = self.lock();
-        if let Some(shelf) = T::shelf(&mut snapshot)
-            && shelf.contains_key(name)
+        if let Some(kept) = T::shelf(&mut snapshot)
+            && kept.contains_key(name)
         {
-            Arc::make_mut(shelf).remove(name);
+            Arc::make_mut(kept).remove(name);
             self.tell();
         }
     }
@@ -131,10 +131,10 @@ impl MachineIndex {
 
 impl Snapshot {
     /// A snapshot of whole lists.
-    pub fn of(vms: Vec<Vm>, vmis: Vec<Vmi>) -> Self {
+    pub fn of(machines: Vec<Vm>, instances: Vec<Vmi>) -> Self {
         let index = MachineIndex::default();
-        index.replace(vms);
-        index.replace(vmis);
+        index.replace(machines);
+        index.replace(instances);
         index.snapshot()
     }
 
@@ -182,21 +182,21 @@ mod tests {
     #[test]
     fn only_a_change_is_told() {
         let index = MachineIndex::default();
-        let mut changes = index.changes();
-        let mut changed = |what: &dyn Fn(&MachineIndex)| {
+        let mut receiver = index.changes();
+        let mut tells = |what: &dyn Fn(&MachineIndex)| {
             what(&index);
-            let changed = changes.has_changed().unwrap();
-            changes.mark_unchanged();
-            changed
+            let told = receiver.has_changed().unwrap();
+            receiver.mark_unchanged();
+            told
         };
-        assert!(changed(&|index| index.replace([vm("a", "x")])));
-        assert!(!changed(&|index| index.replace([vm("a", "x")])));
-        assert!(!changed(&|index| index.put(vm("a", "x"))));
-        assert!(changed(&|index| index.put(vm("a", "y"))));
-        assert!(!changed(&|index| index.remove::<Vm>("b")));
-        assert!(changed(&|index| index.remove::<Vm>("a")));
-        assert!(changed(&|index| index.forget::<Vm>()));
-        assert!(!changed(&|index| index.forget::<Vm>()));
+        assert!(tells(&|index| index.replace([vm("a", "x")])));
+        assert!(!tells(&|index| index.replace([vm("a", "x")])));
+        assert!(!tells(&|index| index.put(vm("a", "x"))));
+        assert!(tells(&|index| index.put(vm("a", "y"))));
+        assert!(!tells(&|index| index.remove::<Vm>("b")));
+        assert!(tells(&|index| index.remove::<Vm>("a")));
+        assert!(tells(&|index| index.forget::<Vm>()));
+        assert!(!tells(&|index| index.forget::<Vm>()));
     }
 
     #[test]

@@ -287,6 +287,7 @@ async fn reconcile(node: Arc<WireNode>, controller: Arc<NodeController>) -> Resu
     controller.sync(&GuestNode::from(&*node)).await
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "kube's Controller calls it with these")]
 fn after_failure(node: Arc<WireNode>, error: &CallError, controller: Arc<NodeController>) -> Action {
     if error.is_conflict() {
         return Action::requeue(AFTER_CONFLICT);
@@ -324,3 +325,6 @@ fn complaint(node: &GuestNode, identity: &Identity) -> Option<Announcement> {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,7 +47,6 @@ impl Lifecycle {
         seen: &Snapshot,
     ) -> Result<bool, CallError> {
         match plan(node, fate(node, identity, seen)) {
-            Step::Leave => Ok(false),
             Step::Taint(taints) => {
                 let name = &node.claims.name;
                 tracing::info!(
@@ -58,7 +57,7 @@ impl Lifecycle {
                 self.writes.taints(node, &taints).await.map(|()| false)
             }
             Step::Delete if self.is_proved(node, identity).await? => self.delete(node).await.map(|()| true),
-            Step::Delete => Ok(false),
+            Step::Leave | Step::Delete => Ok(false),
         }
     }
 

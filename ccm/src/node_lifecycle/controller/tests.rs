@@ -51,7 +51,7 @@ impl Clusters {
         made.iter().map(|made| made.body["reason"].as_str().unwrap().to_owned()).collect()
     }
 
-    fn list(&self, what: &str, items: Value) {
+    fn list(&self, what: &str, items: &Value) {
         self.infra.answer(
             what,
             200,
@@ -88,12 +88,12 @@ async fn a_node_whose_vm_is_gone_is_deleted_as_it_was_seen() {
 #[rstest]
 #[case::vm_is_there(VM, (200, json!({"metadata": {"name": "vm-1"}, "spec": {"runStrategy": "Always"}})), true)]
 #[case::instance_is_there(VMI, (200, json!({"metadata": {"name": "vm-1"}, "spec": {}, "status": {"phase": "Running"}})), true)]
-#[case::not_served(VM, failure(404, "NotFound", json!({})), false)]
+#[case::not_served(VM, failure(404, "NotFound", &json!({})), false)]
 #[case::page_of_a_proxy(VMI, (404, json!("404 page not found")), false)]
-#[case::forbidden(VM, failure(403, "Forbidden", json!({"name": "vm-1"})), false)]
-#[case::unauthorized(VMI, failure(401, "Unauthorized", json!({})), false)]
-#[case::broken(VM, failure(500, "InternalError", json!({"name": "vm-1"})), false)]
-#[case::throttled(VMI, failure(429, "TooManyRequests", json!({"name": "vm-1"})), false)]
+#[case::forbidden(VM, failure(403, "Forbidden", &json!({"name": "vm-1"})), false)]
+#[case::unauthorized(VMI, failure(401, "Unauthorized", &json!({})), false)]
+#[case::broken(VM, failure(500, "InternalError", &json!({"name": "vm-1"})), false)]
+#[case::throttled(VMI, failure(429, "TooManyRequests", &json!({"name": "vm-1"})), false)]
 #[case::no_object(VM, (200, json!("half an ans")), false)]
 #[tokio::test]
 async fn whatever_is_no_proof_of_absence_deletes_nothing(
@@ -136,8 +136,8 @@ async fn a_stopped_vm_taints_its_node() {
 async fn an_uninitialised_node_that_is_no_vm_is_deleted_after_both_lists_were_read_again() {
     let clusters = Clusters::new();
     let other = json!({"metadata": {"name": "vm-2"}, "spec": {"domain": {"firmware": {"uuid": OTHER_UUID}}}});
-    clusters.list(VMIS, json!([other]));
-    clusters.list(VMS, json!([]));
+    clusters.list(VMIS, &json!([other]));
+    clusters.list(VMS, &json!([]));
     assert!(clusters.sync(&stranger()).await.unwrap());
     assert_eq!(clusters.guest.made("DELETE").len(), 1);
 }
@@ -150,8 +150,8 @@ async fn an_uninitialised_node_that_is_no_vm_is_deleted_after_both_lists_were_re
 async fn it_stays_where_the_lists_show_a_vm_that_it_is_or_may_be(#[case] meta: Value, #[case] uuid: &str) {
     let clusters = Clusters::new();
     let domain = json!({"domain": {"firmware": {"uuid": uuid}}});
-    clusters.list(VMIS, json!([]));
-    clusters.list(VMS, json!([{"metadata": meta, "spec": {"template": {"spec": domain}}}]));
+    clusters.list(VMIS, &json!([]));
+    clusters.list(VMS, &json!([{"metadata": meta, "spec": {"template": {"spec": domain}}}]));
     assert!(!clusters.sync(&stranger()).await.unwrap());
     assert!(clusters.guest.made("DELETE").is_empty());
 }
@@ -160,8 +160,8 @@ async fn it_stays_where_the_lists_show_a_vm_that_it_is_or_may_be(#[case] meta: V
 async fn it_stays_where_one_of_the_lists_fails() {
     for (failing, other) in [(VMS, VMIS), (VMIS, VMS)] {
         let clusters = Clusters::new();
-        clusters.list(other, json!([]));
-        let (code, body) = failure(403, "Forbidden", json!({}));
+        clusters.list(other, &json!([]));
+        let (code, body) = failure(403, "Forbidden", &json!({}));
         clusters.infra.answer(failing, code, body);
         clusters.sync(&stranger()).await.unwrap_err();
         assert!(clusters.guest.made("DELETE").is_empty(), "{failing}");
@@ -171,12 +171,12 @@ async fn it_stays_where_one_of_the_lists_fails() {
 #[tokio::test]
 async fn a_node_that_changed_meanwhile_stays_without_a_warning() {
     let clusters = Clusters::new();
-    let (code, body) = failure(409, "Conflict", json!({"name": "w1"}));
+    let (code, body) = failure(409, "Conflict", &json!({"name": "w1"}));
     clusters.guest.answer(&format!("DELETE {NODE}"), code, body);
     let error = clusters.sync(&node("kubevirt://vm-1", Ready::Unknown)).await.unwrap_err();
     assert!(error.is_conflict());
     assert_eq!(clusters.events(), ["DeletingNode"]);
-    let (code, body) = failure(403, "Forbidden", json!({"name": "w1"}));
+    let (code, body) = failure(403, "Forbidden", &json!({"name": "w1"}));
     clusters.guest.answer(&format!("DELETE {NODE}"), code, body);
     clusters.sync(&node("kubevirt://vm-1", Ready::Unknown)).await.unwrap_err();
     assert_eq!(clusters.events().last().map(String::as_str), Some("DeletingNodeFailed"));

@@ -23,6 +23,7 @@ use crate::{
     error::{Class, Error},
     infra::Reader,
     machine::VirtualMachineInstance,
+    machine_looks::Looks,
     object::ObjectName,
     vmi_watch::{State as Seen, VmiWatch},
 };
@@ -42,6 +43,7 @@ type Look = Result<Option<Arc<VirtualMachineInstance>>, Error>;
 /// Looks at VMIs for all who wait.
 pub(crate) struct Poller {
     reader: Arc<Reader>,
+    looks: Looks,
     state: Mutex<State>,
     /// Somebody new waits: the pause under way may be too long for them.
     joined: Notify,
@@ -87,9 +89,10 @@ impl Drop for VmiWait {
 }
 
 impl Poller {
-    pub(crate) fn new(reader: Arc<Reader>) -> Arc<Self> {
+    pub(crate) fn new(reader: Arc<Reader>, looks: Looks) -> Arc<Self> {
         let watches = AtomicBool::new(false);
-        Arc::new(Self { reader, state: Mutex::new(State::default()), joined: Notify::new(), watches })
+        let (state, joined) = (Mutex::new(State::default()), Notify::new());
+        Arc::new(Self { reader, looks, state, joined, watches })
     }
 
     /// Whether waits may watch from now on.
@@ -168,10 +171,12 @@ impl Poller {
             }
         }
         let seen = match names.as_slice() {
-            [name] => self.reader.vmi(name).await.map(Vec::from_iter),
+            [name] => {
+                self.looks.of(name).vmi(began).await.map(|(_, vmi)| (*vmi).clone().into_iter().collect())
+            }
             _ => self.reader.vmis().await,
         };
-        let seen = seen.map(|vmis| {
+        let seen = seen.map(|vmis: Vec<_>| {
             let mut all: HashMap<_, _> = names.iter().map(|name| (name.as_str().to_owned(), None)).collect();
             all.extend(vmis.into_iter().map(|vmi| (vmi.name.clone(), Some(Arc::new(vmi)))));
             all

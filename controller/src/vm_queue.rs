@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// An observation younger than this is made "right before" a call; an older one is made again, once for all whose turn it is.
-const FRESH: Duration = Duration::from_secs(1);
+const FRESH: Duration = Duration::from_secs(2);
 /// Most calls of one set: half of the disks that KubeVirt allows a VM (256), so that a busy VM settles now and then.
 const SET_LIMIT: usize = 128;
 /// Longest time for a set to settle. Below some 8 s between changes an attachment pod may never get ready

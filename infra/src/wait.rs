@@ -36,6 +36,11 @@ const SLOW_LOOK: Duration = Duration::from_secs(1);
 const SLOWEST_LOOK: Duration = Duration::from_secs(2);
 /// Length of the first minute.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// So many looks may follow each other as soon as each new wait wants; a lone wait needs four of them in its first second.
+const QUICK_LOOKS: u32 = 8;
+/// One more is allowed each time this has passed. While volume after volume begins to wait for one VM, whose object grows
+/// with each, looking for every one of them anew would take from the API server what the changes need.
+const QUICK_LOOK_REFILL: Duration = SLOW_LOOK;
 
 /// What a look at one VMI gave; `None` = there is no such VMI.
 type Look = Result<Option<Arc<VirtualMachineInstance>>, Error>;
@@ -119,11 +124,13 @@ impl Poller {
     async fn run(self: Arc<Self>) {
         let mut last_look = Instant::now();
         let mut effort = Duration::ZERO;
+        let mut allowance = Allowance::full(last_look);
         let mut watch: Option<VmiWatch> = None;
         loop {
             let Some(youngest) = self.youngest() else { return };
             let served = watch.as_ref().is_some_and(|watch| youngest <= watch.began);
             let due = last_look.max(youngest) + pause(youngest.elapsed()).max(effort);
+            let due = due.max(allowance.next());
             tokio::select! {
                 () = tokio::time::sleep_until(due), if !served => {}
                 () = self.joined.notified() => continue,
@@ -141,6 +148,7 @@ impl Poller {
                 }
             }
             let began = Instant::now();
+            allowance.take(began);
             watch = self.look(began).await;
             last_look = Instant::now();
             // Looks take at most half of the time, however slow the infra API is.
@@ -221,6 +229,29 @@ impl Poller {
     }
 }
 
+/// How many looks may be made now: a bucket that holds [`QUICK_LOOKS`] and is refilled one by one. Kept as the time at which
+/// it will be full, so that nothing has to be counted.
+struct Allowance {
+    full_at: Instant,
+}
+
+impl Allowance {
+    fn full(now: Instant) -> Self {
+        Self { full_at: now }
+    }
+
+    /// When the next look may be made.
+    fn next(&self) -> Instant {
+        let lead = QUICK_LOOK_REFILL * (QUICK_LOOKS - 1);
+        self.full_at.checked_sub(lead).unwrap_or(self.full_at)
+    }
+
+    /// A look is made.
+    fn take(&mut self, now: Instant) {
+        self.full_at = self.full_at.max(now) + QUICK_LOOK_REFILL;
+    }
+}
+
 /// The next state that a watch shows; waits for ever where there is none.
 async fn next(watch: &mut Option<VmiWatch>) -> Result<Option<Seen>, Error> {
     match watch {
@@ -238,6 +269,22 @@ fn pause(age: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_who_join_do_not_look_more_often_than_one() {
+        let start = Instant::now();
+        let mut allowance = Allowance::full(start);
+        for _ in 0..QUICK_LOOKS {
+            assert!(allowance.next() <= start, "quick looks at first");
+            allowance.take(start);
+        }
+        assert_eq!(allowance.next(), start + QUICK_LOOK_REFILL);
+        allowance.take(start + QUICK_LOOK_REFILL);
+        assert_eq!(allowance.next(), start + 2 * QUICK_LOOK_REFILL, "then one each second");
+        let later = start + QUICK_LOOK_REFILL * 60;
+        allowance.take(later);
+        assert!(allowance.next() <= later, "a pause fills it again");
+    }
 
     #[test]
     fn looks_come_soon_and_then_slowly() {

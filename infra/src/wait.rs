@@ -36,11 +36,12 @@ const SLOW_LOOK: Duration = Duration::from_secs(1);
 const SLOWEST_LOOK: Duration = Duration::from_secs(2);
 /// Length of the first minute.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// So many looks may follow each other as soon as each new wait wants; a lone wait needs four of them in its first second.
-const QUICK_LOOKS: u32 = 8;
-/// One more is allowed each time this has passed. While volume after volume begins to wait for one VM, whose object grows
-/// with each, looking for every one of them anew would take from the API server what the changes need.
-const QUICK_LOOK_REFILL: Duration = SLOW_LOOK;
+/// More waits than this that began of late are a crowd: volume after volume begins to wait for one VM, whose object grows with
+/// each, and looking anew for every one of them would take from the API server what the changes need. A lone volume is two
+/// waits, its own and that of its VM's queue.
+const CROWD: usize = 4;
+/// What "of late" is.
+const LATELY: Duration = Duration::from_secs(5);
 
 /// What a look at one VMI gave; `None` = there is no such VMI.
 type Look = Result<Option<Arc<VirtualMachineInstance>>, Error>;
@@ -124,13 +125,12 @@ impl Poller {
     async fn run(self: Arc<Self>) {
         let mut last_look = Instant::now();
         let mut effort = Duration::ZERO;
-        let mut allowance = Allowance::full(last_look);
         let mut watch: Option<VmiWatch> = None;
         loop {
             let Some(youngest) = self.youngest() else { return };
             let served = watch.as_ref().is_some_and(|watch| youngest <= watch.began);
             let due = last_look.max(youngest) + pause(youngest.elapsed()).max(effort);
-            let due = due.max(allowance.next());
+            let due = if self.is_crowded() { due.max(last_look + SLOW_LOOK) } else { due };
             tokio::select! {
                 () = tokio::time::sleep_until(due), if !served => {}
                 () = self.joined.notified() => continue,
@@ -148,7 +148,6 @@ impl Poller {
                 }
             }
             let began = Instant::now();
-            allowance.take(began);
             watch = self.look(began).await;
             last_look = Instant::now();
             // Looks take at most half of the time, however slow the infra API is.
@@ -162,6 +161,10 @@ impl Poller {
         let youngest = state.waiters.values().map(|waiter| waiter.since).max();
         state.running = youngest.is_some();
         youngest
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.lock().waiters.values().filter(|waiter| waiter.since.elapsed() < LATELY).count() > CROWD
     }
 
     /// Looks at all VMIs that are waited for; by a watch, which then goes on, where that is granted.
@@ -229,29 +232,6 @@ impl Poller {
     }
 }
 
-/// How many looks may be made now: a bucket that holds [`QUICK_LOOKS`] and is refilled one by one. Kept as the time at which
-/// it will be full, so that nothing has to be counted.
-struct Allowance {
-    full_at: Instant,
-}
-
-impl Allowance {
-    fn full(now: Instant) -> Self {
-        Self { full_at: now }
-    }
-
-    /// When the next look may be made.
-    fn next(&self) -> Instant {
-        let lead = QUICK_LOOK_REFILL * (QUICK_LOOKS - 1);
-        self.full_at.checked_sub(lead).unwrap_or(self.full_at)
-    }
-
-    /// A look is made.
-    fn take(&mut self, now: Instant) {
-        self.full_at = self.full_at.max(now) + QUICK_LOOK_REFILL;
-    }
-}
-
 /// The next state that a watch shows; waits for ever where there is none.
 async fn next(watch: &mut Option<VmiWatch>) -> Result<Option<Seen>, Error> {
     match watch {
@@ -269,22 +249,6 @@ fn pause(age: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn many_who_join_do_not_look_more_often_than_one() {
-        let start = Instant::now();
-        let mut allowance = Allowance::full(start);
-        for _ in 0..QUICK_LOOKS {
-            assert!(allowance.next() <= start, "quick looks at first");
-            allowance.take(start);
-        }
-        assert_eq!(allowance.next(), start + QUICK_LOOK_REFILL);
-        allowance.take(start + QUICK_LOOK_REFILL);
-        assert_eq!(allowance.next(), start + 2 * QUICK_LOOK_REFILL, "then one each second");
-        let later = start + QUICK_LOOK_REFILL * 60;
-        allowance.take(later);
-        assert!(allowance.next() <= later, "a pause fills it again");
-    }
 
     #[test]
     fn looks_come_soon_and_then_slowly() {

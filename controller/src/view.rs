@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use infra::{Census, Class, Infra, ObjectName, VmiWait};
+use infra::{Census, Class, Infra, MachineLooks, ObjectName, VmiWait};
 use tokio::time::Instant;
 
 use crate::{
@@ -23,6 +23,7 @@ pub(crate) struct View {
     infra: Infra,
     vm: ObjectName,
     volume: ObjectName,
+    looks: MachineLooks,
     observed: Observed,
     /// When the older of both looks began.
     since: Instant,
@@ -51,6 +52,7 @@ impl View {
             infra: infra.clone(),
             vm: vm.clone(),
             volume: volume.clone(),
+            looks: infra.machine(vm),
             observed: Observed::default(),
             since: Instant::now(),
             vm_looked: None,
@@ -70,11 +72,6 @@ impl View {
         &self.observed
     }
 
-    /// When the observation began.
-    pub(crate) fn since(&self) -> Instant {
-        self.since
-    }
-
     /// Takes over what a census shows that began at `since`.
     pub(crate) fn take_census(&mut self, census: &Census, since: Instant) {
         let volume = self.volume.as_str();
@@ -86,13 +83,25 @@ impl View {
 
     /// Looks at both. What the poller saw before does not count any more.
     pub(crate) async fn look(&mut self) -> Result<(), infra::Error> {
-        let since = Instant::now();
+        self.look_after(Instant::now()).await
+    }
+
+    /// Has looked at both not longer ago than `age`; what others saw counts, unless this view has seen something newer.
+    pub(crate) async fn look_within(&mut self, age: Duration) -> Result<(), infra::Error> {
+        let Some(since) = Instant::now().checked_sub(age).filter(|since| *since > self.since) else {
+            return Ok(());
+        };
+        self.look_after(since).await
+    }
+
+    async fn look_after(&mut self, since: Instant) -> Result<(), infra::Error> {
         self.wait = None;
-        let (vm, vmi) = tokio::try_join!(self.infra.vm(&self.vm), self.infra.vmi(&self.vm))?;
-        self.observed.vm = vm.map(|vm| VmView::of(&vm, self.volume.as_str())).into();
-        self.observed.vmi = vmi.map(|vmi| VmiView::of(&vmi, self.volume.as_str())).into();
-        self.since = since;
-        self.vm_looked = Some(since);
+        let ((vm_looked, vm), (instance_looked, vmi)) =
+            tokio::try_join!(self.looks.vm(since), self.looks.vmi(since))?;
+        self.observed.vm = vm.as_ref().as_ref().map(|vm| VmView::of(vm, self.volume.as_str())).into();
+        self.observed.vmi = vmi.as_ref().as_ref().map(|vmi| VmiView::of(vmi, self.volume.as_str())).into();
+        self.since = vm_looked.min(instance_looked);
+        self.vm_looked = Some(vm_looked);
         Ok(())
     }
 
@@ -152,16 +161,17 @@ impl View {
     }
 
     async fn look_at_vmi(&mut self, operation: &Operation) -> Result<(), Error> {
-        let vmi = operation.wait(self.infra.vmi(&self.vm)).await??;
-        self.observed.vmi = vmi.map(|vmi| VmiView::of(&vmi, self.volume.as_str())).into();
+        let (_, vmi) = operation.wait(self.looks.vmi(Instant::now())).await??;
+        self.observed.vmi = vmi.as_ref().as_ref().map(|vmi| VmiView::of(vmi, self.volume.as_str())).into();
         Ok(())
     }
 
     async fn look_at_vm(&mut self, operation: &Operation) -> Result<(), Error> {
-        let looked = Instant::now();
-        match operation.wait(self.infra.vm(&self.vm)).await? {
-            Ok(vm) => {
-                self.observed.vm = vm.map(|vm| VmView::of(&vm, self.volume.as_str())).into();
+        // Any look counts that is newer than the own last one: all who wait for this VM share it.
+        let since = self.vm_looked.unwrap_or_else(Instant::now);
+        match operation.wait(self.looks.vm(since)).await? {
+            Ok((looked, vm)) => {
+                self.observed.vm = vm.as_ref().as_ref().map(|vm| VmView::of(vm, self.volume.as_str())).into();
                 self.vm_looked = Some(looked);
                 self.since = looked;
                 Ok(())

@@ -25,8 +25,8 @@ use crate::{
     waits::{Queued, WaitCause, Waits},
 };
 
-/// An observation younger than this is made "right before" a call; an older one is made again.
-const FRESH: Duration = Duration::from_millis(500);
+/// An observation younger than this is made "right before" a call; an older one is made again, once for all whose turn it is.
+const FRESH: Duration = Duration::from_secs(2);
 /// Most calls of one set: half of the disks that KubeVirt allows a VM (256), so that a busy VM settles now and then.
 const SET_LIMIT: usize = 128;
 /// Longest time for a set to settle. Below some 8 s between changes an attachment pod may never get ready
@@ -106,6 +106,8 @@ impl VmQueues {
 
     async fn run(self, vm: ObjectName, mut incoming: mpsc::UnboundedReceiver<Entry>) {
         let mut waiting = Vec::new();
+        // The looks at this VM are remembered from one change to the next.
+        let _looks = self.infra.machine(&vm);
         loop {
             incoming.recv_many(&mut waiting, SET_LIMIT).await;
             let set = self.carry_out_set(&vm, waiting.drain(..).collect(), &mut incoming).await;
@@ -148,12 +150,10 @@ impl VmQueues {
 
     async fn carry_out(&self, vm: &ObjectName, change: Change) -> Outcome {
         let Change { volume, what, mut view, operation } = change;
-        if view.since().elapsed() > FRESH {
-            match operation.wait(view.look()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Outcome::Unobserved(error),
-                Err(_) => return Outcome::Expired,
-            }
+        match operation.wait(view.look_within(FRESH)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Outcome::Unobserved(error),
+            Err(_) => return Outcome::Expired,
         }
         let due = matches!(
             (attach::next(view.observed(), what.wanted()), &what),

@@ -221,10 +221,12 @@ fn slow_infra() -> (SocketAddr, mpsc::Receiver<()>, mpsc::Sender<()>) {
         // Ends with the sender.
         may_answer.recv().unwrap_or_default();
         for mut stream in held {
-            let head =
-                format!("HTTP/1.1 404 Not Found\r\ncontent-length: {}\r\nconnection: close", ABSENT.len());
+            let length = ABSENT.len();
+            let answer = format!(
+                "HTTP/1.1 404 Not Found\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{ABSENT}"
+            );
             // The other side may have ended.
-            drop(stream.write_all(format!("{head}\r\n\r\n{ABSENT}").as_bytes()));
+            drop(stream.write_all(answer.as_bytes()));
         }
     });
     (address, is_asked, answer)

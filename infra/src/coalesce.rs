@@ -1,55 +1,56 @@
-//! One read for all who ask at the same time: an answer counts for those who asked before its read began, never for later ones.
+//! One read for all who ask at the same time, or who are content with what another has just read: an answer counts for
+//! those whose question allows the moment at which its read began.
 
 use std::{
     collections::HashMap,
     hash::Hash,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex},
 };
+
+use tokio::time::Instant;
 
 use crate::error::Error;
 
 type Answer<T> = Result<Arc<T>, Error>;
 
 /// Shares reads of one thing.
-struct Coalesced<T> {
-    /// Number of the read that began last.
-    begun: AtomicU64,
-    /// Number and answer of the read that ended last.
-    last: tokio::sync::Mutex<Option<(u64, Answer<T>)>>,
+pub(crate) struct Coalesced<T> {
+    /// When the read that ended last began, and its answer.
+    last: tokio::sync::Mutex<Option<(Instant, Answer<T>)>>,
 }
 
 impl<T> Default for Coalesced<T> {
     fn default() -> Self {
-        Self { begun: AtomicU64::new(0), last: tokio::sync::Mutex::new(None) }
+        Self { last: tokio::sync::Mutex::new(None) }
     }
 }
 
 impl<T> Coalesced<T> {
-    /// The answer of a read that began after this call did.
-    async fn read<F>(&self, read: impl FnOnce() -> F) -> Answer<T>
+    /// The answer of a read that began after `since`, and when it began.
+    pub(crate) async fn read_since<F>(
+        &self,
+        since: Instant,
+        read: impl FnOnce() -> F,
+    ) -> Result<(Instant, Arc<T>), Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let before = self.begun.load(Ordering::SeqCst);
         let mut last = self.last.lock().await;
-        if let Some((number, answer)) = &*last
-            && *number > before
+        if let Some((began, answer)) = &*last
+            && *began > since
         {
-            return answer.clone();
+            return answer.clone().map(|answer| (*began, answer));
         }
         // The old answer is not kept while the next is fetched: a big list is in memory once.
         *last = None;
-        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let began = Instant::now();
         let answer = read().await.map(Arc::new);
-        *last = Some((number, answer.clone()));
-        answer
+        *last = Some((began, answer.clone()));
+        answer.map(|answer| (began, answer))
     }
 }
 
-/// Shares reads of things by key. An entry that only the map holds has no reader and is dropped, with its last answer.
+/// Shares reads of things by key. An entry that only the map holds is dropped, with its last answer.
 pub(crate) struct CoalescedBy<K, T>(Mutex<HashMap<K, Arc<Coalesced<T>>>>);
 
 impl<K, T> Default for CoalescedBy<K, T> {
@@ -59,26 +60,21 @@ impl<K, T> Default for CoalescedBy<K, T> {
 }
 
 impl<K: Clone + Eq + Hash, T> CoalescedBy<K, T> {
-    /// As [`Coalesced::read`], for `key`.
-    pub(crate) async fn read<F>(&self, key: &K, read: impl FnOnce() -> F) -> Answer<T>
-    where
-        F: Future<Output = Result<T, Error>>,
-    {
-        let one = {
-            let mut all = self.0.lock().expect("no holder of this lock panics");
-            Arc::clone(all.entry(key.clone()).or_default())
-        };
-        let answer = one.read(read).await;
-        drop(one);
-        self.0.lock().expect("no holder of this lock panics").retain(|_, one| Arc::strong_count(one) > 1);
-        answer
+    /// The reads of `key`; their answers are kept as long as somebody has this.
+    pub(crate) fn of(&self, key: &K) -> Arc<Coalesced<T>> {
+        let mut all = self.0.lock().expect("no holder of this lock panics");
+        all.retain(|_, one| Arc::strong_count(one) > 1);
+        Arc::clone(all.entry(key.clone()).or_default())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{sync::atomic::AtomicUsize, time::Duration};
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
 
     #[tokio::test]
     async fn readers_that_ask_during_a_read_share_the_next_one() {
@@ -91,7 +87,7 @@ mod tests {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     Ok(number)
                 };
-                *shared.read(read).await.unwrap()
+                *shared.read_since(Instant::now(), read).await.unwrap().1
             })
         };
         let first = ask(shared.clone(), reads.clone());
@@ -107,8 +103,24 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_gives_up_does_not_block_the_next() {
         let shared = Coalesced::<usize>::default();
-        let never = tokio::time::timeout(Duration::from_millis(5), shared.read(std::future::pending));
+        let never = tokio::time::timeout(
+            Duration::from_millis(5),
+            shared.read_since(Instant::now(), std::future::pending),
+        );
         assert!(never.await.is_err());
-        assert_eq!(*shared.read(|| async { Ok(7) }).await.unwrap(), 7);
+        assert_eq!(*shared.read_since(Instant::now(), || async { Ok(7) }).await.unwrap().1, 7);
+    }
+
+    #[tokio::test]
+    async fn who_is_content_with_an_earlier_moment_gets_what_is_there() {
+        let all = CoalescedBy::<u8, usize>::default();
+        let (one, asked) = (all.of(&1), Instant::now());
+        let (began, _) = one.read_since(asked, || async { Ok(1) }).await.unwrap();
+        let same = all.of(&1).read_since(asked, || async { Ok(2) }).await.unwrap();
+        assert_eq!((same.0, *same.1), (began, 1));
+        assert_eq!(*all.of(&2).read_since(asked, || async { Ok(3) }).await.unwrap().1, 3, "another key");
+        assert_eq!(*one.read_since(began, || async { Ok(4) }).await.unwrap().1, 4, "not newer than it");
+        drop(one);
+        assert_eq!(*all.of(&1).read_since(asked, || async { Ok(5) }).await.unwrap().1, 5, "nobody kept it");
     }
 }

@@ -7,16 +7,18 @@ use http::Method;
 use kube::core::WatchEvent;
 use prometheus_client::registry::Registry;
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::Instant;
 
 use crate::{
     call::{Caller, Repeat, Request},
     census::Census,
     claim::{Claim, PatchOp},
-    coalesce::CoalescedBy,
+    coalesce::Coalesced,
     connection::Connection,
     data_volume::{DataVolume, NewDataVolume},
     error::{Class, ConnectError, Error},
     machine::{VirtualMachine, VirtualMachineInstance},
+    machine_looks::{Looks, MachineLooks},
     object::{List, ObjectName, is_dns_label},
     rights::{Rights, WATCH_INSTANCES},
     tenant_guard::{Owned, TenantGuard},
@@ -51,8 +53,8 @@ struct Shared {
     reader: Arc<Reader>,
     poller: Arc<Poller>,
     guard: TenantGuard,
-    census: CoalescedBy<(), Census>,
-    vms: CoalescedBy<ObjectName, Option<VirtualMachine>>,
+    census: Coalesced<Census>,
+    looks: Looks,
 }
 
 /// A disk to plug.
@@ -82,9 +84,9 @@ impl Infra {
         }
         let guard = TenantGuard::new(settings.labels, &settings.volume_prefix)?;
         let reader = Arc::new(Reader { caller: Caller::new(connection), namespace: settings.namespace });
-        let poller = Poller::new(Arc::clone(&reader));
-        let shared =
-            Shared { reader, poller, guard, census: CoalescedBy::default(), vms: CoalescedBy::default() };
+        let looks = Looks::new(&reader);
+        let poller = Poller::new(Arc::clone(&reader), looks.clone());
+        let shared = Shared { reader, poller, guard, census: Coalesced::default(), looks };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -152,15 +154,9 @@ impl Infra {
         reader.caller.read(&Request { name: Some(name.to_string()), ..request }).await
     }
 
-    /// A VM, read after this call began; callers at the same time share one read.
-    pub async fn vm(&self, name: &ObjectName) -> Result<Option<VirtualMachine>, Error> {
-        let vm = self.shared.vms.read(name, || self.shared.reader.vm(name)).await?;
-        Ok(Arc::unwrap_or_clone(vm))
-    }
-
-    /// A VMI.
-    pub async fn vmi(&self, name: &ObjectName) -> Result<Option<VirtualMachineInstance>, Error> {
-        self.shared.reader.vmi(name).await
+    /// Looks at one VM and its VMI, shared by all who work on it.
+    pub fn machine(&self, name: &ObjectName) -> MachineLooks {
+        self.shared.looks.of(name)
     }
 
     /// All VMs and VMIs, read after this call began; callers at the same time share one read.
@@ -170,7 +166,7 @@ impl Infra {
             let vmis = reader.vmis().await?;
             Ok(Census { vmis, vms: reader.vms().await? })
         };
-        self.shared.census.read(&(), read).await
+        self.shared.census.read_since(Instant::now(), read).await.map(|(_, census)| census)
     }
 
     /// Waits for looks at a VMI.

@@ -19,6 +19,7 @@ mod data_volume;
 mod error;
 mod infra;
 mod machine;
+mod machine_looks;
 mod object;
 mod quantity;
 mod rights;
@@ -36,6 +37,7 @@ pub use machine::{
     RunStrategy, VirtualMachine, VirtualMachineInstance, VmiPhase, Volume, VolumePhase, VolumeRequest,
     VolumeSource, VolumeStatus,
 };
+pub use machine_looks::{Looked, MachineLooks};
 pub use object::{Metadata, ObjectName, is_dns_label};
 pub use quantity::parse_quantity;
 pub use rights::{REQUIRED_RIGHTS, Right, Rights, WATCH_INSTANCES};

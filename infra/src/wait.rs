@@ -23,6 +23,7 @@ use crate::{
     error::{Class, Error},
     infra::Reader,
     machine::VirtualMachineInstance,
+    machine_looks::Looks,
     object::ObjectName,
     vmi_watch::{State as Seen, VmiWatch},
 };
@@ -35,6 +36,12 @@ const SLOW_LOOK: Duration = Duration::from_secs(1);
 const SLOWEST_LOOK: Duration = Duration::from_secs(2);
 /// Length of the first minute.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// More waits than this that began of late are a crowd: volume after volume begins to wait for one VM, whose object grows with
+/// each, and looking anew for every one of them would take from the API server what the changes need. A lone volume is two
+/// waits, its own and that of its VM's queue.
+const CROWD: usize = 4;
+/// What "of late" is.
+const LATELY: Duration = Duration::from_secs(5);
 
 /// What a look at one VMI gave; `None` = there is no such VMI.
 type Look = Result<Option<Arc<VirtualMachineInstance>>, Error>;
@@ -42,6 +49,7 @@ type Look = Result<Option<Arc<VirtualMachineInstance>>, Error>;
 /// Looks at VMIs for all who wait.
 pub(crate) struct Poller {
     reader: Arc<Reader>,
+    looks: Looks,
     state: Mutex<State>,
     /// Somebody new waits: the pause under way may be too long for them.
     joined: Notify,
@@ -87,9 +95,10 @@ impl Drop for VmiWait {
 }
 
 impl Poller {
-    pub(crate) fn new(reader: Arc<Reader>) -> Arc<Self> {
+    pub(crate) fn new(reader: Arc<Reader>, looks: Looks) -> Arc<Self> {
         let watches = AtomicBool::new(false);
-        Arc::new(Self { reader, state: Mutex::new(State::default()), joined: Notify::new(), watches })
+        let (state, joined) = (Mutex::new(State::default()), Notify::new());
+        Arc::new(Self { reader, looks, state, joined, watches })
     }
 
     /// Whether waits may watch from now on.
@@ -121,6 +130,7 @@ impl Poller {
             let Some(youngest) = self.youngest() else { return };
             let served = watch.as_ref().is_some_and(|watch| youngest <= watch.began);
             let due = last_look.max(youngest) + pause(youngest.elapsed()).max(effort);
+            let due = if self.is_crowded() { due.max(last_look + SLOW_LOOK) } else { due };
             tokio::select! {
                 () = tokio::time::sleep_until(due), if !served => {}
                 () = self.joined.notified() => continue,
@@ -153,6 +163,10 @@ impl Poller {
         youngest
     }
 
+    fn is_crowded(&self) -> bool {
+        self.lock().waiters.values().filter(|waiter| waiter.since.elapsed() < LATELY).count() > CROWD
+    }
+
     /// Looks at all VMIs that are waited for; by a watch, which then goes on, where that is granted.
     async fn look(&self, began: Instant) -> Option<VmiWatch> {
         let mut names: Vec<_> = self.lock().waiters.values().map(|waiter| waiter.name.clone()).collect();
@@ -168,10 +182,12 @@ impl Poller {
             }
         }
         let seen = match names.as_slice() {
-            [name] => self.reader.vmi(name).await.map(Vec::from_iter),
+            [name] => {
+                self.looks.of(name).vmi(began).await.map(|(_, vmi)| (*vmi).clone().into_iter().collect())
+            }
             _ => self.reader.vmis().await,
         };
-        let seen = seen.map(|vmis| {
+        let seen = seen.map(|vmis: Vec<_>| {
             let mut all: HashMap<_, _> = names.iter().map(|name| (name.as_str().to_owned(), None)).collect();
             all.extend(vmis.into_iter().map(|vmi| (vmi.name.clone(), Some(Arc::new(vmi)))));
             all

@@ -8,7 +8,7 @@ use std::{
 };
 
 use http::{Request, Response};
-use infra::{Class, Infra, NewDataVolume, ObjectName, PatchOp, Settings};
+use infra::{Class, Infra, NewDataVolume, ObjectName, PatchOp, Settings, VirtualMachine};
 use kube::client::Body;
 use serde_json::{Value, json};
 
@@ -190,25 +190,31 @@ async fn a_read_waits_out_a_pause_and_a_change_does_not_go_out_during_one() {
     assert_eq!(api.calls().len(), 2, "the change was not sent");
 }
 
+/// Looks at the VM `vm1`.
+async fn vm(infra: &Infra) -> Result<Option<VirtualMachine>, infra::Error> {
+    let (_, vm) = infra.machine(&name("vm1")).vm(tokio::time::Instant::now()).await?;
+    Ok((*vm).clone())
+}
+
 #[tokio::test]
 async fn errors_keep_code_and_words_also_of_a_proxy() {
     let api = Api::default()
         .then(500, &[], &json!({"kind": "Status", "message": "failed calling webhook", "code": 500}))
         .then(503, &[], &Value::Null);
     let infra = api.infra();
-    let error = infra.vm(&name("vm1")).await.unwrap_err();
+    let error = vm(&infra).await.unwrap_err();
     assert_eq!(error.to_string(), "get virtualmachines vm1: failed calling webhook (500)");
     assert_eq!(
-        infra.vm(&name("vm1")).await.unwrap_err().to_string(),
+        vm(&infra).await.unwrap_err().to_string(),
         "get virtualmachines vm1: Service Unavailable (503)"
     );
-    assert!(infra.vm(&name("vm1")).await.unwrap().is_none(), "404 is an answer, not a failure");
+    assert!(vm(&infra).await.unwrap().is_none(), "404 is an answer, not a failure");
 }
 
 #[tokio::test]
 async fn a_404_of_who_does_not_serve_the_api_is_not_absence() {
     let api = Api::default().then(404, &[], &json!("404 page not found"));
-    let error = api.infra().vm(&name("vm1")).await.unwrap_err();
+    let error = vm(&api.infra()).await.unwrap_err();
     assert_eq!(error.class(), Class::Server);
 }
 
@@ -237,7 +243,7 @@ async fn calls_are_counted_without_object_names() {
     let mut registry = prometheus_client::registry::Registry::default();
     infra.register(&mut registry);
     infra.data_volume(&name("pvc-1")).await.unwrap();
-    infra.vm(&name("vm1")).await.unwrap();
+    vm(&infra).await.unwrap();
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     assert!(
@@ -379,7 +385,7 @@ async fn a_kubeconfig_that_changed_is_loaded_again_after_a_401() {
         volume_prefix: "pvc".into(),
     };
     let infra = Infra::connect(settings).await.unwrap();
-    assert_eq!(infra.vm(&name("vm1")).await.unwrap_err().class(), Class::Unauthorized);
+    assert_eq!(vm(&infra).await.unwrap_err().class(), Class::Unauthorized);
     write("new");
-    assert_eq!(infra.vm(&name("vm1")).await.unwrap().unwrap().name, "vm1");
+    assert_eq!(vm(&infra).await.unwrap().unwrap().name, "vm1");
 }

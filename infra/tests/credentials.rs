@@ -171,8 +171,8 @@ async fn connect(secret: &Secret) -> Infra {
 }
 
 async fn reads_a_vm(infra: &Infra) -> Result<(), infra::Error> {
-    let vm = infra.vm(&ObjectName::parse("vm1").unwrap()).await?;
-    assert_eq!(vm.unwrap().name, "vm1");
+    let (_, vm) = infra.machine(&ObjectName::parse("vm1").unwrap()).vm(tokio::time::Instant::now()).await?;
+    assert_eq!((*vm).as_ref().unwrap().name, "vm1");
     Ok(())
 }
 
@@ -229,10 +229,11 @@ async fn all_calls_under_way_profit_from_one_new_client() {
     let infra = connect(&secret).await;
     secret.replace(&[("kubeconfig", &config), ("ca.crt", &ca), ("token", "second")]);
     server.accept(None, "second");
-    let vm = ObjectName::parse("vm1").unwrap();
-    let (one, two, three) = tokio::join!(infra.vmi(&vm), infra.vmi(&vm), infra.vmi(&vm));
+    let volumes = ["pvc-1", "pvc-2", "pvc-3"].map(|name| ObjectName::parse(name).unwrap());
+    let [one, two, three] = volumes.each_ref().map(|name| infra.data_volume(name));
+    let (one, two, three) = tokio::join!(one, two, three);
     for answer in [one, two, three] {
-        assert_eq!(answer.unwrap().unwrap().name, "vm1");
+        answer.unwrap();
     }
 }
 

@@ -197,7 +197,7 @@ pub fn sample_ranges(bytes: u64) -> Vec<Range<u64>> {
 }
 
 /// The ranges that are read of a disk whose samples are all zero, before it is called blank: the whole disk, or pieces
-/// at even distances over all of it and one at each [`landmarks`].
+/// at even distances over all of it and one at each place where filesystems keep copies of their superblocks.
 pub fn survey_ranges(bytes: u64) -> Vec<Range<u64>> {
     if bytes <= SURVEY_BYTES {
         return once(0..bytes).collect();

@@ -205,7 +205,7 @@ impl<'a> NodeSocket<'a> {
 
     /// Whether the driver sees the processes of the whole worker, or only those of its container.
     pub async fn sees_all_processes(&self) -> Result<bool> {
-        let script = format!("readlink /proc/1/ns/pid /proc/$(pidof {DRIVER})/ns/pid");
+        let script = format!("for pid in 1 $(pidof {DRIVER}); do readlink /proc/$pid/ns/pid; done");
         let namespaces = self.run(&["sh", "-c", &script]).await?;
         let (first, own) = namespaces.trim().split_once('\n').context("not two namespaces")?;
         Ok(first == own)

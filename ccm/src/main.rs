@@ -1,0 +1,3 @@
+//! `kubevirt-cloud-controller-manager`.
+
+fn main() {}

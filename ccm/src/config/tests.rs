@@ -77,10 +77,7 @@ fn names_each_key_that_nobody_knows_once_with_its_section() {
     "loadBalancer:\n  creationPollTimeout: 1.5",
     "loadBalancer.creationPollTimeout of the cloud-config must be whole seconds, it is a number"
 )]
-#[case(
-    "infraLabels:\n  a: 1",
-    "infraLabels.a of the cloud-config must be a text (quote it), it is a number"
-)]
+#[case("infraLabels:\n  a: 1", "infraLabels.a of the cloud-config must be a text (quote it), it is a number")]
 #[case("infraLabels: [a]", "infraLabels of the cloud-config must be a map of texts, it is a list")]
 #[case("loadBalancer: true", "loadBalancer of the cloud-config must be a map of keys, it is true or false")]
 #[case("just words", "the text of the cloud-config must be a map of keys, it is a text")]

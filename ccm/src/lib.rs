@@ -6,8 +6,10 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 
+pub mod access;
 pub mod cluster_name;
 pub mod config;
 pub mod controllers;
+pub mod events;
 pub mod flags;
 pub mod load_balancer;

@@ -20,7 +20,7 @@ use tower::BoxError;
 use call::Call;
 pub use call::CallMetrics;
 use source::Files;
-pub use source::{AccessError, Source};
+pub use source::{AccessError, Source, chain};
 
 /// Longest time until a call is answered; of a watch, until it is opened. Longer than a healthy API server needs for any
 /// call that is made here, by far.
@@ -136,7 +136,7 @@ impl Renewing {
                 tracing::info!("the {cluster} cluster's credentials changed, connected anew");
             }
             Err(error) => {
-                let complaint = source::chain(&error);
+                let complaint = chain(&error);
                 if seen.complaint.as_ref() != Some(&complaint) {
                     tracing::warn!(error = complaint, "the {cluster} cluster's credentials can't be used");
                     seen.complaint = Some(complaint);

@@ -18,7 +18,7 @@ use crate::access::GuestCluster;
 const QUEUE: usize = 1000;
 /// After this time without a repetition, an event is written anew (client-go: `defaultAggregateIntervalInSeconds`).
 const REPEAT_WITHIN: Duration = Duration::from_secs(600);
-/// Longest note that the API accepts (validation of core/v1 Event).
+/// Longest note, in bytes, that the API accepts (validation of core/v1 Event).
 const MAX_NOTE: usize = 1024;
 /// The namespace of events on objects without one.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -70,7 +70,7 @@ impl EventSink {
 
     /// Writes an event about an object.
     pub fn emit(&self, about: &ObjectReference, kind: Kind, reason: &str, note: &str) {
-        let note: String = note.chars().take(MAX_NOTE / 4).collect();
+        let note = note[..note.floor_char_boundary(MAX_NOTE)].to_owned();
         let uid = about.uid.clone().unwrap_or_default();
         let saying = Saying { uid, kind, reason: reason.to_owned(), note };
         let note = Note { about: about.clone(), saying };

@@ -2,7 +2,9 @@
 //!
 //! [`plan`](mod@plan) decides and knows no client, clock or environment; [`controller`] observes and acts.
 
+pub mod controller;
 pub mod identity;
+pub mod metrics;
 pub mod mirror;
 pub mod plan;
 pub mod service;

@@ -12,4 +12,7 @@ pub mod config;
 pub mod controllers;
 pub mod events;
 pub mod flags;
+pub mod lease;
 pub mod load_balancer;
+pub mod program;
+pub mod secure_endpoint;

@@ -185,7 +185,8 @@ async fn endpoint(
     registry: Registry,
 ) -> Result<SecureEndpoint> {
     let ServingFlags { bind_address, secure_port, .. } = &flags.serving;
-    let ip = bind_address.parse().with_context(|| format!("--bind-address={bind_address} is no IP address"))?;
+    let ip =
+        bind_address.parse().with_context(|| format!("--bind-address={bind_address} is no IP address"))?;
     let serving = &flags.serving;
     let files = path(&serving.tls_cert_file).zip(path(&serving.tls_private_key_file));
     let tls = Tls {

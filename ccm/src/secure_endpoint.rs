@@ -18,9 +18,9 @@ use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use reviews::Verdict;
 pub use reviews::{ReviewTimes, Reviews};
 pub use tls::{Tls, TlsError};
-use reviews::Verdict;
 
 /// The media type of `prometheus-client`'s text encoding (`OpenMetrics` specification 1.0.0, "Text format").
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -86,7 +86,9 @@ async fn guard(State(reviews): State<Arc<Reviews>>, request: Request, next: Next
         Verdict::Allowed => next.run(request).await,
         Verdict::Unauthenticated => (StatusCode::UNAUTHORIZED, "Unauthorized").into_response(),
         Verdict::Forbidden => (StatusCode::FORBIDDEN, "Forbidden").into_response(),
-        Verdict::Unknown => (StatusCode::INTERNAL_SERVER_ERROR, "the guest cluster did not review it").into_response(),
+        Verdict::Unknown => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "the guest cluster did not review it").into_response()
+        }
     }
 }
 

@@ -51,7 +51,12 @@ impl CallMetrics {
         );
     }
 
-    pub(super) fn count(&self, cluster: &'static str, call: &Call, answer: &Result<Response<Body>, BoxError>) {
+    pub(super) fn count(
+        &self,
+        cluster: &'static str,
+        call: &Call,
+        answer: &Result<Response<Body>, BoxError>,
+    ) {
         let code = match answer {
             Ok(response) => Cow::Owned(response.status().as_u16().to_string()),
             Err(error) if error.is::<NoAnswer>() => Cow::Borrowed("timeout"),
@@ -77,7 +82,8 @@ impl Call {
             ["namespaces", _, rest @ ..] if !rest.is_empty() => rest,
             parts => parts,
         };
-        let watch = request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
+        let watch =
+            request.uri().query().is_some_and(|query| query.split('&').any(|pair| pair == "watch=true"));
         let (resource, named) = match parts {
             [] => ("none".to_owned(), false),
             [resource] => ((*resource).to_owned(), false),
@@ -99,7 +105,11 @@ impl Call {
     }
 
     /// Sends it, with the deadline on the whole answer; of a watch, on its opening.
-    pub(super) async fn send(&self, client: &Client, request: Request<Body>) -> Result<Response<Body>, BoxError> {
+    pub(super) async fn send(
+        &self,
+        client: &Client,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, BoxError> {
         let exchange = async {
             let response = client.send(request).await?;
             if self.verb == "watch" {

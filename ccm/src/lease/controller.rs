@@ -43,7 +43,9 @@ pub struct Held {
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
     /// The durations contradict each other (client-go: `NewLeaderElector`).
-    #[error("the lease duration must be longer than the renew deadline, and that longer than the retry period")]
+    #[error(
+        "the lease duration must be longer than the renew deadline, and that longer than the retry period"
+    )]
     Timing,
     /// It could not be renewed in time.
     #[error("the lease was not renewed within {} s", .0.as_secs())]
@@ -80,7 +82,10 @@ impl Lease {
                 Ok(Ok(true)) => return Held { lease: self },
                 Ok(Ok(false)) => failing = false,
                 Ok(Err(error)) if !std::mem::replace(&mut failing, true) => {
-                    tracing::warn!(error = crate::access::chain(&error), "the lease can not be read or written");
+                    tracing::warn!(
+                        error = crate::access::chain(&error),
+                        "the lease can not be read or written"
+                    );
                 }
                 Ok(Err(_)) | Err(_) => {}
             }
@@ -95,7 +100,9 @@ impl Lease {
         let version = |object: &Object| object.metadata.resource_version.clone();
         self.seen = match (object, self.seen.take()) {
             (None, _) => None,
-            (Some(object), Some((before, since))) if version(&before) == version(&object) => Some((object, since)),
+            (Some(object), Some((before, since))) if version(&before) == version(&object) => {
+                Some((object, since))
+            }
             (Some(object), _) => Some((object, now)),
         };
         let spec = self.seen.as_ref().and_then(|(object, _)| object.spec.as_ref());

@@ -25,7 +25,8 @@ pub(super) fn next(
     now: Timestamp,
 ) -> Next {
     let holder = seen.and_then(|seen| seen.holder_identity.as_deref()).unwrap_or_default();
-    let theirs = seen.and_then(|seen| seen.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
+    let theirs =
+        seen.and_then(|seen| seen.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
     // Whoever holds it may have been started with a longer duration than we were.
     let respected = duration.max(Duration::from_secs(theirs.unwrap_or_default()));
     if !holder.is_empty() && holder != me && unchanged < respected {
@@ -37,7 +38,10 @@ pub(super) fn next(
     Next::Take(Box::new(LeaseSpec {
         holder_identity: Some(me.to_owned()),
         lease_duration_seconds: Some(i32::try_from(duration.as_secs()).unwrap_or(i32::MAX).max(1)),
-        acquire_time: seen.and_then(|seen| seen.acquire_time.clone()).filter(|_| renewed).or(Some(MicroTime(now))),
+        acquire_time: seen
+            .and_then(|seen| seen.acquire_time.clone())
+            .filter(|_| renewed)
+            .or(Some(MicroTime(now))),
         renew_time: Some(MicroTime(now)),
         lease_transitions: Some(if renewed || first { transitions } else { transitions.saturating_add(1) }),
         ..LeaseSpec::default()

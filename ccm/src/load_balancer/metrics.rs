@@ -59,7 +59,11 @@ impl ServiceMetrics {
             self.syncs.clone(),
         );
         registry.register("workqueue_adds", "Passes of a controller, by queue", self.adds.clone());
-        registry.register("workqueue_retries", "Failed passes, which are repeated, by queue", self.retries.clone());
+        registry.register(
+            "workqueue_retries",
+            "Failed passes, which are repeated, by queue",
+            self.retries.clone(),
+        );
         registry.register_with_unit(
             "workqueue_work_duration",
             "Time of one pass, by queue",

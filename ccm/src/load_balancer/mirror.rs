@@ -7,9 +7,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Map, Value, json};
 
 use super::identity::{Identity, SERVICE_UID_ANNOTATION, infra_name};
-use super::service::{
-    GuestService, InfraService, LOAD_BALANCER, NO_AFFINITY, ServicePort, ServiceSpec,
-};
+use super::service::{GuestService, InfraService, LOAD_BALANCER, NO_AFFINITY, ServicePort, ServiceSpec};
 
 /// The guest's user said it to kubectl; in infra it would only be a copy that grows old.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -40,7 +38,9 @@ pub enum Refused {
     #[error("externalIPs {} are not passed to the infra cluster: they would catch its own traffic", .0.join(", "))]
     ExternalIps(Vec<String>),
     /// The first address family of a Service can not change.
-    #[error("the infra service has the address family {found} and can not change to {wanted}; recreate the service")]
+    #[error(
+        "the infra service has the address family {found} and can not change to {wanted}; recreate the service"
+    )]
     Family {
         /// The infra Service's.
         found: String,
@@ -110,13 +110,20 @@ impl Mirror {
             ("selector", have.selector != want.selector),
             ("sessionAffinity", affinity(have) != affinity(want)),
             ("sessionAffinityConfig", have.session_affinity_config != want.session_affinity_config),
-            ("externalTrafficPolicy", differs_if_set(&have.external_traffic_policy, &want.external_traffic_policy)),
-            ("loadBalancerSourceRanges", have.load_balancer_source_ranges != want.load_balancer_source_ranges),
+            (
+                "externalTrafficPolicy",
+                differs_if_set(&have.external_traffic_policy, &want.external_traffic_policy),
+            ),
+            (
+                "loadBalancerSourceRanges",
+                have.load_balancer_source_ranges != want.load_balancer_source_ranges,
+            ),
             ("ipFamilies", families_differ(have, want)),
             ("loadBalancerIP", have.load_balancer_ip != want.load_balancer_ip),
             ("externalIPs", have.external_ips != want.external_ips),
         ];
-        let mut fields: Vec<_> = differs.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect();
+        let mut fields: Vec<_> =
+            differs.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect();
         fields.dedup();
         fields
     }

@@ -186,9 +186,8 @@ impl InfraService {
     /// What our entries of `managedFields` hold at `path`.
     fn own_fields<'a>(&'a self, path: &'a [&'a str]) -> impl Iterator<Item = &'a Value> {
         let entries = self.metadata.managed_fields.iter().flatten();
-        let ours = entries.filter(|entry| {
-            entry.manager.as_deref() == Some(FIELD_MANAGER) && entry.subresource.is_none()
-        });
+        let ours = entries
+            .filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER) && entry.subresource.is_none());
         ours.filter_map(|entry| entry.fields_v1.as_ref())
             .filter_map(|fields| path.iter().try_fold(&fields.0, |value, key| value.get(key)))
     }

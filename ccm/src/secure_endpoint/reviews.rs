@@ -124,8 +124,7 @@ impl Reviews {
         if let Some(known) = self.accesses.get(&key) {
             return Ok(known);
         }
-        let attributes =
-            NonResourceAttributes { path: Some(path.to_owned()), verb: Some(verb.to_owned()) };
+        let attributes = NonResourceAttributes { path: Some(path.to_owned()), verb: Some(verb.to_owned()) };
         let review = SubjectAccessReview {
             spec: SubjectAccessReviewSpec {
                 user: Some(key.0.name.clone()),

@@ -76,10 +76,14 @@ impl Tls {
                 (vec![made.cert.der().clone()], key.into())
             }
         };
-        let versions: &[_] =
-            if self.min_version == ONLY_13 { &[&version::TLS13] } else { &[&version::TLS13, &version::TLS12] };
+        let versions: &[_] = if self.min_version == ONLY_13 {
+            &[&version::TLS13]
+        } else {
+            &[&version::TLS13, &version::TLS12]
+        };
         let provider = CryptoProvider { cipher_suites: self.suites(), ..ring::default_provider() };
-        let config = ServerConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions)?;
+        let config =
+            ServerConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions)?;
         Ok(config.with_no_client_auth().with_single_cert(chain, key)?)
     }
 

@@ -22,6 +22,7 @@ mod hotplug_gates;
 mod image;
 mod infra_faults;
 mod isolation;
+mod load_balancer;
 mod node_faults;
 mod node_kill;
 mod node_socket;
@@ -172,6 +173,12 @@ fn main() -> ExitCode {
             Shared,
             operations::missing_class_is_told,
         ),
+        trial("load_balancer::its_life_from_a_late_address_to_a_slow_end", Shared, load_balancer::life),
+        trial("load_balancer::every_change_and_drift_is_mirrored", Shared, load_balancer::mirrored),
+        trial("load_balancer::what_the_reference_left_is_taken_over", Shared, load_balancer::adopted),
+        trial("load_balancer::a_stuck_service_holds_up_no_other", Shared, load_balancer::stuck),
+        trial("load_balancer::a_clone_neither_steals_nor_deletes", Shared, load_balancer::foreign),
+        trial("load_balancer::another_replica_takes_over", Shared, load_balancer::replicas),
         trial("growth::a_filesystem_smaller_than_its_disk_grows_at_stage", Shared, growth::at_stage),
     ];
     trials.extend(shapes::trials());

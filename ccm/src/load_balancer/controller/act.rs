@@ -93,7 +93,8 @@ pub(super) async fn reconcile(guest: &GuestService, context: &Context) -> Result
             Outcome::Done => return Ok(conclude(guest, &plan, context)),
             Outcome::Outdated => return Ok(Action::await_change()),
             Outcome::Look => {
-                let now = context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;
+                let now =
+                    context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;
                 seen = now.map_or(Seen::Gone, |(_, infra)| Seen::Present(Arc::new(infra)));
             }
         }
@@ -112,7 +113,10 @@ async fn carry_out(
     for step in &plan.steps {
         let answer = match step {
             Step::AddFinalizer => {
-                let added = services.add_finalizer(guest).await.map_err(failed("add the load balancer cleanup finalizer"))?;
+                let added = services
+                    .add_finalizer(guest)
+                    .await
+                    .map_err(failed("add the load balancer cleanup finalizer"))?;
                 match added {
                     Answer::Done(now) => fresh = Some(now),
                     Answer::Absent | Answer::Changed => return Ok(Outcome::Outdated),
@@ -126,7 +130,9 @@ async fn carry_out(
                     None => services.guest_now(guest).await.map_err(failed("read the service again"))?,
                 };
                 match now {
-                    Answer::Done(now) if still_planned(&now, infra, step, context) => change(&now, step, context).await?,
+                    Answer::Done(now) if still_planned(&now, infra, step, context) => {
+                        change(&now, step, context).await?
+                    }
                     _ => return Ok(Outcome::Outdated),
                 }
             }
@@ -190,11 +196,17 @@ async fn replace(guest: &GuestService, context: &Context) -> Result<Answer<()>, 
     let now = context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;
     let Some((mut object, infra)) = now else { return Ok(Answer::Changed) };
     let planned = plan(guest, Infra::Present(&infra), &context.settings).steps;
-    let Some(Step::Replace(mirror, fields)) = planned.iter().find(|step| matches!(step, Step::Replace(..))) else {
+    let Some(Step::Replace(mirror, fields)) = planned.iter().find(|step| matches!(step, Step::Replace(..)))
+    else {
         // Somebody else was faster, or it is not ours any more: plan for what is there now.
         return Ok(Answer::Changed);
     };
-    tracing::info!(service = guest.metadata.name, namespace = guest.metadata.namespace, ?fields, "updating infra");
+    tracing::info!(
+        service = guest.metadata.name,
+        namespace = guest.metadata.namespace,
+        ?fields,
+        "updating infra"
+    );
     context.events.emit(&reference(guest), Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
     mirror.write_into(&mut object, &infra);
     context.services.replace_mirror(&name, &object).await.map_err(failed("ensure load balancer"))
@@ -254,7 +266,10 @@ fn conclude(guest: &GuestService, plan: &Plan, context: &Context) -> Action {
 fn tell_refusals(guest: &GuestService, plan: &Plan, context: &Context) {
     let wishes = plan.refused.iter().map(|wish| (reason_of(wish), wish.to_string()));
     let whole = plan.refusal.iter().map(|refusal| {
-        ("SyncLoadBalancerFailed", format!("Error syncing load balancer: failed to ensure load balancer: {refusal}"))
+        (
+            "SyncLoadBalancerFailed",
+            format!("Error syncing load balancer: failed to ensure load balancer: {refusal}"),
+        )
     });
     let said: Vec<_> = whole.chain(wishes).collect();
     let texts: Vec<_> = said.iter().map(|(_, text)| text.clone()).collect();
@@ -262,7 +277,11 @@ fn tell_refusals(guest: &GuestService, plan: &Plan, context: &Context) {
         return;
     }
     for (reason, text) in said {
-        tracing::warn!(service = guest.metadata.name, namespace = guest.metadata.namespace, "refused: {text}");
+        tracing::warn!(
+            service = guest.metadata.name,
+            namespace = guest.metadata.namespace,
+            "refused: {text}"
+        );
         context.metrics.refused(reason);
         context.events.emit(&reference(guest), Kind::Warning, reason, &text);
     }

@@ -62,18 +62,21 @@ impl Services {
     ) -> Result<Answer<GuestService>, kube::Error> {
         patch["metadata"]["uid"] = json!(guest.metadata.uid);
         let name = guest.metadata.name.as_deref().unwrap_or_default();
-        let patched = self
-            .guests(guest)
-            .patch_status(name, &PatchParams::default(), &Patch::Strategic(patch))
-            .await;
+        let patched =
+            self.guests(guest).patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await;
         match patched {
             Ok(now) => Ok(Answer::Done(now)),
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(Answer::Absent),
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                Ok(Answer::Absent)
+            }
             Err(error) => Err(error),
         }
     }
 
-    pub(super) async fn add_finalizer(&self, guest: &GuestService) -> Result<Answer<GuestService>, kube::Error> {
+    pub(super) async fn add_finalizer(
+        &self,
+        guest: &GuestService,
+    ) -> Result<Answer<GuestService>, kube::Error> {
         self.patch_guest(guest, json!({ "metadata": { "finalizers": [FINALIZER] } })).await
     }
 
@@ -96,7 +99,8 @@ impl Services {
 
     /// The infra Service as it is now, whole, and as far as it is read.
     pub(super) async fn mirror_now(&self, name: &str) -> Result<Option<(Value, InfraService)>, kube::Error> {
-        let request = self.whole.get(name, &kube::api::GetParams::default()).map_err(kube::Error::BuildRequest)?;
+        let request =
+            self.whole.get(name, &kube::api::GetParams::default()).map_err(kube::Error::BuildRequest)?;
         let whole: Value = match self.infra.request(request).await {
             Ok(whole) => whole,
             Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(None),
@@ -122,7 +126,9 @@ impl Services {
         let request = self.whole.replace(name, &post(), body).map_err(kube::Error::BuildRequest)?;
         match self.infra.request::<Value>(request).await {
             Ok(_) => Ok(Answer::Done(())),
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(Answer::Changed),
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                Ok(Answer::Changed)
+            }
             Err(error) => Err(error),
         }
     }

@@ -56,9 +56,8 @@ pub(super) fn start(infra: &InfraCluster, watches: Watches, events: EventSink) {
 
 fn is_forbidden(error: &Error) -> bool {
     match error {
-        Error::InitialListFailed(kube::Error::Api(status)) | Error::WatchStartFailed(kube::Error::Api(status)) => {
-            status.is_forbidden()
-        }
+        Error::InitialListFailed(kube::Error::Api(status))
+        | Error::WatchStartFailed(kube::Error::Api(status)) => status.is_forbidden(),
         _ => false,
     }
 }

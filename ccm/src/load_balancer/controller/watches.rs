@@ -5,11 +5,11 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
+use kube::Resource;
 use kube::api::Api;
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, reflector::Lookup};
-use kube::Resource;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
@@ -56,7 +56,8 @@ impl Watches {
             async move { watches.guest_event(event, &queue).await }
         }));
 
-        let cluster = identity.infra_labels.get(CLUSTER_NAME_LABEL).map_or(identity.cluster.as_str(), String::as_str);
+        let cluster =
+            identity.infra_labels.get(CLUSTER_NAME_LABEL).map_or(identity.cluster.as_str(), String::as_str);
         let config = config.labels(&format!("{CLUSTER_NAME_LABEL}={cluster}"));
         let own = watcher(Api::<InfraService>::namespaced(infra.client.clone(), &infra.namespace), config);
         let own = own.default_backoff().modify(InfraService::slim).reflect(mirror_writer);
@@ -132,7 +133,8 @@ impl Watches {
     }
 
     async fn trigger_all(&self, triggers: &Triggers) {
-        let all: Vec<_> = self.names.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let all: Vec<_> =
+            self.names.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         for reference in all {
             trigger(triggers, reference).await;
         }

@@ -132,7 +132,8 @@ fn an_object_of_the_reference_is_taken_over_and_what_nobody_wants_goes() {
         "cluster.x-k8s.io/tenant-service-uid": UID });
     assert_eq!(after["metadata"]["annotations"], wanted);
     assert_eq!(after["metadata"]["labels"]["added-by"], "infra");
-    let ports = json!([{ "name": "http", "protocol": "TCP", "port": 80, "targetPort": 30080, "nodePort": 31000 }]);
+    let ports =
+        json!([{ "name": "http", "protocol": "TCP", "port": 80, "targetPort": 30080, "nodePort": 31000 }]);
     assert_eq!(after["spec"]["ports"], ports);
     assert_eq!(after["spec"]["clusterIP"], "10.0.0.7");
     assert_eq!(after["metadata"]["resourceVersion"], "7", "the precondition of the change");
@@ -170,7 +171,8 @@ fn a_change_of_the_guest_and_its_way_back_are_seen(#[case] field: &str, #[case] 
 fn infras_own_health_check_port_stays_with_policy_local_and_goes_with_it() {
     let local = json!({ "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000 });
     let object = left_by_the_reference(&local, &[]);
-    let kept = made(&guest(&json!({ "externalTrafficPolicy": "Local", "healthCheckNodePort": 32111 })), &object);
+    let kept =
+        made(&guest(&json!({ "externalTrafficPolicy": "Local", "healthCheckNodePort": 32111 })), &object);
     assert_eq!(kept["spec"]["healthCheckNodePort"], 32000);
     let dropped = made(&guest(&json!({})), &object);
     assert_eq!(dropped["spec"].get("healthCheckNodePort"), None);

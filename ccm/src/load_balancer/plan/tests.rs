@@ -129,7 +129,9 @@ fn the_finalizer_is_on_before_anything_is_made() {
 fn a_late_address_a_changed_one_and_a_cleared_status_all_reach_the_guest() {
     let mut world = World::new();
     world.settle();
-    for addresses in [json!([{ "ip": "192.0.2.1", "ipMode": "VIP" }]), json!([{ "hostname": "lb.example" }]), json!([])] {
+    for addresses in
+        [json!([{ "ip": "192.0.2.1", "ipMode": "VIP" }]), json!([{ "hostname": "lb.example" }]), json!([])]
+    {
         world.infra.as_mut().unwrap()["status"] = json!({ "loadBalancer": { "ingress": addresses } });
         world.settle();
         let shown = &world.guest["status"]["loadBalancer"]["ingress"];
@@ -160,7 +162,11 @@ fn the_finalizer_goes_only_when_infra_said_that_the_mirror_is_gone() {
     assert_eq!(plan.steps, [Step::Delete("infra-uid".to_owned())]);
     world.apply(&plan);
     let plan = world.plan(false);
-    assert_eq!((plan.steps.as_slice(), plan.waits_for), (&[][..], Some(Wait::Deletion)), "infra takes its time");
+    assert_eq!(
+        (plan.steps.as_slice(), plan.waits_for),
+        (&[][..], Some(Wait::Deletion)),
+        "infra takes its time"
+    );
     world.infra = None;
     assert_eq!(world.plan(false).steps, [Step::Confirm], "the watch alone proves nothing");
     assert_eq!(world.plan(true).steps, [Step::RemoveFinalizer]);
@@ -170,7 +176,8 @@ fn the_finalizer_goes_only_when_infra_said_that_the_mirror_is_gone() {
 fn a_type_without_load_balancer_gives_it_up_and_empties_the_status() {
     let mut world = World::new();
     world.settle();
-    world.infra.as_mut().unwrap()["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": "192.0.2.1" }] } });
+    world.infra.as_mut().unwrap()["status"] =
+        json!({ "loadBalancer": { "ingress": [{ "ip": "192.0.2.1" }] } });
     world.settle();
     world.guest["spec"]["type"] = json!("ClusterIP");
     world.settle();

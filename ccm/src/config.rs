@@ -13,10 +13,10 @@ use serde_json::{Map, Value};
 /// `loadBalancer.creationPollInterval` where it is absent or not positive (the reference's default).
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// `loadBalancer.creationPollTimeout` where it is absent or not positive (the reference's default).
-const DEFAULT_POLL_TIMEOUT: Duration = Duration::from_secs(300);
+const DEFAULT_POLL_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// What the cloud-config says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CloudConfig {
     /// `kubeconfig`: file with the infra cluster's credentials; `None` = the pod's service account.
     pub kubeconfig: Option<PathBuf>,
@@ -41,7 +41,7 @@ pub struct LoadBalancerConfig {
     pub poll_timeout: Duration,
     /// `selectorless`: infra Services have no selector, somebody else writes their endpoints.
     pub selectorless: bool,
-    /// `enableEPSController`: endpoints of infra Services with externalTrafficPolicy Local are ours to write.
+    /// `enableEPSController`: endpoints of infra Services with policy Local are ours to write.
     pub endpoint_slices: bool,
 }
 
@@ -70,18 +70,6 @@ pub enum ConfigError {
         /// What it is.
         found: &'static str,
     },
-}
-
-impl Default for CloudConfig {
-    fn default() -> Self {
-        Self {
-            kubeconfig: None,
-            namespace: String::new(),
-            infra_labels: BTreeMap::new(),
-            load_balancer: LoadBalancerConfig::default(),
-            instances: InstancesConfig::default(),
-        }
-    }
 }
 
 impl Default for LoadBalancerConfig {

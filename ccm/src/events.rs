@@ -17,7 +17,7 @@ use crate::access::GuestCluster;
 /// Events not yet written; what comes when so many wait is dropped and logged.
 const QUEUE: usize = 1000;
 /// After this time without a repetition, an event is written anew (client-go: `defaultAggregateIntervalInSeconds`).
-const REPEAT_WITHIN: Duration = Duration::from_secs(600);
+const REPEAT_WITHIN: Duration = Duration::from_mins(10);
 /// Longest note, in bytes, that the API accepts (validation of core/v1 Event).
 const MAX_NOTE: usize = 1024;
 /// The namespace of events on objects without one.

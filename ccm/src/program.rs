@@ -143,7 +143,7 @@ fn lease(flags: &LeaderFlags, guest: &GuestCluster) -> Result<Lease> {
     // The form of the framework: host name, underscore, UUID.
     let me = format!("{}_{}", host.trim(), unique.trim());
     let (namespace, name) = (&flags.leader_elect_resource_namespace, &flags.leader_elect_resource_name);
-    Ok(Lease::new(guest, namespace, name, me, timing).context("--leader-elect-*")?)
+    Lease::new(guest, namespace, name, me, timing).context("--leader-elect-*")
 }
 
 /// Runs the controllers that were asked for, until it is dropped.

@@ -99,18 +99,16 @@ impl Source {
     /// change in between shows at the next look.
     pub(super) async fn load(&self) -> Result<(Files, Client, String), AccessError> {
         let cluster = self.cluster;
-        let (files, mut config) = match &self.kubeconfig {
-            Some(path) => self.of_kubeconfig(path).await?,
-            None => {
-                let mut files = Vec::new();
-                for path in SERVICE_ACCOUNT_FILES.map(PathBuf::from) {
-                    let content = tokio::fs::read(&path).await.ok();
-                    files.push((path, content));
-                }
-                let config =
-                    Config::incluster().map_err(|source| AccessError::InCluster { cluster, source })?;
-                (Files(files), config)
+        let (files, mut config) = if let Some(path) = &self.kubeconfig {
+            self.of_kubeconfig(path).await?
+        } else {
+            let mut files = Vec::new();
+            for path in SERVICE_ACCOUNT_FILES.map(PathBuf::from) {
+                let content = tokio::fs::read(&path).await.ok();
+                files.push((path, content));
             }
+            let config = Config::incluster().map_err(|source| AccessError::InCluster { cluster, source })?;
+            (Files(files), config)
         };
         if !self.address.is_empty() {
             let address = self.address.clone();

@@ -116,15 +116,12 @@ impl Lease {
     /// True when it was written; false when somebody was faster.
     async fn write(&mut self, spec: LeaseSpec) -> Result<bool, kube::Error> {
         let parameters = PostParams::default();
-        let written = match self.seen.clone() {
-            Some((mut object, _)) => {
-                object.spec = Some(spec);
-                self.api.replace(&self.name, &parameters, &object).await
-            }
-            None => {
-                let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
-                self.api.create(&parameters, &Object { metadata, spec: Some(spec) }).await
-            }
+        let written = if let Some((mut object, _)) = self.seen.clone() {
+            object.spec = Some(spec);
+            self.api.replace(&self.name, &parameters, &object).await
+        } else {
+            let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+            self.api.create(&parameters, &Object { metadata, spec: Some(spec) }).await
         };
         match written {
             Ok(object) => {
@@ -174,9 +171,10 @@ impl Held {
     pub async fn release(mut self) {
         let Some(spec) = self.lease.seen.as_ref().and_then(|(object, _)| object.spec.clone()) else { return };
         let given_back = self.lease.write(released(&spec, Timestamp::now()));
-        match timeout(RELEASE_WITHIN, given_back).await {
-            Ok(Ok(true)) => tracing::info!("gave the lease back"),
-            _ => tracing::warn!("the lease could not be given back; it ends by itself"),
+        if let Ok(Ok(true)) = timeout(RELEASE_WITHIN, given_back).await {
+            tracing::info!("gave the lease back");
+        } else {
+            tracing::warn!("the lease could not be given back; it ends by itself");
         }
     }
 }

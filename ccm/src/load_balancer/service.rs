@@ -175,7 +175,7 @@ impl InfraService {
     /// The annotations that we or the reference wrote last.
     pub fn own_annotations(&self) -> BTreeSet<&str> {
         let of_ours = self.own_fields(&["f:metadata", "f:annotations"]);
-        of_ours.flat_map(Value::as_object).flatten().filter_map(|(key, _)| key.strip_prefix("f:")).collect()
+        of_ours.filter_map(Value::as_object).flatten().filter_map(|(key, _)| key.strip_prefix("f:")).collect()
     }
 
     /// Whether we or the reference wrote `spec.loadBalancerIP` last; some load balancers of infra write it themselves.

@@ -68,13 +68,12 @@ pub enum TlsError {
 
 impl Tls {
     fn config(&self) -> Result<ServerConfig, TlsError> {
-        let (chain, key) = match &self.files {
-            Some((certificate, key)) => read(certificate, key)?,
-            None => {
-                let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
-                let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-                (vec![made.cert.der().clone()], key.into())
-            }
+        let (chain, key) = if let Some((certificate, key)) = &self.files {
+            read(certificate, key)?
+        } else {
+            let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+            let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+            (vec![made.cert.der().clone()], key.into())
         };
         let versions: &[_] = if self.min_version == ONLY_13 {
             &[&version::TLS13]

@@ -2,7 +2,7 @@
 //! address in its status. The address only; no traffic flows to it.
 //!
 //! Rules (MetalLB `controller/service.go`): an address of the pool for each Service, kept as long as the Service is; the one of
-//! `spec.loadBalancerIP` if it is named; the status is emptied when the type changes; events as MetalLB words them.
+//! `spec.loadBalancerIP` if it is named; events as MetalLB words them.
 //!
 //! What it does not do: pools, sharing of addresses, IPv6, `loadBalancerClass`. A test runs one in its own process, for a
 //! namespace of its own.

@@ -20,7 +20,7 @@ use crate::load_balancer::service::{GuestService, InfraService};
 /// How often infra is read again within one pass because somebody else was faster.
 const MAX_LOOKS: usize = 4;
 /// How often an infra Service that is not ours is looked at again: we do not watch it.
-const FOREIGN_INTERVAL: Duration = Duration::from_secs(300);
+const FOREIGN_INTERVAL: Duration = Duration::from_mins(5);
 
 /// Why a pass failed.
 #[derive(Debug, thiserror::Error)]
@@ -63,12 +63,12 @@ enum Outcome {
     /// Infra is to be read, and to be planned for anew.
     Look,
     /// The guest Service is not there any more, or asks for something else: the watch will show it.
-    Outdated,
+    Superseded,
 }
 
 /// What is known of the infra Service.
 enum Seen {
-    NotSeen,
+    Unknown,
     Gone,
     Present(Arc<InfraService>),
 }
@@ -76,7 +76,7 @@ enum Seen {
 impl Seen {
     fn as_infra(&self) -> Infra<'_> {
         match self {
-            Self::NotSeen => Infra::NotSeen,
+            Self::Unknown => Infra::NotSeen,
             Self::Gone => Infra::Gone,
             Self::Present(infra) => Infra::Present(infra),
         }
@@ -86,12 +86,12 @@ impl Seen {
 /// One pass.
 pub(super) async fn reconcile(guest: &GuestService, context: &Context) -> Result<Action, Failure> {
     let name = infra_name(guest.uid());
-    let mut seen = context.watches.mirror(&name).map_or(Seen::NotSeen, Seen::Present);
+    let mut seen = context.watches.mirror(&name).map_or(Seen::Unknown, Seen::Present);
     for _ in 0..MAX_LOOKS {
         let plan = plan(guest, seen.as_infra(), &context.settings);
         match carry_out(guest, &plan, seen.as_infra(), context).await? {
             Outcome::Done => return Ok(conclude(guest, &plan, context)),
-            Outcome::Outdated => return Ok(Action::await_change()),
+            Outcome::Superseded => return Ok(Action::await_change()),
             Outcome::Look => {
                 let now =
                     context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;
@@ -119,7 +119,7 @@ async fn carry_out(
                     .map_err(failed("add the load balancer cleanup finalizer"))?;
                 match added {
                     Answer::Done(now) => fresh = Some(now),
-                    Answer::Absent | Answer::Changed => return Ok(Outcome::Outdated),
+                    Answer::Absent | Answer::Changed => return Ok(Outcome::Superseded),
                 }
                 Answer::Done(())
             }
@@ -133,29 +133,29 @@ async fn carry_out(
                     Answer::Done(now) if still_planned(&now, infra, step, context) => {
                         change(&now, step, context).await?
                     }
-                    _ => return Ok(Outcome::Outdated),
+                    _ => return Ok(Outcome::Superseded),
                 }
             }
             Step::Replace(..) => replace(guest, context).await?,
             Step::SetStatus(ingress) => {
                 let set = services.set_status(guest, ingress).await;
-                done_or_outdated(set.map_err(failed("update the load balancer status"))?)
+                done_or_absent(&set.map_err(failed("update the load balancer status"))?)
             }
             Step::RemoveFinalizer => {
                 let removed = services.remove_finalizer(guest).await;
-                done_or_outdated(removed.map_err(failed("remove the load balancer cleanup finalizer"))?)
+                done_or_absent(&removed.map_err(failed("remove the load balancer cleanup finalizer"))?)
             }
         };
         match answer {
             Answer::Done(()) => tell(guest, step, plan, context),
             Answer::Changed => return Ok(Outcome::Look),
-            Answer::Absent => return Ok(Outcome::Outdated),
+            Answer::Absent => return Ok(Outcome::Superseded),
         }
     }
     Ok(Outcome::Done)
 }
 
-fn done_or_outdated(answer: Answer<GuestService>) -> Answer<()> {
+fn done_or_absent(answer: &Answer<GuestService>) -> Answer<()> {
     match answer {
         Answer::Done(_) => Answer::Done(()),
         Answer::Absent | Answer::Changed => Answer::Absent,
@@ -172,22 +172,18 @@ fn still_planned(now: &GuestService, infra: Infra<'_>, step: &Step, context: &Co
 async fn change(guest: &GuestService, step: &Step, context: &Context) -> Result<Answer<()>, Failure> {
     let settings = &context.settings;
     let about = reference(guest);
-    match step {
-        Step::Delete(uid) => {
-            context.events.emit(&about, Kind::Normal, "DeletingLoadBalancer", "Deleting load balancer");
-            let deleted = context.services.delete_mirror(&infra_name(guest.uid()), uid).await;
-            let deleted = deleted.map_err(failed("delete load balancer"))?;
-            // Gone already: the watch, or the next read, proves it.
-            Ok(if matches!(deleted, Answer::Absent) { Answer::Changed } else { deleted })
-        }
-        _ => {
-            context.events.emit(&about, Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
-            let mirror = Mirror::of(guest, None, &settings.identity, settings.endpoints);
-            context.memory.waits(guest.uid());
-            let created = context.services.create_mirror(&mirror.new_object()).await;
-            created.map_err(failed("ensure load balancer"))
-        }
+    if let Step::Delete(uid) = step {
+        context.events.emit(&about, Kind::Normal, "DeletingLoadBalancer", "Deleting load balancer");
+        let deleted = context.services.delete_mirror(&infra_name(guest.uid()), uid).await;
+        let deleted = deleted.map_err(failed("delete load balancer"))?;
+        // Gone already: the watch, or the next read, proves it.
+        return Ok(if matches!(deleted, Answer::Absent) { Answer::Changed } else { deleted });
     }
+    context.events.emit(&about, Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
+    let mirror = Mirror::of(guest, None, &settings.identity, settings.endpoints);
+    context.memory.waits(guest.uid());
+    let created = context.services.create_mirror(&mirror.new_object()).await;
+    created.map_err(failed("ensure load balancer"))
 }
 
 /// Makes the infra Service, as it is now, the mirror again.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 /// First pause after a failure (the framework's `minRetryDelay`).
 const MIN_PAUSE: Duration = Duration::from_secs(5);
 /// Longest pause after failures (the framework's `maxRetryDelay`).
-const MAX_PAUSE: Duration = Duration::from_secs(300);
+const MAX_PAUSE: Duration = Duration::from_mins(5);
 /// Longest pause while an API server does not answer: all Services wait for it, and should not for long when it is back.
 const MAX_OUTAGE_PAUSE: Duration = Duration::from_secs(30);
 

@@ -1,6 +1,7 @@
 //! LoadBalancer Services of the guest: mirrored to infra, kept, and taken down, by a real cloud controller manager between the two
 //! real API servers. Each names the defects of the reference (D…) that it would find there.
 
+pub mod burst;
 mod provider;
 
 use anyhow::{Result, ensure};

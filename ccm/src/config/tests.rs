@@ -22,7 +22,7 @@ fn what_says_nothing_has_the_defaults_of_the_reference(#[case] text: &str) {
     assert!(config.load_balancer.enabled && config.instances.enabled && config.instances.zone_and_region);
     assert!(!config.load_balancer.selectorless && !config.load_balancer.endpoint_slices);
     assert_eq!(config.load_balancer.poll_interval, Duration::from_secs(5));
-    assert_eq!(config.load_balancer.poll_timeout, Duration::from_secs(300));
+    assert_eq!(config.load_balancer.poll_timeout, Duration::from_mins(5));
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn reads_the_config_of_the_reference() {
          namespace: kvcluster\nkubeconfig: \"\"\n",
     );
     assert_eq!(config.kubeconfig, None);
-    assert_eq!(config.load_balancer.poll_timeout, Duration::from_secs(60));
+    assert_eq!(config.load_balancer.poll_timeout, Duration::from_mins(1));
     assert!(config.load_balancer.endpoint_slices);
 }
 

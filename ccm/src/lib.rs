@@ -6,13 +6,23 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 
+pub mod access;
 pub mod address;
 pub mod call;
+pub mod cluster_name;
+pub mod config;
+pub mod controllers;
+pub mod events;
 #[cfg(test)]
 mod fake_api;
+pub mod flags;
 pub mod instance;
+pub mod lease;
+pub mod load_balancer;
 pub mod machine;
 pub mod node;
 pub mod node_lifecycle;
+pub mod program;
 pub mod provider_id;
+pub mod secure_endpoint;
 pub mod topology;

@@ -22,6 +22,7 @@ mod hotplug_gates;
 mod image;
 mod infra_faults;
 mod isolation;
+mod load_balancer;
 mod node_faults;
 mod node_kill;
 mod node_socket;
@@ -176,6 +177,13 @@ fn main() -> ExitCode {
         trial("nodes::a_node_is_recognised_and_initialised", Exclusive, nodes::initialised),
         trial("nodes::a_node_follows_its_vm", Exclusive, nodes::follows_its_vm),
         trial("nodes::left_overs_go_and_foreign_nodes_stay", Exclusive, nodes::left_overs_and_foreigners),
+        trial("load_balancer::its_life_from_a_late_address_to_a_slow_end", Exclusive, load_balancer::life),
+        trial("load_balancer::every_change_and_drift_is_mirrored", Exclusive, load_balancer::mirrored),
+        trial("load_balancer::what_the_reference_left_is_taken_over", Exclusive, load_balancer::adopted),
+        trial("load_balancer::a_stuck_service_holds_up_no_other", Exclusive, load_balancer::stuck),
+        trial("load_balancer::a_clone_neither_steals_nor_deletes", Exclusive, load_balancer::foreign),
+        trial("load_balancer::another_replica_takes_over", Exclusive, load_balancer::replicas),
+        trial("load_balancer::two_hundred_are_served_soon", Exclusive, load_balancer::burst::served_soon),
         trial("growth::a_filesystem_smaller_than_its_disk_grows_at_stage", Shared, growth::at_stage),
     ];
     trials.extend(shapes::trials());

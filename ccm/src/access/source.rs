@@ -1,0 +1,185 @@
+//! Where credentials come from: a kubeconfig with the files that it names, or the pod's service account.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hyper_timeout::TimeoutConnector;
+use hyper_util::client::legacy::{Client as HttpClient, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ConfigExt};
+use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Client, Config};
+use tower::{BoxError, ServiceBuilder};
+
+/// Longest time for TCP and TLS; a dead address must not eat a whole call's deadline.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Where kubelet mounts the files of the pod's service account (Kubernetes, "Accessing the API from within a Pod").
+const SERVICE_ACCOUNT_FILES: [&str; 2] = [
+    "/var/run/secrets/kubernetes.io/serviceaccount/token",
+    "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
+];
+
+/// Where the credentials of a cluster are.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// `guest` or `infra`: for texts and metrics.
+    pub cluster: &'static str,
+    /// The kubeconfig; `None` = the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// The API server's address where that of the credentials is not to be used.
+    pub address: String,
+}
+
+/// Why a cluster can't be reached with what was given.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    /// The kubeconfig is wrong.
+    #[error("{cluster} kubeconfig {} is not usable", .path.display())]
+    Kubeconfig {
+        /// Which cluster.
+        cluster: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<KubeconfigError>,
+    },
+    /// A file can't be read.
+    #[error("{} of the {cluster} cluster's credentials can't be read", .path.display())]
+    Read {
+        /// Which cluster.
+        cluster: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No kubeconfig was given and there is no service account.
+    #[error("no kubeconfig for the {cluster} cluster and no service account in this pod")]
+    InCluster {
+        /// Which cluster.
+        cluster: &'static str,
+        /// Why.
+        #[source]
+        source: InClusterError,
+    },
+    /// The address is none.
+    #[error("{address:?} is no address of an API server")]
+    Address {
+        /// What was given.
+        address: String,
+        /// Why.
+        #[source]
+        source: http::uri::InvalidUri,
+    },
+    /// No client can be made.
+    #[error("no client for the {cluster} cluster can be made of its credentials")]
+    Client {
+        /// Which cluster.
+        cluster: &'static str,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+}
+
+/// Files and what they held.
+pub(super) struct Files(Vec<(PathBuf, Option<Vec<u8>>)>);
+
+impl Files {
+    /// Whether one of them holds something else now.
+    pub(super) async fn changed(&self) -> bool {
+        for (path, content) in &self.0 {
+            if tokio::fs::read(path).await.ok() != *content {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl Source {
+    /// The files, a client made of them, and the namespace that they name. The files are read before the client is made: a
+    /// change in between shows at the next look.
+    pub(super) async fn load(&self) -> Result<(Files, Client, String), AccessError> {
+        let cluster = self.cluster;
+        let (files, mut config) = if let Some(path) = &self.kubeconfig {
+            self.of_kubeconfig(path).await?
+        } else {
+            let mut files = Vec::new();
+            for path in SERVICE_ACCOUNT_FILES.map(PathBuf::from) {
+                let content = tokio::fs::read(&path).await.ok();
+                files.push((path, content));
+            }
+            let config = Config::incluster().map_err(|source| AccessError::InCluster { cluster, source })?;
+            (Files(files), config)
+        };
+        if !self.address.is_empty() {
+            let address = self.address.clone();
+            config.cluster_url =
+                self.address.parse().map_err(|source| AccessError::Address { address, source })?;
+        }
+        let namespace = config.default_namespace.clone();
+        let client =
+            client(config).map_err(|source| AccessError::Client { cluster, source: Box::new(source) })?;
+        Ok((files, client, namespace))
+    }
+
+    async fn of_kubeconfig(&self, path: &PathBuf) -> Result<(Files, Config), AccessError> {
+        let cluster = self.cluster;
+        let wrong =
+            |source| AccessError::Kubeconfig { cluster, path: path.clone(), source: Box::new(source) };
+        let read = |path: PathBuf| async move {
+            match tokio::fs::read(&path).await {
+                Ok(content) => Ok((path, Some(content))),
+                Err(source) => Err(AccessError::Read { cluster, path, source }),
+            }
+        };
+        // Also in front of the parser: its error would not tell a missing file from a wrong one.
+        let mut files = vec![read(path.clone()).await?];
+        let kubeconfig = Kubeconfig::read_from(path).map_err(wrong)?;
+        for path in referenced(&kubeconfig) {
+            files.push(read(path).await?);
+        }
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+        Ok((Files(files), config.map_err(wrong)?))
+    }
+}
+
+/// kube's own stack without its retry, since a change is repeated only after looking again, and without Nagle's algorithm, which
+/// holds the first request of each connection back until the server's delayed acknowledgement of the TLS handshake: 40 ms.
+fn client(config: Config) -> Result<Client, kube::Error> {
+    if config.proxy_url.is_some() {
+        // Not compiled in, and kube says so.
+        return Client::try_from(config);
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    // Of a watch whose peer is gone without a word.
+    connector.set_read_timeout(config.read_timeout);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .map_err(BoxError::from)
+        .service(HttpClient::builder(TokioExecutor::new()).build::<_, Body>(connector));
+    Ok(Client::new(service, config.default_namespace))
+}
+
+/// The files that a kubeconfig names, of whichever context.
+fn referenced(kubeconfig: &Kubeconfig) -> Vec<PathBuf> {
+    let clusters = kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref());
+    let users = kubeconfig.auth_infos.iter().filter_map(|named| named.auth_info.as_ref());
+    let of_users = users.flat_map(|user| [&user.client_certificate, &user.client_key, &user.token_file]);
+    let named = clusters.map(|cluster| &cluster.certificate_authority).chain(of_users).flatten();
+    named.map(PathBuf::from).collect()
+}
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -1,0 +1,252 @@
+//! The cloud-config: the YAML file that `--cloud-config` names, with the keys and defaults of
+//! kubevirt/cloud-provider-kubevirt (`pkg/provider/cloud.go`).
+//!
+//! A key that nobody knows is no error, because the reference drops it too, but it is told, so that a misspelt one
+//! shows. A value of a wrong type is an error that names the key.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use crate::address::{AddressPolicy, PolicyError};
+
+/// `loadBalancer.creationPollInterval` where it is absent or not positive (the reference's default).
+const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// `loadBalancer.creationPollTimeout` where it is absent or not positive (the reference's default).
+const DEFAULT_POLL_TIMEOUT: Duration = Duration::from_mins(5);
+
+/// What the cloud-config says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CloudConfig {
+    /// `kubeconfig`: file with the infra cluster's credentials; `None` = the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// `namespace`: infra namespace of this guest's VMs; empty = that of the credentials.
+    pub namespace: String,
+    /// `infraLabels`: labels of every infra Service of this guest, stronger than our own keys.
+    pub infra_labels: BTreeMap<String, String>,
+    /// `loadBalancer`.
+    pub load_balancer: LoadBalancerConfig,
+    /// `instancesV2`.
+    pub instances: InstancesConfig,
+}
+
+/// The section `loadBalancer`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadBalancerConfig {
+    /// `enabled`: whether LoadBalancer Services are served at all.
+    pub enabled: bool,
+    /// `creationPollInterval`: accepted; nothing is polled here.
+    pub poll_interval: Duration,
+    /// `creationPollTimeout`: after this time without an address, the Service gets a warning event.
+    pub poll_timeout: Duration,
+    /// `selectorless`: infra Services have no selector, somebody else writes their endpoints.
+    pub selectorless: bool,
+    /// `enableEPSController`: endpoints of infra Services with policy Local are ours to write.
+    pub endpoint_slices: bool,
+}
+
+/// The section `instancesV2`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstancesConfig {
+    /// `enabled`: whether Nodes are served at all.
+    pub enabled: bool,
+    /// `zoneAndRegionEnabled`: whether zone and region are read of the infra nodes.
+    pub zone_and_region: bool,
+    /// `nodeAddresses`: which of a VM's addresses are its Node's. The reference does not have it.
+    pub addresses: AddressPolicy,
+}
+
+/// Why the text is no cloud-config.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not YAML.
+    #[error("the cloud-config is not YAML: {0}")]
+    Yaml(String),
+    /// The choice of addresses can't be understood.
+    #[error("instancesV2.nodeAddresses of the cloud-config: {0}")]
+    Addresses(#[from] PolicyError),
+    /// A key has a value of another type.
+    #[error("{key} of the cloud-config must be {wanted}, it is {found}")]
+    Type {
+        /// The key, with its section.
+        key: String,
+        /// What it should be.
+        wanted: &'static str,
+        /// What it is.
+        found: &'static str,
+    },
+}
+
+impl Default for LoadBalancerConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            poll_interval: DEFAULT_POLL_INTERVAL,
+            poll_timeout: DEFAULT_POLL_TIMEOUT,
+            selectorless: false,
+            endpoint_slices: false,
+        }
+    }
+}
+
+impl Default for InstancesConfig {
+    fn default() -> Self {
+        Self { enabled: true, zone_and_region: true, addresses: AddressPolicy::default() }
+    }
+}
+
+impl CloudConfig {
+    /// Reads the text; also returns the keys that nobody knows, each with its section, to be warned about.
+    ///
+    /// # Errors
+    /// The text is no YAML map, or a value has a wrong type.
+    pub fn parse(text: &str) -> Result<(Self, Vec<String>), ConfigError> {
+        if text.trim().is_empty() {
+            return Ok((Self::default(), Vec::new()));
+        }
+        let value = serde_saphyr::from_str(text).map_err(|error| ConfigError::Yaml(error.to_string()))?;
+        let mut unknown = Vec::new();
+        let mut root = Section::of("", &value)?;
+        let mut load_balancer = root.section("loadBalancer")?;
+        let mut instances = root.section("instancesV2")?;
+        let mut addresses = instances.section_of("nodeAddresses", "instancesV2.nodeAddresses")?;
+        let config = Self {
+            kubeconfig: Some(root.text("kubeconfig")?).filter(|path| !path.is_empty()).map(PathBuf::from),
+            namespace: root.text("namespace")?,
+            infra_labels: root.texts("infraLabels")?,
+            load_balancer: LoadBalancerConfig {
+                enabled: load_balancer.flag("enabled")?.unwrap_or(true),
+                poll_interval: load_balancer.seconds("creationPollInterval", DEFAULT_POLL_INTERVAL)?,
+                poll_timeout: load_balancer.seconds("creationPollTimeout", DEFAULT_POLL_TIMEOUT)?,
+                selectorless: load_balancer.flag("selectorless")?.unwrap_or(false),
+                endpoint_slices: load_balancer.flag("enableEPSController")?.unwrap_or(false),
+            },
+            instances: InstancesConfig {
+                enabled: instances.flag("enabled")?.unwrap_or(true),
+                zone_and_region: instances.flag("zoneAndRegionEnabled")?.unwrap_or(true),
+                addresses: AddressPolicy::parse(
+                    &addresses.text("interface")?,
+                    &addresses.text("network")?,
+                    &addresses.list("within")?,
+                    &addresses.list("outside")?,
+                )?,
+            },
+        };
+        for section in [root, load_balancer, instances, addresses] {
+            unknown.extend(section.left());
+        }
+        Ok((config, unknown))
+    }
+}
+
+/// One map of the file, from which each known key is taken out once.
+struct Section<'a> {
+    name: &'a str,
+    keys: Map<String, Value>,
+}
+
+impl<'a> Section<'a> {
+    fn of(name: &'a str, value: &Value) -> Result<Self, ConfigError> {
+        match value {
+            Value::Null => Ok(Self { name, keys: Map::new() }),
+            Value::Object(keys) => Ok(Self { name, keys: keys.clone() }),
+            other => Err(wrong(if name.is_empty() { "the text" } else { name }, "a map of keys", other)),
+        }
+    }
+
+    fn section(&mut self, key: &'a str) -> Result<Self, ConfigError> {
+        Self::of(key, &self.take(key))
+    }
+
+    /// A section of a section, whose whole name is given.
+    fn section_of(&mut self, key: &str, name: &'a str) -> Result<Self, ConfigError> {
+        Self::of(name, &self.take(key))
+    }
+
+    /// A key that is absent and one without a value are the same, as for the reference's parser.
+    fn take(&mut self, key: &str) -> Value {
+        self.keys.remove(key).unwrap_or_default()
+    }
+
+    fn path(&self, key: &str) -> String {
+        if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
+    }
+
+    fn text(&mut self, key: &str) -> Result<String, ConfigError> {
+        match self.take(key) {
+            Value::Null => Ok(String::new()),
+            Value::String(text) => Ok(text),
+            other => Err(wrong(&self.path(key), "a text", &other)),
+        }
+    }
+
+    fn flag(&mut self, key: &str) -> Result<Option<bool>, ConfigError> {
+        match self.take(key) {
+            Value::Null => Ok(None),
+            Value::Bool(flag) => Ok(Some(flag)),
+            other => Err(wrong(&self.path(key), "true or false", &other)),
+        }
+    }
+
+    /// Whole seconds; not positive is the default, as for the reference (`HyperShift` writes 0).
+    fn seconds(&mut self, key: &str, default: Duration) -> Result<Duration, ConfigError> {
+        let value = self.take(key);
+        if value.is_null() {
+            return Ok(default);
+        }
+        let seconds = value.as_i64().ok_or_else(|| wrong(&self.path(key), "whole seconds", &value))?;
+        Ok(u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map_or(default, Duration::from_secs))
+    }
+
+    fn list(&mut self, key: &str) -> Result<Vec<String>, ConfigError> {
+        let items = match self.take(key) {
+            Value::Null => return Ok(Vec::new()),
+            Value::Array(items) => items,
+            other => return Err(wrong(&self.path(key), "a list of texts", &other)),
+        };
+        items
+            .into_iter()
+            .map(|item| match item {
+                Value::String(text) => Ok(text),
+                other => Err(wrong(&self.path(key), "a list of texts", &other)),
+            })
+            .collect()
+    }
+
+    fn texts(&mut self, key: &str) -> Result<BTreeMap<String, String>, ConfigError> {
+        let map = match self.take(key) {
+            Value::Null => return Ok(BTreeMap::new()),
+            Value::Object(map) => map,
+            other => return Err(wrong(&self.path(key), "a map of texts", &other)),
+        };
+        map.into_iter()
+            .map(|(name, value)| match value {
+                Value::String(text) => Ok((name, text)),
+                other => Err(wrong(&format!("{}.{name}", self.path(key)), "a text (quote it)", &other)),
+            })
+            .collect()
+    }
+
+    /// The keys that nobody took.
+    fn left(self) -> Vec<String> {
+        let prefix = if self.name.is_empty() { String::new() } else { format!("{}.", self.name) };
+        self.keys.into_iter().map(|(key, _)| format!("{prefix}{key}")).collect()
+    }
+}
+
+fn wrong(key: &str, wanted: &'static str, found: &Value) -> ConfigError {
+    let found = match found {
+        Value::Null => "empty",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a map",
+    };
+    ConfigError::Type { key: key.to_owned(), wanted, found }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+//! The shapes of the field, the defaults, and what is refused.
+
+use super::*;
+use proptest::prelude::*;
+use rstest::rstest;
+
+fn parse(text: &str) -> CloudConfig {
+    let (config, unknown) = CloudConfig::parse(text).unwrap();
+    assert!(unknown.is_empty(), "{unknown:?}");
+    config
+}
+
+#[rstest]
+#[case("")]
+#[case("  \n")]
+#[case("---\n")]
+#[case("{}")]
+#[case("loadBalancer:\ninstancesV2:\n")]
+fn what_says_nothing_has_the_defaults_of_the_reference(#[case] text: &str) {
+    let config = parse(text);
+    assert_eq!(config, CloudConfig::default());
+    assert!(config.load_balancer.enabled && config.instances.enabled && config.instances.zone_and_region);
+    assert!(!config.load_balancer.selectorless && !config.load_balancer.endpoint_slices);
+    assert_eq!(config.load_balancer.poll_interval, Duration::from_secs(5));
+    assert_eq!(config.load_balancer.poll_timeout, Duration::from_mins(5));
+}
+
+#[test]
+fn reads_the_config_of_hypershift() {
+    let config = parse(
+        "kubeconfig: /etc/kubernetes/infra-kubeconfig/kubeconfig\n\
+         namespace: clusters-guest\n\
+         infraLabels:\n  hypershift.openshift.io/infra-id: guest-x7k2p\n\
+         loadBalancer:\n  creationPollInterval: 0\n  enabled: true\n  selectorless: true\n\
+         instancesV2:\n  enabled: true\n  zoneAndRegionEnabled: false\n",
+    );
+    assert_eq!(config.kubeconfig, Some(PathBuf::from("/etc/kubernetes/infra-kubeconfig/kubeconfig")));
+    assert_eq!(config.namespace, "clusters-guest");
+    assert_eq!(config.infra_labels["hypershift.openshift.io/infra-id"], "guest-x7k2p");
+    assert!(config.load_balancer.selectorless && !config.instances.zone_and_region);
+    assert_eq!(config.load_balancer.poll_interval, DEFAULT_POLL_INTERVAL);
+}
+
+#[test]
+fn reads_the_config_of_the_reference() {
+    let config = parse(
+        "loadBalancer:\n  creationPollInterval: 5\n  creationPollTimeout: 60\n  enableEPSController: true\n\
+         namespace: kvcluster\nkubeconfig: \"\"\n",
+    );
+    assert_eq!(config.kubeconfig, None);
+    assert_eq!(config.load_balancer.poll_timeout, Duration::from_mins(1));
+    assert!(config.load_balancer.endpoint_slices);
+}
+
+#[test]
+fn names_each_key_that_nobody_knows_once_with_its_section() {
+    let (config, mut unknown) = CloudConfig::parse(
+        "namespace: hcp\nnameSpace: other\nloadBalancer:\n  selectorLess: true\n  enabled: false\ninstances: {}\n",
+    )
+    .unwrap();
+    unknown.sort();
+    assert_eq!(unknown, ["instances", "loadBalancer.selectorLess", "nameSpace"]);
+    assert!(!config.load_balancer.enabled && !config.load_balancer.selectorless);
+}
+
+#[rstest]
+#[case("namespace: [a]", "namespace of the cloud-config must be a text, it is a list")]
+#[case(
+    "loadBalancer:\n  enabled: \"yes\"",
+    "loadBalancer.enabled of the cloud-config must be true or false, it is a text"
+)]
+#[case(
+    "loadBalancer:\n  creationPollInterval: soon",
+    "loadBalancer.creationPollInterval of the cloud-config must be whole seconds, it is a text"
+)]
+#[case(
+    "loadBalancer:\n  creationPollTimeout: 1.5",
+    "loadBalancer.creationPollTimeout of the cloud-config must be whole seconds, it is a number"
+)]
+#[case("infraLabels:\n  a: 1", "infraLabels.a of the cloud-config must be a text (quote it), it is a number")]
+#[case("infraLabels: [a]", "infraLabels of the cloud-config must be a map of texts, it is a list")]
+#[case("loadBalancer: true", "loadBalancer of the cloud-config must be a map of keys, it is true or false")]
+#[case("just words", "the text of the cloud-config must be a map of keys, it is a text")]
+fn a_wrong_type_is_named(#[case] text: &str, #[case] wanted: &str) {
+    assert_eq!(CloudConfig::parse(text).unwrap_err().to_string(), wanted);
+}
+
+#[test]
+fn what_is_no_yaml_is_refused() {
+    let error = CloudConfig::parse("a: [1,\nb: {").unwrap_err();
+    assert!(error.to_string().starts_with("the cloud-config is not YAML: "), "{error}");
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "[a-zA-Z0-9:{}\\[\\]\n ,\"-]{0,80}") {
+        // Only the absence of a panic is claimed; what is accepted must be a config again when it is empty.
+        if let Ok((config, unknown)) = CloudConfig::parse(&text) {
+            prop_assert!(unknown.len() <= text.len());
+            prop_assert!(config.load_balancer.poll_timeout > Duration::ZERO);
+        }
+    }
+}
+
+#[test]
+fn reads_which_addresses_are_a_nodes() {
+    let config = parse(
+        "instancesV2:\n  nodeAddresses:\n    network: clusters/lan\n    within: [\"10.0.0.0/8\"]\n    outside:\n    - 10.1.0.0/16\n",
+    );
+    let expected =
+        AddressPolicy::parse("", "clusters/lan", &["10.0.0.0/8".to_owned()], &["10.1.0.0/16".to_owned()]);
+    assert_eq!(config.instances.addresses, expected.unwrap());
+}
+
+#[rstest]
+#[case("{interface: a, network: b}", "leave one of")]
+#[case("{within: [lan]}", "\"lan\" is no network")]
+#[case("{within: lan}", "instancesV2.nodeAddresses.within of the cloud-config must be a list of texts")]
+fn a_choice_of_addresses_that_is_none_is_told(#[case] choice: &str, #[case] says: &str) {
+    let text = format!("instancesV2: {{nodeAddresses: {choice}}}");
+    let error = CloudConfig::parse(&text).unwrap_err().to_string();
+    assert!(error.contains(says), "{error}");
+}

@@ -1,0 +1,146 @@
+//! Events on objects of the guest: what its users read in `kubectl describe`. Written beside the work, so that an event never
+//! holds anything up; one that says the same again counts up, as client-go's recorder does.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::access::GuestCluster;
+
+/// Events not yet written; what comes when so many wait is dropped and logged.
+const QUEUE: usize = 1000;
+/// After this time without a repetition, an event is written anew (client-go: `defaultAggregateIntervalInSeconds`).
+const REPEAT_WITHIN: Duration = Duration::from_mins(10);
+/// Longest note, in bytes, that the API accepts (validation of core/v1 Event).
+const MAX_NOTE: usize = 1024;
+/// The namespace of events on objects without one.
+const DEFAULT_NAMESPACE: &str = "default";
+
+/// `type` of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// For information.
+    Normal,
+    /// Something that somebody should look at.
+    Warning,
+}
+
+/// Takes events for one component.
+#[derive(Clone, Debug)]
+pub struct EventSink {
+    queue: mpsc::Sender<Note>,
+}
+
+/// What distinguishes an event from another.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Saying {
+    uid: String,
+    kind: Kind,
+    reason: String,
+    note: String,
+}
+
+#[derive(Debug)]
+struct Note {
+    about: ObjectReference,
+    saying: Saying,
+}
+
+struct Written {
+    name: String,
+    namespace: String,
+    count: i32,
+    at: Instant,
+}
+
+impl EventSink {
+    /// Starts the writer. `component` is the source that users see.
+    pub fn start(guest: GuestCluster, component: &'static str) -> Self {
+        let (queue, notes) = mpsc::channel(QUEUE);
+        tokio::spawn(write(guest, component, notes));
+        Self { queue }
+    }
+
+    /// Writes an event about an object.
+    pub fn emit(&self, about: &ObjectReference, kind: Kind, reason: &str, note: &str) {
+        let note = note[..note.floor_char_boundary(MAX_NOTE)].to_owned();
+        let uid = about.uid.clone().unwrap_or_default();
+        let saying = Saying { uid, kind, reason: reason.to_owned(), note };
+        let note = Note { about: about.clone(), saying };
+        if let Err(error) = self.queue.try_send(note) {
+            tracing::warn!(%error, reason, "an event was dropped");
+        }
+    }
+}
+
+async fn write(guest: GuestCluster, component: &'static str, mut notes: mpsc::Receiver<Note>) {
+    let mut written: HashMap<Saying, Written> = HashMap::new();
+    while let Some(note) = notes.recv().await {
+        written.retain(|_, event| event.at.elapsed() < REPEAT_WITHIN);
+        let known = written.get(&note.saying);
+        match put(&guest, component, &note, known).await {
+            Ok(event) => {
+                written.insert(note.saying, event);
+            }
+            Err(error) => {
+                tracing::warn!(%error, reason = note.saying.reason, "an event could not be written");
+                written.remove(&note.saying);
+            }
+        }
+    }
+}
+
+async fn put(
+    guest: &GuestCluster,
+    component: &str,
+    note: &Note,
+    known: Option<&Written>,
+) -> Result<Written, kube::Error> {
+    let now = Timestamp::now();
+    if let Some(known) = known {
+        let api: Api<Event> = Api::namespaced(guest.client.clone(), &known.namespace);
+        let count = known.count + 1;
+        let patch = json!({ "count": count, "lastTimestamp": Time(now) });
+        let patched = api.patch(&known.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+        match patched {
+            Ok(_) => {
+                let (name, namespace) = (known.name.clone(), known.namespace.clone());
+                return Ok(Written { name, namespace, count, at: Instant::now() });
+            }
+            // Events are removed after an hour: then it is a new one.
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let namespace = note.about.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+    // The name of client-go's recorder.
+    let about = note.about.name.as_deref().unwrap_or_default();
+    let name = format!("{about}.{:x}", now.as_nanosecond());
+    let event = Event {
+        metadata: ObjectMeta {
+            name: Some(name.clone()),
+            namespace: Some(namespace.clone()),
+            ..ObjectMeta::default()
+        },
+        involved_object: note.about.clone(),
+        type_: Some(format!("{:?}", note.saying.kind)),
+        reason: Some(note.saying.reason.clone()),
+        message: Some(note.saying.note.clone()),
+        count: Some(1),
+        first_timestamp: Some(Time(now)),
+        last_timestamp: Some(Time(now)),
+        source: Some(EventSource { component: Some(component.to_owned()), host: None }),
+        reporting_component: Some(component.to_owned()),
+        ..Event::default()
+    };
+    let api: Api<Event> = Api::namespaced(guest.client.clone(), &namespace);
+    api.create(&PostParams::default(), &event).await?;
+    Ok(Written { name, namespace, count: 1, at: Instant::now() })
+}

@@ -1,0 +1,197 @@
+//! The command line: every flag that people pass to a cloud controller manager (k8s.io/cloud-provider v0.34), as pflag
+//! reads it. What has no meaning here is accepted and named in one log line, so that no manifest has to change.
+
+mod ignored;
+mod value;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Parser};
+use serving::LogFormat;
+
+use crate::cluster_name::ClusterName;
+use crate::controllers::Controllers;
+pub use ignored::Ignored;
+pub use value::with_dashes;
+use value::{parse_bool, parse_duration};
+
+/// The command line, parsed.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "kubevirt-cloud-controller-manager",
+    version,
+    about = "Cloud controller manager of a guest cluster whose workers are KubeVirt virtual machines",
+    long_about = None,
+    after_help = "RUST_LOG (filter directives such as info,ccm=debug) overrides --v.",
+    args_override_self = true,
+    max_term_width = 100
+)]
+pub struct Flags {
+    /// The provider; kubevirt is the only one
+    #[arg(long, value_name = "NAME", default_value = "kubevirt", value_parser = ["kubevirt", ""])]
+    pub cloud_provider: String,
+
+    /// File with the cloud-config: where the infra cluster is, and what is served
+    #[arg(long, value_name = "PATH")]
+    pub cloud_config: PathBuf,
+
+    /// Kubeconfig of the guest cluster; empty means the pod's service account
+    #[arg(long, value_name = "PATH", default_value = "")]
+    pub kubeconfig: String,
+
+    /// Address of the guest cluster's API server, instead of the kubeconfig's
+    #[arg(long, value_name = "URL", default_value = "")]
+    pub master: String,
+
+    /// Name of the guest cluster: a label of its infra Services and of its VMs. Quotes around it are dropped
+    #[arg(long, value_name = "NAME", default_value = "kubernetes")]
+    pub cluster_name: ClusterName,
+
+    /// The controllers to run: * for all, NAME for one, -NAME for all but one
+    #[arg(long, value_name = "LIST", default_value = "*", allow_hyphen_values = true)]
+    pub controllers: Controllers,
+
+    /// How many Services are worked on at a time; less than 32 is raised to it, because no Service waits for another here
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    pub concurrent_service_syncs: u16,
+
+    /// How many Nodes are worked on at a time
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    pub concurrent_node_syncs: u16,
+
+    /// How often Nodes that are not ready are looked at
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    pub node_monitor_period: Duration,
+
+    /// How often the addresses of all Nodes are compared, beside the watch
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
+    pub node_status_update_frequency: Duration,
+
+    /// The lease of the one replica that acts.
+    #[command(flatten)]
+    pub leader: LeaderFlags,
+
+    /// The HTTPS endpoint.
+    #[command(flatten)]
+    pub serving: ServingFlags,
+
+    /// How a log line looks: text or json
+    #[arg(long, visible_alias = "log-format", value_name = "FORMAT", default_value_t)]
+    pub logging_format: LogFormat,
+
+    /// Log verbosity as klog counts it: up to 3 info, 4 and 5 our debug lines, 6 and 7 all debug lines, from 8 on trace
+    #[arg(short = 'v', long = "v", value_name = "LEVEL", default_value_t = 0)]
+    pub verbosity: u8,
+
+    /// Flags that other providers obey.
+    #[command(flatten)]
+    pub ignored: Ignored,
+}
+
+/// Flags of the leader election.
+#[derive(Clone, Debug, Parser)]
+pub struct LeaderFlags {
+    /// Act only while holding the lease
+    #[arg(long, value_name = "BOOL", default_value = "true", action = ArgAction::Set, value_parser = parse_bool,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub leader_elect: bool,
+
+    /// How long a lease that is not renewed is respected
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = parse_duration)]
+    pub leader_elect_lease_duration: Duration,
+
+    /// How long the holder tries to renew before it gives up
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub leader_elect_renew_deadline: Duration,
+
+    /// How often the lease is renewed, and looked at by the others
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = parse_duration)]
+    pub leader_elect_retry_period: Duration,
+
+    /// Name of the lease
+    #[arg(long, value_name = "NAME", default_value = "cloud-controller-manager")]
+    pub leader_elect_resource_name: String,
+
+    /// Namespace of the lease, in the guest cluster
+    #[arg(long, value_name = "NAMESPACE", default_value = "kube-system")]
+    pub leader_elect_resource_namespace: String,
+
+    /// Kind of the lock; leases is the only one
+    #[arg(long, value_name = "KIND", default_value = "leases", value_parser = ["leases"])]
+    pub leader_elect_resource_lock: String,
+}
+
+/// Flags of the HTTPS endpoint and of who may use it.
+#[derive(Clone, Debug, Parser)]
+pub struct ServingFlags {
+    /// Address to serve HTTPS on
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    pub bind_address: String,
+
+    /// Port to serve HTTPS on; 0 means off
+    #[arg(long, value_name = "PORT", default_value_t = 10258)]
+    pub secure_port: u16,
+
+    /// File with the certificate; without it one is made at each start
+    #[arg(long, value_name = "PATH", default_value = "", requires = "tls_private_key_file")]
+    pub tls_cert_file: String,
+
+    /// File with the key of the certificate
+    #[arg(long, value_name = "PATH", default_value = "")]
+    pub tls_private_key_file: String,
+
+    /// Lowest TLS version: VersionTLS12 or VersionTLS13; lower ones become VersionTLS12
+    #[arg(long, value_name = "VERSION", default_value = "")]
+    pub tls_min_version: String,
+
+    /// Cipher suites of TLS 1.2, by their Go names; those that are not safe are left out
+    #[arg(long, value_name = "NAMES", default_value = "", value_delimiter = ',')]
+    pub tls_cipher_suites: Vec<String>,
+
+    /// Kubeconfig for token reviews; empty means the guest cluster's
+    #[arg(long, value_name = "PATH", default_value = "")]
+    pub authentication_kubeconfig: String,
+
+    /// Do not read the client CA of the guest cluster's ConfigMap
+    #[arg(long, value_name = "BOOL", default_value = "false", action = ArgAction::Set, value_parser = parse_bool,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub authentication_skip_lookup: bool,
+
+    /// Serve also when the guest cluster's ConfigMap with the client CA can not be read
+    #[arg(long, value_name = "BOOL", default_value = "false", action = ArgAction::Set, value_parser = parse_bool,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub authentication_tolerate_lookup_failure: bool,
+
+    /// How long the answer of a token review holds
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub authentication_token_webhook_cache_ttl: Duration,
+
+    /// File with the CA of clients that show a certificate
+    #[arg(long, value_name = "PATH", default_value = "")]
+    pub client_ca_file: String,
+
+    /// Kubeconfig for access reviews; empty means the guest cluster's
+    #[arg(long, value_name = "PATH", default_value = "")]
+    pub authorization_kubeconfig: String,
+
+    /// Paths that everybody may read
+    #[arg(long, value_name = "PATHS", default_value = "/healthz,/readyz,/livez", value_delimiter = ',')]
+    pub authorization_always_allow_paths: Vec<String>,
+
+    /// How long a yes of an access review holds
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub authorization_webhook_cache_authorized_ttl: Duration,
+
+    /// How long a no of an access review holds
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub authorization_webhook_cache_unauthorized_ttl: Duration,
+}
+
+/// An empty path is how the reference spells "none".
+pub fn path(text: &str) -> Option<PathBuf> {
+    (!text.is_empty()).then(|| PathBuf::from(text))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! Holds the lease: waits for it, renews it, gives it back.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease as Object, LeaseSpec};
+use kube::api::{Api, ObjectMeta, PostParams};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::plan::{Next, next, released};
+use crate::access::GuestCluster;
+
+/// Longest time to give the lease back: the process is ending.
+const RELEASE_WITHIN: Duration = Duration::from_secs(2);
+
+/// The durations of the election.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// How long a lease that does not change is respected.
+    pub lease: Duration,
+    /// How long the holder tries to renew.
+    pub renew: Duration,
+    /// Between two tries.
+    pub retry: Duration,
+}
+
+/// A lease that may be held.
+pub struct Lease {
+    api: Api<Object>,
+    name: String,
+    me: String,
+    timing: Timing,
+    /// What was seen last, and since when it is like that.
+    seen: Option<(Object, Instant)>,
+}
+
+/// A lease that is held.
+pub struct Held {
+    lease: Lease,
+}
+
+/// Why the lease is not held, or can't be.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// The durations contradict each other (client-go: `NewLeaderElector`).
+    #[error(
+        "the lease duration must be longer than the renew deadline, and that longer than the retry period"
+    )]
+    Timing,
+    /// It could not be renewed in time.
+    #[error("the lease was not renewed within {} s", .0.as_secs())]
+    NotRenewed(Duration),
+    /// Another one has it.
+    #[error("the lease was taken by {0:?}")]
+    Taken(String),
+}
+
+impl Lease {
+    /// The lease `name` in `namespace` of the guest cluster; `me` must be another for each process.
+    ///
+    /// # Errors
+    /// The durations contradict each other.
+    pub fn new(
+        guest: &GuestCluster,
+        namespace: &str,
+        name: &str,
+        me: String,
+        timing: Timing,
+    ) -> Result<Self, LeaseError> {
+        if timing.lease <= timing.renew || timing.renew <= timing.retry || timing.retry.is_zero() {
+            return Err(LeaseError::Timing);
+        }
+        let api = Api::namespaced(guest.client.clone(), namespace);
+        Ok(Self { api, name: name.to_owned(), me, timing, seen: None })
+    }
+
+    /// Waits until it is ours.
+    pub async fn acquire(mut self) -> Held {
+        let mut failing = false;
+        loop {
+            match timeout(self.timing.renew, self.attempt()).await {
+                Ok(Ok(true)) => return Held { lease: self },
+                Ok(Ok(false)) => failing = false,
+                Ok(Err(error)) if !std::mem::replace(&mut failing, true) => {
+                    tracing::warn!(
+                        error = crate::access::chain(&error),
+                        "the lease can not be read or written"
+                    );
+                }
+                Ok(Err(_)) | Err(_) => {}
+            }
+            sleep(self.timing.retry).await;
+        }
+    }
+
+    /// One look, and one write if it is to be ours; true when it is.
+    async fn attempt(&mut self) -> Result<bool, kube::Error> {
+        let now = Instant::now();
+        let object = self.api.get_opt(&self.name).await?;
+        let version = |object: &Object| object.metadata.resource_version.clone();
+        self.seen = match (object, self.seen.take()) {
+            (None, _) => None,
+            (Some(object), Some((before, since))) if version(&before) == version(&object) => {
+                Some((object, since))
+            }
+            (Some(object), _) => Some((object, now)),
+        };
+        let spec = self.seen.as_ref().and_then(|(object, _)| object.spec.as_ref());
+        let unchanged = self.seen.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed());
+        match next(spec, unchanged, &self.me, self.timing.lease, Timestamp::now()) {
+            Next::Wait => Ok(false),
+            Next::Take(spec) => self.write(*spec).await,
+        }
+    }
+
+    /// True when it was written; false when somebody was faster.
+    async fn write(&mut self, spec: LeaseSpec) -> Result<bool, kube::Error> {
+        let parameters = PostParams::default();
+        let written = if let Some((mut object, _)) = self.seen.clone() {
+            object.spec = Some(spec);
+            self.api.replace(&self.name, &parameters, &object).await
+        } else {
+            let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
+            self.api.create(&parameters, &Object { metadata, spec: Some(spec) }).await
+        };
+        match written {
+            Ok(object) => {
+                self.seen = Some((object, Instant::now()));
+                Ok(true)
+            }
+            Err(kube::Error::Api(status)) if status.is_conflict() || status.is_already_exists() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn holder(&self) -> Option<&str> {
+        self.seen.as_ref()?.0.spec.as_ref()?.holder_identity.as_deref()
+    }
+}
+
+impl Held {
+    /// Renews until that fails. The caller must act no more from then on.
+    pub async fn keep(&mut self) -> LeaseError {
+        let timing = self.lease.timing;
+        let mut renewed = Instant::now();
+        loop {
+            sleep(timing.retry.min(timing.renew.saturating_sub(renewed.elapsed()))).await;
+            let left = timing.renew.saturating_sub(renewed.elapsed());
+            let began = Instant::now();
+            match timeout(left, self.lease.attempt()).await {
+                // What counts is when the write began: the others count from when they see it.
+                Ok(Ok(true)) => renewed = began,
+                Ok(Ok(false)) => {
+                    let holder = self.lease.holder().unwrap_or_default();
+                    if holder != self.lease.me {
+                        return LeaseError::Taken(holder.to_owned());
+                    }
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(error = crate::access::chain(&error), "the lease could not be renewed");
+                }
+                Err(_) => {}
+            }
+            if renewed.elapsed() >= timing.renew {
+                return LeaseError::NotRenewed(timing.renew);
+            }
+        }
+    }
+
+    /// Gives it back, so that another takes it at once. If that fails, the others wait for its end.
+    pub async fn release(mut self) {
+        let Some(spec) = self.lease.seen.as_ref().and_then(|(object, _)| object.spec.clone()) else { return };
+        let given_back = self.lease.write(released(&spec, Timestamp::now()));
+        if let Ok(Ok(true)) = timeout(RELEASE_WITHIN, given_back).await {
+            tracing::info!("gave the lease back");
+        } else {
+            tracing::warn!("the lease could not be given back; it ends by itself");
+        }
+    }
+}

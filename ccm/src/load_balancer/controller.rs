@@ -1,0 +1,130 @@
+//! The service controller: watches the Services of both clusters, has each looked at when either changed, and carries out
+//! the plan. Nothing in it waits for the world: what is missing comes as an event, and one Service holds up no other.
+
+mod act;
+mod api;
+mod memory;
+mod relay;
+mod watches;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use kube::runtime::controller::{Action, Config, applier};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::access::{GuestCluster, InfraCluster};
+use crate::events::EventSink;
+
+use super::metrics::ServiceMetrics;
+use super::plan::Settings;
+use super::service::GuestService;
+use act::Failure;
+use api::Services;
+use memory::Memory;
+use watches::Watches;
+
+/// The component that the events name, as in the framework.
+pub const COMPONENT: &str = "service-controller";
+/// How many Services are worked on at a time, at least: a call that hangs ends after 10 s, and must not hold up the others
+/// meanwhile.
+const MIN_CONCURRENCY: u16 = 32;
+/// Triggers not yet taken; the watches wait when so many are.
+const QUEUE: usize = 256;
+
+/// All that the service controller needs.
+pub struct ServiceController {
+    /// Where the users' Services are.
+    pub guest: GuestCluster,
+    /// Where their mirrors are.
+    pub infra: InfraCluster,
+    /// Who the guest is, and who writes endpoints.
+    pub settings: Settings,
+    /// After this time without an address, the Service's users are told.
+    pub address_timeout: Duration,
+    /// `--concurrent-service-syncs`.
+    pub concurrency: u16,
+    /// Where events go.
+    pub events: EventSink,
+    /// What is counted.
+    pub metrics: ServiceMetrics,
+}
+
+/// What each pass uses.
+struct Context {
+    services: Services,
+    watches: Watches,
+    settings: Settings,
+    address_timeout: Duration,
+    events: EventSink,
+    metrics: ServiceMetrics,
+    memory: Memory,
+}
+
+impl ServiceController {
+    /// Runs until it is dropped.
+    pub async fn run(self) {
+        let (triggers, queue) = mpsc::channel(QUEUE);
+        let watches = Watches::start(&self.guest, &self.infra, &self.settings.identity, triggers);
+        relay::start(&self.infra, watches.clone(), self.events.clone());
+        // What infra has must be known first, or each mirror would be made a second time.
+        watches.wait_until_complete().await;
+        tracing::info!(namespace = self.infra.namespace, "serving LoadBalancer Services");
+        let concurrency = self.concurrency.max(MIN_CONCURRENCY);
+        let guests = watches.guests();
+        let context = Arc::new(Context {
+            services: Services::new(&self.guest, &self.infra),
+            watches,
+            settings: self.settings,
+            address_timeout: self.address_timeout,
+            events: self.events,
+            metrics: self.metrics,
+            memory: Memory::default(),
+        });
+        let queue = futures::stream::unfold(queue, |mut queue| async {
+            queue.recv().await.map(|service| (Ok::<_, std::convert::Infallible>(service), queue))
+        });
+        let passes = applier(
+            |guest, context| Box::pin(pass(guest, context)),
+            retry,
+            context,
+            guests,
+            queue,
+            Config::default().concurrency(concurrency),
+        );
+        passes
+            .for_each(|passed| async {
+                if let Err(error) = passed {
+                    tracing::debug!(%error, "a pass ended without success");
+                }
+            })
+            .await;
+    }
+}
+
+async fn pass(guest: Arc<GuestService>, context: Arc<Context>) -> Result<Action, Failure> {
+    let began = Instant::now();
+    let passed = act::reconcile(&guest, &context).await;
+    context.metrics.pass(began.elapsed().as_secs_f64(), passed.is_err());
+    context.metrics.waiting(context.memory.waiting());
+    if passed.is_ok() {
+        context.memory.succeeded(guest.uid());
+    }
+    passed
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature is kube's")]
+fn retry(guest: Arc<GuestService>, failure: &Failure, context: Arc<Context>) -> Action {
+    let pause = context.memory.failed(guest.uid(), failure.is_outage());
+    tracing::warn!(
+        service = guest.metadata.name,
+        namespace = guest.metadata.namespace,
+        error = crate::access::chain(failure),
+        pause = pause.as_secs(),
+        "a pass failed and is repeated"
+    );
+    act::tell_failure(&guest, failure, &context);
+    Action::requeue(pause)
+}

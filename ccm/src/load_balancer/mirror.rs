@@ -1,0 +1,313 @@
+//! What the infra Service of a guest Service should be, how far it is from that, and the whole object with the difference
+//! made good. Fields that others own (addresses, node ports, other annotations) stay as they are.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::{Map, Value, json};
+
+use super::identity::{Identity, SERVICE_UID_ANNOTATION, infra_name};
+use super::service::{GuestService, InfraService, LOAD_BALANCER, NO_AFFINITY, ServicePort, ServiceSpec};
+
+/// The guest's user said it to kubectl; in infra it would only be a copy that grows old.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// `ipFamilyPolicy` of one family.
+const SINGLE_STACK: &str = "SingleStack";
+/// `ipFamilyPolicy` of both families where infra has both.
+const PREFER_DUAL_STACK: &str = "PreferDualStack";
+
+/// What an infra Service should be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mirror {
+    /// Its name.
+    pub name: String,
+    /// Labels that it must have.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations that it must have.
+    pub annotations: BTreeMap<String, String>,
+    /// Its spec; `ports[].nodePort` are infra's own.
+    pub spec: ServiceSpec,
+    /// What the guest asked for and does not get.
+    pub refused: Vec<Refused>,
+}
+
+/// A wish of the guest that is left out of the mirror; the rest of the Service is served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// External addresses catch traffic of the whole infra cluster (CVE-2020-8554).
+    #[error("externalIPs {} are not passed to the infra cluster: they would catch its own traffic", .0.join(", "))]
+    ExternalIps(Vec<String>),
+    /// The first address family of a Service can not change.
+    #[error(
+        "the infra service has the address family {found} and can not change to {wanted}; recreate the service"
+    )]
+    Family {
+        /// The infra Service's.
+        found: String,
+        /// The guest's.
+        wanted: String,
+    },
+}
+
+/// Which endpoints the infra Services have, by the cloud-config.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointChoice {
+    /// Somebody else writes the endpoints of all.
+    pub selectorless: bool,
+    /// Those of Services with policy Local are written, not selected.
+    pub slices_for_local: bool,
+}
+
+impl Mirror {
+    /// The mirror of `guest`, with what `existing` has already and may keep.
+    pub fn of(
+        guest: &GuestService,
+        existing: Option<&InfraService>,
+        identity: &Identity,
+        endpoints: EndpointChoice,
+    ) -> Self {
+        let mut refused = Vec::new();
+        let local = guest.spec.is_local();
+        let without_selector = endpoints.selectorless || (endpoints.slices_for_local && local);
+        let (ip_families, ip_family_policy) = families(guest, existing, &mut refused);
+        let spec = ServiceSpec {
+            kind: LOAD_BALANCER.to_owned(),
+            load_balancer_class: existing.and_then(|infra| infra.spec.load_balancer_class.clone()),
+            ports: guest.spec.ports.iter().map(mirror_port).collect(),
+            selector: if without_selector { BTreeMap::new() } else { identity.selector() },
+            session_affinity: affinity(&guest.spec).to_owned(),
+            session_affinity_config: guest
+                .spec
+                .session_affinity_config
+                .clone()
+                .filter(|_| affinity(&guest.spec) != NO_AFFINITY),
+            external_traffic_policy: guest.spec.external_traffic_policy.clone(),
+            load_balancer_source_ranges: guest.spec.load_balancer_source_ranges.clone(),
+            ip_families,
+            ip_family_policy,
+            load_balancer_ip: address(guest, existing),
+            external_ips: external_ips(guest, existing, &mut refused),
+        };
+        let mut annotations = guest.metadata.annotations.clone().unwrap_or_default();
+        annotations.remove(LAST_APPLIED);
+        annotations.insert(SERVICE_UID_ANNOTATION.to_owned(), guest.uid().to_owned());
+        Self { name: infra_name(guest.uid()), labels: identity.labels(guest), annotations, spec, refused }
+    }
+
+    /// The names of the fields in which `infra` differs; none = it is the mirror.
+    pub fn differences(&self, infra: &InfraService) -> Vec<&'static str> {
+        let holds = |all: &Option<BTreeMap<String, String>>, wanted: &BTreeMap<String, String>| {
+            wanted.iter().all(|(key, value)| all.as_ref().and_then(|all| all.get(key)) == Some(value))
+        };
+        let (have, want) = (&infra.spec, &self.spec);
+        let ports = have.ports.iter().map(without_node_port).eq(want.ports.iter().map(without_node_port));
+        let differs = [
+            ("labels", !holds(&infra.metadata.labels, &self.labels)),
+            ("annotations", !holds(&infra.metadata.annotations, &self.annotations)),
+            ("annotations", self.stale_annotations(infra).next().is_some()),
+            ("type", have.kind != want.kind),
+            ("ports", !ports),
+            ("selector", have.selector != want.selector),
+            ("sessionAffinity", affinity(have) != affinity(want)),
+            ("sessionAffinityConfig", have.session_affinity_config != want.session_affinity_config),
+            (
+                "externalTrafficPolicy",
+                differs_if_set(&have.external_traffic_policy, &want.external_traffic_policy),
+            ),
+            (
+                "loadBalancerSourceRanges",
+                have.load_balancer_source_ranges != want.load_balancer_source_ranges,
+            ),
+            ("ipFamilies", families_differ(have, want)),
+            ("loadBalancerIP", have.load_balancer_ip != want.load_balancer_ip),
+            ("externalIPs", have.external_ips != want.external_ips),
+        ];
+        let mut fields: Vec<_> =
+            differs.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect();
+        fields.dedup();
+        fields
+    }
+
+    /// Annotations that we or the reference wrote and that the guest's Service does not have any more.
+    fn stale_annotations<'a>(&'a self, infra: &'a InfraService) -> impl Iterator<Item = &'a str> {
+        let present = infra.metadata.annotations.as_ref();
+        infra.own_annotations().into_iter().filter(move |key| {
+            present.is_some_and(|present| present.contains_key(*key)) && !self.annotations.contains_key(*key)
+        })
+    }
+
+    /// The object to create.
+    pub fn new_object(&self) -> Value {
+        let mut object = json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": { "name": self.name, "labels": self.labels, "annotations": self.annotations },
+            "spec": {},
+        });
+        self.write_spec(&mut object["spec"], &ServiceSpec::default());
+        object
+    }
+
+    /// Makes `object`, of which `infra` is what we read, the mirror. All that is not ours stays.
+    pub fn write_into(&self, object: &mut Value, infra: &InfraService) {
+        let metadata = map(&mut object["metadata"]);
+        let labels = map(metadata.entry("labels").or_insert_with(|| json!({})));
+        labels.extend(self.labels.iter().map(|(key, value)| (key.clone(), json!(value))));
+        let annotations = map(metadata.entry("annotations").or_insert_with(|| json!({})));
+        for stale in self.stale_annotations(infra) {
+            annotations.remove(stale);
+        }
+        annotations.extend(self.annotations.iter().map(|(key, value)| (key.clone(), json!(value))));
+        self.write_spec(&mut object["spec"], &infra.spec);
+    }
+
+    fn write_spec(&self, object: &mut Value, have: &ServiceSpec) {
+        let (spec, want) = (map(object), &self.spec);
+        let mut set = |key: &str, value: Value| {
+            let empty = match &value {
+                Value::Null => true,
+                Value::String(text) => text.is_empty(),
+                Value::Array(items) => items.is_empty(),
+                Value::Object(keys) => keys.is_empty(),
+                Value::Bool(_) | Value::Number(_) => false,
+            };
+            if empty {
+                spec.remove(key);
+            } else {
+                spec.insert(key.to_owned(), value);
+            }
+        };
+        set("type", json!(want.kind));
+        set("ports", want.ports.iter().map(|port| wire_port(port, &have.ports)).collect());
+        set("selector", json!(want.selector));
+        set("sessionAffinity", json!(want.session_affinity));
+        set("sessionAffinityConfig", json!(want.session_affinity_config));
+        set("loadBalancerSourceRanges", json!(want.load_balancer_source_ranges));
+        set("loadBalancerIP", json!(want.load_balancer_ip));
+        set("externalIPs", json!(want.external_ips));
+        if !want.external_traffic_policy.is_empty() {
+            set("externalTrafficPolicy", json!(want.external_traffic_policy));
+        }
+        if !want.is_local() {
+            // Only policy Local has one. Infra allots it; the guest's number may be taken there.
+            set("healthCheckNodePort", Value::Null);
+        }
+        if families_differ(have, want) {
+            set("ipFamilyPolicy", json!(want.ip_family_policy));
+            set("ipFamilies", json!(want.ip_families));
+            if want.ip_family_policy.as_deref() == Some(SINGLE_STACK) {
+                // The API wants the second address given up together with the second family.
+                let first = spec.get("clusterIPs").and_then(|all| all.get(0)).cloned();
+                if let Some(first) = first {
+                    spec.insert("clusterIPs".to_owned(), json!([first]));
+                }
+            }
+        }
+    }
+}
+
+/// A value that we only ever write as an object: the API never sends anything else there.
+fn map(value: &mut Value) -> &mut Map<String, Value> {
+    if !value.is_object() {
+        *value = json!({});
+    }
+    value.as_object_mut().expect("was just made one")
+}
+
+fn affinity(spec: &ServiceSpec) -> &str {
+    if spec.session_affinity.is_empty() { NO_AFFINITY } else { &spec.session_affinity }
+}
+
+/// A field that the API defaults: nothing wanted is nothing to compare.
+fn differs_if_set(have: &str, want: &str) -> bool {
+    !want.is_empty() && have != want
+}
+
+/// Traffic goes to the node port of the guest's Service in each VM.
+fn mirror_port(port: &ServicePort) -> ServicePort {
+    ServicePort {
+        name: port.name.clone().filter(|name| !name.is_empty()),
+        protocol: Some(port.protocol().to_owned()),
+        port: port.port,
+        target_port: Some(IntOrString::Int(port.node_port)),
+        node_port: 0,
+        app_protocol: port.app_protocol.clone().filter(|name| !name.is_empty()),
+    }
+}
+
+fn without_node_port(port: &ServicePort) -> ServicePort {
+    let protocol = Some(port.protocol().to_owned());
+    ServicePort { node_port: 0, protocol, ..port.clone() }
+}
+
+/// One port as infra gets it, with the node port that it has there already.
+fn wire_port(port: &ServicePort, have: &[ServicePort]) -> Value {
+    let mut wire = Map::new();
+    if let Some(name) = &port.name {
+        wire.insert("name".to_owned(), json!(name));
+    }
+    wire.insert("protocol".to_owned(), json!(port.protocol()));
+    wire.insert("port".to_owned(), json!(port.port));
+    wire.insert("targetPort".to_owned(), json!(port.target_port));
+    if let Some(app_protocol) = &port.app_protocol {
+        wire.insert("appProtocol".to_owned(), json!(app_protocol));
+    }
+    let same = have.iter().find(|have| (have.port, have.protocol()) == (port.port, port.protocol()));
+    if let Some(node_port) = same.map(|same| same.node_port).filter(|number| *number != 0) {
+        wire.insert("nodePort".to_owned(), json!(node_port));
+    }
+    Value::Object(wire)
+}
+
+/// The address that the guest asks for; where it asks for none, one that infra wrote itself stays.
+fn address(guest: &GuestService, existing: Option<&InfraService>) -> String {
+    let wanted = &guest.spec.load_balancer_ip;
+    match existing {
+        Some(infra) if wanted.is_empty() && !infra.owns_address() => infra.spec.load_balancer_ip.clone(),
+        _ => wanted.clone(),
+    }
+}
+
+/// Those that the mirror has already and the guest still wants: the reference passed them on, and a swap takes nothing away.
+fn external_ips(
+    guest: &GuestService,
+    existing: Option<&InfraService>,
+    refused: &mut Vec<Refused>,
+) -> Vec<String> {
+    let present = existing.map(|infra| infra.spec.external_ips.as_slice()).unwrap_or_default();
+    let new: Vec<_> = guest.spec.external_ips.iter().filter(|ip| !present.contains(ip)).cloned().collect();
+    if !new.is_empty() {
+        refused.push(Refused::ExternalIps(new));
+    }
+    present.iter().filter(|ip| guest.spec.external_ips.contains(ip)).cloned().collect()
+}
+
+/// The families: the guest's first one, and the second where infra has it. Asking for the second by name would be refused
+/// by an infra cluster that does not have it.
+fn families(
+    guest: &GuestService,
+    existing: Option<&InfraService>,
+    refused: &mut Vec<Refused>,
+) -> (Vec<String>, Option<String>) {
+    let Some(wanted) = guest.spec.ip_families.first() else {
+        return existing
+            .map(|infra| (infra.spec.ip_families.clone(), infra.spec.ip_family_policy.clone()))
+            .unwrap_or_default();
+    };
+    let single = guest.spec.ip_family_policy.as_deref().is_none_or(|policy| policy == SINGLE_STACK);
+    let policy = if single { SINGLE_STACK } else { PREFER_DUAL_STACK };
+    let found = existing.and_then(|infra| infra.spec.ip_families.first());
+    if let Some(found) = found.filter(|found| *found != wanted) {
+        refused.push(Refused::Family { found: found.clone(), wanted: wanted.clone() });
+        return (vec![found.clone()], Some(policy.to_owned()));
+    }
+    (vec![wanted.clone()], Some(policy.to_owned()))
+}
+
+/// Infra adds the second family itself, so only the first is compared, unless one is too many.
+fn families_differ(have: &ServiceSpec, want: &ServiceSpec) -> bool {
+    let Some(first) = want.ip_families.first() else { return false };
+    have.ip_families.first() != Some(first) || have.ip_family_policy != want.ip_family_policy
+}
+
+#[cfg(test)]
+mod tests;

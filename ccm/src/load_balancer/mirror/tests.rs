@@ -1,0 +1,236 @@
+//! Each field of the mirror, and that making it leaves nothing to make.
+
+use super::*;
+use crate::load_balancer::identity::CLUSTER_NAME_LABEL;
+use rstest::rstest;
+
+const UID: &str = "0e4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3";
+
+fn identity() -> Identity {
+    Identity { cluster: "guest".parse().unwrap(), infra_labels: BTreeMap::new() }
+}
+
+fn guest(spec: &Value) -> GuestService {
+    let mut object = json!({
+        "metadata": { "name": "web", "namespace": "shop", "uid": UID,
+            "annotations": { LAST_APPLIED: "{}", "metallb.io/address-pool": "public" } },
+        "spec": {
+            "type": "LoadBalancer", "sessionAffinity": "None", "externalTrafficPolicy": "Cluster",
+            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
+            "ports": [{ "name": "http", "protocol": "TCP", "port": 80, "targetPort": "web", "nodePort": 30080 }],
+        },
+    });
+    map(&mut object["spec"]).extend(spec.as_object().unwrap().clone());
+    serde_json::from_value(object).unwrap()
+}
+
+fn mirror(guest: &GuestService, existing: Option<&InfraService>) -> Mirror {
+    Mirror::of(guest, existing, &identity(), EndpointChoice::default())
+}
+
+fn read(object: &Value) -> InfraService {
+    serde_json::from_value(object.clone()).unwrap()
+}
+
+/// As infra's API leaves the object that the reference created of [`guest`].
+fn left_by_the_reference(spec: &Value, own_annotations: &[&str]) -> Value {
+    let own: Map<String, Value> = own_annotations.iter().map(|key| (format!("f:{key}"), json!({}))).collect();
+    let mut object = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": infra_name(UID), "namespace": "hcp", "resourceVersion": "7", "uid": "infra-uid",
+            "labels": { CLUSTER_NAME_LABEL: "guest", "cluster.x-k8s.io/tenant-service-name": "web",
+                "cluster.x-k8s.io/tenant-service-namespace": "shop", "added-by": "infra" },
+            "annotations": { LAST_APPLIED: "{}", "metallb.io/address-pool": "old", "gone": "x",
+                "metallb.io/ip-allocated-from-pool": "old" },
+            "managedFields": [
+                { "manager": "kubevirt-cloud-controller-manager", "operation": "Update", "fieldsType": "FieldsV1",
+                  "fieldsV1": { "f:metadata": { "f:annotations": own } } },
+                { "manager": "controller", "operation": "Update", "fieldsType": "FieldsV1",
+                  "fieldsV1": { "f:metadata": { "f:annotations": { "f:metallb.io/ip-allocated-from-pool": {} } } } },
+            ],
+        },
+        "spec": {
+            "type": "LoadBalancer", "clusterIP": "10.0.0.7", "clusterIPs": ["10.0.0.7"],
+            "sessionAffinity": "None", "externalTrafficPolicy": "Cluster", "internalTrafficPolicy": "Cluster",
+            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "allocateLoadBalancerNodePorts": true,
+            "selector": { "cluster.x-k8s.io/cluster-name": "guest", "cluster.x-k8s.io/role": "worker" },
+            "ports": [
+                { "name": "http", "protocol": "TCP", "port": 80, "targetPort": 30080, "nodePort": 31000 },
+                { "name": "old", "protocol": "TCP", "port": 81, "targetPort": 30081, "nodePort": 31001 },
+            ],
+        },
+        "status": { "loadBalancer": { "ingress": [{ "ip": "192.0.2.7" }] } },
+    });
+    map(&mut object["spec"]).extend(spec.as_object().unwrap().clone());
+    object
+}
+
+/// Makes `object` the mirror and shows it.
+fn made(guest: &GuestService, object: &Value) -> Value {
+    let infra = read(object);
+    let mut object = object.clone();
+    let mirror = mirror(guest, Some(&infra));
+    mirror.write_into(&mut object, &infra);
+    let left = mirror.differences(&read(&object));
+    assert!(left.is_empty(), "{left:?} differ still in {object:#}");
+    object
+}
+
+#[test]
+fn a_new_mirror_is_the_references_and_more() {
+    let wanted = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": "a0e4c1a529f3b4a6d8c216b1de0a9f7c",
+            "labels": { "cluster.x-k8s.io/cluster-name": "guest", "cluster.x-k8s.io/tenant-service-name": "web",
+                "cluster.x-k8s.io/tenant-service-namespace": "shop" },
+            "annotations": { "metallb.io/address-pool": "public", "cluster.x-k8s.io/tenant-service-uid": UID },
+        },
+        "spec": {
+            "type": "LoadBalancer", "sessionAffinity": "None", "externalTrafficPolicy": "Cluster",
+            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
+            "selector": { "cluster.x-k8s.io/cluster-name": "guest", "cluster.x-k8s.io/role": "worker" },
+            "ports": [{ "name": "http", "protocol": "TCP", "port": 80, "targetPort": 30080 }],
+        },
+    });
+    assert_eq!(mirror(&guest(&json!({})), None).new_object(), wanted);
+}
+
+#[test]
+fn every_field_of_the_guest_is_mirrored() {
+    let spec = json!({
+        "sessionAffinity": "ClientIP", "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": 60 } },
+        "externalTrafficPolicy": "Local", "healthCheckNodePort": 32111, "loadBalancerIP": "192.0.2.9",
+        "loadBalancerSourceRanges": ["198.51.100.0/24"], "ipFamilies": ["IPv6", "IPv4"],
+        "ipFamilyPolicy": "RequireDualStack", "allocateLoadBalancerNodePorts": true, "internalTrafficPolicy": "Local",
+        "ports": [
+            { "name": "dns", "protocol": "UDP", "port": 53, "nodePort": 30053 },
+            { "name": "h2", "protocol": "TCP", "port": 443, "nodePort": 30443, "appProtocol": "kubernetes.io/h2c" },
+        ],
+    });
+    let made = mirror(&guest(&spec), None).new_object()["spec"].clone();
+    let wanted = json!({
+        "type": "LoadBalancer", "sessionAffinity": "ClientIP",
+        "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": 60 } },
+        "externalTrafficPolicy": "Local", "loadBalancerIP": "192.0.2.9",
+        "loadBalancerSourceRanges": ["198.51.100.0/24"], "ipFamilies": ["IPv6"], "ipFamilyPolicy": "PreferDualStack",
+        "selector": { "cluster.x-k8s.io/cluster-name": "guest", "cluster.x-k8s.io/role": "worker" },
+        "ports": [
+            { "name": "dns", "protocol": "UDP", "port": 53, "targetPort": 30053 },
+            { "name": "h2", "protocol": "TCP", "port": 443, "targetPort": 30443, "appProtocol": "kubernetes.io/h2c" },
+        ],
+    });
+    assert_eq!(made, wanted, "the health check port of the guest is not among them");
+}
+
+#[test]
+fn an_object_of_the_reference_is_taken_over_and_what_nobody_wants_goes() {
+    let before = left_by_the_reference(&json!({}), &[LAST_APPLIED, "metallb.io/address-pool", "gone"]);
+    let after = made(&guest(&json!({})), &before);
+    let wanted = json!({ "metallb.io/address-pool": "public", "metallb.io/ip-allocated-from-pool": "old",
+        "cluster.x-k8s.io/tenant-service-uid": UID });
+    assert_eq!(after["metadata"]["annotations"], wanted);
+    assert_eq!(after["metadata"]["labels"]["added-by"], "infra");
+    let ports =
+        json!([{ "name": "http", "protocol": "TCP", "port": 80, "targetPort": 30080, "nodePort": 31000 }]);
+    assert_eq!(after["spec"]["ports"], ports);
+    assert_eq!(after["spec"]["clusterIP"], "10.0.0.7");
+    assert_eq!(after["metadata"]["resourceVersion"], "7", "the precondition of the change");
+}
+
+#[test]
+fn annotations_that_others_wrote_stay() {
+    let after = made(&guest(&json!({})), &left_by_the_reference(&json!({}), &[]));
+    assert_eq!(after["metadata"]["annotations"]["gone"], "x");
+}
+
+#[rstest]
+#[case("ports", json!({"ports": [{"name": "http", "port": 80, "nodePort": 30099}]}))]
+#[case("externalTrafficPolicy", json!({"externalTrafficPolicy": "Local"}))]
+#[case("loadBalancerSourceRanges", json!({"loadBalancerSourceRanges": ["198.51.100.0/24"]}))]
+#[case("loadBalancerIP", json!({"loadBalancerIP": "192.0.2.9"}))]
+#[case("ipFamilies", json!({"ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "PreferDualStack"}))]
+#[case("sessionAffinity", json!({"sessionAffinity": "ClientIP",
+    "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 10800}}}))]
+fn a_change_of_the_guest_and_its_way_back_are_seen(#[case] field: &str, #[case] change: Value) {
+    let plain = made(&guest(&json!({})), &left_by_the_reference(&json!({}), &[]));
+    let changed = guest(&change);
+    let differences = mirror(&changed, Some(&read(&plain))).differences(&read(&plain));
+    assert!(differences.contains(&field), "{differences:?}");
+    let after = made(&changed, &plain);
+    let mut back = after.clone();
+    // What infra's API writes into managedFields after our change.
+    back["metadata"]["managedFields"] = json!([{ "manager": "kubevirt-cloud-controller-manager",
+        "fieldsV1": { "f:spec": { "f:loadBalancerIP": {} } } }]);
+    let back = made(&guest(&json!({})), &back);
+    assert_eq!(back["spec"], plain["spec"]);
+}
+
+#[test]
+fn infras_own_health_check_port_stays_with_policy_local_and_goes_with_it() {
+    let local = json!({ "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000 });
+    let object = left_by_the_reference(&local, &[]);
+    let kept =
+        made(&guest(&json!({ "externalTrafficPolicy": "Local", "healthCheckNodePort": 32111 })), &object);
+    assert_eq!(kept["spec"]["healthCheckNodePort"], 32000);
+    let dropped = made(&guest(&json!({})), &object);
+    assert_eq!(dropped["spec"].get("healthCheckNodePort"), None);
+}
+
+#[test]
+fn an_address_that_infra_wrote_itself_stays() {
+    let object = left_by_the_reference(&json!({ "loadBalancerIP": "192.0.2.50" }), &[]);
+    assert_eq!(made(&guest(&json!({})), &object)["spec"]["loadBalancerIP"], "192.0.2.50");
+}
+
+#[test]
+fn external_addresses_of_the_reference_stay_and_new_ones_are_refused() {
+    let object = left_by_the_reference(&json!({ "externalIPs": ["192.0.2.1", "192.0.2.2"] }), &[]);
+    let guest = guest(&json!({ "externalIPs": ["192.0.2.2", "192.0.2.3"] }));
+    assert_eq!(made(&guest, &object)["spec"]["externalIPs"], json!(["192.0.2.2"]));
+    let refused = mirror(&guest, Some(&read(&object))).refused;
+    assert_eq!(refused, [Refused::ExternalIps(vec!["192.0.2.3".to_owned()])]);
+    assert_eq!(mirror(&guest, None).new_object()["spec"].get("externalIPs"), None);
+}
+
+#[test]
+fn the_second_family_that_infra_added_is_no_difference_and_is_given_up_again() {
+    let dual = json!({ "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "PreferDualStack",
+        "clusterIPs": ["10.0.0.7", "fd00::7"] });
+    let object = left_by_the_reference(&dual, &[]);
+    let both = guest(&json!({ "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack" }));
+    assert_eq!(made(&both, &object)["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]));
+    let single = made(&guest(&json!({})), &object);
+    assert_eq!(single["spec"]["ipFamilies"], json!(["IPv4"]));
+    assert_eq!(single["spec"]["clusterIPs"], json!(["10.0.0.7"]));
+}
+
+#[test]
+fn a_first_family_that_can_not_change_is_told_and_left() {
+    let object = left_by_the_reference(&json!({}), &[]);
+    let guest = guest(&json!({ "ipFamilies": ["IPv6"] }));
+    assert_eq!(made(&guest, &object)["spec"]["ipFamilies"], json!(["IPv4"]));
+    let refused = mirror(&guest, Some(&read(&object))).refused;
+    assert!(matches!(&refused[..], [Refused::Family { .. }]), "{refused:?}");
+}
+
+#[rstest]
+#[case(false, false, "Cluster", true)]
+#[case(false, false, "Local", true)]
+#[case(true, false, "Cluster", false)]
+#[case(true, true, "Local", false)]
+#[case(false, true, "Cluster", true)]
+#[case(false, true, "Local", false)]
+fn the_configuration_decides_who_writes_the_endpoints(
+    #[case] selectorless: bool,
+    #[case] slices_for_local: bool,
+    #[case] policy: &str,
+    #[case] selected: bool,
+) {
+    let guest = guest(&json!({ "externalTrafficPolicy": policy }));
+    let choice = EndpointChoice { selectorless, slices_for_local };
+    let mirror = Mirror::of(&guest, None, &identity(), choice);
+    assert_eq!(mirror.spec.selector.is_empty(), !selected);
+    assert_eq!(mirror.new_object()["spec"].get("selector").is_some(), selected);
+}

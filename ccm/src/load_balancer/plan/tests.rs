@@ -1,0 +1,307 @@
+//! The laws of the planner over a small model of the two API servers, and the cases by name.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::load_balancer::service::{FIELD_MANAGER, FINALIZER};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+const UID: &str = "0e4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3";
+
+fn settings() -> Settings {
+    let identity = Identity { cluster: "guest".parse().unwrap(), infra_labels: BTreeMap::new() };
+    Settings { identity, endpoints: EndpointChoice::default() }
+}
+
+/// Both clusters, as far as one Service goes.
+#[derive(Clone, Debug)]
+struct World {
+    guest: Value,
+    infra: Option<Value>,
+    /// How often the model had to do something.
+    calls: usize,
+}
+
+impl World {
+    fn new() -> Self {
+        let guest = json!({
+            "metadata": { "name": "web", "namespace": "shop", "uid": UID, "annotations": { "a": "1" } },
+            "spec": { "type": "LoadBalancer", "externalTrafficPolicy": "Cluster", "ipFamilies": ["IPv4"],
+                "ports": [{ "name": "http", "protocol": "TCP", "port": 80, "nodePort": 30080 }] },
+            "status": {},
+        });
+        Self { guest, infra: None, calls: 0 }
+    }
+
+    fn guest(&self) -> GuestService {
+        serde_json::from_value(self.guest.clone()).unwrap()
+    }
+
+    fn infra(&self) -> Option<InfraService> {
+        self.infra.as_ref().map(|infra| serde_json::from_value(infra.clone()).unwrap())
+    }
+
+    fn plan(&self, proved: bool) -> Plan {
+        let infra = self.infra();
+        let seen = match &infra {
+            Some(infra) => Infra::Present(infra),
+            None if proved => Infra::Gone,
+            None => Infra::NotSeen,
+        };
+        plan(&self.guest(), seen, &settings())
+    }
+
+    /// Carries a plan out as the API servers do; true when it asked for a read.
+    fn apply(&mut self, plan: &Plan) -> bool {
+        let mut confirm = false;
+        for step in &plan.steps {
+            self.calls += 1;
+            match step {
+                Step::AddFinalizer => self.guest["metadata"]["finalizers"] = json!([FINALIZER]),
+                Step::RemoveFinalizer => self.guest["metadata"]["finalizers"] = json!([]),
+                Step::SetStatus(ingress) => {
+                    self.guest["status"] = json!({ "loadBalancer": { "ingress": ingress } });
+                }
+                Step::Confirm => confirm = true,
+                Step::Create(mirror) => {
+                    assert!(self.infra.is_none(), "created over another");
+                    let mut object = mirror.new_object();
+                    object["metadata"]["uid"] = json!("infra-uid");
+                    self.infra = Some(object);
+                    self.server_defaults();
+                }
+                Step::Replace(mirror, _) => {
+                    let infra = self.infra().expect("replaces what is there");
+                    mirror.write_into(self.infra.as_mut().unwrap(), &infra);
+                    self.server_defaults();
+                }
+                Step::Delete(uid) => {
+                    let metadata = &mut self.infra.as_mut().expect("deletes what is there")["metadata"];
+                    assert_eq!(metadata["uid"], json!(uid), "deletes only what was looked at");
+                    metadata["deletionTimestamp"] = json!("2026-11-21T00:00:00Z");
+                }
+            }
+        }
+        confirm
+    }
+
+    /// What infra's API fills in: node ports, and who wrote the annotations.
+    fn server_defaults(&mut self) {
+        let infra = self.infra.as_mut().unwrap();
+        for port in infra["spec"]["ports"].as_array_mut().unwrap() {
+            if port.get("nodePort").is_none() {
+                port["nodePort"] = json!(31000 + port["port"].as_i64().unwrap());
+            }
+        }
+        let keys = infra["metadata"]["annotations"].as_object().unwrap().keys();
+        let ours: serde_json::Map<_, _> =
+            keys.filter(|key| *key != "infra").map(|key| (format!("f:{key}"), json!({}))).collect();
+        infra["metadata"]["managedFields"] = json!([{ "manager": FIELD_MANAGER,
+            "fieldsV1": { "f:metadata": { "f:annotations": ours } } }]);
+    }
+
+    /// Plans and acts until nothing is left to do; infra ends deletions.
+    fn settle(&mut self) {
+        let mut proved = false;
+        for _ in 0..10 {
+            let plan = self.plan(proved);
+            if plan.steps.is_empty() && plan.waits_for != Some(Wait::Deletion) {
+                return;
+            }
+            proved = self.apply(&plan);
+            if self.infra().is_some_and(|infra| infra.is_deleting()) {
+                self.infra = None;
+            }
+        }
+        panic!("does not settle: {self:#?}\n{:#?}", self.plan(proved));
+    }
+}
+
+#[test]
+fn the_finalizer_is_on_before_anything_is_made() {
+    let plan = World::new().plan(false);
+    assert!(matches!(&plan.steps[..], [Step::AddFinalizer, Step::Create(_)]), "{plan:?}");
+    assert_eq!(plan.waits_for, Some(Wait::Address));
+}
+
+#[test]
+fn a_late_address_a_changed_one_and_a_cleared_status_all_reach_the_guest() {
+    let mut world = World::new();
+    world.settle();
+    for addresses in
+        [json!([{ "ip": "192.0.2.1", "ipMode": "VIP" }]), json!([{ "hostname": "lb.example" }]), json!([])]
+    {
+        world.infra.as_mut().unwrap()["status"] = json!({ "loadBalancer": { "ingress": addresses } });
+        world.settle();
+        let shown = &world.guest["status"]["loadBalancer"]["ingress"];
+        assert_eq!(*shown, addresses);
+        if addresses != json!([]) {
+            world.guest["status"] = json!({});
+            assert!(matches!(&world.plan(false).steps[..], [Step::SetStatus(_)]));
+            world.settle();
+        }
+    }
+}
+
+#[test]
+fn a_mirror_that_somebody_deleted_is_made_again() {
+    let mut world = World::new();
+    world.settle();
+    world.infra = None;
+    world.settle();
+    assert!(world.infra.is_some());
+}
+
+#[test]
+fn the_finalizer_goes_only_when_infra_said_that_the_mirror_is_gone() {
+    let mut world = World::new();
+    world.settle();
+    world.guest["metadata"]["deletionTimestamp"] = json!("2026-11-21T00:00:00Z");
+    let plan = world.plan(false);
+    assert_eq!(plan.steps, [Step::Delete("infra-uid".to_owned())]);
+    world.apply(&plan);
+    let plan = world.plan(false);
+    assert_eq!(
+        (plan.steps.as_slice(), plan.waits_for),
+        (&[][..], Some(Wait::Deletion)),
+        "infra takes its time"
+    );
+    world.infra = None;
+    assert_eq!(world.plan(false).steps, [Step::Confirm], "the watch alone proves nothing");
+    assert_eq!(world.plan(true).steps, [Step::RemoveFinalizer]);
+}
+
+#[test]
+fn a_type_without_load_balancer_gives_it_up_and_empties_the_status() {
+    let mut world = World::new();
+    world.settle();
+    world.infra.as_mut().unwrap()["status"] =
+        json!({ "loadBalancer": { "ingress": [{ "ip": "192.0.2.1" }] } });
+    world.settle();
+    world.guest["spec"]["type"] = json!("ClusterIP");
+    world.settle();
+    assert!(world.infra.is_none() && !world.guest().has_finalizer());
+    assert!(world.guest().status.load_balancer.ingress.is_empty());
+}
+
+#[test]
+fn without_node_ports_the_user_is_told_and_nothing_is_made() {
+    let mut world = World::new();
+    world.guest["spec"]["ports"][0]["nodePort"] = json!(0);
+    let plan = world.plan(false);
+    assert_eq!(plan.refusal, Some(Refusal::NoNodePort(80)));
+    assert!(plan.steps.is_empty());
+    assert!(plan.refusal.unwrap().to_string().contains("allocateLoadBalancerNodePorts"));
+}
+
+#[test]
+fn a_class_is_another_controllers_matter() {
+    let mut world = World::new();
+    world.guest["spec"]["loadBalancerClass"] = json!("other");
+    assert!(world.plan(false).is_empty());
+    world.guest["metadata"]["finalizers"] = json!([FINALIZER]);
+    world.guest["metadata"]["deletionTimestamp"] = json!("2026-11-21T00:00:00Z");
+    assert!(world.plan(true).is_empty(), "the finalizer is the other's too");
+}
+
+#[test]
+fn what_we_made_goes_when_a_class_comes() {
+    let mut world = World::new();
+    world.settle();
+    world.guest["spec"]["loadBalancerClass"] = json!("other");
+    assert_eq!(world.plan(false).steps, [Step::RemoveFinalizer, Step::Delete("infra-uid".to_owned())]);
+    world.settle();
+    assert!(world.infra.is_none());
+}
+
+#[test]
+fn a_clone_under_another_name_neither_steals_nor_deletes() {
+    let mut world = World::new();
+    world.settle();
+    let key = crate::load_balancer::identity::CLUSTER_NAME_LABEL;
+    world.infra.as_mut().unwrap()["metadata"]["labels"][key] = json!("original");
+    let before = world.infra.clone();
+    let plan = world.plan(false);
+    assert!(plan.steps.is_empty() && matches!(plan.refusal, Some(Refusal::Foreign(_))), "{plan:?}");
+    world.guest["metadata"]["deletionTimestamp"] = json!("2026-11-21T00:00:00Z");
+    world.settle();
+    assert_eq!(world.infra, before);
+    assert!(!world.guest().has_finalizer(), "nothing of ours is left");
+}
+
+prop_compose! {
+    fn guest_changes()(
+        kind in prop_oneof![Just("LoadBalancer"), Just("LoadBalancer"), Just("ClusterIP"), Just("NodePort"), Just("Unknown")],
+        class in proptest::option::weighted(0.1, Just("other")),
+        policy in prop_oneof![Just("Cluster"), Just("Local"), Just("")],
+        ports in proptest::collection::vec((1..5i32, 0..3i32, any::<bool>()), 1..4),
+        ranges in proptest::collection::vec(Just("198.51.100.0/24"), 0..2),
+        address in prop_oneof![Just(""), Just("192.0.2.9")],
+        external in proptest::collection::vec(prop_oneof![Just("192.0.2.1"), Just("192.0.2.2")], 0..2),
+        family in prop_oneof![Just("IPv4"), Just("IPv6")],
+        dual: bool,
+        annotations in proptest::collection::btree_map("[a-c]", "[0-9]", 0..3),
+        deleting in proptest::bool::weighted(0.2),
+        finalizer: bool,
+    ) -> Value {
+        let mut ports: Vec<_> = ports;
+        ports.sort_unstable();
+        ports.dedup_by_key(|port| port.0);
+        let ports: Vec<_> = ports.into_iter().map(|(port, node_port, udp)| json!({
+            "name": format!("p{port}"), "protocol": if udp { "UDP" } else { "TCP" }, "port": port,
+            "nodePort": if node_port == 0 { 0 } else { 30000 + node_port },
+        })).collect();
+        let mut guest = World::new().guest;
+        guest["spec"] = json!({ "type": kind, "externalTrafficPolicy": policy, "ports": ports,
+            "loadBalancerSourceRanges": ranges, "loadBalancerIP": address, "externalIPs": external,
+            "ipFamilies": [family], "ipFamilyPolicy": if dual { "PreferDualStack" } else { "SingleStack" } });
+        if let Some(class) = class { guest["spec"]["loadBalancerClass"] = json!(class); }
+        guest["metadata"]["annotations"] = json!(annotations);
+        if finalizer || deleting { guest["metadata"]["finalizers"] = json!([FINALIZER]); }
+        if deleting { guest["metadata"]["deletionTimestamp"] = json!("2026-11-21T00:00:00Z"); }
+        guest
+    }
+}
+
+proptest! {
+    /// plan(apply(plan(s), s)) is empty, through any sequence of guests.
+    #[test]
+    fn what_was_carried_out_leaves_nothing_to_plan(guests in proptest::collection::vec(guest_changes(), 1..5)) {
+        let mut world = World::new();
+        for guest in guests {
+            let (status, finalizers) = (world.guest["status"].clone(), world.guest["metadata"]["finalizers"].clone());
+            world.guest = guest;
+            world.guest["status"] = status;
+            if finalizers == json!([FINALIZER]) { world.guest["metadata"]["finalizers"] = finalizers; }
+            world.settle();
+            let plan = world.plan(false);
+            prop_assert!(plan.steps.is_empty(), "{:?}", plan);
+            prop_assert!(world.infra.is_none() || world.guest().wants_load_balancer());
+        }
+    }
+
+    /// Nothing that carries another cluster's name, or none, is changed or deleted.
+    #[test]
+    fn a_foreign_object_is_never_touched(
+        guest in guest_changes(), label in proptest::option::of("[a-f]{3}"), other_fields in "[a-z]{0,5}",
+    ) {
+        let mut world = World::new();
+        world.guest = guest;
+        world.infra = Some(json!({
+            "metadata": { "name": "a0e4c1a529f3b4a6d8c216b1de0a9f7c", "uid": "x", "annotations": { "k": other_fields } },
+            "spec": { "type": "LoadBalancer", "ports": [] },
+        }));
+        if let Some(label) = label {
+            world.infra.as_mut().unwrap()["metadata"]["labels"] =
+                json!({ crate::load_balancer::identity::CLUSTER_NAME_LABEL: label });
+        }
+        let before = world.infra.clone();
+        let plan = world.plan(false);
+        for step in &plan.steps {
+            prop_assert!(!matches!(step, Step::Create(_) | Step::Replace(..) | Step::Delete(_)), "{:?}", step);
+        }
+        world.settle();
+        prop_assert_eq!(world.infra, before);
+    }
+}

@@ -1,0 +1,284 @@
+//! The process: flags and cloud-config to parts, and when each runs. It decides nothing about Services or Nodes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use serde_json::json;
+use serving::shutdown::DRAIN_BOUND;
+use serving::{ProcessMetrics, Shutdown, Telemetry};
+use tokio_util::sync::CancellationToken;
+
+use crate::access::{CallMetrics, GuestCluster, InfraCluster};
+use crate::config::CloudConfig;
+use crate::controllers::Controller;
+use crate::events::EventSink;
+use crate::flags::{Flags, LeaderFlags, ServingFlags, path};
+use crate::lease::{Lease, Timing};
+use crate::load_balancer::controller::{COMPONENT, ServiceController};
+use crate::load_balancer::identity::Identity;
+use crate::load_balancer::metrics::ServiceMetrics;
+use crate::load_balancer::mirror::EndpointChoice;
+use crate::load_balancer::plan::Settings;
+use crate::machine::{feed::Feed, index::MachineIndex, reads::InfraReads};
+use crate::node::{
+    controller::{NodeController, Settings as NodeSettings},
+    metrics::NodeMetrics,
+};
+use crate::secure_endpoint::{ReviewTimes, Reviews, SecureEndpoint, Tls};
+
+/// The crates whose debug lines `--v=4` and `--v=5` show.
+const OWN_CRATES: &[&str] = &["ccm", "kubevirt_cloud_controller_manager", "serving"];
+/// The first word of the metrics that are only ours.
+const METRICS_PREFIX: &str = "kubevirt_ccm";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Gives another UUID at each read (Linux, random(4)).
+const RANDOM_UUID: &str = "/proc/sys/kernel/random/uuid";
+
+/// Both clusters.
+#[derive(Clone)]
+struct Clusters {
+    guest: GuestCluster,
+    infra: InfraCluster,
+}
+
+/// What the controllers count.
+#[derive(Default)]
+struct Metrics {
+    services: ServiceMetrics,
+    nodes: NodeMetrics,
+}
+
+/// Runs the program to its end.
+///
+/// # Errors
+/// What was given can't be used, a part failed, or the lease was lost.
+pub fn start(flags: Flags) -> Result<()> {
+    let telemetry =
+        Telemetry { format: flags.logging_format, verbosity: flags.verbosity, own_crates: OWN_CRATES };
+    telemetry.install()?;
+    for flag in &flags.ignored.given {
+        tracing::info!("--{flag} has no effect here");
+    }
+    // One thread for all that waits: nothing here computes.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(run(flags));
+    runtime.shutdown_background();
+    ended
+}
+
+async fn run(flags: Flags) -> Result<()> {
+    let shutdown = Shutdown::on_signals()?;
+    let config = read_config(&flags).await?;
+    let mut registry = Registry::default();
+    ProcessMetrics::register(&mut registry, METRICS_PREFIX, VERSION);
+    let calls = CallMetrics::default();
+    calls.register(&mut registry);
+    let guest = GuestCluster::open(path(&flags.kubeconfig), &flags.master, calls.clone()).await;
+    let guest = guest.context("--kubeconfig")?;
+    let infra = InfraCluster::open(config.kubeconfig.clone(), &config.namespace, calls).await;
+    let clusters = Clusters { guest, infra: infra.context("kubeconfig of the cloud-config")? };
+    let metrics = Metrics::default();
+    metrics.services.register(&mut registry);
+    metrics.nodes.register(&mut registry);
+    let leads = leader_gauge(&mut registry, &flags.leader);
+
+    let served = CancellationToken::new();
+    let last = served.clone().drop_guard();
+    if flags.serving.secure_port != 0 {
+        let endpoint = endpoint(&flags, &config, &clusters, registry).await?;
+        tracing::info!(address = %endpoint.local_addr(), "serving HTTPS");
+        shutdown.spawn("the HTTPS endpoint", endpoint.serve(served));
+    }
+    let stop = shutdown.stopping();
+    shutdown.spawn("the controllers", async move {
+        let _last = last;
+        lead(flags, config, clusters, metrics, leads, stop).await
+    });
+    Ok(shutdown.drained(DRAIN_BOUND).await?)
+}
+
+async fn read_config(flags: &Flags) -> Result<CloudConfig> {
+    let file = &flags.cloud_config;
+    let text = tokio::fs::read_to_string(file).await;
+    let text = text.with_context(|| format!("--cloud-config={} can't be read", file.display()))?;
+    let (config, unknown) = CloudConfig::parse(&text).context("--cloud-config")?;
+    for key in unknown {
+        tracing::warn!("key {key} of the cloud-config is unknown and has no effect");
+    }
+    Ok(config)
+}
+
+/// Waits for the lease and runs the controllers while it is held. A standby stops at once.
+async fn lead(
+    flags: Flags,
+    config: CloudConfig,
+    clusters: Clusters,
+    metrics: Metrics,
+    leads: Gauge,
+    stop: CancellationToken,
+) -> Result<(), anyhow::Error> {
+    if !flags.leader.leader_elect {
+        leads.set(1);
+        let controllers = control(&flags, &config, clusters, metrics);
+        stop.run_until_cancelled(controllers).await;
+        return Ok(());
+    }
+    let lease = lease(&flags.leader, &clusters.guest)?;
+    tracing::info!(name = flags.leader.leader_elect_resource_name, "waiting for the lease");
+    let Some(mut held) = stop.run_until_cancelled(lease.acquire()).await else { return Ok(()) };
+    tracing::info!("holding the lease");
+    leads.set(1);
+    tokio::select! {
+        lost = held.keep() => {
+            leads.set(0);
+            // Dropping the runtime ends every task of the controllers: nothing is done without the lease.
+            bail!("leader election lost: {lost}");
+        }
+        () = control(&flags, &config, clusters, metrics) => {}
+        () = stop.cancelled() => {}
+    }
+    held.release().await;
+    Ok(())
+}
+
+fn lease(flags: &LeaderFlags, guest: &GuestCluster) -> Result<Lease> {
+    let timing = Timing {
+        lease: flags.leader_elect_lease_duration,
+        renew: flags.leader_elect_renew_deadline,
+        retry: flags.leader_elect_retry_period,
+    };
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let unique = std::fs::read_to_string(RANDOM_UUID).context("reading a unique id")?;
+    // The form of the framework: host name, underscore, UUID.
+    let me = format!("{}_{}", host.trim(), unique.trim());
+    let (namespace, name) = (&flags.leader_elect_resource_namespace, &flags.leader_elect_resource_name);
+    Lease::new(guest, namespace, name, me, timing).context("--leader-elect-*")
+}
+
+/// Runs the controllers that were asked for, until it is dropped.
+async fn control(flags: &Flags, config: &CloudConfig, clusters: Clusters, metrics: Metrics) {
+    if flags.controllers.runs(Controller::Route) {
+        tracing::info!("node-route-controller: KubeVirt has no routes to make, nothing is done");
+    }
+    if config.load_balancer.endpoint_slices && flags.controllers.runs(Controller::Endpoints) {
+        tracing::warn!(
+            "kubevirt_eps_controller: not there yet, nobody fills infra Services without selector"
+        );
+    }
+    tokio::join!(
+        Box::pin(serve_nodes(flags, config, clusters.clone(), metrics.nodes)),
+        Box::pin(serve_load_balancers(flags, config, clusters, metrics.services)),
+    );
+}
+
+async fn serve_nodes(flags: &Flags, config: &CloudConfig, clusters: Clusters, metrics: NodeMetrics) {
+    let settings = NodeSettings {
+        addresses: config.instances.addresses.clone(),
+        zone_and_region: config.instances.zone_and_region,
+        upkeep: flags.controllers.runs(Controller::Node),
+        lifecycle: flags.controllers.runs(Controller::NodeLifecycle),
+        monitor_period: flags.node_monitor_period,
+        status_update_frequency: flags.node_status_update_frequency,
+    };
+    if !config.instances.enabled || !(settings.upkeep || settings.lifecycle) {
+        tracing::info!("Nodes are not served: switched off");
+        return std::future::pending().await;
+    }
+    let reads = InfraReads::new(clusters.infra.client, clusters.infra.namespace);
+    let index = Arc::new(MachineIndex::default());
+    let feed = Feed::new(reads.clone(), Arc::clone(&index));
+    let controller =
+        NodeController::new(settings, clusters.guest.client, reads, (index, feed.clone()), metrics);
+    // Whoever drops this ends it; there is nothing of it to finish.
+    tokio::join!(feed.run(), controller.run(CancellationToken::new()));
+}
+
+async fn serve_load_balancers(
+    flags: &Flags,
+    config: &CloudConfig,
+    clusters: Clusters,
+    metrics: ServiceMetrics,
+) {
+    if !flags.controllers.runs(Controller::Service) || !config.load_balancer.enabled {
+        tracing::info!("LoadBalancer Services are not served: switched off");
+        return std::future::pending().await;
+    }
+    let events = EventSink::start(clusters.guest.clone(), COMPONENT);
+    let controller = ServiceController {
+        guest: clusters.guest,
+        infra: clusters.infra,
+        settings: Settings {
+            identity: Identity {
+                cluster: flags.cluster_name.clone(),
+                infra_labels: config.infra_labels.clone(),
+            },
+            endpoints: EndpointChoice {
+                selectorless: config.load_balancer.selectorless,
+                slices_for_local: config.load_balancer.endpoint_slices,
+            },
+        },
+        address_timeout: config.load_balancer.poll_timeout,
+        concurrency: flags.concurrent_service_syncs,
+        events,
+        metrics,
+    };
+    controller.run().await;
+}
+
+async fn endpoint(
+    flags: &Flags,
+    config: &CloudConfig,
+    clusters: &Clusters,
+    registry: Registry,
+) -> Result<SecureEndpoint> {
+    let ServingFlags { bind_address, secure_port, .. } = &flags.serving;
+    let ip =
+        bind_address.parse().with_context(|| format!("--bind-address={bind_address} is no IP address"))?;
+    let serving = &flags.serving;
+    let files = path(&serving.tls_cert_file).zip(path(&serving.tls_private_key_file));
+    let tls = Tls {
+        files,
+        min_version: serving.tls_min_version.clone(),
+        cipher_suites: serving.tls_cipher_suites.iter().filter(|name| !name.is_empty()).cloned().collect(),
+    };
+    let times = ReviewTimes {
+        token: serving.authentication_token_webhook_cache_ttl,
+        allowed: serving.authorization_webhook_cache_authorized_ttl,
+        denied: serving.authorization_webhook_cache_unauthorized_ttl,
+    };
+    let authentication = reviewer(&serving.authentication_kubeconfig, clusters).await?;
+    let authorization = reviewer(&serving.authorization_kubeconfig, clusters).await?;
+    let always = serving.authorization_always_allow_paths.clone();
+    let reviews = Reviews::new(authentication, authorization, always, times);
+    let shown = json!({ "kubevirt-cloud-controller-manager": {
+        "clusterName": flags.cluster_name.as_str(),
+        "infraNamespace": clusters.infra.namespace,
+        "infraLabels": config.infra_labels,
+        "loadBalancer": {
+            "enabled": config.load_balancer.enabled,
+            "selectorless": config.load_balancer.selectorless,
+            "enableEPSController": config.load_balancer.endpoint_slices,
+        },
+    } });
+    let address = SocketAddr::new(ip, *secure_port);
+    Ok(SecureEndpoint::bind(address, &tls, reviews, Arc::new(registry), shown).await?)
+}
+
+async fn reviewer(kubeconfig: &str, clusters: &Clusters) -> Result<kube::Client> {
+    match path(kubeconfig) {
+        None => Ok(clusters.guest.client.clone()),
+        file => Ok(GuestCluster::open(file, "", CallMetrics::default()).await?.client),
+    }
+}
+
+fn leader_gauge(registry: &mut Registry, flags: &LeaderFlags) -> Gauge {
+    let by_name = Family::<Vec<(String, String)>, Gauge>::default();
+    let labels = vec![("name".to_owned(), flags.leader_elect_resource_name.clone())];
+    let leads = by_name.get_or_create(&labels).clone();
+    registry.register("leader_election_master_status", "1 while this process holds the lease", by_name);
+    leads
+}

@@ -1,0 +1,113 @@
+//! The HTTPS endpoint, port 10258: `/healthz`, `/livez`, `/readyz` for everybody; `/metrics` and `/configz` for whom the guest
+//! cluster says may read them, as the framework's delegated authentication and authorization has it.
+
+mod reviews;
+mod tls;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use reviews::Verdict;
+pub use reviews::{ReviewTimes, Reviews};
+pub use tls::{Tls, TlsError};
+
+/// The media type of `prometheus-client`'s text encoding (`OpenMetrics` specification 1.0.0, "Text format").
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A bound endpoint.
+pub struct SecureEndpoint {
+    listener: tls::TlsListener,
+    router: Router,
+}
+
+/// What is shown.
+struct Shown {
+    registry: Arc<Registry>,
+    config: Value,
+}
+
+impl SecureEndpoint {
+    /// Binds `address`. `config` is shown at `/configz`.
+    ///
+    /// # Errors
+    /// The address is taken, or the certificate can't be used.
+    pub async fn bind(
+        address: SocketAddr,
+        tls: &Tls,
+        reviews: Reviews,
+        registry: Arc<Registry>,
+        config: Value,
+    ) -> Result<Self, TlsError> {
+        let listener = tls::TlsListener::bind(address, tls).await?;
+        let router = Router::new()
+            .route("/healthz", get(ok))
+            .route("/livez", get(ok))
+            .route("/readyz", get(ok))
+            .route("/metrics", get(metrics))
+            .route("/metrics/slis", get(metrics))
+            .route("/configz", get(configz))
+            .with_state(Arc::new(Shown { registry, config }))
+            .layer(from_fn_with_state(Arc::new(reviews), guard));
+        Ok(Self { listener, router })
+    }
+
+    /// The address really bound.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.listener.address
+    }
+
+    /// Serves until `stop`.
+    ///
+    /// # Errors
+    /// The socket fails.
+    pub async fn serve(self, stop: CancellationToken) -> std::io::Result<()> {
+        let stopped = async move { stop.cancelled().await };
+        axum::serve(self.listener, self.router).with_graceful_shutdown(stopped).await
+    }
+}
+
+/// Lets through what is allowed.
+async fn guard(State(reviews): State<Arc<Reviews>>, request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = authorization.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);
+    match reviews.judge(&path, request.method().as_str(), token).await {
+        Verdict::Allowed => next.run(request).await,
+        Verdict::Unauthenticated => (StatusCode::UNAUTHORIZED, "Unauthorized").into_response(),
+        Verdict::Forbidden => (StatusCode::FORBIDDEN, "Forbidden").into_response(),
+        Verdict::Unknown => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "the guest cluster did not review it").into_response()
+        }
+    }
+}
+
+/// The one thread that does all the work answers: that it answers is the proof.
+async fn ok() -> &'static str {
+    "ok"
+}
+
+async fn metrics(State(shown): State<Arc<Shown>>) -> Response {
+    let mut text = String::new();
+    match encode(&mut text, &shown.registry) {
+        Ok(()) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn configz(State(shown): State<Arc<Shown>>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], shown.config.to_string()).into_response()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+//! A real TLS endpoint with a guest cluster that knows two tokens.
+
+use super::*;
+use kube::client::{Body, Client};
+use serde_json::json;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::{DigitallySignedStruct, Error, SignatureScheme};
+
+const TIMES: ReviewTimes = ReviewTimes {
+    token: Duration::from_secs(10),
+    allowed: Duration::from_secs(10),
+    denied: Duration::from_secs(10),
+};
+
+/// Answers reviews: `reader` may read /metrics, `other` is somebody else.
+fn guest(reviews: Arc<AtomicUsize>) -> Client {
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        reviews.fetch_add(1, Ordering::Relaxed);
+        async move {
+            let path = request.uri().path().to_owned();
+            let asked: Value = serde_json::from_slice(&request.into_body().collect_bytes().await?).unwrap();
+            let status = if path.ends_with("/tokenreviews") {
+                let name = asked["spec"]["token"].as_str().unwrap();
+                let known = matches!(name, "reader" | "other");
+                json!({ "authenticated": known, "user": { "username": name } })
+            } else {
+                let spec = &asked["spec"];
+                let attributes = &spec["nonResourceAttributes"];
+                let wanted = json!({ "path": "/metrics", "verb": "get" });
+                json!({ "allowed": spec["user"] == "reader" && *attributes == wanted })
+            };
+            let (_, kind) = path.rsplit_once('/').unwrap();
+            let (group, kind) = match kind {
+                "tokenreviews" => ("authentication.k8s.io/v1", "TokenReview"),
+                _ => ("authorization.k8s.io/v1", "SubjectAccessReview"),
+            };
+            let review =
+                json!({ "apiVersion": group, "kind": kind, "metadata": {}, "spec": {}, "status": status });
+            Ok::<_, kube::Error>(http::Response::new(Body::from(review.to_string().into_bytes())))
+        }
+    });
+    Client::new(service, "default")
+}
+
+/// The endpoint's certificate is its own: whose it is, is not what these tests ask.
+#[derive(Debug)]
+struct Anyone(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+async fn get(address: SocketAddr, path: &str, token: Option<&str>) -> String {
+    let provider = Arc::new(ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
+    let config = config.unwrap().dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider)));
+    let connector = TlsConnector::from(Arc::new(config.with_no_client_auth()));
+    let stream = TcpStream::connect(address).await.unwrap();
+    let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+    let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{token}Connection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+async fn endpoint(client: Client, tls: &Tls) -> (SocketAddr, CancellationToken) {
+    let free = ["/healthz", "/readyz", "/livez"].map(str::to_owned).to_vec();
+    let reviews = Reviews::new(client.clone(), client, free, TIMES);
+    let address = "127.0.0.1:0".parse().unwrap();
+    let registry = Arc::new(Registry::default());
+    let endpoint = SecureEndpoint::bind(address, tls, reviews, registry, json!({ "a": 1 })).await.unwrap();
+    let (address, stop) = (endpoint.local_addr(), CancellationToken::new());
+    tokio::spawn(endpoint.serve(stop.clone()));
+    (address, stop)
+}
+
+#[tokio::test]
+async fn the_guest_cluster_says_who_may_read_what() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (address, _stop) = endpoint(guest(asked.clone()), &Tls::default()).await;
+    for path in ["/healthz", "/livez", "/readyz"] {
+        assert!(get(address, path, None).await.starts_with("HTTP/1.1 200"), "{path} is free");
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), 0, "probes ask nobody");
+    assert!(get(address, "/metrics", None).await.starts_with("HTTP/1.1 403"));
+    assert!(get(address, "/metrics", Some("stranger")).await.starts_with("HTTP/1.1 401"));
+    assert!(get(address, "/metrics", Some("other")).await.starts_with("HTTP/1.1 403"));
+    assert!(get(address, "/configz", Some("reader")).await.starts_with("HTTP/1.1 403"));
+    let metrics = get(address, "/metrics", Some("reader")).await;
+    assert!(metrics.starts_with("HTTP/1.1 200") && metrics.contains(OPENMETRICS), "{metrics}");
+    let before = asked.load(Ordering::Relaxed);
+    assert!(get(address, "/metrics", Some("reader")).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(asked.load(Ordering::Relaxed), before, "a known answer is not asked for again");
+}
+
+#[tokio::test]
+async fn a_guest_cluster_that_does_not_answer_opens_nothing() {
+    let service = tower::service_fn(|_: http::Request<Body>| async {
+        Err::<http::Response<Body>, _>(std::io::Error::other("gone"))
+    });
+    let (address, _stop) = endpoint(Client::new(service, "default"), &Tls::default()).await;
+    assert!(get(address, "/metrics", Some("reader")).await.starts_with("HTTP/1.1 500"));
+    assert!(get(address, "/healthz", None).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn serves_with_the_versions_and_suites_of_hypershift() {
+    let tls = Tls {
+        files: None,
+        min_version: "VersionTLS12".to_owned(),
+        cipher_suites: [
+            "TLS_AES_128_GCM_SHA256",
+            "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+            "TLS_RSA_WITH_AES_128_CBC_SHA",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+    };
+    let (address, stop) = endpoint(guest(Arc::default()), &tls).await;
+    assert!(get(address, "/healthz", None).await.starts_with("HTTP/1.1 200"));
+    stop.cancel();
+}

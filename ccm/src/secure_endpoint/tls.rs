@@ -1,0 +1,178 @@
+//! TLS: the certificate, and a listener whose handshakes hold up nobody.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::serve::Listener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
+use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio_rustls::rustls::{ServerConfig, SupportedCipherSuite, version};
+use tokio_rustls::server::TlsStream;
+
+/// Longest handshake: what connects and says nothing must not keep a socket.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// Connections whose handshake is done and that nobody has taken yet.
+const BACKLOG: usize = 16;
+/// Pause after a failed `accept`: file descriptors are not free again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// `--tls-min-version` that leaves out TLS 1.2.
+const ONLY_13: &str = "VersionTLS13";
+
+/// The settings of `--tls-*`.
+#[derive(Clone, Debug, Default)]
+pub struct Tls {
+    /// Certificate and key; `None` = made at each start, for itself.
+    pub files: Option<(PathBuf, PathBuf)>,
+    /// Lowest version, by its Go name.
+    pub min_version: String,
+    /// Cipher suites, by their Go names; empty = all that are safe.
+    pub cipher_suites: Vec<String>,
+}
+
+/// Why HTTPS can't be served.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// Certificate or key can't be read.
+    #[error("can not use {}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: PemError,
+    },
+    /// No certificate could be made.
+    #[error("can not make a certificate")]
+    Make(#[from] rcgen::Error),
+    /// Certificate, key, versions or suites do not fit.
+    #[error("can not serve TLS with these settings")]
+    Config(#[from] tokio_rustls::rustls::Error),
+    /// The address can't be bound.
+    #[error("can not listen on {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Tls {
+    fn config(&self) -> Result<ServerConfig, TlsError> {
+        let (chain, key) = if let Some((certificate, key)) = &self.files {
+            read(certificate, key)?
+        } else {
+            let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+            let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+            (vec![made.cert.der().clone()], key.into())
+        };
+        let versions: &[_] = if self.min_version == ONLY_13 {
+            &[&version::TLS13]
+        } else {
+            &[&version::TLS13, &version::TLS12]
+        };
+        let provider = CryptoProvider { cipher_suites: self.suites(), ..ring::default_provider() };
+        let config =
+            ServerConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions)?;
+        Ok(config.with_no_client_auth().with_single_cert(chain, key)?)
+    }
+
+    /// The suites that are both asked for and safe. Those of TLS 1.3 can't be chosen, as in Go.
+    fn suites(&self) -> Vec<SupportedCipherSuite> {
+        let all = ring::default_provider().cipher_suites;
+        if self.cipher_suites.is_empty() {
+            return all;
+        }
+        let asked = |suite: &SupportedCipherSuite| {
+            let name = format!("{:?}", suite.suite());
+            // Go writes TLS_…, and CHACHA20_POLY1305 with or without its hash.
+            suite.tls13().is_some() || self.cipher_suites.iter().any(|go| name.starts_with(go.trim()))
+        };
+        all.into_iter().filter(asked).collect()
+    }
+}
+
+type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn read(certificate: &PathBuf, key: &PathBuf) -> Result<Identity, TlsError> {
+    let wrong = |path: &PathBuf| {
+        let path = path.clone();
+        move |source| TlsError::File { path, source }
+    };
+    let chain = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
+    let chain = chain.map_err(wrong(certificate))?;
+    Ok((chain, PrivateKeyDer::from_pem_file(key).map_err(wrong(key))?))
+}
+
+/// Gives connections whose handshake is done.
+pub(super) struct TlsListener {
+    pub(super) address: SocketAddr,
+    ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
+}
+
+impl TlsListener {
+    pub(super) async fn bind(address: SocketAddr, tls: &Tls) -> Result<Self, TlsError> {
+        let acceptor = TlsAcceptor::from(Arc::new(tls.config()?));
+        let bind = |source| TlsError::Bind { address, source };
+        let listener = TcpListener::bind(address).await.map_err(bind)?;
+        let address = listener.local_addr().map_err(bind)?;
+        let (done, ready) = mpsc::channel(BACKLOG);
+        tokio::spawn(accept(listener, acceptor, done));
+        Ok(Self { address, ready })
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    done: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = done.closed() => return,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "the HTTPS endpoint could not accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (acceptor, done) = (acceptor.clone(), done.clone());
+        tokio::spawn(async move {
+            match timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => drop(done.send((stream, peer)).await),
+                Ok(Err(error)) => tracing::debug!(%error, %peer, "a TLS handshake failed"),
+                Err(_) => tracing::debug!(%peer, "a TLS handshake took too long"),
+            }
+        });
+    }
+}
+
+impl Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        match self.ready.recv().await {
+            Some(connection) => connection,
+            // The task that accepts ends only after this listener.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.address)
+    }
+}

@@ -1,0 +1,236 @@
+//! LoadBalancer Services of the guest: mirrored to infra, kept, and taken down, by a real cloud controller manager between the two
+//! real API servers. Each names the defects of the reference (D…) that it would find there.
+
+pub mod burst;
+mod provider;
+
+use anyhow::{Result, ensure};
+use bench::scenario::{Deadline, until, until_gone};
+use bench::simulator::{fault_plan::Hold, infra_load_balancer::Fault};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::fixture::Fixture;
+use provider::{Place, mirror_name};
+
+/// The guest cluster's name.
+const CLUSTER: &str = "guest";
+/// No test but the one of the election waits for a lease.
+const ALONE: &str = "--leader-elect=false";
+/// The reference's name in `managedFields`.
+const REFERENCE: &str = "kubevirt-cloud-controller-manager";
+
+async fn merge(api: &Api<k8s_openapi::api::core::v1::Service>, name: &str, patch: Value) -> Result<()> {
+    api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    Ok(())
+}
+
+/// D1, D3: a late, changed or cleared address and a deleted mirror are put right; the finalizer waits for infra.
+pub async fn life(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let late = place.faults.inject(Fault::Hold { hold: Hold::Forever, service: None });
+    let _provider = place.provider("a", CLUSTER, &[ALONE]).await?;
+    let service = place.create("web", json!({})).await?;
+    let mirror = mirror_name(&service);
+    place.mirror(&mirror, "the mirror", |_| true).await?;
+    place.told("web", "SyncLoadBalancerFailed", "has assigned no address").await?;
+    drop(late);
+    let address = place.served("web").await?;
+    place.told("web", "EnsuredLoadBalancer", "Ensured").await?;
+
+    let moved = Fault::Move { service: mirror.clone(), to: [198, 18, 99, 1].into() };
+    let moved = place.faults.inject(moved);
+    place.shows("web", Some("198.18.99.1")).await?;
+    let cleared = json!({"status": {"loadBalancer": {"ingress": null}}});
+    place.guests.patch_status("web", &PatchParams::default(), &Patch::Merge(cleared)).await?;
+    place.shows("web", Some("198.18.99.1")).await?;
+    drop(moved);
+    place.shows("web", Some(&address)).await?;
+
+    let uid = place.mirrors.get(&mirror).await?.metadata.uid;
+    place.mirrors.delete(&mirror, &DeleteParams::default()).await?;
+    place.mirror(&mirror, "another mirror", |now| now["metadata"]["uid"] != json!(uid)).await?;
+    place.served("web").await?;
+
+    let held = json!({"metadata": {"finalizers": ["bench.local/held"]}});
+    merge(&place.mirrors, &mirror, held).await?;
+    place.guests.delete("web", &DeleteParams::default()).await?;
+    place.mirror(&mirror, "its deletion", |now| now["metadata"].get("deletionTimestamp").is_some()).await?;
+    place.told("web", "DeletingLoadBalancer", "").await?;
+    ensure!(place.guests.get_opt("web").await?.is_some(), "the guest's Service waits for infra");
+    merge(&place.mirrors, &mirror, json!({"metadata": {"finalizers": null}})).await?;
+    until_gone(&place.guests, "web", "the guest's Service", Deadline::Reaction).await
+}
+
+/// D2, D3, D11, D12, D15: each field follows, drift is repaired, and what must not reach infra does not.
+pub async fn mirrored(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let _provider = place.provider("a", CLUSTER, &[ALONE]).await?;
+    let service = place.create("web", json!({"externalIPs": ["198.51.100.9"]})).await?;
+    let mirror = mirror_name(&service);
+    place.served("web").await?;
+    place.told("web", "ExternalIPsRefused", "198.51.100.9").await?;
+    let first =
+        place.mirror(&mirror, "no external address", |now| now["spec"].get("externalIPs").is_none()).await?;
+    let node_port = first["spec"]["ports"][0]["nodePort"].clone();
+
+    let change = json!({
+        "metadata": {"annotations": {"metallb.io/address-pool": "public"}},
+        "spec": {"externalTrafficPolicy": "Local", "sessionAffinity": "ClientIP",
+            "loadBalancerSourceRanges": ["198.51.100.0/24"],
+            "ports": [{"name": "http", "port": 80, "targetPort": 8080},
+                {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 5353}]},
+    });
+    merge(&place.guests, "web", change).await?;
+    let now = place
+        .mirror(&mirror, "all that changed", |now| {
+            let spec = &now["spec"];
+            spec["externalTrafficPolicy"] == "Local"
+                && spec["sessionAffinity"] == "ClientIP"
+                && spec["loadBalancerSourceRanges"] == json!(["198.51.100.0/24"])
+                && spec["ports"].as_array().is_some_and(|ports| ports.len() == 2)
+                && now["metadata"]["annotations"]["metallb.io/address-pool"] == "public"
+        })
+        .await?;
+    let guest = serde_json::to_value(place.guests.get("web").await?)?;
+    ensure!(now["spec"]["ports"][0]["nodePort"] == node_port, "the node port of a kept port stays");
+    for port in [0, 1] {
+        let (have, want) =
+            (&now["spec"]["ports"][port]["targetPort"], &guest["spec"]["ports"][port]["nodePort"]);
+        ensure!(have == want, "target port {have}, the guest's node port is {want}");
+    }
+
+    let back = json!({"metadata": {"annotations": {"metallb.io/address-pool": null}},
+        "spec": {"externalTrafficPolicy": "Cluster", "sessionAffinity": "None", "sessionAffinityConfig": null,
+            "loadBalancerSourceRanges": null, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}});
+    merge(&place.guests, "web", back).await?;
+    place
+        .mirror(&mirror, "the way back", |now| {
+            now["spec"]["externalTrafficPolicy"] == "Cluster"
+                && now["spec"].get("loadBalancerSourceRanges").is_none()
+                && now["spec"].get("healthCheckNodePort").is_none()
+                && now["spec"]["ports"].as_array().is_some_and(|ports| ports.len() == 1)
+                && now["metadata"]["annotations"].get("metallb.io/address-pool").is_none()
+        })
+        .await?;
+
+    let drift = json!({"metadata": {"labels": {"cluster.x-k8s.io/tenant-service-name": null}},
+        "spec": {"selector": {"cluster.x-k8s.io/role": "nobody"}}});
+    merge(&place.mirrors, &mirror, drift).await?;
+    place
+        .mirror(&mirror, "the repair", |now| {
+            now["spec"]["selector"]["cluster.x-k8s.io/role"] == "worker"
+                && now["metadata"]["labels"]["cluster.x-k8s.io/tenant-service-name"] == "web"
+        })
+        .await?;
+
+    let bare = json!({"allocateLoadBalancerNodePorts": false});
+    let bare = place.create("bare", bare).await?;
+    place.told("bare", "SyncLoadBalancerFailed", "allocateLoadBalancerNodePorts").await?;
+    ensure!(place.mirrors.get_opt(&mirror_name(&bare)).await?.is_none(), "no black hole in infra");
+    Ok(())
+}
+
+/// What the reference left is taken over: its removed port and annotation go, address and node port stay.
+pub async fn adopted(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let service = place.create("web", json!({})).await?;
+    let mirror = mirror_name(&service);
+    let guest_port = serde_json::to_value(&service)?["spec"]["ports"][0]["nodePort"].clone();
+    let left = json!({
+        "metadata": {"name": mirror, "labels": {"cluster.x-k8s.io/cluster-name": CLUSTER,
+            "cluster.x-k8s.io/tenant-service-name": "web",
+            "cluster.x-k8s.io/tenant-service-namespace": place.namespace},
+            "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}", "gone": "x"}},
+        "spec": {"type": "LoadBalancer", "selector": {"cluster.x-k8s.io/cluster-name": CLUSTER,
+            "cluster.x-k8s.io/role": "worker"},
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": guest_port},
+                {"name": "old", "port": 81, "protocol": "TCP", "targetPort": 30081}]},
+    });
+    let by_reference = PostParams { field_manager: Some(REFERENCE.to_owned()), ..PostParams::default() };
+    let before = place.mirrors.create(&by_reference, &serde_json::from_value(left)?).await?;
+    merge(&place.mirrors, &mirror, json!({"metadata": {"annotations": {"by-infra": "stays"}}})).await?;
+    let before = serde_json::to_value(before)?;
+
+    let _provider = place.provider("a", CLUSTER, &[ALONE]).await?;
+    let now = place
+        .mirror(&mirror, "the takeover", |now| {
+            let annotations = &now["metadata"]["annotations"];
+            now["spec"]["ports"].as_array().is_some_and(|ports| ports.len() == 1)
+                && annotations.get("gone").is_none()
+                && annotations.get("kubectl.kubernetes.io/last-applied-configuration").is_none()
+        })
+        .await?;
+    ensure!(now["metadata"]["annotations"]["by-infra"] == "stays", "infra's own annotation was removed");
+    for pointer in ["/metadata/uid", "/spec/clusterIP", "/spec/ports/0/nodePort"] {
+        ensure!(now.pointer(pointer) == before.pointer(pointer), "{pointer} changed: {now}");
+    }
+    place.served("web").await?;
+    Ok(())
+}
+
+/// D4: a Service that gets no address holds up no other; infra's words reach the guest.
+pub async fn stuck(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let _provider = place.provider("a", CLUSTER, &[ALONE]).await?;
+    let message = "Failed to allocate IP: no available IPs";
+    let refused = place.faults.inject(Fault::Refuse { message: message.to_owned() });
+    for number in 0..20 {
+        place.create(&format!("stuck-{number}"), json!({})).await?;
+    }
+    place.told("stuck-19", "AllocationFailed", message).await?;
+    drop(refused);
+    for number in 0..20 {
+        place.served(&format!("stuck-{number}")).await?;
+    }
+    Ok(())
+}
+
+/// D6, D22: a second guest of another name in the same infra namespace neither takes nor deletes what is not its own.
+pub async fn foreign(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let first = place.provider("a", CLUSTER, &[ALONE]).await?;
+    let service = place.create("web", json!({})).await?;
+    let mirror = mirror_name(&service);
+    place.served("web").await?;
+    drop(first);
+    let before = place.mirrors.get(&mirror).await?;
+    let _clone = place.provider("b", "clone", &[ALONE]).await?;
+    place.told("web", "SyncLoadBalancerFailed", "is not ours").await?;
+    place.guests.delete("web", &DeleteParams::default()).await?;
+    until_gone(&place.guests, "web", "the clone's Service", Deadline::Reaction).await?;
+    let after = place.mirrors.get(&mirror).await?;
+    ensure!(after.metadata.resource_version == before.metadata.resource_version, "the clone changed it");
+    Ok(())
+}
+
+/// Two replicas: one acts; the other takes over when it dies, and at once when it is told to stop.
+pub async fn replicas(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let lease = format!("--leader-elect-resource-name=ccm-{}", place.namespace);
+    let first = place.provider("a", CLUSTER, &[&lease]).await?;
+    place.create("one", json!({})).await?;
+    place.served("one").await?;
+    let second = place.provider("b", CLUSTER, &[&lease]).await?;
+    first.process.kill().await;
+    place.create("two", json!({})).await?;
+    place.served("two").await?;
+
+    let third = place.provider("c", CLUSTER, &[&lease]).await?;
+    second.process.signal(Signal::SIGTERM);
+    let ended = second.process.exited().await;
+    ensure!(ended.success(), "the holder ends well on SIGTERM: {ended}");
+    place.create("three", json!({})).await?;
+    place.served("three").await?;
+    let leases: Api<Lease> = Api::namespaced(fixture.guest.clone(), "kube-system");
+    let name = format!("ccm-{}", place.namespace);
+    let thief = json!({"spec": {"holderIdentity": "thief"}});
+    leases.patch(&name, &PatchParams::default(), &Patch::Merge(thief)).await?;
+    until("the end of a replica without its lease", Deadline::Reaction, async || {
+        Ok(third.process.ended().map(|status| status.success()).ok_or_else(|| "it runs".to_owned()))
+    })
+    .await
+    .and_then(|success| if success { anyhow::bail!("a lost lease is a failure") } else { Ok(()) })
+}

@@ -1,0 +1,95 @@
+//! How soon Services are served: one after the other, and two hundred at once.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bench::scenario::{Deadline, until};
+use kube::api::ListParams;
+use serde_json::json;
+
+use super::provider::{Place, mirror_name};
+use super::{ALONE, CLUSTER};
+use crate::fixture::Fixture;
+
+/// How many at once; the reference was measured with as many.
+const BURST: usize = 200;
+/// How many one after the other.
+const SINGLE: usize = 20;
+/// Between two looks while milliseconds count.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Looks until `look` finds something, without a pause that would count.
+async fn soon<T>(what: &str, mut look: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
+    let looking = async {
+        loop {
+            if let Some(found) = look().await? {
+                return Ok(found);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(Deadline::Reaction.duration(), looking).await.with_context(|| what.to_owned())?
+}
+
+/// Times of single Services, then of many at once; D4: none waits for another.
+pub async fn served_soon(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let provider = place.provider("a", CLUSTER, &[ALONE]).await?;
+    place.create("first", json!({})).await?;
+    place.served("first").await?;
+    let (mut present, mut shown) = (Vec::new(), Vec::new());
+    for number in 0..SINGLE {
+        let name = format!("single-{number}");
+        let service = place.create(&name, json!({})).await?;
+        let (began, mirror) = (Instant::now(), mirror_name(&service));
+        soon("the mirror", async || Ok(place.mirrors.get_opt(&mirror).await?)).await?;
+        present.push(began.elapsed());
+        let address = |service: k8s_openapi::api::core::v1::Service| {
+            service.status?.load_balancer?.ingress?.first()?.ip.clone()
+        };
+        soon("infra's address", async || Ok(address(place.mirrors.get(&mirror).await?))).await?;
+        let assigned = Instant::now();
+        soon("the guest's address", async || Ok(address(place.guests.get(&name).await?))).await?;
+        shown.push(assigned.elapsed());
+    }
+    for (what, times) in
+        [("infra Service present", &mut present), ("address in the guest after infra has it", &mut shown)]
+    {
+        times.sort();
+        let value = format!("p50 {:?}, max {:?}", times[times.len() / 2], times[times.len() - 1]);
+        fixture.figures.add(
+            &format!("one LoadBalancer Service: {what}"),
+            value,
+            "with the test's own looks",
+        )?;
+    }
+
+    let began = Instant::now();
+    let made = (0..BURST).map(|number| {
+        let place = &place;
+        async move { place.create(&format!("burst-{number}"), json!({})).await }
+    });
+    futures::future::try_join_all(made).await?;
+    let created = began.elapsed();
+    until("an address of each", Deadline::PodStart, async || {
+        let all = place.guests.list(&ListParams::default()).await?.items;
+        let served = all.iter().filter(|service| {
+            let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+            status.is_some_and(|balancer| balancer.ingress.is_some())
+        });
+        let served = served.count();
+        Ok(if served == all.len() { Ok(()) } else { Err(format!("{served} of {}", all.len())) })
+    })
+    .await?;
+    let value = format!("{:.1} s", began.elapsed().as_secs_f64());
+    let beside = format!("creating them alone {:.1} s; the reference 118–207 s", created.as_secs_f64());
+    fixture.figures.add(
+        &format!("{BURST} LoadBalancer Services at once, all addresses in the guest"),
+        value,
+        beside,
+    )?;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", provider.process.pid()))?;
+    let memory = status.lines().filter(|line| line.starts_with("VmRSS") || line.starts_with("RssAnon"));
+    let memory: Vec<_> = memory.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    fixture.figures.add("cloud controller manager with these Services", memory.join(", "), "built for tests")
+}

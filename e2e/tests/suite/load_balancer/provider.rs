@@ -1,0 +1,231 @@
+//! A cloud controller manager process of the test's own, with an infra namespace of its own in which a load balancer serves, and
+//! with the accounts and rights of `deploy/cloud-controller-manager`.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use bench::{
+    command::goal::Plan,
+    paths::{self, RUNTIME},
+    scenario::{Deadline, until},
+    simulator::{Running, fault_plan::FaultPlan, infra_load_balancer},
+    supervise::{Process, ProcessSpec, Supervisor},
+};
+use k8s_openapi::api::{
+    authentication::v1::TokenRequest,
+    core::v1::{Event, Namespace, Service, ServiceAccount},
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ListParams, PostParams},
+    config::Kubeconfig,
+};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+
+use crate::fixture::Fixture;
+
+/// The account of both halves.
+const ACCOUNT: &str = "cloud-controller-manager";
+/// Where the guest half has it.
+const GUEST_ACCOUNT_NAMESPACE: &str = "kube-system";
+/// The program.
+const PROGRAM: &str = "kubevirt-cloud-controller-manager";
+
+/// A place for providers: namespaces in both clusters, the load balancer, and credentials.
+pub struct Place {
+    /// The namespace of both clusters.
+    pub namespace: String,
+    /// What the load balancer does wrong.
+    pub faults: FaultPlan<infra_load_balancer::Fault>,
+    /// The guest's Services.
+    pub guests: Api<Service>,
+    /// The infra namespace's Services.
+    pub mirrors: Api<Service>,
+    guest: Client,
+    infra_access: Kubeconfig,
+    guest_access: Kubeconfig,
+    logs: PathBuf,
+    _load_balancer: Running,
+}
+
+/// A running provider; killed when dropped.
+pub struct Provider {
+    /// Its process.
+    pub process: Process,
+}
+
+impl Drop for Provider {
+    fn drop(&mut self) {
+        self.process.signal(Signal::SIGKILL);
+    }
+}
+
+impl Place {
+    /// Makes it.
+    pub async fn new(fixture: &Fixture) -> Result<Self> {
+        let namespace = fixture.guest_namespace().await?;
+        let namespaces: Api<Namespace> = Api::all(fixture.infra.clone());
+        let object = serde_json::from_value(json!({"metadata": {"name": namespace}}))?;
+        namespaces.create(&PostParams::default(), &object).await?;
+        install(fixture, "tenant", "tenant", None).await?;
+        install(fixture, "infra", "infra", Some(&namespace)).await?;
+        let faults = FaultPlan::default();
+        let running = infra_load_balancer::start(fixture.infra.clone(), &namespace, faults.clone());
+        Ok(Self {
+            guests: Api::namespaced(fixture.guest.clone(), &namespace),
+            mirrors: Api::namespaced(fixture.infra.clone(), &namespace),
+            guest: fixture.guest.clone(),
+            infra_access: access(&fixture.infra, "infra", &namespace).await?,
+            guest_access: access(&fixture.guest, "tenant", GUEST_ACCOUNT_NAMESPACE).await?,
+            logs: fixture.run.join("logs"),
+            namespace,
+            faults,
+            _load_balancer: running,
+        })
+    }
+
+    /// Starts a provider for the guest cluster `cluster`.
+    pub async fn provider(&self, suffix: &str, cluster: &str, more: &[&str]) -> Result<Provider> {
+        let name = format!("ccm-{}-{suffix}", self.namespace);
+        let file = |what: &str| PathBuf::from(RUNTIME).join(format!("{name}.{what}"));
+        std::fs::write(file("infra"), serde_json::to_vec(&self.infra_access)?)?;
+        std::fs::write(file("guest"), serde_json::to_vec(&self.guest_access)?)?;
+        let config = json!({"kubeconfig": file("infra"), "namespace": self.namespace,
+            "loadBalancer": {"creationPollTimeout": 5}});
+        std::fs::write(file("config"), serde_json::to_vec(&config)?)?;
+        let mut args = vec![
+            "--cloud-provider=kubevirt".to_owned(),
+            format!("--cloud-config={}", file("config").display()),
+            format!("--kubeconfig={}", file("guest").display()),
+            "--authentication-skip-lookup".to_owned(),
+            format!("--cluster-name={cluster}"),
+            "--secure-port=0".to_owned(),
+            "--v=4".to_owned(),
+        ];
+        args.extend(more.iter().map(|&argument| argument.to_owned()));
+        let spec = ProcessSpec { name, program: program()?, args, ..ProcessSpec::default() };
+        Ok(Provider { process: Supervisor::new(self.logs.clone()).start(&spec)? })
+    }
+
+    /// Creates a guest Service; `spec` replaces fields.
+    pub async fn create(&self, name: &str, spec: Value) -> Result<Service> {
+        let mut object = json!({"metadata": {"name": name}, "spec": {"type": "LoadBalancer",
+            "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}});
+        for (key, value) in spec.as_object().into_iter().flatten() {
+            object["spec"][key] = value.clone();
+        }
+        Ok(self.guests.create(&PostParams::default(), &serde_json::from_value(object)?).await?)
+    }
+
+    /// Waits until the guest shows this address; `None` = none.
+    pub async fn shows(&self, name: &str, address: Option<&str>) -> Result<()> {
+        until(&format!("the address {address:?} of {name}"), Deadline::Reaction, async || {
+            let shown = self.address(name).await?;
+            Ok(if shown.as_deref() == address { Ok(()) } else { Err(format!("it shows {shown:?}")) })
+        })
+        .await
+    }
+
+    /// Waits until the guest shows some address.
+    pub async fn served(&self, name: &str) -> Result<String> {
+        until(&format!("an address of {name}"), Deadline::Reaction, async || {
+            Ok(self.address(name).await?.ok_or_else(|| "it shows none".to_owned()))
+        })
+        .await
+    }
+
+    async fn address(&self, name: &str) -> Result<Option<String>> {
+        let status = self.guests.get(name).await?.status.unwrap_or_default();
+        let ingress = status.load_balancer.unwrap_or_default().ingress.unwrap_or_default();
+        Ok(ingress.first().and_then(|first| first.ip.clone()))
+    }
+
+    /// Waits until the infra Service is as `wanted`.
+    pub async fn mirror(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        until(&format!("{what} in infra"), Deadline::Reaction, async || {
+            let Some(mirror) = self.mirrors.get_opt(name).await? else { return Ok(Err("absent".to_owned())) };
+            let mirror = serde_json::to_value(mirror)?;
+            Ok(if wanted(&mirror) { Ok(mirror) } else { Err(mirror["spec"].to_string()) })
+        })
+        .await
+    }
+
+    /// Waits until the guest Service has an event of this reason whose note has `words`.
+    pub async fn told(&self, name: &str, reason: &str, words: &str) -> Result<()> {
+        let events: Api<Event> = Api::namespaced(self.guest.clone(), &self.namespace);
+        let about = ListParams::default().fields(&format!("involvedObject.name={name}"));
+        until(&format!("an event {reason} with {words:?}"), Deadline::Reaction, async || {
+            let all = events.list(&about).await?.items;
+            let said: Vec<_> = all
+                .into_iter()
+                .map(|event| (event.reason.unwrap_or_default(), event.message.unwrap_or_default()))
+                .collect();
+            let found = said.iter().any(|(said, note)| said == reason && note.contains(words));
+            Ok(if found { Ok(()) } else { Err(format!("{said:?}")) })
+        })
+        .await
+    }
+}
+
+/// The name of a guest Service's mirror, by the reference's rule.
+pub fn mirror_name(service: &Service) -> String {
+    let uid = service.uid().unwrap_or_default().replace('-', "");
+    format!("a{uid}").chars().take(32).collect()
+}
+
+/// `make bench`, or `cargo build --workspace --bins`, puts it beside the tests.
+fn program() -> Result<PathBuf> {
+    let tests = std::env::current_exe()?;
+    let folder = tests.parent().and_then(|deps| deps.parent()).context("no target directory")?;
+    let program = folder.join(PROGRAM);
+    if !program.exists() {
+        bail!("{} is not there; run make bench", program.display());
+    }
+    Ok(program)
+}
+
+/// Applies the accounts and rights of one half of `deploy/cloud-controller-manager`.
+async fn install(fixture: &Fixture, half: &str, context: &str, namespace: Option<&str>) -> Result<()> {
+    let plan = Plan::read(&fixture.run)?;
+    let kubectl = plan.artifacts.programs.path("kubectl")?;
+    let folder = paths::repository().join("deploy/cloud-controller-manager").join(half).join("base");
+    let rendered = tokio::process::Command::new(kubectl).arg("kustomize").arg(&folder).output().await?;
+    let mut items: Vec<Value> = serde_saphyr::from_multiple(std::str::from_utf8(&rendered.stdout)?)?;
+    items.retain(|object| !matches!(object["kind"].as_str(), Some("Deployment" | "ConfigMap")));
+    for object in &mut items {
+        if let Some(namespace) = namespace {
+            object["metadata"]["namespace"] = json!(namespace);
+            for subject in object["subjects"].as_array_mut().into_iter().flatten() {
+                subject["namespace"] = json!(namespace);
+            }
+        }
+    }
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
+    let mut apply = tokio::process::Command::new(kubectl)
+        .arg(format!("--kubeconfig={}", paths::kubeconfig().display()))
+        .args(["--context", context, "apply", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    apply.stdin.take().context("no stdin")?.write_all(list.as_bytes()).await?;
+    let status = apply.wait().await?;
+    if status.success() { Ok(()) } else { bail!("kubectl apply of {}: {status}", folder.display()) }
+}
+
+/// A kubeconfig of the account: the administrator's with another user.
+async fn access(client: &Client, cluster: &str, namespace: &str) -> Result<Kubeconfig> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let answer =
+        accounts.create_token_request(ACCOUNT, &PostParams::default(), &TokenRequest::default()).await?;
+    let token = answer.status.map(|status| status.token).context("no token in the answer")?;
+    let mut admin = Kubeconfig::read_from(paths::kubeconfig())?;
+    admin.clusters.retain(|entry| entry.name == cluster);
+    let mut admin = serde_json::to_value(admin)?;
+    admin["users"] = json!([{"name": "account", "user": {"token": token}}]);
+    admin["contexts"] = json!([{"name": cluster, "context": {"cluster": cluster, "user": "account"}}]);
+    admin["current-context"] = json!(cluster);
+    Ok(serde_json::from_value(admin)?)
+}

@@ -18,7 +18,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{ListParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     config::Kubeconfig,
 };
 use nix::sys::signal::Signal;
@@ -66,6 +66,7 @@ impl Drop for Provider {
 impl Place {
     /// Makes it.
     pub async fn new(fixture: &Fixture) -> Result<Self> {
+        remove_left(&fixture.guest).await?;
         let namespace = fixture.guest_namespace().await?;
         let namespaces: Api<Namespace> = Api::all(fixture.infra.clone());
         let object = serde_json::from_value(json!({"metadata": {"name": namespace}}))?;
@@ -168,6 +169,22 @@ impl Place {
         })
         .await
     }
+}
+
+/// Removes what an earlier test left in the guest: a provider serves the Services of all namespaces. The caller has the bench
+/// alone.
+async fn remove_left(guest: &Client) -> Result<()> {
+    let wanted = ListParams::default().fields("spec.type=LoadBalancer");
+    for service in Api::<Service>::all(guest.clone()).list(&wanted).await? {
+        let services: Api<Service> =
+            Api::namespaced(guest.clone(), &service.namespace().context("no namespace")?);
+        let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+        services.patch(&service.name_any(), &PatchParams::default(), &free).await?;
+        if service.metadata.deletion_timestamp.is_none() {
+            services.delete(&service.name_any(), &DeleteParams::default()).await?;
+        }
+    }
+    Ok(())
 }
 
 /// The name of a guest Service's mirror, by the reference's rule.

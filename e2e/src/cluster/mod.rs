@@ -51,7 +51,7 @@ const INFRA: ApiServerSpec = ApiServerSpec {
     port: 6443,
     service_range: "10.96.0.0/16",
     service_address: Ipv4Addr::new(10, 96, 0, 1),
-    memory: [("GOGC", "60"), ("GOMEMLIMIT", "600MiB")],
+    memory: [("GOGC", "100"), ("GOMEMLIMIT", "2500MiB")],
 };
 
 /// The tenant cluster's API server: no large CRDs, so a smaller cap.
@@ -61,7 +61,7 @@ const TENANT: ApiServerSpec = ApiServerSpec {
     port: 6444,
     service_range: "10.97.0.0/16",
     service_address: Ipv4Addr::new(10, 97, 0, 1),
-    memory: [("GOGC", "60"), ("GOMEMLIMIT", "400MiB")],
+    memory: [("GOGC", "100"), ("GOMEMLIMIT", "1200MiB")],
 };
 
 /// How the clusters differ from one bench to the next.

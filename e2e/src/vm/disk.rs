@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     command_line::{ROOT_PORTS, SCSI_CONTROLLER, root_port},
-    disk_fault::{DiskFaults, add_objects, delete_objects, filters, release},
+    disk_fault::{DiskFaults, brake, filters},
     qmp::Monitor,
     wait_for,
 };
@@ -63,10 +63,8 @@ pub struct Disk {
 pub(super) struct Nodes {
     pub(super) file: String,
     pub(super) faults: String,
-    pub(super) brake: String,
-    pub(super) brake_group: String,
     format: String,
-    device: String,
+    pub(super) device: String,
 }
 
 impl Nodes {
@@ -76,8 +74,6 @@ impl Nodes {
         Self {
             file: format!("file-{id}"),
             faults: format!("faults-{id}"),
-            brake: format!("brake-{id}"),
-            brake_group: format!("group-{id}"),
             format: format!("format-{id}"),
             device: format!("disk-{id}"),
         }
@@ -133,15 +129,19 @@ impl Disks {
             return Err(error.context(format!("plug {}", disk.name)));
         }
         self.places().0.insert(disk.name.clone(), (disk.clone(), place));
+        if disk.faults.frozen_after.is_some() {
+            brake(monitor, &nodes, &disk.faults).await.with_context(|| format!("freeze {}", disk.name))?;
+        }
         Ok(())
     }
 
     /// Takes a disk out: the device, once the guest has let go, then its block nodes. One that is not there is out.
     pub(super) async fn unplug(&self, monitor: &Monitor, name: &str) -> Result<()> {
         let _change = self.change.lock().await;
-        let Some((disk, _)) = self.places().0.get(name).cloned() else { return Ok(()) };
+        if !self.places().0.contains_key(name) {
+            return Ok(());
+        }
         let nodes = Nodes::of(name);
-        release(monitor, &nodes, &disk.faults).await?;
         monitor.remove_device(&nodes.device, UNPLUG_LIMIT).await.with_context(|| format!("unplug {name}"))?;
         delete_nodes(monitor, &nodes).await.with_context(|| format!("unplug {name}"))?;
         self.places().0.remove(name);
@@ -151,17 +151,15 @@ impl Disks {
     /// Gives a plugged disk other faults, or none, while the guest goes on.
     pub(super) async fn set_faults(&self, monitor: &Monitor, name: &str, faults: &DiskFaults) -> Result<()> {
         let _change = self.change.lock().await;
-        let plugged = self.places().0.get(name).cloned();
-        let (disk, _) = plugged.with_context(|| format!("no disk is plugged as {name}"))?;
+        ensure!(self.places().0.contains_key(name), "no disk is plugged as {name}");
         let nodes = Nodes::of(name);
-        release(monitor, &nodes, &disk.faults).await?;
         // First without any, so that the names of the filters are free.
         reopen(monitor, &nodes, &nodes.file).await?;
-        delete_filters(monitor, &nodes).await?;
-        add_objects(monitor, &nodes, faults).await?;
+        delete_node(monitor, &nodes.faults).await?;
         let (graph, top) = filters(&nodes, faults);
         add_graph(monitor, graph).await?;
         reopen(monitor, &nodes, top).await?;
+        brake(monitor, &nodes, faults).await?;
         if let Some((disk, _)) = self.places().0.get_mut(name) {
             disk.faults = faults.clone();
         }
@@ -182,11 +180,7 @@ pub(super) async fn plug_read_only(monitor: &Monitor, disk: &Disk, port: u8) -> 
 
 async fn add_nodes(monitor: &Monitor, nodes: &Nodes, disk: &Disk, read_only: bool) -> Result<()> {
     let image = disk.image.to_str().with_context(|| format!("{} is not UTF-8", disk.image.display()))?;
-    let add = async {
-        add_objects(monitor, nodes, &disk.faults).await?;
-        add_graph(monitor, block_nodes(nodes, image, &disk.faults, read_only)).await
-    };
-    if let Err(error) = add.await {
+    if let Err(error) = add_graph(monitor, block_nodes(nodes, image, &disk.faults, read_only)).await {
         delete_nodes(monitor, nodes).await.ok();
         return Err(error.context(format!("open {image}")));
     }
@@ -217,16 +211,10 @@ async fn add_device(monitor: &Monitor, properties: Value) -> Result<()> {
 
 /// Deletes the nodes that exist, top first.
 async fn delete_nodes(monitor: &Monitor, nodes: &Nodes) -> Result<()> {
-    delete_node(monitor, &nodes.format).await?;
-    delete_filters(monitor, nodes).await?;
-    delete_node(monitor, &nodes.file).await
-}
-
-async fn delete_filters(monitor: &Monitor, nodes: &Nodes) -> Result<()> {
-    for node in [&nodes.brake, &nodes.faults] {
+    for node in [&nodes.format, &nodes.faults, &nodes.file] {
         delete_node(monitor, node).await?;
     }
-    delete_objects(monitor, nodes).await
+    Ok(())
 }
 
 async fn delete_node(monitor: &Monitor, node: &str) -> Result<()> {
@@ -297,7 +285,7 @@ mod tests {
     #[test]
     fn names_fit_into_qemus_31_bytes_and_differ() {
         let (a, b) = (Nodes::of(&"a".repeat(63)), Nodes::of("b"));
-        for name in [&a.file, &a.faults, &a.brake, &a.brake_group, &a.format, &a.device] {
+        for name in [&a.file, &a.faults, &a.format, &a.device] {
             assert!(name.len() <= 31, "{name}");
         }
         assert_ne!(a.device, b.device);

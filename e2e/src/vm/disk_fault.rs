@@ -1,4 +1,5 @@
-//! What a disk does wrong: block nodes between its image and its device, changeable while the guest uses it.
+//! What a disk does wrong, changeable while the guest uses it: read errors by a block node between its image and its device,
+//! standing still by the device's own throttle.
 
 use anyhow::{Context, Result};
 use qapi::qmp;
@@ -31,65 +32,40 @@ impl DiskFaults {
     }
 }
 
-/// The filter nodes over the node `below`, bottom first, and the name of the topmost of all.
+/// The filter nodes over the disk's file, and the name of the topmost of all.
 pub(super) fn filters<'a>(nodes: &'a Nodes, faults: &DiskFaults) -> (Vec<Value>, &'a str) {
-    let mut graph = Vec::new();
-    let mut below = nodes.file.as_str();
-    if !faults.read_errors.is_empty() {
-        let rule = |sector: &u64| json!({"event": "none", "iotype": "read", "errno": EIO, "sector": sector});
-        let rules: Vec<Value> = faults.read_errors.iter().map(rule).collect();
-        graph.push(json!({
-            "driver": "blkdebug", "node-name": nodes.faults, "image": below, "inject-error": rules,
-        }));
-        below = &nodes.faults;
+    if faults.read_errors.is_empty() {
+        return (Vec::new(), &nodes.file);
     }
-    if faults.frozen_after.is_some() {
-        graph.push(json!({
-            "driver": "throttle", "node-name": nodes.brake, "throttle-group": nodes.brake_group, "file": below,
-        }));
-        below = &nodes.brake;
-    }
-    (graph, below)
-}
-
-/// The bucket of a frozen disk: it holds `bytes`, and practically nothing ever leaks from it.
-fn brake_group(nodes: &Nodes, bytes: u64) -> Value {
-    let bytes = bytes.max(FROZEN_BYTES_PER_SECOND);
-    json!({
-        "qom-type": "throttle-group", "id": nodes.brake_group,
-        "limits": {"bps-write": FROZEN_BYTES_PER_SECOND, "bps-write-max": bytes},
-    })
-}
-
-/// Makes what the filters need beside block nodes.
-pub(super) async fn add_objects(monitor: &Monitor, nodes: &Nodes, faults: &DiskFaults) -> Result<()> {
-    let Some(bytes) = faults.frozen_after else { return Ok(()) };
-    let options = serde_json::from_value(brake_group(nodes, bytes)).context("throttle group options")?;
-    monitor.execute(qmp::object_add(options)).await?;
-    Ok(())
-}
-
-/// Lets go on what waits. QEMU 7.2 stands still for ever, with its monitor, when it drains a disk whose writes wait.
-pub(super) async fn release(monitor: &Monitor, nodes: &Nodes, faults: &DiskFaults) -> Result<()> {
-    if faults.frozen_after.is_none() {
-        return Ok(());
-    }
-    let limits = json!({
-        "path": format!("/objects/{}", nodes.brake_group), "property": "limits",
-        "value": {"bps-write": 0, "bps-write-max": 0},
+    let rule = |sector: &u64| json!({"event": "none", "iotype": "read", "errno": EIO, "sector": sector});
+    let rules: Vec<Value> = faults.read_errors.iter().map(rule).collect();
+    let filter = json!({
+        "driver": "blkdebug", "node-name": nodes.faults, "image": nodes.file, "inject-error": rules,
     });
-    let command: qmp::qom_set = serde_json::from_value(limits).context("throttle limits")?;
+    (vec![filter], &nodes.faults)
+}
+
+/// Brakes a plugged device, or lets it go. By the device's own throttle and not by a throttle node below it: when a device is
+/// drained, which unplugging and reopening do, QEMU lets go on what waits in the former, and stands still for ever, with its
+/// monitor, over what waits in the latter (seen with 7.2).
+pub(super) async fn brake(monitor: &Monitor, nodes: &Nodes, faults: &DiskFaults) -> Result<()> {
+    let command = qmp::block_set_io_throttle(
+        serde_json::from_value(limits(nodes, faults)).context("limits of a device")?,
+    );
     monitor.execute(command).await?;
     Ok(())
 }
 
-/// Deletes what [`add_objects`] made, if it did.
-pub(super) async fn delete_objects(monitor: &Monitor, nodes: &Nodes) -> Result<()> {
-    match monitor.attempt(qmp::object_del { id: nodes.brake_group.clone() }).await? {
-        Ok(_) => Ok(()),
-        Err(refusal) if refusal.to_string().contains("not found") => Ok(()),
-        Err(refusal) => anyhow::bail!("QEMU refuses to delete {}: {refusal}", nodes.brake_group),
-    }
+/// The bucket of a frozen disk holds so many bytes, and practically nothing ever leaks from it.
+fn limits(nodes: &Nodes, faults: &DiskFaults) -> Value {
+    let (rate, burst) = match faults.frozen_after {
+        Some(bytes) => (FROZEN_BYTES_PER_SECOND, bytes.max(FROZEN_BYTES_PER_SECOND)),
+        None => (0, 0),
+    };
+    json!({
+        "id": nodes.device, "bps": 0, "bps_rd": 0, "bps_wr": rate, "bps_wr_max": burst,
+        "iops": 0, "iops_rd": 0, "iops_wr": 0,
+    })
 }
 
 #[cfg(test)]
@@ -101,17 +77,16 @@ mod tests {
         let nodes = Nodes::of("v");
         let faults = DiskFaults { read_errors: vec![0, 2048], frozen_after: Some(4096) };
         let (graph, top) = filters(&nodes, &faults);
-        assert_eq!(
-            (graph[0]["image"].as_str(), graph[1]["file"].as_str()),
-            (Some(&*nodes.file), Some(&*nodes.faults))
-        );
+        assert_eq!((graph[0]["image"].as_str(), top), (Some(&*nodes.file), &*nodes.faults));
         assert_eq!(graph[0]["inject-error"][1]["sector"], json!(2048));
-        assert_eq!(top, nodes.brake);
         for node in graph {
             serde_json::from_value::<qmp::BlockdevOptions>(node).expect("options of QEMU's schema");
         }
-        serde_json::from_value::<qmp::ObjectOptions>(brake_group(&nodes, 4096))
-            .expect("options of QEMU's schema");
+        let frozen = limits(&nodes, &faults);
+        assert_eq!((&frozen["bps_wr"], &frozen["bps_wr_max"]), (&json!(1), &json!(4096)));
+        for limits in [frozen, limits(&nodes, &DiskFaults::default())] {
+            serde_json::from_value::<qmp::BlockIOThrottle>(limits).expect("options of QEMU's schema");
+        }
     }
 
     #[test]

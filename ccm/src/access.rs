@@ -19,8 +19,9 @@ use tower::BoxError;
 
 use call::Call;
 pub use call::CallMetrics;
+pub use cluster_access::chain;
 use source::Files;
-pub use source::{AccessError, Source, chain};
+pub use source::{AccessError, Source};
 
 /// Longest time until a call is answered; of a watch, until it is opened. Longer than a healthy API server needs for any
 /// call that is made here, by far.

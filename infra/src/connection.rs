@@ -6,32 +6,17 @@
 
 use std::{path::PathBuf, sync::RwLock, time::Duration};
 
-use hyper_timeout::TimeoutConnector;
-use hyper_util::{
-    client::legacy::{Client as HttpClient, connect::HttpConnector},
-    rt::TokioExecutor,
-};
+use cluster_access::{SERVICE_ACCOUNT_FILES, chain, referenced_files};
 use kube::{
     Client, Config,
-    client::{Body, ConfigExt},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use tokio::{sync::Mutex, time::Instant};
-use tower::{BoxError, ServiceBuilder};
 
 use crate::error::ConnectError;
 
-/// Longest time for TCP and TLS; a dead address must not eat a whole call's deadline.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The files are read again before a call when they were read longer ago than this: a few KiB, and only while calls are made.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Where kubelet mounts the files of the pod's service account that credentials are made of (Kubernetes, "Accessing the API
-/// from within a Pod").
-const SERVICE_ACCOUNT_FILES: [&str; 2] = [
-    "/var/run/secrets/kubernetes.io/serviceaccount/token",
-    "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
-];
-
 /// A client, where it came from, and how often it was made.
 pub(crate) struct Connection {
     /// `None` = the client was given and takes care of itself.
@@ -157,7 +142,7 @@ impl Source {
                 let content = read(path).await?;
                 let kubeconfig = Kubeconfig::read_from(path).map_err(wrong)?;
                 let mut files = vec![(path.clone(), content)];
-                for path in referenced(&kubeconfig) {
+                for path in referenced_files(&kubeconfig) {
                     files.push((path.clone(), read(&path).await?));
                 }
                 let options = KubeConfigOptions::default();
@@ -173,49 +158,13 @@ impl Source {
                 (files, Config::incluster().map_err(ConnectError::InCluster)?)
             }
         };
-        Ok((files, client(config)?))
+        let client = cluster_access::client(config).map_err(|error| ConnectError::Client(Box::new(error)))?;
+        Ok((files, client))
     }
-}
-
-/// The files that a kubeconfig names, of whichever context.
-fn referenced(kubeconfig: &Kubeconfig) -> Vec<PathBuf> {
-    let clusters = kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref());
-    let users = kubeconfig.auth_infos.iter().filter_map(|named| named.auth_info.as_ref());
-    let of_users = users.flat_map(|user| [&user.client_certificate, &user.client_key, &user.token_file]);
-    let named = clusters.map(|cluster| &cluster.certificate_authority).chain(of_users).flatten();
-    named.map(PathBuf::from).collect()
 }
 
 async fn read(path: &PathBuf) -> Result<Vec<u8>, ConnectError> {
     tokio::fs::read(path)
         .await
         .map_err(|source| ConnectError::Read { path: path.display().to_string(), source })
-}
-
-/// kube's own stack without its retry, which would repeat a hotplug call without looking at the VM in between (design law 2),
-/// and without Nagle's algorithm, which holds the first request of each connection back until the server's delayed
-/// acknowledgement of the TLS handshake: 40 ms, more than all calls of a publish take.
-fn client(config: Config) -> Result<Client, ConnectError> {
-    let wrong = |error| ConnectError::Client(Box::new(error));
-    if config.proxy_url.is_some() {
-        // Not compiled in, and kube says so.
-        return Client::try_from(config).map_err(wrong);
-    }
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    let mut connector =
-        TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp).map_err(wrong)?);
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer().map_err(wrong)?)
-        .map_err(BoxError::from)
-        .service(HttpClient::builder(TokioExecutor::new()).build::<_, Body>(connector));
-    Ok(Client::new(service, config.default_namespace))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -1,23 +1,10 @@
 //! Where credentials come from: a kubeconfig with the files that it names, or the pod's service account.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
-use hyper_timeout::TimeoutConnector;
-use hyper_util::client::legacy::{Client as HttpClient, connect::HttpConnector};
-use hyper_util::rt::TokioExecutor;
-use kube::client::{Body, ConfigExt};
+use cluster_access::{SERVICE_ACCOUNT_FILES, client, referenced_files};
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
-use tower::{BoxError, ServiceBuilder};
-
-/// Longest time for TCP and TLS; a dead address must not eat a whole call's deadline.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Where kubelet mounts the files of the pod's service account (Kubernetes, "Accessing the API from within a Pod").
-const SERVICE_ACCOUNT_FILES: [&str; 2] = [
-    "/var/run/secrets/kubernetes.io/serviceaccount/token",
-    "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
-];
 
 /// Where the credentials of a cluster are.
 #[derive(Clone, Debug)]
@@ -139,47 +126,10 @@ impl Source {
         // Also in front of the parser: its error would not tell a missing file from a wrong one.
         let mut files = vec![read(path.clone()).await?];
         let kubeconfig = Kubeconfig::read_from(path).map_err(wrong)?;
-        for path in referenced(&kubeconfig) {
+        for path in referenced_files(&kubeconfig) {
             files.push(read(path).await?);
         }
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
         Ok((Files(files), config.map_err(wrong)?))
     }
-}
-
-/// kube's own stack without its retry, since a change is repeated only after looking again, and without Nagle's algorithm, which
-/// holds the first request of each connection back until the server's delayed acknowledgement of the TLS handshake: 40 ms.
-fn client(config: Config) -> Result<Client, kube::Error> {
-    if config.proxy_url.is_some() {
-        // Not compiled in, and kube says so.
-        return Client::try_from(config);
-    }
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    // Of a watch whose peer is gone without a word.
-    connector.set_read_timeout(config.read_timeout);
-    let service = ServiceBuilder::new()
-        .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer()?)
-        .map_err(BoxError::from)
-        .service(HttpClient::builder(TokioExecutor::new()).build::<_, Body>(connector));
-    Ok(Client::new(service, config.default_namespace))
-}
-
-/// The files that a kubeconfig names, of whichever context.
-fn referenced(kubeconfig: &Kubeconfig) -> Vec<PathBuf> {
-    let clusters = kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref());
-    let users = kubeconfig.auth_infos.iter().filter_map(|named| named.auth_info.as_ref());
-    let of_users = users.flat_map(|user| [&user.client_certificate, &user.client_key, &user.token_file]);
-    let named = clusters.map(|cluster| &cluster.certificate_authority).chain(of_users).flatten();
-    named.map(PathBuf::from).collect()
-}
-
-/// An error with its causes, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -213,12 +213,25 @@ impl<'a> NodeSocket<'a> {
 
     /// The name that the worker's kernel gave to a plugged SCSI disk.
     pub async fn kernel_name(&self, disk: &BareDisk<'_>) -> Result<String> {
-        let script = format!("grep -l {} /sys/block/*/device/vpd_pg80 | cut -d/ -f4", disk.serial());
         until("the disk in the worker", Deadline::Reaction, async || {
-            let name = self.run(&["sh", "-c", &script]).await?.trim().to_owned();
-            Ok(if name.is_empty() { Err("not there".to_owned()) } else { Ok(name) })
+            Ok(self.seen_name(disk).await?.ok_or_else(|| "not there".to_owned()))
         })
         .await
+    }
+
+    /// Waits until the worker's kernel shows a SCSI disk no more that was taken out.
+    pub async fn until_unseen(&self, disk: &BareDisk<'_>) -> Result<()> {
+        until("the disk's end in the worker", Deadline::Reaction, async || {
+            Ok(self.seen_name(disk).await?.map_or(Ok(()), Err))
+        })
+        .await
+    }
+
+    /// The name under which the worker's kernel shows a SCSI disk now.
+    async fn seen_name(&self, disk: &BareDisk<'_>) -> Result<Option<String>> {
+        let script = format!("grep -l {} /sys/block/*/device/vpd_pg80 | cut -d/ -f4", disk.serial());
+        let name = self.run(&["sh", "-c", &script]).await?.trim().to_owned();
+        Ok((!name.is_empty()).then_some(name))
     }
 
     /// Waits until the worker's kernel shows that many virtio disks with this serial.

@@ -44,11 +44,17 @@ use bench::control::Lock::{Exclusive, Shared};
 use fixture::trial;
 use std::process::ExitCode;
 
-use libtest_mimic::Arguments;
+use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let mut trials = vec![
+    let trials = [volumes(), disks(), faults_and_operations(), cloud_controller_manager(), shapes::trials()];
+    libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()
+}
+
+/// What a volume goes through between guest and VM, and the figures of it.
+fn volumes() -> Vec<Trial> {
+    vec![
         trial(
             "six_steps::one_guest_claim_reaches_one_pod_and_comes_back",
             Shared,
@@ -85,6 +91,12 @@ fn main() -> ExitCode {
             figures::fifty_volumes_beside_the_bare_burst,
         ),
         trial("figures::thirty_claims_with_pods", Exclusive, figures::thirty_claims_with_pods),
+    ]
+}
+
+/// What the node plugin does with disks.
+fn disks() -> Vec<Trial> {
+    vec![
         trial(
             "foreign_content::whatever_is_no_blank_disk_is_refused_and_unchanged",
             Shared,
@@ -131,6 +143,13 @@ fn main() -> ExitCode {
             Exclusive,
             image::killed_process_comes_back,
         ),
+        trial("growth::a_filesystem_smaller_than_its_disk_grows_at_stage", Shared, growth::at_stage),
+    ]
+}
+
+/// Faults between the parts, and what those who operate it see.
+fn faults_and_operations() -> Vec<Trial> {
+    vec![
         trial(
             "infra_faults::every_call_survives_every_fault",
             Shared,
@@ -174,6 +193,12 @@ fn main() -> ExitCode {
             Shared,
             operations::missing_class_is_told,
         ),
+    ]
+}
+
+/// Nodes and load balancers.
+fn cloud_controller_manager() -> Vec<Trial> {
+    vec![
         trial("nodes::a_node_is_recognised_and_initialised", Exclusive, nodes::initialised),
         trial("nodes::a_node_follows_its_vm", Exclusive, nodes::follows_its_vm),
         trial("nodes::left_overs_go_and_foreign_nodes_stay", Exclusive, nodes::left_overs_and_foreigners),
@@ -184,8 +209,5 @@ fn main() -> ExitCode {
         trial("load_balancer::a_clone_neither_steals_nor_deletes", Exclusive, load_balancer::foreign),
         trial("load_balancer::another_replica_takes_over", Exclusive, load_balancer::replicas),
         trial("load_balancer::two_hundred_are_served_soon", Exclusive, load_balancer::burst::served_soon),
-        trial("growth::a_filesystem_smaller_than_its_disk_grows_at_stage", Shared, growth::at_stage),
-    ];
-    trials.extend(shapes::trials());
-    libtest_mimic::run(&arguments, trials).exit_code()
+    ]
 }

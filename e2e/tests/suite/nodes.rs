@@ -254,8 +254,8 @@ async fn grant(fixture: &Fixture, rights: Rights) -> Result<String> {
 
 async fn cluster_wide(client: &Client, name: &str, rules: Value, subjects: Value) -> Result<()> {
     let meta = json!({"name": name});
-    let roles: Api<ClusterRole> = Api::all(client.clone());
-    ensure_there(&roles, name, json!({"metadata": meta, "rules": rules})).await?;
+    let cluster_roles: Api<ClusterRole> = Api::all(client.clone());
+    ensure_there(&cluster_roles, name, json!({"metadata": meta, "rules": rules})).await?;
     let refers = json!({"kind": "ClusterRole", "apiGroup": "rbac.authorization.k8s.io", "name": name});
     let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
     ensure_there(&bindings, name, json!({"metadata": meta, "subjects": subjects, "roleRef": refers})).await

@@ -92,11 +92,11 @@ impl Place {
     pub async fn provider(&self, suffix: &str, cluster: &str, more: &[&str]) -> Result<Provider> {
         let name = format!("ccm-{}-{suffix}", self.namespace);
         let file = |what: &str| PathBuf::from(RUNTIME).join(format!("{name}.{what}"));
-        std::fs::write(file("infra"), serde_json::to_vec(&self.infra_access)?)?;
-        std::fs::write(file("guest"), serde_json::to_vec(&self.guest_access)?)?;
+        tokio::fs::write(file("infra"), serde_json::to_vec(&self.infra_access)?).await?;
+        tokio::fs::write(file("guest"), serde_json::to_vec(&self.guest_access)?).await?;
         let config = json!({"kubeconfig": file("infra"), "namespace": self.namespace,
             "loadBalancer": {"creationPollTimeout": 5}});
-        std::fs::write(file("config"), serde_json::to_vec(&config)?)?;
+        tokio::fs::write(file("config"), serde_json::to_vec(&config)?).await?;
         let mut args = vec![
             "--cloud-provider=kubevirt".to_owned(),
             format!("--cloud-config={}", file("config").display()),

@@ -201,6 +201,8 @@ fn cloud_controller_manager() -> Vec<Trial> {
     vec![
         trial("nodes::a_node_is_recognised_and_initialised", Exclusive, nodes::initialised),
         trial("nodes::a_node_follows_its_vm", Exclusive, nodes::follows_its_vm),
+        trial("nodes::a_node_follows_a_live_migration", Exclusive, nodes::follows_a_migration),
+        trial("nodes::two_hundred_nodes_follow_their_vms", Exclusive, nodes::two_hundred),
         trial("nodes::left_overs_go_and_foreign_nodes_stay", Exclusive, nodes::left_overs_and_foreigners),
         trial("load_balancer::its_life_from_a_late_address_to_a_slow_end", Exclusive, load_balancer::life),
         trial("load_balancer::every_change_and_drift_is_mirrored", Exclusive, load_balancer::mirrored),
@@ -208,6 +210,20 @@ fn cloud_controller_manager() -> Vec<Trial> {
         trial("load_balancer::a_stuck_service_holds_up_no_other", Exclusive, load_balancer::stuck),
         trial("load_balancer::a_clone_neither_steals_nor_deletes", Exclusive, load_balancer::foreign),
         trial("load_balancer::another_replica_takes_over", Exclusive, load_balancer::replicas),
+        trial(
+            "load_balancer::every_change_survives_every_fault",
+            Exclusive,
+            load_balancer::faults::every_fault,
+        ),
+        trial(
+            "load_balancer::a_killed_providers_work_is_finished_once",
+            Exclusive,
+            load_balancer::faults::killed,
+        ),
+        trial("load_balancer::both_api_servers_are_away", Exclusive, load_balancer::faults::outage),
+        trial("load_balancer::two_leaders_double_nothing", Exclusive, load_balancer::faults::two_leaders),
+        trial("load_balancer::a_service_flips_a_hundred_times", Exclusive, load_balancer::storm::flips),
+        trial("load_balancer::a_thousand_at_once", Exclusive, load_balancer::storm::thousand),
         trial("load_balancer::two_hundred_are_served_soon", Exclusive, load_balancer::burst::served_soon),
     ]
 }

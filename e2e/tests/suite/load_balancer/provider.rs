@@ -7,6 +7,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 use bench::{
     command::goal::Plan,
+    fault_proxy::KubeProxy,
     paths::{self, RUNTIME},
     scenario::{Deadline, until},
     simulator::{Running, fault_plan::FaultPlan, infra_load_balancer},
@@ -25,6 +26,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
+use super::CLUSTER;
 use crate::fixture::Fixture;
 
 /// The account of both halves.
@@ -49,6 +51,14 @@ pub struct Place {
     guest_access: Kubeconfig,
     logs: PathBuf,
     _load_balancer: Running,
+}
+
+/// What stands between a provider and the API servers.
+pub struct Between {
+    /// Before infra's.
+    pub infra: KubeProxy,
+    /// Before the guest's.
+    pub guest: KubeProxy,
 }
 
 /// A running provider; killed when dropped.
@@ -90,10 +100,34 @@ impl Place {
 
     /// Starts a provider for the guest cluster `cluster`.
     pub async fn provider(&self, suffix: &str, cluster: &str, more: &[&str]) -> Result<Provider> {
+        self.provider_with((&self.infra_access, &self.guest_access), suffix, cluster, more).await
+    }
+
+    /// The same, which reaches both clusters through fault proxies.
+    pub async fn provider_behind(&self, between: &Between, suffix: &str, more: &[&str]) -> Result<Provider> {
+        let access = (between.infra.kubeconfig(), between.guest.kubeconfig());
+        self.provider_with(access, suffix, CLUSTER, more).await
+    }
+
+    /// Fault proxies before both API servers, for the accounts of a provider.
+    pub async fn between(&self) -> Result<Between> {
+        Ok(Between {
+            infra: KubeProxy::start(&self.infra_access).await?,
+            guest: KubeProxy::start(&self.guest_access).await?,
+        })
+    }
+
+    async fn provider_with(
+        &self,
+        (infra, guest): (&Kubeconfig, &Kubeconfig),
+        suffix: &str,
+        cluster: &str,
+        more: &[&str],
+    ) -> Result<Provider> {
         let name = format!("ccm-{}-{suffix}", self.namespace);
         let file = |what: &str| PathBuf::from(RUNTIME).join(format!("{name}.{what}"));
-        tokio::fs::write(file("infra"), serde_json::to_vec(&self.infra_access)?).await?;
-        tokio::fs::write(file("guest"), serde_json::to_vec(&self.guest_access)?).await?;
+        tokio::fs::write(file("infra"), serde_json::to_vec(infra)?).await?;
+        tokio::fs::write(file("guest"), serde_json::to_vec(guest)?).await?;
         let config = json!({"kubeconfig": file("infra"), "namespace": self.namespace,
             "loadBalancer": {"creationPollTimeout": 5}});
         tokio::fs::write(file("config"), serde_json::to_vec(&config)?).await?;

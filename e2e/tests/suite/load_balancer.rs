@@ -3,6 +3,7 @@
 
 pub mod burst;
 pub mod faults;
+pub mod narrow_rights;
 mod provider;
 pub mod storm;
 

@@ -224,6 +224,11 @@ fn cloud_controller_manager() -> Vec<Trial> {
         trial("load_balancer::two_leaders_double_nothing", Exclusive, load_balancer::faults::two_leaders),
         trial("load_balancer::a_service_flips_a_hundred_times", Exclusive, load_balancer::storm::flips),
         trial("load_balancer::a_thousand_at_once", Exclusive, load_balancer::storm::thousand),
+        trial(
+            "load_balancer::the_rights_that_installers_give_suffice",
+            Exclusive,
+            load_balancer::narrow_rights::installers,
+        ),
         trial("load_balancer::two_hundred_are_served_soon", Exclusive, load_balancer::burst::served_soon),
     ]
 }

@@ -47,7 +47,8 @@ pub struct Place {
     /// The infra namespace's Services.
     pub mirrors: Api<Service>,
     guest: Client,
-    infra_access: Kubeconfig,
+    /// The credentials of a provider in infra.
+    pub infra_access: Kubeconfig,
     guest_access: Kubeconfig,
     logs: PathBuf,
     _load_balancer: Running,

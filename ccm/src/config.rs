@@ -4,6 +4,8 @@
 //! A key that nobody knows is no error, because the reference drops it too, but it is told, so that a misspelt one
 //! shows. A value of a wrong type is an error that names the key.
 
+mod policy;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +13,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use crate::address::{AddressPolicy, PolicyError};
+use crate::tenant_policy::{self, TenantPolicy};
 
 /// `loadBalancer.creationPollInterval` where it is absent or not positive (the reference's default).
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
@@ -45,6 +48,8 @@ pub struct LoadBalancerConfig {
     pub selectorless: bool,
     /// `enableEPSController`: endpoints of infra Services with policy Local are ours to write.
     pub endpoint_slices: bool,
+    /// `policy`: what of the guest's wishes may reach infra. The reference does not have it.
+    pub policy: TenantPolicy,
 }
 
 /// The section `instancesV2`.
@@ -67,6 +72,14 @@ pub enum ConfigError {
     /// The choice of addresses can't be understood.
     #[error("instancesV2.nodeAddresses of the cloud-config: {0}")]
     Addresses(#[from] PolicyError),
+    /// A rule of the policy can't be understood.
+    #[error("{key} of the cloud-config: {source}")]
+    Policy {
+        /// The key, with its section.
+        key: String,
+        /// Why.
+        source: tenant_policy::PolicyError,
+    },
     /// A key has a value of another type.
     #[error("{key} of the cloud-config must be {wanted}, it is {found}")]
     Type {
@@ -87,6 +100,7 @@ impl Default for LoadBalancerConfig {
             poll_timeout: DEFAULT_POLL_TIMEOUT,
             selectorless: false,
             endpoint_slices: false,
+            policy: TenantPolicy::default(),
         }
     }
 }
@@ -122,6 +136,7 @@ impl CloudConfig {
                 poll_timeout: load_balancer.seconds("creationPollTimeout", DEFAULT_POLL_TIMEOUT)?,
                 selectorless: load_balancer.flag("selectorless")?.unwrap_or(false),
                 endpoint_slices: load_balancer.flag("enableEPSController")?.unwrap_or(false),
+                policy: policy::read(&mut load_balancer, &mut unknown)?,
             },
             instances: InstancesConfig {
                 enabled: instances.flag("enabled")?.unwrap_or(true),
@@ -201,18 +216,29 @@ impl<'a> Section<'a> {
     }
 
     fn list(&mut self, key: &str) -> Result<Vec<String>, ConfigError> {
+        Ok(self.list_if_there(key)?.unwrap_or_default())
+    }
+
+    /// Where a list that is empty says another thing than none.
+    fn list_if_there(&mut self, key: &str) -> Result<Option<Vec<String>>, ConfigError> {
         let items = match self.take(key) {
-            Value::Null => return Ok(Vec::new()),
+            Value::Null => return Ok(None),
             Value::Array(items) => items,
             other => return Err(wrong(&self.path(key), "a list of texts", &other)),
         };
-        items
-            .into_iter()
-            .map(|item| match item {
-                Value::String(text) => Ok(text),
-                other => Err(wrong(&self.path(key), "a list of texts", &other)),
-            })
-            .collect()
+        let texts = items.into_iter().map(|item| match item {
+            Value::String(text) => Ok(text),
+            other => Err(wrong(&self.path(key), "a list of texts", &other)),
+        });
+        texts.collect::<Result<_, _>>().map(Some)
+    }
+
+    /// A map, whatever its values are; null where there is none.
+    fn take_map(&mut self, key: &str) -> Result<Value, ConfigError> {
+        match self.take(key) {
+            map @ (Value::Null | Value::Object(_)) => Ok(map),
+            other => Err(wrong(&self.path(key), "a map of lists", &other)),
+        }
     }
 
     fn texts(&mut self, key: &str) -> Result<BTreeMap<String, String>, ConfigError> {

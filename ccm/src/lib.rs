@@ -25,4 +25,5 @@ pub mod node_lifecycle;
 pub mod program;
 pub mod provider_id;
 pub mod secure_endpoint;
+pub mod tenant_policy;
 pub mod topology;

@@ -220,6 +220,7 @@ async fn serve_load_balancers(
                 selectorless: config.load_balancer.selectorless,
                 slices_for_local: config.load_balancer.endpoint_slices,
             },
+            policy: config.load_balancer.policy.clone(),
         },
         address_timeout: config.load_balancer.poll_timeout,
         concurrency: flags.concurrent_service_syncs,

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::identity::{Identity, SERVICE_UID_ANNOTATION, infra_name};
 use super::service::{GuestService, InfraService, LOAD_BALANCER, NO_AFFINITY, ServicePort, ServiceSpec};
+use crate::tenant_policy::{TenantPolicy, Withheld};
 
 /// The guest's user said it to kubectl; in infra it would only be a copy that grows old.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -34,9 +35,9 @@ pub struct Mirror {
 /// A wish of the guest that is left out of the mirror; the rest of the Service is served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// External addresses catch traffic of the whole infra cluster (CVE-2020-8554).
-    #[error("externalIPs {} are not passed to the infra cluster: they would catch its own traffic", .0.join(", "))]
-    ExternalIps(Vec<String>),
+    /// The policy of infra's operator does not let it pass.
+    #[error(transparent)]
+    Policy(#[from] Withheld),
     /// The first address family of a Service can not change.
     #[error(
         "the infra service has the address family {found} and can not change to {wanted}; recreate the service"
@@ -59,14 +60,15 @@ pub struct EndpointChoice {
 }
 
 impl Mirror {
-    /// The mirror of `guest`, with what `existing` has already and may keep.
+    /// The mirror of `guest`, with what `existing` has already and may keep, as far as `policy` lets it pass.
     pub fn of(
         guest: &GuestService,
         existing: Option<&InfraService>,
         identity: &Identity,
         endpoints: EndpointChoice,
+        policy: &TenantPolicy,
     ) -> Self {
-        let mut refused = Vec::new();
+        let (mut refused, mut withheld) = (Vec::new(), Vec::new());
         let local = guest.spec.is_local();
         let without_selector = endpoints.selectorless || (endpoints.slices_for_local && local);
         let (ip_families, ip_family_policy) = families(guest, existing, &mut refused);
@@ -85,11 +87,20 @@ impl Mirror {
             load_balancer_source_ranges: guest.spec.load_balancer_source_ranges.clone(),
             ip_families,
             ip_family_policy,
-            load_balancer_ip: address(guest, existing),
-            external_ips: external_ips(guest, existing, &mut refused),
+            load_balancer_ip: address(
+                policy.load_balancer_ip(&guest.spec.load_balancer_ip, &mut withheld),
+                existing,
+            ),
+            external_ips: policy.external_ips(
+                &guest.spec.external_ips,
+                existing.map(|infra| infra.spec.external_ips.as_slice()).unwrap_or_default(),
+                &mut withheld,
+            ),
         };
         let mut annotations = guest.metadata.annotations.clone().unwrap_or_default();
         annotations.remove(LAST_APPLIED);
+        let mut annotations = policy.annotations(annotations, &mut withheld);
+        refused.extend(withheld.into_iter().map(Refused::Policy));
         annotations.insert(SERVICE_UID_ANNOTATION.to_owned(), guest.uid().to_owned());
         Self { name: infra_name(guest.uid()), labels: identity.labels(guest), annotations, spec, refused }
     }
@@ -259,26 +270,11 @@ fn wire_port(port: &ServicePort, have: &[ServicePort]) -> Value {
 }
 
 /// The address that the guest asks for; where it asks for none, one that infra wrote itself stays.
-fn address(guest: &GuestService, existing: Option<&InfraService>) -> String {
-    let wanted = &guest.spec.load_balancer_ip;
+fn address(wanted: &str, existing: Option<&InfraService>) -> String {
     match existing {
         Some(infra) if wanted.is_empty() && !infra.owns_address() => infra.spec.load_balancer_ip.clone(),
-        _ => wanted.clone(),
+        _ => wanted.to_owned(),
     }
-}
-
-/// Those that the mirror has already and the guest still wants: the reference passed them on, and a swap takes nothing away.
-fn external_ips(
-    guest: &GuestService,
-    existing: Option<&InfraService>,
-    refused: &mut Vec<Refused>,
-) -> Vec<String> {
-    let present = existing.map(|infra| infra.spec.external_ips.as_slice()).unwrap_or_default();
-    let new: Vec<_> = guest.spec.external_ips.iter().filter(|ip| !present.contains(ip)).cloned().collect();
-    if !new.is_empty() {
-        refused.push(Refused::ExternalIps(new));
-    }
-    present.iter().filter(|ip| guest.spec.external_ips.contains(ip)).cloned().collect()
 }
 
 /// The families: the guest's first one, and the second where infra has it. Asking for the second by name would be refused

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::LoadBalancerIngress;
 use super::identity::{Foreign, Identity};
 use super::mirror::{EndpointChoice, Mirror, Refused};
 use super::service::{GuestService, InfraService};
+use crate::tenant_policy::TenantPolicy;
 
 /// What was configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub struct Settings {
     pub identity: Identity,
     /// Which endpoints its infra Services have.
     pub endpoints: EndpointChoice,
+    /// What of the guest's wishes may reach infra.
+    pub policy: TenantPolicy,
 }
 
 /// What is known of the infra Service.
@@ -128,7 +131,7 @@ fn serve(guest: &GuestService, infra: Infra<'_>, settings: &Settings) -> Plan {
         Infra::Present(present) => Some(present),
         Infra::NotSeen | Infra::Gone => None,
     };
-    let mirror = Mirror::of(guest, present, &settings.identity, settings.endpoints);
+    let mirror = Mirror::of(guest, present, &settings.identity, settings.endpoints, &settings.policy);
     plan.refused.clone_from(&mirror.refused);
     let ingress = match present {
         None => {

@@ -180,7 +180,7 @@ async fn change(guest: &GuestService, step: &Step, context: &Context) -> Result<
         return Ok(if matches!(deleted, Answer::Absent) { Answer::Changed } else { deleted });
     }
     context.events.emit(&about, Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
-    let mirror = Mirror::of(guest, None, &settings.identity, settings.endpoints);
+    let mirror = Mirror::of(guest, None, &settings.identity, settings.endpoints, &settings.policy);
     context.memory.waits(guest.uid());
     let created = context.services.create_mirror(&mirror.new_object()).await;
     created.map_err(failed("ensure load balancer"))
@@ -285,7 +285,7 @@ fn tell_refusals(guest: &GuestService, plan: &Plan, context: &Context) {
 
 fn reason_of(wish: &Refused) -> &'static str {
     match wish {
-        Refused::ExternalIps(_) => "ExternalIPsRefused",
+        Refused::Policy(withheld) => withheld.reason(),
         Refused::Family { .. } => "IPFamilyRefused",
     }
 }

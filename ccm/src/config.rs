@@ -13,12 +13,15 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use crate::address::{AddressPolicy, PolicyError};
+use crate::load_balancer::owner::OwnerChoice;
 use crate::tenant_policy::{self, TenantPolicy};
 
 /// `loadBalancer.creationPollInterval` where it is absent or not positive (the reference's default).
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// `loadBalancer.creationPollTimeout` where it is absent or not positive (the reference's default).
 const DEFAULT_POLL_TIMEOUT: Duration = Duration::from_mins(5);
+/// `loadBalancer.sweepInterval` where it is absent: a left-over costs an address, and a look one call per left-over.
+const DEFAULT_SWEEP_INTERVAL: Duration = Duration::from_hours(1);
 
 /// What the cloud-config says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,6 +53,10 @@ pub struct LoadBalancerConfig {
     pub endpoint_slices: bool,
     /// `policy`: what of the guest's wishes may reach infra. The reference does not have it.
     pub policy: TenantPolicy,
+    /// `owner`: the infra object with which all infra Services of this guest go. The reference does not have it.
+    pub owner: Option<OwnerChoice>,
+    /// `sweepInterval`: how often left-overs are looked for; `None` = never. The reference does not have it.
+    pub sweep_interval: Option<Duration>,
 }
 
 /// The section `instancesV2`.
@@ -80,6 +87,9 @@ pub enum ConfigError {
         /// Why.
         source: tenant_policy::PolicyError,
     },
+    /// A key that another one needs is missing.
+    #[error("{0} of the cloud-config is missing")]
+    Missing(String),
     /// A key has a value of another type.
     #[error("{key} of the cloud-config must be {wanted}, it is {found}")]
     Type {
@@ -101,6 +111,8 @@ impl Default for LoadBalancerConfig {
             selectorless: false,
             endpoint_slices: false,
             policy: TenantPolicy::default(),
+            owner: None,
+            sweep_interval: Some(DEFAULT_SWEEP_INTERVAL),
         }
     }
 }
@@ -137,6 +149,8 @@ impl CloudConfig {
                 selectorless: load_balancer.flag("selectorless")?.unwrap_or(false),
                 endpoint_slices: load_balancer.flag("enableEPSController")?.unwrap_or(false),
                 policy: policy::read(&mut load_balancer, &mut unknown)?,
+                owner: owner(&mut load_balancer, &mut unknown)?,
+                sweep_interval: load_balancer.seconds_or_never("sweepInterval", DEFAULT_SWEEP_INTERVAL)?,
             },
             instances: InstancesConfig {
                 enabled: instances.flag("enabled")?.unwrap_or(true),
@@ -154,6 +168,24 @@ impl CloudConfig {
         }
         Ok((config, unknown))
     }
+}
+
+fn owner(
+    load_balancer: &mut Section<'_>,
+    unknown: &mut Vec<String>,
+) -> Result<Option<OwnerChoice>, ConfigError> {
+    let mut owner = load_balancer.section_of("owner", "loadBalancer.owner")?;
+    if owner.keys.is_empty() {
+        return Ok(None);
+    }
+    let mut needed = |key: &str| {
+        let text = owner.text(key)?;
+        if text.is_empty() { Err(ConfigError::Missing(owner.path(key))) } else { Ok(text) }
+    };
+    let choice =
+        OwnerChoice { api_version: needed("apiVersion")?, kind: needed("kind")?, name: needed("name")? };
+    unknown.extend(owner.left());
+    Ok(Some(choice))
 }
 
 /// One map of the file, from which each known key is taken out once.
@@ -213,6 +245,13 @@ impl<'a> Section<'a> {
         }
         let seconds = value.as_i64().ok_or_else(|| wrong(&self.path(key), "whole seconds", &value))?;
         Ok(u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map_or(default, Duration::from_secs))
+    }
+
+    /// Whole seconds; not positive is never.
+    fn seconds_or_never(&mut self, key: &str, default: Duration) -> Result<Option<Duration>, ConfigError> {
+        let never = self.keys.get(key).and_then(Value::as_i64).is_some_and(|seconds| seconds <= 0);
+        let seconds = self.seconds(key, default)?;
+        Ok((!never).then_some(seconds))
     }
 
     fn list(&mut self, key: &str) -> Result<Vec<String>, ConfigError> {

@@ -16,6 +16,7 @@ pub mod events;
 #[cfg(test)]
 mod fake_api;
 pub mod flags;
+pub mod framework_metrics;
 pub mod instance;
 pub mod lease;
 pub mod load_balancer;
@@ -27,3 +28,4 @@ pub mod provider_id;
 pub mod secure_endpoint;
 pub mod tenant_policy;
 pub mod topology;
+pub mod work_queue;

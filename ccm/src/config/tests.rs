@@ -176,3 +176,21 @@ fn a_misspelt_rule_shows() {
     unknown.sort();
     assert_eq!(unknown, ["loadBalancer.policy.annotations.allowed", "loadBalancer.policy.externalIps"]);
 }
+
+#[rstest]
+#[case("{}", Some(3600))]
+#[case("{sweepInterval: 60}", Some(60))]
+#[case("{sweepInterval: 0}", None)]
+fn left_overs_are_looked_for_hourly_or_as_told(#[case] section: &str, #[case] seconds: Option<u64>) {
+    let config = parse(&format!("loadBalancer: {section}"));
+    assert_eq!(config.load_balancer.sweep_interval, seconds.map(Duration::from_secs));
+}
+
+#[test]
+fn reads_the_owner_of_all_infra_services() {
+    let config = parse("loadBalancer: {owner: {apiVersion: v1, kind: ConfigMap, name: guest}}");
+    let owner = OwnerChoice { api_version: "v1".into(), kind: "ConfigMap".into(), name: "guest".into() };
+    assert_eq!(config.load_balancer.owner, Some(owner));
+    let missing = CloudConfig::parse("loadBalancer: {owner: {apiVersion: v1, kind: ConfigMap}}");
+    assert_eq!(missing.unwrap_err().to_string(), "loadBalancer.owner.name of the cloud-config is missing");
+}

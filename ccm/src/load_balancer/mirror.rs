@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Map, Value, json};
 
@@ -28,6 +29,8 @@ pub struct Mirror {
     pub annotations: BTreeMap<String, String>,
     /// Its spec; `ports[].nodePort` are infra's own.
     pub spec: ServiceSpec,
+    /// With which object it goes.
+    pub owner: Option<OwnerReference>,
     /// What the guest asked for and does not get.
     pub refused: Vec<Refused>,
 }
@@ -102,7 +105,14 @@ impl Mirror {
         let mut annotations = policy.annotations(annotations, &mut withheld);
         refused.extend(withheld.into_iter().map(Refused::Policy));
         annotations.insert(SERVICE_UID_ANNOTATION.to_owned(), guest.uid().to_owned());
-        Self { name: infra_name(guest.uid()), labels: identity.labels(guest), annotations, spec, refused }
+        Self {
+            name: infra_name(guest.uid()),
+            labels: identity.labels(guest),
+            annotations,
+            spec,
+            owner: None,
+            refused,
+        }
     }
 
     /// The names of the fields in which `infra` differs; none = it is the mirror.
@@ -116,6 +126,7 @@ impl Mirror {
             ("labels", !holds(&infra.metadata.labels, &self.labels)),
             ("annotations", !holds(&infra.metadata.annotations, &self.annotations)),
             ("annotations", self.stale_annotations(infra).next().is_some()),
+            ("ownerReferences", self.lacks_owner(infra)),
             ("type", have.kind != want.kind),
             ("ports", !ports),
             ("selector", have.selector != want.selector),
@@ -147,6 +158,11 @@ impl Mirror {
         })
     }
 
+    fn lacks_owner(&self, infra: &InfraService) -> bool {
+        let present = infra.metadata.owner_references.as_deref().unwrap_or_default();
+        self.owner.as_ref().is_some_and(|owner| present.iter().all(|present| present.uid != owner.uid))
+    }
+
     /// The object to create.
     pub fn new_object(&self) -> Value {
         let mut object = json!({
@@ -154,6 +170,9 @@ impl Mirror {
             "metadata": { "name": self.name, "labels": self.labels, "annotations": self.annotations },
             "spec": {},
         });
+        if let Some(owner) = &self.owner {
+            object["metadata"]["ownerReferences"] = json!([owner]);
+        }
         self.write_spec(&mut object["spec"], &ServiceSpec::default());
         object
     }
@@ -168,6 +187,13 @@ impl Mirror {
             annotations.remove(stale);
         }
         annotations.extend(self.annotations.iter().map(|(key, value)| (key.clone(), json!(value))));
+        if let Some(owner) = self.owner.as_ref().filter(|_| self.lacks_owner(infra)) {
+            // One of the same name with another UID was made of an object that is gone.
+            let mut owners = infra.metadata.owner_references.clone().unwrap_or_default();
+            owners.retain(|other| (&other.kind, &other.name) != (&owner.kind, &owner.name));
+            owners.push(owner.clone());
+            metadata.insert("ownerReferences".to_owned(), json!(owners));
+        }
         self.write_spec(&mut object["spec"], &infra.spec);
     }
 

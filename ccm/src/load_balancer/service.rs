@@ -4,11 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Resource;
 use kube::api::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use super::conditions::is_ours;
 
 /// Our name in `managedFields`: that of the reference, which is its program's name. So the entry that the reference left on
 /// an object is our own from the first change on, and what it wrote and nobody wants any more goes away.
@@ -109,6 +112,9 @@ pub struct ServicePort {
 pub struct ServiceStatus {
     /// `loadBalancer`.
     pub load_balancer: LoadBalancerStatus,
+    /// `conditions`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
 }
 
 /// `status.loadBalancer`.
@@ -158,6 +164,7 @@ impl GuestService {
     pub fn slim(&mut self) {
         self.metadata.managed_fields = None;
         self.metadata.owner_references = None;
+        self.status.conditions.retain(is_ours);
         if !self.wants_load_balancer() && !self.has_finalizer() {
             self.metadata.annotations = None;
             self.metadata.labels = None;
@@ -192,8 +199,9 @@ impl InfraService {
             .filter_map(|fields| path.iter().try_fold(&fields.0, |value, key| value.get(key)))
     }
 
-    /// Drops what is not looked at, before the object is kept: foreign entries of `managedFields`.
+    /// Drops what is not looked at, before the object is kept: foreign entries of `managedFields`, and conditions.
     pub fn slim(&mut self) {
+        self.status.conditions = Vec::new();
         if let Some(entries) = &mut self.metadata.managed_fields {
             entries.retain(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
         }

@@ -2,6 +2,9 @@
 //! real API servers. Each names the defects of the reference (D…) that it would find there.
 
 pub mod burst;
+pub mod explained;
+pub mod left_overs;
+pub mod policy;
 mod provider;
 
 use anyhow::{Result, ensure};

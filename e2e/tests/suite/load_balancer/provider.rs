@@ -90,14 +90,43 @@ impl Place {
 
     /// Starts a provider for the guest cluster `cluster`.
     pub async fn provider(&self, suffix: &str, cluster: &str, more: &[&str]) -> Result<Provider> {
+        self.provider_with(suffix, cluster, more, json!({})).await
+    }
+
+    /// The same, with more keys in the cloud-config's section `loadBalancer`.
+    pub async fn provider_with(
+        &self,
+        suffix: &str,
+        cluster: &str,
+        more: &[&str],
+        load_balancer: Value,
+    ) -> Result<Provider> {
+        let (name, mut args) = self.arguments(suffix, cluster, load_balancer)?;
+        args.extend(more.iter().map(|&argument| argument.to_owned()));
+        let spec = ProcessSpec { name, program: program()?, args, ..ProcessSpec::default() };
+        Ok(Provider { process: Supervisor::new(self.logs.clone()).start(&spec)? })
+    }
+
+    /// Runs the provider's program to its end.
+    pub async fn run(&self, suffix: &str, cluster: &str, more: &[&str]) -> Result<std::process::Output> {
+        let (_, mut args) = self.arguments(suffix, cluster, json!({}))?;
+        args.extend(more.iter().map(|&argument| argument.to_owned()));
+        Ok(tokio::process::Command::new(program()?).args(args).output().await?)
+    }
+
+    /// The name of a provider, and its arguments, whose files are written.
+    fn arguments(&self, suffix: &str, cluster: &str, load_balancer: Value) -> Result<(String, Vec<String>)> {
         let name = format!("ccm-{}-{suffix}", self.namespace);
         let file = |what: &str| PathBuf::from(RUNTIME).join(format!("{name}.{what}"));
         std::fs::write(file("infra"), serde_json::to_vec(&self.infra_access)?)?;
         std::fs::write(file("guest"), serde_json::to_vec(&self.guest_access)?)?;
-        let config = json!({"kubeconfig": file("infra"), "namespace": self.namespace,
+        let mut config = json!({"kubeconfig": file("infra"), "namespace": self.namespace,
             "loadBalancer": {"creationPollTimeout": 5}});
+        for (key, value) in load_balancer.as_object().into_iter().flatten() {
+            config["loadBalancer"][key] = value.clone();
+        }
         std::fs::write(file("config"), serde_json::to_vec(&config)?)?;
-        let mut args = vec![
+        let args = vec![
             "--cloud-provider=kubevirt".to_owned(),
             format!("--cloud-config={}", file("config").display()),
             format!("--kubeconfig={}", file("guest").display()),
@@ -106,9 +135,7 @@ impl Place {
             "--secure-port=0".to_owned(),
             "--v=4".to_owned(),
         ];
-        args.extend(more.iter().map(|&argument| argument.to_owned()));
-        let spec = ProcessSpec { name, program: program()?, args, ..ProcessSpec::default() };
-        Ok(Provider { process: Supervisor::new(self.logs.clone()).start(&spec)? })
+        Ok((name, args))
     }
 
     /// Creates a guest Service; `spec` replaces fields.
@@ -150,6 +177,18 @@ impl Place {
             let Some(mirror) = self.mirrors.get_opt(name).await? else { return Ok(Err("absent".to_owned())) };
             let mirror = serde_json::to_value(mirror)?;
             Ok(if wanted(&mirror) { Ok(mirror) } else { Err(mirror["spec"].to_string()) })
+        })
+        .await
+    }
+
+    /// Waits until a condition of the guest Service has this status and reason.
+    pub async fn condition(&self, name: &str, kind: &str, wanted: (&str, &str)) -> Result<()> {
+        until(&format!("{kind} {wanted:?} of {name}"), Deadline::Reaction, async || {
+            let status = self.guests.get(name).await?.status.unwrap_or_default();
+            let all = status.conditions.unwrap_or_default();
+            let found = all.iter().find(|condition| condition.type_ == kind);
+            let found = found.map(|condition| (condition.status.as_str(), condition.reason.as_str()));
+            Ok(if found == Some(wanted) { Ok(()) } else { Err(format!("{found:?}")) })
         })
         .await
     }

@@ -25,6 +25,8 @@ pub mod node;
 pub mod node_lifecycle;
 pub mod program;
 pub mod provider_id;
+#[cfg(test)]
+mod reference;
 pub mod secure_endpoint;
 pub mod tenant_policy;
 pub mod topology;

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+#[cfg(test)]
+use clap::Parser;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -325,4 +327,23 @@ fn leader_gauge(registry: &mut Registry, flags: &LeaderFlags) -> Gauge {
     let leads = by_name.get_or_create(&labels).clone();
     registry.register("leader_election_master_status", "1 while this process holds the lease", by_name);
     leads
+}
+
+/// Registers all metrics of the program, each with a sample, so that its labels show.
+#[cfg(test)]
+pub(crate) fn every_metric(registry: &mut Registry) {
+    let (metrics, calls) = (Metrics::default(), CallMetrics::default());
+    ProcessMetrics::register(registry, METRICS_PREFIX, VERSION);
+    calls.register(registry);
+    metrics.register(registry);
+    leader_gauge(registry, &LeaderFlags::parse_from([""]));
+    calls.sample();
+    let queue = metrics.queues.queue(SERVICE_NAME);
+    let item = (String::new(), String::new());
+    queue.added(item.clone());
+    queue.taken(&item);
+    queue.done(0.0, true);
+    metrics.services.refused("sample");
+    metrics.framework.runs(SERVICE_NAME);
+    metrics.framework.answered("livez");
 }

@@ -13,7 +13,8 @@ mod wait;
 pub use chain::Chain;
 pub use guest_objects::{DEVICE_PATH, MOUNT_PATH, PodOnVolume, claim, pod};
 pub use infra_objects::{
-    HotpluggedVolume, data_volumes, hotplugged, virtual_machine_instances, virtual_machines,
+    HotpluggedVolume, data_volumes, hotplugged, virtual_machine_instance_migrations,
+    virtual_machine_instances, virtual_machines,
 };
 pub use machines::start_machine;
 pub use six_steps::{Narrator, SixSteps, Step};

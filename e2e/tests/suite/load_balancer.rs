@@ -3,9 +3,11 @@
 
 pub mod burst;
 pub mod explained;
+pub mod faults;
 pub mod left_overs;
 pub mod policy;
 mod provider;
+pub mod storm;
 
 use anyhow::{Result, ensure};
 use bench::scenario::{Deadline, until, until_gone};

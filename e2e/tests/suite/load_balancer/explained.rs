@@ -23,7 +23,8 @@ pub async fn conditions(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let node = TestNode::new(&fixture).await?;
     let late = place.faults.inject(Fault::Hold { hold: Hold::Forever, service: None });
-    let _provider = place.provider("a", CLUSTER, &[ALONE]).await?;
+    let patient = json!({"creationPollTimeout": 15});
+    let _provider = place.provider_with("a", CLUSTER, &[ALONE], patient).await?;
     place.create("web", json!({})).await?;
     place.condition("web", PROVISIONED, ("False", "Pending")).await?;
     place.condition("web", SERVING, ("False", "NotProvisioned")).await?;

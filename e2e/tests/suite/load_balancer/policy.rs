@@ -1,5 +1,7 @@
 //! D15: what of a guest's wishes reaches infra is its operator's to say: annotations, addresses, and how many load balancers.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use anyhow::{Result, ensure};
 use bench::scenario::{Deadline, until};
 use k8s_openapi::api::core::v1::Service;
@@ -112,14 +114,15 @@ pub async fn quota(fixture: Fixture) -> Result<()> {
 
 /// Waits until so many are served and so many are told to wait; there are never more than the quota in infra meanwhile.
 async fn settled(place: &Place, served: usize, waiting: usize) -> Result<()> {
-    let mut most = 0;
+    let most = AtomicUsize::new(0);
     until("the quota used and the others told", Deadline::PodStart, async || {
-        most = most.max(place.mirrors.list(&ListParams::default()).await?.items.len());
+        most.fetch_max(place.mirrors.list(&ListParams::default()).await?.items.len(), Ordering::Relaxed);
         let (now, told) = by_state(place).await?;
         let settled = (now.len(), told.len()) == (served, waiting);
         Ok(if settled { Ok(()) } else { Err(format!("{} served, {} told", now.len(), told.len())) })
     })
     .await?;
+    let most = most.into_inner();
     ensure!(most <= QUOTA, "{most} load balancers at a time");
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 use bench::{
     command::goal::Plan,
+    fault_proxy::KubeProxy,
     paths::{self, RUNTIME},
     scenario::{Deadline, until},
     simulator::{Running, fault_plan::FaultPlan, infra_load_balancer},
@@ -25,6 +26,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
+use super::CLUSTER;
 use crate::fixture::Fixture;
 
 /// The account of both halves.
@@ -49,6 +51,14 @@ pub struct Place {
     guest_access: Kubeconfig,
     logs: PathBuf,
     _load_balancer: Running,
+}
+
+/// What stands between a provider and the API servers.
+pub struct Between {
+    /// Before infra's.
+    pub infra: KubeProxy,
+    /// Before the guest's.
+    pub guest: KubeProxy,
 }
 
 /// A running provider; killed when dropped.
@@ -90,7 +100,8 @@ impl Place {
 
     /// Starts a provider for the guest cluster `cluster`.
     pub async fn provider(&self, suffix: &str, cluster: &str, more: &[&str]) -> Result<Provider> {
-        self.provider_with(suffix, cluster, more, json!({})).await
+        let access = (&self.infra_access, &self.guest_access);
+        self.start(access, suffix, cluster, more, json!({}))
     }
 
     /// The same, with more keys in the cloud-config's section `loadBalancer`.
@@ -101,7 +112,32 @@ impl Place {
         more: &[&str],
         load_balancer: Value,
     ) -> Result<Provider> {
-        let (name, mut args) = self.arguments(suffix, cluster, load_balancer)?;
+        self.start((&self.infra_access, &self.guest_access), suffix, cluster, more, load_balancer)
+    }
+
+    /// The same, which reaches both clusters through fault proxies.
+    pub async fn provider_behind(&self, between: &Between, suffix: &str, more: &[&str]) -> Result<Provider> {
+        let access = (between.infra.kubeconfig(), between.guest.kubeconfig());
+        self.start(access, suffix, CLUSTER, more, json!({}))
+    }
+
+    /// Fault proxies before both API servers, for the accounts of a provider.
+    pub async fn between(&self) -> Result<Between> {
+        Ok(Between {
+            infra: KubeProxy::start(&self.infra_access).await?,
+            guest: KubeProxy::start(&self.guest_access).await?,
+        })
+    }
+
+    fn start(
+        &self,
+        access: (&Kubeconfig, &Kubeconfig),
+        suffix: &str,
+        cluster: &str,
+        more: &[&str],
+        load_balancer: Value,
+    ) -> Result<Provider> {
+        let (name, mut args) = self.arguments(access, suffix, cluster, load_balancer)?;
         args.extend(more.iter().map(|&argument| argument.to_owned()));
         let spec = ProcessSpec { name, program: program()?, args, ..ProcessSpec::default() };
         Ok(Provider { process: Supervisor::new(self.logs.clone()).start(&spec)? })
@@ -109,17 +145,24 @@ impl Place {
 
     /// Runs the provider's program to its end.
     pub async fn run(&self, suffix: &str, cluster: &str, more: &[&str]) -> Result<std::process::Output> {
-        let (_, mut args) = self.arguments(suffix, cluster, json!({}))?;
+        let access = (&self.infra_access, &self.guest_access);
+        let (_, mut args) = self.arguments(access, suffix, cluster, json!({}))?;
         args.extend(more.iter().map(|&argument| argument.to_owned()));
         Ok(tokio::process::Command::new(program()?).args(args).output().await?)
     }
 
     /// The name of a provider, and its arguments, whose files are written.
-    fn arguments(&self, suffix: &str, cluster: &str, load_balancer: Value) -> Result<(String, Vec<String>)> {
+    fn arguments(
+        &self,
+        (infra, guest): (&Kubeconfig, &Kubeconfig),
+        suffix: &str,
+        cluster: &str,
+        load_balancer: Value,
+    ) -> Result<(String, Vec<String>)> {
         let name = format!("ccm-{}-{suffix}", self.namespace);
         let file = |what: &str| PathBuf::from(RUNTIME).join(format!("{name}.{what}"));
-        std::fs::write(file("infra"), serde_json::to_vec(&self.infra_access)?)?;
-        std::fs::write(file("guest"), serde_json::to_vec(&self.guest_access)?)?;
+        std::fs::write(file("infra"), serde_json::to_vec(infra)?)?;
+        std::fs::write(file("guest"), serde_json::to_vec(guest)?)?;
         let mut config = json!({"kubeconfig": file("infra"), "namespace": self.namespace,
             "loadBalancer": {"creationPollTimeout": 5}});
         for (key, value) in load_balancer.as_object().into_iter().flatten() {

@@ -33,20 +33,10 @@ pub async fn filtered(fixture: Fixture) -> Result<()> {
         "fixed": "by-guest", "metallb.io/loadBalancerIPs": "203.0.113.6"}}});
     merge(&place.guests, "web", asked).await?;
     let mirror = mirror_name(&service);
-    let passed = |now: &Value, pool: Value, free: Value, external: Value, address: Value| {
-        let (annotations, spec) = (&now["metadata"]["annotations"], &now["spec"]);
-        annotations[POOL] == pool
-            && annotations["free"] == free
-            && annotations.get("example.org/x").is_none()
-            && annotations.get("metallb.io/loadBalancerIPs").is_none()
-            && annotations["fixed"] == "by-operator"
-            && spec["externalIPs"] == external
-            && spec["loadBalancerIP"] == address
-    };
     let first = json!(["198.51.100.9"]);
     place
         .mirror(&mirror, "what is allowed", |now| {
-            passed(now, Value::Null, json!("1"), first.clone(), Value::Null)
+            passed(now, &Value::Null, &json!("1"), &first, &Value::Null)
                 && now["metadata"]["annotations"]["by"] == "default"
         })
         .await?;
@@ -62,24 +52,41 @@ pub async fn filtered(fixture: Fixture) -> Result<()> {
     merge(&place.guests, "web", allowed).await?;
     place
         .mirror(&mirror, "the allowed pool and address", |now| {
-            passed(now, json!("public"), json!("1"), first.clone(), json!("198.18.7.7"))
+            passed(now, &json!("public"), &json!("1"), &first, &json!("198.18.7.7"))
         })
         .await?;
     place.shows("web", Some("198.18.7.7")).await?;
 
     drop(provider);
+    tightened(&place, &mirror).await
+}
+
+/// A provider with a policy that lets nothing pass takes back what passed before.
+async fn tightened(place: &Place, mirror: &str) -> Result<()> {
     let tight = json!({"policy": {"externalIPs": [], "loadBalancerIPs": [],
         "annotations": {"allow": [], "overrides": {"fixed": "by-operator"}}}});
     let _provider = place.provider_with("b", CLUSTER, &[ALONE], tight).await?;
     place
-        .mirror(&mirror, "nothing of the guest's", |now| {
-            passed(now, Value::Null, Value::Null, Value::Null, Value::Null)
+        .mirror(mirror, "nothing of the guest's", |now| {
+            passed(now, &Value::Null, &Value::Null, &Value::Null, &Value::Null)
                 && now["metadata"]["annotations"].get("by").is_none()
         })
         .await?;
     place.told("web", "AnnotationsRefused", "free").await?;
     place.served("web").await?;
     Ok(())
+}
+
+/// Whether infra has these of the guest's wishes, and none that is never allowed.
+fn passed(now: &Value, pool: &Value, free: &Value, external: &Value, address: &Value) -> bool {
+    let (annotations, spec) = (&now["metadata"]["annotations"], &now["spec"]);
+    annotations[POOL] == *pool
+        && annotations["free"] == *free
+        && annotations.get("example.org/x").is_none()
+        && annotations.get("metallb.io/loadBalancerIPs").is_none()
+        && annotations["fixed"] == "by-operator"
+        && spec["externalIPs"] == *external
+        && spec["loadBalancerIP"] == *address
 }
 
 /// Fifty at once: no more than the quota are ever made, the others are told; one that goes makes room for the next. A smaller

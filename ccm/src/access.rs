@@ -20,8 +20,8 @@ use tower::BoxError;
 use call::Call;
 pub use call::CallMetrics;
 pub use cluster_access::chain;
-use source::Files;
 pub use source::{AccessError, Source};
+use source::{Files, Named};
 
 /// Longest time until a call is answered; of a watch, until it is opened. Longer than a healthy API server needs for any
 /// call that is made here, by far.
@@ -80,8 +80,8 @@ impl InfraCluster {
 
 /// A client over `source`, and the namespace that its credentials name.
 async fn renewing(source: Source, metrics: CallMetrics) -> Result<(Client, String), AccessError> {
-    let (files, client, namespace) = source.load().await?;
-    let seen = Seen { files, client, at: Instant::now(), complaint: None };
+    let (files, client, Named { namespace, host }) = source.load().await?;
+    let seen = Seen { files, client, host: host.into(), at: Instant::now(), complaint: None };
     let renewing = Arc::new(Renewing { source, seen: Mutex::new(seen), metrics });
     let service = tower::service_fn(move |request| renewing.clone().call(request));
     Ok((Client::new(service, namespace.clone()), namespace))
@@ -97,6 +97,8 @@ struct Renewing {
 struct Seen {
     files: Files,
     client: Client,
+    /// Host and port of the API server.
+    host: Arc<str>,
     at: Instant,
     /// Why the newest files are not in use, said once.
     complaint: Option<String>,
@@ -105,9 +107,11 @@ struct Seen {
 impl Renewing {
     async fn call(self: Arc<Self>, request: http::Request<Body>) -> Result<http::Response<Body>, BoxError> {
         let call = Call::of(&request);
-        let client = self.current().await;
+        let (client, host) = self.current().await;
+        let began = Instant::now();
         let answer = call.send(&client, request).await;
-        self.metrics.count(self.source.cluster, &call, &answer);
+        let seconds = began.elapsed().as_secs_f64();
+        self.metrics.count(self.source.cluster, (&call, &host), seconds, &answer);
         let curable = match &answer {
             Ok(response) => response.status() == http::StatusCode::UNAUTHORIZED,
             Err(_) => true,
@@ -118,7 +122,7 @@ impl Renewing {
         answer
     }
 
-    async fn current(&self) -> Client {
+    async fn current(&self) -> (Client, Arc<str>) {
         let mut seen = self.seen.lock().await;
         if seen.at.elapsed() >= LOOK_INTERVAL {
             seen.at = Instant::now();
@@ -126,14 +130,15 @@ impl Renewing {
                 self.renew(&mut seen).await;
             }
         }
-        seen.client.clone()
+        (seen.client.clone(), Arc::clone(&seen.host))
     }
 
     async fn renew(&self, seen: &mut Seen) {
         let cluster = self.source.cluster;
         match self.source.load().await {
-            Ok((files, client, _)) => {
+            Ok((files, client, named)) => {
                 (seen.files, seen.client, seen.complaint) = (files, client, None);
+                seen.host = named.host.into();
                 tracing::info!("the {cluster} cluster's credentials changed, connected anew");
             }
             Err(error) => {

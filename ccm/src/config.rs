@@ -4,6 +4,8 @@
 //! A key that nobody knows is no error, because the reference drops it too, but it is told, so that a misspelt one
 //! shows. A value of a wrong type is an error that names the key.
 
+mod policy;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,11 +13,15 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use crate::address::{AddressPolicy, PolicyError};
+use crate::load_balancer::owner::OwnerChoice;
+use crate::tenant_policy::{self, TenantPolicy};
 
 /// `loadBalancer.creationPollInterval` where it is absent or not positive (the reference's default).
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// `loadBalancer.creationPollTimeout` where it is absent or not positive (the reference's default).
 const DEFAULT_POLL_TIMEOUT: Duration = Duration::from_mins(5);
+/// `loadBalancer.sweepInterval` where it is absent: a left-over costs an address, and a look one call per left-over.
+const DEFAULT_SWEEP_INTERVAL: Duration = Duration::from_hours(1);
 
 /// What the cloud-config says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +51,12 @@ pub struct LoadBalancerConfig {
     pub selectorless: bool,
     /// `enableEPSController`: endpoints of infra Services with policy Local are ours to write.
     pub endpoint_slices: bool,
+    /// `policy`: what of the guest's wishes may reach infra. The reference does not have it.
+    pub policy: TenantPolicy,
+    /// `owner`: the infra object with which all infra Services of this guest go. The reference does not have it.
+    pub owner: Option<OwnerChoice>,
+    /// `sweepInterval`: how often left-overs are looked for; `None` = never. The reference does not have it.
+    pub sweep_interval: Option<Duration>,
 }
 
 /// The section `instancesV2`.
@@ -67,6 +79,17 @@ pub enum ConfigError {
     /// The choice of addresses can't be understood.
     #[error("instancesV2.nodeAddresses of the cloud-config: {0}")]
     Addresses(#[from] PolicyError),
+    /// A rule of the policy can't be understood.
+    #[error("{key} of the cloud-config: {source}")]
+    Policy {
+        /// The key, with its section.
+        key: String,
+        /// Why.
+        source: tenant_policy::PolicyError,
+    },
+    /// A key that another one needs is missing.
+    #[error("{0} of the cloud-config is missing")]
+    Missing(String),
     /// A key has a value of another type.
     #[error("{key} of the cloud-config must be {wanted}, it is {found}")]
     Type {
@@ -87,6 +110,9 @@ impl Default for LoadBalancerConfig {
             poll_timeout: DEFAULT_POLL_TIMEOUT,
             selectorless: false,
             endpoint_slices: false,
+            policy: TenantPolicy::default(),
+            owner: None,
+            sweep_interval: Some(DEFAULT_SWEEP_INTERVAL),
         }
     }
 }
@@ -122,6 +148,9 @@ impl CloudConfig {
                 poll_timeout: load_balancer.seconds("creationPollTimeout", DEFAULT_POLL_TIMEOUT)?,
                 selectorless: load_balancer.flag("selectorless")?.unwrap_or(false),
                 endpoint_slices: load_balancer.flag("enableEPSController")?.unwrap_or(false),
+                policy: policy::read(&mut load_balancer, &mut unknown)?,
+                owner: owner(&mut load_balancer, &mut unknown)?,
+                sweep_interval: load_balancer.seconds_or_never("sweepInterval", DEFAULT_SWEEP_INTERVAL)?,
             },
             instances: InstancesConfig {
                 enabled: instances.flag("enabled")?.unwrap_or(true),
@@ -139,6 +168,24 @@ impl CloudConfig {
         }
         Ok((config, unknown))
     }
+}
+
+fn owner(
+    load_balancer: &mut Section<'_>,
+    unknown: &mut Vec<String>,
+) -> Result<Option<OwnerChoice>, ConfigError> {
+    let mut owner = load_balancer.section_of("owner", "loadBalancer.owner")?;
+    if owner.keys.is_empty() {
+        return Ok(None);
+    }
+    let mut needed = |key: &str| {
+        let text = owner.text(key)?;
+        if text.is_empty() { Err(ConfigError::Missing(owner.path(key))) } else { Ok(text) }
+    };
+    let choice =
+        OwnerChoice { api_version: needed("apiVersion")?, kind: needed("kind")?, name: needed("name")? };
+    unknown.extend(owner.left());
+    Ok(Some(choice))
 }
 
 /// One map of the file, from which each known key is taken out once.
@@ -200,19 +247,37 @@ impl<'a> Section<'a> {
         Ok(u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map_or(default, Duration::from_secs))
     }
 
+    /// Whole seconds; not positive is never.
+    fn seconds_or_never(&mut self, key: &str, default: Duration) -> Result<Option<Duration>, ConfigError> {
+        let never = self.keys.get(key).and_then(Value::as_i64).is_some_and(|seconds| seconds <= 0);
+        let seconds = self.seconds(key, default)?;
+        Ok((!never).then_some(seconds))
+    }
+
     fn list(&mut self, key: &str) -> Result<Vec<String>, ConfigError> {
+        Ok(self.list_if_there(key)?.unwrap_or_default())
+    }
+
+    /// Where a list that is empty says another thing than none.
+    fn list_if_there(&mut self, key: &str) -> Result<Option<Vec<String>>, ConfigError> {
         let items = match self.take(key) {
-            Value::Null => return Ok(Vec::new()),
+            Value::Null => return Ok(None),
             Value::Array(items) => items,
             other => return Err(wrong(&self.path(key), "a list of texts", &other)),
         };
-        items
-            .into_iter()
-            .map(|item| match item {
-                Value::String(text) => Ok(text),
-                other => Err(wrong(&self.path(key), "a list of texts", &other)),
-            })
-            .collect()
+        let texts = items.into_iter().map(|item| match item {
+            Value::String(text) => Ok(text),
+            other => Err(wrong(&self.path(key), "a list of texts", &other)),
+        });
+        texts.collect::<Result<_, _>>().map(Some)
+    }
+
+    /// A map, whatever its values are; null where there is none.
+    fn take_map(&mut self, key: &str) -> Result<Value, ConfigError> {
+        match self.take(key) {
+            map @ (Value::Null | Value::Object(_)) => Ok(map),
+            other => Err(wrong(&self.path(key), "a map of lists", &other)),
+        }
     }
 
     fn texts(&mut self, key: &str) -> Result<BTreeMap<String, String>, ConfigError> {

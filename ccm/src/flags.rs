@@ -68,6 +68,15 @@ pub struct Flags {
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
     pub node_status_update_frequency: Duration,
 
+    /// Delete all infra Services of this guest, wait until they are gone, and end: for the teardown of the guest
+    #[arg(long, value_name = "BOOL", default_value = "false", action = ArgAction::Set, value_parser = parse_bool,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub cleanup: bool,
+
+    /// How long --cleanup waits until they are gone
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
+    pub cleanup_timeout: Duration,
+
     /// The lease of the one replica that acts.
     #[command(flatten)]
     pub leader: LeaderFlags,

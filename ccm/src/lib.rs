@@ -16,6 +16,7 @@ pub mod events;
 #[cfg(test)]
 mod fake_api;
 pub mod flags;
+pub mod framework_metrics;
 pub mod instance;
 pub mod lease;
 pub mod load_balancer;
@@ -24,5 +25,9 @@ pub mod node;
 pub mod node_lifecycle;
 pub mod program;
 pub mod provider_id;
+#[cfg(test)]
+mod reference;
 pub mod secure_endpoint;
+pub mod tenant_policy;
 pub mod topology;
+pub mod work_queue;

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+#[cfg(test)]
+use clap::Parser;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -12,13 +14,14 @@ use serving::shutdown::DRAIN_BOUND;
 use serving::{ProcessMetrics, Shutdown, Telemetry};
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{CallMetrics, GuestCluster, InfraCluster};
+use crate::access::{CallMetrics, GuestCluster, InfraCluster, chain};
 use crate::config::CloudConfig;
 use crate::controllers::Controller;
 use crate::events::EventSink;
 use crate::flags::{Flags, LeaderFlags, ServingFlags, path};
+use crate::framework_metrics::FrameworkMetrics;
 use crate::lease::{Lease, Timing};
-use crate::load_balancer::controller::{COMPONENT, ServiceController};
+use crate::load_balancer::controller::{COMPONENT, ServiceController, cleanup::Cleanup};
 use crate::load_balancer::identity::Identity;
 use crate::load_balancer::metrics::ServiceMetrics;
 use crate::load_balancer::mirror::EndpointChoice;
@@ -29,11 +32,16 @@ use crate::node::{
     metrics::NodeMetrics,
 };
 use crate::secure_endpoint::{ReviewTimes, Reviews, SecureEndpoint, Tls};
+use crate::work_queue::QueueMetrics;
 
 /// The crates whose debug lines `--v=4` and `--v=5` show.
 const OWN_CRATES: &[&str] = &["ccm", "kubevirt_cloud_controller_manager", "serving"];
 /// The first word of the metrics that are only ours.
 const METRICS_PREFIX: &str = "kubevirt_ccm";
+/// The framework's names of controllers in metrics; that of the service controller is also its queue's.
+const SERVICE_NAME: &str = "service";
+const NODE_METRIC: &str = "cloud-node";
+const LIFECYCLE_METRIC: &str = "cloud-node-lifecycle";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Gives another UUID at each read (Linux, random(4)).
 const RANDOM_UUID: &str = "/proc/sys/kernel/random/uuid";
@@ -46,10 +54,21 @@ struct Clusters {
 }
 
 /// What the controllers count.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Metrics {
     services: ServiceMetrics,
     nodes: NodeMetrics,
+    queues: QueueMetrics,
+    framework: FrameworkMetrics,
+}
+
+impl Metrics {
+    fn register(&self, registry: &mut Registry) {
+        self.services.register(registry);
+        self.nodes.register(registry);
+        self.queues.register(registry);
+        self.framework.register(registry);
+    }
 }
 
 /// Runs the program to its end.
@@ -73,6 +92,10 @@ pub fn start(flags: Flags) -> Result<()> {
 async fn run(flags: Flags) -> Result<()> {
     let shutdown = Shutdown::on_signals()?;
     let config = read_config(&flags).await?;
+    if flags.cleanup {
+        let ended = shutdown.stopping().run_until_cancelled_owned(clean_up(&flags, config)).await;
+        return ended.unwrap_or_else(|| bail!("stopped before the end"));
+    }
     let mut registry = Registry::default();
     ProcessMetrics::register(&mut registry, METRICS_PREFIX, VERSION);
     let calls = CallMetrics::default();
@@ -82,14 +105,13 @@ async fn run(flags: Flags) -> Result<()> {
     let infra = InfraCluster::open(config.kubeconfig.clone(), &config.namespace, calls).await;
     let clusters = Clusters { guest, infra: infra.context("kubeconfig of the cloud-config")? };
     let metrics = Metrics::default();
-    metrics.services.register(&mut registry);
-    metrics.nodes.register(&mut registry);
+    metrics.register(&mut registry);
     let leads = leader_gauge(&mut registry, &flags.leader);
 
     let served = CancellationToken::new();
     let last = served.clone().drop_guard();
     if flags.serving.secure_port != 0 {
-        let endpoint = endpoint(&flags, &config, &clusters, registry).await?;
+        let endpoint = endpoint(&flags, &config, &clusters, (registry, &metrics.framework)).await?;
         tracing::info!(address = %endpoint.local_addr(), "serving HTTPS");
         shutdown.spawn("the HTTPS endpoint", endpoint.serve(served));
     }
@@ -170,12 +192,12 @@ async fn control(flags: &Flags, config: &CloudConfig, clusters: Clusters, metric
         );
     }
     tokio::join!(
-        Box::pin(serve_nodes(flags, config, clusters.clone(), metrics.nodes)),
-        Box::pin(serve_load_balancers(flags, config, clusters, metrics.services)),
+        Box::pin(serve_nodes(flags, config, clusters.clone(), metrics.clone())),
+        Box::pin(serve_load_balancers(flags, config, clusters, metrics)),
     );
 }
 
-async fn serve_nodes(flags: &Flags, config: &CloudConfig, clusters: Clusters, metrics: NodeMetrics) {
+async fn serve_nodes(flags: &Flags, config: &CloudConfig, clusters: Clusters, metrics: Metrics) {
     let settings = NodeSettings {
         addresses: config.instances.addresses.clone(),
         zone_and_region: config.instances.zone_and_region,
@@ -188,52 +210,76 @@ async fn serve_nodes(flags: &Flags, config: &CloudConfig, clusters: Clusters, me
         tracing::info!("Nodes are not served: switched off");
         return std::future::pending().await;
     }
+    for (name, runs) in [(NODE_METRIC, settings.upkeep), (LIFECYCLE_METRIC, settings.lifecycle)] {
+        if runs {
+            metrics.framework.runs(name);
+        }
+    }
     let reads = InfraReads::new(clusters.infra.client, clusters.infra.namespace);
     let index = Arc::new(MachineIndex::default());
     let feed = Feed::new(reads.clone(), Arc::clone(&index));
     let controller =
-        NodeController::new(settings, clusters.guest.client, reads, (index, feed.clone()), metrics);
+        NodeController::new(settings, clusters.guest.client, reads, (index, feed.clone()), metrics.nodes);
     // Whoever drops this ends it; there is nothing of it to finish.
     tokio::join!(feed.run(), controller.run(CancellationToken::new()));
 }
 
-async fn serve_load_balancers(
-    flags: &Flags,
-    config: &CloudConfig,
-    clusters: Clusters,
-    metrics: ServiceMetrics,
-) {
+async fn serve_load_balancers(flags: &Flags, config: &CloudConfig, clusters: Clusters, metrics: Metrics) {
     if !flags.controllers.runs(Controller::Service) || !config.load_balancer.enabled {
         tracing::info!("LoadBalancer Services are not served: switched off");
         return std::future::pending().await;
     }
+    metrics.framework.runs(SERVICE_NAME);
     let events = EventSink::start(clusters.guest.clone(), COMPONENT);
     let controller = ServiceController {
         guest: clusters.guest,
         infra: clusters.infra,
         settings: Settings {
-            identity: Identity {
-                cluster: flags.cluster_name.clone(),
-                infra_labels: config.infra_labels.clone(),
-            },
+            identity: identity(flags, config),
             endpoints: EndpointChoice {
                 selectorless: config.load_balancer.selectorless,
                 slices_for_local: config.load_balancer.endpoint_slices,
             },
+            policy: config.load_balancer.policy.clone(),
+            guest_cluster: None,
+            owner: None,
         },
         address_timeout: config.load_balancer.poll_timeout,
+        owner: config.load_balancer.owner.clone(),
+        sweep_interval: config.load_balancer.sweep_interval,
         concurrency: flags.concurrent_service_syncs,
         events,
-        metrics,
+        metrics: metrics.services,
+        queue: metrics.queues.queue(SERVICE_NAME),
     };
     controller.run().await;
+}
+
+fn identity(flags: &Flags, config: &CloudConfig) -> Identity {
+    Identity { cluster: flags.cluster_name.clone(), infra_labels: config.infra_labels.clone() }
+}
+
+/// `--cleanup`.
+async fn clean_up(flags: &Flags, config: CloudConfig) -> Result<()> {
+    let calls = CallMetrics::default();
+    let guest = GuestCluster::open(path(&flags.kubeconfig), &flags.master, calls.clone()).await;
+    let infra = InfraCluster::open(config.kubeconfig.clone(), &config.namespace, calls).await;
+    let leader = &flags.leader;
+    let cleanup = Cleanup {
+        infra: infra.context("kubeconfig of the cloud-config")?,
+        guest: guest.inspect_err(|error| tracing::warn!(error = chain(error), "--kubeconfig")).ok(),
+        identity: identity(flags, &config),
+        lease: (leader.leader_elect_resource_namespace.clone(), leader.leader_elect_resource_name.clone()),
+        timeout: flags.cleanup_timeout,
+    };
+    cleanup.run().await
 }
 
 async fn endpoint(
     flags: &Flags,
     config: &CloudConfig,
     clusters: &Clusters,
-    registry: Registry,
+    (registry, health): (Registry, &FrameworkMetrics),
 ) -> Result<SecureEndpoint> {
     let ServingFlags { bind_address, secure_port, .. } = &flags.serving;
     let ip =
@@ -265,7 +311,7 @@ async fn endpoint(
         },
     } });
     let address = SocketAddr::new(ip, *secure_port);
-    Ok(SecureEndpoint::bind(address, &tls, reviews, Arc::new(registry), shown).await?)
+    Ok(SecureEndpoint::bind(address, &tls, reviews, (Arc::new(registry), health.clone()), shown).await?)
 }
 
 async fn reviewer(kubeconfig: &str, clusters: &Clusters) -> Result<kube::Client> {
@@ -281,4 +327,23 @@ fn leader_gauge(registry: &mut Registry, flags: &LeaderFlags) -> Gauge {
     let leads = by_name.get_or_create(&labels).clone();
     registry.register("leader_election_master_status", "1 while this process holds the lease", by_name);
     leads
+}
+
+/// Registers all metrics of the program, each with a sample, so that its labels show.
+#[cfg(test)]
+pub(crate) fn every_metric(registry: &mut Registry) {
+    let (metrics, calls) = (Metrics::default(), CallMetrics::default());
+    ProcessMetrics::register(registry, METRICS_PREFIX, VERSION);
+    calls.register(registry);
+    metrics.register(registry);
+    leader_gauge(registry, &LeaderFlags::parse_from([""]));
+    calls.sample();
+    let queue = metrics.queues.queue(SERVICE_NAME);
+    let item = (String::new(), String::new());
+    queue.added(item.clone());
+    queue.taken(&item);
+    queue.done(0.0, true);
+    metrics.services.refused("sample");
+    metrics.framework.runs(SERVICE_NAME);
+    metrics.framework.answered("livez");
 }

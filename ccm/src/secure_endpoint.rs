@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use crate::framework_metrics::FrameworkMetrics;
 use reviews::Verdict;
 pub use reviews::{ReviewTimes, Reviews};
 pub use tls::{Tls, TlsError};
@@ -35,10 +36,11 @@ pub struct SecureEndpoint {
 struct Shown {
     registry: Arc<Registry>,
     config: Value,
+    health: FrameworkMetrics,
 }
 
 impl SecureEndpoint {
-    /// Binds `address`. `config` is shown at `/configz`.
+    /// Binds `address`. `config` is shown at `/configz`; `health` counts the checks.
     ///
     /// # Errors
     /// The address is taken, or the certificate can't be used.
@@ -46,18 +48,18 @@ impl SecureEndpoint {
         address: SocketAddr,
         tls: &Tls,
         reviews: Reviews,
-        registry: Arc<Registry>,
+        (registry, health): (Arc<Registry>, FrameworkMetrics),
         config: Value,
     ) -> Result<Self, TlsError> {
         let listener = tls::TlsListener::bind(address, tls).await?;
         let router = Router::new()
-            .route("/healthz", get(ok))
-            .route("/livez", get(ok))
-            .route("/readyz", get(ok))
+            .route("/healthz", get(async |State(shown): State<Arc<Shown>>| ok(&shown, "healthz")))
+            .route("/livez", get(async |State(shown): State<Arc<Shown>>| ok(&shown, "livez")))
+            .route("/readyz", get(async |State(shown): State<Arc<Shown>>| ok(&shown, "readyz")))
             .route("/metrics", get(metrics))
             .route("/metrics/slis", get(metrics))
             .route("/configz", get(configz))
-            .with_state(Arc::new(Shown { registry, config }))
+            .with_state(Arc::new(Shown { registry, config, health }))
             .layer(from_fn_with_state(Arc::new(reviews), guard));
         Ok(Self { listener, router })
     }
@@ -93,7 +95,8 @@ async fn guard(State(reviews): State<Arc<Reviews>>, request: Request, next: Next
 }
 
 /// The one thread that does all the work answers: that it answers is the proof.
-async fn ok() -> &'static str {
+fn ok(shown: &Shown, check: &'static str) -> &'static str {
+    shown.health.answered(check);
     "ok"
 }
 

@@ -8,7 +8,8 @@ use kube::client::Body;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
 use tokio::time::timeout;
 use tower::BoxError;
 
@@ -19,7 +20,13 @@ use super::CALL_DEADLINE;
 pub(super) struct Call {
     pub verb: &'static str,
     pub resource: String,
+    pub method: Method,
 }
+
+/// client-go's code of a request without an answer.
+const NO_CODE: &str = "<error>";
+/// Bounds of the time of a request, in seconds (client-go).
+const DURATION_BOUNDS: [f64; 12] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
 
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -34,10 +41,36 @@ struct CallLabels {
     code: Cow<'static, str>,
 }
 
-/// Counts the calls to both clusters.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RequestLabels {
+    code: Cow<'static, str>,
+    method: String,
+    host: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DurationLabels {
+    verb: String,
+    host: String,
+}
+
+/// Counts the calls to both clusters: in our words, and under the names of client-go (`k8s.io/component-base`,
+/// `restclient/metrics.go`).
+#[derive(Clone, Debug)]
 pub struct CallMetrics {
     calls: Family<CallLabels, Counter>,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<DurationLabels, Histogram, fn() -> Histogram>,
+}
+
+impl Default for CallMetrics {
+    fn default() -> Self {
+        Self {
+            calls: Family::default(),
+            requests: Family::default(),
+            durations: Family::new_with_constructor(|| Histogram::new(DURATION_BOUNDS)),
+        }
+    }
 }
 
 impl CallMetrics {
@@ -49,14 +82,40 @@ impl CallMetrics {
              none came",
             self.calls.clone(),
         );
+        registry.register(
+            "rest_client_requests",
+            "HTTP requests to the API servers, by status code, method and host; the code is <error> where no answer came",
+            self.requests.clone(),
+        );
+        registry.register_with_unit(
+            "rest_client_request_duration",
+            "Time until an API server answered; of a watch, until it was opened",
+            Unit::Seconds,
+            self.durations.clone(),
+        );
+    }
+
+    /// Counts a call that nobody made, so that the labels show.
+    #[cfg(test)]
+    pub(crate) fn sample(&self) {
+        let call = Call::of(&Request::get("/api/v1/services").body(()).expect("is a request"));
+        self.count("guest", (&call, "host"), 0.0, &Err(NoAnswer.into()));
     }
 
     pub(super) fn count(
         &self,
         cluster: &'static str,
-        call: &Call,
+        (call, host): (&Call, &str),
+        seconds: f64,
         answer: &Result<Response<Body>, BoxError>,
     ) {
+        let (host, method) = (host.to_owned(), call.method.to_string());
+        let status = answer.as_ref().map(|response| Cow::Owned(response.status().as_u16().to_string()));
+        let code = status.unwrap_or(Cow::Borrowed(NO_CODE));
+        self.durations
+            .get_or_create(&DurationLabels { verb: method.clone(), host: host.clone() })
+            .observe(seconds);
+        self.requests.get_or_create(&RequestLabels { code, method, host }).inc();
         let code = match answer {
             Ok(response) => Cow::Owned(response.status().as_u16().to_string()),
             Err(error) if error.is::<NoAnswer>() => Cow::Borrowed("timeout"),
@@ -101,7 +160,7 @@ impl Call {
             (&Method::DELETE, true) => "delete",
             _ => "other",
         };
-        Self { verb, resource }
+        Self { verb, resource, method: method.clone() }
     }
 
     /// Sends it, with the deadline on the whole answer; of a watch, on its opening.

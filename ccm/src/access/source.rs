@@ -71,6 +71,14 @@ pub enum AccessError {
     },
 }
 
+/// What credentials name beside the cluster.
+pub(super) struct Named {
+    /// The namespace.
+    pub namespace: String,
+    /// Host and port of the API server.
+    pub host: String,
+}
+
 /// Files and what they held.
 pub(super) struct Files(Vec<(PathBuf, Option<Vec<u8>>)>);
 
@@ -87,9 +95,9 @@ impl Files {
 }
 
 impl Source {
-    /// The files, a client made of them, and the namespace that they name. The files are read before the client is made: a
+    /// The files, a client made of them, and what they name. The files are read before the client is made: a
     /// change in between shows at the next look.
-    pub(super) async fn load(&self) -> Result<(Files, Client, String), AccessError> {
+    pub(super) async fn load(&self) -> Result<(Files, Client, Named), AccessError> {
         let cluster = self.cluster;
         let (files, mut config) = if let Some(path) = &self.kubeconfig {
             self.of_kubeconfig(path).await?
@@ -107,10 +115,11 @@ impl Source {
             config.cluster_url =
                 self.address.parse().map_err(|source| AccessError::Address { address, source })?;
         }
-        let namespace = config.default_namespace.clone();
+        let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
+        let named = Named { namespace: config.default_namespace.clone(), host };
         let client =
             client(config).map_err(|source| AccessError::Client { cluster, source: Box::new(source) })?;
-        Ok((files, client, namespace))
+        Ok((files, client, named))
     }
 
     async fn of_kubeconfig(&self, path: &PathBuf) -> Result<(Files, Config), AccessError> {

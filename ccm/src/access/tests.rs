@@ -61,6 +61,13 @@ async fn takes_up_rotated_files_after_a_refusal_and_keeps_the_last_good_ones() {
     encode(&mut text, &registry).unwrap();
     let line = "requests_total{cluster=\"infra\",verb=\"get\",resource=\"nodes\",code=\"401\"} 2";
     assert!(text.contains(line), "{text}");
+    let host = server.local_addr().unwrap();
+    for line in [
+        format!("rest_client_requests_total{{code=\"401\",method=\"GET\",host=\"{host}\"}} 2\n"),
+        format!("rest_client_request_duration_seconds_count{{verb=\"GET\",host=\"{host}\"}} 3\n"),
+    ] {
+        assert!(text.contains(&line), "{line} in {text}");
+    }
 }
 
 #[tokio::test]

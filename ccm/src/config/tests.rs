@@ -1,6 +1,7 @@
 //! The shapes of the field, the defaults, and what is refused.
 
 use super::*;
+use crate::tenant_policy::{AnnotationPolicy, Choice, KeyPattern, Networks};
 use proptest::prelude::*;
 use rstest::rstest;
 
@@ -120,4 +121,76 @@ fn a_choice_of_addresses_that_is_none_is_told(#[case] choice: &str, #[case] says
     let text = format!("instancesV2: {{nodeAddresses: {choice}}}");
     let error = CloudConfig::parse(&text).unwrap_err().to_string();
     assert!(error.contains(says), "{error}");
+}
+
+#[test]
+fn reads_a_policy() {
+    let config = parse(
+        "loadBalancer:\n  policy:\n    annotations:\n      allow: [\"metallb.io/*\"]\n      deny: [a]\n\
+         \x20     values:\n        metallb.io/address-pool: [public]\n      defaults: {b: c}\n      overrides: {d: e}\n\
+         \x20   externalIPs: []\n    loadBalancerIPs: [192.0.2.0/24]\n    maxLoadBalancers: 3\n",
+    );
+    let policy = config.load_balancer.policy;
+    let one = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
+    let annotations = AnnotationPolicy {
+        allow: Some(vec![KeyPattern::Prefix("metallb.io/".to_owned())]),
+        deny: vec![KeyPattern::Exact("a".to_owned())],
+        values: [("metallb.io/address-pool".to_owned(), Choice::new(vec!["public".to_owned()]))].into(),
+        defaults: one("b", "c"),
+        overrides: one("d", "e"),
+    };
+    assert_eq!(policy.annotations, annotations);
+    assert_eq!(policy.external_ips, Some(Networks::default()), "empty is not absent");
+    assert_eq!(policy.load_balancer_ips, Some(Networks::parse(&["192.0.2.0/24".to_owned()]).unwrap()));
+    assert_eq!(policy.max_load_balancers, Some(3));
+}
+
+#[rstest]
+#[case("{externalIPs: none}", "loadBalancer.policy.externalIPs of the cloud-config must be a list of texts")]
+#[case("{externalIPs: [lan]}", "loadBalancer.policy.externalIPs of the cloud-config: \"lan\" is no network")]
+#[case(
+    "{maxLoadBalancers: many}",
+    "loadBalancer.policy.maxLoadBalancers of the cloud-config must be a whole"
+)]
+#[case("{maxLoadBalancers: -1}", "loadBalancer.policy.maxLoadBalancers")]
+#[case(
+    "{annotations: {allow: [\"a*b\"]}}",
+    "loadBalancer.policy.annotations.allow of the cloud-config: \"a*b\""
+)]
+#[case(
+    "{annotations: {values: {a: b}}}",
+    "loadBalancer.policy.annotations.values.a of the cloud-config must be"
+)]
+#[case("{annotations: {defaults: {a: 1}}}", "loadBalancer.policy.annotations.defaults.a")]
+#[case("restrictive", "loadBalancer.policy of the cloud-config must be a map of keys")]
+fn a_policy_that_is_none_ends_the_program(#[case] policy: &str, #[case] says: &str) {
+    let text = format!("loadBalancer: {{policy: {policy}}}");
+    let error = CloudConfig::parse(&text).unwrap_err().to_string();
+    assert!(error.contains(says), "{error}");
+}
+
+#[test]
+fn a_misspelt_rule_shows() {
+    let text = "loadBalancer: {policy: {externalIps: [], annotations: {allowed: []}}}";
+    let (_, mut unknown) = CloudConfig::parse(text).unwrap();
+    unknown.sort();
+    assert_eq!(unknown, ["loadBalancer.policy.annotations.allowed", "loadBalancer.policy.externalIps"]);
+}
+
+#[rstest]
+#[case("{}", Some(3600))]
+#[case("{sweepInterval: 60}", Some(60))]
+#[case("{sweepInterval: 0}", None)]
+fn left_overs_are_looked_for_hourly_or_as_told(#[case] section: &str, #[case] seconds: Option<u64>) {
+    let config = parse(&format!("loadBalancer: {section}"));
+    assert_eq!(config.load_balancer.sweep_interval, seconds.map(Duration::from_secs));
+}
+
+#[test]
+fn reads_the_owner_of_all_infra_services() {
+    let config = parse("loadBalancer: {owner: {apiVersion: v1, kind: ConfigMap, name: guest}}");
+    let owner = OwnerChoice { api_version: "v1".into(), kind: "ConfigMap".into(), name: "guest".into() };
+    assert_eq!(config.load_balancer.owner, Some(owner));
+    let missing = CloudConfig::parse("loadBalancer: {owner: {apiVersion: v1, kind: ConfigMap}}");
+    assert_eq!(missing.unwrap_err().to_string(), "loadBalancer.owner.name of the cloud-config is missing");
 }

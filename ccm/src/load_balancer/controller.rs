@@ -3,28 +3,41 @@
 
 mod act;
 mod api;
+pub mod cleanup;
+mod explain;
 mod memory;
+mod nodes;
+mod owner;
+mod places;
 mod relay;
+mod sweep;
 mod watches;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::StreamExt;
-use kube::runtime::controller::{Action, Config, applier};
+use kube::api::ObjectMeta;
+use kube::runtime::controller::{Action, Config, Error, applier};
+use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::access::{GuestCluster, InfraCluster};
 use crate::events::EventSink;
+use crate::work_queue::Queue;
 
 use super::metrics::ServiceMetrics;
+use super::owner::OwnerChoice;
 use super::plan::Settings;
 use super::service::GuestService;
 use act::Failure;
 use api::Services;
 use memory::Memory;
-use watches::Watches;
+use nodes::Nodes;
+use owner::Owner;
+use places::Places;
+use watches::{Triggers, Watches};
 
 /// The component that the events name, as in the framework.
 pub const COMPONENT: &str = "service-controller";
@@ -44,48 +57,100 @@ pub struct ServiceController {
     pub settings: Settings,
     /// After this time without an address, the Service's users are told.
     pub address_timeout: Duration,
+    /// With which infra object all that is this guest's goes.
+    pub owner: Option<OwnerChoice>,
+    /// How often left-overs are looked for; `None` = never.
+    pub sweep_interval: Option<Duration>,
     /// `--concurrent-service-syncs`.
     pub concurrency: u16,
     /// Where events go.
     pub events: EventSink,
     /// What is counted.
     pub metrics: ServiceMetrics,
+    /// What is counted of its queue.
+    pub queue: Queue,
 }
 
 /// What each pass uses.
 struct Context {
     services: Services,
     watches: Watches,
-    settings: Settings,
+    settings: RwLock<Arc<Settings>>,
+    owner: Option<Owner>,
     address_timeout: Duration,
     events: EventSink,
     metrics: ServiceMetrics,
+    queue: Queue,
     memory: Memory,
+    places: Arc<Places>,
+    nodes: Nodes,
+}
+
+impl Context {
+    /// What was configured, with what was found out about the clusters.
+    fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes what was found out.
+    fn learn(&self, change: impl FnOnce(&mut Settings)) {
+        change(Arc::make_mut(&mut self.settings.write().unwrap_or_else(PoisonError::into_inner)));
+    }
 }
 
 impl ServiceController {
     /// Runs until it is dropped.
     pub async fn run(self) {
-        let (triggers, queue) = mpsc::channel(QUEUE);
-        let watches = Watches::start(&self.guest, &self.infra, &self.settings.identity, triggers);
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let triggers = Triggers::new(sender, self.queue.clone());
+        let places = Arc::new(Places::new(self.settings.policy.max_load_balancers));
+        let identity = &self.settings.identity;
+        let watches =
+            Watches::start(&self.guest, &self.infra, identity, triggers.clone(), Arc::clone(&places));
         relay::start(&self.infra, watches.clone(), self.events.clone());
-        // What infra has must be known first, or each mirror would be made a second time.
-        watches.wait_until_complete().await;
+        let mut nodes = Nodes::start(&self.guest);
+        let services = Services::new(&self.guest, &self.infra);
+        // What infra has must be known first, or each mirror would be made a second time; and who the guest is.
+        let (guest_cluster, (), ()) = tokio::join!(
+            owner::guest_cluster(&services),
+            watches.wait_until_complete(),
+            nodes.wait_until_known()
+        );
         tracing::info!(namespace = self.infra.namespace, "serving LoadBalancer Services");
-        let concurrency = self.concurrency.max(MIN_CONCURRENCY);
-        let guests = watches.guests();
+        let (concurrency, guests) = (self.concurrency.max(MIN_CONCURRENCY), watches.guests());
         let context = Arc::new(Context {
-            services: Services::new(&self.guest, &self.infra),
+            services,
             watches,
-            settings: self.settings,
+            settings: RwLock::new(Arc::new(Settings { guest_cluster, ..self.settings })),
+            owner: self.owner.map(|choice| Owner::new(choice, self.infra)),
             address_timeout: self.address_timeout,
             events: self.events,
             metrics: self.metrics,
+            queue: self.queue,
             memory: Memory::default(),
+            places,
+            nodes,
         });
+        owner::look_until_answered(&context).await;
+        tokio::join!(
+            Self::passes(Arc::clone(&context), guests, queue, concurrency),
+            sweep::run(&context, self.sweep_interval),
+            nodes::follow(&context, &triggers),
+            wake_waiting(&context, &triggers),
+        );
+    }
+
+    /// Has each Service looked at that `queue` names.
+    async fn passes(
+        context: Arc<Context>,
+        guests: Store<GuestService>,
+        queue: mpsc::Receiver<ObjectRef<GuestService>>,
+        concurrency: u16,
+    ) {
         let queue = futures::stream::unfold(queue, |mut queue| async {
             queue.recv().await.map(|service| (Ok::<_, std::convert::Infallible>(service), queue))
         });
+        let counted = context.queue.clone();
         let passes = applier(
             |guest, context| Box::pin(pass(guest, context)),
             retry,
@@ -96,21 +161,38 @@ impl ServiceController {
         );
         passes
             .for_each(|passed| async {
-                if let Err(error) = passed {
-                    tracing::debug!(%error, "a pass ended without success");
+                match passed {
+                    Ok(_) => {}
+                    Err(Error::ObjectNotFound(gone)) => {
+                        counted.dropped(&(gone.namespace.unwrap_or_default(), gone.name));
+                    }
+                    Err(error) => tracing::debug!(%error, "a pass ended without success"),
                 }
             })
             .await;
     }
 }
 
+/// Has those looked at that waited for a place of the quota and may have one.
+async fn wake_waiting(context: &Context, triggers: &Triggers) {
+    loop {
+        for next in context.places.next(&context.watches, &context.settings().identity).await {
+            triggers.send(next).await;
+        }
+    }
+}
+
 async fn pass(guest: Arc<GuestService>, context: Arc<Context>) -> Result<Action, Failure> {
     let began = Instant::now();
+    let ObjectMeta { namespace, name, .. } = &guest.metadata;
+    context.queue.taken(&(namespace.clone().unwrap_or_default(), name.clone().unwrap_or_default()));
     let passed = act::reconcile(&guest, &context).await;
-    context.metrics.pass(began.elapsed().as_secs_f64(), passed.is_err());
+    context.queue.done(began.elapsed().as_secs_f64(), passed.is_err());
     context.metrics.waiting(context.memory.waiting());
-    if passed.is_ok() {
-        context.memory.succeeded(guest.uid());
+    match &passed {
+        Ok(_) => context.memory.succeeded(guest.uid()),
+        Err(failure) if failure.is_refusal() => context.places.set_aside(guest.uid()),
+        Err(_) => {}
     }
     passed
 }

@@ -18,6 +18,8 @@ pub const ROLE_LABEL: &str = "cluster.x-k8s.io/role";
 pub const WORKER_ROLE: &str = "worker";
 /// Annotation: UID of the guest's Service in full; the name has all but its last digit.
 pub const SERVICE_UID_ANNOTATION: &str = "cluster.x-k8s.io/tenant-service-uid";
+/// Annotation: UID of the guest cluster, which is that of its Service `default/kubernetes`. Two guests may have one name.
+pub const GUEST_CLUSTER_ANNOTATION: &str = "cluster.x-k8s.io/tenant-cluster-uid";
 
 /// Longest name of a load balancer (`cloudprovider.DefaultLoadBalancerName`).
 const MAX_NAME_LENGTH: usize = 32;
@@ -59,16 +61,28 @@ pub fn infra_name(uid: &str) -> String {
     std::iter::once('a').chain(uid.chars().filter(|c| *c != '-')).take(MAX_NAME_LENGTH).collect()
 }
 
+/// Whether this is a name of the form that [`infra_name`] gives.
+pub fn is_infra_name(name: &str) -> bool {
+    name.len() == MAX_NAME_LENGTH
+        && name.strip_prefix('a').is_some_and(|uid| uid.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 impl Identity {
+    /// The labels that all infra Services of this guest have.
+    pub fn common_labels(&self) -> BTreeMap<String, String> {
+        let mut labels = BTreeMap::from([(CLUSTER_NAME_LABEL.to_owned(), self.cluster.to_string())]);
+        labels.extend(self.infra_labels.clone());
+        labels
+    }
+
     /// The labels of the mirror of `guest`. The operator's are stronger, as the reference has it.
     pub fn labels(&self, guest: &GuestService) -> BTreeMap<String, String> {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let mut labels = BTreeMap::from([
             (SERVICE_NAME_LABEL.to_owned(), text(&guest.metadata.name)),
             (SERVICE_NAMESPACE_LABEL.to_owned(), text(&guest.metadata.namespace)),
-            (CLUSTER_NAME_LABEL.to_owned(), self.cluster.to_string()),
         ]);
-        labels.extend(self.infra_labels.clone());
+        labels.extend(self.common_labels());
         labels
     }
 

@@ -4,20 +4,15 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-/// The framework's name of the service controller's queue.
-const QUEUE: &str = "service";
 /// Bounds of the time to an address, in seconds: from an address that is there at once to a load balancer of a cloud.
 const ADDRESS_BOUNDS: [f64; 11] = [0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 180.0, 300.0];
-/// Bounds of the time of one pass, in seconds (client-go: powers of ten from 10 ns; ours begin where calls do).
-const WORK_BOUNDS: [f64; 7] = [0.0001, 0.001, 0.01, 0.1, 1.0, 10.0, 30.0];
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct QueueLabels {
-    name: &'static str,
-}
+/// Bounds of the two times of a change of the Nodes: 1 s to 16384 s (k8s.io/cloud-provider, `controllers/service/metrics.go`).
+const FIRST_BOUND: f64 = 1.0;
+const GROWTH: f64 = 2.0;
+const BOUNDS: u16 = 15;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ReasonLabels {
@@ -28,24 +23,26 @@ struct ReasonLabels {
 #[derive(Clone, Debug)]
 pub struct ServiceMetrics {
     syncs: Counter,
-    adds: Family<QueueLabels, Counter>,
-    retries: Family<QueueLabels, Counter>,
-    work: Family<QueueLabels, Histogram, fn() -> Histogram>,
     to_address: Histogram,
     refused: Family<ReasonLabels, Counter>,
     waiting: Gauge,
+    node_sync_errors: Counter,
+    node_sync: Histogram,
+    host_update: Histogram,
+    left_overs: Counter,
 }
 
 impl Default for ServiceMetrics {
     fn default() -> Self {
         Self {
             syncs: Counter::default(),
-            adds: Family::default(),
-            retries: Family::default(),
-            work: Family::new_with_constructor(|| Histogram::new(WORK_BOUNDS)),
             to_address: Histogram::new(ADDRESS_BOUNDS),
             refused: Family::default(),
             waiting: Gauge::default(),
+            node_sync_errors: Counter::default(),
+            node_sync: Histogram::new(exponential_buckets(FIRST_BOUND, GROWTH, BOUNDS)),
+            host_update: Histogram::new(exponential_buckets(FIRST_BOUND, GROWTH, BOUNDS)),
+            left_overs: Counter::default(),
         }
     }
 }
@@ -57,18 +54,6 @@ impl ServiceMetrics {
             "service_controller_loadbalancer_sync",
             "Passes of the service controller that changed a load balancer",
             self.syncs.clone(),
-        );
-        registry.register("workqueue_adds", "Passes of a controller, by queue", self.adds.clone());
-        registry.register(
-            "workqueue_retries",
-            "Failed passes, which are repeated, by queue",
-            self.retries.clone(),
-        );
-        registry.register_with_unit(
-            "workqueue_work_duration",
-            "Time of one pass, by queue",
-            Unit::Seconds,
-            self.work.clone(),
         );
         registry.register_with_unit(
             "kubevirt_ccm_time_to_address",
@@ -86,16 +71,28 @@ impl ServiceMetrics {
             "Services that wait for infra to give an address",
             self.waiting.clone(),
         );
-    }
-
-    /// One pass, which took this many seconds, failed or not.
-    pub fn pass(&self, seconds: f64, failed: bool) {
-        let labels = QueueLabels { name: QUEUE };
-        self.adds.get_or_create(&labels).inc();
-        self.work.get_or_create(&labels).observe(seconds);
-        if failed {
-            self.retries.get_or_create(&labels).inc();
-        }
+        registry.register(
+            "service_controller_nodesync_error",
+            "Changes of the Nodes that not every Service was told about",
+            self.node_sync_errors.clone(),
+        );
+        registry.register_with_unit(
+            "service_controller_nodesync_latency",
+            "Time to tell all Services about a change of the Nodes",
+            Unit::Seconds,
+            self.node_sync.clone(),
+        );
+        registry.register_with_unit(
+            "service_controller_update_loadbalancer_host_latency",
+            "Time to tell one Service about a change of the Nodes",
+            Unit::Seconds,
+            self.host_update.clone(),
+        );
+        registry.register(
+            "kubevirt_ccm_left_overs_deleted",
+            "Infra Services deleted because the guest does not have their Service any more",
+            self.left_overs.clone(),
+        );
     }
 
     /// A load balancer was changed.
@@ -106,6 +103,24 @@ impl ServiceMetrics {
     /// An address reached the guest after this many seconds.
     pub fn address_after(&self, seconds: f64) {
         self.to_address.observe(seconds);
+    }
+
+    /// All Services were told about a change of the Nodes, in this many seconds.
+    pub fn nodes_synced(&self, seconds: f64, failed: bool) {
+        self.node_sync.observe(seconds);
+        if failed {
+            self.node_sync_errors.inc();
+        }
+    }
+
+    /// One Service was told about it.
+    pub fn hosts_updated(&self, seconds: f64) {
+        self.host_update.observe(seconds);
+    }
+
+    /// A left-over was deleted.
+    pub fn left_over_deleted(&self) {
+        self.left_overs.inc();
     }
 
     /// A wish was refused.

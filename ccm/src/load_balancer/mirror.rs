@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Map, Value, json};
 
 use super::identity::{Identity, SERVICE_UID_ANNOTATION, infra_name};
 use super::service::{GuestService, InfraService, LOAD_BALANCER, NO_AFFINITY, ServicePort, ServiceSpec};
+use crate::tenant_policy::{TenantPolicy, Withheld};
 
 /// The guest's user said it to kubectl; in infra it would only be a copy that grows old.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -27,6 +29,8 @@ pub struct Mirror {
     pub annotations: BTreeMap<String, String>,
     /// Its spec; `ports[].nodePort` are infra's own.
     pub spec: ServiceSpec,
+    /// With which object it goes.
+    pub owner: Option<OwnerReference>,
     /// What the guest asked for and does not get.
     pub refused: Vec<Refused>,
 }
@@ -34,9 +38,9 @@ pub struct Mirror {
 /// A wish of the guest that is left out of the mirror; the rest of the Service is served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// External addresses catch traffic of the whole infra cluster (CVE-2020-8554).
-    #[error("externalIPs {} are not passed to the infra cluster: they would catch its own traffic", .0.join(", "))]
-    ExternalIps(Vec<String>),
+    /// The policy of infra's operator does not let it pass.
+    #[error(transparent)]
+    Policy(#[from] Withheld),
     /// The first address family of a Service can not change.
     #[error(
         "the infra service has the address family {found} and can not change to {wanted}; recreate the service"
@@ -59,14 +63,15 @@ pub struct EndpointChoice {
 }
 
 impl Mirror {
-    /// The mirror of `guest`, with what `existing` has already and may keep.
+    /// The mirror of `guest`, with what `existing` has already and may keep, as far as `policy` lets it pass.
     pub fn of(
         guest: &GuestService,
         existing: Option<&InfraService>,
         identity: &Identity,
         endpoints: EndpointChoice,
+        policy: &TenantPolicy,
     ) -> Self {
-        let mut refused = Vec::new();
+        let (mut refused, mut withheld) = (Vec::new(), Vec::new());
         let local = guest.spec.is_local();
         let without_selector = endpoints.selectorless || (endpoints.slices_for_local && local);
         let (ip_families, ip_family_policy) = families(guest, existing, &mut refused);
@@ -85,13 +90,29 @@ impl Mirror {
             load_balancer_source_ranges: guest.spec.load_balancer_source_ranges.clone(),
             ip_families,
             ip_family_policy,
-            load_balancer_ip: address(guest, existing),
-            external_ips: external_ips(guest, existing, &mut refused),
+            load_balancer_ip: address(
+                policy.load_balancer_ip(&guest.spec.load_balancer_ip, &mut withheld),
+                existing,
+            ),
+            external_ips: policy.external_ips(
+                &guest.spec.external_ips,
+                existing.map(|infra| infra.spec.external_ips.as_slice()).unwrap_or_default(),
+                &mut withheld,
+            ),
         };
         let mut annotations = guest.metadata.annotations.clone().unwrap_or_default();
         annotations.remove(LAST_APPLIED);
+        let mut annotations = policy.annotations(annotations, &mut withheld);
+        refused.extend(withheld.into_iter().map(Refused::Policy));
         annotations.insert(SERVICE_UID_ANNOTATION.to_owned(), guest.uid().to_owned());
-        Self { name: infra_name(guest.uid()), labels: identity.labels(guest), annotations, spec, refused }
+        Self {
+            name: infra_name(guest.uid()),
+            labels: identity.labels(guest),
+            annotations,
+            spec,
+            owner: None,
+            refused,
+        }
     }
 
     /// The names of the fields in which `infra` differs; none = it is the mirror.
@@ -105,6 +126,7 @@ impl Mirror {
             ("labels", !holds(&infra.metadata.labels, &self.labels)),
             ("annotations", !holds(&infra.metadata.annotations, &self.annotations)),
             ("annotations", self.stale_annotations(infra).next().is_some()),
+            ("ownerReferences", self.lacks_owner(infra)),
             ("type", have.kind != want.kind),
             ("ports", !ports),
             ("selector", have.selector != want.selector),
@@ -136,6 +158,11 @@ impl Mirror {
         })
     }
 
+    fn lacks_owner(&self, infra: &InfraService) -> bool {
+        let present = infra.metadata.owner_references.as_deref().unwrap_or_default();
+        self.owner.as_ref().is_some_and(|owner| present.iter().all(|present| present.uid != owner.uid))
+    }
+
     /// The object to create.
     pub fn new_object(&self) -> Value {
         let mut object = json!({
@@ -143,6 +170,9 @@ impl Mirror {
             "metadata": { "name": self.name, "labels": self.labels, "annotations": self.annotations },
             "spec": {},
         });
+        if let Some(owner) = &self.owner {
+            object["metadata"]["ownerReferences"] = json!([owner]);
+        }
         self.write_spec(&mut object["spec"], &ServiceSpec::default());
         object
     }
@@ -157,6 +187,13 @@ impl Mirror {
             annotations.remove(stale);
         }
         annotations.extend(self.annotations.iter().map(|(key, value)| (key.clone(), json!(value))));
+        if let Some(owner) = self.owner.as_ref().filter(|_| self.lacks_owner(infra)) {
+            // One of the same name with another UID was made of an object that is gone.
+            let mut owners = infra.metadata.owner_references.clone().unwrap_or_default();
+            owners.retain(|other| (&other.kind, &other.name) != (&owner.kind, &owner.name));
+            owners.push(owner.clone());
+            metadata.insert("ownerReferences".to_owned(), json!(owners));
+        }
         self.write_spec(&mut object["spec"], &infra.spec);
     }
 
@@ -259,26 +296,11 @@ fn wire_port(port: &ServicePort, have: &[ServicePort]) -> Value {
 }
 
 /// The address that the guest asks for; where it asks for none, one that infra wrote itself stays.
-fn address(guest: &GuestService, existing: Option<&InfraService>) -> String {
-    let wanted = &guest.spec.load_balancer_ip;
+fn address(wanted: &str, existing: Option<&InfraService>) -> String {
     match existing {
         Some(infra) if wanted.is_empty() && !infra.owns_address() => infra.spec.load_balancer_ip.clone(),
-        _ => wanted.clone(),
+        _ => wanted.to_owned(),
     }
-}
-
-/// Those that the mirror has already and the guest still wants: the reference passed them on, and a swap takes nothing away.
-fn external_ips(
-    guest: &GuestService,
-    existing: Option<&InfraService>,
-    refused: &mut Vec<Refused>,
-) -> Vec<String> {
-    let present = existing.map(|infra| infra.spec.external_ips.as_slice()).unwrap_or_default();
-    let new: Vec<_> = guest.spec.external_ips.iter().filter(|ip| !present.contains(ip)).cloned().collect();
-    if !new.is_empty() {
-        refused.push(Refused::ExternalIps(new));
-    }
-    present.iter().filter(|ip| guest.spec.external_ips.contains(ip)).cloned().collect()
 }
 
 /// The families: the guest's first one, and the second where infra has it. Asking for the second by name would be refused

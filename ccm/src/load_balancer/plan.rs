@@ -4,18 +4,26 @@
 //! be this guest's is never changed or deleted; that something is gone is believed only of a read of the infra API.
 
 use k8s_openapi::api::core::v1::LoadBalancerIngress;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
-use super::identity::{Foreign, Identity};
+use super::identity::{Foreign, GUEST_CLUSTER_ANNOTATION, Identity};
 use super::mirror::{EndpointChoice, Mirror, Refused};
 use super::service::{GuestService, InfraService};
+use crate::tenant_policy::TenantPolicy;
 
 /// What was configured.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Who this guest is.
     pub identity: Identity,
     /// Which endpoints its infra Services have.
     pub endpoints: EndpointChoice,
+    /// What of the guest's wishes may reach infra.
+    pub policy: TenantPolicy,
+    /// UID of the guest cluster; `None` = not known.
+    pub guest_cluster: Option<String>,
+    /// The infra object with which all that is this guest's goes.
+    pub owner: Option<OwnerReference>,
 }
 
 /// What is known of the infra Service.
@@ -82,6 +90,24 @@ pub enum Refusal {
     /// The name is taken by another's.
     #[error(transparent)]
     Foreign(#[from] Foreign),
+    /// The guest has all the load balancers that it may have.
+    #[error(
+        "this cluster has the {0} load balancers that the infra cluster's operator allows; \
+         this one is made as soon as another is gone"
+    )]
+    Quota(u32),
+}
+
+impl Settings {
+    /// The mirror of `guest`, with what `existing` has already and may keep.
+    pub fn mirror(&self, guest: &GuestService, existing: Option<&InfraService>) -> Mirror {
+        let mut mirror = Mirror::of(guest, existing, &self.identity, self.endpoints, &self.policy);
+        if let Some(uid) = &self.guest_cluster {
+            mirror.annotations.insert(GUEST_CLUSTER_ANNOTATION.to_owned(), uid.clone());
+        }
+        mirror.owner.clone_from(&self.owner);
+        mirror
+    }
 }
 
 impl Plan {
@@ -128,7 +154,7 @@ fn serve(guest: &GuestService, infra: Infra<'_>, settings: &Settings) -> Plan {
         Infra::Present(present) => Some(present),
         Infra::NotSeen | Infra::Gone => None,
     };
-    let mirror = Mirror::of(guest, present, &settings.identity, settings.endpoints);
+    let mirror = settings.mirror(guest, present);
     plan.refused.clone_from(&mirror.refused);
     let ingress = match present {
         None => {

@@ -4,12 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ManagedFieldsEntry};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Resource;
 use kube::api::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use super::conditions::is_ours;
 
 /// Our name in `managedFields`: that of the reference, which is its program's name. So the entry that the reference left on
 /// an object is our own from the first change on, and what it wrote and nobody wants any more goes away.
@@ -130,6 +132,9 @@ pub struct ServicePort {
 pub struct ServiceStatus {
     /// `loadBalancer`.
     pub load_balancer: LoadBalancerStatus,
+    /// `conditions`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
 }
 
 /// `status.loadBalancer`.
@@ -179,6 +184,7 @@ impl GuestService {
     pub fn slim(&mut self) {
         self.metadata.managed_fields = None;
         self.metadata.owner_references = None;
+        self.status.conditions.retain(is_ours);
         if !self.wants_load_balancer() && !self.has_finalizer() {
             self.metadata.annotations = None;
             self.metadata.labels = None;
@@ -206,7 +212,8 @@ impl InfraService {
 
 impl From<WrittenService> for InfraService {
     fn from(written: WrittenService) -> Self {
-        let WrittenService { mut metadata, spec, status } = written;
+        let WrittenService { mut metadata, spec, mut status } = written;
+        status.conditions = Vec::new();
         let own = OwnFields::of(&metadata.managed_fields.take().unwrap_or_default());
         Self { metadata, spec, status, own }
     }

@@ -112,7 +112,7 @@ async fn endpoint(client: Client, tls: &Tls) -> (SocketAddr, CancellationToken) 
     let free = ["/healthz", "/readyz", "/livez"].map(str::to_owned).to_vec();
     let reviews = Reviews::new(client.clone(), client, free, TIMES);
     let address = "127.0.0.1:0".parse().unwrap();
-    let registry = Arc::new(Registry::default());
+    let registry = (Arc::new(Registry::default()), FrameworkMetrics::default());
     let endpoint = SecureEndpoint::bind(address, tls, reviews, registry, json!({ "a": 1 })).await.unwrap();
     let (address, stop) = (endpoint.local_addr(), CancellationToken::new());
     tokio::spawn(endpoint.serve(stop.clone()));

@@ -2,8 +2,11 @@
 //! real API servers. Each names the defects of the reference (D…) that it would find there.
 
 pub mod burst;
+pub mod explained;
 pub mod faults;
+pub mod left_overs;
 pub mod narrow_rights;
+pub mod policy;
 mod provider;
 pub mod storm;
 

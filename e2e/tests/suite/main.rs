@@ -230,5 +230,16 @@ fn cloud_controller_manager() -> Vec<Trial> {
             load_balancer::narrow_rights::installers,
         ),
         trial("load_balancer::two_hundred_are_served_soon", Exclusive, load_balancer::burst::served_soon),
+        trial(
+            "load_balancer::only_what_the_policy_allows_passes",
+            Exclusive,
+            load_balancer::policy::filtered,
+        ),
+        trial("load_balancer::a_quota_holds_and_is_used", Exclusive, load_balancer::policy::quota),
+        trial("load_balancer::left_overs_go_and_nothing_else", Exclusive, load_balancer::left_overs::swept),
+        trial("load_balancer::an_owner_takes_all_with_it", Exclusive, load_balancer::left_overs::owned),
+        trial("load_balancer::a_guest_is_cleaned_up", Exclusive, load_balancer::left_overs::cleaned_up),
+        trial("load_balancer::conditions_tell_its_state", Exclusive, load_balancer::explained::conditions),
+        trial("load_balancer::no_node_is_told", Exclusive, load_balancer::explained::no_nodes),
     ]
 }

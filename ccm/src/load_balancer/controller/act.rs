@@ -8,12 +8,12 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 
-use super::Context;
 use super::api::Answer;
+use super::{Context, explain, owner};
 use crate::access::chain;
 use crate::events::Kind;
 use crate::load_balancer::identity::infra_name;
-use crate::load_balancer::mirror::{Mirror, Refused};
+use crate::load_balancer::mirror::Refused;
 use crate::load_balancer::plan::{Infra, Plan, Refusal, Step, Wait, plan};
 use crate::load_balancer::service::{GuestService, InfraService};
 
@@ -43,6 +43,12 @@ pub(super) enum Failure {
 }
 
 impl Failure {
+    /// Whether the API server refused what was asked for, and nothing was done.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Call { source, .. }
+            if matches!(source.as_ref(), kube::Error::Api(status) if (400..500).contains(&status.code)))
+    }
+
     /// Whether the API server did not serve at all.
     pub(super) fn is_outage(&self) -> bool {
         match self {
@@ -55,7 +61,7 @@ impl Failure {
     }
 }
 
-fn failed(doing: &'static str) -> impl FnOnce(kube::Error) -> Failure {
+pub(super) fn failed(doing: &'static str) -> impl FnOnce(kube::Error) -> Failure {
     move |source| Failure::Call { doing, source: Box::new(source) }
 }
 
@@ -91,9 +97,14 @@ pub(super) async fn reconcile(guest: &GuestService, context: &Context) -> Result
     let name = infra_name(guest.uid());
     let mut seen = context.watches.mirror(&name).map_or(Seen::Unknown, Seen::Present);
     for _ in 0..MAX_LOOKS {
-        let plan = plan(guest, seen.as_infra(), &context.settings);
+        let settings = context.settings();
+        let plan = plan(guest, seen.as_infra(), &settings);
+        let plan = context.places.limit(guest, plan, &context.watches, &settings.identity);
         match carry_out(guest, &plan, seen.as_infra(), context).await? {
-            Outcome::Done => return Ok(conclude(guest, &plan, context)),
+            Outcome::Done => {
+                let next = conclude(guest, &plan, context);
+                return explain::write(guest, &plan, next, context).await;
+            }
             Outcome::Superseded => return Ok(Action::requeue(SUPERSEDED_INTERVAL)),
             Outcome::Look => {
                 let now =
@@ -141,7 +152,8 @@ async fn carry_out(
             }
             Step::Replace(..) => replace(guest, context).await?,
             Step::SetStatus(ingress) => {
-                let set = services.set_status(guest, ingress).await;
+                let said = explain::wanted(guest, plan, context);
+                let set = services.set_status(guest, ingress, &explain::entries(guest, &said)).await;
                 done_or_absent(&set.map_err(failed("update the load balancer status"))?)
             }
             Step::RemoveFinalizer => {
@@ -168,12 +180,11 @@ fn done_or_absent(answer: &Answer<GuestService>) -> Answer<()> {
 /// Whether the guest Service as it is now asks for the same kind of step.
 fn still_planned(now: &GuestService, infra: Infra<'_>, step: &Step, context: &Context) -> bool {
     let kind = std::mem::discriminant(step);
-    plan(now, infra, &context.settings).steps.iter().any(|step| std::mem::discriminant(step) == kind)
+    plan(now, infra, &context.settings()).steps.iter().any(|step| std::mem::discriminant(step) == kind)
 }
 
 /// Creates or deletes the mirror of `guest`, which was read just now.
 async fn change(guest: &GuestService, step: &Step, context: &Context) -> Result<Answer<()>, Failure> {
-    let settings = &context.settings;
     let about = reference(guest);
     if let Step::Delete(uid) = step {
         context.events.emit(&about, Kind::Normal, "DeletingLoadBalancer", "Deleting load balancer");
@@ -183,7 +194,11 @@ async fn change(guest: &GuestService, step: &Step, context: &Context) -> Result<
         return Ok(if matches!(deleted, Answer::Absent) { Answer::Changed } else { deleted });
     }
     context.events.emit(&about, Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
-    let mirror = Mirror::of(guest, None, &settings.identity, settings.endpoints);
+    if guest.has_finalizer() {
+        // It had one that somebody else deleted: perhaps with its owner.
+        owner::look(context).await;
+    }
+    let mirror = context.settings().mirror(guest, None);
     context.memory.waits(guest.uid());
     let created = context.services.create_mirror(&mirror.new_object()).await;
     created.map_err(failed("ensure load balancer"))
@@ -194,7 +209,7 @@ async fn replace(guest: &GuestService, context: &Context) -> Result<Answer<()>, 
     let name = infra_name(guest.uid());
     let now = context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;
     let Some((mut object, infra)) = now else { return Ok(Answer::Changed) };
-    let planned = plan(guest, Infra::Present(&infra), &context.settings).steps;
+    let planned = plan(guest, Infra::Present(&infra), &context.settings()).steps;
     let Some(Step::Replace(mirror, fields)) = planned.iter().find(|step| matches!(step, Step::Replace(..)))
     else {
         // Somebody else was faster, or it is not ours any more: plan for what is there now.
@@ -238,9 +253,11 @@ fn conclude(guest: &GuestService, plan: &Plan, context: &Context) -> Action {
     tell_refusals(guest, plan, context);
     if plan.steps.contains(&Step::RemoveFinalizer) {
         context.memory.forget(guest.uid());
+        context.places.forget(guest.uid());
         return Action::await_change();
     }
     if matches!(plan.refusal, Some(Refusal::Foreign(_))) {
+        context.places.set_aside(guest.uid());
         return Action::requeue(FOREIGN_INTERVAL);
     }
     if plan.waits_for != Some(Wait::Address) {
@@ -265,10 +282,11 @@ fn conclude(guest: &GuestService, plan: &Plan, context: &Context) -> Action {
 fn tell_refusals(guest: &GuestService, plan: &Plan, context: &Context) {
     let wishes = plan.refused.iter().map(|wish| (reason_of(wish), wish.to_string()));
     let whole = plan.refusal.iter().map(|refusal| {
-        (
-            "SyncLoadBalancerFailed",
-            format!("Error syncing load balancer: failed to ensure load balancer: {refusal}"),
-        )
+        let reason = match refusal {
+            Refusal::Quota(_) => "LoadBalancerQuotaExceeded",
+            Refusal::NoNodePort(_) | Refusal::Foreign(_) => "SyncLoadBalancerFailed",
+        };
+        (reason, format!("Error syncing load balancer: failed to ensure load balancer: {refusal}"))
     });
     let said: Vec<_> = whole.chain(wishes).collect();
     let texts: Vec<_> = said.iter().map(|(_, text)| text.clone()).collect();
@@ -288,7 +306,7 @@ fn tell_refusals(guest: &GuestService, plan: &Plan, context: &Context) {
 
 fn reason_of(wish: &Refused) -> &'static str {
     match wish {
-        Refused::ExternalIps(_) => "ExternalIPsRefused",
+        Refused::Policy(withheld) => withheld.reason(),
         Refused::Family { .. } => "IPFamilyRefused",
     }
 }

@@ -7,7 +7,12 @@ use kube::{Client, Resource};
 use serde_json::{Value, json};
 
 use crate::access::{GuestCluster, InfraCluster};
+use crate::call::{CallError, call};
 use crate::load_balancer::service::{FIELD_MANAGER, FINALIZER, GuestService, InfraService};
+
+/// The Service of the API servers themselves (kube-apiserver, `kubernetesservice` controller).
+const CLUSTER_NAMESPACE: &str = "default";
+const CLUSTER_SERVICE: &str = "kubernetes";
 
 /// What came of a call that others may have been faster with.
 #[derive(Debug)]
@@ -92,9 +97,41 @@ impl Services {
         &self,
         guest: &GuestService,
         ingress: &[LoadBalancerIngress],
+        conditions: &[Value],
     ) -> Result<Answer<GuestService>, kube::Error> {
         let ingress = if ingress.is_empty() { Value::Null } else { json!(ingress) };
-        self.patch_guest(guest, json!({ "status": { "loadBalancer": { "ingress": ingress } } })).await
+        let mut status = json!({ "loadBalancer": { "ingress": ingress } });
+        if !conditions.is_empty() {
+            status["conditions"] = json!(conditions);
+        }
+        self.patch_guest(guest, json!({ "status": status })).await
+    }
+
+    pub(super) async fn set_conditions(
+        &self,
+        guest: &GuestService,
+        conditions: &[Value],
+    ) -> Result<Answer<GuestService>, kube::Error> {
+        self.patch_guest(guest, json!({ "status": { "conditions": conditions } })).await
+    }
+
+    /// The guest Service of this name as it is now; `None` only where the API says so of this very Service.
+    pub(super) async fn guest_named(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<GuestService>, CallError> {
+        let api: Api<GuestService> = Api::namespaced(self.guest.clone(), namespace);
+        match call(|| "reading a service of the guest".to_owned(), api.get(name)).await {
+            Ok(service) => Ok(Some(service)),
+            Err(error) if error.proves_absence_of(name) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The UID of the guest cluster: that of the Service that each API server makes for itself.
+    pub(super) async fn guest_cluster(&self) -> Result<Option<String>, CallError> {
+        Ok(self.guest_named(CLUSTER_NAMESPACE, CLUSTER_SERVICE).await?.and_then(|own| own.metadata.uid))
     }
 
     /// The infra Service as it is now, whole, and as far as it is read.
@@ -135,14 +172,23 @@ impl Services {
 
     /// Deletes the infra Service, if it still is the one with this UID.
     pub(super) async fn delete_mirror(&self, name: &str, uid: &str) -> Result<Answer<()>, kube::Error> {
-        let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
-        let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-        match self.mirrors.delete(name, &parameters).await {
-            Ok(_) => Ok(Answer::Done(())),
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Answer::Absent),
-            Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Answer::Changed),
-            Err(error) => Err(error),
-        }
+        delete(&self.mirrors, name, uid).await
+    }
+}
+
+/// Deletes the infra Service of this name, if it still is the one with this UID.
+pub(super) async fn delete(
+    mirrors: &Api<InfraService>,
+    name: &str,
+    uid: &str,
+) -> Result<Answer<()>, kube::Error> {
+    let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+    let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    match mirrors.delete(name, &parameters).await {
+        Ok(_) => Ok(Answer::Done(())),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Answer::Absent),
+        Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Answer::Changed),
+        Err(error) => Err(error),
     }
 }
 

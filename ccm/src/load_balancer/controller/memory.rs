@@ -52,6 +52,13 @@ impl Memory {
         service.without_address.get_or_insert_with(Instant::now).elapsed()
     }
 
+    /// How long it has been waiting for an address; zero = it does not.
+    pub(super) fn waited(&self, uid: &str) -> Duration {
+        let services = self.lock();
+        let since = services.get(uid).and_then(|service| service.without_address);
+        since.map(|since| since.elapsed()).unwrap_or_default()
+    }
+
     /// It waits no more: how long it did.
     pub(super) fn has_address(&self, uid: &str) -> Option<Duration> {
         self.lock().get_mut(uid)?.without_address.take().map(|since| since.elapsed())
@@ -106,6 +113,7 @@ mod tests {
         assert_eq!(memory.waits("a"), Duration::ZERO);
         tokio::time::advance(Duration::from_secs(3)).await;
         assert_eq!((memory.waits("a"), memory.waiting()), (Duration::from_secs(3), 1));
+        assert_eq!((memory.waited("a"), memory.waited("b")), (Duration::from_secs(3), Duration::ZERO));
         assert_eq!(memory.has_address("a"), Some(Duration::from_secs(3)));
         assert_eq!((memory.has_address("a"), memory.waiting()), (None, 0));
     }

@@ -1,6 +1,6 @@
 //! What both clusters show, kept, and which guest Service each change concerns.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,15 +13,22 @@ use kube::runtime::{WatchStreamExt, reflector::Lookup};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
+use super::places::Places;
 use crate::access::{GuestCluster, InfraCluster};
 use crate::load_balancer::identity::{CLUSTER_NAME_LABEL, Identity, infra_name};
 use crate::load_balancer::service::{GuestService, InfraService};
+use crate::work_queue::Queue;
 
 /// Objects per page of a list: many pages cost calls, large ones memory.
 const PAGE: u32 = 100;
 
-/// Has a guest Service looked at.
-type Triggers = mpsc::Sender<ObjectRef<GuestService>>;
+/// Has guest Services looked at. Clones share the queue.
+#[derive(Clone)]
+pub(super) struct Triggers {
+    sender: mpsc::Sender<ObjectRef<GuestService>>,
+    queue: Queue,
+}
+
 /// Which guest Service the infra Service of a name mirrors.
 type Names = Arc<Mutex<HashMap<String, ObjectRef<GuestService>>>>;
 
@@ -32,6 +39,7 @@ pub(super) struct Watches {
     mirrors: Store<InfraService>,
     names: Names,
     namespace: String,
+    places: Arc<Places>,
 }
 
 impl Watches {
@@ -41,11 +49,12 @@ impl Watches {
         infra: &InfraCluster,
         identity: &Identity,
         triggers: Triggers,
+        places: Arc<Places>,
     ) -> Self {
         let (guests, guest_writer) = store();
         let (mirrors, mirror_writer) = store();
         let names = Names::default();
-        let watches = Self { guests, mirrors, names, namespace: infra.namespace.clone() };
+        let watches = Self { guests, mirrors, names, namespace: infra.namespace.clone(), places };
 
         let config = watcher::Config::default().page_size(PAGE);
         let all = watcher(Api::<GuestService>::all(guest.client.clone()), config.clone());
@@ -88,6 +97,18 @@ impl Watches {
         self.mirrors.get(&ObjectRef::new(name).within(&self.namespace))
     }
 
+    /// All infra Services with the cluster's name.
+    pub(super) fn mirrors(&self) -> Vec<Arc<InfraService>> {
+        self.mirrors.state()
+    }
+
+    /// The names of this guest's infra Services.
+    pub(super) fn own_mirrors(&self, identity: &Identity) -> HashSet<String> {
+        let mirrors = self.mirrors.state();
+        let own = mirrors.iter().filter(|mirror| identity.owns(mirror));
+        own.filter_map(|mirror| mirror.metadata.name.clone()).collect()
+    }
+
     /// The guest Service whose mirror has this name.
     pub(super) fn guest_of(&self, infra_name: &str) -> Option<Arc<GuestService>> {
         let reference = self.names.lock().unwrap_or_else(PoisonError::into_inner).get(infra_name).cloned()?;
@@ -114,8 +135,9 @@ impl Watches {
                 names.contains_key(&name)
             }
         };
+        self.places.freed();
         if known && !deleted {
-            trigger(triggers, reference).await;
+            triggers.send(reference).await;
         }
     }
 
@@ -126,9 +148,10 @@ impl Watches {
             // After a gap in the watch, a mirror that went meanwhile shows by its absence only.
             Event::InitDone => return self.trigger_all(triggers).await,
         };
+        self.places.freed();
         let reference = self.names.lock().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
         if let Some(reference) = reference {
-            trigger(triggers, reference).await;
+            triggers.send(reference).await;
         }
     }
 
@@ -136,15 +159,22 @@ impl Watches {
         let all: Vec<_> =
             self.names.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         for reference in all {
-            trigger(triggers, reference).await;
+            triggers.send(reference).await;
         }
     }
 }
 
-/// Nobody takes triggers any more when the controller was dropped.
-async fn trigger(triggers: &Triggers, service: ObjectRef<GuestService>) {
-    if triggers.send(service).await.is_err() {
-        tracing::debug!("the service controller has ended");
+impl Triggers {
+    pub(super) fn new(sender: mpsc::Sender<ObjectRef<GuestService>>, queue: Queue) -> Self {
+        Self { sender, queue }
+    }
+
+    /// Has this Service looked at. Nobody takes triggers any more when the controller was dropped.
+    pub(super) async fn send(&self, service: ObjectRef<GuestService>) {
+        self.queue.added((service.namespace.clone().unwrap_or_default(), service.name.clone()));
+        if self.sender.send(service).await.is_err() {
+            tracing::debug!("the service controller has ended");
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::load_balancer::identity::CLUSTER_NAME_LABEL;
+use crate::tenant_policy::Networks;
 use rstest::rstest;
 
 const UID: &str = "0e4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3";
@@ -25,7 +26,7 @@ fn guest(spec: &Value) -> GuestService {
 }
 
 fn mirror(guest: &GuestService, existing: Option<&InfraService>) -> Mirror {
-    Mirror::of(guest, existing, &identity(), EndpointChoice::default())
+    Mirror::of(guest, existing, &identity(), EndpointChoice::default(), &TenantPolicy::default())
 }
 
 fn read(object: &Value) -> InfraService {
@@ -190,7 +191,11 @@ fn external_addresses_of_the_reference_stay_and_new_ones_are_refused() {
     let guest = guest(&json!({ "externalIPs": ["192.0.2.2", "192.0.2.3"] }));
     assert_eq!(made(&guest, &object)["spec"]["externalIPs"], json!(["192.0.2.2"]));
     let refused = mirror(&guest, Some(&read(&object))).refused;
-    assert_eq!(refused, [Refused::ExternalIps(vec!["192.0.2.3".to_owned()])]);
+    let withheld = |addresses: &[String]| addresses == ["192.0.2.3"];
+    assert!(
+        matches!(&refused[..], [Refused::Policy(Withheld::ExternalIps { addresses, .. })] if withheld(addresses)),
+        "{refused:?}"
+    );
     assert_eq!(mirror(&guest, None).new_object()["spec"].get("externalIPs"), None);
 }
 
@@ -230,7 +235,33 @@ fn the_configuration_decides_who_writes_the_endpoints(
 ) {
     let guest = guest(&json!({ "externalTrafficPolicy": policy }));
     let choice = EndpointChoice { selectorless, slices_for_local };
-    let mirror = Mirror::of(&guest, None, &identity(), choice);
+    let mirror = Mirror::of(&guest, None, &identity(), choice, &TenantPolicy::default());
     assert_eq!(mirror.spec.selector.is_empty(), !selected);
     assert_eq!(mirror.new_object()["spec"].get("selector").is_some(), selected);
+}
+
+#[test]
+fn a_policy_that_became_tighter_takes_back_what_passed() {
+    let own = ["metallb.io/address-pool", "gone"];
+    let mut object =
+        left_by_the_reference(&json!({ "externalIPs": ["192.0.2.1"], "loadBalancerIP": "192.0.2.9" }), &own);
+    object["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"] = json!({ "f:loadBalancerIP": {} });
+    let spec = json!({ "externalIPs": ["192.0.2.1"], "loadBalancerIP": "192.0.2.9" });
+    let (guest, infra) = (guest(&spec), read(&object));
+    let policy = TenantPolicy {
+        annotations: crate::tenant_policy::AnnotationPolicy { allow: Some(Vec::new()), ..Default::default() },
+        external_ips: Some(Networks::default()),
+        load_balancer_ips: Some(Networks::default()),
+        max_load_balancers: None,
+    };
+    let mirror = Mirror::of(&guest, Some(&infra), &identity(), EndpointChoice::default(), &policy);
+    assert_eq!(mirror.refused.len(), 3, "{:?}", mirror.refused);
+    let mut made = object.clone();
+    mirror.write_into(&mut made, &infra);
+    assert!(mirror.differences(&read(&made)).is_empty());
+    assert_eq!(made["spec"].get("externalIPs"), None);
+    assert_eq!(made["spec"].get("loadBalancerIP"), None);
+    let annotations = json!({ LAST_APPLIED: "{}", "metallb.io/ip-allocated-from-pool": "old",
+        "cluster.x-k8s.io/tenant-service-uid": UID });
+    assert_eq!(made["metadata"]["annotations"], annotations, "infra's own annotations are not the guest's");
 }

@@ -11,7 +11,20 @@ const UID: &str = "0e4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3";
 
 fn settings() -> Settings {
     let identity = Identity { cluster: "guest".parse().unwrap(), infra_labels: BTreeMap::new() };
-    Settings { identity, endpoints: EndpointChoice::default() }
+    let owner = OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "ConfigMap".to_owned(),
+        name: "anchor".to_owned(),
+        uid: "anchor-uid".to_owned(),
+        ..OwnerReference::default()
+    };
+    Settings {
+        identity,
+        endpoints: EndpointChoice::default(),
+        policy: TenantPolicy::default(),
+        guest_cluster: Some("cluster-uid".to_owned()),
+        owner: Some(owner),
+    }
 }
 
 /// Both clusters, as far as one Service goes.
@@ -123,6 +136,25 @@ fn the_finalizer_is_on_before_anything_is_made() {
     let plan = World::new().plan(false);
     assert!(matches!(&plan.steps[..], [Step::AddFinalizer, Step::Create(_)]), "{plan:?}");
     assert_eq!(plan.waits_for, Some(Wait::Address));
+}
+
+#[test]
+fn every_mirror_is_marked_and_has_its_owner_also_where_it_lost_them() {
+    let mut world = World::new();
+    world.settle();
+    let whole = world.infra.clone().unwrap();
+    assert_eq!(whole["metadata"]["annotations"][GUEST_CLUSTER_ANNOTATION], "cluster-uid");
+    let owners = json!([{ "apiVersion": "v1", "kind": "ConfigMap", "name": "anchor", "uid": "anchor-uid" }]);
+    assert_eq!(whole["metadata"]["ownerReferences"], owners);
+    let other = json!({ "apiVersion": "v1", "kind": "Secret", "name": "x", "uid": "y" });
+    let stale = json!({ "apiVersion": "v1", "kind": "ConfigMap", "name": "anchor", "uid": "before" });
+    let infra = world.infra.as_mut().unwrap();
+    infra["metadata"]["ownerReferences"] = json!([other, stale]);
+    infra["metadata"]["annotations"].as_object_mut().unwrap().remove(GUEST_CLUSTER_ANNOTATION);
+    world.settle();
+    let mended = world.infra.unwrap();
+    assert_eq!(mended["metadata"]["ownerReferences"], json!([other, owners[0]]), "others' stay");
+    assert_eq!(mended["metadata"]["annotations"], whole["metadata"]["annotations"]);
 }
 
 #[test]

@@ -101,13 +101,25 @@ impl Place {
 
     /// Starts a provider for the guest cluster `cluster`.
     pub async fn provider(&self, suffix: &str, cluster: &str, more: &[&str]) -> Result<Provider> {
-        self.provider_with((&self.infra_access, &self.guest_access), suffix, cluster, more).await
+        let access = (&self.infra_access, &self.guest_access);
+        self.start(access, suffix, cluster, more, json!({}))
+    }
+
+    /// The same, with more keys in the cloud-config's section `loadBalancer`.
+    pub async fn provider_with(
+        &self,
+        suffix: &str,
+        cluster: &str,
+        more: &[&str],
+        load_balancer: Value,
+    ) -> Result<Provider> {
+        self.start((&self.infra_access, &self.guest_access), suffix, cluster, more, load_balancer)
     }
 
     /// The same, which reaches both clusters through fault proxies.
     pub async fn provider_behind(&self, between: &Between, suffix: &str, more: &[&str]) -> Result<Provider> {
         let access = (between.infra.kubeconfig(), between.guest.kubeconfig());
-        self.provider_with(access, suffix, CLUSTER, more).await
+        self.start(access, suffix, CLUSTER, more, json!({}))
     }
 
     /// Fault proxies before both API servers, for the accounts of a provider.
@@ -118,21 +130,47 @@ impl Place {
         })
     }
 
-    async fn provider_with(
+    fn start(
+        &self,
+        access: (&Kubeconfig, &Kubeconfig),
+        suffix: &str,
+        cluster: &str,
+        more: &[&str],
+        load_balancer: Value,
+    ) -> Result<Provider> {
+        let (name, mut args) = self.arguments(access, suffix, cluster, load_balancer)?;
+        args.extend(more.iter().map(|&argument| argument.to_owned()));
+        let spec = ProcessSpec { name, program: program()?, args, ..ProcessSpec::default() };
+        Ok(Provider { process: Supervisor::new(self.logs.clone()).start(&spec)? })
+    }
+
+    /// Runs the provider's program to its end.
+    pub async fn run(&self, suffix: &str, cluster: &str, more: &[&str]) -> Result<std::process::Output> {
+        let access = (&self.infra_access, &self.guest_access);
+        let (_, mut args) = self.arguments(access, suffix, cluster, json!({}))?;
+        args.extend(more.iter().map(|&argument| argument.to_owned()));
+        Ok(tokio::process::Command::new(program()?).args(args).output().await?)
+    }
+
+    /// The name of a provider, and its arguments, whose files are written.
+    fn arguments(
         &self,
         (infra, guest): (&Kubeconfig, &Kubeconfig),
         suffix: &str,
         cluster: &str,
-        more: &[&str],
-    ) -> Result<Provider> {
+        load_balancer: Value,
+    ) -> Result<(String, Vec<String>)> {
         let name = format!("ccm-{}-{suffix}", self.namespace);
         let file = |what: &str| PathBuf::from(RUNTIME).join(format!("{name}.{what}"));
-        tokio::fs::write(file("infra"), serde_json::to_vec(infra)?).await?;
-        tokio::fs::write(file("guest"), serde_json::to_vec(guest)?).await?;
-        let config = json!({"kubeconfig": file("infra"), "namespace": self.namespace,
+        std::fs::write(file("infra"), serde_json::to_vec(infra)?)?;
+        std::fs::write(file("guest"), serde_json::to_vec(guest)?)?;
+        let mut config = json!({"kubeconfig": file("infra"), "namespace": self.namespace,
             "loadBalancer": {"creationPollTimeout": 5}});
-        tokio::fs::write(file("config"), serde_json::to_vec(&config)?).await?;
-        let mut args = vec![
+        for (key, value) in load_balancer.as_object().into_iter().flatten() {
+            config["loadBalancer"][key] = value.clone();
+        }
+        std::fs::write(file("config"), serde_json::to_vec(&config)?)?;
+        let args = vec![
             "--cloud-provider=kubevirt".to_owned(),
             format!("--cloud-config={}", file("config").display()),
             format!("--kubeconfig={}", file("guest").display()),
@@ -141,9 +179,7 @@ impl Place {
             "--secure-port=0".to_owned(),
             "--v=4".to_owned(),
         ];
-        args.extend(more.iter().map(|&argument| argument.to_owned()));
-        let spec = ProcessSpec { name, program: program()?, args, ..ProcessSpec::default() };
-        Ok(Provider { process: Supervisor::new(self.logs.clone()).start(&spec)? })
+        Ok((name, args))
     }
 
     /// Creates a guest Service; `spec` replaces fields.
@@ -185,6 +221,18 @@ impl Place {
             let Some(mirror) = self.mirrors.get_opt(name).await? else { return Ok(Err("absent".to_owned())) };
             let mirror = serde_json::to_value(mirror)?;
             Ok(if wanted(&mirror) { Ok(mirror) } else { Err(mirror["spec"].to_string()) })
+        })
+        .await
+    }
+
+    /// Waits until a condition of the guest Service has this status and reason.
+    pub async fn condition(&self, name: &str, kind: &str, wanted: (&str, &str)) -> Result<()> {
+        until(&format!("{kind} {wanted:?} of {name}"), Deadline::Reaction, async || {
+            let status = self.guests.get(name).await?.status.unwrap_or_default();
+            let all = status.conditions.unwrap_or_default();
+            let found = all.iter().find(|condition| condition.type_ == kind);
+            let found = found.map(|condition| (condition.status.as_str(), condition.reason.as_str()));
+            Ok(if found == Some(wanted) { Ok(()) } else { Err(format!("{found:?}")) })
         })
         .await
     }

@@ -1,0 +1,151 @@
+//! What the guest's users read in `status.conditions` of a Service: whether infra gave a load balancer, and whether it has where to
+//! send traffic to. Pure. Conditions of others stay, and nothing is written that stands there already.
+
+use k8s_openapi::api::core::v1::LoadBalancerIngress;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use serde_json::{Value, json};
+
+use super::identity::infra_name;
+use super::plan::{Plan, Refusal, Step, Wait};
+use super::service::GuestService;
+
+/// Whether infra has the load balancer, with an address.
+pub const PROVISIONED: &str = "kubevirt.io/LoadBalancerProvisioned";
+/// Whether there is something that traffic goes to.
+pub const SERVING: &str = "kubevirt.io/LoadBalancerServing";
+/// Reason of [`SERVING`]: all Nodes are excluded, or there is none.
+pub const NO_NODES: &str = "NoNodes";
+
+const TRUE: &str = "True";
+const FALSE: &str = "False";
+const UNKNOWN: &str = "Unknown";
+/// Longest message (validation of `metav1.Condition`).
+const MAX_MESSAGE: usize = 32_768;
+
+/// What traffic of a load balancer can go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backends {
+    /// The guest's Nodes are not known (yet).
+    Unknown,
+    /// Somebody else writes the endpoints.
+    Elsewhere,
+    /// No Node takes traffic.
+    NoNodes,
+    /// Some do.
+    Nodes,
+}
+
+/// One condition, as it should read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// `type`.
+    pub kind: &'static str,
+    /// `status`.
+    pub status: &'static str,
+    /// `reason`.
+    pub reason: &'static str,
+    /// `message`.
+    pub message: String,
+}
+
+/// The conditions of a Service for which this was planned. `overdue` = it waits for an address longer than it should.
+pub fn conditions(guest: &GuestService, plan: &Plan, overdue: bool, backends: Backends) -> Vec<Said> {
+    let ends = plan.steps.contains(&Step::RemoveFinalizer);
+    let is_others = guest.spec.load_balancer_class.is_some();
+    if ends || is_others || (!guest.wants_load_balancer() && plan.waits_for.is_none()) {
+        return Vec::new();
+    }
+    let provisioned = provisioned(guest, plan, overdue);
+    let serving = serving(provisioned.status == TRUE, backends);
+    vec![provisioned, serving]
+}
+
+fn provisioned(guest: &GuestService, plan: &Plan, overdue: bool) -> Said {
+    let said = |status, reason, message: String| Said { kind: PROVISIONED, status, reason, message };
+    let (name, shown) = (infra_name(guest.uid()), ingress(guest, plan));
+    if let Some(refusal) = &plan.refusal {
+        // What infra has serves on.
+        let status = if shown.is_empty() { FALSE } else { TRUE };
+        return said(status, reason(refusal), refusal.to_string());
+    }
+    match plan.waits_for {
+        Some(Wait::Deletion) => said(FALSE, "Deleting", format!("infra service {name} is being deleted")),
+        Some(Wait::Address) if overdue => {
+            said(FALSE, "NoAddress", format!("the infra cluster assigns no address to service {name}"))
+        }
+        Some(Wait::Address) => said(FALSE, "Pending", format!("infra service {name} waits for its address")),
+        None if plan.refused.is_empty() => {
+            said(TRUE, "Provisioned", format!("infra service {name} has its address"))
+        }
+        None => {
+            let refused: Vec<_> = plan.refused.iter().map(ToString::to_string).collect();
+            said(TRUE, "PartlyRefused", refused.join("; "))
+        }
+    }
+}
+
+fn serving(provisioned: bool, backends: Backends) -> Said {
+    let (status, reason, message) = match backends {
+        Backends::NoNodes => (FALSE, NO_NODES, "no node of this cluster takes traffic of load balancers"),
+        _ if !provisioned => (FALSE, "NotProvisioned", "there is no load balancer yet"),
+        Backends::Unknown => (UNKNOWN, "NodesUnknown", "the nodes of this cluster are not known"),
+        Backends::Elsewhere => (UNKNOWN, "EndpointsElsewhere", "another controller writes the endpoints"),
+        Backends::Nodes => (TRUE, "Serving", "nodes of this cluster take its traffic"),
+    };
+    Said { kind: SERVING, status, reason, message: message.to_owned() }
+}
+
+fn reason(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::NoNodePort(_) => "NoNodePort",
+        Refusal::Foreign(_) => "InfraServiceNotOurs",
+        Refusal::Quota(_) => "QuotaExceeded",
+    }
+}
+
+/// The addresses that the guest shows when the plan is carried out.
+fn ingress<'a>(guest: &'a GuestService, plan: &'a Plan) -> &'a [LoadBalancerIngress] {
+    let set = plan.steps.iter().find_map(|step| match step {
+        Step::SetStatus(ingress) => Some(ingress.as_slice()),
+        _ => None,
+    });
+    set.unwrap_or(&guest.status.load_balancer.ingress)
+}
+
+/// Whether this condition is ours.
+pub fn is_ours(condition: &Condition) -> bool {
+    [PROVISIONED, SERVING].contains(&condition.type_.as_str())
+}
+
+/// The entries of a strategic merge patch that make of `present` what is `wanted`; empty = nothing is to be written.
+pub fn patch(present: &[Condition], wanted: &[Said], now: &Time) -> Vec<Value> {
+    let find = |kind: &str| present.iter().find(|condition| condition.type_ == kind);
+    let changed = wanted.iter().filter_map(|said| {
+        let found = find(said.kind);
+        let message = &said.message[..said.message.floor_char_boundary(MAX_MESSAGE)];
+        let same = |found: &Condition| {
+            (found.status.as_str(), found.reason.as_str(), found.message.as_str())
+                == (said.status, said.reason, message)
+        };
+        if found.is_some_and(same) {
+            return None;
+        }
+        let since =
+            found.filter(|found| found.status == said.status).map(|found| &found.last_transition_time);
+        Some(json!({ "type": said.kind, "status": said.status, "reason": said.reason, "message": message,
+            "lastTransitionTime": since.unwrap_or(now) }))
+    });
+    let gone = present
+        .iter()
+        .filter(|found| is_ours(found) && wanted.iter().all(|said| said.kind != found.type_))
+        .map(|found| json!({ "type": found.type_, "$patch": "delete" }));
+    changed.chain(gone).collect()
+}
+
+/// The reason that [`SERVING`] has among these.
+pub fn serving_reason(present: &[Condition]) -> Option<&str> {
+    present.iter().find(|condition| condition.type_ == SERVING).map(|condition| condition.reason.as_str())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,75 @@
+//! Writes the conditions of a guest Service, with the events that go with a change of them.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::runtime::controller::Action;
+use serde_json::Value;
+
+use super::Context;
+use super::act::{Failure, failed, reference};
+use crate::events::Kind;
+use crate::load_balancer::conditions::{Backends, NO_NODES, Said, conditions, patch, serving_reason};
+use crate::load_balancer::plan::{Plan, Step, Wait};
+use crate::load_balancer::service::GuestService;
+
+/// A wait that is shorter than this is not written down: most addresses come at once, and each writing is a call.
+const WORTH_NOTING: Duration = Duration::from_secs(1);
+
+/// What the conditions should read once `plan` is carried out.
+pub(super) fn wanted(guest: &GuestService, plan: &Plan, context: &Context) -> Vec<Said> {
+    let overdue = plan.waits_for == Some(Wait::Address)
+        && context.memory.waited(guest.uid()) >= context.address_timeout;
+    let backends = if context.settings().endpoints.selectorless {
+        Backends::Elsewhere
+    } else {
+        context.nodes.backends()
+    };
+    conditions(guest, plan, overdue, backends)
+}
+
+/// The entries of the patch that makes the conditions so; empty = they are.
+pub(super) fn entries(guest: &GuestService, said: &[Said]) -> Vec<Value> {
+    patch(&guest.status.conditions, said, &Time(Timestamp::now()))
+}
+
+/// Writes the conditions, where a step did not do it already, and tells what changed. `next` is when to look again.
+pub(super) async fn write(
+    guest: &GuestService,
+    plan: &Plan,
+    next: Action,
+    context: &Context,
+) -> Result<Action, Failure> {
+    // What goes at once needs no words.
+    let goes = |step: &Step| matches!(step, Step::RemoveFinalizer | Step::Delete(_));
+    if guest.is_deleting() && plan.steps.iter().any(goes) {
+        return Ok(next);
+    }
+    let said = wanted(guest, plan, context);
+    let waited = context.memory.waited(guest.uid());
+    if plan.waits_for == Some(Wait::Address) && waited < WORTH_NOTING && context.nodes.are_there() {
+        return Ok(Action::requeue(WORTH_NOTING.saturating_sub(waited).min(context.address_timeout)));
+    }
+    let written = plan.steps.iter().any(|step| matches!(step, Step::SetStatus(_)));
+    let entries = entries(guest, &said);
+    if !written && !entries.is_empty() {
+        let set = context.services.set_conditions(guest, &entries).await;
+        set.map_err(failed("update the load balancer conditions"))?;
+    }
+    tell(guest, &said, context);
+    Ok(next)
+}
+
+/// The framework's events of a change of what traffic can go to.
+fn tell(guest: &GuestService, said: &[Said], context: &Context) {
+    let before = serving_reason(&guest.status.conditions);
+    let now = said.iter().find(|said| said.kind == crate::load_balancer::conditions::SERVING);
+    let Some(now) = now.map(|said| said.reason) else { return };
+    let say = |kind, reason, note| context.events.emit(&reference(guest), kind, reason, note);
+    if now == NO_NODES && before != Some(NO_NODES) {
+        say(Kind::Warning, "UnAvailableLoadBalancer", "There are no available nodes for LoadBalancer");
+    } else if before == Some(NO_NODES) && now != NO_NODES {
+        say(Kind::Normal, "UpdatedLoadBalancer", "Updated load balancer with new hosts");
+    }
+}

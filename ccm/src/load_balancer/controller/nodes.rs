@@ -1,0 +1,191 @@
+//! The guest's Nodes, as far as load balancers go: which of them take traffic, and what becomes of the Services when there is none.
+//!
+//! Where infra selects VMs by their labels, one Node more or less changes nothing in infra; whoever writes endpoints follows each.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Node, Taint};
+use kube::Resource;
+use kube::api::{Api, ObjectMeta};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::{ObjectRef, Store, store};
+use kube::runtime::watcher::{self, watcher};
+use serde::Deserialize;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::act::Failure;
+use super::watches::Triggers;
+use super::{Context, explain};
+use crate::access::{GuestCluster, chain};
+use crate::load_balancer::conditions::Backends;
+use crate::load_balancer::identity::infra_name;
+use crate::load_balancer::node_set::{NodeSet, node_set};
+use crate::load_balancer::plan::{Infra, plan};
+use crate::load_balancer::service::GuestService;
+
+/// Objects per page of a list: a Node is large on the wire.
+const PAGE: u32 = 20;
+/// Services that are told at a time.
+const CONCURRENCY: usize = 32;
+/// After a change, more of them are waited for: Nodes come in groups.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// A Node, as far as it is read.
+#[derive(Clone, Debug, Default, Deserialize, Resource)]
+#[resource(inherit = "Node")]
+struct LoadBalancerNode {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: NodeSpec,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct NodeSpec {
+    #[serde(rename = "providerID")]
+    provider_id: String,
+    taints: Vec<Taint>,
+}
+
+/// The Nodes that take traffic.
+#[derive(Clone)]
+pub(super) struct Nodes(watch::Receiver<Known>);
+
+/// What is known of them.
+#[derive(Debug, PartialEq, Eq)]
+enum Known {
+    /// Nothing yet.
+    Nothing,
+    /// They can't be read.
+    Unreadable,
+    /// These take traffic.
+    Set(NodeSet),
+}
+
+impl LoadBalancerNode {
+    fn slim(&mut self) {
+        self.metadata.managed_fields = None;
+        self.metadata.annotations = None;
+    }
+}
+
+impl Nodes {
+    /// Starts to watch them.
+    pub(super) fn start(guest: &GuestCluster) -> Self {
+        let (nodes, writer) = store();
+        let config = watcher::Config::default().page_size(PAGE);
+        let all = watcher(Api::<LoadBalancerNode>::all(guest.client.clone()), config);
+        let all = all.default_backoff().modify(LoadBalancerNode::slim).reflect(writer);
+        let (known, shown) = watch::channel(Known::Nothing);
+        tokio::spawn(async move {
+            let mut failing = false;
+            let mut events = std::pin::pin!(all);
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
+                    Ok(_) => {
+                        failing = false;
+                        update(&known, Known::Set(set_of(&nodes)));
+                    }
+                    Err(error) => {
+                        known.send_if_modified(|known| {
+                            let is_first = *known == Known::Nothing;
+                            if is_first {
+                                *known = Known::Unreadable;
+                            }
+                            is_first
+                        });
+                        if !std::mem::replace(&mut failing, true) {
+                            tracing::warn!(
+                                error = chain(&error),
+                                "the nodes for load balancers can't be watched"
+                            );
+                        }
+                    }
+                }
+            }
+        });
+        Self(shown)
+    }
+
+    /// What traffic can go to.
+    pub(super) fn backends(&self) -> Backends {
+        match &*self.0.borrow() {
+            Known::Nothing | Known::Unreadable => Backends::Unknown,
+            Known::Set(nodes) if nodes.is_empty() => Backends::NoNodes,
+            Known::Set(_) => Backends::Nodes,
+        }
+    }
+
+    /// Waits until they are known, or it shows that they can't be: else each start would tell all Services twice.
+    pub(super) async fn wait_until_known(&mut self) {
+        if self.0.wait_for(|known| *known != Known::Nothing).await.is_err() {
+            tracing::error!("the watch of nodes ended");
+        }
+    }
+
+    /// Whether some take traffic, or nothing is known that speaks against it.
+    pub(super) fn are_there(&self) -> bool {
+        self.backends() != Backends::NoNodes
+    }
+}
+
+fn update(known: &watch::Sender<Known>, now: Known) {
+    known.send_if_modified(|known| {
+        let is_new = *known != now;
+        if is_new {
+            *known = now;
+        }
+        is_new
+    });
+}
+
+fn set_of(nodes: &Store<LoadBalancerNode>) -> NodeSet {
+    let all = nodes.state();
+    node_set(
+        all.iter().map(|node| (&node.metadata, node.spec.taints.as_slice(), node.spec.provider_id.as_str())),
+    )
+}
+
+/// Tells all Services when the set changed, without end.
+pub(super) async fn follow(context: &Context, triggers: &Triggers) {
+    let mut nodes = context.nodes.clone();
+    loop {
+        if nodes.0.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(SETTLE).await;
+        nodes.0.borrow_and_update();
+        let began = Instant::now();
+        let served: Vec<_> = context.watches.guests().state();
+        let served = served.into_iter().filter(|guest| guest.wants_load_balancer() && guest.has_finalizer());
+        let failed = AtomicBool::new(false);
+        futures::stream::iter(served)
+            .for_each_concurrent(CONCURRENCY, async |guest| {
+                let began = Instant::now();
+                if let Err(error) = refresh(&guest, context).await {
+                    failed.store(true, Ordering::Relaxed);
+                    tracing::warn!(error = chain(&error), "a Service was not told about the nodes");
+                    triggers.send(ObjectRef::from_obj(&*guest)).await;
+                }
+                context.metrics.hosts_updated(began.elapsed().as_secs_f64());
+            })
+            .await;
+        context.metrics.nodes_synced(began.elapsed().as_secs_f64(), failed.into_inner());
+    }
+}
+
+/// Writes and tells what a change of the Nodes means for one Service. Where a pass is due anyway, that does it.
+async fn refresh(guest: &GuestService, context: &Context) -> Result<(), Failure> {
+    let mirror = context.watches.mirror(&infra_name(guest.uid()));
+    let infra = mirror.as_deref().map_or(Infra::NotSeen, Infra::Present);
+    let plan = plan(guest, infra, &context.settings());
+    if plan.steps.is_empty() {
+        explain::write(guest, &plan, Action::await_change(), context).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! What the guest's users read about a load balancer: conditions of the Service, and the framework's words about Nodes (D16).
+
+use anyhow::{Context, Result, ensure};
+use bench::scenario::{Deadline, until};
+use bench::simulator::{fault_plan::Hold, infra_load_balancer::Fault};
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+
+use super::provider::Place;
+use super::{ALONE, CLUSTER, merge};
+use crate::fixture::Fixture;
+
+const PROVISIONED: &str = "kubevirt.io/LoadBalancerProvisioned";
+const SERVING: &str = "kubevirt.io/LoadBalancerServing";
+/// A condition of somebody else.
+const FOREIGN: &str = "example.org/Checked";
+/// Nodes with it take no traffic of load balancers.
+const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+
+/// Pending, overdue, provisioned, gone: each with its time of change; another's condition stays as it is.
+pub async fn conditions(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let node = TestNode::new(&fixture).await?;
+    let late = place.faults.inject(Fault::Hold { hold: Hold::Forever, service: None });
+    let patient = json!({"creationPollTimeout": 15});
+    let _provider = place.provider_with("a", CLUSTER, &[ALONE], patient).await?;
+    place.create("web", json!({})).await?;
+    place.condition("web", PROVISIONED, ("False", "Pending")).await?;
+    place.condition("web", SERVING, ("False", "NotProvisioned")).await?;
+    let since = changed(&place, PROVISIONED).await?;
+    let foreign = json!({"status": {"conditions": [{"type": FOREIGN, "status": "True", "reason": "Fine",
+        "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    let parameters = PatchParams::default();
+    place.guests.patch_status("web", &parameters, &Patch::Strategic(foreign)).await?;
+    place.condition("web", PROVISIONED, ("False", "NoAddress")).await?;
+    ensure!(changed(&place, PROVISIONED).await? == since, "its status did not change, its time did");
+    drop(late);
+    place.condition("web", PROVISIONED, ("True", "Provisioned")).await?;
+    place.condition("web", SERVING, ("True", "Serving")).await?;
+    ensure!(changed(&place, PROVISIONED).await? != since, "its status changed, its time did not");
+
+    // Nothing is written that stands there: the object rests.
+    let version = place.guests.get("web").await?.metadata.resource_version;
+    merge(&place.mirrors, &mirror(&place).await?, json!({"metadata": {"annotations": {"by": "infra"}}}))
+        .await?;
+    place.create("second", json!({})).await?;
+    place.condition("second", PROVISIONED, ("True", "Provisioned")).await?;
+    ensure!(place.guests.get("web").await?.metadata.resource_version == version, "it was written again");
+
+    merge(&place.guests, "web", json!({"spec": {"type": "ClusterIP"}})).await?;
+    until("only the other's condition", Deadline::Reaction, async || {
+        let web = serde_json::to_value(place.guests.get("web").await?)?;
+        let kinds: Vec<_> = web["status"]["conditions"].as_array().into_iter().flatten().collect();
+        let kinds: Vec<_> = kinds.into_iter().map(|condition| condition["type"].clone()).collect();
+        let is_done = kinds == [json!(FOREIGN)] && web["metadata"].get("finalizers").is_none();
+        Ok(if is_done { Ok(()) } else { Err(format!("{kinds:?}")) })
+    })
+    .await?;
+    node.remove().await
+}
+
+/// All Nodes excluded, one by label, one by the autoscaler's taint: told at once, and again when one comes back.
+pub async fn no_nodes(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let node = TestNode::new(&fixture).await?;
+    let _provider = place.provider("a", CLUSTER, &[ALONE]).await?;
+    place.create("web", json!({})).await?;
+    place.condition("web", SERVING, ("True", "Serving")).await?;
+    let taints = json!([{"key": "ToBeDeletedByClusterAutoscaler", "value": "1", "effect": "NoSchedule"}]);
+    node.patch(json!({"spec": {"taints": taints}})).await?;
+    exclude_others(&fixture, &node.name, json!("")).await?;
+    place.condition("web", SERVING, ("False", "NoNodes")).await?;
+    place.condition("web", PROVISIONED, ("True", "Provisioned")).await?;
+    place.told("web", "UnAvailableLoadBalancer", "no available nodes").await?;
+    place.create("late", json!({})).await?;
+    place.condition("late", SERVING, ("False", "NoNodes")).await?;
+    place.told("late", "UnAvailableLoadBalancer", "no available nodes").await?;
+
+    node.patch(json!({"spec": {"taints": null}, "metadata": {"labels": {EXCLUDE: "false"}}})).await?;
+    place.condition("web", SERVING, ("True", "Serving")).await?;
+    place.told("web", "UpdatedLoadBalancer", "new hosts").await?;
+    node.patch(json!({"metadata": {"labels": {EXCLUDE: "true"}}})).await?;
+    place.condition("web", SERVING, ("False", "NoNodes")).await?;
+    exclude_others(&fixture, &node.name, Value::Null).await?;
+    node.remove().await
+}
+
+/// When a condition of the Service changed last.
+async fn changed(place: &Place, kind: &str) -> Result<Value> {
+    let web = serde_json::to_value(place.guests.get("web").await?)?;
+    let conditions = web["status"]["conditions"].as_array().context("no conditions")?;
+    let found = conditions.iter().find(|condition| condition["type"] == kind).context("no such condition")?;
+    Ok(found["lastTransitionTime"].clone())
+}
+
+async fn mirror(place: &Place) -> Result<String> {
+    Ok(super::provider::mirror_name(&place.guests.get("web").await?))
+}
+
+/// A Node that no kubelet speaks for.
+struct TestNode {
+    api: Api<Node>,
+    name: String,
+}
+
+impl TestNode {
+    async fn new(fixture: &Fixture) -> Result<Self> {
+        let (api, name) = (Api::<Node>::all(fixture.guest.clone()), format!("node-of-{}", fixture.word));
+        // Another provider's, so that nobody deletes it for having no VM.
+        let node = json!({"metadata": {"name": name}, "spec": {"providerID": format!("other://{name}")}});
+        api.create(&PostParams::default(), &serde_json::from_value(node)?).await?;
+        Ok(Self { api, name })
+    }
+
+    async fn patch(&self, patch: Value) -> Result<()> {
+        self.api.patch(&self.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
+    }
+
+    async fn remove(self) -> Result<()> {
+        self.api.delete(&self.name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+}
+
+/// Gives all Nodes of the bench but `but` the label that excludes them, or takes it off.
+async fn exclude_others(fixture: &Fixture, but: &str, value: Value) -> Result<()> {
+    let nodes: Api<Node> = Api::all(fixture.guest.clone());
+    let patch = Patch::Merge(json!({"metadata": {"labels": {EXCLUDE: value}}}));
+    for node in nodes.list(&ListParams::default()).await? {
+        let name = node.metadata.name.unwrap_or_default();
+        if name != but {
+            nodes.patch(&name, &PatchParams::default(), &patch).await?;
+        }
+    }
+    Ok(())
+}

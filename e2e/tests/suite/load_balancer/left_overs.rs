@@ -1,0 +1,188 @@
+//! What a guest leaves in infra goes: by itself, with the object that owns it, or by `--cleanup`. What is another's stays.
+
+use anyhow::{Result, ensure};
+use bench::scenario::{Deadline, until, until_gone};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Service},
+    rbac::v1::{Role, RoleBinding},
+};
+use kube::Api;
+use kube::api::{DeleteParams, PostParams};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use super::provider::{Place, mirror_name};
+use super::{ALONE, CLUSTER, merge};
+use crate::fixture::Fixture;
+
+/// What marks an infra Service as a guest cluster's.
+const MARK: &str = "cluster.x-k8s.io/tenant-cluster-uid";
+/// Whose name an infra Service has.
+const CLUSTER_LABEL: &str = "cluster.x-k8s.io/cluster-name";
+/// The object that owns all infra Services of the guest.
+const ANCHOR: &str = "anchor";
+
+/// A mirror without Service goes at the first look, one of the reference's at the second; another cluster's of the same namespace,
+/// and of the same name, stay, and so does what is served.
+pub async fn swept(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let first = place.provider("a", CLUSTER, &[ALONE]).await?;
+    let lost = place.create("lost", json!({})).await?;
+    let kept = mirror_name(&place.create("kept", json!({})).await?);
+    place.served("lost").await?;
+    place.served("kept").await?;
+    drop(first);
+    merge(&place.guests, "lost", json!({"metadata": {"finalizers": null}})).await?;
+    place.guests.delete("lost", &DeleteParams::default()).await?;
+    until_gone(&place.guests, "lost", "the guest's Service", Deadline::Reaction).await?;
+
+    let lost = mirror_name(&lost);
+    let before = serde_json::to_value(place.mirrors.get(&lost).await?)?;
+    ensure!(before["metadata"]["annotations"][MARK].is_string(), "mirrors are marked: {before}");
+    let others = [
+        copy(&place, &before, '1', |object| object["metadata"]["labels"][CLUSTER_LABEL] = json!("other"))
+            .await?,
+        copy(&place, &before, '2', |object| object["metadata"]["annotations"][MARK] = json!("another"))
+            .await?,
+    ];
+    let unmarked =
+        copy(&place, &before, '3', |object| object["metadata"]["annotations"] = json!({"by": "reference"}))
+            .await?;
+    let _provider = place.provider_with("b", CLUSTER, &[ALONE], json!({"sweepInterval": 1})).await?;
+    until_gone(&place.mirrors, &lost, "the left-over", Deadline::Reaction).await?;
+    // It takes a second look, so all others were judged before.
+    until_gone(&place.mirrors, &unmarked, "the reference's left-over", Deadline::Reaction).await?;
+    for other in others.iter().chain([&kept]) {
+        let there = place.mirrors.get_opt(other).await?;
+        ensure!(
+            there.is_some_and(|there| there.metadata.deletion_timestamp.is_none()),
+            "{other} was deleted"
+        );
+    }
+    place.served("kept").await?;
+    Ok(())
+}
+
+/// Where the owner may not be read, Services are served without. With the right each has it, and goes when it does; what is made
+/// again while the guest lives has no stale owner.
+pub async fn owned(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let anchors: Api<ConfigMap> = Api::namespaced(fixture.infra.clone(), &place.namespace);
+    let anchor = serde_json::from_value(json!({"metadata": {"name": ANCHOR}}))?;
+    let uid = anchors.create(&PostParams::default(), &anchor).await?.metadata.uid;
+    let owner = json!({"owner": {"apiVersion": "v1", "kind": "ConfigMap", "name": ANCHOR}});
+    let first = place.provider_with("a", CLUSTER, &[ALONE], owner.clone()).await?;
+    let mirror = mirror_name(&place.create("web", json!({})).await?);
+    place.served("web").await?;
+    place.mirror(&mirror, "no owner", |now| now["metadata"].get("ownerReferences").is_none()).await?;
+    drop(first);
+
+    may_read_config_maps(&fixture, &place.namespace).await?;
+    let second = place.provider_with("b", CLUSTER, &[ALONE], owner).await?;
+    let is_owned = |now: &Value| now["metadata"]["ownerReferences"][0]["uid"] == json!(uid);
+    let owned = place.mirror(&mirror, "the owner", is_owned).await?;
+    let reference = &owned["metadata"]["ownerReferences"][0];
+    ensure!(reference["controller"] != true && reference["blockOwnerDeletion"] != true, "{reference}");
+
+    anchors.delete(ANCHOR, &DeleteParams::default()).await?;
+    let before = owned["metadata"]["uid"].clone();
+    place
+        .mirror(&mirror, "another one without owner", |now| {
+            now["metadata"]["uid"] != before && now["metadata"].get("ownerReferences").is_none()
+        })
+        .await?;
+    drop(second);
+    Ok(())
+}
+
+/// Refused while a provider acts; then it deletes what is the guest's and frees the guest's Services, without the guest's API too.
+pub async fn cleaned_up(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let lease = format!("--leader-elect-resource-name=cleanup-{}", place.namespace);
+    let provider = place.provider("a", CLUSTER, &[&lease]).await?;
+    let mirror = mirror_name(&place.create("web", json!({})).await?);
+    place.served("web").await?;
+    let said = place.run("b", CLUSTER, &["--cleanup", &lease]).await?;
+    let error = String::from_utf8_lossy(&said.stderr);
+    ensure!(!said.status.success() && error.contains("stop it first"), "it was not refused: {error}");
+    ensure!(place.mirrors.get_opt(&mirror).await?.is_some(), "refused and deleted all the same");
+
+    provider.process.signal(Signal::SIGTERM);
+    provider.process.exited().await;
+    let before = serde_json::to_value(place.mirrors.get(&mirror).await?)?;
+    let other =
+        copy(&place, &before, '1', |object| object["metadata"]["labels"][CLUSTER_LABEL] = json!("other"))
+            .await?;
+    let said = place.run("c", CLUSTER, &["--cleanup", &lease]).await?;
+    let output = String::from_utf8_lossy(&said.stdout);
+    ensure!(said.status.success(), "{}: {}", said.status, String::from_utf8_lossy(&said.stderr));
+    ensure!(
+        output.contains(&format!("deleting infra service {mirror} (of {}/web)", place.namespace)),
+        "{output}"
+    );
+    ensure!(place.mirrors.get_opt(&mirror).await?.is_none(), "it is there still");
+    ensure!(place.mirrors.get_opt(&other).await?.is_some(), "another cluster's was deleted");
+    let freed = serde_json::to_value(place.guests.get("web").await?)?;
+    ensure!(freed["metadata"].get("finalizers").is_none(), "the finalizer stays: {freed}");
+    ensure!(freed["status"]["loadBalancer"].get("ingress").is_none(), "the address stays: {freed}");
+
+    // Held by a finalizer of infra's: the deadline ends it. Nobody answers for the guest.
+    let held = copy(&place, &before, '2', |object| {
+        object["metadata"]["finalizers"] = json!(["bench.local/held"]);
+    })
+    .await?;
+    let silent = ["--cleanup", "--cleanup-timeout=2s", "--master=https://127.0.0.1:1", &lease];
+    let said = place.run("d", CLUSTER, &silent).await?;
+    let error = String::from_utf8_lossy(&said.stderr);
+    ensure!(
+        !said.status.success() && error.contains("not gone after 2 s") && error.contains(&held),
+        "{error}"
+    );
+    merge(&place.mirrors, &held, json!({"metadata": {"finalizers": null}})).await?;
+    let said = place.run("e", CLUSTER, &silent).await?;
+    let output = String::from_utf8_lossy(&said.stdout);
+    ensure!(said.status.success() && output.contains("the guest cluster does not answer"), "{output}");
+    until("only the other cluster's left", Deadline::Reaction, async || {
+        let left: Vec<_> = place.mirrors.list(&kube::api::ListParams::default()).await?.items;
+        let left: Vec<_> = left.into_iter().filter_map(|left| left.metadata.name).collect();
+        Ok(if left == [other.clone()] { Ok(()) } else { Err(format!("{left:?}")) })
+    })
+    .await
+}
+
+/// Makes another infra Service after this one; its name is another Service's, by its last digit. Returns the name.
+async fn copy(place: &Place, of: &Value, digit: char, change: impl FnOnce(&mut Value)) -> Result<String> {
+    let name = of["metadata"]["name"].as_str().unwrap_or_default();
+    let start = name.strip_suffix(|_: char| true).unwrap_or_default();
+    let last = if name.ends_with(digit) { 'f' } else { digit };
+    let name = format!("{start}{last}");
+    let mut annotations = of["metadata"]["annotations"].clone();
+    if let Some(annotations) = annotations.as_object_mut() {
+        annotations.remove("cluster.x-k8s.io/tenant-service-uid");
+    }
+    let mut labels = of["metadata"]["labels"].clone();
+    labels["cluster.x-k8s.io/tenant-service-name"] = json!(format!("copy-{digit}"));
+    let mut object = json!({
+        "metadata": {"name": name, "labels": labels, "annotations": annotations},
+        "spec": {"type": "LoadBalancer", "selector": of["spec"]["selector"],
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": 30080}]},
+    });
+    change(&mut object);
+    let object: Service = serde_json::from_value(object)?;
+    place.mirrors.create(&PostParams::default(), &object).await?;
+    Ok(name)
+}
+
+/// Gives the provider's account the right that the owner takes.
+async fn may_read_config_maps(fixture: &Fixture, namespace: &str) -> Result<()> {
+    let roles: Api<Role> = Api::namespaced(fixture.infra.clone(), namespace);
+    let role = json!({"metadata": {"name": "owner"},
+        "rules": [{"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [ANCHOR], "verbs": ["get"]}]});
+    roles.create(&PostParams::default(), &serde_json::from_value(role)?).await?;
+    let bindings: Api<RoleBinding> = Api::namespaced(fixture.infra.clone(), namespace);
+    let binding = json!({"metadata": {"name": "owner"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "owner"},
+        "subjects": [{"kind": "ServiceAccount", "name": "cloud-controller-manager", "namespace": namespace}]});
+    bindings.create(&PostParams::default(), &serde_json::from_value(binding)?).await?;
+    Ok(())
+}

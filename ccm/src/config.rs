@@ -17,6 +17,9 @@ const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// `loadBalancer.creationPollTimeout` where it is absent or not positive (the reference's default).
 const DEFAULT_POLL_TIMEOUT: Duration = Duration::from_mins(5);
 
+/// `loadBalancer.endpoints`: the endpoints of all infra Services are written here.
+const MANAGED: &str = "Managed";
+
 /// What the cloud-config says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CloudConfig {
@@ -45,6 +48,8 @@ pub struct LoadBalancerConfig {
     pub selectorless: bool,
     /// `enableEPSController`: endpoints of infra Services with policy Local are ours to write.
     pub endpoint_slices: bool,
+    /// `endpoints: Managed`: those of all are. The reference does not have it.
+    pub managed_endpoints: bool,
 }
 
 /// The section `instancesV2`.
@@ -67,6 +72,16 @@ pub enum ConfigError {
     /// The choice of addresses can't be understood.
     #[error("instancesV2.nodeAddresses of the cloud-config: {0}")]
     Addresses(#[from] PolicyError),
+    /// A key has another value than those that there are.
+    #[error("{key} of the cloud-config must be {word} or absent, it is {found:?}")]
+    Word {
+        /// The key, with its section.
+        key: String,
+        /// The value that it can have.
+        word: &'static str,
+        /// What it has.
+        found: String,
+    },
     /// A key has a value of another type.
     #[error("{key} of the cloud-config must be {wanted}, it is {found}")]
     Type {
@@ -87,6 +102,7 @@ impl Default for LoadBalancerConfig {
             poll_timeout: DEFAULT_POLL_TIMEOUT,
             selectorless: false,
             endpoint_slices: false,
+            managed_endpoints: false,
         }
     }
 }
@@ -122,6 +138,7 @@ impl CloudConfig {
                 poll_timeout: load_balancer.seconds("creationPollTimeout", DEFAULT_POLL_TIMEOUT)?,
                 selectorless: load_balancer.flag("selectorless")?.unwrap_or(false),
                 endpoint_slices: load_balancer.flag("enableEPSController")?.unwrap_or(false),
+                managed_endpoints: load_balancer.word("endpoints", MANAGED)?,
             },
             instances: InstancesConfig {
                 enabled: instances.flag("enabled")?.unwrap_or(true),
@@ -187,6 +204,16 @@ impl<'a> Section<'a> {
             Value::Null => Ok(None),
             Value::Bool(flag) => Ok(Some(flag)),
             other => Err(wrong(&self.path(key), "true or false", &other)),
+        }
+    }
+
+    /// A key that has this one value, or none.
+    fn word(&mut self, key: &str, word: &'static str) -> Result<bool, ConfigError> {
+        match self.take(key) {
+            Value::Null => Ok(false),
+            Value::String(text) if text == word => Ok(true),
+            Value::String(text) => Err(ConfigError::Word { key: self.path(key), word, found: text }),
+            other => Err(wrong(&self.path(key), "a text", &other)),
         }
     }
 

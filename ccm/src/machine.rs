@@ -40,6 +40,16 @@ pub enum RunStrategy {
 pub struct Vmi {
     /// Name.
     pub name: String,
+    /// UID: another one after each restart.
+    pub uid: String,
+    /// Label `cluster.x-k8s.io/cluster-name`: the guest cluster that it says it belongs to.
+    pub cluster: Option<String>,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// Condition `Ready`; where there is none, whether it runs.
+    pub ready: bool,
+    /// Condition `Paused`: its processors stand still.
+    pub paused: bool,
     /// `status.phase`.
     pub phase: Phase,
     /// Host name that the guest gets; KubeVirt takes the VMI's name where the spec has none.

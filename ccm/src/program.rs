@@ -15,13 +15,18 @@ use tokio_util::sync::CancellationToken;
 use crate::access::{CallMetrics, GuestCluster, InfraCluster};
 use crate::config::CloudConfig;
 use crate::controllers::Controller;
+use crate::endpoints::{
+    choice::{EndpointChoice, EndpointSource, Slices},
+    controller::EndpointController,
+    gate::Gate,
+    metrics::EndpointMetrics,
+};
 use crate::events::EventSink;
 use crate::flags::{Flags, LeaderFlags, ServingFlags, path};
 use crate::lease::{Lease, Timing};
-use crate::load_balancer::controller::{COMPONENT, ServiceController};
+use crate::load_balancer::controller::{COMPONENT, ServiceController, ServiceWatches};
 use crate::load_balancer::identity::Identity;
 use crate::load_balancer::metrics::ServiceMetrics;
-use crate::load_balancer::mirror::EndpointChoice;
 use crate::load_balancer::plan::Settings;
 use crate::machine::{feed::Feed, index::MachineIndex, reads::InfraReads};
 use crate::node::{
@@ -50,6 +55,23 @@ struct Clusters {
 struct Metrics {
     services: ServiceMetrics,
     nodes: NodeMetrics,
+    endpoints: EndpointMetrics,
+}
+
+/// The VMs, for all who need them.
+#[derive(Clone)]
+struct Machines {
+    reads: InfraReads,
+    index: Arc<MachineIndex>,
+    feed: Feed,
+}
+
+impl Machines {
+    fn new(infra: &InfraCluster) -> Self {
+        let reads = InfraReads::new(infra.client.clone(), infra.namespace.clone());
+        let index = Arc::new(MachineIndex::default());
+        Self { feed: Feed::new(reads.clone(), Arc::clone(&index)), reads, index }
+    }
 }
 
 /// Runs the program to its end.
@@ -84,6 +106,7 @@ async fn run(flags: Flags) -> Result<()> {
     let metrics = Metrics::default();
     metrics.services.register(&mut registry);
     metrics.nodes.register(&mut registry);
+    metrics.endpoints.register(&mut registry);
     let leads = leader_gauge(&mut registry, &flags.leader);
 
     let served = CancellationToken::new();
@@ -164,18 +187,20 @@ async fn control(flags: &Flags, config: &CloudConfig, clusters: Clusters, metric
     if flags.controllers.runs(Controller::Route) {
         tracing::info!("node-route-controller: KubeVirt has no routes to make, nothing is done");
     }
-    if config.load_balancer.endpoint_slices && flags.controllers.runs(Controller::Endpoints) {
-        tracing::warn!(
-            "kubevirt_eps_controller: not there yet, nobody fills infra Services without selector"
-        );
-    }
+    let machines = Machines::new(&clusters.infra);
     tokio::join!(
-        Box::pin(serve_nodes(flags, config, clusters.clone(), metrics.nodes)),
-        Box::pin(serve_load_balancers(flags, config, clusters, metrics.services)),
+        Box::pin(serve_nodes(flags, config, clusters.clone(), machines.clone(), metrics.nodes)),
+        Box::pin(serve_services(flags, config, clusters, machines, (metrics.services, metrics.endpoints))),
     );
 }
 
-async fn serve_nodes(flags: &Flags, config: &CloudConfig, clusters: Clusters, metrics: NodeMetrics) {
+async fn serve_nodes(
+    flags: &Flags,
+    config: &CloudConfig,
+    clusters: Clusters,
+    machines: Machines,
+    metrics: NodeMetrics,
+) {
     let settings = NodeSettings {
         addresses: config.instances.addresses.clone(),
         zone_and_region: config.instances.zone_and_region,
@@ -188,45 +213,77 @@ async fn serve_nodes(flags: &Flags, config: &CloudConfig, clusters: Clusters, me
         tracing::info!("Nodes are not served: switched off");
         return std::future::pending().await;
     }
-    let reads = InfraReads::new(clusters.infra.client, clusters.infra.namespace);
-    let index = Arc::new(MachineIndex::default());
-    let feed = Feed::new(reads.clone(), Arc::clone(&index));
+    let Machines { reads, index, feed } = machines;
     let controller =
         NodeController::new(settings, clusters.guest.client, reads, (index, feed.clone()), metrics);
     // Whoever drops this ends it; there is nothing of it to finish.
     tokio::join!(feed.run(), controller.run(CancellationToken::new()));
 }
 
-async fn serve_load_balancers(
+/// LoadBalancer Services, and their endpoints.
+async fn serve_services(
     flags: &Flags,
     config: &CloudConfig,
     clusters: Clusters,
-    metrics: ServiceMetrics,
+    machines: Machines,
+    (metrics, endpoint_metrics): (ServiceMetrics, EndpointMetrics),
 ) {
-    if !flags.controllers.runs(Controller::Service) || !config.load_balancer.enabled {
+    let balancers = flags.controllers.runs(Controller::Service) && config.load_balancer.enabled;
+    let endpoints = flags.controllers.runs(Controller::Endpoints) && config.load_balancer.enabled;
+    if !balancers {
         tracing::info!("LoadBalancer Services are not served: switched off");
+    }
+    if !balancers && !endpoints {
         return std::future::pending().await;
     }
-    let events = EventSink::start(clusters.guest.clone(), COMPONENT);
-    let controller = ServiceController {
-        guest: clusters.guest,
-        infra: clusters.infra,
-        settings: Settings {
-            identity: Identity {
-                cluster: flags.cluster_name.clone(),
-                infra_labels: config.infra_labels.clone(),
-            },
-            endpoints: EndpointChoice {
-                selectorless: config.load_balancer.selectorless,
-                slices_for_local: config.load_balancer.endpoint_slices,
-            },
-        },
-        address_timeout: config.load_balancer.poll_timeout,
-        concurrency: flags.concurrent_service_syncs,
-        events,
-        metrics,
+    let settings = settings(flags, config);
+    let gate = Arc::new(Gate::default());
+    let (watches, queue) = ServiceWatches::start(&clusters.guest, &clusters.infra, &settings.identity);
+    let writer = EndpointController {
+        guest: clusters.guest.clone(),
+        infra: clusters.infra.clone(),
+        identity: settings.identity.clone(),
+        choice: settings.endpoints.choice,
+        addresses: config.instances.addresses.clone(),
+        services: watches.clone(),
+        gate: Arc::clone(&gate),
+        index: machines.index,
+        feed: machines.feed,
+        metrics: endpoint_metrics,
     };
-    controller.run().await;
+    let write = async { if endpoints { writer.run().await } else { writer.stay_off() } };
+    let balance = async {
+        if !balancers {
+            return;
+        }
+        let events = EventSink::start(clusters.guest.clone(), COMPONENT);
+        let controller = ServiceController {
+            guest: clusters.guest,
+            infra: clusters.infra,
+            settings,
+            services: (watches, queue),
+            gate,
+            address_timeout: config.load_balancer.poll_timeout,
+            concurrency: flags.concurrent_service_syncs,
+            events,
+            metrics,
+        };
+        controller.run().await;
+    };
+    tokio::join!(Box::pin(write), Box::pin(balance));
+}
+
+fn settings(flags: &Flags, config: &CloudConfig) -> Settings {
+    let choice = EndpointChoice {
+        selectorless: config.load_balancer.selectorless,
+        slices_for_local: config.load_balancer.endpoint_slices,
+        slices_for_all: config.load_balancer.managed_endpoints,
+    };
+    let cluster = flags.cluster_name.clone();
+    Settings {
+        identity: Identity { cluster, infra_labels: config.infra_labels.clone() },
+        endpoints: EndpointSource { choice, slices: Slices::Unknown },
+    }
 }
 
 async fn endpoint(
@@ -262,6 +319,7 @@ async fn endpoint(
             "enabled": config.load_balancer.enabled,
             "selectorless": config.load_balancer.selectorless,
             "enableEPSController": config.load_balancer.endpoint_slices,
+            "endpoints": config.load_balancer.managed_endpoints.then_some("Managed"),
         },
     } });
     let address = SocketAddr::new(ip, *secure_port);

@@ -3,6 +3,7 @@
 
 mod act;
 mod api;
+mod changed;
 mod memory;
 mod relay;
 mod watches;
@@ -12,10 +13,13 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kube::runtime::controller::{Action, Config, applier};
+use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::access::{GuestCluster, InfraCluster};
+use crate::endpoints::choice::EndpointSource;
+use crate::endpoints::gate::Gate;
 use crate::events::EventSink;
 
 use super::metrics::ServiceMetrics;
@@ -24,6 +28,7 @@ use super::service::GuestService;
 use act::Failure;
 use api::Services;
 use memory::Memory;
+pub use watches::Watches as ServiceWatches;
 use watches::Watches;
 
 /// The component that the events name, as in the framework.
@@ -31,9 +36,6 @@ pub const COMPONENT: &str = "service-controller";
 /// How many Services are worked on at a time, at least: a call that hangs ends after 10 s, and must not hold up the others
 /// meanwhile.
 const MIN_CONCURRENCY: u16 = 32;
-/// Triggers not yet taken; the watches wait when so many are.
-const QUEUE: usize = 256;
-
 /// All that the service controller needs.
 pub struct ServiceController {
     /// Where the users' Services are.
@@ -42,6 +44,10 @@ pub struct ServiceController {
     pub infra: InfraCluster,
     /// Who the guest is, and who writes endpoints.
     pub settings: Settings,
+    /// The Services of both clusters, and which of them to look at.
+    pub services: (ServiceWatches, mpsc::Receiver<ObjectRef<GuestService>>),
+    /// How far our own endpoints are.
+    pub gate: Arc<Gate>,
     /// After this time without an address, the Service's users are told.
     pub address_timeout: Duration,
     /// `--concurrent-service-syncs`.
@@ -57,6 +63,7 @@ struct Context {
     services: Services,
     watches: Watches,
     settings: Settings,
+    gate: Arc<Gate>,
     address_timeout: Duration,
     events: EventSink,
     metrics: ServiceMetrics,
@@ -66,8 +73,7 @@ struct Context {
 impl ServiceController {
     /// Runs until it is dropped.
     pub async fn run(self) {
-        let (triggers, queue) = mpsc::channel(QUEUE);
-        let watches = Watches::start(&self.guest, &self.infra, &self.settings.identity, triggers);
+        let (watches, queue) = self.services;
         relay::start(&self.infra, watches.clone(), self.events.clone());
         // What infra has must be known first, or each mirror would be made a second time.
         watches.wait_until_complete().await;
@@ -78,6 +84,7 @@ impl ServiceController {
             services: Services::new(&self.guest, &self.infra),
             watches,
             settings: self.settings,
+            gate: self.gate,
             address_timeout: self.address_timeout,
             events: self.events,
             metrics: self.metrics,
@@ -101,6 +108,15 @@ impl ServiceController {
                 }
             })
             .await;
+    }
+}
+
+impl Context {
+    /// What was configured, and how far our own endpoints of this Service are.
+    fn settings(&self, guest: &GuestService) -> Settings {
+        let slices = self.gate.slices(guest.uid());
+        let endpoints = EndpointSource { slices, ..self.settings.endpoints };
+        Settings { endpoints, ..self.settings.clone() }
     }
 }
 

@@ -6,8 +6,9 @@
 use k8s_openapi::api::core::v1::LoadBalancerIngress;
 
 use super::identity::{Foreign, Identity};
-use super::mirror::{EndpointChoice, Mirror, Refused};
+use super::mirror::{Mirror, Refused};
 use super::service::{GuestService, InfraService};
+use crate::endpoints::choice::EndpointSource;
 
 /// What was configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +16,7 @@ pub struct Settings {
     /// Who this guest is.
     pub identity: Identity,
     /// Which endpoints its infra Services have.
-    pub endpoints: EndpointChoice,
+    pub endpoints: EndpointSource,
 }
 
 /// What is known of the infra Service.

@@ -88,7 +88,7 @@ pub(super) async fn reconcile(guest: &GuestService, context: &Context) -> Result
     let name = infra_name(guest.uid());
     let mut seen = context.watches.mirror(&name).map_or(Seen::Unknown, Seen::Present);
     for _ in 0..MAX_LOOKS {
-        let plan = plan(guest, seen.as_infra(), &context.settings);
+        let plan = plan(guest, seen.as_infra(), &context.settings(guest));
         match carry_out(guest, &plan, seen.as_infra(), context).await? {
             Outcome::Done => return Ok(conclude(guest, &plan, context)),
             Outcome::Superseded => return Ok(Action::await_change()),
@@ -165,12 +165,12 @@ fn done_or_absent(answer: &Answer<GuestService>) -> Answer<()> {
 /// Whether the guest Service as it is now asks for the same kind of step.
 fn still_planned(now: &GuestService, infra: Infra<'_>, step: &Step, context: &Context) -> bool {
     let kind = std::mem::discriminant(step);
-    plan(now, infra, &context.settings).steps.iter().any(|step| std::mem::discriminant(step) == kind)
+    plan(now, infra, &context.settings(now)).steps.iter().any(|step| std::mem::discriminant(step) == kind)
 }
 
 /// Creates or deletes the mirror of `guest`, which was read just now.
 async fn change(guest: &GuestService, step: &Step, context: &Context) -> Result<Answer<()>, Failure> {
-    let settings = &context.settings;
+    let settings = context.settings(guest);
     let about = reference(guest);
     if let Step::Delete(uid) = step {
         context.events.emit(&about, Kind::Normal, "DeletingLoadBalancer", "Deleting load balancer");
@@ -191,7 +191,7 @@ async fn replace(guest: &GuestService, context: &Context) -> Result<Answer<()>, 
     let name = infra_name(guest.uid());
     let now = context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;
     let Some((mut object, infra)) = now else { return Ok(Answer::Changed) };
-    let planned = plan(guest, Infra::Present(&infra), &context.settings).steps;
+    let planned = plan(guest, Infra::Present(&infra), &context.settings(guest)).steps;
     let Some(Step::Replace(mirror, fields)) = planned.iter().find(|step| matches!(step, Step::Replace(..)))
     else {
         // Somebody else was faster, or it is not ours any more: plan for what is there now.

@@ -1,6 +1,7 @@
 //! Each field of the mirror, and that making it leaves nothing to make.
 
 use super::*;
+use crate::endpoints::choice::EndpointChoice;
 use crate::load_balancer::identity::CLUSTER_NAME_LABEL;
 use rstest::rstest;
 
@@ -25,7 +26,7 @@ fn guest(spec: &Value) -> GuestService {
 }
 
 fn mirror(guest: &GuestService, existing: Option<&InfraService>) -> Mirror {
-    Mirror::of(guest, existing, &identity(), EndpointChoice::default())
+    Mirror::of(guest, existing, &identity(), EndpointSource::default())
 }
 
 fn read(object: &Value) -> InfraService {
@@ -229,8 +230,9 @@ fn the_configuration_decides_who_writes_the_endpoints(
     #[case] selected: bool,
 ) {
     let guest = guest(&json!({ "externalTrafficPolicy": policy }));
-    let choice = EndpointChoice { selectorless, slices_for_local };
-    let mirror = Mirror::of(&guest, None, &identity(), choice);
+    let choice = EndpointChoice { selectorless, slices_for_local, ..EndpointChoice::default() };
+    let source = EndpointSource { choice, ..EndpointSource::default() };
+    let mirror = Mirror::of(&guest, None, &identity(), source);
     assert_eq!(mirror.spec.selector.is_empty(), !selected);
     assert_eq!(mirror.new_object()["spec"].get("selector").is_some(), selected);
 }

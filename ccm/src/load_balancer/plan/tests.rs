@@ -11,7 +11,7 @@ const UID: &str = "0e4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3";
 
 fn settings() -> Settings {
     let identity = Identity { cluster: "guest".parse().unwrap(), infra_labels: BTreeMap::new() };
-    Settings { identity, endpoints: EndpointChoice::default() }
+    Settings { identity, endpoints: EndpointSource::default() }
 }
 
 /// Both clusters, as far as one Service goes.

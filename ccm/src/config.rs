@@ -17,7 +17,7 @@ const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// `loadBalancer.creationPollTimeout` where it is absent or not positive (the reference's default).
 const DEFAULT_POLL_TIMEOUT: Duration = Duration::from_mins(5);
 
-/// `loadBalancer.endpoints`: the endpoints of all infra Services are written here.
+/// Value of `loadBalancer.endpoints`.
 const MANAGED: &str = "Managed";
 
 /// What the cloud-config says.
@@ -48,8 +48,18 @@ pub struct LoadBalancerConfig {
     pub selectorless: bool,
     /// `enableEPSController`: endpoints of infra Services with policy Local are ours to write.
     pub endpoint_slices: bool,
-    /// `endpoints: Managed`: those of all are. The reference does not have it.
-    pub managed_endpoints: bool,
+    /// `endpoints`: the reference does not have it.
+    pub endpoints: ManagedEndpoints,
+}
+
+/// `loadBalancer.endpoints`: of which infra Services the endpoints are ours to write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ManagedEndpoints {
+    /// Absent: as the reference's keys say.
+    #[default]
+    AsReference,
+    /// `Managed`: of all.
+    All,
 }
 
 /// The section `instancesV2`.
@@ -102,7 +112,7 @@ impl Default for LoadBalancerConfig {
             poll_timeout: DEFAULT_POLL_TIMEOUT,
             selectorless: false,
             endpoint_slices: false,
-            managed_endpoints: false,
+            endpoints: ManagedEndpoints::default(),
         }
     }
 }
@@ -138,7 +148,11 @@ impl CloudConfig {
                 poll_timeout: load_balancer.seconds("creationPollTimeout", DEFAULT_POLL_TIMEOUT)?,
                 selectorless: load_balancer.flag("selectorless")?.unwrap_or(false),
                 endpoint_slices: load_balancer.flag("enableEPSController")?.unwrap_or(false),
-                managed_endpoints: load_balancer.word("endpoints", MANAGED)?,
+                endpoints: if load_balancer.word("endpoints", MANAGED)? {
+                    ManagedEndpoints::All
+                } else {
+                    ManagedEndpoints::AsReference
+                },
             },
             instances: InstancesConfig {
                 enabled: instances.flag("enabled")?.unwrap_or(true),

@@ -13,7 +13,7 @@ use serving::{ProcessMetrics, Shutdown, Telemetry};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{CallMetrics, GuestCluster, InfraCluster};
-use crate::config::CloudConfig;
+use crate::config::{CloudConfig, ManagedEndpoints};
 use crate::controllers::Controller;
 use crate::endpoints::{
     choice::{EndpointChoice, EndpointSource, Slices},
@@ -251,7 +251,7 @@ async fn serve_services(
         feed: machines.feed,
         metrics: endpoint_metrics,
     };
-    let write = async { if endpoints { writer.run().await } else { writer.stay_off() } };
+    let write = async { if endpoints { Box::pin(writer.run()).await } else { writer.stay_off() } };
     let balance = async {
         if !balancers {
             return;
@@ -277,7 +277,7 @@ fn settings(flags: &Flags, config: &CloudConfig) -> Settings {
     let choice = EndpointChoice {
         selectorless: config.load_balancer.selectorless,
         slices_for_local: config.load_balancer.endpoint_slices,
-        slices_for_all: config.load_balancer.managed_endpoints,
+        slices_for_all: config.load_balancer.endpoints == ManagedEndpoints::All,
     };
     let cluster = flags.cluster_name.clone();
     Settings {
@@ -319,7 +319,7 @@ async fn endpoint(
             "enabled": config.load_balancer.enabled,
             "selectorless": config.load_balancer.selectorless,
             "enableEPSController": config.load_balancer.endpoint_slices,
-            "endpoints": config.load_balancer.managed_endpoints.then_some("Managed"),
+            "endpoints": format!("{:?}", config.load_balancer.endpoints),
         },
     } });
     let address = SocketAddr::new(ip, *secure_port);

@@ -112,8 +112,9 @@ proptest! {
 
 #[test]
 fn endpoints_are_managed_where_it_says_so() {
-    assert!(parse("loadBalancer: {endpoints: Managed}").load_balancer.managed_endpoints);
-    assert!(!parse("loadBalancer: {endpoints: }").load_balancer.managed_endpoints);
+    let of = |text: &str| parse(text).load_balancer.endpoints;
+    assert_eq!(of("loadBalancer: {endpoints: Managed}"), ManagedEndpoints::All);
+    assert_eq!(of("loadBalancer: {endpoints: }"), ManagedEndpoints::AsReference);
 }
 
 #[test]

@@ -149,7 +149,7 @@ fn is_of(vmi: &Arc<Vmi>, cluster: &ClusterName, claims: &Claims) -> bool {
 }
 
 fn backend(vmi: &Vmi, member: &Member, policy: &AddressPolicy) -> Backend {
-    let serving = vmi.phase == Phase::Running && !vmi.paused;
+    let serving = vmi.phase == Phase::Running && !vmi.conditions.paused;
     let ended = matches!(vmi.phase, Phase::Succeeded | Phase::Failed);
     Backend {
         nodes: Vec::new(),
@@ -157,7 +157,7 @@ fn backend(vmi: &Vmi, member: &Member, policy: &AddressPolicy) -> Backend {
         uid: vmi.uid.clone(),
         host: vmi.host.clone(),
         conditions: Conditions {
-            ready: serving && vmi.ready && !vmi.deleting,
+            ready: serving && vmi.conditions.ready && !vmi.deleting,
             serving,
             terminating: vmi.deleting || ended,
         },

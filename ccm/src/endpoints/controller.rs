@@ -174,10 +174,16 @@ impl EndpointController {
         }
         loop {
             let first = ListParams::default().labels(&ours).limit(1);
-            match call(|| "list endpointslices".to_owned(), slices.list(&first)).await {
-                Ok(found) => return !found.items.is_empty(),
-                Err(error) if error.is_forbidden() => return false,
-                Err(error) => tell(&error),
+            let found = async {
+                if !rights::may_look(&self.infra).await? {
+                    return Ok(false);
+                }
+                let found = call(|| "list endpointslices".to_owned(), slices.list(&first)).await?;
+                Ok::<_, CallError>(!found.items.is_empty())
+            };
+            match found.await {
+                Ok(found) => return found,
+                Err(error) => tracing::debug!(error = chain(&error), "are there slices of ours?"),
             }
             time::sleep(RETRY).await;
         }
@@ -187,8 +193,4 @@ impl EndpointController {
 /// Selects what carries this guest's labels: infra's controllers give slices the labels of their Service.
 fn of_guest(identity: &Identity) -> String {
     format!("{CLUSTER_NAME_LABEL}={}", identity.cluster_label())
-}
-
-fn tell(error: &CallError) {
-    tracing::debug!(error = chain(error), "whether there are slices of ours is not known yet");
 }

@@ -3,12 +3,15 @@
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+
 use super::choice::Slices;
 
 /// How far our slices are. The endpoint controller says it, the service controller asks.
 #[derive(Debug, Default)]
 pub struct Gate {
     state: Mutex<State>,
+    known: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -37,7 +40,17 @@ impl Gate {
         if work != Work::On {
             state.written.clear();
         }
+        if work != Work::Unknown {
+            self.known.notify_one();
+        }
         std::mem::replace(&mut state.work, work) != work
+    }
+
+    /// Waits until it is known whether slices can be written. For one who waits.
+    pub async fn wait_until_known(&self) {
+        while self.lock().work == Work::Unknown {
+            self.known.notified().await;
+        }
     }
 
     /// Whether the slices of the guest's Service with this UID are as they should be. True = that is news.

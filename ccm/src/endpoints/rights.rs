@@ -45,6 +45,11 @@ pub(super) async fn ask(guest: &GuestCluster, infra: &InfraCluster) -> Result<Ri
     Ok(Rights { missing, may_convert })
 }
 
+/// Whether slices of infra may be listed.
+pub(super) async fn may_look(infra: &InfraCluster) -> Result<bool, CallError> {
+    may(&infra.client, Some(&infra.namespace), ("endpointslices", DISCOVERY), "list").await
+}
+
 async fn may(
     client: &kube::Client,
     namespace: Option<&str>,

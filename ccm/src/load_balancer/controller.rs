@@ -36,6 +36,9 @@ pub const COMPONENT: &str = "service-controller";
 /// How many Services are worked on at a time, at least: a call that hangs ends after 10 s, and must not hold up the others
 /// meanwhile.
 const MIN_CONCURRENCY: u16 = 32;
+/// How long to wait at first until it is known whether our own endpoints can be written.
+const ENDPOINTS_KNOWN: Duration = Duration::from_secs(10);
+
 /// All that the service controller needs.
 pub struct ServiceController {
     /// Where the users' Services are.
@@ -77,6 +80,10 @@ impl ServiceController {
         relay::start(&self.infra, watches.clone(), self.events.clone());
         // What infra has must be known first, or each mirror would be made a second time.
         watches.wait_until_complete().await;
+        if self.settings.endpoints.choice.is_ours() {
+            // Else a Service that is new would begin with a selector. Those that are there keep what they have.
+            drop(tokio::time::timeout(ENDPOINTS_KNOWN, self.gate.wait_until_known()).await);
+        }
         tracing::info!(namespace = self.infra.namespace, "serving LoadBalancer Services");
         let concurrency = self.concurrency.max(MIN_CONCURRENCY);
         let guests = watches.guests();

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::{Resource, core::NamespaceResourceScope};
 use serde::{Deserialize, Deserializer};
 
-use super::{Interface, Network, Phase, RunStrategy, SystemUuid, Vm, Vmi};
+use super::{Interface, Network, Phase, RunStrategy, SystemUuid, Vm, Vmi, VmiConditions};
 use crate::load_balancer::identity::CLUSTER_NAME_LABEL;
 use crate::topology::{REGION_LABEL, ZONE_LABEL};
 
@@ -172,8 +172,10 @@ impl From<WireVmi> for Vmi {
             uid: wire.metadata.uid.unwrap_or_default(),
             cluster: wire.metadata.labels.as_ref().and_then(|all| all.get(CLUSTER_NAME_LABEL)).cloned(),
             deleting: wire.metadata.deletion_timestamp.is_some(),
-            ready: condition(READY).unwrap_or(phase == Phase::Running),
-            paused: condition(PAUSED) == Some(true),
+            conditions: VmiConditions {
+                ready: condition(READY).unwrap_or(phase == Phase::Running),
+                paused: condition(PAUSED) == Some(true),
+            },
             agent_connected: condition(AGENT_CONNECTED) == Some(true),
             phase,
             uuid: wire.spec.uuid(),
@@ -325,7 +327,7 @@ mod tests {
             (vmi.phase, vmi.host.as_deref(), vmi.agent_connected),
             (Phase::Running, Some("infra-1"), true)
         );
-        assert!(vmi.ready && !vmi.paused && !vmi.deleting);
+        assert!(vmi.conditions.ready && !vmi.conditions.paused && !vmi.deleting);
         assert_eq!(vmi.instance_type.as_deref(), Some("u1.large"));
         assert_eq!((vmi.zone.as_deref(), vmi.region.as_deref()), (Some("z1"), Some("r1")));
         let shown: Vec<_> =
@@ -344,7 +346,7 @@ mod tests {
         #[case] paused: bool,
     ) {
         let vmi = vmi(json!({"status": {"phase": "Running", "conditions": conditions}}));
-        assert_eq!((vmi.ready, vmi.paused), (ready, paused));
+        assert_eq!(vmi.conditions, VmiConditions { ready, paused });
     }
 
     #[test]

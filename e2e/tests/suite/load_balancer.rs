@@ -2,7 +2,7 @@
 //! real API servers. Each names the defects of the reference (D…) that it would find there.
 
 pub mod burst;
-mod provider;
+pub mod provider;
 
 use anyhow::{Result, ensure};
 use bench::scenario::{Deadline, until, until_gone};

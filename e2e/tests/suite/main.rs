@@ -13,6 +13,7 @@ mod controller_process;
 mod data_safety;
 mod disk_content;
 mod disk_loss;
+mod endpoints;
 mod figures;
 mod fixture;
 mod foreign_content;
@@ -184,6 +185,11 @@ fn main() -> ExitCode {
         trial("load_balancer::a_clone_neither_steals_nor_deletes", Exclusive, load_balancer::foreign),
         trial("load_balancer::another_replica_takes_over", Exclusive, load_balancer::replicas),
         trial("load_balancer::two_hundred_are_served_soon", Exclusive, load_balancer::burst::served_soon),
+        trial("endpoints::they_follow_the_guest", Exclusive, endpoints::follow_the_guest),
+        trial("endpoints::they_follow_the_vms", Exclusive, endpoints::follow_the_vms),
+        trial("endpoints::handed_over_without_a_gap", Exclusive, endpoints::handed_over),
+        trial("endpoints::what_is_anothers_stays", Exclusive, endpoints::anothers_stays),
+        trial("endpoints::without_the_right_a_selector_stays", Exclusive, endpoints::without_the_right),
         trial("growth::a_filesystem_smaller_than_its_disk_grows_at_stage", Shared, growth::at_stage),
     ];
     trials.extend(shapes::trials());

@@ -1,7 +1,7 @@
 //! Which Nodes and VMs count, and what each can do.
 
 use super::*;
-use crate::machine::{Interface, SystemUuid, Vm};
+use crate::machine::{Interface, SystemUuid, Vm, VmiConditions};
 use crate::node::guest_node::WireNode;
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ fn vmi(name: &str) -> Vmi {
         name: name.into(),
         uid: "v1".into(),
         phase: Phase::Running,
-        ready: true,
+        conditions: VmiConditions { ready: true, paused: false },
         host: Some("infra-1".into()),
         interfaces: vec![interface],
         ..Vmi::default()
@@ -93,8 +93,8 @@ fn anothers_vm_is_never_a_backend(#[case] change: fn(&mut Vmi), #[case] counts: 
 
 #[rstest]
 #[case(|_: &mut Vmi| (), Conditions::READY)]
-#[case(|vmi: &mut Vmi| vmi.ready = false, Conditions { ready: false, ..Conditions::READY })]
-#[case(|vmi: &mut Vmi| vmi.paused = true, Conditions::default())]
+#[case(|vmi: &mut Vmi| vmi.conditions.ready = false, Conditions { ready: false, ..Conditions::READY })]
+#[case(|vmi: &mut Vmi| vmi.conditions.paused = true, Conditions::default())]
 #[case(|vmi: &mut Vmi| vmi.phase = Phase::Starting, Conditions::default())]
 #[case(|vmi: &mut Vmi| vmi.phase = Phase::Unknown("x".into()), Conditions::default())]
 #[case(|vmi: &mut Vmi| vmi.phase = Phase::Succeeded, Conditions { terminating: true, ..Conditions::default() })]

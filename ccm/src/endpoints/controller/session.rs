@@ -101,7 +101,17 @@ impl Session {
         let mut changes = self.controller.index.changes();
         while changes.changed().await.is_ok() {
             self.backends_changed();
+            self.is_able().await;
         }
+    }
+
+    /// Slices can be written as soon as everything that they are made of is known, and as long as VMs can be read.
+    async fn is_able(&self) {
+        if self.state.lock().complete.len() < WATCHES {
+            return;
+        }
+        let reads_vms = self.controller.index.snapshot().known().vmis.is_some();
+        self.controller.set(if reads_vms { Work::On } else { Work::Unknown }).await;
     }
 
     /// Looks at Services that changed, once all is known.
@@ -109,7 +119,7 @@ impl Session {
         while self.state.lock().complete.len() < WATCHES {
             self.completed.notified().await;
         }
-        self.controller.set(Work::On).await;
+        self.is_able().await;
         let services = self.controller.services.clone();
         services.changed().mark(services.load_balancers());
         let queue = stream::unfold(services.clone(), |services| async {
@@ -154,7 +164,7 @@ impl Session {
         }
     }
 
-    fn infra_slices_changed(&self, services: Vec<String>) {
+    fn infra_slices_changed(&self, services: &[String]) {
         let services = services.iter().filter_map(|name| self.controller.services.guest_of(name));
         self.controller.services.changed().mark(services.map(|service| ObjectRef::from_obj(&*service)));
     }
@@ -213,19 +223,19 @@ impl Follow<WireSlice> for Session {
     fn put(&self, object: WireSlice) {
         let (name, service) = (object.name_any(), object.service().map(str::to_owned));
         let concerned = self.state.lock().infra_slices.put(&name, service, InfraSlice::from(object));
-        self.infra_slices_changed(concerned);
+        self.infra_slices_changed(&concerned);
     }
 
     fn remove(&self, object: WireSlice) {
         let concerned = self.state.lock().infra_slices.remove(&object.name_any());
-        self.infra_slices_changed(concerned.into_iter().collect());
+        self.infra_slices_changed(concerned.as_slice());
     }
 
     fn complete(&self, living: &HashSet<String>) {
         let names: HashSet<_> =
             living.iter().filter_map(|key| Some(key.rsplit_once('/')?.1.to_owned())).collect();
         let concerned = self.state.lock().infra_slices.retain(&names);
-        self.infra_slices_changed(concerned);
+        self.infra_slices_changed(&concerned);
         self.is_complete(INFRA_SLICES);
     }
 }

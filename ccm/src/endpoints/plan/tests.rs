@@ -121,7 +121,9 @@ impl World {
 
     fn carry_out(&mut self) -> usize {
         let steps = self.plan().steps;
-        steps.iter().for_each(|step| self.apply(step));
+        for step in &steps {
+            self.apply(step);
+        }
         steps.len()
     }
 
@@ -317,7 +319,7 @@ proptest! {
         slices in some_slices(), wanted in some_endpoints(), selector: bool, may_convert: bool,
         writer in prop::sample::select(vec![Writer::Ours, Writer::Infra, Writer::Others]),
     ) {
-        let mut world = World { slices, may_convert, ..World::new(writer, selector, wanted) };
+        let mut world = World { may_convert, slices, ..World::new(writer, selector, wanted) };
         let others: Vec<_> = world.slices.iter().filter(|it| it.manager == Manager::Other).cloned().collect();
         let mut rounds = 0;
         while world.carry_out() > 0 {

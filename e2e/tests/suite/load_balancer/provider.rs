@@ -71,8 +71,8 @@ impl Place {
         let namespaces: Api<Namespace> = Api::all(fixture.infra.clone());
         let object = serde_json::from_value(json!({"metadata": {"name": namespace}}))?;
         namespaces.create(&PostParams::default(), &object).await?;
-        install(fixture, "tenant", "tenant", None).await?;
-        install(fixture, "infra", "infra", Some(&namespace)).await?;
+        apply(fixture, "tenant/base", "tenant", None).await?;
+        apply(fixture, "infra/base", "infra", Some(&namespace)).await?;
         let faults = FaultPlan::default();
         let running = infra_load_balancer::start(fixture.infra.clone(), &namespace, faults.clone());
         Ok(Self {
@@ -90,12 +90,24 @@ impl Place {
 
     /// Starts a provider for the guest cluster `cluster`.
     pub async fn provider(&self, suffix: &str, cluster: &str, more: &[&str]) -> Result<Provider> {
+        self.configured(suffix, cluster, &json!({"loadBalancer": {"creationPollTimeout": 5}}), more).await
+    }
+
+    /// Starts a provider with these keys in its cloud-config.
+    pub async fn configured(
+        &self,
+        suffix: &str,
+        cluster: &str,
+        keys: &Value,
+        more: &[&str],
+    ) -> Result<Provider> {
         let name = format!("ccm-{}-{suffix}", self.namespace);
         let file = |what: &str| PathBuf::from(RUNTIME).join(format!("{name}.{what}"));
         std::fs::write(file("infra"), serde_json::to_vec(&self.infra_access)?)?;
         std::fs::write(file("guest"), serde_json::to_vec(&self.guest_access)?)?;
-        let config = json!({"kubeconfig": file("infra"), "namespace": self.namespace,
-            "loadBalancer": {"creationPollTimeout": 5}});
+        let mut config = keys.clone();
+        config["kubeconfig"] = json!(file("infra"));
+        config["namespace"] = json!(self.namespace);
         std::fs::write(file("config"), serde_json::to_vec(&config)?)?;
         let mut args = vec![
             "--cloud-provider=kubevirt".to_owned(),
@@ -109,6 +121,12 @@ impl Place {
         args.extend(more.iter().map(|&argument| argument.to_owned()));
         let spec = ProcessSpec { name, program: program()?, args, ..ProcessSpec::default() };
         Ok(Provider { process: Supervisor::new(self.logs.clone()).start(&spec)? })
+    }
+
+    /// Gives both accounts what `deploy/cloud-controller-manager` has in this folder of both halves.
+    pub async fn grant(&self, fixture: &Fixture, part: &str) -> Result<()> {
+        apply(fixture, &format!("tenant/{part}"), "tenant", None).await?;
+        apply(fixture, &format!("infra/{part}"), "infra", Some(&self.namespace)).await
     }
 
     /// Creates a guest Service; `spec` replaces fields.
@@ -204,11 +222,11 @@ fn program() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Applies the accounts and rights of one half of `deploy/cloud-controller-manager`.
-async fn install(fixture: &Fixture, half: &str, context: &str, namespace: Option<&str>) -> Result<()> {
+/// Applies the accounts and rights of a folder of `deploy/cloud-controller-manager`.
+async fn apply(fixture: &Fixture, part: &str, context: &str, namespace: Option<&str>) -> Result<()> {
     let plan = Plan::read(&fixture.run)?;
     let kubectl = plan.artifacts.programs.path("kubectl")?;
-    let folder = paths::repository().join("deploy/cloud-controller-manager").join(half).join("base");
+    let folder = paths::repository().join("deploy/cloud-controller-manager").join(part);
     let rendered = tokio::process::Command::new(kubectl).arg("kustomize").arg(&folder).output().await?;
     let mut items: Vec<Value> = serde_saphyr::from_multiple(std::str::from_utf8(&rendered.stdout)?)?;
     items.retain(|object| !matches!(object["kind"].as_str(), Some("Deployment" | "ConfigMap")));

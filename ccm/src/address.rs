@@ -67,9 +67,12 @@ pub enum PolicyError {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
+/// An address family, by Kubernetes' names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// `IPv4`.
     V4,
+    /// `IPv6`.
     V6,
 }
 
@@ -136,6 +139,17 @@ impl AddressPolicy {
         Ok(Self { interface, within: networks(within)?, outside: networks(outside)? })
     }
 
+    /// The addresses that the VM shows itself, one per family: of those in `preferred` the first, else the best. What only
+    /// somebody else says of the VM, its own guest for example, is not among them.
+    pub fn shown(&self, vmi: &Vmi, preferred: &[IpAddr]) -> Vec<IpAddr> {
+        let usable = self.usable(vmi);
+        let of_family = |family: Family| {
+            let mut known = preferred.iter().filter(|ip| usable.contains(ip)).chain(&usable);
+            known.find(|ip| Family::of(**ip) == family).copied()
+        };
+        [Family::V4, Family::V6].into_iter().filter_map(of_family).collect()
+    }
+
     /// One address per family; the family that the Node had first stays first.
     fn choose(&self, vmi: Option<&Vmi>, had: &[IpAddr]) -> Vec<IpAddr> {
         let shown = vmi.map(|vmi| self.usable(vmi)).unwrap_or_default();
@@ -188,8 +202,22 @@ impl InterfaceChoice {
 }
 
 impl Family {
-    fn of(ip: IpAddr) -> Self {
+    /// The family of an address.
+    pub fn of(ip: IpAddr) -> Self {
         if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// Reads `ipFamilies[]` of a Service or `addressType` of an EndpointSlice; the latter has others too, names for example.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::V4, Self::V6].into_iter().find(|family| family.as_str() == text)
+    }
+
+    /// As Kubernetes writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
     }
 }
 

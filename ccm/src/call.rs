@@ -38,6 +38,11 @@ impl CallError {
         self.code() == Some(409)
     }
 
+    /// Whether the API says that there is no such thing; what a proxy says looks the same.
+    pub fn is_not_found(&self) -> bool {
+        self.code() == Some(404)
+    }
+
     /// Whether the API says of this very object that it does not exist. A 404 of a proxy, or of an API that is not served,
     /// says nothing about an object.
     pub fn proves_absence_of(&self, name: &str) -> bool {

@@ -23,6 +23,9 @@ const DEFAULT_POLL_TIMEOUT: Duration = Duration::from_mins(5);
 /// `loadBalancer.sweepInterval` where it is absent: a left-over costs an address, and a look one call per left-over.
 const DEFAULT_SWEEP_INTERVAL: Duration = Duration::from_hours(1);
 
+/// Value of `loadBalancer.endpoints`.
+const MANAGED: &str = "Managed";
+
 /// What the cloud-config says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CloudConfig {
@@ -57,6 +60,18 @@ pub struct LoadBalancerConfig {
     pub owner: Option<OwnerChoice>,
     /// `sweepInterval`: how often left-overs are looked for; `None` = never. The reference does not have it.
     pub sweep_interval: Option<Duration>,
+    /// `endpoints`: the reference does not have it.
+    pub endpoints: ManagedEndpoints,
+}
+
+/// `loadBalancer.endpoints`: of which infra Services the endpoints are ours to write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ManagedEndpoints {
+    /// Absent: as the reference's keys say.
+    #[default]
+    AsReference,
+    /// `Managed`: of all.
+    All,
 }
 
 /// The section `instancesV2`.
@@ -90,6 +105,16 @@ pub enum ConfigError {
     /// A key that another one needs is missing.
     #[error("{0} of the cloud-config is missing")]
     Missing(String),
+    /// A key has another value than those that there are.
+    #[error("{key} of the cloud-config must be {word} or absent, it is {found:?}")]
+    Word {
+        /// The key, with its section.
+        key: String,
+        /// The value that it can have.
+        word: &'static str,
+        /// What it has.
+        found: String,
+    },
     /// A key has a value of another type.
     #[error("{key} of the cloud-config must be {wanted}, it is {found}")]
     Type {
@@ -113,6 +138,7 @@ impl Default for LoadBalancerConfig {
             policy: TenantPolicy::default(),
             owner: None,
             sweep_interval: Some(DEFAULT_SWEEP_INTERVAL),
+            endpoints: ManagedEndpoints::default(),
         }
     }
 }
@@ -151,6 +177,11 @@ impl CloudConfig {
                 policy: policy::read(&mut load_balancer, &mut unknown)?,
                 owner: owner(&mut load_balancer, &mut unknown)?,
                 sweep_interval: load_balancer.seconds_or_never("sweepInterval", DEFAULT_SWEEP_INTERVAL)?,
+                endpoints: if load_balancer.word("endpoints", MANAGED)? {
+                    ManagedEndpoints::All
+                } else {
+                    ManagedEndpoints::AsReference
+                },
             },
             instances: InstancesConfig {
                 enabled: instances.flag("enabled")?.unwrap_or(true),
@@ -234,6 +265,16 @@ impl<'a> Section<'a> {
             Value::Null => Ok(None),
             Value::Bool(flag) => Ok(Some(flag)),
             other => Err(wrong(&self.path(key), "true or false", &other)),
+        }
+    }
+
+    /// A key that has this one value, or none.
+    fn word(&mut self, key: &str, word: &'static str) -> Result<bool, ConfigError> {
+        match self.take(key) {
+            Value::Null => Ok(false),
+            Value::String(text) if text == word => Ok(true),
+            Value::String(text) => Err(ConfigError::Word { key: self.path(key), word, found: text }),
+            other => Err(wrong(&self.path(key), "a text", &other)),
         }
     }
 

@@ -12,6 +12,7 @@ pub mod call;
 pub mod cluster_name;
 pub mod config;
 pub mod controllers;
+pub mod endpoints;
 pub mod events;
 #[cfg(test)]
 mod fake_api;

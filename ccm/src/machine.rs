@@ -40,6 +40,14 @@ pub enum RunStrategy {
 pub struct Vmi {
     /// Name.
     pub name: String,
+    /// UID: another one after each restart.
+    pub uid: String,
+    /// Label `cluster.x-k8s.io/cluster-name`: the guest cluster that it says it belongs to.
+    pub cluster: Option<String>,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// What it can do.
+    pub conditions: VmiConditions,
     /// `status.phase`.
     pub phase: Phase,
     /// Host name that the guest gets; KubeVirt takes the VMI's name where the spec has none.
@@ -58,6 +66,15 @@ pub struct Vmi {
     pub zone: Option<String>,
     /// Region that the VMI itself names.
     pub region: Option<String>,
+}
+
+/// What a VMI can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VmiConditions {
+    /// Condition `Ready`; where there is none, whether it runs.
+    pub ready: bool,
+    /// Condition `Paused`: its processors stand still.
+    pub paused: bool,
 }
 
 /// Life of a VMI.

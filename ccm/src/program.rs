@@ -15,16 +15,23 @@ use serving::{ProcessMetrics, Shutdown, Telemetry};
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{CallMetrics, GuestCluster, InfraCluster, chain};
-use crate::config::CloudConfig;
+use crate::config::{CloudConfig, ManagedEndpoints};
 use crate::controllers::Controller;
+use crate::endpoints::{
+    choice::{EndpointChoice, EndpointSource, Slices},
+    controller::EndpointController,
+    gate::Gate,
+    metrics::EndpointMetrics,
+};
 use crate::events::EventSink;
 use crate::flags::{Flags, LeaderFlags, ServingFlags, path};
 use crate::framework_metrics::FrameworkMetrics;
 use crate::lease::{Lease, Timing};
-use crate::load_balancer::controller::{COMPONENT, ServiceController, cleanup::Cleanup};
+use crate::load_balancer::controller::{
+    COMPONENT, Places, ServiceController, ServiceWatches, cleanup::Cleanup,
+};
 use crate::load_balancer::identity::Identity;
 use crate::load_balancer::metrics::ServiceMetrics;
-use crate::load_balancer::mirror::EndpointChoice;
 use crate::load_balancer::plan::Settings;
 use crate::machine::{feed::Feed, index::MachineIndex, reads::InfraReads};
 use crate::node::{
@@ -58,6 +65,7 @@ struct Clusters {
 struct Metrics {
     services: ServiceMetrics,
     nodes: NodeMetrics,
+    endpoints: EndpointMetrics,
     queues: QueueMetrics,
     framework: FrameworkMetrics,
 }
@@ -68,6 +76,23 @@ impl Metrics {
         self.nodes.register(registry);
         self.queues.register(registry);
         self.framework.register(registry);
+        self.endpoints.register(registry);
+    }
+}
+
+/// The VMs, for all who need them.
+#[derive(Clone)]
+struct Machines {
+    reads: InfraReads,
+    index: Arc<MachineIndex>,
+    feed: Feed,
+}
+
+impl Machines {
+    fn new(infra: &InfraCluster) -> Self {
+        let reads = InfraReads::new(infra.client.clone(), infra.namespace.clone());
+        let index = Arc::new(MachineIndex::default());
+        Self { feed: Feed::new(reads.clone(), Arc::clone(&index)), reads, index }
     }
 }
 
@@ -186,18 +211,20 @@ async fn control(flags: &Flags, config: &CloudConfig, clusters: Clusters, metric
     if flags.controllers.runs(Controller::Route) {
         tracing::info!("node-route-controller: KubeVirt has no routes to make, nothing is done");
     }
-    if config.load_balancer.endpoint_slices && flags.controllers.runs(Controller::Endpoints) {
-        tracing::warn!(
-            "kubevirt_eps_controller: not there yet, nobody fills infra Services without selector"
-        );
-    }
+    let machines = Machines::new(&clusters.infra);
     tokio::join!(
-        Box::pin(serve_nodes(flags, config, clusters.clone(), metrics.clone())),
-        Box::pin(serve_load_balancers(flags, config, clusters, metrics)),
+        Box::pin(serve_nodes(flags, config, clusters.clone(), machines.clone(), metrics.clone())),
+        Box::pin(serve_services(flags, config, clusters, machines, metrics)),
     );
 }
 
-async fn serve_nodes(flags: &Flags, config: &CloudConfig, clusters: Clusters, metrics: Metrics) {
+async fn serve_nodes(
+    flags: &Flags,
+    config: &CloudConfig,
+    clusters: Clusters,
+    machines: Machines,
+    metrics: Metrics,
+) {
     let settings = NodeSettings {
         addresses: config.instances.addresses.clone(),
         zone_and_region: config.instances.zone_and_region,
@@ -215,44 +242,86 @@ async fn serve_nodes(flags: &Flags, config: &CloudConfig, clusters: Clusters, me
             metrics.framework.runs(name);
         }
     }
-    let reads = InfraReads::new(clusters.infra.client, clusters.infra.namespace);
-    let index = Arc::new(MachineIndex::default());
-    let feed = Feed::new(reads.clone(), Arc::clone(&index));
+    let Machines { reads, index, feed } = machines;
     let controller =
         NodeController::new(settings, clusters.guest.client, reads, (index, feed.clone()), metrics.nodes);
     // Whoever drops this ends it; there is nothing of it to finish.
     tokio::join!(feed.run(), controller.run(CancellationToken::new()));
 }
 
-async fn serve_load_balancers(flags: &Flags, config: &CloudConfig, clusters: Clusters, metrics: Metrics) {
-    if !flags.controllers.runs(Controller::Service) || !config.load_balancer.enabled {
+/// LoadBalancer Services, and their endpoints.
+async fn serve_services(
+    flags: &Flags,
+    config: &CloudConfig,
+    clusters: Clusters,
+    machines: Machines,
+    metrics: Metrics,
+) {
+    let balancers = flags.controllers.runs(Controller::Service) && config.load_balancer.enabled;
+    let endpoints = flags.controllers.runs(Controller::Endpoints) && config.load_balancer.enabled;
+    if !balancers {
         tracing::info!("LoadBalancer Services are not served: switched off");
+    }
+    if !balancers && !endpoints {
         return std::future::pending().await;
     }
-    metrics.framework.runs(SERVICE_NAME);
-    let events = EventSink::start(clusters.guest.clone(), COMPONENT);
-    let controller = ServiceController {
-        guest: clusters.guest,
-        infra: clusters.infra,
-        settings: Settings {
-            identity: identity(flags, config),
-            endpoints: EndpointChoice {
-                selectorless: config.load_balancer.selectorless,
-                slices_for_local: config.load_balancer.endpoint_slices,
-            },
-            policy: config.load_balancer.policy.clone(),
-            guest_cluster: None,
-            owner: None,
-        },
-        address_timeout: config.load_balancer.poll_timeout,
-        owner: config.load_balancer.owner.clone(),
-        sweep_interval: config.load_balancer.sweep_interval,
-        concurrency: flags.concurrent_service_syncs,
-        events,
-        metrics: metrics.services,
-        queue: metrics.queues.queue(SERVICE_NAME),
+    let settings = settings(flags, config);
+    let gate = Arc::new(Gate::default());
+    let places = Places::new(config.load_balancer.policy.max_load_balancers);
+    let queue = metrics.queues.queue(SERVICE_NAME);
+    let (guest, infra) = (&clusters.guest, &clusters.infra);
+    let services = ServiceWatches::start(guest, infra, &settings.identity, places, queue.clone());
+    let writer = EndpointController {
+        guest: guest.clone(),
+        infra: infra.clone(),
+        identity: settings.identity.clone(),
+        choice: settings.endpoints.choice,
+        addresses: config.instances.addresses.clone(),
+        services: services.0.clone(),
+        gate: Arc::clone(&gate),
+        index: machines.index,
+        feed: machines.feed,
+        metrics: metrics.endpoints,
     };
-    controller.run().await;
+    let write = async { if endpoints { Box::pin(writer.run()).await } else { writer.stay_off() } };
+    let balance = async {
+        if !balancers {
+            return;
+        }
+        metrics.framework.runs(SERVICE_NAME);
+        let events = EventSink::start(clusters.guest.clone(), COMPONENT);
+        let controller = ServiceController {
+            guest: clusters.guest,
+            infra: clusters.infra,
+            settings,
+            services,
+            gate,
+            address_timeout: config.load_balancer.poll_timeout,
+            owner: config.load_balancer.owner.clone(),
+            sweep_interval: config.load_balancer.sweep_interval,
+            concurrency: flags.concurrent_service_syncs,
+            events,
+            metrics: metrics.services,
+            queue,
+        };
+        Box::pin(controller.run()).await;
+    };
+    tokio::join!(Box::pin(write), Box::pin(balance));
+}
+
+fn settings(flags: &Flags, config: &CloudConfig) -> Settings {
+    let choice = EndpointChoice {
+        selectorless: config.load_balancer.selectorless,
+        slices_for_local: config.load_balancer.endpoint_slices,
+        slices_for_all: config.load_balancer.endpoints == ManagedEndpoints::All,
+    };
+    Settings {
+        identity: identity(flags, config),
+        endpoints: EndpointSource { choice, slices: Slices::Unknown },
+        policy: config.load_balancer.policy.clone(),
+        guest_cluster: None,
+        owner: None,
+    }
 }
 
 fn identity(flags: &Flags, config: &CloudConfig) -> Identity {
@@ -308,6 +377,7 @@ async fn endpoint(
             "enabled": config.load_balancer.enabled,
             "selectorless": config.load_balancer.selectorless,
             "enableEPSController": config.load_balancer.endpoint_slices,
+            "endpoints": format!("{:?}", config.load_balancer.endpoints),
         },
     } });
     let address = SocketAddr::new(ip, *secure_port);

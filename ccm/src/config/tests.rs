@@ -78,6 +78,14 @@ fn names_each_key_that_nobody_knows_once_with_its_section() {
     "loadBalancer:\n  creationPollTimeout: 1.5",
     "loadBalancer.creationPollTimeout of the cloud-config must be whole seconds, it is a number"
 )]
+#[case(
+    "loadBalancer:\n  endpoints: managed",
+    "loadBalancer.endpoints of the cloud-config must be Managed or absent, it is \"managed\""
+)]
+#[case(
+    "loadBalancer:\n  endpoints: true",
+    "loadBalancer.endpoints of the cloud-config must be a text, it is true or false"
+)]
 #[case("infraLabels:\n  a: 1", "infraLabels.a of the cloud-config must be a text (quote it), it is a number")]
 #[case("infraLabels: [a]", "infraLabels of the cloud-config must be a map of texts, it is a list")]
 #[case("loadBalancer: true", "loadBalancer of the cloud-config must be a map of keys, it is true or false")]
@@ -101,6 +109,13 @@ proptest! {
             prop_assert!(config.load_balancer.poll_timeout > Duration::ZERO);
         }
     }
+}
+
+#[test]
+fn endpoints_are_managed_where_it_says_so() {
+    let of = |text: &str| parse(text).load_balancer.endpoints;
+    assert_eq!(of("loadBalancer: {endpoints: Managed}"), ManagedEndpoints::All);
+    assert_eq!(of("loadBalancer: {endpoints: }"), ManagedEndpoints::AsReference);
 }
 
 #[test]

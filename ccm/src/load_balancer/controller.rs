@@ -3,6 +3,7 @@
 
 mod act;
 mod api;
+mod changed;
 pub mod cleanup;
 mod explain;
 mod memory;
@@ -24,6 +25,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::access::{GuestCluster, InfraCluster};
+use crate::endpoints::choice::EndpointSource;
+use crate::endpoints::gate::Gate;
 use crate::events::EventSink;
 use crate::work_queue::Queue;
 
@@ -36,16 +39,17 @@ use api::Services;
 use memory::Memory;
 use nodes::Nodes;
 use owner::Owner;
-use places::Places;
-use watches::{Triggers, Watches};
+pub use places::Places;
+pub use watches::Watches as ServiceWatches;
+use watches::Watches;
 
 /// The component that the events name, as in the framework.
 pub const COMPONENT: &str = "service-controller";
 /// How many Services are worked on at a time, at least: a call that hangs ends after 10 s, and must not hold up the others
 /// meanwhile.
 const MIN_CONCURRENCY: u16 = 32;
-/// Triggers not yet taken; the watches wait when so many are.
-const QUEUE: usize = 256;
+/// How long to wait at first until it is known whether our own endpoints can be written.
+const ENDPOINTS_KNOWN: Duration = Duration::from_secs(10);
 
 /// All that the service controller needs.
 pub struct ServiceController {
@@ -55,6 +59,10 @@ pub struct ServiceController {
     pub infra: InfraCluster,
     /// Who the guest is, and who writes endpoints.
     pub settings: Settings,
+    /// The Services of both clusters, and which of them to look at.
+    pub services: (ServiceWatches, mpsc::Receiver<ObjectRef<GuestService>>),
+    /// How far our own endpoints are.
+    pub gate: Arc<Gate>,
     /// After this time without an address, the Service's users are told.
     pub address_timeout: Duration,
     /// With which infra object all that is this guest's goes.
@@ -77,6 +85,7 @@ struct Context {
     watches: Watches,
     settings: RwLock<Arc<Settings>>,
     owner: Option<Owner>,
+    gate: Arc<Gate>,
     address_timeout: Duration,
     events: EventSink,
     metrics: ServiceMetrics,
@@ -92,6 +101,14 @@ impl Context {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The same for one Service, with how far our own endpoints of it are.
+    fn settings_for(&self, guest: &GuestService) -> Settings {
+        let settings = self.settings();
+        let slices = self.gate.slices(guest.uid());
+        let endpoints = EndpointSource { slices, ..settings.endpoints };
+        Settings { endpoints, ..Settings::clone(&settings) }
+    }
+
     /// Changes what was found out.
     fn learn(&self, change: impl FnOnce(&mut Settings)) {
         change(Arc::make_mut(&mut self.settings.write().unwrap_or_else(PoisonError::into_inner)));
@@ -101,12 +118,7 @@ impl Context {
 impl ServiceController {
     /// Runs until it is dropped.
     pub async fn run(self) {
-        let (sender, queue) = mpsc::channel(QUEUE);
-        let triggers = Triggers::new(sender, self.queue.clone());
-        let places = Arc::new(Places::new(self.settings.policy.max_load_balancers));
-        let identity = &self.settings.identity;
-        let watches =
-            Watches::start(&self.guest, &self.infra, identity, triggers.clone(), Arc::clone(&places));
+        let (watches, queue) = self.services;
         relay::start(&self.infra, watches.clone(), self.events.clone());
         let mut nodes = Nodes::start(&self.guest);
         let services = Services::new(&self.guest, &self.infra);
@@ -116,6 +128,11 @@ impl ServiceController {
             watches.wait_until_complete(),
             nodes.wait_until_known()
         );
+        if self.settings.endpoints.choice.is_ours() {
+            // Else a Service that is new would begin with a selector. Those that are there keep what they have.
+            drop(tokio::time::timeout(ENDPOINTS_KNOWN, self.gate.wait_until_known()).await);
+        }
+        let places = watches.places();
         tracing::info!(namespace = self.infra.namespace, "serving LoadBalancer Services");
         let (concurrency, guests) = (self.concurrency.max(MIN_CONCURRENCY), watches.guests());
         let context = Arc::new(Context {
@@ -123,6 +140,7 @@ impl ServiceController {
             watches,
             settings: RwLock::new(Arc::new(Settings { guest_cluster, ..self.settings })),
             owner: self.owner.map(|choice| Owner::new(choice, self.infra)),
+            gate: self.gate,
             address_timeout: self.address_timeout,
             events: self.events,
             metrics: self.metrics,
@@ -135,8 +153,8 @@ impl ServiceController {
         tokio::join!(
             Self::passes(Arc::clone(&context), guests, queue, concurrency),
             sweep::run(&context, self.sweep_interval),
-            nodes::follow(&context, &triggers),
-            wake_waiting(&context, &triggers),
+            nodes::follow(&context),
+            wake_waiting(&context),
         );
     }
 
@@ -174,10 +192,10 @@ impl ServiceController {
 }
 
 /// Has those looked at that waited for a place of the quota and may have one.
-async fn wake_waiting(context: &Context, triggers: &Triggers) {
+async fn wake_waiting(context: &Context) {
     loop {
         for next in context.places.next(&context.watches, &context.settings().identity).await {
-            triggers.send(next).await;
+            context.watches.look_at(next).await;
         }
     }
 }

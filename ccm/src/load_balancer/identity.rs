@@ -86,6 +86,11 @@ impl Identity {
         labels
     }
 
+    /// The value of [`CLUSTER_NAME_LABEL`] on all that is this guest's.
+    pub fn cluster_label(&self) -> &str {
+        self.infra_labels.get(CLUSTER_NAME_LABEL).map_or(self.cluster.as_str(), String::as_str)
+    }
+
     /// The selector of the VMs of this guest that carry workload.
     pub fn selector(&self) -> BTreeMap<String, String> {
         BTreeMap::from([

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::identity::{Identity, SERVICE_UID_ANNOTATION, infra_name};
 use super::service::{GuestService, InfraService, LOAD_BALANCER, NO_AFFINITY, ServicePort, ServiceSpec};
+use crate::endpoints::choice::EndpointSource;
 use crate::tenant_policy::{TenantPolicy, Withheld};
 
 /// The guest's user said it to kubectl; in infra it would only be a copy that grows old.
@@ -53,33 +54,24 @@ pub enum Refused {
     },
 }
 
-/// Which endpoints the infra Services have, by the cloud-config.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EndpointChoice {
-    /// Somebody else writes the endpoints of all.
-    pub selectorless: bool,
-    /// Those of Services with policy Local are written, not selected.
-    pub slices_for_local: bool,
-}
-
 impl Mirror {
     /// The mirror of `guest`, with what `existing` has already and may keep, as far as `policy` lets it pass.
     pub fn of(
         guest: &GuestService,
         existing: Option<&InfraService>,
         identity: &Identity,
-        endpoints: EndpointChoice,
+        endpoints: EndpointSource,
         policy: &TenantPolicy,
     ) -> Self {
         let (mut refused, mut withheld) = (Vec::new(), Vec::new());
-        let local = guest.spec.is_local();
-        let without_selector = endpoints.selectorless || (endpoints.slices_for_local && local);
+        let has_selector = existing.map(|infra| !infra.spec.selector.is_empty());
+        let wants_selector = endpoints.wants_selector(guest.spec.is_local(), has_selector);
         let (ip_families, ip_family_policy) = families(guest, existing, &mut refused);
         let spec = ServiceSpec {
             kind: LOAD_BALANCER.to_owned(),
             load_balancer_class: existing.and_then(|infra| infra.spec.load_balancer_class.clone()),
             ports: guest.spec.ports.iter().map(mirror_port).collect(),
-            selector: if without_selector { BTreeMap::new() } else { identity.selector() },
+            selector: if wants_selector { identity.selector() } else { BTreeMap::new() },
             session_affinity: affinity(&guest.spec).to_owned(),
             session_affinity_config: guest
                 .spec

@@ -7,8 +7,9 @@ use k8s_openapi::api::core::v1::LoadBalancerIngress;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::identity::{Foreign, GUEST_CLUSTER_ANNOTATION, Identity};
-use super::mirror::{EndpointChoice, Mirror, Refused};
+use super::mirror::{Mirror, Refused};
 use super::service::{GuestService, InfraService};
+use crate::endpoints::choice::EndpointSource;
 use crate::tenant_policy::TenantPolicy;
 
 /// What was configured.
@@ -17,7 +18,7 @@ pub struct Settings {
     /// Who this guest is.
     pub identity: Identity,
     /// Which endpoints its infra Services have.
-    pub endpoints: EndpointChoice,
+    pub endpoints: EndpointSource,
     /// What of the guest's wishes may reach infra.
     pub policy: TenantPolicy,
     /// UID of the guest cluster; `None` = not known.

@@ -3,7 +3,14 @@
 //! A look costs one LIST per kind. While some Node needs its VM (it is new, or not ready) it is taken soon after it was asked for,
 //! else seldom. That watching is refused is said once and holds for the process's life, as with every right.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::StreamExt;
 use kube::{
@@ -30,6 +37,7 @@ pub struct Feed {
     reads: InfraReads,
     index: Arc<MachineIndex>,
     hurried: Arc<watch::Sender<()>>,
+    runs: Arc<AtomicBool>,
 }
 
 /// What went wrong last with one kind; each new trouble is said once.
@@ -41,7 +49,7 @@ struct Trouble {
 impl Feed {
     /// A feed of `index`; nothing is read before it runs.
     pub fn new(reads: InfraReads, index: Arc<MachineIndex>) -> Self {
-        Self { reads, index, hurried: Arc::new(watch::Sender::new(())) }
+        Self { reads, index, hurried: Arc::new(watch::Sender::new(())), runs: Arc::default() }
     }
 
     /// Somebody needs a fresh look. Nothing where watches tell anyhow.
@@ -49,8 +57,11 @@ impl Feed {
         self.hurried.send_replace(());
     }
 
-    /// Runs until it is dropped.
+    /// Runs until it is dropped. Of several that share it, the first runs it for all.
     pub async fn run(&self) {
+        if self.runs.swap(true, Ordering::Relaxed) {
+            return std::future::pending().await;
+        }
         tokio::join!(self.follow::<WireVm>(), self.follow::<WireVmi>());
     }
 

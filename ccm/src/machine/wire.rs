@@ -7,7 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::{Resource, core::NamespaceResourceScope};
 use serde::{Deserialize, Deserializer};
 
-use super::{Interface, Network, Phase, RunStrategy, SystemUuid, Vm, Vmi};
+use super::{Interface, Network, Phase, RunStrategy, SystemUuid, Vm, Vmi, VmiConditions};
+use crate::load_balancer::identity::CLUSTER_NAME_LABEL;
 use crate::topology::{REGION_LABEL, ZONE_LABEL};
 
 /// Annotations in which KubeVirt notes the instance type that a VM was made from; the namespaced kind, then the
@@ -16,6 +17,10 @@ const INSTANCE_TYPE_ANNOTATIONS: [&str; 2] =
     ["kubevirt.io/instancetype-name", "kubevirt.io/cluster-instancetype-name"];
 /// Condition of a VMI whose guest agent reports (kubevirt.io/api, `VirtualMachineInstanceAgentConnected`).
 const AGENT_CONNECTED: &str = "AgentConnected";
+/// Condition of a VMI whose pod is ready (`VirtualMachineInstanceReady`).
+const READY: &str = "Ready";
+/// Condition of a VMI whose processors stand still (`VirtualMachineInstancePaused`).
+const PAUSED: &str = "Paused";
 
 /// The fields of a `VirtualMachine` that are read.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -159,13 +164,23 @@ impl From<WireVmi> for Vmi {
                 .filter(|text| !text.is_empty())
         };
         let networks = &wire.spec.networks;
-        let agent = |c: &WireCondition| c.r#type == AGENT_CONNECTED && c.status == "True";
+        let condition = |kind: &str| {
+            let found = wire.status.conditions.iter().find(|condition| condition.r#type == kind);
+            found.map(|condition| condition.status == "True")
+        };
         Self {
+            uid: wire.metadata.uid.unwrap_or_default(),
+            cluster: wire.metadata.labels.as_ref().and_then(|all| all.get(CLUSTER_NAME_LABEL)).cloned(),
+            deleting: wire.metadata.deletion_timestamp.is_some(),
+            conditions: VmiConditions {
+                ready: condition(READY).unwrap_or(phase == Phase::Running),
+                paused: condition(PAUSED) == Some(true),
+            },
+            agent_connected: condition(AGENT_CONNECTED) == Some(true),
             phase,
             uuid: wire.spec.uuid(),
             host: wire.status.node_name.filter(|name| !name.is_empty()),
             interfaces: wire.status.interfaces.into_iter().map(|it| it.project(networks)).collect(),
-            agent_connected: wire.status.conditions.iter().any(agent),
             instance_type: INSTANCE_TYPE_ANNOTATIONS.iter().find_map(|key| own(key)),
             zone: own(ZONE_LABEL),
             region: own(REGION_LABEL),
@@ -312,12 +327,26 @@ mod tests {
             (vmi.phase, vmi.host.as_deref(), vmi.agent_connected),
             (Phase::Running, Some("infra-1"), true)
         );
+        assert!(vmi.conditions.ready && !vmi.conditions.paused && !vmi.deleting);
         assert_eq!(vmi.instance_type.as_deref(), Some("u1.large"));
         assert_eq!((vmi.zone.as_deref(), vmi.region.as_deref()), (Some("z1"), Some("r1")));
         let shown: Vec<_> =
             vmi.interfaces.iter().map(|i| (i.name.as_str(), &i.network, i.addresses.len())).collect();
         let lan = Network::Multus("hcp/lan".into());
         assert_eq!(shown, [("default", &Network::Pod, 2), ("lan", &lan, 1), ("", &Network::Unknown, 1)]);
+    }
+
+    #[rstest]
+    #[case(json!([]), true, false)]
+    #[case(json!([{"type": "Ready", "status": "False"}]), false, false)]
+    #[case(json!([{"type": "Ready", "status": "True"}, {"type": "Paused", "status": "True"}]), true, true)]
+    fn a_running_instance_without_the_condition_is_ready(
+        #[case] conditions: serde_json::Value,
+        #[case] ready: bool,
+        #[case] paused: bool,
+    ) {
+        let vmi = vmi(json!({"status": {"phase": "Running", "conditions": conditions}}));
+        assert_eq!(vmi.conditions, VmiConditions { ready, paused });
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     supervise::{Process, ProcessSpec, Supervisor},
 };
 
-/// Controllers of the infra cluster: what volumes, the objects of KubeVirt and CDI, and our own Deployments need.
+/// Controllers of the infra cluster: what volumes, the objects of KubeVirt and CDI, load balancers, and our own Deployments need.
 ///
 /// Not among them: node lifecycle, taints and attach-detach, for the infra nodes are simulated and have no kubelet.
 pub const INFRA_CONTROLLERS: &[&str] = &[
@@ -33,6 +33,9 @@ pub const INFRA_CONTROLLERS: &[&str] = &[
     "deployment-controller",
     "disruption-controller",
     "resourcequota-controller",
+    "endpoints-controller",
+    "endpointslice-controller",
+    "endpointslice-mirroring-controller",
 ];
 
 /// Controllers of the tenant cluster: all that are on by default, but those of features that no test here has and that

@@ -14,9 +14,20 @@ use crate::vm::saved_state::WORKER_MEMORY_MIB;
 /// Creates a VirtualMachine in the HCP namespace and waits until its instance is Running; `image`, the containerDisk,
 /// decides what runs in it.
 pub async fn start_machine(infra: &Client, name: &str, image: &str) -> Result<()> {
-    let object = serde_json::from_value(virtual_machine(name, image))?;
-    virtual_machines(infra, HCP_NAMESPACE).create(&PostParams::default(), &object).await?;
-    let instances = virtual_machine_instances(infra, HCP_NAMESPACE);
+    start_labelled_machine(infra, HCP_NAMESPACE, name, image, &json!({})).await
+}
+
+/// As [`start_machine`], in any namespace, with labels of its instance and its pod.
+pub async fn start_labelled_machine(
+    infra: &Client,
+    namespace: &str,
+    name: &str,
+    image: &str,
+    labels: &Value,
+) -> Result<()> {
+    let object = serde_json::from_value(virtual_machine(namespace, name, image, labels))?;
+    virtual_machines(infra, namespace).create(&PostParams::default(), &object).await?;
+    let instances = virtual_machine_instances(infra, namespace);
     until(&format!("virtual machine {name}"), Deadline::MachineStart, async || {
         let Some(instance) = instances.get_opt(name).await? else {
             return Ok(Err("no instance yet".to_owned()));
@@ -28,15 +39,17 @@ pub async fn start_machine(infra: &Client, name: &str, image: &str) -> Result<()
 }
 
 /// A VirtualMachine as Cluster API's provider for KubeVirt makes them; `image` decides what runs in it.
-fn virtual_machine(name: &str, image: &str) -> Value {
+fn virtual_machine(namespace: &str, name: &str, image: &str, labels: &Value) -> Value {
+    let mut labels = labels.clone();
+    labels["kubevirt.io/vm"] = json!(name);
     json!({
         "apiVersion": "kubevirt.io/v1",
         "kind": "VirtualMachine",
-        "metadata": {"name": name, "namespace": HCP_NAMESPACE},
+        "metadata": {"name": name, "namespace": namespace},
         "spec": {
             "runStrategy": "Always",
             "template": {
-                "metadata": {"labels": {"kubevirt.io/vm": name}},
+                "metadata": {"labels": labels},
                 "spec": {
                     "domain": {
                         "resources": {"requests": {"memory": format!("{WORKER_MEMORY_MIB}Mi")}},

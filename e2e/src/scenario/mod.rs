@@ -16,7 +16,7 @@ pub use infra_objects::{
     HotpluggedVolume, data_volumes, hotplugged, virtual_machine_instance_migrations,
     virtual_machine_instances, virtual_machines,
 };
-pub use machines::start_machine;
+pub use machines::{start_labelled_machine, start_machine};
 pub use six_steps::{Narrator, SixSteps, Step};
 pub use wait::{Deadline, until, until_gone};
 

@@ -30,7 +30,7 @@ use serde_json::json;
 const GROUP: &str = "tests";
 
 /// The containerDisk image of a virtual machine in which no guest runs: disks are plugged all the same.
-const EMPTY_IMAGE: &str = "bench.local/empty";
+pub const EMPTY_IMAGE: &str = "bench.local/empty";
 
 /// A test: runs with a fixture; its time and result go to the run's table.
 pub fn trial<F>(

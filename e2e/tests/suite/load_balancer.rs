@@ -7,7 +7,7 @@ pub mod faults;
 pub mod left_overs;
 pub mod narrow_rights;
 pub mod policy;
-mod provider;
+pub mod provider;
 pub mod storm;
 
 use anyhow::{Result, ensure};

@@ -13,6 +13,7 @@ mod controller_process;
 mod data_safety;
 mod disk_content;
 mod disk_loss;
+mod endpoints;
 mod figures;
 mod fixture;
 mod foreign_content;
@@ -241,5 +242,10 @@ fn cloud_controller_manager() -> Vec<Trial> {
         trial("load_balancer::a_guest_is_cleaned_up", Exclusive, load_balancer::left_overs::cleaned_up),
         trial("load_balancer::conditions_tell_its_state", Exclusive, load_balancer::explained::conditions),
         trial("load_balancer::no_node_is_told", Exclusive, load_balancer::explained::no_nodes),
+        trial("endpoints::they_follow_the_guest", Exclusive, endpoints::follow_the_guest),
+        trial("endpoints::they_follow_the_vms", Exclusive, endpoints::follow_the_vms),
+        trial("endpoints::handed_over_without_a_gap", Exclusive, endpoints::handed_over),
+        trial("endpoints::what_is_anothers_stays", Exclusive, endpoints::anothers_stays),
+        trial("endpoints::without_the_right_a_selector_stays", Exclusive, endpoints::without_the_right),
     ]
 }

@@ -97,7 +97,7 @@ pub(super) async fn reconcile(guest: &GuestService, context: &Context) -> Result
     let name = infra_name(guest.uid());
     let mut seen = context.watches.mirror(&name).map_or(Seen::Unknown, Seen::Present);
     for _ in 0..MAX_LOOKS {
-        let settings = context.settings();
+        let settings = context.settings_for(guest);
         let plan = plan(guest, seen.as_infra(), &settings);
         let plan = context.places.limit(guest, plan, &context.watches, &settings.identity);
         match carry_out(guest, &plan, seen.as_infra(), context).await? {
@@ -180,7 +180,7 @@ fn done_or_absent(answer: &Answer<GuestService>) -> Answer<()> {
 /// Whether the guest Service as it is now asks for the same kind of step.
 fn still_planned(now: &GuestService, infra: Infra<'_>, step: &Step, context: &Context) -> bool {
     let kind = std::mem::discriminant(step);
-    plan(now, infra, &context.settings()).steps.iter().any(|step| std::mem::discriminant(step) == kind)
+    plan(now, infra, &context.settings_for(now)).steps.iter().any(|step| std::mem::discriminant(step) == kind)
 }
 
 /// Creates or deletes the mirror of `guest`, which was read just now.
@@ -198,7 +198,7 @@ async fn change(guest: &GuestService, step: &Step, context: &Context) -> Result<
         // It had one that somebody else deleted: perhaps with its owner.
         owner::look(context).await;
     }
-    let mirror = context.settings().mirror(guest, None);
+    let mirror = context.settings_for(guest).mirror(guest, None);
     context.memory.waits(guest.uid());
     let created = context.services.create_mirror(&mirror.new_object()).await;
     created.map_err(failed("ensure load balancer"))
@@ -209,7 +209,7 @@ async fn replace(guest: &GuestService, context: &Context) -> Result<Answer<()>, 
     let name = infra_name(guest.uid());
     let now = context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;
     let Some((mut object, infra)) = now else { return Ok(Answer::Changed) };
-    let planned = plan(guest, Infra::Present(&infra), &context.settings()).steps;
+    let planned = plan(guest, Infra::Present(&infra), &context.settings_for(guest)).steps;
     let Some(Step::Replace(mirror, fields)) = planned.iter().find(|step| matches!(step, Step::Replace(..)))
     else {
         // Somebody else was faster, or it is not ours any more: plan for what is there now.

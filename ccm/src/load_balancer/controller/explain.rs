@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::Context;
 use super::act::{Failure, failed, reference};
+use crate::endpoints::choice::Writer;
 use crate::events::Kind;
 use crate::load_balancer::conditions::{Backends, NO_NODES, Said, conditions, patch, serving_reason};
 use crate::load_balancer::plan::{Plan, Step, Wait};
@@ -21,7 +22,7 @@ const WORTH_NOTING: Duration = Duration::from_secs(1);
 pub(super) fn wanted(guest: &GuestService, plan: &Plan, context: &Context) -> Vec<Said> {
     let overdue = plan.waits_for == Some(Wait::Address)
         && context.memory.waited(guest.uid()) >= context.address_timeout;
-    let backends = if context.settings().endpoints.selectorless {
+    let backends = if context.settings().endpoints.choice.writer(guest.spec.is_local()) == Writer::Others {
         Backends::Elsewhere
     } else {
         context.nodes.backends()

@@ -18,7 +18,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::act::Failure;
-use super::watches::Triggers;
 use super::{Context, explain};
 use crate::access::{GuestCluster, chain};
 use crate::load_balancer::conditions::Backends;
@@ -152,7 +151,7 @@ fn set_of(nodes: &Store<LoadBalancerNode>) -> NodeSet {
 }
 
 /// Tells all Services when the set changed, without end.
-pub(super) async fn follow(context: &Context, triggers: &Triggers) {
+pub(super) async fn follow(context: &Context) {
     let mut nodes = context.nodes.clone();
     loop {
         if nodes.0.changed().await.is_err() {
@@ -170,7 +169,7 @@ pub(super) async fn follow(context: &Context, triggers: &Triggers) {
                 if let Err(error) = refresh(&guest, context).await {
                     failed.store(true, Ordering::Relaxed);
                     tracing::warn!(error = chain(&error), "a Service was not told about the nodes");
-                    triggers.send(ObjectRef::from_obj(&*guest)).await;
+                    context.watches.look_at(ObjectRef::from_obj(&*guest)).await;
                 }
                 context.metrics.hosts_updated(began.elapsed().as_secs_f64());
             })
@@ -183,7 +182,7 @@ pub(super) async fn follow(context: &Context, triggers: &Triggers) {
 async fn refresh(guest: &GuestService, context: &Context) -> Result<(), Failure> {
     let mirror = context.watches.mirror(&infra_name(guest.uid()));
     let infra = mirror.as_deref().map_or(Infra::NotSeen, Infra::Present);
-    let plan = plan(guest, infra, &context.settings());
+    let plan = plan(guest, infra, &context.settings_for(guest));
     if plan.steps.is_empty() {
         explain::write(guest, &plan, Action::await_change(), context).await?;
     }

@@ -15,7 +15,7 @@ use crate::load_balancer::service::GuestService;
 
 /// The places of one guest.
 #[derive(Debug, Default)]
-pub(super) struct Places {
+pub struct Places {
     /// How many; `None` = as many as are wanted.
     max: Option<u32>,
     given: Mutex<Given>,
@@ -34,7 +34,8 @@ struct Given {
 }
 
 impl Places {
-    pub(super) fn new(max: Option<u32>) -> Self {
+    /// So many places; `None` = as many as are wanted.
+    pub fn new(max: Option<u32>) -> Self {
         Self { max, ..Self::default() }
     }
 

@@ -13,6 +13,7 @@ use kube::runtime::{WatchStreamExt, reflector::Lookup};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
+use super::changed::Changed;
 use super::places::Places;
 use crate::access::{GuestCluster, InfraCluster};
 use crate::load_balancer::identity::{CLUSTER_NAME_LABEL, Identity, infra_name};
@@ -24,7 +25,7 @@ const PAGE: u32 = 100;
 
 /// Has guest Services looked at. Clones share the queue.
 #[derive(Clone)]
-pub(super) struct Triggers {
+struct Triggers {
     sender: mpsc::Sender<ObjectRef<GuestService>>,
     queue: Queue,
 }
@@ -32,59 +33,70 @@ pub(super) struct Triggers {
 /// Which guest Service the infra Service of a name mirrors.
 type Names = Arc<Mutex<HashMap<String, ObjectRef<GuestService>>>>;
 
+/// Triggers not yet taken; the watches wait when so many are.
+const QUEUE: usize = 256;
+
 /// Both watches. Clones share them.
 #[derive(Clone)]
-pub(super) struct Watches {
+pub struct Watches {
     guests: Store<GuestService>,
     mirrors: Store<InfraService>,
     names: Names,
     namespace: String,
+    triggers: Triggers,
+    changed: Arc<Changed>,
     places: Arc<Places>,
 }
 
 impl Watches {
-    /// Starts both watches; each change triggers.
-    pub(super) fn start(
+    /// Starts both watches; each change triggers. What is triggered has to be taken for as long as the watches are used.
+    pub fn start(
         guest: &GuestCluster,
         infra: &InfraCluster,
         identity: &Identity,
-        triggers: Triggers,
-        places: Arc<Places>,
-    ) -> Self {
+        places: Places,
+        queue: Queue,
+    ) -> (Self, mpsc::Receiver<ObjectRef<GuestService>>) {
         let (guests, guest_writer) = store();
         let (mirrors, mirror_writer) = store();
-        let names = Names::default();
-        let watches = Self { guests, mirrors, names, namespace: infra.namespace.clone(), places };
+        let (sender, triggered) = mpsc::channel(QUEUE);
+        let watches = Self {
+            guests,
+            mirrors,
+            names: Names::default(),
+            namespace: infra.namespace.clone(),
+            triggers: Triggers { sender, queue },
+            changed: Arc::default(),
+            places: Arc::new(places),
+        };
 
         let config = watcher::Config::default().page_size(PAGE);
         let all = watcher(Api::<GuestService>::all(guest.client.clone()), config.clone());
         let all = all.default_backoff().modify(GuestService::slim).reflect(guest_writer);
-        let (of_guest, queue) = (watches.clone(), triggers.clone());
+        let of_guest = watches.clone();
         tokio::spawn(follow(all, "guest", move |event| {
-            let (watches, queue) = (of_guest.clone(), queue.clone());
-            async move { watches.guest_event(event, &queue).await }
+            let watches = of_guest.clone();
+            async move { watches.guest_event(event).await }
         }));
 
-        let cluster =
-            identity.infra_labels.get(CLUSTER_NAME_LABEL).map_or(identity.cluster.as_str(), String::as_str);
-        let config = config.labels(&format!("{CLUSTER_NAME_LABEL}={cluster}"));
+        let config = config.labels(&format!("{CLUSTER_NAME_LABEL}={}", identity.cluster_label()));
         let own = watcher(Api::<InfraService>::namespaced(infra.client.clone(), &infra.namespace), config);
         let own = own.default_backoff().reflect(mirror_writer);
         let of_infra = watches.clone();
         tokio::spawn(follow(own, "infra", move |event| {
-            let (watches, queue) = (of_infra.clone(), triggers.clone());
-            async move { watches.infra_event(event, &queue).await }
+            let watches = of_infra.clone();
+            async move { watches.infra_event(event).await }
         }));
-        watches
+        (watches, triggered)
     }
 
     /// The guest's Services.
-    pub(super) fn guests(&self) -> Store<GuestService> {
+    pub(crate) fn guests(&self) -> Store<GuestService> {
         self.guests.clone()
     }
 
     /// Waits until both clusters have shown all that they have.
-    pub(super) async fn wait_until_complete(&self) {
+    pub(crate) async fn wait_until_complete(&self) {
         // The writers live as long as the process: their ends are no case.
         let (guests, mirrors) = tokio::join!(self.guests.wait_until_ready(), self.mirrors.wait_until_ready());
         if guests.is_err() || mirrors.is_err() {
@@ -93,7 +105,7 @@ impl Watches {
     }
 
     /// The infra Service of this name, as it was seen last.
-    pub(super) fn mirror(&self, name: &str) -> Option<Arc<InfraService>> {
+    pub(crate) fn mirror(&self, name: &str) -> Option<Arc<InfraService>> {
         self.mirrors.get(&ObjectRef::new(name).within(&self.namespace))
     }
 
@@ -109,18 +121,50 @@ impl Watches {
         own.filter_map(|mirror| mirror.metadata.name.clone()).collect()
     }
 
+    /// The places that the quota leaves.
+    pub(super) fn places(&self) -> Arc<Places> {
+        Arc::clone(&self.places)
+    }
+
     /// The guest Service whose mirror has this name.
-    pub(super) fn guest_of(&self, infra_name: &str) -> Option<Arc<GuestService>> {
+    pub(crate) fn guest_of(&self, infra_name: &str) -> Option<Arc<GuestService>> {
         let reference = self.names.lock().unwrap_or_else(PoisonError::into_inner).get(infra_name).cloned()?;
         self.guests.get(&reference)
     }
 
-    async fn guest_event(&self, event: Event<GuestService>, triggers: &Triggers) {
+    /// What changed since it was looked at last, for those beside the service controller.
+    pub(crate) fn changed(&self) -> &Changed {
+        &self.changed
+    }
+
+    /// Has the service controller look at a Service.
+    pub(crate) async fn look_at(&self, service: ObjectRef<GuestService>) {
+        self.triggers.send(service).await;
+    }
+
+    /// Has the service controller look at all Services.
+    pub(crate) async fn look_at_all(&self) {
+        for reference in self.load_balancers() {
+            self.look_at(reference).await;
+        }
+    }
+
+    /// The guest's Services that concern us.
+    pub(crate) fn load_balancers(&self) -> Vec<ObjectRef<GuestService>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    async fn tell(&self, service: ObjectRef<GuestService>) {
+        self.changed.mark([service.clone()]);
+        self.look_at(service).await;
+    }
+
+    async fn guest_event(&self, event: Event<GuestService>) {
         let (service, deleted) = match event {
             Event::Apply(service) | Event::InitApply(service) => (service, false),
             Event::Delete(service) => (service, true),
             Event::Init => return,
-            Event::InitDone => return self.trigger_all(triggers).await,
+            Event::InitDone => return self.tell_all().await,
         };
         let concerns_us = service.wants_load_balancer() || service.has_finalizer();
         let (name, reference) = (infra_name(service.uid()), service.to_object_ref(()));
@@ -137,40 +181,33 @@ impl Watches {
         };
         self.places.freed();
         if known && !deleted {
-            triggers.send(reference).await;
+            self.tell(reference).await;
         }
     }
 
-    async fn infra_event(&self, event: Event<InfraService>, triggers: &Triggers) {
+    async fn infra_event(&self, event: Event<InfraService>) {
         let name = match event {
             Event::Apply(service) | Event::Delete(service) => service.metadata.name.unwrap_or_default(),
             Event::Init | Event::InitApply(_) => return,
             // After a gap in the watch, a mirror that went meanwhile shows by its absence only.
-            Event::InitDone => return self.trigger_all(triggers).await,
+            Event::InitDone => return self.tell_all().await,
         };
         self.places.freed();
         let reference = self.names.lock().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
         if let Some(reference) = reference {
-            triggers.send(reference).await;
+            self.tell(reference).await;
         }
     }
 
-    async fn trigger_all(&self, triggers: &Triggers) {
-        let all: Vec<_> =
-            self.names.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        for reference in all {
-            triggers.send(reference).await;
-        }
+    async fn tell_all(&self) {
+        self.changed.mark(self.load_balancers());
+        self.look_at_all().await;
     }
 }
 
 impl Triggers {
-    pub(super) fn new(sender: mpsc::Sender<ObjectRef<GuestService>>, queue: Queue) -> Self {
-        Self { sender, queue }
-    }
-
     /// Has this Service looked at. Nobody takes triggers any more when the controller was dropped.
-    pub(super) async fn send(&self, service: ObjectRef<GuestService>) {
+    async fn send(&self, service: ObjectRef<GuestService>) {
         self.queue.added((service.namespace.clone().unwrap_or_default(), service.name.clone()));
         if self.sender.send(service).await.is_err() {
             tracing::debug!("the service controller has ended");

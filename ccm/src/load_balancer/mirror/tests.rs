@@ -1,6 +1,7 @@
 //! Each field of the mirror, and that making it leaves nothing to make.
 
 use super::*;
+use crate::endpoints::choice::EndpointChoice;
 use crate::load_balancer::identity::CLUSTER_NAME_LABEL;
 use crate::tenant_policy::Networks;
 use rstest::rstest;
@@ -26,7 +27,7 @@ fn guest(spec: &Value) -> GuestService {
 }
 
 fn mirror(guest: &GuestService, existing: Option<&InfraService>) -> Mirror {
-    Mirror::of(guest, existing, &identity(), EndpointChoice::default(), &TenantPolicy::default())
+    Mirror::of(guest, existing, &identity(), EndpointSource::default(), &TenantPolicy::default())
 }
 
 fn read(object: &Value) -> InfraService {
@@ -234,8 +235,9 @@ fn the_configuration_decides_who_writes_the_endpoints(
     #[case] selected: bool,
 ) {
     let guest = guest(&json!({ "externalTrafficPolicy": policy }));
-    let choice = EndpointChoice { selectorless, slices_for_local };
-    let mirror = Mirror::of(&guest, None, &identity(), choice, &TenantPolicy::default());
+    let choice = EndpointChoice { selectorless, slices_for_local, ..EndpointChoice::default() };
+    let source = EndpointSource { choice, ..EndpointSource::default() };
+    let mirror = Mirror::of(&guest, None, &identity(), source, &TenantPolicy::default());
     assert_eq!(mirror.spec.selector.is_empty(), !selected);
     assert_eq!(mirror.new_object()["spec"].get("selector").is_some(), selected);
 }
@@ -254,7 +256,7 @@ fn a_policy_that_became_tighter_takes_back_what_passed() {
         load_balancer_ips: Some(Networks::default()),
         max_load_balancers: None,
     };
-    let mirror = Mirror::of(&guest, Some(&infra), &identity(), EndpointChoice::default(), &policy);
+    let mirror = Mirror::of(&guest, Some(&infra), &identity(), EndpointSource::default(), &policy);
     assert_eq!(mirror.refused.len(), 3, "{:?}", mirror.refused);
     let mut made = object.clone();
     mirror.write_into(&mut made, &infra);

@@ -20,7 +20,7 @@ fn settings() -> Settings {
     };
     Settings {
         identity,
-        endpoints: EndpointChoice::default(),
+        endpoints: EndpointSource::default(),
         policy: TenantPolicy::default(),
         guest_cluster: Some("cluster-uid".to_owned()),
         owner: Some(owner),

@@ -82,8 +82,8 @@ impl Place {
         let namespaces: Api<Namespace> = Api::all(fixture.infra.clone());
         let object = serde_json::from_value(json!({"metadata": {"name": namespace}}))?;
         namespaces.create(&PostParams::default(), &object).await?;
-        install(fixture, "tenant", "tenant", None).await?;
-        install(fixture, "infra", "infra", Some(&namespace)).await?;
+        apply(fixture, "tenant/base", "tenant", None).await?;
+        apply(fixture, "infra/base", "infra", Some(&namespace)).await?;
         let faults = FaultPlan::default();
         let running = infra_load_balancer::start(fixture.infra.clone(), &namespace, faults.clone());
         Ok(Self {
@@ -101,8 +101,7 @@ impl Place {
 
     /// Starts a provider for the guest cluster `cluster`.
     pub async fn provider(&self, suffix: &str, cluster: &str, more: &[&str]) -> Result<Provider> {
-        let access = (&self.infra_access, &self.guest_access);
-        self.start(access, suffix, cluster, more, json!({}))
+        self.provider_with(suffix, cluster, more, json!({})).await
     }
 
     /// The same, with more keys in the cloud-config's section `loadBalancer`.
@@ -113,13 +112,29 @@ impl Place {
         more: &[&str],
         load_balancer: Value,
     ) -> Result<Provider> {
-        self.start((&self.infra_access, &self.guest_access), suffix, cluster, more, load_balancer)
+        let mut keys = usual_keys();
+        for (key, value) in load_balancer.as_object().into_iter().flatten() {
+            keys["loadBalancer"][key] = value.clone();
+        }
+        self.configured(suffix, cluster, &keys, more).await
+    }
+
+    /// The same, with these keys and no others in the cloud-config.
+    pub async fn configured(
+        &self,
+        suffix: &str,
+        cluster: &str,
+        keys: &Value,
+        more: &[&str],
+    ) -> Result<Provider> {
+        let access = (&self.infra_access, &self.guest_access);
+        self.start(self.arguments(access, suffix, cluster, keys).await?, more)
     }
 
     /// The same, which reaches both clusters through fault proxies.
     pub async fn provider_behind(&self, between: &Between, suffix: &str, more: &[&str]) -> Result<Provider> {
         let access = (between.infra.kubeconfig(), between.guest.kubeconfig());
-        self.start(access, suffix, CLUSTER, more, json!({}))
+        self.start(self.arguments(access, suffix, CLUSTER, &usual_keys()).await?, more)
     }
 
     /// Fault proxies before both API servers, for the accounts of a provider.
@@ -130,15 +145,7 @@ impl Place {
         })
     }
 
-    fn start(
-        &self,
-        access: (&Kubeconfig, &Kubeconfig),
-        suffix: &str,
-        cluster: &str,
-        more: &[&str],
-        load_balancer: Value,
-    ) -> Result<Provider> {
-        let (name, mut args) = self.arguments(access, suffix, cluster, load_balancer)?;
+    fn start(&self, (name, mut args): (String, Vec<String>), more: &[&str]) -> Result<Provider> {
         args.extend(more.iter().map(|&argument| argument.to_owned()));
         let spec = ProcessSpec { name, program: program()?, args, ..ProcessSpec::default() };
         Ok(Provider { process: Supervisor::new(self.logs.clone()).start(&spec)? })
@@ -147,29 +154,27 @@ impl Place {
     /// Runs the provider's program to its end.
     pub async fn run(&self, suffix: &str, cluster: &str, more: &[&str]) -> Result<std::process::Output> {
         let access = (&self.infra_access, &self.guest_access);
-        let (_, mut args) = self.arguments(access, suffix, cluster, json!({}))?;
+        let (_, mut args) = self.arguments(access, suffix, cluster, &usual_keys()).await?;
         args.extend(more.iter().map(|&argument| argument.to_owned()));
         Ok(tokio::process::Command::new(program()?).args(args).output().await?)
     }
 
     /// The name of a provider, and its arguments, whose files are written.
-    fn arguments(
+    async fn arguments(
         &self,
         (infra, guest): (&Kubeconfig, &Kubeconfig),
         suffix: &str,
         cluster: &str,
-        load_balancer: Value,
+        keys: &Value,
     ) -> Result<(String, Vec<String>)> {
         let name = format!("ccm-{}-{suffix}", self.namespace);
         let file = |what: &str| PathBuf::from(RUNTIME).join(format!("{name}.{what}"));
-        std::fs::write(file("infra"), serde_json::to_vec(infra)?)?;
-        std::fs::write(file("guest"), serde_json::to_vec(guest)?)?;
-        let mut config = json!({"kubeconfig": file("infra"), "namespace": self.namespace,
-            "loadBalancer": {"creationPollTimeout": 5}});
-        for (key, value) in load_balancer.as_object().into_iter().flatten() {
-            config["loadBalancer"][key] = value.clone();
-        }
-        std::fs::write(file("config"), serde_json::to_vec(&config)?)?;
+        tokio::fs::write(file("infra"), serde_json::to_vec(infra)?).await?;
+        tokio::fs::write(file("guest"), serde_json::to_vec(guest)?).await?;
+        let mut config = keys.clone();
+        config["kubeconfig"] = json!(file("infra"));
+        config["namespace"] = json!(self.namespace);
+        tokio::fs::write(file("config"), serde_json::to_vec(&config)?).await?;
         let args = vec![
             "--cloud-provider=kubevirt".to_owned(),
             format!("--cloud-config={}", file("config").display()),
@@ -180,6 +185,12 @@ impl Place {
             "--v=4".to_owned(),
         ];
         Ok((name, args))
+    }
+
+    /// Gives both accounts what `deploy/cloud-controller-manager` has in this folder of both halves.
+    pub async fn grant(&self, fixture: &Fixture, part: &str) -> Result<()> {
+        apply(fixture, &format!("tenant/{part}"), "tenant", None).await?;
+        apply(fixture, &format!("infra/{part}"), "infra", Some(&self.namespace)).await
     }
 
     /// Creates a guest Service; `spec` replaces fields.
@@ -254,6 +265,11 @@ impl Place {
     }
 }
 
+/// The keys of a cloud-config that most tests have: what comes late is told soon.
+fn usual_keys() -> Value {
+    json!({"loadBalancer": {"creationPollTimeout": 5}})
+}
+
 /// Removes what an earlier test left in the guest: a provider serves the Services of all namespaces. The caller has the bench
 /// alone.
 async fn remove_left(guest: &Client) -> Result<()> {
@@ -287,11 +303,11 @@ fn program() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Applies the accounts and rights of one half of `deploy/cloud-controller-manager`.
-async fn install(fixture: &Fixture, half: &str, context: &str, namespace: Option<&str>) -> Result<()> {
+/// Applies the accounts and rights of a folder of `deploy/cloud-controller-manager`.
+async fn apply(fixture: &Fixture, part: &str, context: &str, namespace: Option<&str>) -> Result<()> {
     let plan = Plan::read(&fixture.run)?;
     let kubectl = plan.artifacts.programs.path("kubectl")?;
-    let folder = paths::repository().join("deploy/cloud-controller-manager").join(half).join("base");
+    let folder = paths::repository().join("deploy/cloud-controller-manager").join(part);
     let rendered = tokio::process::Command::new(kubectl).arg("kustomize").arg(&folder).output().await?;
     let mut items: Vec<Value> = serde_saphyr::from_multiple(std::str::from_utf8(&rendered.stdout)?)?;
     items.retain(|object| !matches!(object["kind"].as_str(), Some("Deployment" | "ConfigMap")));

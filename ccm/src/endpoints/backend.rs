@@ -1,0 +1,170 @@
+//! Which of the guest's VMs can have a load balancer's traffic, and where each is reached. Pure.
+//!
+//! A guest says of its Nodes which VMs they are. Several guests can share an infra namespace, so a VM whose label names another
+//! cluster, or whose system UUID is not the Node's, is not believed to be this guest's; and an address counts only when the VM's
+//! own status shows it, never because a Node says so.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::address::{AddressPolicy, Family, INTERNAL_IP};
+use crate::cluster_name::ClusterName;
+use crate::instance::{Claims, Identity, Seen, identify};
+use crate::machine::index::Snapshot;
+use crate::machine::{Phase, Vmi};
+use crate::node::guest_node::GuestNode;
+
+/// Label of a Node that load balancers leave out (k8s.io/api, `LabelNodeExcludeBalancers`).
+const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// Taint of a Node that the cluster autoscaler is about to remove (k8s.io/cloud-provider, `ToBeDeletedTaint`).
+const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+/// What Go's `strconv.ParseBool` reads as false: with any other value the label excludes, as in the framework.
+const FALSE: [&str; 6] = ["0", "f", "F", "false", "False", "FALSE"];
+
+/// A Node of the guest, as far as load balancers go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// What it says about itself.
+    pub claims: Claims,
+    /// Its addresses, what kubelet was given first.
+    pub addresses: Vec<IpAddr>,
+    /// Whether load balancers leave it out.
+    pub excluded: bool,
+}
+
+/// What an endpoint can do; the conditions of the `EndpointSlice` API.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Conditions {
+    /// It takes new connections.
+    pub ready: bool,
+    /// It answers, be it ready or about to end.
+    pub serving: bool,
+    /// It is about to end.
+    pub terminating: bool,
+}
+
+/// A VM that can have traffic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Names of the guest's Nodes that it is: one, but for left-overs.
+    pub nodes: Vec<String>,
+    /// Name of VM and VMI.
+    pub vm: String,
+    /// UID of the VMI.
+    pub uid: String,
+    /// The infra node that it runs on; during a live migration the source.
+    pub host: Option<String>,
+    /// What the VM can do.
+    pub conditions: Conditions,
+    /// Its addresses, at most one per family.
+    pub addresses: Vec<IpAddr>,
+    /// Whether its status shows all addresses that it has: without the guest agent some may be missing for a while.
+    pub shows_all: bool,
+}
+
+impl Conditions {
+    /// Takes new connections.
+    pub const READY: Self = Self { ready: true, serving: true, terminating: false };
+
+    /// Those of several endpoints on one Node: those of the one that kube-proxy would send traffic to.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        if other.rank() > self.rank() { other } else { self }
+    }
+
+    /// Those of an endpoint in a VM: what both can do.
+    #[must_use]
+    pub fn and(self, vm: Self) -> Self {
+        Self {
+            ready: self.ready && vm.ready,
+            serving: self.serving && vm.serving,
+            terminating: self.terminating || vm.terminating,
+        }
+    }
+
+    fn rank(self) -> u8 {
+        match self {
+            Self { ready: true, .. } => 3,
+            Self { serving: true, terminating: true, .. } => 2,
+            Self { serving: true, .. } => 1,
+            _ => 0,
+        }
+    }
+}
+
+impl From<&GuestNode> for Member {
+    fn from(node: &GuestNode) -> Self {
+        let label = node.labels.get(EXCLUDE_LABEL);
+        let internal = node.addresses.iter().filter(|address| address.kind == INTERNAL_IP);
+        let internal = internal.filter_map(|address| address.address.parse().ok());
+        Self {
+            claims: node.claims.clone(),
+            addresses: node.provided.iter().copied().chain(internal).collect(),
+            excluded: node.deleting
+                || label.is_some_and(|value| !FALSE.contains(&value.as_str()))
+                || node.has_taint(TO_BE_DELETED_TAINT)
+                // Nothing serves node ports there yet.
+                || node.is_uninitialized(),
+        }
+    }
+}
+
+impl Backend {
+    /// Its address of this family.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|ip| Family::of(*ip) == family)
+    }
+}
+
+/// The VMs of the guest `cluster` that can have traffic, by name; `None` = VMs were not read, so nothing is known.
+pub fn backends<'a>(
+    members: impl IntoIterator<Item = &'a Member>,
+    seen: &Snapshot,
+    cluster: &ClusterName,
+    policy: &AddressPolicy,
+) -> Option<Vec<Backend>> {
+    let known = seen.known();
+    known.vmis?;
+    let mut backends: BTreeMap<String, Backend> = BTreeMap::new();
+    for member in members.into_iter().filter(|member| !member.excluded) {
+        let Identity::Vm { id, .. } = identify(&member.claims, known) else { continue };
+        let Seen::Present(vmi) = seen.vmi(id.vm()) else { continue };
+        if !is_of(&vmi, cluster, &member.claims) {
+            continue;
+        }
+        let backend = backends.entry(vmi.name.clone()).or_insert_with(|| backend(&vmi, member, policy));
+        backend.nodes.push(member.claims.name.clone());
+    }
+    Some(backends.into_values().collect())
+}
+
+fn is_of(vmi: &Arc<Vmi>, cluster: &ClusterName, claims: &Claims) -> bool {
+    let same_cluster = vmi.cluster.as_deref().is_none_or(|name| name == cluster.as_str());
+    let same_machine = match (&vmi.uuid, &claims.uuid) {
+        (Some(vm), Some(node)) => vm == node,
+        _ => true,
+    };
+    same_cluster && same_machine
+}
+
+fn backend(vmi: &Vmi, member: &Member, policy: &AddressPolicy) -> Backend {
+    let serving = vmi.phase == Phase::Running && !vmi.conditions.paused;
+    let ended = matches!(vmi.phase, Phase::Succeeded | Phase::Failed);
+    Backend {
+        nodes: Vec::new(),
+        vm: vmi.name.clone(),
+        uid: vmi.uid.clone(),
+        host: vmi.host.clone(),
+        conditions: Conditions {
+            ready: serving && vmi.conditions.ready && !vmi.deleting,
+            serving,
+            terminating: vmi.deleting || ended,
+        },
+        addresses: policy.shown(vmi, &member.addresses),
+        shows_all: vmi.agent_connected,
+    }
+}
+
+#[cfg(test)]
+mod tests;

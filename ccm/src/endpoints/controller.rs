@@ -1,0 +1,196 @@
+//! The endpoint controller: writes the slices of those infra Services whose endpoints are ours to write, as soon as the guest's
+//! slices or Nodes, a VM, or the Service changed.
+
+mod act;
+mod calls;
+mod observe;
+mod retries;
+mod session;
+mod watches;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{Api, ListParams};
+use kube::runtime::reflector::ObjectRef;
+use tokio::time;
+
+use crate::access::{GuestCluster, InfraCluster};
+use crate::address::AddressPolicy;
+use crate::call::{CallError, call};
+use crate::load_balancer::controller::ServiceWatches;
+use crate::load_balancer::identity::{CLUSTER_NAME_LABEL, Identity};
+use crate::load_balancer::service::GuestService;
+use crate::machine::{feed::Feed, feed::chain, index::MachineIndex};
+
+use super::choice::EndpointChoice;
+use super::gate::{Gate, Work};
+use super::metrics::EndpointMetrics;
+use super::rights;
+use super::slice::{MANAGER_LABEL, OUR_MANAGER, WireSlice};
+use session::Session;
+
+/// How long until a missing right is asked for again.
+const ASK_AGAIN: Duration = Duration::from_mins(1);
+/// How long until the rights are asked for again when nobody answered.
+const RETRY: Duration = Duration::from_secs(5);
+/// So many refusals in a row are believed although the rights are given: an API server that starts refuses for a moment.
+const BELIEVED_REFUSALS: u32 = 2;
+
+/// All that the endpoint controller needs.
+#[derive(Clone)]
+pub struct EndpointController {
+    /// Where endpoints are.
+    pub guest: GuestCluster,
+    /// Where load balancers take them from.
+    pub infra: InfraCluster,
+    /// Who the guest is.
+    pub identity: Identity,
+    /// Whose endpoints are ours to write.
+    pub choice: EndpointChoice,
+    /// Which of a VM's addresses is its Node's.
+    pub addresses: AddressPolicy,
+    /// The Services of both clusters.
+    pub services: ServiceWatches,
+    /// Where it says how far it is.
+    pub gate: Arc<Gate>,
+    /// The VMs.
+    pub index: Arc<MachineIndex>,
+    /// What keeps `index`.
+    pub feed: Feed,
+    /// What is counted.
+    pub metrics: EndpointMetrics,
+}
+
+/// Why writing ended.
+#[derive(Debug)]
+enum Ended {
+    /// Something was refused.
+    Forbidden(String),
+}
+
+impl EndpointController {
+    /// Runs until it is dropped.
+    pub async fn run(self) {
+        if !self.choice.is_ours() && !self.has_left_overs().await {
+            return std::future::pending().await;
+        }
+        let feed = self.feed.clone();
+        tokio::join!(feed.run(), self.write_while_allowed());
+    }
+
+    /// It is switched off: nobody writes here, so Services have selectors.
+    pub fn stay_off(&self) {
+        if self.choice.is_ours() {
+            tracing::warn!(
+                "kubevirt_eps_controller is switched off by --controllers; infra Services have selectors instead"
+            );
+            self.metrics.off(true);
+        }
+        self.gate.set(Work::Off);
+    }
+
+    async fn write_while_allowed(&self) {
+        let (mut said, mut refused) = (None, 0);
+        loop {
+            let pause = match rights::ask(&self.guest, &self.infra).await {
+                Ok(rights) if rights.missing.is_empty() => {
+                    let began = time::Instant::now();
+                    let Ended::Forbidden(why) =
+                        Box::pin(self.write(rights.may_convert, said.is_some())).await;
+                    refused = if began.elapsed() < ASK_AGAIN { refused + 1 } else { 1 };
+                    if refused < BELIEVED_REFUSALS {
+                        tracing::info!("{why}, although the right is given; trying again");
+                        RETRY
+                    } else {
+                        self.switch_off(why, &mut said).await;
+                        ASK_AGAIN
+                    }
+                }
+                Ok(rights) => {
+                    self.switch_off(format!("no right to {}", rights.missing.join(", ")), &mut said).await;
+                    ASK_AGAIN
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        error = chain(&error),
+                        "whether endpoints may be written is not known yet"
+                    );
+                    RETRY
+                }
+            };
+            time::sleep(pause).await;
+        }
+    }
+
+    /// Writes until a right turns out to be missing.
+    async fn write(&self, may_convert: bool, was_off: bool) -> Ended {
+        if was_off {
+            tracing::info!("kubevirt_eps_controller: the rights are there now");
+        }
+        if !may_convert {
+            tracing::info!(
+                "kubevirt_eps_controller: no right to delete endpoints in the infra namespace: infra Services that have a selector keep it"
+            );
+        }
+        self.services.wait_until_complete().await;
+        self.metrics.off(false);
+        Session::new(self.clone(), may_convert).run().await
+    }
+
+    /// Says why once; Services have their selectors from now on.
+    async fn switch_off(&self, why: String, said: &mut Option<String>) {
+        self.metrics.off(true);
+        if said.as_ref() != Some(&why) {
+            tracing::warn!(
+                "kubevirt_eps_controller is switched off: {why}; infra Services have selectors instead, which is asked for again every {ASK_AGAIN:?}"
+            );
+            *said = Some(why);
+        }
+        self.set(Work::Off).await;
+    }
+
+    /// Tells the service controller whether slices can be written.
+    async fn set(&self, work: Work) {
+        if self.gate.set(work) {
+            self.services.look_at_all().await;
+        }
+    }
+
+    /// Tells the service controller whether a Service can do without its selector.
+    async fn wrote(&self, guest: &GuestService, is_written: bool) {
+        if self.gate.wrote(guest.uid(), is_written) {
+            self.services.look_at(ObjectRef::from_obj(guest)).await;
+        }
+    }
+
+    /// Whether slices of ours are there although none should be: somebody changed the configuration. Without the right to look
+    /// there are none that we could have written.
+    async fn has_left_overs(&self) -> bool {
+        let ours = format!("{MANAGER_LABEL}={OUR_MANAGER},{}", of_guest(&self.identity));
+        let slices: Api<WireSlice> = Api::namespaced(self.infra.client.clone(), &self.infra.namespace);
+        if self.choice.selectorless {
+            return false;
+        }
+        loop {
+            let first = ListParams::default().labels(&ours).limit(1);
+            let found = async {
+                if !rights::may_look(&self.infra).await? {
+                    return Ok(false);
+                }
+                let found = call(|| "list endpointslices".to_owned(), slices.list(&first)).await?;
+                Ok::<_, CallError>(!found.items.is_empty())
+            };
+            match found.await {
+                Ok(found) => return found,
+                Err(error) => tracing::debug!(error = chain(&error), "are there slices of ours?"),
+            }
+            time::sleep(RETRY).await;
+        }
+    }
+}
+
+/// Selects what carries this guest's labels: infra's controllers give slices the labels of their Service.
+fn of_guest(identity: &Identity) -> String {
+    format!("{CLUSTER_NAME_LABEL}={}", identity.cluster_label())
+}

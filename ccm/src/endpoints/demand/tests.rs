@@ -1,0 +1,124 @@
+//! Endpoints of the guest laid over its VMs.
+
+use super::*;
+use rstest::rstest;
+use serde_json::{Value, json};
+
+const NO_KEPT: fn(&str, &str) -> Option<IpAddr> = |_, _| None;
+
+fn slice(family: &str, endpoints: &Value) -> GuestSlice {
+    let wire = json!({"metadata": {"name": "s"}, "addressType": family, "endpoints": endpoints});
+    GuestSlice::from(&serde_json::from_value::<WireGuestSlice>(wire).unwrap())
+}
+
+fn backend(number: u8) -> Backend {
+    Backend {
+        nodes: vec![format!("n{number}")],
+        vm: format!("w{number}"),
+        uid: format!("v{number}"),
+        host: Some("infra-1".into()),
+        conditions: Conditions::READY,
+        addresses: vec![[10, 0, 0, number].into(), format!("fd00::{number}").parse().unwrap()],
+        shows_all: true,
+    }
+}
+
+fn made(
+    spread: Spread,
+    has_selector: bool,
+    slices: &[GuestSlice],
+    backends: &[Backend],
+) -> Vec<(String, bool)> {
+    let slices: Vec<_> = slices.iter().collect();
+    let wanted = Wanted { spread, has_selector, slices: &slices };
+    let endpoints = demand(&wanted, Family::V4, backends, &NO_KEPT);
+    endpoints.into_iter().map(|endpoint| (endpoint.vm, endpoint.conditions.ready)).collect()
+}
+
+fn names(endpoints: &[(String, bool)]) -> Vec<&str> {
+    endpoints.iter().map(|(vm, _)| vm.as_str()).collect()
+}
+
+#[test]
+fn with_policy_local_only_vms_with_an_endpoint_get_traffic() {
+    let slices = [
+        slice("IPv4", &json!([{"nodeName": "n1", "addresses": ["10.1.0.1"], "conditions": {"ready": true}}])),
+        slice(
+            "IPv4",
+            &json!([{"nodeName": "n2", "conditions": {"ready": false, "serving": false}}, {"nodeName": "gone"}]),
+        ),
+    ];
+    let backends = [backend(1), backend(2), backend(3)];
+    let local = made(Spread::WithEndpoint, true, &slices, &backends);
+    assert_eq!(local, [("w1".to_owned(), true), ("w2".to_owned(), false)]);
+    let all = made(Spread::Everywhere, true, &slices, &backends);
+    assert_eq!(names(&all), ["w1", "w2", "w3"]);
+    assert!(all.iter().all(|(_, ready)| *ready), "any Node forwards");
+    assert!(made(Spread::WithEndpoint, true, &[], &backends).is_empty());
+}
+
+/// D5, cozystack#1017, #379: a Gateway's endpoint says no Node; Cilium says no conditions either.
+#[rstest]
+#[case::no_node_name(true, Some(json!([{"addresses": ["192.192.192.192"]}])))]
+#[case::empty_node_name(true, Some(json!([{"nodeName": "", "conditions": {}}])))]
+#[case::no_labelled_slice(false, None)]
+fn where_endpoints_are_is_not_guessed(#[case] has_selector: bool, #[case] endpoints: Option<Value>) {
+    let slices: Vec<_> = endpoints.iter().map(|endpoints| slice("IPv4", endpoints)).collect();
+    let made = made(Spread::WithEndpoint, has_selector, &slices, &[backend(1), backend(2)]);
+    assert_eq!(made, [("w1".to_owned(), true), ("w2".to_owned(), true)]);
+}
+
+#[test]
+fn an_endpoint_with_a_node_and_one_without_add_up() {
+    let slices = [slice(
+        "IPv4",
+        &json!([{"nodeName": "n1", "conditions": {"ready": true}}, {"conditions": {"ready": false}}]),
+    )];
+    let made = made(Spread::WithEndpoint, true, &slices, &[backend(1), backend(2)]);
+    assert_eq!(made, [("w1".to_owned(), true), ("w2".to_owned(), false)]);
+}
+
+#[test]
+fn each_family_has_its_own_addresses_and_endpoints() {
+    let slices = [slice("IPv6", &json!([{"nodeName": "n1"}])), slice("FQDN", &json!([{"nodeName": "n2"}]))];
+    let slices: Vec<_> = slices.iter().collect();
+    let wanted = Wanted { spread: Spread::WithEndpoint, has_selector: true, slices: &slices };
+    let backends = [backend(1), backend(2), Backend { addresses: vec![[10, 0, 0, 3].into()], ..backend(3) }];
+    assert!(demand(&wanted, Family::V4, &backends, &NO_KEPT).is_empty());
+    let v6 = demand(&wanted, Family::V6, &backends, &NO_KEPT);
+    assert_eq!(v6.iter().map(|it| it.address.to_string()).collect::<Vec<_>>(), ["fd00::1"]);
+    let all = Wanted { spread: Spread::Everywhere, ..wanted };
+    assert_eq!(demand(&all, Family::V6, &backends, &NO_KEPT).len(), 2, "a VM without an address is left out");
+}
+
+#[test]
+fn an_instance_that_shows_no_address_keeps_the_last_one_while_its_agent_is_silent() {
+    let kept = |vm: &str, uid: &str| ((vm, uid) == ("w1", "v1")).then(|| [10, 0, 0, 9].into());
+    let wanted = Wanted { spread: Spread::Everywhere, has_selector: true, slices: &[] };
+    let silent = Backend { addresses: Vec::new(), shows_all: false, ..backend(1) };
+    let restarted = Backend { uid: "v2".into(), ..silent.clone() };
+    let moved = Backend { shows_all: false, ..backend(1) };
+    let without = Backend { shows_all: true, ..silent.clone() };
+    let addresses = |backend: Backend| {
+        let made = demand(&wanted, Family::V4, &[backend], &kept);
+        made.iter().map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(addresses(silent), ["10.0.0.9"]);
+    assert_eq!(addresses(moved), ["10.0.0.1"], "what it shows counts");
+    assert!(addresses(restarted).is_empty(), "another instance has another address");
+    assert!(addresses(without).is_empty(), "it shows that it has none");
+}
+
+#[test]
+fn an_ending_endpoint_serves_on_and_a_vm_that_is_not_ready_takes_nothing() {
+    let ending =
+        json!([{"nodeName": "n1", "conditions": {"ready": false, "serving": true, "terminating": true}}]);
+    let slices = [slice("IPv4", &ending)];
+    let slices: Vec<_> = slices.iter().collect();
+    let wanted = Wanted { spread: Spread::WithEndpoint, has_selector: true, slices: &slices };
+    let made = demand(&wanted, Family::V4, &[backend(1)], &NO_KEPT);
+    assert_eq!(made[0].conditions, Conditions { ready: false, serving: true, terminating: true });
+    let paused = Backend { conditions: Conditions::default(), ..backend(1) };
+    let all = Wanted { spread: Spread::Everywhere, ..wanted };
+    assert_eq!(demand(&all, Family::V4, &[paused], &NO_KEPT)[0].conditions, Conditions::default());
+}

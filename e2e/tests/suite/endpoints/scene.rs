@@ -1,0 +1,344 @@
+//! Workers, their Nodes in the guest, and who writes which slices in infra.
+
+use std::collections::BTreeMap;
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use anyhow::{Context, Result, ensure};
+use bench::scenario::{Deadline, start_labelled_machine, until, virtual_machine_instances, virtual_machines};
+use futures::StreamExt;
+use k8s_openapi::api::{core::v1::Node, discovery::v1::EndpointSlice};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
+    runtime::watcher::{self, Event, watcher},
+};
+use serde_json::{Value, json};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::patch;
+use crate::fixture::{EMPTY_IMAGE, Fixture};
+use crate::load_balancer::provider::{Place, Provider};
+
+/// The guest cluster's name.
+pub const CLUSTER: &str = "guest";
+/// Who writes our slices; the reference's word.
+pub const OURS: &str = "kubevirt-eps-controller";
+/// Who writes those of a selector.
+const SELECTOR: &str = "endpointslice-controller.k8s.io";
+/// Label of the Nodes that these tests register.
+const TEST_LABEL: &str = "bench.local/endpoints";
+
+/// A place for a provider, with workers.
+pub struct Scene {
+    /// Namespaces, Services and credentials.
+    pub place: Place,
+    /// Infra's slices.
+    pub infra_slices: Api<EndpointSlice>,
+    /// The guest's slices.
+    pub guest_slices: Api<EndpointSlice>,
+    nodes: Api<Node>,
+    infra: Client,
+    word: String,
+}
+
+/// The endpoints that we wrote for a Service.
+pub struct Ours {
+    /// The slices.
+    pub slices: Vec<Value>,
+}
+
+/// Looks for moments at which a Service has no ready endpoint.
+pub struct Gaps {
+    found: Arc<Mutex<Vec<String>>>,
+    events: Arc<AtomicUsize>,
+    _watch: AbortOnDropHandle<()>,
+}
+
+impl Ours {
+    fn all(&self) -> Vec<&Value> {
+        self.slices.iter().filter_map(|slice| slice["endpoints"].as_array()).flatten().collect()
+    }
+
+    /// Names of the VMs, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<_> = self.all().iter().filter_map(|it| it["targetRef"]["name"].as_str()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Names of those that are ready, sorted.
+    pub fn ready_names(&self) -> Vec<&str> {
+        let ready = self.all().into_iter().filter(|it| it["conditions"]["ready"] == true);
+        let mut names: Vec<_> = ready.filter_map(|it| it["targetRef"]["name"].as_str()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// How many are ready.
+    pub fn ready(&self) -> usize {
+        self.ready_names().len()
+    }
+
+    /// That of one VM.
+    pub fn of(&self, vm: &str) -> Value {
+        self.all().into_iter().find(|it| it["targetRef"]["name"] == vm).cloned().unwrap_or_default()
+    }
+
+    /// Whether slices are there and hold nothing.
+    pub fn is_empty(&self) -> bool {
+        !self.slices.is_empty() && self.all().is_empty()
+    }
+}
+
+impl Scene {
+    /// With the right to write endpoints.
+    pub async fn new(fixture: &Fixture) -> Result<Self> {
+        let scene = Self::without_rights(fixture).await?;
+        scene.place.grant(fixture, "endpoints").await?;
+        Ok(scene)
+    }
+
+    /// With the rights of the bases alone.
+    pub async fn without_rights(fixture: &Fixture) -> Result<Self> {
+        let place = Place::new(fixture).await?;
+        let scene = Self {
+            infra_slices: Api::namespaced(fixture.infra.clone(), &place.namespace),
+            guest_slices: Api::namespaced(fixture.guest.clone(), &place.namespace),
+            nodes: Api::all(fixture.guest.clone()),
+            infra: fixture.infra.clone(),
+            word: fixture.word.clone(),
+            place,
+        };
+        scene.end().await?;
+        Ok(scene)
+    }
+
+    /// Removes the Nodes of this test, and what another left.
+    pub async fn end(&self) -> Result<()> {
+        for node in self.nodes.list(&ListParams::default().labels(TEST_LABEL)).await? {
+            self.nodes.delete(&node.metadata.name.unwrap_or_default(), &DeleteParams::default()).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts a provider with these keys, which leaves the guest's Nodes alone.
+    pub async fn provider(&self, suffix: &str, keys: &Value) -> Result<Provider> {
+        let mut keys = keys.clone();
+        keys["instancesV2"] = json!({"enabled": false});
+        self.place.configured(suffix, CLUSTER, &keys, &["--leader-elect=false"]).await
+    }
+
+    /// Two VMs that the infra selector finds, and their Nodes.
+    pub async fn two_workers(&self) -> Result<[String; 2]> {
+        let names = ["one", "two"].map(|name| format!("{}-{name}", self.word));
+        let labels = json!({"cluster.x-k8s.io/role": "worker", "cluster.x-k8s.io/cluster-name": CLUSTER});
+        for name in &names {
+            start_labelled_machine(&self.infra, &self.place.namespace, name, EMPTY_IMAGE, &labels).await?;
+            let node = json!({"metadata": {"name": self.node(name), "labels": {TEST_LABEL: ""}},
+                "spec": {"providerID": format!("kubevirt://{name}")}});
+            self.nodes.create(&PostParams::default(), &serde_json::from_value(node)?).await?;
+        }
+        Ok(names)
+    }
+
+    fn node(&self, vm: &str) -> String {
+        format!("node-of-{vm}")
+    }
+
+    /// An endpoint of the guest in a VM.
+    pub fn endpoint(&self, vm: &str, ready: bool) -> Value {
+        json!({"addresses": ["10.244.0.7"], "nodeName": self.node(vm),
+            "conditions": {"ready": ready, "serving": ready, "terminating": false}})
+    }
+
+    /// The guest's Service has these endpoints.
+    pub async fn serves(&self, service: &str, endpoints: &Value) -> Result<()> {
+        let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": service, "labels": {"kubernetes.io/service-name": service}},
+            "endpoints": endpoints, "ports": [{"name": "http", "port": 8080}]});
+        let params = PatchParams::apply("bench").force();
+        self.guest_slices.patch(service, &params, &Patch::Apply(&slice)).await?;
+        Ok(())
+    }
+
+    /// A slice in infra that somebody else wrote.
+    pub async fn foreign_slice(
+        &self,
+        name: &str,
+        service: &str,
+        manager: &str,
+        labels: &Value,
+    ) -> Result<()> {
+        let mut labels = labels.clone();
+        labels["kubernetes.io/service-name"] = json!(service);
+        labels["endpointslice.kubernetes.io/managed-by"] = json!(manager);
+        let slice = json!({"metadata": {"name": name, "labels": labels}, "addressType": "IPv4",
+            "endpoints": [{"addresses": ["198.18.9.9"]}], "ports": [{"name": "http", "port": 9}]});
+        self.infra_slices.create(&PostParams::default(), &serde_json::from_value(slice)?).await?;
+        Ok(())
+    }
+
+    async fn slices(&self, mirror: &str) -> Result<Vec<Value>> {
+        let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={mirror}"));
+        let slices = self.infra_slices.list(&of_service).await?.items;
+        slices.into_iter().map(|slice| Ok(serde_json::to_value(slice)?)).collect()
+    }
+
+    /// What we wrote for a Service.
+    pub async fn endpoints(&self, mirror: &str) -> Result<Ours> {
+        let mut slices = self.slices(mirror).await?;
+        slices.retain(|slice| manager(slice) == OURS);
+        Ok(Ours { slices })
+    }
+
+    /// Waits until we wrote what is `wanted`.
+    pub async fn until(&self, mirror: &str, what: &str, wanted: impl Fn(&Ours) -> bool) -> Result<Ours> {
+        until(&format!("endpoints: {what}"), Deadline::MachineStart, async || {
+            let ours = self.endpoints(mirror).await?;
+            Ok(if wanted(&ours) { Ok(ours) } else { Err(format!("{:?}", ours.all())) })
+        })
+        .await
+    }
+
+    /// Waits until only we write the endpoints of a Service, and it has no selector.
+    pub async fn by_us(&self, mirror: &str) -> Result<()> {
+        self.handed_to(mirror, OURS, false).await
+    }
+
+    /// Waits until only its selector gives a Service endpoints.
+    pub async fn by_selector(&self, mirror: &str) -> Result<()> {
+        self.handed_to(mirror, SELECTOR, true).await
+    }
+
+    async fn handed_to(&self, mirror: &str, wanted: &str, selected: bool) -> Result<()> {
+        until(&format!("all slices of {mirror} by {wanted}"), Deadline::PodStart, async || {
+            let Some(service) = self.place.mirrors.get_opt(mirror).await? else {
+                return Ok(Err("no mirror".into()));
+            };
+            let slices = self.slices(mirror).await?;
+            let has_selector = service.spec.unwrap_or_default().selector.is_some_and(|it| !it.is_empty());
+            let all_his = slices.iter().all(|slice| manager(slice) == wanted);
+            let ready = slices.iter().any(is_ready);
+            Ok(if has_selector == selected && all_his && ready {
+                Ok(())
+            } else {
+                let managers: Vec<_> = slices.iter().map(|slice| (manager(slice), is_ready(slice))).collect();
+                Err(format!("selector {has_selector}, slices {managers:?}"))
+            })
+        })
+        .await
+    }
+
+    /// The VMI of a worker.
+    pub async fn instance(&self, vm: &str) -> Result<Value> {
+        Ok(self.instances().get(vm).await?.data)
+    }
+
+    fn instances(&self) -> Api<DynamicObject> {
+        virtual_machine_instances(&self.infra, &self.place.namespace)
+    }
+
+    /// Changes the status of a worker's VMI, as virt-handler would.
+    pub async fn patch_instance(&self, vm: &str, patch: &Value) -> Result<()> {
+        let patch = Patch::Json::<()>(serde_json::from_value(patch.clone())?);
+        self.instances().patch(vm, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    /// Stops or starts a worker's VM.
+    pub async fn run_strategy(&self, vm: &str, strategy: &str) -> Result<()> {
+        let machines = virtual_machines(&self.infra, &self.place.namespace);
+        patch(&machines, vm, &json!({"spec": {"runStrategy": strategy}})).await
+    }
+
+    /// Labels a worker's Node as not for load balancers, or takes the label off.
+    pub async fn exclude(&self, vm: &str, value: Option<&str>) -> Result<()> {
+        let labels = json!({"node.kubernetes.io/exclude-from-external-load-balancers": value});
+        patch(&self.nodes, &self.node(vm), &json!({"metadata": {"labels": labels}})).await
+    }
+
+    /// Deletes a worker's Node.
+    pub async fn delete_node(&self, vm: &str) -> Result<()> {
+        self.nodes.delete(&self.node(vm), &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// Changes the policy of a guest's Service.
+    pub async fn policy(&self, service: &str, policy: &str) -> Result<()> {
+        patch(&self.place.guests, service, &json!({"spec": {"externalTrafficPolicy": policy}})).await
+    }
+
+    /// Looks at all slices of a Service from now on, in the order in which they change.
+    pub fn watch_for_gaps(&self, mirror: &str) -> Gaps {
+        let (found, events) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+        let config = watcher::Config::default().labels(&format!("kubernetes.io/service-name={mirror}"));
+        let mut changes = Box::pin(watcher(self.infra_slices.clone(), config));
+        let (told, counted) = (Arc::clone(&found), Arc::clone(&events));
+        let watch = tokio::spawn(async move {
+            let (mut ready, mut complete) = (BTreeMap::new(), false);
+            while let Some(change) = changes.next().await {
+                let said = match change {
+                    Ok(Event::Init) => {
+                        (ready, complete) = (BTreeMap::new(), false);
+                        continue;
+                    }
+                    Ok(Event::InitDone) => {
+                        complete = true;
+                        format!("at first {ready:?}")
+                    }
+                    Ok(Event::InitApply(slice) | Event::Apply(slice)) => note(&mut ready, slice, false),
+                    Ok(Event::Delete(slice)) => note(&mut ready, slice, true),
+                    Err(error) => format!("the watch failed: {error}"),
+                };
+                counted.fetch_add(usize::from(complete), Ordering::Relaxed);
+                if complete && !ready.values().any(|is_ready| *is_ready) {
+                    told.lock().unwrap_or_else(PoisonError::into_inner).push(said);
+                }
+            }
+        });
+        Gaps { found, events, _watch: AbortOnDropHandle::new(watch) }
+    }
+}
+
+impl Gaps {
+    /// Waits until everything that is there was seen.
+    pub async fn until_watching(&self) -> Result<()> {
+        until("the watch of slices", Deadline::Reaction, async || {
+            Ok(if self.events.load(Ordering::Relaxed) > 0 { Ok(()) } else { Err("no event yet".to_owned()) })
+        })
+        .await
+    }
+
+    /// There was none.
+    pub fn none(self) -> Result<()> {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        ensure!(found.is_empty(), "no ready endpoint after: {found:?}");
+        let events = self.events.load(Ordering::Relaxed);
+        ensure!(events > 1, "nothing changed in {events} events");
+        Ok(())
+    }
+}
+
+fn note(ready: &mut BTreeMap<String, bool>, slice: EndpointSlice, deleted: bool) -> String {
+    let name = slice.metadata.name.clone().unwrap_or_default();
+    let slice = serde_json::to_value(slice).unwrap_or_default();
+    if deleted {
+        ready.remove(&name);
+    } else {
+        ready.insert(name.clone(), is_ready(&slice));
+    }
+    format!("{name} by {} (deleted: {deleted}): {ready:?}", manager(&slice))
+}
+
+fn manager(slice: &Value) -> String {
+    let label = &slice["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"];
+    label.as_str().unwrap_or_default().to_owned()
+}
+
+fn is_ready(slice: &Value) -> bool {
+    let endpoints = slice["endpoints"].as_array().into_iter().flatten();
+    endpoints.into_iter().any(|endpoint| endpoint["conditions"]["ready"] == true)
+}

@@ -15,7 +15,8 @@ use crate::{
     supervise::{Process, ProcessSpec, Supervisor},
 };
 
-/// Controllers of the infra cluster: what volumes, the objects of KubeVirt and CDI, and our own Deployments need.
+/// Controllers of the infra cluster: what volumes, the objects of KubeVirt and CDI, our own Deployments, and Services that
+/// select VMs need.
 ///
 /// Not among them: node lifecycle, taints and attach-detach, for the infra nodes are simulated and have no kubelet.
 pub const INFRA_CONTROLLERS: &[&str] = &[
@@ -32,6 +33,7 @@ pub const INFRA_CONTROLLERS: &[&str] = &[
     "replicaset-controller",
     "deployment-controller",
     "disruption-controller",
+    "endpointslice-controller",
     "resourcequota-controller",
 ];
 

@@ -11,10 +11,34 @@ use super::{
 };
 use crate::vm::saved_state::WORKER_MEMORY_MIB;
 
+/// The guest cluster's name in infra: the cluster name of its cloud controller manager.
+pub const CLUSTER_NAME: &str = "guest";
+
+/// The infra node on which the bench's data path runs. With `externalTrafficPolicy: Local` it hands traffic to its own VMs
+/// only, so all workers run there.
+pub const DATA_PATH_NODE: &str = "infra-node-1";
+
 /// Creates a VirtualMachine in the HCP namespace and waits until its instance is Running; `image`, the containerDisk,
-/// decides what runs in it.
+/// decides what runs in it. To the guest cluster's load balancers it is nobody.
 pub async fn start_machine(infra: &Client, name: &str, image: &str) -> Result<()> {
-    let object = serde_json::from_value(virtual_machine(name, image))?;
+    start(infra, name, virtual_machine(name, image)).await
+}
+
+/// As [`start_machine`], a worker of the guest cluster: with the labels by which the infra Services of its load balancers select
+/// it, and on the node of the data path.
+pub async fn start_worker_machine(infra: &Client, name: &str, image: &str) -> Result<()> {
+    let mut object = virtual_machine(name, image);
+    let labels = [("cluster.x-k8s.io/role", "worker"), ("cluster.x-k8s.io/cluster-name", CLUSTER_NAME)];
+    for (label, value) in labels {
+        object["metadata"]["labels"][label] = value.into();
+        object["spec"]["template"]["metadata"]["labels"][label] = value.into();
+    }
+    object["spec"]["template"]["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": DATA_PATH_NODE});
+    start(infra, name, object).await
+}
+
+async fn start(infra: &Client, name: &str, object: Value) -> Result<()> {
+    let object = serde_json::from_value(object)?;
     virtual_machines(infra, HCP_NAMESPACE).create(&PostParams::default(), &object).await?;
     let instances = virtual_machine_instances(infra, HCP_NAMESPACE);
     until(&format!("virtual machine {name}"), Deadline::MachineStart, async || {

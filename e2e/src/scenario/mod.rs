@@ -15,7 +15,7 @@ pub use guest_objects::{DEVICE_PATH, MOUNT_PATH, PodOnVolume, claim, pod};
 pub use infra_objects::{
     HotpluggedVolume, data_volumes, hotplugged, virtual_machine_instances, virtual_machines,
 };
-pub use machines::start_machine;
+pub use machines::{CLUSTER_NAME, DATA_PATH_NODE, start_machine, start_worker_machine};
 pub use six_steps::{Narrator, SixSteps, Step};
 pub use wait::{Deadline, until, until_gone};
 

@@ -73,7 +73,8 @@ impl Base {
 
 /// Lays out the first layer of an image from Debian packages. No pod runs that layer alone.
 pub(super) async fn base(of: Shipped, debian: &Debian) -> Result<Base> {
-    let key = Key::new().text(of.program).text(&debian.key).file(&script("root.sh"))?.file(&script("build.sh"))?;
+    let key =
+        Key::new().text(of.program).text(&debian.key).file(&script("root.sh"))?.file(&script("build.sh"))?;
     let dir = cached("image-base", &key.finish(), async |dir: &Path| {
         let base = Base { of, dir: dir.into() };
         run(Command::new(script("root.sh")).arg(debian.packages()).arg(base.root()).arg(of.program)).await?;

@@ -1,5 +1,6 @@
 //! Brings the whole bench up, part by part, in the order in which they need each other, and keeps hold of it.
 
+mod cloud_provider;
 mod faults;
 mod installation;
 mod manifests;
@@ -12,6 +13,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tokio_util::task::AbortOnDropHandle;
 
+use cloud_provider::CloudProvider;
 pub use faults::{Fault, FaultGuard, Faults};
 pub use installation::{CONTROLLER, Installation, TENANT_NAMESPACE};
 pub use node_plugin::{DRIVER_CONTAINER, NodePlugin, PLUGIN_FOLDER};
@@ -141,8 +143,10 @@ pub async fn bring_up(
     let proxy = service_proxy::start(&supervisor, programs, &clusters.infra, DATA_PATH_NODE)?;
 
     progress.step("installing the driver: tenant half, kubeconfig Secrets, infra half");
-    let installation = Installation::render(programs).await?;
-    timings.measure_async("boot", "installation", installation.apply(&clusters)).await?;
+    let (installation, provider) =
+        tokio::try_join!(Installation::render(programs), CloudProvider::render(programs))?;
+    let apply = async { tokio::try_join!(installation.apply(&clusters), provider.apply(&clusters)) };
+    timings.measure_async("boot", "installation", apply).await?;
 
     let plugin = |number| NodePlugin::new(&clusters.tenant.client, &Worker::numbered(number).name);
     let node_logs = (1..=options.workers).flat_map(|number| plugin(number).keep_logs(&run)).collect();

@@ -105,7 +105,8 @@ pub async fn join(clusters: &Clusters, guest: &Guest, wanted: &Worker) -> Result
     let kubeconfig_yaml = clusters.tenant.user_kubeconfig(&user, &["system:nodes"])?;
     let proxy_kubeconfig_yaml = clusters.tenant.user_kubeconfig("system:kube-proxy", &[])?;
     let provider_id = format!("kubevirt://{}", wanted.name);
-    let (pods, other_pods) = (network::worker_pods(wanted.number), network::other_workers_pods(wanted.number));
+    let (pods, other_pods) =
+        (network::worker_pods(wanted.number), network::other_workers_pods(wanted.number));
     let join = worker::Join {
         node_name: &wanted.name,
         address: wanted.address,

@@ -24,12 +24,7 @@ const HEALTH: &str = "127.0.0.1:10256";
 const METRICS: &str = "127.0.0.1:10249";
 
 /// Starts it as the infra node `node`. It serves once that Node has an `InternalIP`, for which it waits without a word.
-pub fn start(
-    supervisor: &Supervisor,
-    programs: &Programs,
-    infra: &ApiServer,
-    node: &str,
-) -> Result<Process> {
+pub fn start(supervisor: &Supervisor, programs: &Programs, infra: &ApiServer, node: &str) -> Result<Process> {
     let kubeconfig = infra.write("kube-proxy.kubeconfig", &infra.user_kubeconfig(USER, &[])?)?;
     let configuration = json!({
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",

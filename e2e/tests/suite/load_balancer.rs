@@ -3,6 +3,7 @@
 
 pub mod burst;
 mod provider;
+pub mod traffic;
 
 use anyhow::{Result, ensure};
 use bench::scenario::{Deadline, until, until_gone};

@@ -183,6 +183,27 @@ fn main() -> ExitCode {
         trial("load_balancer::a_stuck_service_holds_up_no_other", Exclusive, load_balancer::stuck),
         trial("load_balancer::a_clone_neither_steals_nor_deletes", Exclusive, load_balancer::foreign),
         trial("load_balancer::another_replica_takes_over", Exclusive, load_balancer::replicas),
+        trial(
+            "three_steps::a_client_reaches_one_pod_through_a_load_balancer",
+            Exclusive,
+            load_balancer::traffic::three_steps,
+        ),
+        trial(
+            "traffic::any_vm_answers_and_local_shows_the_client",
+            Exclusive,
+            load_balancer::traffic::policies,
+        ),
+        trial("traffic::source_ranges_hold_on_infra", Exclusive, load_balancer::traffic::source_ranges),
+        trial(
+            "traffic::affinity_and_two_protocols_until_the_end",
+            Exclusive,
+            load_balancer::traffic::affinity_and_protocols,
+        ),
+        trial(
+            "figures::questions_lost_in_a_rolling_restart",
+            Exclusive,
+            load_balancer::traffic::lost::in_a_rolling_restart,
+        ),
         trial("load_balancer::two_hundred_are_served_soon", Exclusive, load_balancer::burst::served_soon),
         trial("growth::a_filesystem_smaller_than_its_disk_grows_at_stage", Shared, growth::at_stage),
     ];

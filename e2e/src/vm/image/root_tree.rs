@@ -117,8 +117,20 @@ const TEXTS: &[(&str, &str)] = &[
     ("etc/machine-id", "00000000000000000000000000000001\n"),
 ];
 
-const EMPTY_FOLDERS: &[&str] =
-    &["dev", "proc", "sys", "run", "tmp", "mnt", "root", "var/lib", "var/log", "usr/local/bin", "etc/udev", "etc/cni/net.d"];
+const EMPTY_FOLDERS: &[&str] = &[
+    "dev",
+    "proc",
+    "sys",
+    "run",
+    "tmp",
+    "mnt",
+    "root",
+    "var/lib",
+    "var/log",
+    "usr/local/bin",
+    "etc/udev",
+    "etc/cni/net.d",
+];
 
 /// Multi-name programs: link, target in the same folder tree.
 const LINKS: &[(&str, &str)] = &[

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use bench::{
     command::goal::Plan,
     paths::{self, RUNTIME},
-    scenario::{Deadline, until},
+    scenario::{Deadline, HCP_NAMESPACE, until},
     simulator::{Running, fault_plan::FaultPlan, infra_load_balancer},
     supervise::{Process, ProcessSpec, Supervisor},
 };
@@ -36,8 +36,9 @@ const PROGRAM: &str = "kubevirt-cloud-controller-manager";
 
 /// A place for providers: namespaces in both clusters, the load balancer, and credentials.
 pub struct Place {
-    /// The namespace of both clusters.
+    /// The guest's namespace.
     pub namespace: String,
+    infra_namespace: String,
     /// What the load balancer does wrong.
     pub faults: FaultPlan<infra_load_balancer::Fault>,
     /// The guest's Services.
@@ -64,7 +65,7 @@ impl Drop for Provider {
 }
 
 impl Place {
-    /// Makes it.
+    /// Makes it, with an infra namespace of its own, in which there is no VM.
     pub async fn new(fixture: &Fixture) -> Result<Self> {
         remove_left(&fixture.guest).await?;
         let namespace = fixture.guest_namespace().await?;
@@ -73,16 +74,27 @@ impl Place {
         namespaces.create(&PostParams::default(), &object).await?;
         install(fixture, "tenant", "tenant", None).await?;
         install(fixture, "infra", "infra", Some(&namespace)).await?;
+        Self::between(fixture, namespace.clone(), namespace).await
+    }
+
+    /// Makes it over the infra namespace of the workers' VMs, where the accounts and rights are installed.
+    pub async fn over_workers(fixture: &Fixture) -> Result<Self> {
+        remove_left(&fixture.guest).await?;
+        Self::between(fixture, fixture.guest_namespace().await?, HCP_NAMESPACE.to_owned()).await
+    }
+
+    async fn between(fixture: &Fixture, namespace: String, infra_namespace: String) -> Result<Self> {
         let faults = FaultPlan::default();
-        let running = infra_load_balancer::start(fixture.infra.clone(), &namespace, faults.clone());
+        let running = infra_load_balancer::start(fixture.infra.clone(), &infra_namespace, faults.clone());
         Ok(Self {
             guests: Api::namespaced(fixture.guest.clone(), &namespace),
-            mirrors: Api::namespaced(fixture.infra.clone(), &namespace),
+            mirrors: Api::namespaced(fixture.infra.clone(), &infra_namespace),
             guest: fixture.guest.clone(),
-            infra_access: access(&fixture.infra, "infra", &namespace).await?,
+            infra_access: access(&fixture.infra, "infra", &infra_namespace).await?,
             guest_access: access(&fixture.guest, "tenant", GUEST_ACCOUNT_NAMESPACE).await?,
             logs: fixture.run.join("logs"),
             namespace,
+            infra_namespace,
             faults,
             _load_balancer: running,
         })
@@ -94,7 +106,7 @@ impl Place {
         let file = |what: &str| PathBuf::from(RUNTIME).join(format!("{name}.{what}"));
         std::fs::write(file("infra"), serde_json::to_vec(&self.infra_access)?)?;
         std::fs::write(file("guest"), serde_json::to_vec(&self.guest_access)?)?;
-        let config = json!({"kubeconfig": file("infra"), "namespace": self.namespace,
+        let config = json!({"kubeconfig": file("infra"), "namespace": self.infra_namespace,
             "loadBalancer": {"creationPollTimeout": 5}});
         std::fs::write(file("config"), serde_json::to_vec(&config)?)?;
         let mut args = vec![

@@ -50,7 +50,8 @@ format:
 	$(CARGO) fmt --all --check
 
 clippy:
-	$(CARGO) clippy --locked --workspace --all-targets --test suite -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --test suite -- -D warnings
 
 unit:
 	$(CARGO) test --locked --workspace $(if $(ROOT),,-- --skip needs_root)

@@ -131,7 +131,7 @@ impl Mirror {
     /// Annotations that we or the reference wrote and that the guest's Service does not have any more.
     fn stale_annotations<'a>(&'a self, infra: &'a InfraService) -> impl Iterator<Item = &'a str> {
         let present = infra.metadata.annotations.as_ref();
-        infra.own_annotations().into_iter().filter(move |key| {
+        infra.own_annotations().filter(move |key| {
             present.is_some_and(|present| present.contains_key(*key)) && !self.annotations.contains_key(*key)
         })
     }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Resource;
 use kube::api::ObjectMeta;
@@ -40,16 +41,36 @@ pub struct GuestService {
 
 /// A Service of infra.
 #[derive(Clone, Debug, Default, Deserialize, Resource)]
+#[serde(from = "WrittenService")]
 #[resource(inherit = "Service")]
 pub struct InfraService {
-    /// Name, labels, annotations, who wrote them.
+    /// Name, labels, annotations. `managedFields` are not kept: as JSON they are half of the object's memory.
     pub metadata: ObjectMeta,
     /// What is there.
-    #[serde(default)]
     pub spec: ServiceSpec,
     /// What infra gave.
-    #[serde(default)]
     pub status: ServiceStatus,
+    /// What we or the reference wrote last.
+    own: OwnFields,
+}
+
+/// What `managedFields` say that we, or the reference, wrote last: as far as it is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct OwnFields {
+    /// Keys of annotations.
+    annotations: BTreeSet<String>,
+    /// `spec.loadBalancerIP`.
+    address: bool,
+}
+
+/// A Service of infra as the API has it.
+#[derive(Deserialize)]
+struct WrittenService {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: ServiceSpec,
+    #[serde(default)]
+    status: ServiceStatus,
 }
 
 /// The fields of `spec` that are read.
@@ -173,29 +194,36 @@ impl InfraService {
     }
 
     /// The annotations that we or the reference wrote last.
-    pub fn own_annotations(&self) -> BTreeSet<&str> {
-        let of_ours = self.own_fields(&["f:metadata", "f:annotations"]);
-        of_ours.filter_map(Value::as_object).flatten().filter_map(|(key, _)| key.strip_prefix("f:")).collect()
+    pub fn own_annotations(&self) -> impl Iterator<Item = &str> {
+        self.own.annotations.iter().map(String::as_str)
     }
 
     /// Whether we or the reference wrote `spec.loadBalancerIP` last; some load balancers of infra write it themselves.
     pub fn owns_address(&self) -> bool {
-        self.own_fields(&["f:spec", "f:loadBalancerIP"]).next().is_some()
+        self.own.address
     }
+}
 
-    /// What our entries of `managedFields` hold at `path`.
-    fn own_fields<'a>(&'a self, path: &'a [&'a str]) -> impl Iterator<Item = &'a Value> {
-        let entries = self.metadata.managed_fields.iter().flatten();
-        let ours = entries
-            .filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER) && entry.subresource.is_none());
-        ours.filter_map(|entry| entry.fields_v1.as_ref())
-            .filter_map(|fields| path.iter().try_fold(&fields.0, |value, key| value.get(key)))
+impl From<WrittenService> for InfraService {
+    fn from(written: WrittenService) -> Self {
+        let WrittenService { mut metadata, spec, status } = written;
+        let own = OwnFields::of(&metadata.managed_fields.take().unwrap_or_default());
+        Self { metadata, spec, status, own }
     }
+}
 
-    /// Drops what is not looked at, before the object is kept: foreign entries of `managedFields`.
-    pub fn slim(&mut self) {
-        if let Some(entries) = &mut self.metadata.managed_fields {
-            entries.retain(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
-        }
+impl OwnFields {
+    fn of(entries: &[ManagedFieldsEntry]) -> Self {
+        let ours: Vec<&Value> = entries
+            .iter()
+            .filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER) && entry.subresource.is_none())
+            .filter_map(|entry| entry.fields_v1.as_ref().map(|fields| &fields.0))
+            .collect();
+        let at = |path: [&str; 2]| {
+            ours.iter().filter_map(move |fields| fields.get(path[0])?.get(path[1])).collect::<Vec<_>>()
+        };
+        let keys = at(["f:metadata", "f:annotations"]).into_iter().filter_map(Value::as_object).flatten();
+        let annotations = keys.filter_map(|(key, _)| key.strip_prefix("f:")).map(str::to_owned).collect();
+        Self { annotations, address: !at(["f:spec", "f:loadBalancerIP"]).is_empty() }
     }
 }

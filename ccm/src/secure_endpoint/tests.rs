@@ -89,13 +89,17 @@ impl ServerCertVerifier for Anyone {
     }
 }
 
-async fn get(address: SocketAddr, path: &str, token: Option<&str>) -> String {
+async fn connect(address: SocketAddr) -> tokio_rustls::client::TlsStream<TcpStream> {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
     let config = config.unwrap().dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider)));
     let connector = TlsConnector::from(Arc::new(config.with_no_client_auth()));
     let stream = TcpStream::connect(address).await.unwrap();
-    let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+    connector.connect("localhost".try_into().unwrap(), stream).await.unwrap()
+}
+
+async fn get(address: SocketAddr, path: &str, token: Option<&str>) -> String {
+    let mut stream = connect(address).await;
     let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{token}Connection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -160,4 +164,43 @@ async fn serves_with_the_versions_and_suites_of_hypershift() {
     let (address, stop) = endpoint(guest(Arc::default()), &tls).await;
     assert!(get(address, "/healthz", None).await.starts_with("HTTP/1.1 200"));
     stop.cancel();
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_taken_up_when_it_is_whole() {
+    const INTERVAL: Duration = Duration::from_millis(10);
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
+    let renewed = || {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem(), made.cert.der().clone())
+    };
+    let shown = async |address| {
+        let stream = connect(address).await;
+        stream.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+    };
+    let first = renewed();
+    std::fs::write(&certificate, &first.0).unwrap();
+    std::fs::write(&key, &first.1).unwrap();
+    let tls = Tls { files: Some((certificate.clone(), key.clone())), ..Tls::default() };
+    let listener = tls::TlsListener::bind_rereading("127.0.0.1:0".parse().unwrap(), &tls, INTERVAL).await;
+    let listener = listener.unwrap();
+    let address = listener.address;
+    assert_eq!(shown(address).await, first.2);
+
+    let second = renewed();
+    std::fs::write(&certificate, &second.0).unwrap();
+    for _ in 0..5 {
+        // The key is still the old one: they don't fit each other.
+        tokio::time::sleep(INTERVAL).await;
+        assert_eq!(shown(address).await, first.2);
+    }
+    std::fs::write(&key, &second.1).unwrap();
+    let taken_up = async {
+        while shown(address).await != second.2 {
+            tokio::time::sleep(INTERVAL).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), taken_up).await.unwrap();
+    drop(listener);
 }

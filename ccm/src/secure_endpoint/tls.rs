@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::serve::Listener;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
@@ -23,6 +23,8 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 const BACKLOG: usize = 16;
 /// Pause after a failed `accept`: file descriptors are not free again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// How often certificate and key are read again (apiserver library, `dynamiccertificates.FileRefreshDuration`).
+const REREAD_INTERVAL: Duration = Duration::from_mins(1);
 /// `--tls-min-version` that leaves out TLS 1.2.
 const ONLY_13: &str = "VersionTLS13";
 
@@ -86,6 +88,17 @@ impl Tls {
         Ok(config.with_no_client_auth().with_single_cert(chain, key)?)
     }
 
+    /// The bytes of certificate and key.
+    fn read(&self) -> Result<[Vec<u8>; 2], TlsError> {
+        let bytes = |path: &PathBuf| {
+            std::fs::read(path)
+                .map_err(|source| TlsError::File { path: path.clone(), source: PemError::Io(source) })
+        };
+        self.files.as_ref().map_or(Ok([const { Vec::new() }; 2]), |(certificate, key)| {
+            Ok([bytes(certificate)?, bytes(key)?])
+        })
+    }
+
     /// The suites that are both asked for and safe. Those of TLS 1.3 can't be chosen, as in Go.
     fn suites(&self) -> Vec<SupportedCipherSuite> {
         let all = ring::default_provider().cipher_suites;
@@ -121,19 +134,59 @@ pub(super) struct TlsListener {
 
 impl TlsListener {
     pub(super) async fn bind(address: SocketAddr, tls: &Tls) -> Result<Self, TlsError> {
-        let acceptor = TlsAcceptor::from(Arc::new(tls.config()?));
+        Self::bind_rereading(address, tls, REREAD_INTERVAL).await
+    }
+
+    pub(super) async fn bind_rereading(
+        address: SocketAddr,
+        tls: &Tls,
+        interval: Duration,
+    ) -> Result<Self, TlsError> {
+        let (newer, config) = watch::channel(Arc::new(tls.config()?));
         let bind = |source| TlsError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         let (done, ready) = mpsc::channel(BACKLOG);
-        tokio::spawn(accept(listener, acceptor, done));
+        tokio::spawn(accept(listener, config, done));
+        if tls.files.is_some() {
+            tokio::spawn(reread(tls.clone(), interval, newer));
+        }
         Ok(Self { address, ready })
+    }
+}
+
+/// Takes up a certificate that was renewed. Files that can't be used change nothing: they may be half written.
+async fn reread(tls: Tls, interval: Duration, newer: watch::Sender<Arc<ServerConfig>>) {
+    let mut last = tls.read().ok();
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            () = sleep(interval) => {}
+            () = newer.closed() => return,
+        }
+        let taken = tls.read().and_then(|bytes| {
+            let config = (last.as_ref() != Some(&bytes)).then(|| tls.config()).transpose()?;
+            Ok((bytes, config))
+        });
+        match taken {
+            Ok((bytes, Some(config))) => {
+                tracing::info!("took up the renewed certificate of the HTTPS endpoint");
+                newer.send_replace(Arc::new(config));
+                (last, failing) = (Some(bytes), false);
+            }
+            Ok((_, None)) => failing = false,
+            Err(error) if !std::mem::replace(&mut failing, true) => {
+                let error = crate::access::chain(&error);
+                tracing::warn!(error, "the certificate can not be read again; the one in use stays");
+            }
+            Err(_) => {}
+        }
     }
 }
 
 async fn accept(
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    config: watch::Receiver<Arc<ServerConfig>>,
     done: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
 ) {
     loop {
@@ -149,7 +202,7 @@ async fn accept(
                 continue;
             }
         };
-        let (acceptor, done) = (acceptor.clone(), done.clone());
+        let (acceptor, done) = (TlsAcceptor::from(Arc::clone(&config.borrow())), done.clone());
         tokio::spawn(async move {
             match timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => drop(done.send((stream, peer)).await),

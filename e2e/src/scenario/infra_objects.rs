@@ -20,6 +20,12 @@ pub fn virtual_machine_instances(client: &Client, namespace: &str) -> Api<Dynami
 }
 
 /// See [`virtual_machines`].
+pub fn virtual_machine_instance_migrations(client: &Client, namespace: &str) -> Api<DynamicObject> {
+    let (kind, plural) = ("VirtualMachineInstanceMigration", "virtualmachineinstancemigrations");
+    dynamic(client, namespace, "kubevirt.io", "v1", kind, plural)
+}
+
+/// See [`virtual_machines`].
 pub fn data_volumes(client: &Client, namespace: &str) -> Api<DynamicObject> {
     dynamic(client, namespace, "cdi.kubevirt.io", "v1beta1", "DataVolume", "datavolumes")
 }

@@ -17,7 +17,8 @@ pub use chain::Chain;
 pub use cloud_provider::while_provided;
 pub use guest_objects::{DEVICE_PATH, MOUNT_PATH, PodOnVolume, claim, pod};
 pub use infra_objects::{
-    HotpluggedVolume, data_volumes, hotplugged, virtual_machine_instances, virtual_machines,
+    HotpluggedVolume, data_volumes, hotplugged, virtual_machine_instance_migrations,
+    virtual_machine_instances, virtual_machines,
 };
 pub use machines::{CLUSTER_NAME, DATA_PATH_NODE, start_machine, start_worker_machine};
 pub use service_objects::{PORT, answering_pod, answering_pod_spec, is_ready, load_balancer};

@@ -1,4 +1,4 @@
-//! What external-provisioner and external-attacher are asked for: claims, and VolumeAttachments to nodes that stand for virtual
+//! What external-provisioner and external-attacher are asked for: claims, and `VolumeAttachment`s to nodes that stand for virtual
 //! machines in which no guest runs. What became of them in both clusters.
 
 use std::collections::{BTreeMap, BTreeSet};

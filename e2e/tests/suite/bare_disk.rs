@@ -70,7 +70,7 @@ impl<'a> BareDisk<'a> {
     /// With a serial and on a bus of the test's choice.
     pub fn named(mut self, bus: Bus, serial: &str) -> Self {
         self.volume.volume_context.insert("serial".to_owned(), serial.to_owned());
-        self.disk.serial = serial.to_owned();
+        serial.clone_into(&mut self.disk.serial);
         self.disk.bus = bus;
         self
     }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Deadline of the RPC during which the controller dies.
-const RPC_DEADLINE: Duration = Duration::from_secs(60);
+const RPC_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Every call that changes something: the RPC that makes it, verb, resource.
 const CHANGES: [(Rpc, &str, &str); 6] = [

@@ -48,7 +48,7 @@ pub const INFRA_LABELS: &str = "hypershift.openshift.io/infra-id=guest";
 pub const GIB: i64 = 1 << 30;
 
 /// Deadline of an RPC that should succeed, the sidecars' `--timeout=3m`.
-const RPC_DEADLINE: Duration = Duration::from_secs(180);
+const RPC_DEADLINE: Duration = Duration::from_mins(3);
 
 /// A running controller; killed when dropped.
 pub struct Controller {
@@ -262,7 +262,7 @@ impl Controller {
         self.client.clone().delete_volume(timed(request, deadline)).await.map(drop)
     }
 
-    /// ValidateVolumeCapabilities: whether `capability` is confirmed.
+    /// `ValidateVolumeCapabilities`: whether `capability` is confirmed.
     pub async fn validate(&self, volume_id: &str, capability: VolumeCapability) -> Result<bool, Status> {
         let request = ValidateVolumeCapabilitiesRequest {
             volume_id: volume_id.to_owned(),

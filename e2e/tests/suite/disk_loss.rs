@@ -25,12 +25,12 @@ pub async fn while_formatted(fixture: Fixture) -> Result<()> {
     let disk = BareDisk::blank(&fixture, WORKER, "disk", DISK_BYTES)?.faulty(frozen);
     let xfs = filesystem("xfs");
     disk.plug().await?;
-    let lose = async {
+    let pull = async {
         node.until_formatting(1).await?;
         disk.unplug().await
     };
-    let (staged, lost) = tokio::join!(node.stage(&disk.volume, &xfs), lose);
-    lost?;
+    let (staged, pulled) = tokio::join!(node.stage(&disk.volume, &xfs), pull);
+    pulled?;
     let code = staged.err().context("staged a disk that was unplugged")?.code();
     ensure!(matches!(code, Code::Internal | Code::Unavailable), "{code:?}");
     refused_with(node.stage_within(&disk.volume, &xfs, SHORT_DEADLINE).await, Code::Unavailable)?;

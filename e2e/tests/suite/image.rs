@@ -171,8 +171,8 @@ async fn create(pods: &Api<Pod>, name: &str, worker: &str, script: &str) -> Resu
 async fn beats_after(pods: &Api<Pod>, name: &str, least: u32) -> Result<u32> {
     until(&format!("a beat of {name} after {least}"), Deadline::PodStart, async || {
         let log = pods.logs(name, &LogParams::default()).await?;
-        let last = log.lines().last().and_then(|line| line.parse().ok());
-        Ok(last.filter(|beat| *beat > least).ok_or_else(|| format!("it printed {last:?} last")))
+        let newest = log.lines().last().and_then(|line| line.parse().ok());
+        Ok(newest.filter(|beat| *beat > least).ok_or_else(|| format!("it printed {newest:?} last")))
     })
     .await
 }

@@ -2,7 +2,9 @@
 //! real API servers. Each names the defects of the reference (D…) that it would find there.
 
 pub mod burst;
+pub mod faults;
 mod provider;
+pub mod storm;
 pub mod traffic;
 
 use anyhow::{Result, ensure};

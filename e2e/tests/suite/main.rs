@@ -44,11 +44,19 @@ use bench::control::Lock::{Exclusive, Shared};
 use fixture::trial;
 use std::process::ExitCode;
 
-use libtest_mimic::Arguments;
+use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let mut trials = vec![
+    let traffic = load_balancer::traffic::trials();
+    let trials =
+        [volumes(), disks(), faults_and_operations(), cloud_controller_manager(), traffic, shapes::trials()];
+    libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()
+}
+
+/// What a volume goes through between guest and VM, and the figures of it.
+fn volumes() -> Vec<Trial> {
+    vec![
         trial(
             "six_steps::one_guest_claim_reaches_one_pod_and_comes_back",
             Shared,
@@ -85,6 +93,12 @@ fn main() -> ExitCode {
             figures::fifty_volumes_beside_the_bare_burst,
         ),
         trial("figures::thirty_claims_with_pods", Exclusive, figures::thirty_claims_with_pods),
+    ]
+}
+
+/// What the node plugin does with disks.
+fn disks() -> Vec<Trial> {
+    vec![
         trial(
             "foreign_content::whatever_is_no_blank_disk_is_refused_and_unchanged",
             Shared,
@@ -131,6 +145,13 @@ fn main() -> ExitCode {
             Exclusive,
             image::killed_process_comes_back,
         ),
+        trial("growth::a_filesystem_smaller_than_its_disk_grows_at_stage", Shared, growth::at_stage),
+    ]
+}
+
+/// Faults between the parts, and what those who operate it see.
+fn faults_and_operations() -> Vec<Trial> {
+    vec![
         trial(
             "infra_faults::every_call_survives_every_fault",
             Shared,
@@ -174,8 +195,16 @@ fn main() -> ExitCode {
             Shared,
             operations::missing_class_is_told,
         ),
+    ]
+}
+
+/// Nodes and load balancers.
+fn cloud_controller_manager() -> Vec<Trial> {
+    vec![
         trial("nodes::a_node_is_recognised_and_initialised", Exclusive, nodes::initialised),
         trial("nodes::a_node_follows_its_vm", Exclusive, nodes::follows_its_vm),
+        trial("nodes::a_node_follows_a_live_migration", Exclusive, nodes::follows_a_migration),
+        trial("nodes::two_hundred_nodes_follow_their_vms", Exclusive, nodes::two_hundred),
         trial("nodes::left_overs_go_and_foreign_nodes_stay", Exclusive, nodes::left_overs_and_foreigners),
         trial("load_balancer::its_life_from_a_late_address_to_a_slow_end", Exclusive, load_balancer::life),
         trial("load_balancer::every_change_and_drift_is_mirrored", Exclusive, load_balancer::mirrored),
@@ -184,29 +213,19 @@ fn main() -> ExitCode {
         trial("load_balancer::a_clone_neither_steals_nor_deletes", Exclusive, load_balancer::foreign),
         trial("load_balancer::another_replica_takes_over", Exclusive, load_balancer::replicas),
         trial(
-            "three_steps::a_client_reaches_one_pod_through_a_load_balancer",
+            "load_balancer::every_change_survives_every_fault",
             Exclusive,
-            load_balancer::traffic::three_steps,
+            load_balancer::faults::every_fault,
         ),
         trial(
-            "traffic::any_vm_answers_and_local_shows_the_client",
+            "load_balancer::a_killed_providers_work_is_finished_once",
             Exclusive,
-            load_balancer::traffic::policies,
+            load_balancer::faults::killed,
         ),
-        trial("traffic::source_ranges_hold_on_infra", Exclusive, load_balancer::traffic::source_ranges),
-        trial(
-            "traffic::affinity_and_two_protocols_until_the_end",
-            Exclusive,
-            load_balancer::traffic::affinity_and_protocols,
-        ),
-        trial(
-            "figures::questions_lost_in_a_rolling_restart",
-            Exclusive,
-            load_balancer::traffic::lost::in_a_rolling_restart,
-        ),
+        trial("load_balancer::both_api_servers_are_away", Exclusive, load_balancer::faults::outage),
+        trial("load_balancer::two_leaders_double_nothing", Exclusive, load_balancer::faults::two_leaders),
+        trial("load_balancer::a_service_flips_a_hundred_times", Exclusive, load_balancer::storm::flips),
+        trial("load_balancer::a_thousand_at_once", Exclusive, load_balancer::storm::thousand),
         trial("load_balancer::two_hundred_are_served_soon", Exclusive, load_balancer::burst::served_soon),
-        trial("growth::a_filesystem_smaller_than_its_disk_grows_at_stage", Shared, growth::at_stage),
-    ];
-    trials.extend(shapes::trials());
-    libtest_mimic::run(&arguments, trials).exit_code()
+    ]
 }

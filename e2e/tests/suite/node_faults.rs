@@ -21,35 +21,36 @@ pub async fn lost_replies(fixture: Fixture) -> Result<()> {
     controller.publish(&volume, WORKER).await?;
     let front = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let (node, proxy) = NodeSocket::behind_proxy(&fixture, WORKER, front).await?;
-    let lose = |method: &str| proxy.faults().add(Rule::once(Matcher::of_method(method), Action::LoseReply));
+    let lose_reply =
+        |method: &str| proxy.faults().add(Rule::once(Matcher::of_method(method), Action::LoseReply));
     let capability = filesystem("ext4");
     let identity =
         format!("blkid -c /dev/null -o value -s UUID $(findmnt -n -o SOURCE {})", node.staging(&volume));
     let mounts = |path: &str| format!("grep -c ' {path} ' /proc/self/mountinfo || true");
 
-    let lost = lose("NodeStageVolume");
+    let fault = lose_reply("NodeStageVolume");
     node.stage(&volume, &capability).await.err().context("the lost reply of NodeStage was answered")?;
-    ensure!(lost.count() == 1, "no reply was lost");
+    ensure!(fault.count() == 1, "no reply was lost");
     let made = node.run(&["sh", "-c", &identity]).await?;
     node.stage(&volume, &capability).await.context("NodeStage again")?;
     let again = node.run(&["sh", "-c", &identity]).await?;
     ensure!(!made.trim().is_empty() && made == again, "another filesystem: {made:?}, then {again:?}");
 
-    let lost = lose("NodePublishVolume");
+    let fault = lose_reply("NodePublishVolume");
     node.publish(&volume, &capability).await.err().context("the lost reply of NodePublish was answered")?;
-    ensure!(lost.count() == 1, "no reply was lost");
+    ensure!(fault.count() == 1, "no reply was lost");
     let target = node.publish(&volume, &capability).await.context("NodePublish again")?;
     for path in [&node.staging(&volume), &target] {
         let count = node.run(&["sh", "-c", &mounts(path)]).await?;
         ensure!(count.trim() == "1", "{path} is mounted {count} times");
     }
 
-    let lost = [lose("NodeUnpublishVolume"), lose("NodeUnstageVolume")];
+    let fault = [lose_reply("NodeUnpublishVolume"), lose_reply("NodeUnstageVolume")];
     node.unpublish(&volume).await.err().context("the lost reply of NodeUnpublish was answered")?;
     node.unpublish(&volume).await.context("NodeUnpublish again")?;
     node.unstage(&volume).await.err().context("the lost reply of NodeUnstage was answered")?;
     node.unstage(&volume).await.context("NodeUnstage again")?;
-    ensure!(lost.iter().all(|guard| guard.count() == 1), "no reply was lost at the end");
+    ensure!(fault.iter().all(|guard| guard.count() == 1), "no reply was lost at the end");
     for path in [&node.staging(&volume), &target] {
         let count = node.run(&["sh", "-c", &mounts(path)]).await?;
         ensure!(count.trim() == "0", "{path} is still mounted");

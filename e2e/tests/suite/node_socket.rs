@@ -29,7 +29,7 @@ use crate::{bare_disk::BareDisk, controller_process::timed, fixture::Fixture};
 const PORT: u16 = 7002;
 
 /// kubelet's deadline for a CSI call.
-const KUBELET_DEADLINE: Duration = Duration::from_secs(120);
+const KUBELET_DEADLINE: Duration = Duration::from_mins(2);
 
 /// Deadline of a call that is known to wait in vain.
 pub const SHORT_DEADLINE: Duration = Duration::from_secs(5);
@@ -145,7 +145,7 @@ impl<'a> NodeSocket<'a> {
         Ok(target)
     }
 
-    /// NodeGetVolumeStats: total bytes at a target.
+    /// `NodeGetVolumeStats`: total bytes at a target.
     pub async fn total_bytes(&self, volume: &Volume, target: &str) -> Result<i64, Status> {
         let request = NodeGetVolumeStatsRequest {
             volume_id: volume.volume_id.clone(),

@@ -3,11 +3,12 @@
 //!
 //! The Nodes are objects that this test registers as kubelet would; their VMs are real to KubeVirt and run no guest.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use bench::scenario::{
-    Deadline, HCP_NAMESPACE, until, until_gone, virtual_machine_instances, virtual_machines,
+    Deadline, HCP_NAMESPACE, until, until_gone, virtual_machine_instance_migrations,
+    virtual_machine_instances, virtual_machines,
 };
 use ccm::{
     machine::{feed::Feed, index::MachineIndex, reads::InfraReads},
@@ -16,13 +17,14 @@ use ccm::{
         metrics::NodeMetrics,
     },
 };
+use futures::{StreamExt, TryStreamExt, stream::iter};
 use k8s_openapi::api::{
     core::v1::{Event, Node},
     rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
 };
 use kube::{
-    Api, Client,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    Api, Client, ResourceExt,
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -46,6 +48,11 @@ const ZONE_LABELS: [&str; 2] = ["topology.kubernetes.io/zone", "failure-domain.b
 const NOBODYS_UUID: &str = "33333333-0000-4000-8000-000000000003";
 /// Under which the controllers' writes are kept.
 const FIELD_MANAGER: &str = "kubevirt-cloud-controller-manager";
+
+/// How many Nodes at once.
+const CROWD: usize = 200;
+/// Requests of this test on their way at a time.
+const IN_FLIGHT: usize = 16;
 
 /// Rights in infra, as installers give them.
 #[derive(Clone, Copy)]
@@ -130,6 +137,112 @@ pub async fn follows_its_vm(fixture: Fixture) -> Result<()> {
     until_gone(&guest.nodes, &guest.name, "Node", Deadline::Reaction).await?;
     guest.until_event("DeletingNode").await?;
     controllers.stop().await
+}
+
+/// A VM migrates alive to an infra node in another zone: its Node stays, and its zone is the new one.
+pub async fn follows_a_migration(fixture: Fixture) -> Result<()> {
+    let vm = fixture.word.clone();
+    let infra_nodes: Api<Node> = Api::all(fixture.infra.clone());
+    let zone_of = |node: &str| format!("zone-of-{node}");
+    for node in infra_nodes.list(&ListParams::default()).await?.items {
+        let name = node.metadata.name.unwrap_or_default();
+        let patch = Patch::Merge(json!({"metadata": {"labels": {ZONE_LABELS[0]: zone_of(&name)}}}));
+        infra_nodes.patch(&name, &PatchParams::default(), &patch).await?;
+    }
+    fixture.empty_machine(&vm).await?;
+    let instances = virtual_machine_instances(&fixture.infra, HCP_NAMESPACE);
+    let place = |vmi: &DynamicObject| vmi.data["status"]["nodeName"].as_str().unwrap_or_default().to_owned();
+    let source = place(&instances.get(&vm).await?);
+    let controllers = Controllers::start(&fixture, Rights::Reference).await?;
+    let guest = GuestNode::register(&fixture, &vm, "", None).await?;
+    let is_in = |node: &Node, zone: &str| {
+        let labels = node.metadata.labels.clone().unwrap_or_default();
+        ZONE_LABELS.iter().all(|label| labels.get(*label).map(String::as_str) == Some(zone))
+    };
+    let uid = guest.until("in its zone", |node| is_in(node, &zone_of(&source))).await?.metadata.uid;
+
+    let migrations = virtual_machine_instance_migrations(&fixture.infra, HCP_NAMESPACE);
+    let wanted = json!({"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstanceMigration",
+        "metadata": {"name": vm}, "spec": {"vmiName": vm}});
+    migrations.create(&PostParams::default(), &serde_json::from_value(wanted)?).await?;
+    until("the end of the migration", Deadline::PodStart, async || {
+        let phase = migrations.get(&vm).await?.data["status"]["phase"].to_string();
+        Ok(if phase.contains("Succeeded") { Ok(()) } else { Err(phase) })
+    })
+    .await?;
+    let target = place(&instances.get(&vm).await?);
+    ensure!(target != source, "it is on {source} still");
+    let node = guest.until("in its new zone", |node| is_in(node, &zone_of(&target))).await?;
+    ensure!(node.metadata.uid == uid && !has_taint(&node, SHUTDOWN), "a migration changed the Node");
+
+    controllers.stop().await?;
+    guest.delete().await?;
+    fixture.delete_machine(&vm).await?;
+    label_infra_nodes(&fixture, &json!({ ZONE_LABELS[0]: null })).await
+}
+
+/// Two hundred Nodes of stopped VMs: each is tainted once. Half of the VMs go: so do their Nodes, and no other.
+pub async fn two_hundred(fixture: Fixture) -> Result<()> {
+    let names: Vec<String> = (0..CROWD).map(|number| format!("{}-{number}", fixture.word)).collect();
+    let machines = virtual_machines(&fixture.infra, HCP_NAMESPACE);
+    let register = |name: &String| {
+        let (name, fixture, machines) = (name.clone(), &fixture, machines.clone());
+        async move {
+            let halted = json!({"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine",
+                "metadata": {"name": name}, "spec": {"runStrategy": "Halted", "template": {"spec": {
+                    "domain": {"devices": {}, "memory": {"guest": "64Mi"}}}}}});
+            machines.create(&PostParams::default(), &serde_json::from_value(halted)?).await?;
+            let guest = GuestNode::register(fixture, &name, &format!("kubevirt://{name}"), None).await?;
+            guest.patch(&json!({"spec": {"taints": null}})).await?;
+            anyhow::Ok(guest)
+        }
+    };
+    let guests: Vec<GuestNode> = iter(&names).map(register).buffered(IN_FLIGHT).try_collect().await?;
+    let controllers = Controllers::start(&fixture, Rights::HyperShift).await?;
+    let began = Instant::now();
+    let nodes: Api<Node> = Api::all(fixture.guest.clone());
+    let ours = async || -> Result<Vec<Node>> {
+        let all = nodes.list(&ListParams::default()).await?.items;
+        Ok(all.into_iter().filter(|node| node.name_any().starts_with(&fixture.word)).collect())
+    };
+    until("the shutdown taint of all", Deadline::PodStart, async || {
+        let late = ours().await?.iter().filter(|node| !has_taint(node, SHUTDOWN)).count();
+        Ok(if late == 0 { Ok(()) } else { Err(format!("{late} have none")) })
+    })
+    .await?;
+    let tainted = began.elapsed();
+    let (gone, kept) = names.split_at(CROWD / 2);
+    for name in gone {
+        machines.delete(name, &DeleteParams::default()).await?;
+    }
+    let began = Instant::now();
+    until("the end of the Nodes whose VMs are gone", Deadline::PodStart, async || {
+        let left = ours().await?.len();
+        Ok(if left <= kept.len() { Ok(()) } else { Err(format!("{left} are there")) })
+    })
+    .await?;
+    let value = format!(
+        "tainted in {:.1} s, deleted in {:.1} s",
+        tainted.as_secs_f64(),
+        began.elapsed().as_secs_f64()
+    );
+    let beside = "all looked at each 5 s";
+    fixture.figures.add(
+        &format!("{CROWD} Nodes of stopped VMs, then half of the VMs deleted"),
+        value,
+        beside,
+    )?;
+    let mut left: Vec<String> = ours().await?.iter().map(ResourceExt::name_any).collect();
+    left.sort();
+    let mut kept = kept.to_vec();
+    kept.sort();
+    ensure!(left == kept, "not the Nodes whose VMs are there: {left:?}");
+    controllers.stop().await?;
+    for guest in &guests[CROWD / 2..] {
+        guest.delete().await?;
+        machines.delete(&guest.name, &DeleteParams::default()).await?;
+    }
+    Ok(())
 }
 
 /// A Node that never was initialised and whose VM is gone is removed; one of another provider in the very same state, and one
@@ -254,8 +367,8 @@ async fn grant(fixture: &Fixture, rights: Rights) -> Result<String> {
 
 async fn cluster_wide(client: &Client, name: &str, rules: Value, subjects: Value) -> Result<()> {
     let meta = json!({"name": name});
-    let roles: Api<ClusterRole> = Api::all(client.clone());
-    ensure_there(&roles, name, json!({"metadata": meta, "rules": rules})).await?;
+    let cluster_roles: Api<ClusterRole> = Api::all(client.clone());
+    ensure_there(&cluster_roles, name, json!({"metadata": meta, "rules": rules})).await?;
     let refers = json!({"kind": "ClusterRole", "apiGroup": "rbac.authorization.k8s.io", "name": name});
     let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
     ensure_there(&bindings, name, json!({"metadata": meta, "subjects": subjects, "roleRef": refers})).await

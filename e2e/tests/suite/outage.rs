@@ -31,7 +31,7 @@ const UNANSWERED: u32 = 8;
 
 /// Twenty claims and twenty attachments, with the real sidecars; infra goes away in their middle.
 pub async fn infra_away(fixture: Fixture) -> Result<()> {
-    instead_of_installed(&fixture, body(&fixture)).await
+    Box::pin(instead_of_installed(&fixture, body(&fixture))).await
 }
 
 async fn body(fixture: &Fixture) -> Result<()> {
@@ -44,10 +44,10 @@ async fn body(fixture: &Fixture) -> Result<()> {
     volumes.ask(&early).await?;
     let attached = volumes.bound(&early).await?;
 
-    let (creates, plugs) =
+    let (creations, plugs) =
         (Matcher::of("create", "datavolumes"), Matcher::of("update", "virtualmachines/addvolume"));
     // Some calls are through, some have landed and are not answered, the rest has not landed: that is the middle.
-    let held = [middle(&stack, &creates, UNANSWERED), middle(&stack, &plugs, 1)];
+    let held = [middle(&stack, &creations, UNANSWERED), middle(&stack, &plugs, 1)];
     volumes.attach(&attached, &nodes).await?;
     volumes.ask(&late).await?;
     let before_landing = u32::try_from(COUNT)? - THROUGH - UNANSWERED;
@@ -61,7 +61,7 @@ async fn body(fixture: &Fixture) -> Result<()> {
     tokio::time::timeout(Deadline::PodStart.duration(), all_held).await.context("the middle did not come")?;
     let away = stack.infra().away();
     drop(held);
-    let (made, plugged) = (stack.infra().succeeded(&creates), stack.infra().succeeded(&plugs));
+    let (made, plugged) = (stack.infra().succeeded(&creations), stack.infra().succeeded(&plugs));
     println!("infra goes away with {made} of {} created and {plugged} of {COUNT} plugged in", 2 * COUNT);
     ensure!(made < 2 * COUNT && plugged < COUNT, "all was done before infra went away");
     let gone = Instant::now();

@@ -21,7 +21,7 @@ const LEASE: &str = "external-attacher-leader-csi-kubevirt-io";
 
 /// The leading pod dies with its addvolume call not yet landed, then (of two others) with it landed and unanswered.
 pub async fn leader_dies_while_attaching(fixture: Fixture) -> Result<()> {
-    instead_of_installed(&fixture, body(&fixture)).await
+    Box::pin(instead_of_installed(&fixture, body(&fixture))).await
 }
 
 async fn body(fixture: &Fixture) -> Result<()> {

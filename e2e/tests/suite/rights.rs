@@ -1,4 +1,4 @@
-//! Exactly the rights that HyperShift gives, and few calls: read from the audit log of the infra API server.
+//! Exactly the rights that `HyperShift` gives, and few calls: read from the audit log of the infra API server.
 
 use anyhow::{Result, ensure};
 use bench::audit::{AuditLog, CallKind, Mark};

@@ -18,7 +18,7 @@ const TIMEOUT: &str = "10s";
 /// A lost reply of CreateVolume, a ControllerPublishVolume that is never answered, a socket that breaks during another, and a
 /// lost reply of ControllerUnpublishVolume and DeleteVolume.
 pub async fn socket_faults(fixture: Fixture) -> Result<()> {
-    instead_of_installed(&fixture, body(&fixture)).await
+    Box::pin(instead_of_installed(&fixture, body(&fixture))).await
 }
 
 async fn body(fixture: &Fixture) -> Result<()> {

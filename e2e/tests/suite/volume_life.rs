@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Deadline of an RPC that is to succeed.
-const CALM: Duration = Duration::from_secs(60);
+const CALM: Duration = Duration::from_mins(1);
 
 /// The annotation that says which VM may have a volume.
 const HOLDER: &str = "csi.kubevirt.io/holder";

@@ -19,6 +19,9 @@ use crate::load_balancer::service::{GuestService, InfraService};
 
 /// How often infra is read again within one pass because somebody else was faster.
 const MAX_LOOKS: usize = 4;
+/// When a guest Service is looked at again of which the API says that it is another one, or gone: mostly its watch has shown that
+/// by then. If it still shows the same Service, the answer was wrong (a proxy's 404, say).
+const SUPERSEDED_INTERVAL: Duration = Duration::from_secs(5);
 /// How often an infra Service that is not ours is looked at again: we do not watch it.
 const FOREIGN_INTERVAL: Duration = Duration::from_mins(5);
 
@@ -62,7 +65,7 @@ enum Outcome {
     Done,
     /// Infra is to be read, and to be planned for anew.
     Look,
-    /// The guest Service is not there any more, or asks for something else: the watch will show it.
+    /// The guest Service is not there any more, or asks for something else: the watch shows it, or it is looked at again.
     Superseded,
 }
 
@@ -91,7 +94,7 @@ pub(super) async fn reconcile(guest: &GuestService, context: &Context) -> Result
         let plan = plan(guest, seen.as_infra(), &context.settings);
         match carry_out(guest, &plan, seen.as_infra(), context).await? {
             Outcome::Done => return Ok(conclude(guest, &plan, context)),
-            Outcome::Superseded => return Ok(Action::await_change()),
+            Outcome::Superseded => return Ok(Action::requeue(SUPERSEDED_INTERVAL)),
             Outcome::Look => {
                 let now =
                     context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;

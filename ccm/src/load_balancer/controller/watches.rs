@@ -60,7 +60,7 @@ impl Watches {
             identity.infra_labels.get(CLUSTER_NAME_LABEL).map_or(identity.cluster.as_str(), String::as_str);
         let config = config.labels(&format!("{CLUSTER_NAME_LABEL}={cluster}"));
         let own = watcher(Api::<InfraService>::namespaced(infra.client.clone(), &infra.namespace), config);
-        let own = own.default_backoff().modify(InfraService::slim).reflect(mirror_writer);
+        let own = own.default_backoff().reflect(mirror_writer);
         let of_infra = watches.clone();
         tokio::spawn(follow(own, "infra", move |event| {
             let (watches, queue) = (of_infra.clone(), triggers.clone());

@@ -3,7 +3,7 @@
 //! Three kinds of pods, three rules:
 //! * KubeVirt's and CDI's own (launcher, attachment, importer): nothing runs, they only get the status that the real ones
 //!   would have (`bench-infra.md` §5): Running once their PVCs are bound, an importer then Succeeded with its work done
-//!   (`importer.rs`), and a launcher that is deleted goes when its VMI is over;
+//!   (`importer.rs`), a launcher that is deleted goes when its VMI is over, and one whose machine migrated away ends;
 //! * pods of images in the map [`Options::images`]: their containers are really run (`program.rs`), over the image's own root
 //!   if it is a real image;
 //! * any other image can't be pulled, and the pod says so.
@@ -98,7 +98,7 @@ pub enum Fault {
 pub enum Step {
     /// Before the containers start.
     Start,
-    /// Before a [`Kind::Worker`] pod ends.
+    /// Before a [`Kind::Worker`] pod ends, or a launcher whose machine migrated away.
     Finish,
     /// Before a deleted pod goes away.
     Stop,
@@ -256,6 +256,7 @@ impl Kubelets {
                 let fails_and_says_so = simulated::is_waiting(pod) && self.outcome(pod) != Outcome::Succeeded;
                 if fails_and_says_so { Next::Nothing } else { Next::Do(Some(Step::Finish)) }
             }
+            ("Running", Kind::Launcher) if self.vmi_left(pod).await? => Next::Do(Some(Step::Finish)),
             ("Running" | "Succeeded" | "Failed", _) => Next::Nothing,
             (_, Kind::Unknown) if simulated::is_waiting(pod) => Next::Nothing,
             // A PVC's change brings the pod back.
@@ -295,8 +296,12 @@ impl Kubelets {
                 None => return Ok(()),
             }
         } else {
-            let outcome = if step == Some(Step::Finish) { self.outcome(pod) } else { Outcome::Running };
-            if outcome == Outcome::Succeeded {
+            let outcome = match step {
+                Some(Step::Finish) if kind == Kind::Launcher => Outcome::Succeeded,
+                Some(Step::Finish) => self.outcome(pod),
+                _ => Outcome::Running,
+            };
+            if outcome == Outcome::Succeeded && kind == Kind::Worker {
                 importer::work(&self.client, &self.volumes, pod).await?;
             }
             let own = self.launcher_address(pod, kind);
@@ -342,12 +347,24 @@ impl Kubelets {
     }
 
     async fn vmi_lives(&self, pod: &Pod) -> Result<bool> {
-        let Some(name) = pod.annotations().get(DOMAIN_ANNOTATION) else { return Ok(false) };
+        let Some(found) = self.vmi_of(pod).await? else { return Ok(false) };
+        Ok(!matches!(found.data["status"]["phase"].as_str(), Some("Succeeded" | "Failed")))
+    }
+
+    /// Whether the machine that lived in this launcher has migrated to another node.
+    async fn vmi_left(&self, pod: &Pod) -> Result<bool> {
+        let Some(found) = self.vmi_of(pod).await? else { return Ok(false) };
+        let state = &found.data["status"]["migrationState"];
+        Ok(state["completed"] == true && state["failed"] != true && state["sourceNode"] == node_of(pod))
+    }
+
+    /// The VMI that a launcher is for.
+    async fn vmi_of(&self, pod: &Pod) -> Result<Option<DynamicObject>> {
+        let Some(name) = pod.annotations().get(DOMAIN_ANNOTATION) else { return Ok(None) };
         let namespace = pod.namespace().unwrap_or_default();
         let vmis: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &namespace, &vmi());
-        let Some(found) = vmis.get_opt(name).await? else { return Ok(false) };
-        let over = matches!(found.data["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-        Ok(!over && found.uid().as_ref() == pod.labels().get(CREATED_BY_LABEL))
+        let found = vmis.get_opt(name).await?;
+        Ok(found.filter(|vmi| vmi.uid().as_ref() == pod.labels().get(CREATED_BY_LABEL)))
     }
 
     /// Writes a status unless the pod has it already.

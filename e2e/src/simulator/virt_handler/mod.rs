@@ -5,12 +5,13 @@
 //! * `Scheduled` → start the machine → `Running`, with interfaces, machine type, `selinuxContext`, `LiveMigratable`;
 //! * hotplugged volume with a ready attachment pod → `MountedToPod` → disk plugged → `Ready` with a target; a volume that
 //!   left the spec → disk unplugged → `UnMountedFromPod`. All other phases are virt-controller's;
+//! * live migration → the stages that source and target write (`migration.rs`); the machine's process stays;
 //! * deletion → machine stopped → `Succeeded`; a machine that ends by itself → `Succeeded` (its guest shut down) or `Failed`;
 //! * an error about the machine → condition Synchronized False, event `SyncFailed`, again after a second;
 //! * it writes as its service account with the node's name in the user's extra, one client per node: the real webhook
 //!   "Node restriction" looks at it. A VMI has no status subresource, so the whole object is PUT with its resourceVersion.
 //!
-//! What it does not do: live migration, resizing of plugged disks, memory dumps, network hotplug, guest information,
+//! What it does not do: migrations that fail or are aborted, resizing of plugged disks, memory dumps, network hotplug, guest information,
 //! graceful shutdown (the machine is switched off), containerDisk checksums, and of the reasons against migration only
 //! the one about volumes. A filesystem volume's `disk.img` is plugged as CDI made it: KubeVirt only grows it, and to less
 //! than CDI gives it at first, (1 - overhead) x the claim's size (`possibleGuestSize` of virt-launcher).
@@ -18,6 +19,7 @@
 //! Restart-safe: it keeps nothing that it can't see in the VMI and in [`Machine::plugged`](crate::vm::Machine::plugged).
 
 mod domains;
+mod migration;
 mod plan;
 mod status;
 mod vmi;
@@ -48,6 +50,7 @@ pub use self::{
 };
 use self::{
     domains::Domains,
+    migration::Stage,
     plan::{Act, Alive, Change, Domain, Phase},
 };
 use super::{
@@ -192,6 +195,12 @@ async fn reconcile(object: Arc<DynamicObject>, handler: Arc<Handler>) -> Result<
     // Until virt-controller has named the node, and on nodes that are not ours, the VMI is somebody else's.
     let Some(client) = handler.nodes.get(&vmi.status.node_name) else { return Ok(Action::await_change()) };
     let mut gate = FaultGate::new(&handler, &vmi);
+    if let Some((stage, writer)) = migration::next(&vmi) {
+        let may = stage != Stage::HandOver || gate.may(Step::HandOver, "");
+        if let (true, Some(client)) = (may, handler.nodes.get(writer)) {
+            return handler.migrate(client, &object, &vmi, stage).await.map(|()| Action::await_change());
+        }
+    }
     let before = handler.domains.observe(&vmi)?;
     let acts = plan::acts(&vmi, &before, &mut |step, volume| gate.may(step, volume));
     let acted = handler.perform(&vmi, &acts).await;
@@ -288,13 +297,33 @@ impl Handler {
         Ok(())
     }
 
-    /// A machine in which no guest runs has the launcher pod's address, as one behind masquerade has.
+    /// One stage of a live migration. When it is complete, the interfaces are those of the target.
+    async fn migrate(&self, client: &Client, object: &DynamicObject, vmi: &Vmi, stage: Stage) -> Result<()> {
+        let mut written = object.clone();
+        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let target = vmi.status.migration_state.as_ref().map_or("", |state| &state.target_pod);
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &vmi.namespace);
+        let host = pods.get(target).await?.status.and_then(|status| status.host_ip);
+        let host = host.with_context(|| format!("pod {target} has no host address"))?.parse()?;
+        migration::write(&mut written, vmi, stage, host, &now);
+        if let (Stage::Complete, Domain::Alive(mut alive)) = (stage, self.domains.observe(vmi)?) {
+            self.complete_address(vmi, &mut alive).await?;
+            written.data["status"]["interfaces"] = status::interfaces(vmi, &alive);
+        }
+        let vmis: Api<DynamicObject> = Api::namespaced_with(client.clone(), &vmi.namespace, &vmi::resource());
+        vmis.replace(&vmi.name, &PostParams::default(), &written).await?;
+        Ok(())
+    }
+
+    /// A machine in which no guest runs has its launcher pod's address, as one behind masquerade has.
     async fn complete_address(&self, vmi: &Vmi, alive: &mut Alive) -> Result<()> {
         if alive.address.is_some() {
             return Ok(());
         }
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &vmi.namespace);
-        let of_vmi = ListParams::default().labels(&format!("{CREATED_BY_LABEL}={}", vmi.uid));
+        let of_vmi = ListParams::default()
+            .labels(&format!("{CREATED_BY_LABEL}={}", vmi.uid))
+            .fields(&format!("spec.nodeName={}", vmi.status.node_name));
         let address = pods.list(&of_vmi).await?.items.into_iter().find_map(|pod| pod.status?.pod_ip);
         alive.address = address.and_then(|address| Some((address.parse().ok()?, mac_of(&vmi.uid))));
         Ok(())

@@ -26,6 +26,8 @@ pub enum Step {
     Unplug,
     /// After the disk was unplugged, before the volume is `UnMountedFromPod`.
     Unmount,
+    /// Before a machine that migrates belongs to its target node.
+    HandOver,
 }
 
 /// The machine of a VMI as it is now.

@@ -144,7 +144,8 @@ fn set_phase(status: &mut Map<String, Value>, vmi: &Vmi, phase: Phase, alive: Op
     }
 }
 
-fn interfaces(vmi: &Vmi, alive: &Alive) -> Value {
+/// `status.interfaces` of a machine.
+pub(super) fn interfaces(vmi: &Vmi, alive: &Alive) -> Value {
     let name = vmi.spec.networks.first().map_or("default", |network| network.name.as_str());
     let source = if alive.agent { "domain, guest-agent" } else { "domain" };
     match &alive.address {

@@ -1,6 +1,8 @@
 //! What the virt-handler simulator reads of a `VirtualMachineInstance`. A view only: writes go to the whole object, so
 //! that nothing unknown here is lost (`status.rs`).
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use kube::{
     ResourceExt,
@@ -22,6 +24,8 @@ pub struct Vmi {
     pub name: String,
     /// Its UID: another object of the same name is another machine.
     pub uid: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
     /// Whether it is being deleted.
     pub deleting: bool,
     /// `spec`.
@@ -129,6 +133,32 @@ pub struct Status {
     /// `status.volumeStatus`: one per volume, plus those that are being detached.
     #[serde(rename = "volumeStatus")]
     pub volumes: Vec<VolumeStatus>,
+    /// `status.migrationState`: of the last live migration, or of the one under way.
+    pub migration_state: Option<MigrationState>,
+}
+
+/// `status.migrationState` in part.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct MigrationState {
+    /// Where the machine is.
+    pub source_node: String,
+    /// Where it goes.
+    pub target_node: String,
+    /// The launcher pod there.
+    pub target_pod: String,
+    /// Where the target listens; empty until it does.
+    pub target_node_address: String,
+    /// When the source began.
+    pub start_timestamp: Option<String>,
+    /// When the target had the machine, running.
+    pub target_node_domain_ready_timestamp: Option<String>,
+    /// When the machine had moved.
+    pub end_timestamp: Option<String>,
+    /// Whether it is over.
+    pub completed: bool,
+    /// Whether it failed.
+    pub failed: bool,
 }
 
 /// `status.volumeStatus[]` in part.
@@ -182,6 +212,7 @@ impl Vmi {
             namespace: object.namespace().unwrap_or_default(),
             name: object.name_any(),
             uid: object.uid().unwrap_or_default(),
+            labels: object.labels().clone(),
             deleting: object.metadata.deletion_timestamp.is_some(),
             spec: body.spec,
             status: body.status,

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 use bench::{
     command::goal::Plan,
+    fault_proxy::KubeProxy,
     paths::{self, RUNTIME},
     scenario::{Deadline, HCP_NAMESPACE, until},
     simulator::{Running, fault_plan::FaultPlan, infra_load_balancer},
@@ -25,12 +26,15 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
+use super::CLUSTER;
 use crate::fixture::Fixture;
 
 /// The account of both halves.
 const ACCOUNT: &str = "cloud-controller-manager";
 /// Where the guest half has it.
 const GUEST_ACCOUNT_NAMESPACE: &str = "kube-system";
+/// The label of every mirror; the reference's.
+const TENANT_NAME: &str = "cluster.x-k8s.io/tenant-service-name";
 /// The program.
 const PROGRAM: &str = "kubevirt-cloud-controller-manager";
 
@@ -50,6 +54,14 @@ pub struct Place {
     guest_access: Kubeconfig,
     logs: PathBuf,
     _load_balancer: Running,
+}
+
+/// What stands between a provider and the API servers.
+pub struct Between {
+    /// Before infra's.
+    pub infra: KubeProxy,
+    /// Before the guest's.
+    pub guest: KubeProxy,
 }
 
 /// A running provider; killed when dropped.
@@ -74,16 +86,19 @@ impl Place {
         namespaces.create(&PostParams::default(), &object).await?;
         install(fixture, "tenant", "tenant", None).await?;
         install(fixture, "infra", "infra", Some(&namespace)).await?;
-        Self::between(fixture, namespace.clone(), namespace).await
+        Self::with_infra(fixture, namespace.clone(), namespace).await
     }
 
     /// Makes it over the infra namespace of the workers' VMs, where the accounts and rights are installed.
     pub async fn over_workers(fixture: &Fixture) -> Result<Self> {
         remove_left(&fixture.guest).await?;
-        Self::between(fixture, fixture.guest_namespace().await?, HCP_NAMESPACE.to_owned()).await
+        let mirrors: Api<Service> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+        let left = ListParams::default().labels(TENANT_NAME);
+        mirrors.delete_collection(&DeleteParams::default(), &left).await?;
+        Self::with_infra(fixture, fixture.guest_namespace().await?, HCP_NAMESPACE.to_owned()).await
     }
 
-    async fn between(fixture: &Fixture, namespace: String, infra_namespace: String) -> Result<Self> {
+    async fn with_infra(fixture: &Fixture, namespace: String, infra_namespace: String) -> Result<Self> {
         let faults = FaultPlan::default();
         let running = infra_load_balancer::start(fixture.infra.clone(), &infra_namespace, faults.clone());
         Ok(Self {
@@ -102,13 +117,37 @@ impl Place {
 
     /// Starts a provider for the guest cluster `cluster`.
     pub async fn provider(&self, suffix: &str, cluster: &str, more: &[&str]) -> Result<Provider> {
+        self.provider_with((&self.infra_access, &self.guest_access), suffix, cluster, more).await
+    }
+
+    /// The same, which reaches both clusters through fault proxies.
+    pub async fn provider_behind(&self, between: &Between, suffix: &str, more: &[&str]) -> Result<Provider> {
+        let access = (between.infra.kubeconfig(), between.guest.kubeconfig());
+        self.provider_with(access, suffix, CLUSTER, more).await
+    }
+
+    /// Fault proxies before both API servers, for the accounts of a provider.
+    pub async fn between(&self) -> Result<Between> {
+        Ok(Between {
+            infra: KubeProxy::start(&self.infra_access).await?,
+            guest: KubeProxy::start(&self.guest_access).await?,
+        })
+    }
+
+    async fn provider_with(
+        &self,
+        (infra, guest): (&Kubeconfig, &Kubeconfig),
+        suffix: &str,
+        cluster: &str,
+        more: &[&str],
+    ) -> Result<Provider> {
         let name = format!("ccm-{}-{suffix}", self.namespace);
         let file = |what: &str| PathBuf::from(RUNTIME).join(format!("{name}.{what}"));
-        std::fs::write(file("infra"), serde_json::to_vec(&self.infra_access)?)?;
-        std::fs::write(file("guest"), serde_json::to_vec(&self.guest_access)?)?;
+        tokio::fs::write(file("infra"), serde_json::to_vec(infra)?).await?;
+        tokio::fs::write(file("guest"), serde_json::to_vec(guest)?).await?;
         let config = json!({"kubeconfig": file("infra"), "namespace": self.infra_namespace,
             "loadBalancer": {"creationPollTimeout": 5}});
-        std::fs::write(file("config"), serde_json::to_vec(&config)?)?;
+        tokio::fs::write(file("config"), serde_json::to_vec(&config)?).await?;
         let mut args = vec![
             "--cloud-provider=kubevirt".to_owned(),
             format!("--cloud-config={}", file("config").display()),

@@ -1,12 +1,13 @@
 //! What clients send to a guest's load balancer: through infra's kube-proxy to a VM, and through the VM's to a pod. The pods say who
 //! they are and which client they saw.
 
-pub mod lost;
+mod lost;
 mod way;
 
 use std::{collections::BTreeSet, sync::Mutex};
 
 use anyhow::{Context, Result, ensure};
+use bench::control::Lock::Exclusive;
 use bench::{
     client::{Answer, Protocol},
     sandbox::network::{
@@ -16,17 +17,29 @@ use bench::{
     scenario::{Deadline, PORT, ThreeSteps, three_steps::Step, until, until_gone},
 };
 use kube::api::DeleteParams;
+use libtest_mimic::Trial;
 use serde_json::json;
 
 use super::{merge, provider::mirror_name};
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, trial};
 use way::Way;
 
 /// Questions that make one look: with two pods and no affinity, all to one by chance once in half a million looks.
 const LOOK: usize = 20;
 
+/// The tests of this module.
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("three_steps::a_client_reaches_one_pod_through_a_load_balancer", Exclusive, client_reaches_pod),
+        trial("traffic::any_vm_answers_and_local_shows_the_client", Exclusive, policies),
+        trial("traffic::source_ranges_hold_on_infra", Exclusive, source_ranges),
+        trial("traffic::affinity_and_two_protocols_until_the_end", Exclusive, affinity_and_protocols),
+        trial("figures::questions_lost_in_a_rolling_restart", Exclusive, lost::in_a_rolling_restart),
+    ]
+}
+
 /// The demo's flow, asserted.
-pub async fn three_steps(fixture: Fixture) -> Result<()> {
+async fn client_reaches_pod(fixture: Fixture) -> Result<()> {
     let workers = fixture.control.workers().await?;
     let namespace = fixture.guest_namespace().await?;
     let seen = Mutex::new(Vec::new());
@@ -47,7 +60,7 @@ pub async fn three_steps(fixture: Fixture) -> Result<()> {
 
 /// Policy Cluster: any VM passes traffic on to any pod, in infra's name. Local, while the Service runs: only to its own, in
 /// the client's name. And back.
-pub async fn policies(fixture: Fixture) -> Result<()> {
+async fn policies(fixture: Fixture) -> Result<()> {
     let way = Way::new(&fixture).await?;
     let pods = way.pods("web").await?;
     let address = way.service("web", json!({})).await?;
@@ -75,11 +88,11 @@ pub async fn policies(fixture: Fixture) -> Result<()> {
         let answer = way.user.get(worker_address(number), port).await?;
         ensure!(answer.pod == "web-1", "worker {number} passed it on to {}", answer.pod);
     }
-    Ok(())
+    way.close().await
 }
 
 /// D13: who is not in the ranges gets no answer; a change of the ranges counts at once.
-pub async fn source_ranges(fixture: Fixture) -> Result<()> {
+async fn source_ranges(fixture: Fixture) -> Result<()> {
     let way = Way::new(&fixture).await?;
     way.pods("web").await?;
     let only_other = json!({"loadBalancerSourceRanges": [format!("{OTHER_CLIENT}/32")]});
@@ -94,11 +107,12 @@ pub async fn source_ranges(fixture: Fixture) -> Result<()> {
     way.silent(OTHER_CLIENT, address, PORT, Protocol::Tcp).await?;
 
     merge(&way.place.guests, "web", json!({"spec": {"loadBalancerSourceRanges": null}})).await?;
-    way.answers(OTHER_CLIENT, address, PORT, Protocol::Tcp).await
+    way.answers(OTHER_CLIENT, address, PORT, Protocol::Tcp).await?;
+    way.close().await
 }
 
 /// D14: a client with affinity stays with its pod. TCP and UDP through one Service; with it both end.
-pub async fn affinity_and_protocols(fixture: Fixture) -> Result<()> {
+async fn affinity_and_protocols(fixture: Fixture) -> Result<()> {
     const UDP_PORT: u16 = 53;
     let way = Way::new(&fixture).await?;
     let pods = way.pods("web").await?;
@@ -122,7 +136,8 @@ pub async fn affinity_and_protocols(fixture: Fixture) -> Result<()> {
     until("the end of the mirror", Deadline::Reaction, async || {
         Ok(if way.place.mirrors.get_opt(&mirror).await?.is_none() { Ok(()) } else { Err("there".to_owned()) })
     })
-    .await
+    .await?;
+    way.close().await
 }
 
 fn pods_in(answers: &[Answer]) -> BTreeSet<String> {

@@ -15,7 +15,7 @@ use futures::future::join_all;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{
     Api,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -75,9 +75,9 @@ pub async fn in_a_rolling_restart(fixture: Fixture) -> Result<()> {
             format!("restart {restart:.0} s, questions {:.0} s; {lost:?}", took.as_secs_f64()),
         )?;
         ensure!(all < asked / 2, "{all} of {asked} questions were lost: {lost:?}");
-        deployments.delete(&name, &kube::api::DeleteParams::default()).await?;
+        deployments.delete(&name, &DeleteParams::default()).await?;
     }
-    Ok(())
+    way.close().await
 }
 
 /// Restarts the pods as `kubectl rollout restart` does, once some questions were asked; the seconds that it took.

@@ -14,8 +14,8 @@ use bench::{
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Api,
-    api::{DeleteParams, PostParams},
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -88,6 +88,22 @@ impl Way {
         let ports = self.place.guests.get(name).await?.spec.and_then(|spec| spec.ports).unwrap_or_default();
         let port = ports.first().and_then(|port| port.node_port).context("no node port")?;
         u16::try_from(port).context("a node port")
+    }
+
+    /// Removes Services and pods, and waits until they are gone: the workers are small. What a failed test leaves in infra is
+    /// removed by the next.
+    pub async fn close(self) -> Result<()> {
+        let all = ListParams::default();
+        for service in self.place.guests.list(&all).await? {
+            self.place.guests.delete(&service.name_any(), &DeleteParams::default()).await?;
+            until_gone(&self.place.guests, &service.name_any(), "Service", Deadline::Reaction).await?;
+        }
+        self.pods.delete_collection(&DeleteParams::default(), &all).await?;
+        until("the end of the pods", Deadline::PodStart, async || {
+            let left = self.pods.list(&all).await?.items.len();
+            Ok(if left == 0 { Ok(()) } else { Err(format!("{left} left")) })
+        })
+        .await
     }
 
     /// Asks once.

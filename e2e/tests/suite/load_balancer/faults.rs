@@ -1,0 +1,339 @@
+//! Everything that may go wrong between a provider and both API servers: each call answered wrongly, late, or not at all; the
+//! process killed before and after each of its changes; both API servers away. Each Service is served once, and nothing is left.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bench::fault_proxy::{Action, Faults, Guard, Matcher, Reply, Rule};
+use bench::scenario::{Deadline, until, until_gone};
+use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::Service;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, ListParams};
+use serde_json::{Value, json};
+
+use super::provider::{Between, Place, mirror_name};
+use super::{ALONE, merge};
+use crate::fixture::Fixture;
+
+/// The infra's own words in an injected answer.
+const WORDS: &str = "said by the API server";
+/// An annotation that a guest changes.
+const CHANGE: &str = "example.com/change";
+/// How long both API servers are away.
+const OUTAGE: Duration = Duration::from_secs(20);
+/// How many Services two providers serve at once.
+const SERVICES: usize = 20;
+/// Between two looks at a process that must live.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Which API server is called.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Side {
+    Infra,
+    Guest,
+}
+
+/// A call that changes something, of one Service, in the order of its life.
+struct Change {
+    side: Side,
+    verb: &'static str,
+    resource: &'static str,
+    /// What the user does before it.
+    after: Deed,
+    /// How many calls of this kind the same Service makes before, again and again while they fail.
+    skip: u32,
+}
+
+/// What a user does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Deed {
+    /// Type `LoadBalancer`.
+    Ask,
+    /// Another annotation.
+    Edit,
+    /// Deletes it.
+    Delete,
+}
+
+const fn change(side: Side, verb: &'static str, resource: &'static str, after: Deed, skip: u32) -> Change {
+    Change { side, verb, resource, after, skip }
+}
+
+/// All changes of a life: finalizer, mirror, status, the edited mirror, its deletion, the finalizer's end.
+const CHANGES: [Change; 6] = [
+    change(Side::Guest, "patch", "services/status", Deed::Ask, 0),
+    change(Side::Infra, "create", "services", Deed::Ask, 0),
+    change(Side::Guest, "patch", "services/status", Deed::Ask, 1),
+    change(Side::Infra, "update", "services", Deed::Edit, 0),
+    change(Side::Infra, "delete", "services", Deed::Delete, 0),
+    change(Side::Guest, "patch", "services/status", Deed::Delete, 0),
+];
+
+/// The faults, each with a name.
+fn faults() -> Vec<(&'static str, Action)> {
+    let answer = |code| Action::Answer(Reply::kubernetes(code, WORDS));
+    vec![
+        ("401", answer(401)),
+        ("403", answer(403)),
+        ("404", answer(404)),
+        ("409", answer(409)),
+        ("410", answer(410)),
+        ("422", answer(422)),
+        ("429", Action::Answer(Reply::kubernetes(429, WORDS).retry_after(1))),
+        ("500", answer(500)),
+        ("503", answer(503)),
+        ("hang", Action::Hang),
+        ("cut", Action::Cut),
+        ("lost", Action::LoseReply),
+    ]
+}
+
+/// One guest Service of a test, named in every rule.
+struct Subject<'a> {
+    place: &'a Place,
+    between: &'a Between,
+    name: String,
+    mirror: String,
+}
+
+impl<'a> Subject<'a> {
+    /// Made without a load balancer, so that the name of its mirror is known before the first call.
+    async fn new(place: &'a Place, between: &'a Between, name: &str) -> Result<Self> {
+        let service = place.create(name, json!({"type": "ClusterIP"})).await?;
+        Ok(Self { place, between, name: name.to_owned(), mirror: mirror_name(&service) })
+    }
+
+    fn faults(&self, side: Side) -> &Faults {
+        match side {
+            Side::Infra => self.between.infra.faults(),
+            Side::Guest => self.between.guest.faults(),
+        }
+    }
+
+    /// The calls of this kind about this Service; a create names nothing in its path.
+    fn at(&self, change: &Change) -> Matcher {
+        let all = Matcher::of(change.verb, change.resource);
+        match (change.side, change.verb) {
+            (_, "create") => all,
+            (Side::Infra, _) => all.named(&self.mirror),
+            (Side::Guest, _) => all.named(&self.name),
+        }
+    }
+
+    /// One call of this kind meets `action`, after `skip` others.
+    fn meet(&self, change: &Change, skip: u32, action: &Action) -> Guard {
+        let rule = Rule { at: self.at(change), skip, limit: Some(1), action: action.clone() };
+        self.faults(change.side).add(rule)
+    }
+
+    /// Does it.
+    async fn user(&self, deed: Deed) -> Result<()> {
+        match deed {
+            Deed::Ask => {
+                merge(&self.place.guests, &self.name, json!({"spec": {"type": "LoadBalancer"}})).await
+            }
+            Deed::Edit => {
+                let edit = json!({"metadata": {"annotations": {CHANGE: "yes"}}});
+                merge(&self.place.guests, &self.name, edit).await
+            }
+            Deed::Delete => {
+                self.place.guests.delete(&self.name, &DeleteParams::default()).await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits until the clusters show what a deed is for.
+    async fn done(&self, deed: Deed) -> Result<()> {
+        match deed {
+            Deed::Ask => self.place.served(&self.name).await.map(drop),
+            Deed::Edit => {
+                let changed = |now: &Value| now["metadata"]["annotations"][CHANGE] == "yes";
+                self.place.mirror(&self.mirror, "the change", changed).await.map(drop)
+            }
+            Deed::Delete => {
+                until_gone(&self.place.guests, &self.name, "the guest's Service", Deadline::PodStart).await?;
+                ensure!(
+                    self.place.mirrors.get_opt(&self.mirror).await?.is_none(),
+                    "the mirror {} is left over",
+                    self.mirror
+                );
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Each change meets each fault, one Service for each fault; all are served, follow their change, and go.
+pub async fn every_fault(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let between = place.between().await?;
+    let _provider = place.provider_behind(&between, "a", &[ALONE]).await?;
+    let mut subjects = Vec::new();
+    for (name, action) in faults() {
+        subjects.push((Subject::new(&place, &between, &format!("fault-{name}")).await?, name, action));
+    }
+    for deed in [Deed::Ask, Deed::Edit, Deed::Delete] {
+        let mut guards = Vec::new();
+        for (subject, name, action) in &subjects {
+            for change in CHANGES.iter().filter(|change| change.after == deed) {
+                // What landed is not called again, although its reply was lost.
+                let skip = if *action == Action::LoseReply { 0 } else { change.skip };
+                guards.push((change, name, subject.meet(change, skip, action)));
+            }
+            subject.user(deed).await?;
+            // A create does not say in its path whose it is: the next one is this Service's.
+            if let Some((_, _, guard)) = guards.iter().rfind(|(change, ..)| change.verb == "create") {
+                let come = tokio::time::timeout(Deadline::Reaction.duration(), guard.caught(1)).await;
+                come.with_context(|| format!("no create for {}", subject.name))?;
+            }
+        }
+        let done = subjects.iter().map(|(subject, name, _)| async move {
+            subject.done(deed).await.with_context(|| format!("{deed:?} under {name}"))
+        });
+        try_join_all(done).await?;
+        for (change, name, guard) in &guards {
+            // The clusters may show what a call did before the proxy has cut its connection.
+            let met = tokio::time::timeout(Deadline::Reaction.duration(), guard.caught(1)).await;
+            met.with_context(|| format!("{} {} did not meet {name}", change.verb, change.resource))?;
+        }
+    }
+    let created = between.infra.faults().succeeded(&Matcher::of("create", "services"));
+    ensure!(created == faults().len(), "{created} Services were created for {}", faults().len());
+    nothing_left(&place).await
+}
+
+/// Killed before each change landed, and after it landed and was not answered: the next process finishes the work once.
+pub async fn killed(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let between = place.between().await?;
+    let mut generation = 0;
+    let mut start = async || {
+        generation += 1;
+        place.provider_behind(&between, &generation.to_string(), &[ALONE]).await
+    };
+    let mut provider = start().await?;
+    for (word, action) in [("before", Action::FreezeBefore), ("after", Action::FreezeAfter)] {
+        let subject = Subject::new(&place, &between, &format!("killed-{word}")).await?;
+        for deed in [Deed::Ask, Deed::Edit, Deed::Delete] {
+            let mut changes = CHANGES.iter().filter(|change| change.after == deed);
+            // What is before the change was done by an earlier process, so it is the first of its kind.
+            let mut next = || changes.next().map(|change| (change, subject.meet(change, 0, &action)));
+            let mut caught = next();
+            subject.user(deed).await?;
+            while let Some((change, guard)) = caught {
+                let what = format!("{} {} of {deed:?}, {word} it landed", change.verb, change.resource);
+                let come = tokio::time::timeout(Deadline::Reaction.duration(), guard.caught(1)).await;
+                come.with_context(|| format!("the provider did not come to {what}"))?;
+                provider.process.kill().await;
+                drop(guard);
+                caught = next();
+                provider = start().await?;
+            }
+            subject
+                .done(deed)
+                .await
+                .with_context(|| format!("{deed:?}, killed {word} each change landed"))?;
+        }
+    }
+    let created = between.infra.faults().succeeded(&Matcher::of("create", "services"));
+    ensure!(created == 2, "{created} Services were created for 2");
+    nothing_left(&place).await
+}
+
+/// Both API servers away while a Service is asked for, another edited, a mirror deleted: the process lives on, and when they are
+/// back all is put right. Then every watch is cut, and is told that what it asks for is too old.
+pub async fn outage(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let between = place.between().await?;
+    let provider = place.provider_behind(&between, "a", &[ALONE]).await?;
+    let [edited, deleted, robbed] = ["edited", "deleted", "robbed"];
+    for name in [edited, deleted, robbed] {
+        place.create(name, json!({})).await?;
+        place.served(name).await?;
+    }
+    for round in ["away", "expired"] {
+        let new = Subject::new(&place, &between, &format!("new-{round}")).await?;
+        let sides = [Side::Infra, Side::Guest];
+        let away = sides.map(|side| new.faults(side).away());
+        let expired = sides.map(|side| {
+            let answer = Action::Answer(Reply::kubernetes(410, WORDS));
+            let at = Matcher::of("watch", "services");
+            (round == "expired")
+                .then(|| new.faults(side).add(Rule { at, skip: 0, limit: Some(2), action: answer }))
+        });
+        new.user(Deed::Ask).await?;
+        merge(&place.guests, edited, json!({"metadata": {"annotations": {CHANGE: round}}})).await?;
+        let mirror = mirror_name(&place.guests.get(robbed).await?);
+        place.mirrors.delete(&mirror, &DeleteParams::default()).await?;
+        if round == "away" {
+            place.guests.delete(deleted, &DeleteParams::default()).await?;
+            let gone = tokio::time::Instant::now();
+            while gone.elapsed() < OUTAGE {
+                ensure!(provider.process.ended().is_none(), "it ended: {}", provider.process.log_tail(5));
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+        drop(away);
+        new.done(Deed::Ask).await.with_context(|| format!("after {round}"))?;
+        let mirror = mirror_name(&place.guests.get(edited).await?);
+        let changed = |now: &Value| now["metadata"]["annotations"][CHANGE] == round;
+        place.mirror(&mirror, "the change", changed).await?;
+        until_gone(&place.guests, deleted, "the guest's Service", Deadline::PodStart).await?;
+        place.served(robbed).await?;
+        let mirror = mirror_name(&place.guests.get(robbed).await?);
+        place.mirror(&mirror, "another mirror", |_| true).await?;
+        for guard in expired.iter().flatten() {
+            ensure!(guard.count() > 0, "no watch was refused");
+        }
+    }
+    ensure!(provider.process.ended().is_none(), "it ended: {}", provider.process.log_tail(5));
+    Ok(())
+}
+
+/// Two providers that both believe to lead, as when a lease was stolen: nothing is deleted that is wanted, nothing is there twice.
+pub async fn two_leaders(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let between = place.between().await?;
+    let _first = place.provider_behind(&between, "a", &[ALONE]).await?;
+    let _second = place.provider_behind(&between, "b", &[ALONE]).await?;
+    let names: Vec<String> = (0..SERVICES).map(|number| format!("both-{number}")).collect();
+    try_join_all(names.iter().map(|name| place.create(name, json!({})))).await?;
+    try_join_all(names.iter().map(|name| place.served(name))).await?;
+    let kept = uids(&place).await?;
+    let edit = json!({"metadata": {"annotations": {CHANGE: "yes"}}});
+    try_join_all(names.iter().map(|name| merge(&place.guests, name, edit.clone()))).await?;
+    until("the edit of all mirrors", Deadline::Reaction, async || {
+        let mirrors = place.mirrors.list(&ListParams::default()).await?.items;
+        let late = mirrors.iter().filter(|mirror| mirror.annotations().get(CHANGE).is_none()).count();
+        Ok(if late == 0 { Ok(()) } else { Err(format!("{late} are as before")) })
+    })
+    .await?;
+    ensure!(uids(&place).await? == kept, "mirrors were deleted and made anew");
+    let created = between.infra.faults().succeeded(&Matcher::of("create", "services"));
+    ensure!(created == SERVICES, "{created} Services were created for {SERVICES}");
+    for name in &names {
+        place.guests.delete(name, &DeleteParams::default()).await?;
+    }
+    nothing_left(&place).await
+}
+
+/// The UIDs of the mirrors, in order.
+async fn uids(place: &Place) -> Result<Vec<String>> {
+    let mirrors = place.mirrors.list(&ListParams::default()).await?.items;
+    let mut uids: Vec<String> = mirrors.iter().filter_map(Service::uid).collect();
+    uids.sort();
+    Ok(uids)
+}
+
+/// Waits until neither cluster has a Service of the test.
+async fn nothing_left(place: &Place) -> Result<()> {
+    until("the end of all Services", Deadline::PodStart, async || {
+        let all = ListParams::default();
+        let (guests, mirrors) = (place.guests.list(&all).await?.items, place.mirrors.list(&all).await?.items);
+        let left: Vec<String> = guests.iter().chain(&mirrors).map(Service::name_any).collect();
+        Ok(if left.is_empty() { Ok(()) } else { Err(format!("left: {left:?}")) })
+    })
+    .await
+}

@@ -1,0 +1,166 @@
+//! Many Services at once, and one that never stands still.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use bench::fault_proxy::{Entry, Faults};
+use bench::scenario::{Deadline, until, until_gone};
+use futures::StreamExt;
+use futures::stream::iter;
+use k8s_openapi::api::core::v1::Service;
+use kube::ResourceExt;
+use kube::api::{DeleteParams, ListParams};
+use serde_json::json;
+
+use super::provider::{Place, Provider, mirror_name};
+use super::{ALONE, merge};
+use crate::fixture::Fixture;
+
+/// How often the restless Service changes its type and port.
+const FLIPS: u16 = 100;
+/// How many Services at once.
+const CROWD: usize = 500;
+/// How many crowds, one after the other.
+const CROWDS: usize = 2;
+/// Requests of this test on their way at a time.
+const IN_FLIGHT: usize = 16;
+
+/// A Service changes between types and ports as fast as the API server takes it; what it asks for last is what it gets.
+pub async fn flips(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let between = place.between().await?;
+    let provider = place.provider_behind(&between, "a", &[ALONE]).await?;
+    let calls = |faults: &Faults| faults.journal().iter().filter(|entry| counts(entry)).count();
+
+    let before = (calls(between.infra.faults()), calls(between.guest.faults()));
+    let service = place.create("calm", json!({})).await?;
+    place.served("calm").await?;
+    place.guests.delete("calm", &DeleteParams::default()).await?;
+    until_gone(&place.guests, "calm", "the guest's Service", Deadline::Reaction).await?;
+    ensure!(place.mirrors.get_opt(&mirror_name(&service)).await?.is_none(), "its mirror is left over");
+    let after = (calls(between.infra.faults()), calls(between.guest.faults()));
+    let (infra, guest) = (after.0 - before.0, after.1 - before.1);
+    let value = format!("{infra} to infra, {guest} to the guest");
+    fixture.figures.add(
+        "calls of a LoadBalancer Service's life, without LIST, WATCH and events",
+        value,
+        "",
+    )?;
+
+    let service = place.create("restless", json!({})).await?;
+    let mirror = mirror_name(&service);
+    let began = Instant::now();
+    for flip in 1..=FLIPS {
+        let kind = if flip % 2 == 0 { "LoadBalancer" } else { "ClusterIP" };
+        let ports = json!([{"name": "http", "port": 80 + flip, "targetPort": 8080}]);
+        merge(&place.guests, "restless", json!({"spec": {"type": kind, "ports": ports}})).await?;
+    }
+    println!("{FLIPS} changes in {:.1} s", began.elapsed().as_secs_f64());
+    place.served("restless").await?;
+    let wanted = json!(80 + FLIPS);
+    let now = place.mirror(&mirror, "the last port", |now| now["spec"]["ports"][0]["port"] == wanted).await?;
+    let guest = serde_json::to_value(place.guests.get("restless").await?)?;
+    ensure!(
+        now["spec"]["ports"][0]["targetPort"] == guest["spec"]["ports"][0]["nodePort"],
+        "not the guest's node port: {now}"
+    );
+    let plain = json!({"spec": {"type": "ClusterIP"}});
+    merge(&place.guests, "restless", plain).await?;
+    until("the end of the load balancer", Deadline::Reaction, async || {
+        let guest = serde_json::to_value(place.guests.get("restless").await?)?;
+        let free = guest["metadata"].get("finalizers").is_none_or(|held| held == &json!([]));
+        let gone = place.mirrors.get_opt(&mirror).await?.is_none();
+        Ok(if free && gone { Ok(()) } else { Err(format!("finalizer gone: {free}, mirror gone: {gone}")) })
+    })
+    .await?;
+    ensure!(provider.process.ended().is_none(), "it ended: {}", provider.process.log_tail(5));
+    Ok(())
+}
+
+/// Whether a call is one of a Service's own.
+fn counts(entry: &Entry) -> bool {
+    entry.call.resource.starts_with("services") && !matches!(entry.call.verb.as_str(), "list" | "watch")
+}
+
+/// Hundreds at once, and again as many; each is served, and each goes.
+pub async fn thousand(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let provider = place.provider("a", super::CLUSTER, &[ALONE]).await?;
+    place.create("first", json!({})).await?;
+    place.served("first").await?;
+    let mut memory = vec![format!("{} with 1", resident(&provider)?)];
+    for crowd in 0..CROWDS {
+        let began = Instant::now();
+        let made: Vec<Result<Service>> = iter(0..CROWD)
+            .map(|number| {
+                let place = &place;
+                async move { place.create(&format!("crowd-{crowd}-{number}"), json!({})).await }
+            })
+            .buffer_unordered(IN_FLIGHT)
+            .collect()
+            .await;
+        made.into_iter().collect::<Result<Vec<_>>>()?;
+        let created = began.elapsed().as_secs_f64();
+        let all = 1 + (crowd + 1) * CROWD;
+        until("an address of each", Deadline::MachineStart, async || {
+            let served = served(&place).await?;
+            Ok(if served == all { Ok(()) } else { Err(format!("{served} of {all}")) })
+        })
+        .await?;
+        let value = format!("{:.1} s", began.elapsed().as_secs_f64());
+        let beside = format!("creating them alone {created:.1} s");
+        let name = format!(
+            "{CROWD} LoadBalancer Services at once beside {}, all addresses in the guest",
+            all - CROWD
+        );
+        fixture.figures.add(&name, value, beside)?;
+        memory.push(format!("{} with {all}", resident(&provider)?));
+    }
+    let began = Instant::now();
+    let services = place.guests.list(&ListParams::default()).await?.items;
+    let ended: Vec<_> = iter(&services)
+        .map(|service| {
+            let place = &place;
+            async move { place.guests.delete(&service.name_any(), &DeleteParams::default()).await }
+        })
+        .buffer_unordered(IN_FLIGHT)
+        .collect()
+        .await;
+    ended.into_iter().collect::<Result<Vec<_>, _>>()?;
+    until("the end of all", Deadline::MachineStart, async || {
+        let all = ListParams::default();
+        let left = place.guests.list(&all).await?.items.len() + place.mirrors.list(&all).await?.items.len();
+        Ok(if left == 0 { Ok(()) } else { Err(format!("{left} are left")) })
+    })
+    .await?;
+    let name = format!("{} LoadBalancer Services deleted at once, all gone in both clusters", services.len());
+    fixture.figures.add(&name, format!("{:.1} s", began.elapsed().as_secs_f64()), "")?;
+    memory.push(format!("{} after their end", resident(&provider)?));
+    ensure!(provider.process.ended().is_none(), "it ended: {}", provider.process.log_tail(5));
+    fixture.figures.add(
+        "cloud controller manager's memory by number of Services (resident, anonymous)",
+        memory.join("; "),
+        "goal 15 MiB idle, 25 MiB with 1000",
+    )
+}
+
+/// How many guest Services show an address.
+async fn served(place: &Place) -> Result<usize> {
+    let all = place.guests.list(&ListParams::default()).await?.items;
+    let shows = |service: &&Service| {
+        let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+        status.is_some_and(|balancer| balancer.ingress.as_ref().is_some_and(|ingress| !ingress.is_empty()))
+    };
+    Ok(all.iter().filter(shows).count())
+}
+
+/// Resident and anonymous memory of a provider, in MiB.
+fn resident(provider: &Provider) -> Result<String> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", provider.process.pid()))?;
+    let mebibytes = |key: &str| -> Result<f64> {
+        let line = status.lines().find(|line| line.starts_with(key)).context("no such line")?;
+        let kibibytes: f64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
+        Ok(kibibytes / 1024.0)
+    };
+    Ok(format!("{:.1} ({:.1}) MiB", mebibytes("VmRSS:")?, mebibytes("RssAnon:")?))
+}

@@ -20,17 +20,22 @@ test: bench
 bench:
 	$(CARGO) build --locked --workspace --bins
 
-## The driver's image, a docker-archive. Needs buildah, and apt for the packages (see deploy/image). IMAGE is its name.
+## The images of the driver and of the cloud controller manager, docker-archives. Needs buildah, and apt for the packages (see
+## deploy/image). REGISTRY and VERSION make their names.
 image: IMAGE_DIR := $(TARGET)/image
-image: IMAGE := localhost/kubevirt-csi-driver:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+image: REGISTRY := localhost
+image: VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 image:
-	$(CARGO) build --locked --release -p driver
+	$(CARGO) build --locked --release -p driver -p ccm
 	rm -rf $(IMAGE_DIR) && mkdir -p $(IMAGE_DIR)
 	deploy/image/packages.sh $(IMAGE_DIR)/packages
-	deploy/image/root.sh $(IMAGE_DIR)/packages $(IMAGE_DIR)/root
-	VERSION=$(lastword $(subst :, ,$(IMAGE))) REVISION=$$(git rev-parse HEAD) deploy/image/build.sh \
-		$(IMAGE_DIR)/root $(IMAGE_DIR)/kubevirt-csi-driver.tar $(IMAGE) $(TARGET)/release/kubevirt-csi-driver
-	@echo "$(IMAGE): $$(du -h --apparent-size $(IMAGE_DIR)/kubevirt-csi-driver.tar | cut -f1) in $(IMAGE_DIR)/kubevirt-csi-driver.tar"
+	for name in kubevirt-csi-driver kubevirt-cloud-controller-manager; do \
+		deploy/image/root.sh $(IMAGE_DIR)/packages $(IMAGE_DIR)/$$name $$name && \
+		VERSION=$(VERSION) REVISION=$$(git rev-parse HEAD) deploy/image/build.sh \
+			$(IMAGE_DIR)/$$name $(IMAGE_DIR)/$$name.tar $(REGISTRY)/$$name:$(VERSION) $(TARGET)/release/$$name && \
+		echo "$(REGISTRY)/$$name:$(VERSION): $$(du -h --apparent-size $(IMAGE_DIR)/$$name.tar | cut -f1) in $(IMAGE_DIR)/$$name.tar" \
+			|| exit 1; \
+	done
 
 ## The quick loop: format, clippy with warnings denied, unit and property tests, docs, licences.
 check: tools format clippy unit docs deny

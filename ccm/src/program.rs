@@ -118,7 +118,7 @@ async fn run(flags: Flags) -> Result<()> {
     let shutdown = Shutdown::on_signals()?;
     let config = read_config(&flags).await?;
     if flags.cleanup {
-        let ended = shutdown.stopping().run_until_cancelled_owned(clean_up(&flags, config)).await;
+        let ended = shutdown.stopping().run_until_cancelled_owned(Box::pin(clean_up(&flags, config))).await;
         return ended.unwrap_or_else(|| bail!("stopped before the end"));
     }
     let mut registry = Registry::default();

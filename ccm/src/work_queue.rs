@@ -116,15 +116,12 @@ impl Queue {
     /// It is looked at now.
     pub fn taken(&self, item: &Item) {
         let since = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(item);
-        let waited = match since {
-            Some(since) => {
-                self.metrics.depth.get_or_create(&self.labels).dec();
-                since.elapsed().as_secs_f64()
-            }
-            None => {
-                self.metrics.adds.get_or_create(&self.labels).inc();
-                0.0
-            }
+        let waited = if let Some(since) = since {
+            self.metrics.depth.get_or_create(&self.labels).dec();
+            since.elapsed().as_secs_f64()
+        } else {
+            self.metrics.adds.get_or_create(&self.labels).inc();
+            0.0
         };
         self.metrics.waited.get_or_create(&self.labels).observe(waited);
     }

@@ -1,10 +1,10 @@
 #!/bin/sh
-# packages.sh FOLDER: downloads the Debian packages of the image into FOLDER, from the apt sources of this machine. apt
-# checks their signatures; nothing is installed. The release must be the one whose C library the driver was linked with.
+# packages.sh FOLDER: downloads the Debian packages of the images into FOLDER, from the apt sources of this machine. apt
+# checks their signatures; nothing is installed. The release must be the one whose C library the programs were linked with.
 set -eu
 folder=$1
 
-# Packages with something in the image. Of what they depend on, libraries are followed (and gcc-N-base, which has the
+# Packages with something in an image. Of what they depend on, libraries are followed (and gcc-N-base, which has the
 # licence of libgcc); the rest (perl, python, maintainer scripts' tools) stays away. root.sh checks whether it was enough.
 roots="base-files ca-certificates e2fsprogs libc6 libgcc-s1 util-linux xfsprogs"
 

@@ -1,18 +1,31 @@
 #!/bin/sh
-# root.sh PACKAGES ROOT: lays out the image's root in the new folder ROOT, from the Debian packages (*.deb) in the folder
-# PACKAGES: the programs that the node role runs, the libraries that they and the driver load, and nothing else. No shell,
-# no package manager, no perl, no python.
+# root.sh PACKAGES ROOT PROGRAM: lays out the root of the image of PROGRAM (kubevirt-csi-driver or
+# kubevirt-cloud-controller-manager) in the new folder ROOT, from the Debian packages (*.deb) in the folder PACKAGES: the
+# programs that it spawns, the libraries that they and it load, and nothing else. No shell, no package manager, no perl, no
+# python.
 set -eu
 packages=$1
 root=$2
 
-# What node/src spawns (filesystem.rs, host/disk.rs). mkfs.ext2, .ext3 and .ext4 are names of mke2fs.
-programs="blkid e2fsck mke2fs mkfs.ext2 mkfs.ext3 mkfs.ext4 mkfs.xfs resize2fs xfs_growfs"
-# Libraries of the driver itself, with what a Rust program is linked with.
-driver_libraries="libc.so.6 libgcc_s.so.1 libm.so.6"
-# Files that programs read, and by which scanners know the distribution.
-files="etc/mke2fs.conf etc/debian_version usr/lib/os-release"
-# The user that the controller role is run as (the manifests name its number).
+# Files by which scanners know the distribution, and that programs read.
+files="etc/debian_version usr/lib/os-release"
+case $3 in
+kubevirt-csi-driver)
+    # What node/src spawns (filesystem.rs, host/disk.rs). mkfs.ext2, .ext3 and .ext4 are names of mke2fs.
+    programs="blkid e2fsck mke2fs mkfs.ext2 mkfs.ext3 mkfs.ext4 mkfs.xfs resize2fs xfs_growfs"
+    files="$files etc/mke2fs.conf"
+    ;;
+kubevirt-cloud-controller-manager)
+    programs=
+    ;;
+*)
+    echo "no image of $3 is known" >&2
+    exit 1
+    ;;
+esac
+# Libraries that a Rust program is linked with.
+own_libraries="libc.so.6 libgcc_s.so.1 libm.so.6"
+# The user that programs are run as that need no other (the manifests name its number).
 nonroot=65532
 
 scratch=$(mktemp -d)
@@ -44,6 +57,7 @@ take() {
 
 libraries=usr/lib/$(uname -m)-linux-gnu
 loader=$(basename "$tree/lib64"/ld-linux-*)
+: >"$scratch/loaded"
 
 # take_library NAME: the file of that soname, under this name.
 take_library() {
@@ -69,7 +83,7 @@ if grep 'not found' "$scratch/loaded" >&2; then
     echo "the packages lack these libraries" >&2
     exit 1
 fi
-for library in $driver_libraries $(sed -n "s#.* => $tree/$libraries/\([^ ]*\) .*#\1#p" "$scratch/loaded" | sort -u); do
+for library in $own_libraries $(sed -n "s#.* => $tree/$libraries/\([^ ]*\) .*#\1#p" "$scratch/loaded" | sort -u); do
     take_library "$library"
 done
 take_library "$loader"

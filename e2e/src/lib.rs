@@ -8,6 +8,7 @@
 pub mod artifact;
 pub mod audit;
 pub mod bring_up;
+pub mod client;
 pub mod cluster;
 pub mod command;
 pub mod control;

@@ -6,28 +6,31 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use tokio::process::Command;
 
-use super::process::run;
+use super::{CLOUD_CONTROLLER_MANAGER, DRIVER, process::run};
 use crate::{paths, report::Progress};
 
-/// The program under test, as it is shipped.
-const DRIVER: &str = "kubevirt-csi-driver";
+/// The files of our programs.
+#[derive(Clone, Debug)]
+pub(super) struct Ours {
+    /// The CSI driver.
+    pub driver: PathBuf,
+    /// The cloud controller manager.
+    pub ccm: PathBuf,
+}
 
-/// Builds our program; returns its name and file. cargo decides what is stale, and where its target directory is.
-pub(super) async fn build(progress: &dyn Progress) -> Result<(String, PathBuf)> {
-    progress.step(&format!("building {DRIVER}"));
+/// Builds them as they are shipped. cargo decides what is stale, and where its target directory is.
+pub(super) async fn build(progress: &dyn Progress) -> Result<Ours> {
+    let names = [DRIVER.program, CLOUD_CONTROLLER_MANAGER.program];
+    progress.step(&format!("building {}", names.join(", ")));
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args([
-        "build",
-        "--locked",
-        "--release",
-        "-p",
-        "driver",
-        "--message-format=json-render-diagnostics",
-    ]);
+    // One selection of packages: with each alone, cargo would build shared dependencies twice, with other features.
+    cargo.args(["build", "--locked", "--release", "-p", "driver", "-p", "ccm"]);
+    cargo.arg("--message-format=json-render-diagnostics");
     let messages = run(cargo.current_dir(paths::repository())).await?;
-    let built =
-        executable(&messages, DRIVER).with_context(|| format!("cargo does not say where {DRIVER} is"))?;
-    Ok((DRIVER.to_owned(), built))
+    let [driver, ccm] = names.map(|name| {
+        executable(&messages, name).with_context(|| format!("cargo does not say where {name} is"))
+    });
+    Ok(Ours { driver: driver?, ccm: ccm? })
 }
 
 /// cargo's message about one finished target (The Cargo Book, "External tools").

@@ -17,6 +17,9 @@ const BUSYBOX: &str = "bench.local/busybox:1";
 /// The stand-in of node-driver-registrar; `e2e/installation/` puts it into the manifests.
 const REGISTRAR: &str = "bench.local/csi-node-driver-registrar:bench";
 
+/// The image of pods behind Services.
+pub const ANSWERER: &str = "bench.local/answerer:1";
+
 /// The sandbox image (`guest/containerd.toml` names it).
 const PAUSE: &str = "bench.local/pause:1";
 
@@ -45,6 +48,13 @@ pub(super) fn registrar(program: &Path, archive: &Path) -> Result<()> {
     let mut layer = Layer::default();
     layer.file("csi-node-driver-registrar", &read(program)?, 0o755)?;
     write(layer, REGISTRAR, &json!({"Entrypoint": ["/csi-node-driver-registrar"]}), archive)
+}
+
+/// Writes the answerer's image from the static program.
+pub(super) fn answerer(program: &Path, archive: &Path) -> Result<()> {
+    let mut layer = Layer::default();
+    layer.file("answerer", &read(program)?, 0o755)?;
+    write(layer, ANSWERER, &json!({"Entrypoint": ["/answerer"]}), archive)
 }
 
 /// Writes the pause image.

@@ -104,6 +104,14 @@ const BUILDS: &[Build] = &[
         stamp: None,
     },
     Build {
+        module: "answerer",
+        programs: &[("answerer", "./answerer")],
+        cgo: false,
+        tags: "netgo osusergo",
+        ldflags: SMALL,
+        stamp: None,
+    },
+    Build {
         module: "registrar",
         programs: &[("plugin-registrar", "./plugin-registrar")],
         cgo: false,

@@ -5,10 +5,10 @@
 mod cargo;
 mod container_image;
 mod deb;
-mod driver_image;
 mod go;
 mod host;
 pub mod process;
+mod shipped_image;
 pub mod store;
 
 use std::{
@@ -22,7 +22,10 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
-pub use self::driver_image::{DRIVER_IMAGE, DriverImage};
+pub use self::{
+    container_image::ANSWERER,
+    shipped_image::{CLOUD_CONTROLLER_MANAGER, DRIVER, Shipped, ShippedImage},
+};
 use self::{
     process::run,
     store::{Key, cached},
@@ -59,7 +62,9 @@ pub struct Artifacts {
     /// What workers boot from.
     pub worker: WorkerImage,
     /// The driver as it is shipped.
-    pub driver_image: DriverImage,
+    pub driver_image: ShippedImage,
+    /// The cloud controller manager as it is shipped.
+    pub ccm_image: ShippedImage,
     /// Identifies all of it, our own programs included.
     pub key: String,
     /// How long each stage took, in the order of their ends.
@@ -80,23 +85,32 @@ pub async fn build(progress: &dyn Progress) -> Result<Artifacts> {
     // and Rust's linkers together would want more memory than a small machine has.
     let compile = async {
         let programs = stages.time("go programs", go::build(progress)).await?;
-        Ok::<_, anyhow::Error>((programs, stages.time("the driver", cargo::build(progress)).await?))
+        Ok::<_, anyhow::Error>((programs, stages.time("our programs", cargo::build(progress)).await?))
     };
     let download = stages.time("debian packages", deb::unpacked(progress));
-    let ((mut programs, (name, driver)), debian) = tokio::try_join!(compile, download)?;
+    let ((mut programs, ours), debian) = tokio::try_join!(compile, download)?;
 
     let helpers = stages.time("guest helpers", guest_helpers()).await?;
-    let base = stages.time("base of the driver's image", driver_image::base(&debian)).await?;
+    let bases = async {
+        let driver = shipped_image::base(DRIVER, &debian).await?;
+        Ok((driver, shipped_image::base(CLOUD_CONTROLLER_MANAGER, &debian).await?))
+    };
+    let (driver_base, ccm_base) = stages.time("bases of our images", bases).await?;
     let images = container_images(&programs, &debian, &helpers);
     let mut images = stages.time("container images", images).await?;
-    images.push(base.archive());
+    images.push(driver_base.archive());
     let worker = stages.time("worker image", worker_image(progress, &programs, &debian, &helpers, &images));
     let mut worker = worker.await?;
-    let driver_image = stages.time("the driver's image", driver_image::build(&base, &driver)).await?;
+    let shipped = async {
+        let driver_image = shipped_image::build(&driver_base, &ours.driver).await?;
+        Ok((driver_image, shipped_image::build(&ccm_base, &ours.ccm).await?))
+    };
+    let (driver_image, ccm_image) = stages.time("our images", shipped).await?;
     worker.driver = Some(driver_image.archive.clone());
-    programs.add(&name, driver);
+    programs.add(DRIVER.program, ours.driver);
+    programs.add(CLOUD_CONTROLLER_MANAGER.program, ours.ccm);
     let key = key_of(&programs, &worker)?;
-    Ok(Artifacts { programs, worker, driver_image, key, stages: stages.into_inner() })
+    Ok(Artifacts { programs, worker, driver_image, ccm_image, key, stages: stages.into_inner() })
 }
 
 /// The seconds of each stage.
@@ -141,17 +155,18 @@ const HELPERS: [&str; 2] = ["pause", "reseed"];
 /// The images that the bench's pods run beside the driver's.
 async fn container_images(programs: &Programs, debian: &deb::Debian, helpers: &Path) -> Result<Vec<PathBuf>> {
     let pause = helpers.join("pause");
-    let registrar = programs.path("plugin-registrar")?;
-    let key = Key::new().text(&debian.key).file(&pause)?.file(registrar)?;
+    let (answerer, registrar) = (programs.path("answerer")?, programs.path("plugin-registrar")?);
+    let key = Key::new().text(&debian.key).file(&pause)?.file(answerer)?.file(registrar)?;
     let key = key.text(include_str!("container_image.rs")).finish();
     let dir = cached("container-images", &key, async |dir: &Path| {
         container_image::busybox(&debian.user_space().join("usr/bin/busybox"), &dir.join("busybox.tar"))
             .await?;
         container_image::pause(&pause, &dir.join("pause.tar"))?;
+        container_image::answerer(answerer, &dir.join("answerer.tar"))?;
         container_image::registrar(registrar, &dir.join("registrar.tar"))
     })
     .await?;
-    Ok(["busybox.tar", "pause.tar", "registrar.tar"].map(|name| dir.join(name)).into())
+    Ok(["answerer.tar", "busybox.tar", "pause.tar", "registrar.tar"].map(|name| dir.join(name)).into())
 }
 
 async fn worker_image(

@@ -52,6 +52,7 @@ impl Installation {
         clusters.tenant.apply(&self.tenant).await.context("apply the tenant manifests")?;
         let mut secrets = Vec::new();
         for (secret, account) in KUBECONFIG_SECRETS {
+            let account = (TENANT_NAMESPACE, account);
             secrets.push(kubeconfig_secret(&clusters.tenant, secret, account).await?);
         }
         clusters.infra.apply(&secrets).await.context("apply the kubeconfig secrets")?;
@@ -75,8 +76,13 @@ impl Installation {
     }
 }
 
-async fn kubeconfig_secret(tenant: &ApiServer, name: &str, account: &str) -> Result<Value> {
-    let kubeconfig = tenant.service_account_kubeconfig(TENANT_NAMESPACE, account).await?;
+/// A Secret of infra, to be, with the kubeconfig of a guest's account (its namespace and name) under the key `value`.
+pub(super) async fn kubeconfig_secret(
+    tenant: &ApiServer,
+    name: &str,
+    (namespace, account): (&str, &str),
+) -> Result<Value> {
+    let kubeconfig = tenant.service_account_kubeconfig(namespace, account).await?;
     Ok(json!({
         "apiVersion": "v1",
         "kind": "Secret",

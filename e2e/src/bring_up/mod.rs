@@ -1,5 +1,6 @@
 //! Brings the whole bench up, part by part, in the order in which they need each other, and keeps hold of it.
 
+mod cloud_provider;
 mod faults;
 mod installation;
 mod manifests;
@@ -12,19 +13,20 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tokio_util::task::AbortOnDropHandle;
 
+use cloud_provider::CloudProvider;
 pub use faults::{Fault, FaultGuard, Faults};
 pub use installation::{CONTROLLER, Installation, TENANT_NAMESPACE};
 pub use node_plugin::{DRIVER_CONTAINER, NodePlugin, PLUGIN_FOLDER};
 pub use workers::{WORKER_IMAGE, Worker, start_worker};
 
 use crate::{
-    artifact::{Artifacts, DRIVER_IMAGE},
-    cluster::{self, Clusters},
+    artifact::{Artifacts, CLOUD_CONTROLLER_MANAGER, DRIVER, Shipped, ShippedImage},
+    cluster::{self, Clusters, service_proxy},
     command::CONTAINER_INIT,
     paths::{self, Run},
     report::{Progress, Timings},
     sandbox::network,
-    scenario::HCP_NAMESPACE,
+    scenario::{DATA_PATH_NODE, HCP_NAMESPACE},
     simulator::{Running, infra_pods, infra_storage, virt_handler},
     supervise::{Process, Supervisor},
     vm::{Machine, Machines, saved_state},
@@ -34,7 +36,7 @@ use crate::{
 const LOG_LINES: usize = 15;
 
 /// The infra nodes. Two, so that a VM could move; none runs a kubelet.
-const INFRA_NODES: [&str; 2] = ["infra-node-1", "infra-node-2"];
+const INFRA_NODES: [&str; 2] = [DATA_PATH_NODE, "infra-node-2"];
 
 /// Images of the Kubernetes project that infra's nodes really run; each one's entry point is the program of its name.
 const SIDECARS: [&str; 2] = ["csi-provisioner", "csi-attacher"];
@@ -138,9 +140,13 @@ pub async fn bring_up(
     let simulators =
         start_simulators(&run, &supervisor, &clusters, &artifacts, &machines, &faults, state).await?;
 
+    let proxy = service_proxy::start(&supervisor, programs, &clusters.infra, DATA_PATH_NODE)?;
+
     progress.step("installing the driver: tenant half, kubeconfig Secrets, infra half");
-    let installation = Installation::render(programs).await?;
-    timings.measure_async("boot", "installation", installation.apply(&clusters)).await?;
+    let (installation, provider) =
+        tokio::try_join!(Installation::render(programs), CloudProvider::render(programs))?;
+    let apply = async { tokio::try_join!(installation.apply(&clusters), provider.apply(&clusters)) };
+    timings.measure_async("boot", "installation", apply).await?;
 
     let plugin = |number| NodePlugin::new(&clusters.tenant.client, &Worker::numbered(number).name);
     let node_logs = (1..=options.workers).flat_map(|number| plugin(number).keep_logs(&run)).collect();
@@ -162,6 +168,7 @@ pub async fn bring_up(
     timings.measure_async("boot", "workers", start_workers(&bench, progress)).await?;
     let controller = bench.installation.controller_is_available(&bench.clusters.infra);
     timings.measure_async("boot", "CSI controller", controller).await?;
+    service_proxy::serving(&proxy).await?;
     progress.step("the bench is up");
     Ok(bench)
 }
@@ -204,13 +211,10 @@ fn pods(
     artifacts: &Artifacts,
     faults: &Faults,
 ) -> Result<infra_pods::Options> {
-    let driver = &artifacts.driver_image;
-    let driver = infra_pods::Image::Layers {
-        root: driver.root.clone(),
-        entry_point: driver.entry_point.clone(),
-        search_path: driver.search_path.clone(),
-    };
-    let mut images = BTreeMap::from([(infra_pods::image_name(DRIVER_IMAGE).to_owned(), driver)]);
+    let mut images = BTreeMap::from([
+        shipped(DRIVER, &artifacts.driver_image),
+        shipped(CLOUD_CONTROLLER_MANAGER, &artifacts.ccm_image),
+    ]);
     for name in SIDECARS {
         let program = artifacts.programs.path(name)?.to_path_buf();
         images.insert(name.to_owned(), infra_pods::Image::Program(program));
@@ -220,12 +224,23 @@ fn pods(
         infra: clusters.infra.clone(),
         nodes: INFRA_NODES.map(str::to_owned).into(),
         node_address: IpAddr::V4(network::INFRA_API),
+        launcher_addresses: workers::launcher_addresses(),
         supervisor: supervisor.clone(),
         images,
         volumes: run.volumes(),
         container_init: vec![bench.display().to_string(), CONTAINER_INIT.to_owned()],
         faults: faults.infra_pods.clone(),
     })
+}
+
+/// An image that we ship, by its name.
+fn shipped(shipped: Shipped, image: &ShippedImage) -> (String, infra_pods::Image) {
+    let layers = infra_pods::Image::Layers {
+        root: image.root.clone(),
+        entry_point: image.entry_point.clone(),
+        search_path: image.search_path.clone(),
+    };
+    (infra_pods::image_name(shipped.image).to_owned(), layers)
 }
 
 async fn start_workers(bench: &Arc<Bench>, progress: &dyn Progress) -> Result<()> {

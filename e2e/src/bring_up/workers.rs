@@ -1,7 +1,12 @@
 //! The workers of the guest cluster: VirtualMachines in infra whose guests run a real kubelet that joins the guest's
 //! API server. What Cluster API and cloud-init do in the field is done here through the guest agent.
 
-use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Node;
@@ -14,7 +19,7 @@ use serde_json::json;
 use crate::{
     cluster::Clusters,
     sandbox::network,
-    scenario::{Deadline, HCP_NAMESPACE, start_machine, until},
+    scenario::{Deadline, HCP_NAMESPACE, start_worker_machine, until},
     simulator,
     vm::{self, Guest, MachineSpec, Machines, WorkerImage, saved_state::WORKER_MEMORY_MIB, worker},
 };
@@ -29,6 +34,8 @@ const CLUSTER_NAMESPACE: &str = "cluster.x-k8s.io/cluster-namespace";
 /// A worker's name, and what follows from its number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Worker {
+    /// Counted from 1.
+    pub number: u8,
     /// Name of the VirtualMachine, and of the guest's Node.
     pub name: String,
     /// Address on the workers' bridge.
@@ -43,6 +50,7 @@ impl Worker {
     /// Worker `number`, counted from 1.
     pub fn numbered(number: u8) -> Self {
         Self {
+            number,
             name: format!("worker-{number}"),
             address: network::worker_address(number),
             mac: network::worker_mac(number),
@@ -76,9 +84,15 @@ pub fn boot(image: WorkerImage, state: Option<PathBuf>) -> simulator::virt_handl
     })
 }
 
+/// The addresses of the launcher pods of all workers that may be: those of their guests.
+pub fn launcher_addresses() -> BTreeMap<String, IpAddr> {
+    let workers = (1..=network::MOST_WORKERS).map(Worker::numbered);
+    workers.map(|worker| (format!("{HCP_NAMESPACE}/{}", worker.name), worker.address.into())).collect()
+}
+
 /// Starts a worker and waits until its Node is Ready.
 pub async fn start_worker(clusters: &Clusters, machines: &Machines, wanted: &Worker) -> Result<()> {
-    start_machine(&clusters.infra.client, &wanted.name, WORKER_IMAGE).await?;
+    start_worker_machine(&clusters.infra.client, &wanted.name, WORKER_IMAGE).await?;
     let key = format!("{HCP_NAMESPACE}/{}", wanted.name);
     let machine = machines.get(&key).context("a running VMI without a machine")?;
     let guest = machine.guest().context("a worker without a guest agent")?;
@@ -91,6 +105,8 @@ pub async fn join(clusters: &Clusters, guest: &Guest, wanted: &Worker) -> Result
     let kubeconfig_yaml = clusters.tenant.user_kubeconfig(&user, &["system:nodes"])?;
     let proxy_kubeconfig_yaml = clusters.tenant.user_kubeconfig("system:kube-proxy", &[])?;
     let provider_id = format!("kubevirt://{}", wanted.name);
+    let (pods, other_pods) =
+        (network::worker_pods(wanted.number), network::other_workers_pods(wanted.number));
     let join = worker::Join {
         node_name: &wanted.name,
         address: wanted.address,
@@ -98,6 +114,9 @@ pub async fn join(clusters: &Clusters, guest: &Guest, wanted: &Worker) -> Result
         kubeconfig_yaml: &kubeconfig_yaml,
         proxy_kubeconfig_yaml: &proxy_kubeconfig_yaml,
         provider_id: &provider_id,
+        pods: &pods,
+        other_pods: &other_pods,
+        gateway: network::TENANT_API,
     };
     let nodes: Api<Node> = Api::all(clusters.tenant.client.clone());
     tokio::try_join!(worker::join(guest, &join), annotate(&nodes, &wanted.name))?;

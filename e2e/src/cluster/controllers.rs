@@ -15,7 +15,8 @@ use crate::{
     supervise::{Process, ProcessSpec, Supervisor},
 };
 
-/// Controllers of the infra cluster: what volumes, the objects of KubeVirt and CDI, load balancers, and our own Deployments need.
+/// Controllers of the infra cluster: what volumes, the objects of KubeVirt and CDI, our own Deployments, and Services with and
+/// without a selector need.
 ///
 /// Not among them: node lifecycle, taints and attach-detach, for the infra nodes are simulated and have no kubelet.
 pub const INFRA_CONTROLLERS: &[&str] = &[

@@ -5,7 +5,8 @@
 //!       └─ tenant-kube-apiserver ── controller manager, scheduler
 //! ```
 //!
-//! No kubelet runs in infra: its nodes, pods, storage and virt-handler are `simulator`'s. The tenant's nodes are the
+//! No kubelet runs in infra: its nodes, pods, storage and virt-handler are `simulator`'s. Its kube-proxy is real and starts once
+//! there are nodes (`service_proxy`). The tenant's nodes are the
 //! VMs of `vm`. RBAC and the Node authorizer are on in both, and both write an audit log.
 
 mod access;
@@ -18,6 +19,7 @@ mod kubeconfig;
 mod kubevirt;
 mod objects;
 pub mod pki;
+pub mod service_proxy;
 pub mod storage_classes;
 pub mod wait;
 

@@ -14,13 +14,15 @@ use tokio::{
 };
 use tracing_subscriber::EnvFilter;
 
-use super::goal::{Goal, Plan};
+use super::{
+    demo,
+    goal::{Goal, Plan},
+};
 use crate::{
     bring_up::{self, Bench},
     control,
     paths::{self, Run},
-    report::{Console, Progress, Table, Timings, human, mebibytes},
-    scenario::{HCP_NAMESPACE, STORAGE_CLASS, SixSteps, Step},
+    report::{Console, Progress, Table, Timings, mebibytes},
 };
 
 /// How long parts may take to end on SIGTERM. Their namespaces end right after, so this is only for tidy logs.
@@ -73,7 +75,7 @@ const INTERRUPTED: u8 = 130;
 
 async fn reach(bench: &Arc<Bench>, goal: Goal, console: &Console) -> Result<u8> {
     match goal {
-        Goal::Demo => Box::pin(demo(bench, console)).await.map(|()| 0),
+        Goal::Demo => Box::pin(demo::show(bench, console)).await.map(|()| 0),
         Goal::Command(argv) => command(bench, &argv).await,
         Goal::Serve => {
             console.step("serving; `bench shell` opens a shell, `bench down` ends it");
@@ -94,61 +96,6 @@ async fn command(bench: &Bench, argv: &[String]) -> Result<u8> {
         .await
         .with_context(|| format!("run {program}"))?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
-}
-
-/// Shows the six steps as they come, then the chain.
-async fn demo(bench: &Arc<Bench>, console: &Console) -> Result<()> {
-    let workers = bench.workers();
-    let (first, last) = (workers.first().context("no worker")?, workers.last().context("no worker")?);
-    let flow = SixSteps {
-        infra: bench.clusters.infra.client.clone(),
-        guest: bench.clusters.tenant.client.clone(),
-        namespace: "default",
-        name: "demo",
-        storage_class: STORAGE_CLASS,
-        first_worker: &first.name,
-        second_worker: &last.name,
-    };
-    println!("\nOne guest PVC reaches one pod (seconds since the claim was created)\n");
-    let steps = flow.run(&|step, detail, at| println!("  {:>6}  {:<52}  {detail}", human(at), title(step)));
-    let chain = Box::pin(steps).await?;
-    println!("\nThe chain, while the first pod ran\n\n{chain}");
-    println!("Memory of each part\n\n{}", memory(bench));
-    console.step(&format!("every step was seen; logs: {}", bench.run.logs().display()));
-    let bench = paths::program()?;
-    let bench = bench.strip_prefix(paths::repository()).unwrap_or(&bench).display();
-    println!(
-        "To look around: `{bench} up` brings a bench up that stays, `{bench} shell` opens a shell in it, where\n\
-         `kubectl --context infra -n {HCP_NAMESPACE} get vmi,dv,pvc` and `kubectl --context tenant get pods,pvc,pv,volumeattachments`\n\
-         work; `{bench} worker worker-1 -- lsblk` looks into a worker, `{bench} logs` lists the logs, `{bench} down` ends it."
-    );
-    Ok(())
-}
-
-fn title(step: Step) -> &'static str {
-    match step {
-        Step::GuestClaim => "1  a PersistentVolumeClaim in the guest",
-        Step::DataVolume => "2  a DataVolume in infra mirrors it",
-        Step::InfraVolume => "3  infra storage provisioned a PersistentVolume",
-        Step::Hotplug => "4  the disk is plugged into the worker's VM, Ready",
-        Step::GuestVolume => "5  the guest's PersistentVolume is bound",
-        Step::FirstPod => "6  a pod in the VM wrote a file",
-        Step::Unplugged => "   the pod is gone, the disk unplugged",
-        Step::SecondPod => "   a new pod read the file",
-        Step::Deleted => "   the claim is deleted, infra is clean",
-    }
-}
-
-fn memory(bench: &Bench) -> Table {
-    let mut table = Table::new(["part", "resident"]);
-    let mut total = 0;
-    for part in bench.supervisor.list() {
-        let rss = part.rss_kib.unwrap_or_default();
-        total += rss;
-        table.row([part.name, mebibytes(rss)]);
-    }
-    table.row(["all".to_owned(), mebibytes(total)]);
-    table
 }
 
 /// Prints the parts that run, asked of the bench of this sandbox; `quiet` only asks.

@@ -3,6 +3,7 @@
 //! `demo`, `test`, `run` and `up` share one way: build what is missing with the machine's network, enter the sandbox, bring
 //! everything up, reach the goal, end. They differ in the goal only.
 
+mod demo;
 pub mod goal;
 mod inside;
 mod live;

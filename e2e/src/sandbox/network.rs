@@ -3,12 +3,18 @@
 //! ```text
 //!   infra0  10.76.0.0/24   .1 infra API server   .2 virt-api   .3 cdi-apiserver   .4 cdi-controller
 //!   workers0 10.77.0.0/24  .1 tenant API server  .11 worker-1  .12 worker-2   (tap devices)
+//!   clients0 10.78.0.0/24  .1 the infra node's   .50 and .51 a client         (`clients`)
 //! ```
 //!
-//! What comes in from `workers0` never reaches the infra network: a routing rule drops it, as an infra cluster's
-//! network policy would. The other way is open, because infra sends traffic to its VMs.
+//! The sandbox's own network namespace is the infra node on which the workers run: their gateway, and the clients' way
+//! to load balancers. It forwards.
+//!
+//! What comes in from `workers0` or `clients0` never reaches the infra network: a routing rule drops it, as an infra
+//! cluster's network policy would. The other way is open, because infra sends traffic to its VMs.
 //!
 //! Everything goes through the `ip` program; each change is one process of a few milliseconds.
+
+pub mod clients;
 
 use std::{
     io::Write,
@@ -37,11 +43,17 @@ pub const WORKERS_BRIDGE: &str = "workers0";
 /// The tenant API server, and the workers' gateway.
 pub const TENANT_API: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
-/// Both networks are /24.
+/// All networks are /24.
 pub const PREFIX_LENGTH: u8 = 24;
 
 /// Last octet of worker 0's address and MAC address; worker `n` has this plus `n`.
 const WORKER_HOST_BASE: u8 = 10;
+
+/// Most workers of a bench.
+pub const MOST_WORKERS: u8 = 2;
+
+/// Where the kernel is told to forward between networks; `ip-sysctl`.
+const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
 /// Longest name of a network device (`IFNAMSIZ` - 1).
 const MAX_DEVICE_NAME: usize = 15;
@@ -62,7 +74,18 @@ pub fn worker_tap(number: u8) -> String {
     format!("tap-worker-{number}")
 }
 
-/// Makes the two bridges in a fresh network namespace; called once, by the sandbox's PID 1.
+/// The network of the pods on worker `number`, counted from 1: a part of `guest/kube-proxy.yaml`'s `clusterCIDR`.
+pub fn worker_pods(number: u8) -> String {
+    format!("10.88.{number}.0/24")
+}
+
+/// The pod networks of the other workers than `number`, each with the worker that leads to it.
+pub fn other_workers_pods(number: u8) -> Vec<(String, Ipv4Addr)> {
+    let others = (1..=MOST_WORKERS).filter(|other| *other != number);
+    others.map(|other| (worker_pods(other), worker_address(other))).collect()
+}
+
+/// Makes the bridges in a fresh network namespace; called once, by the sandbox's PID 1.
 pub fn set_up() -> Result<()> {
     let infra_network = format!("{INFRA_API}/{PREFIX_LENGTH}");
     ip_batch(
@@ -81,7 +104,9 @@ pub fn set_up() -> Result<()> {
              rule delete preference 0\n"
         ),
     )
-    .context("make the sandbox's network")
+    .context("make the sandbox's network")?;
+    std::fs::write(FORWARD, "1").context("forward between the sandbox's networks")?;
+    clients::set_up()
 }
 
 /// Whether this network namespace has the device `name`.
@@ -107,6 +132,11 @@ pub struct Namespace {
 
 /// Makes the network namespace `name` (13 bytes at most) with `address` on the infra bridge.
 pub fn add_namespace(name: &str, address: Ipv4Addr) -> Result<Namespace> {
+    namespace_on(INFRA_BRIDGE, INFRA_API, name, address)
+}
+
+/// As [`add_namespace`], on another bridge with another `gateway`.
+fn namespace_on(bridge: &str, gateway: Ipv4Addr, name: &str, address: Ipv4Addr) -> Result<Namespace> {
     let outer_end = format!("v-{name}");
     ensure!(
         outer_end.len() <= MAX_DEVICE_NAME,
@@ -117,7 +147,7 @@ pub fn add_namespace(name: &str, address: Ipv4Addr) -> Result<Namespace> {
         &format!(
             "netns add {name}\n\
              link add {outer_end} type veth peer name eth0 netns {name}\n\
-             link set {outer_end} master {INFRA_BRIDGE} up\n"
+             link set {outer_end} master {bridge} up\n"
         ),
     )
     .and_then(|()| {
@@ -127,7 +157,7 @@ pub fn add_namespace(name: &str, address: Ipv4Addr) -> Result<Namespace> {
                 "link set lo up\n\
                  addr add {address}/{PREFIX_LENGTH} dev eth0\n\
                  link set eth0 up\n\
-                 route add default via {INFRA_API}\n"
+                 route add default via {gateway}\n"
             ),
         )
     })
@@ -177,5 +207,6 @@ mod tests {
         assert_eq!(worker_mac(1), "52:54:00:77:00:0b");
         assert_eq!(worker_tap(2), "tap-worker-2");
         assert!(worker_tap(99).len() <= MAX_DEVICE_NAME);
+        assert_eq!(other_workers_pods(2), [("10.88.1.0/24".to_owned(), worker_address(1))]);
     }
 }

@@ -11,8 +11,15 @@ use super::{
 };
 use crate::vm::saved_state::WORKER_MEMORY_MIB;
 
+/// The guest cluster's name in infra: the cluster name of its cloud controller manager.
+pub const CLUSTER_NAME: &str = "guest";
+
+/// The infra node on which the bench's data path runs. With `externalTrafficPolicy: Local` it hands traffic to its own VMs
+/// only, so all workers run there.
+pub const DATA_PATH_NODE: &str = "infra-node-1";
+
 /// Creates a VirtualMachine in the HCP namespace and waits until its instance is Running; `image`, the containerDisk,
-/// decides what runs in it.
+/// decides what runs in it. To the guest cluster's load balancers it is nobody.
 pub async fn start_machine(infra: &Client, name: &str, image: &str) -> Result<()> {
     start_labelled_machine(infra, HCP_NAMESPACE, name, image, &json!({})).await
 }
@@ -25,7 +32,21 @@ pub async fn start_labelled_machine(
     image: &str,
     labels: &Value,
 ) -> Result<()> {
-    let object = serde_json::from_value(virtual_machine(namespace, name, image, labels))?;
+    start(infra, namespace, name, virtual_machine(namespace, name, image, labels)).await
+}
+
+/// As [`start_machine`], a worker of the guest cluster: with the labels by which the infra Services of its load balancers select
+/// it, and on the node of the data path.
+pub async fn start_worker_machine(infra: &Client, name: &str, image: &str) -> Result<()> {
+    let labels = json!({"cluster.x-k8s.io/role": "worker", "cluster.x-k8s.io/cluster-name": CLUSTER_NAME});
+    let mut object = virtual_machine(HCP_NAMESPACE, name, image, &labels);
+    object["metadata"]["labels"] = labels;
+    object["spec"]["template"]["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": DATA_PATH_NODE});
+    start(infra, HCP_NAMESPACE, name, object).await
+}
+
+async fn start(infra: &Client, namespace: &str, name: &str, object: Value) -> Result<()> {
+    let object = serde_json::from_value(object)?;
     virtual_machines(infra, namespace).create(&PostParams::default(), &object).await?;
     let instances = virtual_machine_instances(infra, namespace);
     until(&format!("virtual machine {name}"), Deadline::MachineStart, async || {

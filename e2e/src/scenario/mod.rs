@@ -4,20 +4,28 @@
 //! last state when something does not come.
 
 mod chain;
+mod cloud_provider;
 mod guest_objects;
 mod infra_objects;
 mod machines;
+mod service_objects;
 mod six_steps;
+pub mod three_steps;
 mod wait;
 
 pub use chain::Chain;
+pub use cloud_provider::while_provided;
 pub use guest_objects::{DEVICE_PATH, MOUNT_PATH, PodOnVolume, claim, pod};
 pub use infra_objects::{
     HotpluggedVolume, data_volumes, hotplugged, virtual_machine_instance_migrations,
     virtual_machine_instances, virtual_machines,
 };
-pub use machines::{start_labelled_machine, start_machine};
+pub use machines::{
+    CLUSTER_NAME, DATA_PATH_NODE, start_labelled_machine, start_machine, start_worker_machine,
+};
+pub use service_objects::{PORT, answering_pod, answering_pod_spec, is_ready, load_balancer};
 pub use six_steps::{Narrator, SixSteps, Step};
+pub use three_steps::ThreeSteps;
 pub use wait::{Deadline, until, until_gone};
 
 pub use crate::cluster::HCP_NAMESPACE;

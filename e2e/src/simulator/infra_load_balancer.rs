@@ -1,5 +1,5 @@
 //! Stands for the **load balancer of the infra cluster**, as MetalLB's controller is one: a Service of type `LoadBalancer` gets an
-//! address in its status. The address only; no traffic flows to it.
+//! address in its status. The address only: `infra_speaker` lets clients find it.
 //!
 //! Rules (MetalLB `controller/service.go`): an address of the pool for each Service, kept as long as the Service is; the one of
 //! `spec.loadBalancerIP` if it is named; events as MetalLB words them.
@@ -29,7 +29,7 @@ use super::{
 
 /// The component that its events come from.
 const COMPONENT: &str = "metallb-controller";
-/// The addresses, a network for documentation (RFC 5737).
+/// The first address of `sandbox::network::clients`' load balancers.
 const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 /// `spec.type` of what it serves.
 const LOAD_BALANCER: &str = "LoadBalancer";

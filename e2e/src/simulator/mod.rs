@@ -1,5 +1,5 @@
 //! Stand-ins for the few parts that have no place on one machine: virt-handler, the kubelets of the infra nodes, the
-//! infra storage system, the infra load balancer. Each is one module that knows a client and a fault plan. The stand-in for node-driver-registrar
+//! infra storage system, the infra load balancer and its speakers. Each is one module that knows a client and a fault plan. The stand-in for node-driver-registrar
 //! is a program of its own, `e2e/go/registrar`, because it runs in the guest.
 //!
 //! A simulator follows the rules of the part it stands for and has no feature that this part lacks; where it does less,
@@ -13,6 +13,7 @@ mod event;
 pub mod fault_plan;
 pub mod infra_load_balancer;
 pub mod infra_pods;
+pub mod infra_speaker;
 pub mod infra_storage;
 mod queue;
 pub mod virt_handler;

@@ -43,6 +43,12 @@ pub struct Join<'a> {
     pub proxy_kubeconfig_yaml: &'a str,
     /// The cloud's name for this machine, `kubevirt://<vm name>`.
     pub provider_id: &'a str,
+    /// The network of its pods, a /24.
+    pub pods: &'a str,
+    /// The pods' networks of other workers, and through whom they are reached.
+    pub other_pods: &'a [(String, Ipv4Addr)],
+    /// The infra node on which it runs: its way to whatever is not in its own network.
+    pub gateway: Ipv4Addr,
 }
 
 /// Waits until containerd runs and knows the images.
@@ -69,10 +75,29 @@ pub async fn join(guest: &Guest, join: &Join<'_>) -> Result<i64> {
     guest.write_file(CLUSTER_CA, join.ca_pem.as_bytes(), 0o644).await?;
     guest.write_file(KUBECONFIG, join.kubeconfig_yaml.as_bytes(), 0o600).await?;
     guest.write_file(PROXY_KUBECONFIG, join.proxy_kubeconfig_yaml.as_bytes(), 0o600).await?;
+    connect_pods(guest, join).await?;
     // kubelet is not ready for pods before the import is over, as a rule; if it is, it looks for the image again later.
     let (kubelet, ()) = tokio::try_join!(start_kubelet(guest, join), import_driver(guest))?;
     start_proxy(guest, join).await?;
     Ok(kubelet)
+}
+
+/// Gives the worker's pods their network, and the ways out of it: what a network plugin and DHCP do in the field.
+async fn connect_pods(guest: &Guest, join: &Join<'_>) -> Result<()> {
+    let script = r#"
+        set -e
+        sed "s#@PODS@#$1#" /usr/share/worker/pods.conflist >/etc/cni/net.d/10-pods.conflist
+        ip route replace default via "$2"
+        shift 2
+        while [ $# -gt 0 ]; do ip route replace "$1" via "$2"; shift 2; done"#;
+    let gateway = join.gateway.to_string();
+    let others: Vec<(&str, String)> =
+        join.other_pods.iter().map(|(pods, worker)| (pods.as_str(), worker.to_string())).collect();
+    let others = others.iter().flat_map(|(pods, worker)| [*pods, worker.as_str()]);
+    let argv: Vec<&str> =
+        ["/bin/sh", "-c", script, "sh", join.pods, &gateway].into_iter().chain(others).collect();
+    guest.check(&argv, None).await.context("connect the worker's pods")?;
+    Ok(())
 }
 
 /// Gives containerd the driver's image: the layer that it has from the boot on is not read again.

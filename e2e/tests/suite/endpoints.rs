@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
 use crate::load_balancer::provider::mirror_name;
-use scene::{CLUSTER, OURS, Scene};
+use scene::{CLUSTER, OURS, Ours, Scene};
 
 /// As the reference: those of Services with policy Local are ours.
 fn reference() -> Value {
@@ -42,7 +42,7 @@ pub async fn follow_the_guest(fixture: Fixture) -> Result<()> {
         .place
         .mirror(&mirror, "a mirror without selector", |it| it["spec"].get("selector").is_none())
         .await?;
-    scene.until(&mirror, "none yet", |all| all.is_empty()).await?;
+    scene.until(&mirror, "none yet", Ours::is_empty).await?;
 
     scene.serves("web", &json!([scene.endpoint(&one, true)])).await?;
     let ready = scene.until(&mirror, "the first", |all| all.names() == [&one]).await?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use bench::{
-    artifact::DRIVER_IMAGE,
+    artifact::DRIVER,
     bring_up::{DRIVER_CONTAINER, NodePlugin},
     scenario::{Deadline, MOUNT_PATH, PodOnVolume, STORAGE_CLASS, claim, pod, until, until_gone},
 };
@@ -42,7 +42,7 @@ pub async fn runs_as_shipped(fixture: Fixture) -> Result<()> {
     plugin.wait_until_serving().await?;
     let pod = plugin.pod().await?.context("no pod")?;
     let container = driver_container(&pod)?;
-    ensure!(container.image.as_deref() == Some(DRIVER_IMAGE), "the image is {:?}", container.image);
+    ensure!(container.image.as_deref() == Some(DRIVER.image), "the image is {:?}", container.image);
     ensure!(container.command.is_none(), "the manifest names a command");
     ensure!(container.image_pull_policy.as_deref() != Some("Always"), "the bench has no registry");
 

@@ -9,6 +9,7 @@ pub mod narrow_rights;
 pub mod policy;
 pub mod provider;
 pub mod storm;
+pub mod traffic;
 
 use anyhow::{Result, ensure};
 use bench::scenario::{Deadline, until, until_gone};

@@ -49,7 +49,9 @@ use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let trials = [volumes(), disks(), faults_and_operations(), cloud_controller_manager(), shapes::trials()];
+    let traffic = load_balancer::traffic::trials();
+    let trials =
+        [volumes(), disks(), faults_and_operations(), cloud_controller_manager(), traffic, shapes::trials()];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit_code()
 }
 

@@ -26,7 +26,13 @@ mod simulated;
 mod sources;
 mod volume;
 
-use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Result;
 use futures::stream;
@@ -126,6 +132,9 @@ pub struct Options {
     pub nodes: Vec<String>,
     /// The address of all of them, and of the programs' pods.
     pub node_address: IpAddr,
+    /// The addresses that the pod network gives launcher pods whose VMs have a guest, by `<namespace>/<VM>`. In the field a
+    /// VM has its pod's address.
+    pub launcher_addresses: BTreeMap<String, IpAddr>,
     /// Runs the containers.
     pub supervisor: Supervisor,
     /// The folder of the infra storage's volumes, in which CDI's importers make disks.
@@ -153,6 +162,7 @@ pub async fn start(options: Options) -> Result<Running> {
         client: client.clone(),
         nodes: options.nodes.into_iter().collect(),
         address: options.node_address,
+        launcher_addresses: options.launcher_addresses,
         images: options.images,
         volumes: options.volumes,
         faults: options.faults,
@@ -194,6 +204,7 @@ struct Kubelets {
     client: Client,
     nodes: BTreeSet<String>,
     address: IpAddr,
+    launcher_addresses: BTreeMap<String, IpAddr>,
     images: Images,
     volumes: PathBuf,
     faults: FaultPlan<Fault>,
@@ -293,9 +304,16 @@ impl Kubelets {
             if outcome == Outcome::Succeeded && kind == Kind::Worker {
                 importer::work(&self.client, &self.volumes, pod).await?;
             }
-            simulated::status(pod, kind, &outcome, self.address)
+            let own = self.launcher_address(pod, kind);
+            simulated::status(pod, kind, &outcome, simulated::Addresses { node: self.address, own })
         };
         self.write(pod, status).await
+    }
+
+    /// The address that the pod network has for this launcher.
+    fn launcher_address(&self, pod: &Pod, kind: Kind) -> Option<IpAddr> {
+        let machine = pod.annotations().get(DOMAIN_ANNOTATION).filter(|_| kind == Kind::Launcher)?;
+        self.launcher_addresses.get(&format!("{}/{machine}", pod.namespace()?)).copied()
     }
 
     fn held(&self, pod: &Pod, kind: Kind, step: Step) -> Verdict {

@@ -104,8 +104,17 @@ pub(super) fn has(pod: &Pod, wanted: &Value) -> bool {
     wanted.as_object().is_some_and(|wanted| wanted.iter().all(|(key, value)| present.get(key) == Some(value)))
 }
 
+/// The addresses in a pod's status.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Addresses {
+    /// Its node's.
+    pub node: IpAddr,
+    /// Its own, if the pod network has one for it.
+    pub own: Option<IpAddr>,
+}
+
 /// The status to write, as a merge patch.
-pub(super) fn status(pod: &Pod, kind: Kind, outcome: &Outcome, address: IpAddr) -> Value {
+pub(super) fn status(pod: &Pod, kind: Kind, outcome: &Outcome, addresses: Addresses) -> Value {
     let now = now();
     let unknown = kind == Kind::Unknown;
     let running = *outcome == Outcome::Running && !unknown;
@@ -126,13 +135,14 @@ pub(super) fn status(pod: &Pod, kind: Kind, outcome: &Outcome, address: IpAddr) 
     let mut status = json!({
         "phase": phase,
         "startTime": started.map_or_else(|| json!(now), |time| json!(time)),
-        "hostIP": address, "hostIPs": [{"ip": address}],
+        "hostIP": addresses.node, "hostIPs": [{"ip": addresses.node}],
         "conditions": conditions(pod, !unknown, running, &now),
         "containerStatuses": containers(pod).iter().map(state).collect::<Vec<_>>(),
         "initContainerStatuses": inits.iter().map(|c| init_status(c, unknown, &now)).collect::<Vec<_>>(),
     });
     if !unknown {
-        let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone()).unwrap_or_else(|| pod_ip(pod));
+        let given = || addresses.own.map_or_else(|| pod_ip(pod), |own| own.to_string());
+        let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone()).unwrap_or_else(given);
         status["podIPs"] = json!([{"ip": ip}]);
         status["podIP"] = ip.into();
     }
@@ -241,8 +251,8 @@ mod tests {
         .expect("a pod")
     }
 
-    fn address() -> IpAddr {
-        "10.76.0.1".parse().expect("an address")
+    fn address() -> Addresses {
+        Addresses { node: "10.76.0.1".parse().expect("an address"), own: None }
     }
 
     #[test]
@@ -285,6 +295,14 @@ mod tests {
             status(&pod, Kind::Worker, &Outcome::Failing { code: 1, message: "no route".into() }, address());
         assert_eq!(failing["phase"], "Running");
         assert_eq!(failing["containerStatuses"][0]["lastState"]["terminated"]["message"], "no route");
+    }
+
+    #[test]
+    fn a_launcher_has_the_address_of_its_vm() {
+        let own = Some("10.77.0.11".parse().expect("an address"));
+        let addresses = Addresses { own, ..address() };
+        let status = status(&pod(&json!({}), "r/x:1"), Kind::Launcher, &Outcome::Running, addresses);
+        assert_eq!((&status["podIP"], &status["hostIP"]), (&json!("10.77.0.11"), &json!("10.76.0.1")));
     }
 
     #[test]

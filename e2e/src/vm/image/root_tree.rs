@@ -104,7 +104,7 @@ const GUEST_FILES: &[(&str, &str, u32)] = &[
     ("kubelet.yaml", "etc/kubernetes/kubelet.yaml", 0o644),
     ("kube-proxy.yaml", "etc/kubernetes/kube-proxy.yaml", 0o644),
     ("pods.nft", "etc/pods.nft", 0o644),
-    ("cni.conflist", "etc/cni/net.d/10-pods.conflist", 0o644),
+    ("cni.conflist", "usr/share/worker/pods.conflist", 0o644),
 ];
 
 /// Files whose text is all there is to say. The machine id is replaced after a restore and never used before.
@@ -117,8 +117,20 @@ const TEXTS: &[(&str, &str)] = &[
     ("etc/machine-id", "00000000000000000000000000000001\n"),
 ];
 
-const EMPTY_FOLDERS: &[&str] =
-    &["dev", "proc", "sys", "run", "tmp", "mnt", "root", "var/lib", "var/log", "usr/local/bin", "etc/udev"];
+const EMPTY_FOLDERS: &[&str] = &[
+    "dev",
+    "proc",
+    "sys",
+    "run",
+    "tmp",
+    "mnt",
+    "root",
+    "var/lib",
+    "var/log",
+    "usr/local/bin",
+    "etc/udev",
+    "etc/cni/net.d",
+];
 
 /// Multi-name programs: link, target in the same folder tree.
 const LINKS: &[(&str, &str)] = &[

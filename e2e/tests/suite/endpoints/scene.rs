@@ -6,7 +6,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use bench::scenario::{Deadline, start_labelled_machine, until, virtual_machine_instances, virtual_machines};
 use futures::StreamExt;
 use k8s_openapi::api::{core::v1::Node, discovery::v1::EndpointSlice};
@@ -137,20 +137,16 @@ impl Scene {
         let labels = json!({"cluster.x-k8s.io/role": "worker", "cluster.x-k8s.io/cluster-name": CLUSTER});
         for name in &names {
             start_labelled_machine(&self.infra, &self.place.namespace, name, EMPTY_IMAGE, &labels).await?;
-            let node = json!({"metadata": {"name": self.node(name), "labels": {TEST_LABEL: ""}},
+            let node = json!({"metadata": {"name": node_of(name), "labels": {TEST_LABEL: ""}},
                 "spec": {"providerID": format!("kubevirt://{name}")}});
             self.nodes.create(&PostParams::default(), &serde_json::from_value(node)?).await?;
         }
         Ok(names)
     }
 
-    fn node(&self, vm: &str) -> String {
-        format!("node-of-{vm}")
-    }
-
     /// An endpoint of the guest in a VM.
     pub fn endpoint(&self, vm: &str, ready: bool) -> Value {
-        json!({"addresses": ["10.244.0.7"], "nodeName": self.node(vm),
+        json!({"addresses": ["10.244.0.7"], "nodeName": node_of(vm),
             "conditions": {"ready": ready, "serving": ready, "terminating": false}})
     }
 
@@ -257,12 +253,12 @@ impl Scene {
     /// Labels a worker's Node as not for load balancers, or takes the label off.
     pub async fn exclude(&self, vm: &str, value: Option<&str>) -> Result<()> {
         let labels = json!({"node.kubernetes.io/exclude-from-external-load-balancers": value});
-        patch(&self.nodes, &self.node(vm), &json!({"metadata": {"labels": labels}})).await
+        patch(&self.nodes, &node_of(vm), &json!({"metadata": {"labels": labels}})).await
     }
 
     /// Deletes a worker's Node.
     pub async fn delete_node(&self, vm: &str) -> Result<()> {
-        self.nodes.delete(&self.node(vm), &DeleteParams::default()).await?;
+        self.nodes.delete(&node_of(vm), &DeleteParams::default()).await?;
         Ok(())
     }
 
@@ -341,4 +337,9 @@ fn manager(slice: &Value) -> String {
 fn is_ready(slice: &Value) -> bool {
     let endpoints = slice["endpoints"].as_array().into_iter().flatten();
     endpoints.into_iter().any(|endpoint| endpoint["conditions"]["ready"] == true)
+}
+
+/// The Node that a VM is.
+fn node_of(vm: &str) -> String {
+    format!("node-of-{vm}")
 }

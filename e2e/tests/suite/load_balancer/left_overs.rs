@@ -80,12 +80,12 @@ pub async fn owned(fixture: Fixture) -> Result<()> {
     may_read_config_maps(&fixture, &place.namespace).await?;
     let second = place.provider_with("b", CLUSTER, &[ALONE], owner).await?;
     let is_owned = |now: &Value| now["metadata"]["ownerReferences"][0]["uid"] == json!(uid);
-    let owned = place.mirror(&mirror, "the owner", is_owned).await?;
-    let reference = &owned["metadata"]["ownerReferences"][0];
+    let kept = place.mirror(&mirror, "the owner", is_owned).await?;
+    let reference = &kept["metadata"]["ownerReferences"][0];
     ensure!(reference["controller"] != true && reference["blockOwnerDeletion"] != true, "{reference}");
 
     anchors.delete(ANCHOR, &DeleteParams::default()).await?;
-    let before = owned["metadata"]["uid"].clone();
+    let before = kept["metadata"]["uid"].clone();
     place
         .mirror(&mirror, "another one without owner", |now| {
             now["metadata"]["uid"] != before && now["metadata"].get("ownerReferences").is_none()

@@ -9,7 +9,7 @@ use bench::{
     command::goal::Plan,
     fault_proxy::KubeProxy,
     paths::{self, RUNTIME},
-    scenario::{Deadline, until},
+    scenario::{Deadline, HCP_NAMESPACE, until},
     simulator::{Running, fault_plan::FaultPlan, infra_load_balancer},
     supervise::{Process, ProcessSpec, Supervisor},
 };
@@ -33,13 +33,16 @@ use crate::fixture::Fixture;
 const ACCOUNT: &str = "cloud-controller-manager";
 /// Where the guest half has it.
 const GUEST_ACCOUNT_NAMESPACE: &str = "kube-system";
+/// The label of every mirror; the reference's.
+const TENANT_NAME: &str = "cluster.x-k8s.io/tenant-service-name";
 /// The program.
 const PROGRAM: &str = "kubevirt-cloud-controller-manager";
 
 /// A place for providers: namespaces in both clusters, the load balancer, and credentials.
 pub struct Place {
-    /// The namespace of both clusters.
+    /// The guest's namespace.
     pub namespace: String,
+    infra_namespace: String,
     /// What the load balancer does wrong.
     pub faults: FaultPlan<infra_load_balancer::Fault>,
     /// The guest's Services.
@@ -75,7 +78,7 @@ impl Drop for Provider {
 }
 
 impl Place {
-    /// Makes it.
+    /// Makes it, with an infra namespace of its own, in which there is no VM.
     pub async fn new(fixture: &Fixture) -> Result<Self> {
         remove_left(&fixture.guest).await?;
         let namespace = fixture.guest_namespace().await?;
@@ -84,16 +87,30 @@ impl Place {
         namespaces.create(&PostParams::default(), &object).await?;
         apply(fixture, "tenant/base", "tenant", None).await?;
         apply(fixture, "infra/base", "infra", Some(&namespace)).await?;
+        Self::with_infra(fixture, namespace.clone(), namespace).await
+    }
+
+    /// Makes it over the infra namespace of the workers' VMs, where the accounts and rights are installed.
+    pub async fn over_workers(fixture: &Fixture) -> Result<Self> {
+        remove_left(&fixture.guest).await?;
+        let mirrors: Api<Service> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+        let left = ListParams::default().labels(TENANT_NAME);
+        mirrors.delete_collection(&DeleteParams::default(), &left).await?;
+        Self::with_infra(fixture, fixture.guest_namespace().await?, HCP_NAMESPACE.to_owned()).await
+    }
+
+    async fn with_infra(fixture: &Fixture, namespace: String, infra_namespace: String) -> Result<Self> {
         let faults = FaultPlan::default();
-        let running = infra_load_balancer::start(fixture.infra.clone(), &namespace, faults.clone());
+        let running = infra_load_balancer::start(fixture.infra.clone(), &infra_namespace, faults.clone());
         Ok(Self {
             guests: Api::namespaced(fixture.guest.clone(), &namespace),
-            mirrors: Api::namespaced(fixture.infra.clone(), &namespace),
+            mirrors: Api::namespaced(fixture.infra.clone(), &infra_namespace),
             guest: fixture.guest.clone(),
-            infra_access: access(&fixture.infra, "infra", &namespace).await?,
+            infra_access: access(&fixture.infra, "infra", &infra_namespace).await?,
             guest_access: access(&fixture.guest, "tenant", GUEST_ACCOUNT_NAMESPACE).await?,
             logs: fixture.run.join("logs"),
             namespace,
+            infra_namespace,
             faults,
             _load_balancer: running,
         })
@@ -173,7 +190,7 @@ impl Place {
         tokio::fs::write(file("guest"), serde_json::to_vec(guest)?).await?;
         let mut config = keys.clone();
         config["kubeconfig"] = json!(file("infra"));
-        config["namespace"] = json!(self.namespace);
+        config["namespace"] = json!(self.infra_namespace);
         tokio::fs::write(file("config"), serde_json::to_vec(&config)?).await?;
         let args = vec![
             "--cloud-provider=kubevirt".to_owned(),
@@ -190,7 +207,7 @@ impl Place {
     /// Gives both accounts what `deploy/cloud-controller-manager` has in this folder of both halves.
     pub async fn grant(&self, fixture: &Fixture, part: &str) -> Result<()> {
         apply(fixture, &format!("tenant/{part}"), "tenant", None).await?;
-        apply(fixture, &format!("infra/{part}"), "infra", Some(&self.namespace)).await
+        apply(fixture, &format!("infra/{part}"), "infra", Some(&self.infra_namespace)).await
     }
 
     /// Creates a guest Service; `spec` replaces fields.

@@ -1,6 +1,6 @@
-//! The driver's container image, made by the scripts of `deploy/image/` with which `make image` makes it too.
+//! The container images that we ship, made by the scripts of `deploy/image/` with which `make image` makes them too.
 //!
-//! Its first layer (programs of Debian packages) is also an image of its own: workers have that one from their boot on,
+//! The first layer of each (Debian's files) is also an image of its own: workers have that of the driver from their boot on,
 //! and take over from the whole image only the layer with the driver.
 
 use std::path::{Path, PathBuf};
@@ -16,20 +16,33 @@ use super::{
 };
 use crate::paths;
 
-/// The image's name in the bench; `e2e/installation/` puts it into the manifests.
-pub const DRIVER_IMAGE: &str = "bench.local/kubevirt-csi-driver:bench";
+/// A program that we ship as an image.
+#[derive(Clone, Copy, Debug)]
+pub struct Shipped {
+    /// Its name, and its file's.
+    pub program: &'static str,
+    /// The image's name in the bench; `e2e/installation/` puts it into the manifests.
+    pub image: &'static str,
+}
 
-/// The name of the image of the first layer alone. No pod runs it.
-const BASE_IMAGE: &str = "bench.local/kubevirt-csi-driver-base:bench";
+/// The CSI driver.
+pub const DRIVER: Shipped =
+    Shipped { program: "kubevirt-csi-driver", image: "bench.local/kubevirt-csi-driver:bench" };
+
+/// The cloud controller manager.
+pub const CLOUD_CONTROLLER_MANAGER: Shipped = Shipped {
+    program: "kubevirt-cloud-controller-manager",
+    image: "bench.local/kubevirt-cloud-controller-manager:bench",
+};
 
 /// File and folder names in the artifacts' folders.
-const ARCHIVE: &str = "kubevirt-csi-driver.tar";
+const ARCHIVE: &str = "image.tar";
 const ROOT: &str = "root";
 const CONFIG: &str = "config.json";
 
-/// The image, in the two forms in which the bench runs it.
+/// An image, in the two forms in which the bench runs it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DriverImage {
+pub struct ShippedImage {
     /// A docker-archive, for the workers' containerd.
     pub archive: PathBuf,
     /// Its layers, unpacked, for infra's nodes.
@@ -40,16 +53,17 @@ pub struct DriverImage {
     pub search_path: String,
 }
 
-/// The first layer.
+/// The first layer of an image.
 #[derive(Clone, Debug)]
 pub(super) struct Base {
+    of: Shipped,
     dir: PathBuf,
 }
 
 impl Base {
     /// The image of the first layer alone, a docker-archive.
     pub(super) fn archive(&self) -> PathBuf {
-        self.dir.join("kubevirt-csi-driver-base.tar")
+        self.dir.join(format!("{}-base.tar", self.of.program))
     }
 
     fn root(&self) -> PathBuf {
@@ -57,35 +71,39 @@ impl Base {
     }
 }
 
-/// Lays out the first layer from Debian packages.
-pub(super) async fn base(debian: &Debian) -> Result<Base> {
-    let key = Key::new().text(&debian.key).file(&script("root.sh"))?.file(&script("build.sh"))?;
-    let dir = cached("driver-image-base", &key.finish(), async |dir: &Path| {
-        let base = Base { dir: dir.into() };
-        run(Command::new(script("root.sh")).arg(debian.packages()).arg(base.root())).await?;
+/// Lays out the first layer of an image from Debian packages. No pod runs that layer alone.
+pub(super) async fn base(of: Shipped, debian: &Debian) -> Result<Base> {
+    let key =
+        Key::new().text(of.program).text(&debian.key).file(&script("root.sh"))?.file(&script("build.sh"))?;
+    let dir = cached("image-base", &key.finish(), async |dir: &Path| {
+        let base = Base { of, dir: dir.into() };
+        run(Command::new(script("root.sh")).arg(debian.packages()).arg(base.root()).arg(of.program)).await?;
         let mut build = Command::new(script("build.sh"));
-        run(build.arg(base.root()).arg(base.archive()).arg(BASE_IMAGE)).await?;
+        let name = format!("bench.local/{}-base:bench", of.program);
+        run(build.arg(base.root()).arg(base.archive()).arg(name)).await?;
         Ok(())
     })
     .await?;
-    Ok(Base { dir })
+    Ok(Base { of, dir })
 }
 
-/// Puts `driver` on top.
-pub(super) async fn build(base: &Base, driver: &Path) -> Result<DriverImage> {
-    let key =
-        Key::new().text(&base.dir.display().to_string()).file(driver)?.text(include_str!("driver_image.rs"));
-    let dir = cached("driver-image", &key.finish(), async |dir: &Path| {
+/// Puts the program, the file `program`, on top.
+pub(super) async fn build(base: &Base, program: &Path) -> Result<ShippedImage> {
+    let key = Key::new()
+        .text(&base.dir.display().to_string())
+        .file(program)?
+        .text(include_str!("shipped_image.rs"));
+    let dir = cached("shipped-image", &key.finish(), async |dir: &Path| {
         let archive = dir.join(ARCHIVE);
         let mut build = Command::new(script("build.sh"));
-        run(build.arg(base.root()).arg(&archive).arg(DRIVER_IMAGE).arg(driver)).await?;
+        run(build.arg(base.root()).arg(&archive).arg(base.of.image).arg(program)).await?;
         unpack(&archive, base, dir).await
     })
     .await?;
     let config = std::fs::read(dir.join(CONFIG)).context("read the image's configuration")?;
     let config: Config = serde_json::from_slice(&config).context("the image's configuration")?;
     let search_path = config.config.env.iter().find_map(|variable| variable.strip_prefix("PATH="));
-    Ok(DriverImage {
+    Ok(ShippedImage {
         archive: dir.join(ARCHIVE),
         root: dir.join(ROOT),
         entry_point: config.config.entrypoint.first().context("the image has no entry point")?.into(),

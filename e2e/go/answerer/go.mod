@@ -1,0 +1,3 @@
+module bench.example/answerer
+
+go 1.26.0

@@ -95,12 +95,12 @@ pub enum ConfigError {
     #[error("instancesV2.nodeAddresses of the cloud-config: {0}")]
     Addresses(#[from] PolicyError),
     /// A rule of the policy can't be understood.
-    #[error("{key} of the cloud-config: {source}")]
+    #[error("{key} of the cloud-config: {why}")]
     Policy {
         /// The key, with its section.
         key: String,
         /// Why.
-        source: tenant_policy::PolicyError,
+        why: tenant_policy::PolicyError,
     },
     /// A key that another one needs is missing.
     #[error("{0} of the cloud-config is missing")]

@@ -39,13 +39,13 @@ fn patterns(section: &mut Section<'_>, key: &str) -> Result<Option<Vec<KeyPatter
     let path = section.path(key);
     let Some(texts) = section.list_if_there(key)? else { return Ok(None) };
     let patterns: Result<_, PolicyError> = texts.iter().map(|text| text.parse()).collect();
-    patterns.map(Some).map_err(|source| ConfigError::Policy { key: path, source })
+    patterns.map(Some).map_err(|why| ConfigError::Policy { key: path, why })
 }
 
 fn networks(section: &mut Section<'_>, key: &str) -> Result<Option<Networks>, ConfigError> {
     let path = section.path(key);
     let Some(texts) = section.list_if_there(key)? else { return Ok(None) };
-    Networks::parse(&texts).map(Some).map_err(|source| ConfigError::Policy { key: path, source })
+    Networks::parse(&texts).map(Some).map_err(|why| ConfigError::Policy { key: path, why })
 }
 
 fn choices(section: &mut Section<'_>, key: &str) -> Result<BTreeMap<String, Choice>, ConfigError> {

@@ -32,7 +32,8 @@ async fn speak(services: Api<Service>) {
     while let Some(change) = changes.next().await {
         match change {
             Ok(_) => {
-                announced.change_to(store.state().iter().flat_map(|service| addresses(service)).collect())
+                let services = store.state();
+                announced.change_to(&services.iter().flat_map(|service| addresses(service)).collect());
             }
             Err(error) => tracing::warn!(simulator = "infra-speaker", "{error}; trying again"),
         }
@@ -52,16 +53,16 @@ struct Announced(BTreeSet<Ipv4Addr>);
 
 impl Announced {
     /// Each change is one process of a few milliseconds. What fails is logged, and tried again at the next change.
-    fn change_to(&mut self, wanted: BTreeSet<Ipv4Addr>) {
+    fn change_to(&mut self, wanted: &BTreeSet<Ipv4Addr>) {
         let (gone, new): (Vec<_>, Vec<_>) =
-            (self.0.difference(&wanted).copied().collect(), wanted.difference(&self.0).copied().collect());
+            (self.0.difference(wanted).copied().collect(), wanted.difference(&self.0).copied().collect());
         for address in gone {
-            if done(clients::withdraw(address)) {
+            if done(&clients::withdraw(address)) {
                 self.0.remove(&address);
             }
         }
         for address in new {
-            if done(clients::announce(address)) {
+            if done(&clients::announce(address)) {
                 self.0.insert(address);
             }
         }
@@ -70,12 +71,12 @@ impl Announced {
 
 impl Drop for Announced {
     fn drop(&mut self) {
-        self.change_to(BTreeSet::new());
+        self.change_to(&BTreeSet::new());
     }
 }
 
-fn done(change: anyhow::Result<()>) -> bool {
-    if let Err(error) = &change {
+fn done(change: &anyhow::Result<()>) -> bool {
+    if let Err(error) = change {
         tracing::warn!(simulator = "infra-speaker", "{error:#}");
     }
     change.is_ok()

@@ -32,7 +32,8 @@ async fn speak(services: Api<Service>) {
     while let Some(change) = changes.next().await {
         match change {
             Ok(_) => {
-                announced.change_to(&store.state().iter().flat_map(|service| addresses(service)).collect());
+                let services = store.state();
+                announced.change_to(&services.iter().flat_map(|service| addresses(service)).collect());
             }
             Err(error) => tracing::warn!(simulator = "infra-speaker", "{error}; trying again"),
         }

@@ -6,7 +6,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use bench::scenario::{Deadline, start_labelled_machine, until, virtual_machine_instances, virtual_machines};
 use futures::StreamExt;
 use k8s_openapi::api::{core::v1::Node, discovery::v1::EndpointSlice};

@@ -44,7 +44,7 @@ pub async fn follow_the_guest(fixture: Fixture) -> Result<()> {
         .await?;
     scene.until(&mirror, "none yet", Ours::is_empty).await?;
 
-    scene.serves("web", &json!([scene.endpoint(&one, true)])).await?;
+    scene.serves("web", &json!([Scene::endpoint(&one, true)])).await?;
     let ready = scene.until(&mirror, "the first", |all| all.names() == [&one]).await?;
     let instance = scene.instance(&one).await?;
     let slice = ready.slices[0].clone();
@@ -59,10 +59,10 @@ pub async fn follow_the_guest(fixture: Fixture) -> Result<()> {
     ensure!(owner["kind"] == "Service" && owner["name"] == json!(mirror), "{owner}");
 
     // The single backend moves, in its slice and to another slice.
-    scene.serves("web", &json!([scene.endpoint(&two, true)])).await?;
+    scene.serves("web", &json!([Scene::endpoint(&two, true)])).await?;
     scene.until(&mirror, "the second", |all| all.names() == [&two]).await?;
     scene.guest_slices.delete("web", &DeleteParams::default()).await?;
-    scene.serves("web", &json!([scene.endpoint(&one, true)])).await?;
+    scene.serves("web", &json!([Scene::endpoint(&one, true)])).await?;
     scene.until(&mirror, "the first again", |all| all.names() == [&one]).await?;
 
     scene.serves("web", &json!([{"addresses": ["192.192.192.192"], "conditions": {}}])).await?;
@@ -74,9 +74,9 @@ pub async fn follow_the_guest(fixture: Fixture) -> Result<()> {
     scene.until(&mirror, "both again", |all| all.names() == [&one, &two]).await?;
 
     let ending = json!({"ready": false, "serving": true, "terminating": true});
-    let mut endpoint = scene.endpoint(&two, false);
+    let mut endpoint = Scene::endpoint(&two, false);
     endpoint["conditions"] = ending.clone();
-    scene.serves("web", &json!([scene.endpoint(&one, false), endpoint])).await?;
+    scene.serves("web", &json!([Scene::endpoint(&one, false), endpoint])).await?;
     scene.until(&mirror, "one that ends", |all| all.of(&two)["conditions"] == ending).await?;
 
     scene.infra_slices.delete(&all.slices[0].name(), &DeleteParams::default()).await?;
@@ -127,7 +127,7 @@ pub async fn handed_over(fixture: Fixture) -> Result<()> {
     let provider = scene.provider("a", &selected()).await?;
     let service = scene.place.create("web", json!({})).await?;
     let mirror = mirror_name(&service);
-    scene.serves("web", &json!([scene.endpoint(&one, true)])).await?;
+    scene.serves("web", &json!([Scene::endpoint(&one, true)])).await?;
     scene.by_selector(&mirror).await?;
     let gaps = scene.watch_for_gaps(&mirror);
     gaps.until_watching().await?;
@@ -175,7 +175,7 @@ pub async fn anothers_stays(fixture: Fixture) -> Result<()> {
     scene.foreign_slice("by-hand", &mirror, "somebody", &own).await?;
     let before =
         [scene.infra_slices.get("of-another-guest").await?, scene.infra_slices.get("by-hand").await?];
-    scene.serves("web", &json!([scene.endpoint(&one, true)])).await?;
+    scene.serves("web", &json!([Scene::endpoint(&one, true)])).await?;
     scene.until(&mirror, "ours", |all| all.names() == [&one]).await?;
     scene.place.guests.delete("web", &DeleteParams::default()).await?;
     until("the end of our slices", Deadline::Reaction, async || {

@@ -145,7 +145,7 @@ impl Scene {
     }
 
     /// An endpoint of the guest in a VM.
-    pub fn endpoint(&self, vm: &str, ready: bool) -> Value {
+    pub fn endpoint(vm: &str, ready: bool) -> Value {
         json!({"addresses": ["10.244.0.7"], "nodeName": node_of(vm),
             "conditions": {"ready": ready, "serving": ready, "terminating": false}})
     }

@@ -40,7 +40,7 @@ pub fn answering_pod(name: &str, app: &str, node: Option<&str>) -> Pod {
 }
 
 /// The spec of such a pod.
-pub fn answering_pod_spec() -> Value {
+fn answering_pod_spec() -> Value {
     json!({
         "terminationGracePeriodSeconds": 1,
         "automountServiceAccountToken": false,

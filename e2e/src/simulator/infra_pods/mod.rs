@@ -15,6 +15,7 @@
 
 mod container;
 mod environment;
+mod fault;
 mod image;
 mod importer;
 mod node;
@@ -47,82 +48,24 @@ use kube::{
         watcher,
     },
 };
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use self::{
+    fault::{Fault, Selector, Step},
     image::{Image, Images, image_name},
     simulated::Kind,
 };
 use self::{program::Programs, simulated::Outcome};
 use super::{
     CREATED_BY_LABEL, Running, SWEEP_PERIOD,
-    fault_plan::{FaultPlan, Hold, Pending, Verdict, selects, verdict},
+    fault_plan::{FaultPlan, Pending, Verdict, verdict},
     queue::{self, not_found},
 };
 use crate::{cluster::ApiServer, supervise::Supervisor};
 
 /// Annotation of a launcher pod: its VMI's name.
 const DOMAIN_ANNOTATION: &str = "kubevirt.io/domain";
-
-/// What the kubelets can be told to do wrong.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fault {
-    /// A step comes late, or not at all.
-    Hold {
-        /// Which step.
-        step: Step,
-        /// How late.
-        hold: Hold,
-        /// Of which pods.
-        #[serde(default)]
-        at: Selector,
-    },
-    /// The containers of [`Kind::Worker`] pods end with this exit code and message, again and again.
-    Fail {
-        /// The exit code.
-        code: i32,
-        /// The termination message.
-        message: String,
-        /// Of which pods.
-        #[serde(default)]
-        at: Selector,
-    },
-}
-
-/// A moment at which a fault can hold a kubelet up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Step {
-    /// Before the containers start.
-    Start,
-    /// Before a [`Kind::Worker`] pod ends, or a launcher whose machine migrated away.
-    Finish,
-    /// Before a deleted pod goes away.
-    Stop,
-}
-
-/// Which pods a fault is about; what is absent selects all.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Selector {
-    /// The pod's namespace.
-    pub namespace: Option<String>,
-    /// The pod's kind.
-    pub kind: Option<Kind>,
-    /// The pod's node.
-    pub node: Option<String>,
-}
-
-impl Selector {
-    fn selects(&self, pod: &Pod, kind: Kind) -> bool {
-        selects(self.namespace.as_deref(), &pod.namespace().unwrap_or_default())
-            && selects(self.node.as_deref(), node_of(pod))
-            && self.kind.is_none_or(|wanted| wanted == kind)
-    }
-}
 
 /// What the simulator needs.
 pub struct Options {

@@ -1,7 +1,6 @@
 //! What clients send to a guest's load balancer: through infra's kube-proxy to a VM, and through the VM's to a pod. The pods say who
 //! they are and which client they saw.
 
-mod lost;
 mod way;
 
 use std::{collections::BTreeSet, sync::Mutex};
@@ -34,7 +33,6 @@ pub fn trials() -> Vec<Trial> {
         trial("traffic::any_vm_answers_and_local_shows_the_client", Exclusive, policies),
         trial("traffic::source_ranges_hold_on_infra", Exclusive, source_ranges),
         trial("traffic::affinity_and_two_protocols_until_the_end", Exclusive, affinity_and_protocols),
-        trial("figures::questions_lost_in_a_rolling_restart", Exclusive, lost::in_a_rolling_restart),
     ]
 }
 

@@ -50,7 +50,8 @@ where
             let result = body(fixture).await;
             let word = if result.is_ok() { "ok" } else { "failed" };
             timings.add(GROUP, &name, started.elapsed(), word).map_err(failed)?;
-            result.map_err(failed)
+            // The harness tells at the end of all tests only.
+            result.inspect_err(|error| eprintln!("{name}: {error:#}")).map_err(failed)
         })
     })
 }

@@ -5,7 +5,7 @@
 //!   10.78.0.50, .51     10.78.0.1                     10.77.0.0/24
 //! ```
 //!
-//! To a client the addresses of load balancers ([`LOAD_BALANCERS`]) are in its own network: it asks by ARP who has one. The
+//! To a client the addresses of load balancers (`LOAD_BALANCERS`) are in its own network: it asks by ARP who has one. The
 //! infra node answers for those that are [`announce`]d and for no other, as MetalLB's layer 2 mode does, and none is an
 //! address of the node.
 

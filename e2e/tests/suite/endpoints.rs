@@ -36,7 +36,10 @@ pub async fn follow_the_guest(fixture: Fixture) -> Result<()> {
     let scene = Scene::new(&fixture).await?;
     let [one, two] = scene.two_workers().await?;
     let provider = scene.provider("a", &reference()).await?;
-    let service = scene.place.create("web", json!({"externalTrafficPolicy": "Local"})).await?;
+    let service = scene
+        .place
+        .create("web", json!({"externalTrafficPolicy": "Local", "selector": {"app": "web"}}))
+        .await?;
     let mirror = mirror_name(&service);
     scene
         .place

@@ -28,6 +28,8 @@ pub const CLUSTER: &str = "guest";
 pub const OURS: &str = "kubevirt-eps-controller";
 /// Who writes those of a selector.
 const SELECTOR: &str = "endpointslice-controller.k8s.io";
+/// virt-controller's account.
+const KUBEVIRT: &str = "system:serviceaccount:kubevirt:kubevirt-controller";
 /// Label of the Nodes that these tests register.
 const TEST_LABEL: &str = "bench.local/endpoints";
 
@@ -41,6 +43,8 @@ pub struct Scene {
     pub guest_slices: Api<EndpointSlice>,
     nodes: Api<Node>,
     infra: Client,
+    /// virt-api takes changes of a VMI's status from KubeVirt's own accounts only.
+    kubevirt: Client,
     word: String,
 }
 
@@ -109,6 +113,7 @@ impl Scene {
             guest_slices: Api::namespaced(fixture.guest.clone(), &place.namespace),
             nodes: Api::all(fixture.guest.clone()),
             infra: fixture.infra.clone(),
+            kubevirt: fixture.infra_as(KUBEVIRT).await?,
             word: fixture.word.clone(),
             place,
         };
@@ -240,7 +245,8 @@ impl Scene {
     /// Changes the status of a worker's VMI, as virt-handler would.
     pub async fn patch_instance(&self, vm: &str, patch: &Value) -> Result<()> {
         let patch = Patch::Json::<()>(serde_json::from_value(patch.clone())?);
-        self.instances().patch(vm, &PatchParams::default(), &patch).await?;
+        let instances = virtual_machine_instances(&self.kubevirt, &self.place.namespace);
+        instances.patch(vm, &PatchParams::default(), &patch).await?;
         Ok(())
     }
 

@@ -92,10 +92,7 @@ impl Place {
 
     /// Makes it over the infra namespace of the workers' VMs, where the accounts and rights are installed.
     pub async fn over_workers(fixture: &Fixture) -> Result<Self> {
-        remove_left(&fixture.guest).await?;
-        let mirrors: Api<Service> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
-        let left = ListParams::default().labels(TENANT_NAME);
-        mirrors.delete_collection(&DeleteParams::default(), &left).await?;
+        remove_left_everywhere(fixture).await?;
         Self::with_infra(fixture, fixture.guest_namespace().await?, HCP_NAMESPACE.to_owned()).await
     }
 
@@ -294,6 +291,28 @@ async fn remove_left(guest: &Client) -> Result<()> {
     for service in Api::<Service>::all(guest.clone()).list(&wanted).await? {
         let services: Api<Service> =
             Api::namespaced(guest.clone(), &service.namespace().context("no namespace")?);
+        let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+        services.patch(&service.name_any(), &PatchParams::default(), &free).await?;
+        if service.metadata.deletion_timestamp.is_none() {
+            services.delete(&service.name_any(), &DeleteParams::default()).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what earlier tests left of load balancers in both clusters: before traffic is sent. The caller has the bench alone.
+pub async fn remove_left_everywhere(fixture: &Fixture) -> Result<()> {
+    remove_left(&fixture.guest).await?;
+    remove_left_mirrors(&fixture.infra).await
+}
+
+/// Removes the mirrors that earlier tests left in their infra namespaces: each load balancer begins with the same address, and
+/// infra's kube-proxy would serve it for one of them.
+async fn remove_left_mirrors(infra: &Client) -> Result<()> {
+    for service in Api::<Service>::all(infra.clone()).list(&ListParams::default().labels(TENANT_NAME)).await?
+    {
+        let services: Api<Service> =
+            Api::namespaced(infra.clone(), &service.namespace().context("no namespace")?);
         let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
         services.patch(&service.name_any(), &PatchParams::default(), &free).await?;
         if service.metadata.deletion_timestamp.is_none() {

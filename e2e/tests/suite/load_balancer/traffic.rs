@@ -19,7 +19,10 @@ use kube::api::DeleteParams;
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use super::{merge, provider::mirror_name};
+use super::{
+    merge,
+    provider::{mirror_name, remove_left_everywhere},
+};
 use crate::fixture::{Fixture, trial};
 use way::Way;
 
@@ -38,6 +41,7 @@ pub fn trials() -> Vec<Trial> {
 
 /// The demo's flow, asserted.
 async fn client_reaches_pod(fixture: Fixture) -> Result<()> {
+    remove_left_everywhere(&fixture).await?;
     let workers = fixture.control.workers().await?;
     let namespace = fixture.guest_namespace().await?;
     let seen = Mutex::new(Vec::new());

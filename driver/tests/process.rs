@@ -259,7 +259,9 @@ async fn a_stop_lets_the_rpc_under_way_finish_and_takes_no_other() {
     let socket = running.socket.clone();
     running.wait("closed to others", move |_| std::os::unix::net::UnixStream::connect(&socket).is_err());
     let refused = IdentityClient::new(channel).probe(csi::ProbeRequest {}).await;
-    assert_eq!(refused.expect_err("is not taken").code(), Code::Unavailable);
+    // Which of them is the client library's word: it may have sent the call before it read that the server goes away.
+    let refused = refused.expect_err("is not taken");
+    assert!(matches!(refused.code(), Code::Unavailable | Code::Cancelled | Code::Unknown), "{refused:?}");
     drop(answer);
     call.await.expect("joins").expect("what is absent is deleted");
     let (code, log) = running.end();

@@ -79,7 +79,8 @@ pub fn pod(wanted: &PodOnVolume<'_>) -> Pod {
     }))
 }
 
-fn from_literal<T: serde::de::DeserializeOwned>(value: Value) -> T {
+/// The object that a literal describes.
+pub(super) fn from_literal<T: serde::de::DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).expect("the literal has the type's shape")
 }
 

@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{Pod, Service};
 use serde_json::{Value, json};
 
+use super::guest_objects::from_literal;
 use crate::artifact::ANSWERER;
 
 /// The load balancer's port.
@@ -57,10 +58,6 @@ fn answering_pod_spec() -> Value {
 pub fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-}
-
-fn from_literal<T: serde::de::DeserializeOwned>(value: Value) -> T {
-    serde_json::from_value(value).expect("the literal has the type's shape")
 }
 
 #[cfg(test)]

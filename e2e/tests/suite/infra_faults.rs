@@ -14,6 +14,7 @@ use futures::future::try_join_all;
 use tonic::{Code, Status};
 
 use crate::{
+    api_faults::api_faults,
     fixture::Fixture,
     volume_life::{Rpc, VolumeLife, is_uncertain},
 };
@@ -70,20 +71,7 @@ const CASES: [Case; 17] = [
 
 /// The faults, each with a name for the volume that meets it everywhere.
 fn faults() -> Vec<(&'static str, Action)> {
-    let answer = |code| Action::Answer(Reply::kubernetes(code, WORDS));
-    vec![
-        ("401", answer(401)),
-        ("403", answer(403)),
-        ("404", answer(404)),
-        ("409", answer(409)),
-        ("422", answer(422)),
-        ("429", Action::Answer(Reply::kubernetes(429, WORDS).retry_after(1))),
-        ("500", answer(500)),
-        ("503", answer(503)),
-        ("hang", Action::Hang),
-        ("cut", Action::Cut),
-        ("lost", Action::LoseReply),
-    ]
+    api_faults(WORDS)
 }
 
 /// All of it: one volume for each fault, all at the same time.

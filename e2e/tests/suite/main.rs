@@ -4,6 +4,7 @@
 //! Works under libtest's command line and under nextest (libtest-mimic). Ordinary tests share the bench, those that break
 //! something have it alone; what a test was given (faults, its turn) ends with its connection.
 
+mod api_faults;
 mod attach;
 mod attachments;
 mod bare_disk;

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::provider::{Between, Place, mirror_name};
 use super::{ALONE, merge};
+use crate::api_faults::api_faults;
 use crate::fixture::Fixture;
 
 /// The infra's own words in an injected answer.
@@ -70,23 +71,11 @@ const CHANGES: [Change; 6] = [
     change(Side::Guest, "patch", "services/status", Deed::Delete, 0),
 ];
 
-/// The faults, each with a name.
+/// The faults, each with a name; a watch is also told that what it asks for is too old.
 fn faults() -> Vec<(&'static str, Action)> {
-    let answer = |code| Action::Answer(Reply::kubernetes(code, WORDS));
-    vec![
-        ("401", answer(401)),
-        ("403", answer(403)),
-        ("404", answer(404)),
-        ("409", answer(409)),
-        ("410", answer(410)),
-        ("422", answer(422)),
-        ("429", Action::Answer(Reply::kubernetes(429, WORDS).retry_after(1))),
-        ("500", answer(500)),
-        ("503", answer(503)),
-        ("hang", Action::Hang),
-        ("cut", Action::Cut),
-        ("lost", Action::LoseReply),
-    ]
+    let mut faults = api_faults(WORDS);
+    faults.push(("410", Action::Answer(Reply::kubernetes(410, WORDS))));
+    faults
 }
 
 /// One guest Service of a test, named in every rule.

@@ -318,7 +318,7 @@ fn settings(flags: &Flags, config: &CloudConfig) -> Settings {
     Settings {
         identity: identity(flags, config),
         endpoints: EndpointSource { choice, slices: Slices::Unknown },
-        policy: config.load_balancer.policy.clone(),
+        policy: Arc::new(config.load_balancer.policy.clone()),
         guest_cluster: None,
         owner: None,
     }

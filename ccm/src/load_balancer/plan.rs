@@ -3,6 +3,8 @@
 //! The same observation gives the same plan, and a plan that was carried out leaves nothing to plan. What is not proved to
 //! be this guest's is never changed or deleted; that something is gone is believed only of a read of the infra API.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::LoadBalancerIngress;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
@@ -19,8 +21,8 @@ pub struct Settings {
     pub identity: Identity,
     /// Which endpoints its infra Services have.
     pub endpoints: EndpointSource,
-    /// What of the guest's wishes may reach infra.
-    pub policy: TenantPolicy,
+    /// What of the guest's wishes may reach infra; shared, for each pass has settings of its own.
+    pub policy: Arc<TenantPolicy>,
     /// UID of the guest cluster; `None` = not known.
     pub guest_cluster: Option<String>,
     /// The infra object with which all that is this guest's goes.

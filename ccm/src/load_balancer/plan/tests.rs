@@ -21,7 +21,7 @@ fn settings() -> Settings {
     Settings {
         identity,
         endpoints: EndpointSource::default(),
-        policy: TenantPolicy::default(),
+        policy: Arc::default(),
         guest_cluster: Some("cluster-uid".to_owned()),
         owner: Some(owner),
     }

@@ -86,7 +86,7 @@ pub struct Claims {
     pub instance_id: Option<String>,
     /// Host names: label `kubernetes.io/hostname`, address of type `Hostname`.
     pub hostnames: Vec<String>,
-    /// `status.nodeInfo.systemUUID`.
+    /// `status.nodeInfo.systemUUID`, where it is the firmware's.
     pub uuid: Option<SystemUuid>,
 }
 

@@ -141,6 +141,18 @@ struct WireCondition {
 struct WireInfo {
     #[serde(rename = "systemUUID")]
     system_uuid: String,
+    #[serde(rename = "machineID")]
+    machine_id: String,
+}
+
+impl WireInfo {
+    /// The firmware's UUID. Where kubelet can't read one (no SMBIOS, as on s390x) it shows the content of `/etc/machine-id` in its
+    /// place (cAdvisor, `utils/sysinfo.GetSystemUUID`), which says nothing about the VM: to take it for another VM's would
+    /// contradict the Node's own words, or prove that its VM is gone.
+    fn firmware_uuid(&self) -> Option<SystemUuid> {
+        let is_machine_id = self.system_uuid == self.machine_id;
+        SystemUuid::parse(&self.system_uuid).filter(|_| !is_machine_id)
+    }
 }
 
 impl From<&WireNode> for GuestNode {
@@ -167,7 +179,7 @@ impl From<&WireNode> for GuestNode {
                 provider_id: node.spec.provider_id.clone(),
                 instance_id: labels.get(INSTANCE_ID_LABEL).cloned(),
                 hostnames: hostnames(&labels, &status.addresses),
-                uuid: SystemUuid::parse(&status.node_info.system_uuid),
+                uuid: status.node_info.firmware_uuid(),
             },
             labels,
         }
@@ -220,6 +232,20 @@ mod tests {
         assert_eq!(node.claims.uuid, SystemUuid::parse("5d307ca9-b3ef-428c-8861-06e72d69f223"));
         assert_eq!(node.addresses[1].kind, "Hostname");
         assert_eq!(node.created, Some(1_795_219_210));
+    }
+
+    #[test]
+    fn a_machine_id_is_no_system_uuid() {
+        let uuid_of = |system: &str, machine: &str| {
+            let info = json!({"systemUUID": system, "machineID": machine});
+            let node = json!({"metadata": {"name": "n"}, "status": {"nodeInfo": info}});
+            GuestNode::from(&serde_json::from_value::<WireNode>(node).unwrap()).claims.uuid
+        };
+        let machine_id = "85bef215392743c0948013cb67cac28a";
+        assert_eq!(uuid_of(machine_id, machine_id), None);
+        // systemd derives the machine id from the firmware's UUID; that one is read with dashes.
+        let firmware = "85bef215-3927-43c0-9480-13cb67cac28a";
+        assert_eq!(uuid_of(firmware, machine_id), SystemUuid::parse(firmware));
     }
 
     #[test]

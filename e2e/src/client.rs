@@ -3,7 +3,7 @@
 //! A thread of its own is in that network; every question is asked there, over a connection of its own.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     thread,
     time::Duration,
 };
@@ -20,7 +20,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
-use crate::sandbox::network::clients;
+use crate::sandbox::network::{clients, second};
 
 /// How long a user waits for an answer: longer than it takes until TCP sends a lost first packet again (1 s, RFC 6298).
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -40,10 +40,10 @@ pub enum Protocol {
 /// Whom to ask, and as whom.
 #[derive(Clone, Copy, Debug)]
 pub struct Question {
-    /// The client's address, one of `sandbox::network::clients`.
-    pub from: Ipv4Addr,
+    /// The client's address, one of `sandbox::network::clients`, of the same family as the load balancer's.
+    pub from: IpAddr,
     /// The load balancer's.
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
     /// How.
     pub protocol: Protocol,
 }
@@ -52,7 +52,7 @@ pub struct Question {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// From which address the question came to it.
-    pub client: Ipv4Addr,
+    pub client: IpAddr,
     /// Its pod's name.
     pub pod: String,
 }
@@ -92,10 +92,11 @@ impl Client {
         told.await.context("the client's thread has ended")?
     }
 
-    /// Asks an address over HTTP from a client's first address.
-    pub async fn get(&self, address: Ipv4Addr, port: u16) -> Result<Answer> {
-        let to = SocketAddrV4::new(address, port);
-        self.ask(Question { from: clients::CLIENT, to, protocol: Protocol::Tcp }).await
+    /// Asks an address over HTTP from a client's first address of its family.
+    pub async fn get(&self, address: impl Into<IpAddr>, port: u16) -> Result<Answer> {
+        let to = SocketAddr::new(address.into(), port);
+        let from = if to.is_ipv4() { clients::CLIENT.into() } else { second(clients::CLIENT).into() };
+        self.ask(Question { from, to, protocol: Protocol::Tcp }).await
     }
 }
 
@@ -128,9 +129,9 @@ impl Question {
     }
 
     async fn over_http(self) -> Result<String> {
-        let socket = TcpSocket::new_v4()?;
+        let socket = if self.to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.bind(self.source()).context("take the client's address")?;
-        let stream = socket.connect(self.to.into()).await.context("connect")?;
+        let stream = socket.connect(self.to).await.context("connect")?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let request = Request::get("/").header(header::HOST, self.to.to_string());
         let request = request.header(header::CONNECTION, "close").body(Empty::<Bytes>::new())?;
@@ -156,7 +157,7 @@ impl Question {
     }
 
     fn source(self) -> SocketAddr {
-        SocketAddrV4::new(self.from, 0).into()
+        SocketAddr::new(self.from, 0)
     }
 }
 
@@ -171,8 +172,10 @@ mod tests {
 
     #[test]
     fn an_answer_is_the_clients_address_and_the_pods_name() {
-        let client = Ipv4Addr::new(10, 78, 0, 50);
-        assert_eq!(read("10.78.0.50 web-1\n"), Some(Answer { client, pod: "web-1".to_owned() }));
+        for client in ["10.78.0.50", "fd00:10:78::50"] {
+            let answer = Answer { client: client.parse().unwrap(), pod: "web-1".to_owned() };
+            assert_eq!(read(&format!("{client} web-1\n")), Some(answer));
+        }
         assert_eq!(read("404 page not found"), None);
     }
 }

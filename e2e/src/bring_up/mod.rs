@@ -26,7 +26,7 @@ use crate::{
     paths::{self, Run},
     report::{Progress, Timings},
     sandbox::network,
-    scenario::{DATA_PATH_NODE, HCP_NAMESPACE},
+    scenario::{DATA_PATH_NODE, HCP_NAMESPACE, admit_workers},
     simulator::{Running, infra_pods, infra_storage, virt_handler},
     supervise::{Process, Supervisor},
     vm::{Machine, Machines, saved_state},
@@ -90,6 +90,21 @@ impl Bench {
         NodePlugin::new(&self.clusters.tenant.client, worker)
     }
 
+    /// Presses the reset button of a worker, and waits until it is a node again and its node plugin serves.
+    ///
+    /// # Errors
+    /// When it is no worker, or does not come back.
+    pub async fn reset_worker(&self, name: &str) -> Result<()> {
+        let worker = Worker::named(name).with_context(|| format!("{name} is no worker"))?;
+        let plugin = self.node_plugin(name);
+        let before = plugin.container().await?;
+        let machine = self.machine(name)?;
+        machine.reset().await?;
+        workers::join(&self.clusters, machine.guest().context("no guest agent")?, &worker).await?;
+        plugin.wait_until_replaced(before.as_deref()).await?;
+        plugin.wait_until_serving().await
+    }
+
     /// Waits until a process of a control plane ends, which it must not; the error names it and quotes its log.
     pub async fn control_plane_fails(&self) -> anyhow::Error {
         let ends = self.control_planes.iter().map(|part| Box::pin(part.exited()));
@@ -140,6 +155,7 @@ pub async fn bring_up(
     let simulators =
         start_simulators(&run, &supervisor, &clusters, &artifacts, &machines, &faults, state).await?;
 
+    admit_workers(&clusters.infra.client, DATA_PATH_NODE, true).await?;
     let proxy = service_proxy::start(&supervisor, programs, &clusters.infra, DATA_PATH_NODE)?;
 
     progress.step("installing the driver: tenant half, kubeconfig Secrets, infra half");

@@ -95,6 +95,22 @@ impl NodePlugin {
         }
     }
 
+    /// The id of the driver's container that runs now, or ran last.
+    pub async fn container(&self) -> Result<Option<String>> {
+        let pod = self.pod().await?;
+        let driver = pod.iter().flat_map(statuses).find(|status| status.name == DRIVER_CONTAINER);
+        Ok(driver.and_then(|status| status.container_id.clone()))
+    }
+
+    /// Waits until kubelet has told of another container than `before`: a worker that was reset has none of its old ones.
+    pub async fn wait_until_replaced(&self, before: Option<&str>) -> Result<()> {
+        until(&format!("a new node plugin on {}", self.worker), Deadline::PodStart, async || {
+            let now = self.container().await?;
+            Ok(if now.is_some() && now.as_deref() != before { Ok(()) } else { Err(format!("{now:?}")) })
+        })
+        .await
+    }
+
     /// Copies its containers' logs, as long as the handles live, to `node-<worker>-<container>.log` of the run.
     pub fn keep_logs(&self, run: &Run) -> Vec<AbortOnDropHandle<()>> {
         let keep = |container: &'static str| {

@@ -85,9 +85,10 @@ pub fn boot(image: WorkerImage, state: Option<PathBuf>) -> simulator::virt_handl
 }
 
 /// The addresses of the launcher pods of all workers that may be: those of their guests.
-pub fn launcher_addresses() -> BTreeMap<String, IpAddr> {
+pub fn launcher_addresses() -> BTreeMap<String, Vec<IpAddr>> {
     let workers = (1..=network::MOST_WORKERS).map(Worker::numbered);
-    workers.map(|worker| (format!("{HCP_NAMESPACE}/{}", worker.name), worker.address.into())).collect()
+    let addresses = |worker: &Worker| network::both(worker.address).into();
+    workers.map(|worker| (format!("{HCP_NAMESPACE}/{}", worker.name), addresses(&worker))).collect()
 }
 
 /// Starts a worker and waits until its Node is Ready.
@@ -120,10 +121,17 @@ pub async fn join(clusters: &Clusters, guest: &Guest, wanted: &Worker) -> Result
     };
     let nodes: Api<Node> = Api::all(clusters.tenant.client.clone());
     tokio::try_join!(worker::join(guest, &join), annotate(&nodes, &wanted.name))?;
+    let boot = guest.boot_id().await?;
     until(&format!("node {}", wanted.name), Deadline::MachineStart, async || {
         let Some(node) = nodes.get_opt(&wanted.name).await? else {
             return Ok(Err("not registered".to_owned()));
         };
+        // A worker that was reset is Ready in the status of its last boot.
+        let told =
+            node.status.as_ref().and_then(|status| status.node_info.as_ref()).map(|info| &info.boot_id);
+        if told != Some(&boot) {
+            return Ok(Err("kubelet has not told of this boot".to_owned()));
+        }
         Ok(if is_ready(&node) { Ok(()) } else { Err("registered, not Ready".to_owned()) })
     })
     .await

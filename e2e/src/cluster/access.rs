@@ -36,7 +36,7 @@ const DEFAULT_NAMESPACE: &str = "default";
 /// One running cluster's API server. Clones are the same one.
 #[derive(Clone)]
 pub struct ApiServer {
-    /// `infra` or `tenant`.
+    /// `infra`, `tenant`, or that of a test.
     pub name: &'static str,
     /// `https://address:port`, the same for the sandbox's processes and, for the tenant's, the worker VMs.
     pub url: String,

@@ -31,9 +31,9 @@ pub struct ApiServerSpec {
     pub address: Ipv4Addr,
     /// Its port.
     pub port: u16,
-    /// Range of cluster addresses of Services; the first is the Service `kubernetes`.
-    pub service_range: &'static str,
-    /// First address of `service_range`.
+    /// Ranges of cluster addresses of Services, one of each family; a Service that does not choose has one of the first.
+    pub service_ranges: &'static str,
+    /// First address of `service_ranges`: the Service `kubernetes`.
     pub service_address: Ipv4Addr,
     /// `GOGC` and `GOMEMLIMIT`. A guard against growth without end, well above what is needed: the infra server takes some
     /// 1.2 GiB under load, and with a limit of 600 MiB its garbage collector took three quarters of a core.
@@ -105,7 +105,7 @@ fn args(spec: &ApiServerSpec, folder: &Path, audit_log: &Path) -> Vec<String> {
         ("authorization-mode", "Node,RBAC".to_owned()),
         ("enable-admission-plugins", "NodeRestriction".to_owned()),
         ("allow-privileged", "true".to_owned()),
-        ("service-cluster-ip-range", spec.service_range.to_owned()),
+        ("service-cluster-ip-range", spec.service_ranges.to_owned()),
         ("service-account-issuer", "https://kubernetes.default.svc".to_owned()),
         ("service-account-key-file", file("sa.pub")),
         ("service-account-signing-key-file", file("sa.key")),

@@ -51,7 +51,7 @@ const INFRA: ApiServerSpec = ApiServerSpec {
     name: "infra",
     address: network::INFRA_API,
     port: 6443,
-    service_range: "10.96.0.0/16",
+    service_ranges: "10.96.0.0/16,fd00:10:96::/112",
     service_address: Ipv4Addr::new(10, 96, 0, 1),
     memory: [("GOGC", "100"), ("GOMEMLIMIT", "2500MiB")],
 };
@@ -61,10 +61,13 @@ const TENANT: ApiServerSpec = ApiServerSpec {
     name: "tenant",
     address: network::TENANT_API,
     port: 6444,
-    service_range: "10.97.0.0/16",
+    service_ranges: "10.97.0.0/16,fd00:10:97::/112",
     service_address: Ipv4Addr::new(10, 97, 0, 1),
     memory: [("GOGC", "100"), ("GOMEMLIMIT", "1200MiB")],
 };
+
+/// Another guest cluster, which a test starts: an API server and nothing else.
+const ANOTHER_TENANT: ApiServerSpec = ApiServerSpec { name: "another-tenant", port: 6445, ..TENANT };
 
 /// How the clusters differ from one bench to the next.
 #[derive(Clone, Debug, Default)]
@@ -134,6 +137,15 @@ pub async fn start(
     tokio::try_join!(infra, tenant)?;
     progress.step("both clusters are up");
     Ok(clusters)
+}
+
+/// Starts the API server of another guest cluster beside a bench that is up, without controllers and nodes; `supervisor` is the
+/// caller's own, who stops it.
+///
+/// # Errors
+/// When it does not get ready.
+pub async fn start_another_tenant(supervisor: &Supervisor, programs: &Programs) -> Result<ApiServer> {
+    api_server::start(supervisor, programs, &ANOTHER_TENANT).await
 }
 
 async fn create_hcp_namespace(infra: &ApiServer) -> Result<()> {

@@ -33,7 +33,8 @@ pub fn start(supervisor: &Supervisor, programs: &Programs, infra: &ApiServer, no
         "hostnameOverride": node,
         "clientConnection": {"kubeconfig": kubeconfig},
         // To infra a VM is a pod: the workers' network is a part of the pods'.
-        "clusterCIDR": format!("{}/{}", network::TENANT_API, network::PREFIX_LENGTH),
+        "clusterCIDR": format!("{}/{},{}/{}", network::TENANT_API, network::PREFIX_LENGTH,
+            network::second(network::TENANT_API), network::SECOND_PREFIX_LENGTH),
         "nodePortAddresses": [format!("{}/32", network::INFRA_API)],
         "healthzBindAddress": HEALTH,
         "metricsBindAddress": METRICS,

@@ -42,6 +42,7 @@ pub fn up(options: Options, console: &Console) -> Result<u8> {
     let folder = cache.join("up");
     let artifacts = outer::build(console, &Timings::of_run(&Run::open(folder.clone())?))?;
     Plan { goal: Goal::Serve, options, artifacts }.write(&folder)?;
+    let others = sandbox::find_running()?;
     let output = cache.join(OUTPUT);
     let log = File::create(&output).with_context(|| format!("create {}", output.display()))?;
     let mut command = Command::new(paths::program()?);
@@ -61,8 +62,11 @@ pub fn up(options: Options, console: &Console) -> Result<u8> {
         if let Some(status) = child.try_wait()? {
             bail!("the bench ended with {status}:\n{}", fs::read_to_string(&output)?);
         }
-        if let Some(bench) = sandbox::find_running()?.pop()
-            && ask(&bench, &["status-inside", "--quiet"])? == 0
+        let running = sandbox::find_running()?;
+        let own =
+            running.iter().find(|bench| !others.iter().any(|other| other.run.root() == bench.run.root()));
+        if let Some(bench) = own
+            && ask(bench, &["status-inside", "--quiet"])? == 0
         {
             console.step("the bench is up: `bench shell`, `bench status`, `bench logs`, `bench down`");
             return Ok(0);

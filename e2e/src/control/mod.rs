@@ -70,6 +70,11 @@ pub enum Request {
         /// The disk's name.
         name: String,
     },
+    /// Presses the reset button of a worker's machine, and makes it a node again; answered when it is one.
+    Reset {
+        /// The worker's name.
+        worker: String,
+    },
     /// Gives such a disk other faults, or none.
     SetDiskFaults {
         /// The VirtualMachine's name in the HCP namespace.

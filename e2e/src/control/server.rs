@@ -96,6 +96,7 @@ impl Connection {
             }
             Request::PlugDisk { machine, disk } => self.plug(machine, disk).await?,
             Request::UnplugDisk { machine, name } => self.unplug(&machine, &name).await?,
+            Request::Reset { worker } => self.bench.reset_worker(&worker).await?,
             Request::SetDiskFaults { machine, name, faults } => {
                 self.bench.machine(&machine)?.set_disk_faults(&name, &faults).await?;
             }

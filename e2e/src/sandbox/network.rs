@@ -12,13 +12,15 @@
 //! What comes in from `workers0` or `clients0` never reaches the infra network: a routing rule drops it, as an infra
 //! cluster's network policy would. The other way is open, because infra sends traffic to its VMs.
 //!
+//! Whoever has an address in `workers0` or `clients0` has one of IPv6 too, of the same digits ([`second`]).
+//!
 //! Everything goes through the `ip` program; each change is one process of a few milliseconds.
 
 pub mod clients;
 
 use std::{
     io::Write,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     process::{Command, Stdio},
 };
 
@@ -45,6 +47,10 @@ pub const TENANT_API: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
 /// All networks are /24.
 pub const PREFIX_LENGTH: u8 = 24;
+/// Those of the second family are /64.
+pub const SECOND_PREFIX_LENGTH: u8 = 64;
+/// Unique local addresses (RFC 4193): those of the second family begin so.
+const SECOND_PREFIX: u16 = 0xfd00;
 
 /// Last octet of worker 0's address and MAC address; worker `n` has this plus `n`.
 const WORKER_HOST_BASE: u8 = 10;
@@ -53,10 +59,20 @@ const WORKER_HOST_BASE: u8 = 10;
 pub const MOST_WORKERS: u8 = 2;
 
 /// Where the kernel is told to forward between networks; `ip-sysctl`.
-const FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+const FORWARD: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
 
 /// Longest name of a network device (`IFNAMSIZ` - 1).
 const MAX_DEVICE_NAME: usize = 15;
+
+/// The IPv6 address of whoever has `address`: the same decimal digits, `fd00:10:77::11` for `10.77.0.11`. So is the network of a
+/// network's address.
+pub fn second(address: Ipv4Addr) -> Ipv6Addr {
+    let [a, b, c, d] = address.octets().map(|octet| {
+        let octet = u16::from(octet);
+        ((octet / 100) << 8) | ((octet / 10 % 10) << 4) | (octet % 10)
+    });
+    Ipv6Addr::new(SECOND_PREFIX, a, b, c, 0, 0, 0, d)
+}
 
 /// Address of worker `number`, counted from 1.
 pub fn worker_address(number: u8) -> Ipv4Addr {
@@ -74,19 +90,31 @@ pub fn worker_tap(number: u8) -> String {
     format!("tap-worker-{number}")
 }
 
-/// The network of the pods on worker `number`, counted from 1: a part of `guest/kube-proxy.yaml`'s `clusterCIDR`.
-pub fn worker_pods(number: u8) -> String {
-    format!("10.88.{number}.0/24")
+/// The networks of the pods on worker `number`, counted from 1, one of each family: parts of `guest/kube-proxy.yaml`'s
+/// `clusterCIDR`.
+pub fn worker_pods(number: u8) -> [String; 2] {
+    let network = Ipv4Addr::new(10, 88, number, 0);
+    [format!("{network}/{PREFIX_LENGTH}"), format!("{}/{SECOND_PREFIX_LENGTH}", second(network))]
 }
 
 /// The pod networks of the other workers than `number`, each with the worker that leads to it.
-pub fn other_workers_pods(number: u8) -> Vec<(String, Ipv4Addr)> {
+pub fn other_workers_pods(number: u8) -> Vec<(String, IpAddr)> {
     let others = (1..=MOST_WORKERS).filter(|other| *other != number);
-    others.map(|other| (worker_pods(other), worker_address(other))).collect()
+    others.flat_map(|other| worker_pods(other).into_iter().zip(both(worker_address(other)))).collect()
+}
+
+/// An address and its [`second`].
+pub fn both(address: Ipv4Addr) -> [IpAddr; 2] {
+    [address.into(), second(address).into()]
 }
 
 /// Makes the bridges in a fresh network namespace; called once, by the sandbox's PID 1.
 pub fn set_up() -> Result<()> {
+    for forward in FORWARD {
+        std::fs::write(forward, "1")
+            .with_context(|| format!("forward between the sandbox's networks: {forward}"))?;
+    }
+    let second_gateway = second(TENANT_API);
     let infra_network = format!("{INFRA_API}/{PREFIX_LENGTH}");
     ip_batch(
         &[],
@@ -98,6 +126,7 @@ pub fn set_up() -> Result<()> {
              link set {INFRA_BRIDGE} up\n\
              link add {WORKERS_BRIDGE} type bridge\n\
              addr add {TENANT_API}/{PREFIX_LENGTH} dev {WORKERS_BRIDGE}\n\
+             addr add {second_gateway}/{SECOND_PREFIX_LENGTH} dev {WORKERS_BRIDGE} nodad\n\
              link set {WORKERS_BRIDGE} up\n\
              rule add preference 100 lookup local\n\
              rule add preference 10 iif {WORKERS_BRIDGE} to {infra_network} prohibit\n\
@@ -105,7 +134,6 @@ pub fn set_up() -> Result<()> {
         ),
     )
     .context("make the sandbox's network")?;
-    std::fs::write(FORWARD, "1").context("forward between the sandbox's networks")?;
     clients::set_up()
 }
 
@@ -207,6 +235,16 @@ mod tests {
         assert_eq!(worker_mac(1), "52:54:00:77:00:0b");
         assert_eq!(worker_tap(2), "tap-worker-2");
         assert!(worker_tap(99).len() <= MAX_DEVICE_NAME);
-        assert_eq!(other_workers_pods(2), [("10.88.1.0/24".to_owned(), worker_address(1))]);
+        let second_way = (format!("fd00:10:88:1::/{SECOND_PREFIX_LENGTH}"), second(worker_address(1)).into());
+        assert_eq!(
+            other_workers_pods(2),
+            [("10.88.1.0/24".to_owned(), worker_address(1).into()), second_way]
+        );
+    }
+
+    #[test]
+    fn the_second_family_has_the_same_digits() {
+        assert_eq!(second(Ipv4Addr::new(10, 77, 0, 11)).to_string(), "fd00:10:77::11");
+        assert_eq!(second(Ipv4Addr::new(198, 19, 255, 0)).to_string(), "fd00:198:19:255::");
     }
 }

@@ -1,7 +1,11 @@
 //! Virtual machines as Cluster API's provider for KubeVirt makes them.
 
 use anyhow::Result;
-use kube::{Client, api::PostParams};
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -15,8 +19,11 @@ use crate::vm::saved_state::WORKER_MEMORY_MIB;
 pub const CLUSTER_NAME: &str = "guest";
 
 /// The infra node on which the bench's data path runs. With `externalTrafficPolicy: Local` it hands traffic to its own VMs
-/// only, so all workers run there.
+/// only, so all workers start there.
 pub const DATA_PATH_NODE: &str = "infra-node-1";
+
+/// The label of infra nodes on which workers may run; a test that moves one gives it to another node too.
+pub const WORKERS_LABEL: &str = "bench.local/workers";
 
 /// Creates a VirtualMachine in the HCP namespace and waits until its instance is Running; `image`, the containerDisk,
 /// decides what runs in it. To the guest cluster's load balancers it is nobody.
@@ -36,13 +43,24 @@ pub async fn start_labelled_machine(
 }
 
 /// As [`start_machine`], a worker of the guest cluster: with the labels by which the infra Services of its load balancers select
-/// it, and on the node of the data path.
+/// it, and on a node with [`WORKERS_LABEL`].
 pub async fn start_worker_machine(infra: &Client, name: &str, image: &str) -> Result<()> {
     let labels = json!({"cluster.x-k8s.io/role": "worker", "cluster.x-k8s.io/cluster-name": CLUSTER_NAME});
     let mut object = virtual_machine(HCP_NAMESPACE, name, image, &labels);
     object["metadata"]["labels"] = labels;
-    object["spec"]["template"]["spec"]["nodeSelector"] = json!({"kubernetes.io/hostname": DATA_PATH_NODE});
+    object["spec"]["template"]["spec"]["nodeSelector"] = json!({ WORKERS_LABEL: "" });
     start(infra, HCP_NAMESPACE, name, object).await
+}
+
+/// Lets workers run on an infra node, or no more; those that are there stay.
+///
+/// # Errors
+/// When there is no such node.
+pub async fn admit_workers(infra: &Client, node: &str, admit: bool) -> Result<()> {
+    let nodes: Api<Node> = Api::all(infra.clone());
+    let label = json!({"metadata": {"labels": {WORKERS_LABEL: admit.then_some("")}}});
+    nodes.patch(node, &PatchParams::default(), &Patch::Merge(label)).await?;
+    Ok(())
 }
 
 async fn start(infra: &Client, namespace: &str, name: &str, object: Value) -> Result<()> {

@@ -21,9 +21,9 @@ pub use infra_objects::{
     virtual_machine_instances, virtual_machines,
 };
 pub use machines::{
-    CLUSTER_NAME, DATA_PATH_NODE, start_labelled_machine, start_machine, start_worker_machine,
+    CLUSTER_NAME, DATA_PATH_NODE, admit_workers, start_labelled_machine, start_machine, start_worker_machine,
 };
-pub use service_objects::{PORT, answering_pod, is_ready, load_balancer};
+pub use service_objects::{PORT, answering_pod, answering_pod_spec, is_ready, load_balancer};
 pub use six_steps::{Narrator, SixSteps, Step};
 pub use three_steps::ThreeSteps;
 pub use wait::{Deadline, until, until_gone};

@@ -41,7 +41,7 @@ pub fn answering_pod(name: &str, app: &str, node: Option<&str>) -> Pod {
 }
 
 /// The spec of such a pod.
-fn answering_pod_spec() -> Value {
+pub fn answering_pod_spec() -> Value {
     json!({
         "terminationGracePeriodSeconds": 1,
         "automountServiceAccountToken": false,

@@ -5,7 +5,7 @@
 //! them are real.
 
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -135,7 +135,7 @@ impl ThreeSteps<'_> {
 }
 
 /// The address that a Service shows, when it does.
-async fn shown_address(services: &Api<Service>, name: &str) -> Result<Ipv4Addr> {
+async fn shown_address(services: &Api<Service>, name: &str) -> Result<IpAddr> {
     let shown = until("the address in the guest", Deadline::Reaction, async || {
         let status = services.get(name).await?.status.unwrap_or_default();
         let ingress = status.load_balancer.unwrap_or_default().ingress.unwrap_or_default();

@@ -1,14 +1,14 @@
 //! Stands for the **load balancer of the infra cluster**, as MetalLB's controller is one: a Service of type `LoadBalancer` gets an
 //! address in its status. The address only: `infra_speaker` lets clients find it.
 //!
-//! Rules (MetalLB `controller/service.go`): an address of the pool for each Service, kept as long as the Service is; the one of
+//! Rules (MetalLB `controller/service.go`): an address of the pool for each of a Service's families, kept as long as the Service is; the one of
 //! `spec.loadBalancerIP` if it is named; events as MetalLB words them.
 //!
-//! What it does not do: pools, sharing of addresses, IPv6, `loadBalancerClass`. A test runs one in its own process, for a
+//! What it does not do: pools, sharing of addresses, `loadBalancerClass`. A test runs one in its own process, for a
 //! namespace of its own.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
@@ -19,6 +19,8 @@ use kube::{
     runtime::{Controller, controller::Action, watcher},
 };
 use serde_json::json;
+
+use crate::sandbox::network::second;
 
 use super::{
     Running,
@@ -31,6 +33,8 @@ use super::{
 const COMPONENT: &str = "metallb-controller";
 /// The first address of `sandbox::network::clients`' load balancers.
 const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+/// The second family, as `spec.ipFamilies` names it.
+const IPV6: &str = "IPv6";
 /// `spec.type` of what it serves.
 const LOAD_BALANCER: &str = "LoadBalancer";
 
@@ -84,7 +88,8 @@ pub fn start(infra: Client, namespace: &str, faults: FaultPlan<Fault>) -> Runnin
 async fn serve(service: Arc<Service>, balancer: Arc<LoadBalancer>) -> Result<Action> {
     let spec = service.spec.clone().unwrap_or_default();
     let shown = service.status.clone().unwrap_or_default().load_balancer.unwrap_or_default();
-    let shown = shown.ingress.unwrap_or_default().first().and_then(|ingress| ingress.ip.clone());
+    let shown: Vec<String> =
+        shown.ingress.unwrap_or_default().into_iter().filter_map(|ingress| ingress.ip).collect();
     let name = service.name_any();
     if spec.type_.as_deref() != Some(LOAD_BALANCER) || service.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
@@ -98,7 +103,13 @@ async fn serve(service: Arc<Service>, balancer: Arc<LoadBalancer>) -> Result<Act
         Verdict::Wait(left) => return Ok(Action::requeue(left)),
         Verdict::Stuck => return Ok(Action::await_change()),
     }
-    let mut wanted = spec.load_balancer_ip.unwrap_or_else(|| balancer.place(&service).to_string());
+    let place = || {
+        let families = spec.ip_families.unwrap_or_default();
+        let place = balancer.place(&service);
+        let of = |family: &String| if family == IPV6 { IpAddr::V6(second(place)) } else { IpAddr::V4(place) };
+        families.iter().map(|family| of(family).to_string()).collect()
+    };
+    let mut wanted: Vec<String> = spec.load_balancer_ip.map_or_else(place, |named| vec![named]);
     for fault in balancer.faults.active() {
         match fault {
             Fault::Refuse { message } => {
@@ -106,11 +117,11 @@ async fn serve(service: Arc<Service>, balancer: Arc<LoadBalancer>) -> Result<Act
                 balancer.events.tell(&balancer.client, &reference(&service), words).await;
                 return Ok(Action::await_change());
             }
-            Fault::Move { service, to } if service == name => wanted = to.to_string(),
+            Fault::Move { service, to } if service == name => wanted = vec![to.to_string()],
             Fault::Hold { .. } | Fault::Move { .. } => {}
         }
     }
-    if shown.as_deref() != Some(wanted.as_str()) {
+    if shown != wanted {
         balancer.assign(&service, &wanted).await?;
     }
     Ok(Action::await_change())
@@ -124,16 +135,18 @@ impl LoadBalancer {
         Ipv4Addr::from(u32::from(FIRST_ADDRESS).wrapping_add(place))
     }
 
-    async fn assign(&self, service: &Service, address: &str) -> Result<()> {
+    async fn assign(&self, service: &Service, addresses: &[String]) -> Result<()> {
         let namespace = service.namespace().unwrap_or_default();
         let services: Api<Service> = Api::namespaced(self.client.clone(), &namespace);
-        let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": address, "ipMode": "VIP"}]}}});
+        let ingress: Vec<_> =
+            addresses.iter().map(|address| json!({"ip": address, "ipMode": "VIP"})).collect();
+        let status = json!({"status": {"loadBalancer": {"ingress": ingress}}});
         match services.patch_status(&service.name_any(), &PatchParams::default(), &Patch::Merge(status)).await
         {
             Err(error) if !not_found(&error) => return Err(error.into()),
             _ => {}
         }
-        let message = format!("Assigned IP [\"{address}\"]");
+        let message = format!("Assigned IP {addresses:?}");
         self.events.tell(&self.client, &reference(service), (Kind::Normal, "IPAllocated", &message)).await;
         Ok(())
     }

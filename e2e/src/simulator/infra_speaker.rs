@@ -1,11 +1,11 @@
-//! Stands for the **speakers of the infra cluster's load balancer**, as MetalLB's are in layer 2 mode: clients that ask by ARP who
+//! Stands for the **speakers of the infra cluster's load balancer**, as MetalLB's are in layer 2 mode: clients that ask by ARP, or neighbour discovery, who
 //! has the address of a `LoadBalancer` Service get an answer as long as the Service's status shows the address. What comes to
 //! it then is kube-proxy's business.
 //!
-//! What it does not do: choose among nodes (the bench's data path has one), unsolicited ARP, IPv6. A test runs one in its own
+//! What it does not do: choose among nodes (the bench's data path has one), unsolicited announcements. A test runs one in its own
 //! process, for a namespace of its own; when it is stopped nothing is announced any more.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, pin::pin};
+use std::{collections::BTreeSet, net::IpAddr, pin::pin};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service;
@@ -41,7 +41,7 @@ async fn speak(services: Api<Service>) {
 }
 
 /// The addresses in a Service's status.
-fn addresses(service: &Service) -> Vec<Ipv4Addr> {
+fn addresses(service: &Service) -> Vec<IpAddr> {
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = status.and_then(|status| status.ingress.as_deref()).unwrap_or_default();
     ingress.iter().filter_map(|ingress| ingress.ip.as_deref()?.parse().ok()).collect()
@@ -49,11 +49,11 @@ fn addresses(service: &Service) -> Vec<Ipv4Addr> {
 
 /// What is announced; withdrawn when it is dropped.
 #[derive(Debug, Default)]
-struct Announced(BTreeSet<Ipv4Addr>);
+struct Announced(BTreeSet<IpAddr>);
 
 impl Announced {
     /// Each change is one process of a few milliseconds. What fails is logged, and tried again at the next change.
-    fn change_to(&mut self, wanted: &BTreeSet<Ipv4Addr>) {
+    fn change_to(&mut self, wanted: &BTreeSet<IpAddr>) {
         let (gone, new): (Vec<_>, Vec<_>) =
             (self.0.difference(wanted).copied().collect(), wanted.difference(&self.0).copied().collect());
         for address in gone {
@@ -92,7 +92,7 @@ mod tests {
     fn addresses_are_those_of_the_status() {
         let service = |status| serde_json::from_value(json!({"status": status})).expect("a Service");
         let shown = service(json!({"loadBalancer": {"ingress": [{"ip": "198.18.0.1"}, {"hostname": "h"}]}}));
-        assert_eq!(addresses(&shown), [Ipv4Addr::new(198, 18, 0, 1)]);
-        assert_eq!(addresses(&service(json!({}))), [] as [Ipv4Addr; 0]);
+        assert_eq!(addresses(&shown), [IpAddr::from([198, 18, 0, 1])]);
+        assert_eq!(addresses(&service(json!({}))), [] as [IpAddr; 0]);
     }
 }

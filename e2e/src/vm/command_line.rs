@@ -6,6 +6,7 @@ use super::{
     Accelerator,
     machine::{Boot, MachineSpec},
 };
+use crate::sandbox::network::{PREFIX_LENGTH, SECOND_PREFIX_LENGTH, second};
 
 /// PCIe root ports for hotplugged virtio disks. KubeVirt leaves a VM at least as many as its volumes need; eight are
 /// more than any test plugs at once.
@@ -22,9 +23,6 @@ const AGENT_PORT: &str = "org.qemu.guest_agent.0";
 
 /// PCI slot of the first root port; below it the chipset and the devices named here find their own places.
 const FIRST_ROOT_PORT_SLOT: u8 = 0x10;
-
-/// Prefix length of the worker network (`sandbox::network`).
-const PREFIX_LENGTH: u8 = 24;
 
 /// The kernel's part of every command line. `panic=-1` with `-no-reboot` ends QEMU when the guest's kernel dies.
 /// Mitigations protect nobody in an emulated guest and cost a second of the boot.
@@ -71,7 +69,9 @@ pub(super) fn arguments(spec: &MachineSpec, accelerator: Accelerator, files: &Fi
         Boot::Worker { image, mac, address, tap, state } => {
             add("-kernel", image.kernel.display().to_string());
             add("-initrd", image.initrd.display().to_string());
-            add("-append", format!("{KERNEL_WORDS} bench.address={address}/{PREFIX_LENGTH}"));
+            let second = format!("{}/{SECOND_PREFIX_LENGTH}", second(*address));
+            let addresses = format!("bench.address={address}/{PREFIX_LENGTH} bench.address={second}");
+            add("-append", format!("{KERNEL_WORDS} {addresses}"));
             add("-serial", format!("file:{}", files.console.display()));
             add("-chardev", format!("socket,id=agent,path={},server=on,wait=off", option(files.agent)));
             add("-device", "virtio-serial-pci".into());
@@ -145,7 +145,8 @@ mod tests {
     #[test]
     fn a_worker_is_addressed_on_its_command_line_and_never_has_user_networking() {
         let words = words(worker(None));
-        assert!(words.contains("bench.address=10.77.0.11/24") && words.contains("ifname=tap-worker-1"));
+        assert!(words.contains("bench.address=10.77.0.11/24 bench.address=fd00:10:77::11/64"), "{words}");
+        assert!(words.contains("ifname=tap-worker-1"));
         assert!(!words.contains("-netdev user") && !words.contains("-incoming"));
         assert!(words.contains("path=/r/a,,b,"), "{words}");
     }

@@ -73,12 +73,18 @@ impl Guest {
         let stream = UnixStream::connect(socket).await.context("connect to the guest agent's socket")?;
         let (service, events) = QgaStreamTokio::open(stream).into_parts();
         let guest = Self { service: Arc::new(service), reader: events.spawn_tokio() };
+        guest.answers(limit).await?;
+        Ok(guest)
+    }
+
+    /// Waits until the agent answers, after each boot of the guest.
+    pub(super) async fn answers(&self, limit: Duration) -> Result<()> {
         let id = i64::from(std::process::id());
-        let synced = tokio::time::timeout(limit, guest.execute(qga::guest_sync { id }))
+        let synced = tokio::time::timeout(limit, self.execute(qga::guest_sync { id }))
             .await
             .with_context(|| format!("the guest agent did not answer within {} s", limit.as_secs()))??;
         ensure!(synced == id, "the guest agent answered another question");
-        Ok(guest)
+        Ok(())
     }
 
     /// Runs a program and waits for its end; `argv[0]` is looked up in the worker's PATH. Output beyond 16 MiB is an
@@ -145,6 +151,11 @@ impl Guest {
     /// Reads a file of at most 16 MiB.
     pub async fn read_file(&self, path: &str) -> Result<Vec<u8>> {
         Ok(self.check(&["cat", path], None).await?.stdout)
+    }
+
+    /// What the kernel calls this boot; two guests restored from one saved state have the same.
+    pub async fn boot_id(&self) -> Result<String> {
+        Ok(self.check(&["cat", "/proc/sys/kernel/random/boot_id"], None).await?.text())
     }
 
     /// Sets the guest's clock.

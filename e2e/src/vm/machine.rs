@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use qapi::qmp::{self, RunState};
+use qapi::qmp::{self, RebootAction, RunState};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -30,6 +30,9 @@ const BOOT_LIMIT: Duration = Duration::from_mins(3);
 
 /// Reading a saved state back.
 const RESTORE_LIMIT: Duration = Duration::from_mins(1);
+
+/// QEMU resets its devices in a few milliseconds, and reads kernel and initrd again.
+const RESET_LIMIT: Duration = Duration::from_secs(20);
 
 /// QEMU ends on SIGTERM as soon as its main loop turns.
 const STOP_GRACE: Duration = Duration::from_secs(10);
@@ -195,6 +198,23 @@ impl Machine {
     /// The QEMU process.
     pub fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// Presses the reset button of a worker: the guest isn't asked, its memory is lost, its disks stay. Returns when the agent of
+    /// the next boot answers; what joins a cluster has to join again.
+    pub async fn reset(&self) -> Result<()> {
+        let guest = self.guest().context("no guest runs in it")?;
+        // The command line has QEMU end with the guest's kernel; here the end is wanted, and a beginning.
+        self.on_reboot(RebootAction::reset).await?;
+        self.monitor.reset(RESET_LIMIT).await?;
+        self.monitor.execute(qmp::cont {}).await?;
+        guest.answers(BOOT_LIMIT).await.context("after a reset")?;
+        self.on_reboot(RebootAction::shutdown).await
+    }
+
+    async fn on_reboot(&self, action: RebootAction) -> Result<()> {
+        let action = qmp::set_action { reboot: Some(action), panic: None, shutdown: None, watchdog: None };
+        self.monitor.execute(action).await.map(drop)
     }
 
     /// Ends QEMU: power off without a warning to the guest.

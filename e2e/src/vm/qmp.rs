@@ -109,6 +109,30 @@ impl Monitor {
         }
     }
 
+    /// Resets the machine while its processor stands still: when this returns nothing of the life before runs, and `cont` begins
+    /// the next.
+    pub(super) async fn reset(&self, limit: Duration) -> Result<()> {
+        self.execute(qmp::stop {}).await?;
+        let mut events = self.events.subscribe();
+        self.execute(qmp::system_reset {}).await?;
+        let done = async {
+            loop {
+                match events.recv().await {
+                    Ok(qmp::Event::RESET { .. }) => return Ok(()),
+                    // One that was missed may have been it, and none would follow.
+                    Err(RecvError::Lagged(missed)) => {
+                        bail!("{missed} of QEMU's events were missed during a reset")
+                    }
+                    Ok(_) => {}
+                    Err(RecvError::Closed) => bail!("QEMU ended while it was reset"),
+                }
+            }
+        };
+        tokio::time::timeout(limit, done)
+            .await
+            .unwrap_or_else(|_| bail!("QEMU has not reset the machine within {} s", limit.as_secs()))
+    }
+
     /// Whether the machine has a device of that id (those of `-device` and `device_add`).
     pub(super) async fn has_device(&self, id: &str) -> Result<bool> {
         let devices = self.execute(qmp::qom_list { path: "/machine/peripheral".into() }).await?;

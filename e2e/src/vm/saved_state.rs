@@ -23,7 +23,7 @@ use super::{
 use crate::{
     artifact::store::{Key, cached},
     report::Progress,
-    sandbox::network,
+    sandbox::network::{self, PREFIX_LENGTH, SECOND_PREFIX_LENGTH, second},
     supervise::Supervisor,
 };
 
@@ -120,10 +120,11 @@ pub(super) async fn freshen(guest: &Guest, mac: &str, address: Ipv4Addr) -> Resu
     let script = r#"
         tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id &&
         ip link set eth0 down && ip addr flush dev eth0 && ip link set eth0 address "$1" &&
-        ip addr add "$2/24" dev eth0 && ip link set eth0 up"#;
-    let address = address.to_string();
+        ip addr add "$2" dev eth0 && ip addr add "$3" dev eth0 && ip link set eth0 up"#;
+    let first = format!("{address}/{PREFIX_LENGTH}");
+    let second = format!("{}/{SECOND_PREFIX_LENGTH}", second(address));
     guest
-        .check(&["/bin/sh", "-c", script, "sh", mac, &address], None)
+        .check(&["/bin/sh", "-c", script, "sh", mac, &first, &second], None)
         .await
         .context("readdress the guest")?;
     Ok(())

@@ -2,13 +2,14 @@
 //! them the driver's image. Whether the node becomes Ready is the cluster's word, and the caller's to wait for.
 
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, Result, bail};
 
 use super::{DRIVER_DISK, Guest};
+use crate::sandbox::network::{both, second};
 
 /// From the agent's first answer to containerd with its images: 7 s when quiet.
 const READY_LIMIT: Duration = Duration::from_mins(3);
@@ -33,7 +34,8 @@ const PROXY_LOG: &str = "/var/log/kube-proxy.log";
 pub struct Join<'a> {
     /// Its name, also the guest's host name.
     pub node_name: &'a str,
-    /// The address kubelet reports as `InternalIP`; the API server reaches kubelet there (logs, exec).
+    /// The address kubelet reports as `InternalIP`, with that of the second family; the API server reaches kubelet there (logs,
+    /// exec).
     pub address: Ipv4Addr,
     /// The CA of the tenant cluster: whom kubelet believes, and whose client certificates it accepts.
     pub ca_pem: &'a str,
@@ -43,10 +45,10 @@ pub struct Join<'a> {
     pub proxy_kubeconfig_yaml: &'a str,
     /// The cloud's name for this machine, `kubevirt://<vm name>`.
     pub provider_id: &'a str,
-    /// The network of its pods, a /24.
-    pub pods: &'a str,
+    /// The networks of its pods, one of each family.
+    pub pods: &'a [String; 2],
     /// The pods' networks of other workers, and through whom they are reached.
-    pub other_pods: &'a [(String, Ipv4Addr)],
+    pub other_pods: &'a [(String, IpAddr)],
     /// The infra node on which it runs: its way to whatever is not in its own network.
     pub gateway: Ipv4Addr,
 }
@@ -86,16 +88,17 @@ pub async fn join(guest: &Guest, join: &Join<'_>) -> Result<i64> {
 async fn connect_pods(guest: &Guest, join: &Join<'_>) -> Result<()> {
     let script = r#"
         set -e
-        sed "s#@PODS@#$1#" /usr/share/worker/pods.conflist >/etc/cni/net.d/10-pods.conflist
-        ip route replace default via "$2"
-        shift 2
+        sed "s#@PODS@#$1#; s#@SECOND_PODS@#$2#" /usr/share/worker/pods.conflist >/etc/cni/net.d/10-pods.conflist
+        ip route replace default via "$3"
+        ip -6 route replace default via "$4"
+        shift 4
         while [ $# -gt 0 ]; do ip route replace "$1" via "$2"; shift 2; done"#;
-    let gateway = join.gateway.to_string();
+    let gateways = both(join.gateway).map(|gateway| gateway.to_string());
     let others: Vec<(&str, String)> =
         join.other_pods.iter().map(|(pods, worker)| (pods.as_str(), worker.to_string())).collect();
     let others = others.iter().flat_map(|(pods, worker)| [*pods, worker.as_str()]);
-    let argv: Vec<&str> =
-        ["/bin/sh", "-c", script, "sh", join.pods, &gateway].into_iter().chain(others).collect();
+    let own = join.pods.iter().chain(&gateways).map(String::as_str);
+    let argv: Vec<&str> = ["/bin/sh", "-c", script, "sh"].into_iter().chain(own).chain(others).collect();
     guest.check(&argv, None).await.context("connect the worker's pods")?;
     Ok(())
 }
@@ -127,7 +130,7 @@ pub async fn start_kubelet(guest: &Guest, join: &Join<'_>) -> Result<i64> {
         format!("--config={KUBELET_CONFIG}"),
         format!("--kubeconfig={KUBECONFIG}"),
         format!("--hostname-override={}", join.node_name),
-        format!("--node-ip={}", join.address),
+        format!("--node-ip={},{}", join.address, second(join.address)),
         format!("--provider-id={}", join.provider_id),
         "--v=2".to_string(),
     ];

@@ -2,6 +2,7 @@
 //! virtual machines that are real to KubeVirt and run no guest. Each names the defects of the reference (D…) that it would find there.
 
 mod scene;
+mod two_guests;
 
 use anyhow::{Result, ensure};
 use bench::scenario::{Deadline, until};
@@ -14,6 +15,8 @@ use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
 use crate::load_balancer::provider::mirror_name;
+pub use two_guests::apart;
+
 use scene::{CLUSTER, OURS, Ours, Scene};
 
 /// As the reference: those of Services with policy Local are ours.

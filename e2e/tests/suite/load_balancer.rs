@@ -2,6 +2,7 @@
 //! real API servers. Each names the defects of the reference (D…) that it would find there.
 
 pub mod burst;
+pub mod credentials;
 pub mod explained;
 pub mod faults;
 pub mod left_overs;

@@ -227,6 +227,11 @@ fn cloud_controller_manager() -> Vec<Trial> {
         trial("load_balancer::both_api_servers_are_away", Exclusive, load_balancer::faults::outage),
         trial("load_balancer::two_leaders_double_nothing", Exclusive, load_balancer::faults::two_leaders),
         trial("load_balancer::a_service_flips_a_hundred_times", Exclusive, load_balancer::storm::flips),
+        trial(
+            "load_balancer::changed_credentials_are_taken_up_without_a_restart",
+            Exclusive,
+            load_balancer::credentials::change,
+        ),
         trial("load_balancer::a_thousand_at_once", Exclusive, load_balancer::storm::thousand),
         trial(
             "load_balancer::the_rights_that_installers_give_suffice",
@@ -249,6 +254,7 @@ fn cloud_controller_manager() -> Vec<Trial> {
         trial("endpoints::they_follow_the_vms", Exclusive, endpoints::follow_the_vms),
         trial("endpoints::handed_over_without_a_gap", Exclusive, endpoints::handed_over),
         trial("endpoints::what_is_anothers_stays", Exclusive, endpoints::anothers_stays),
+        trial("endpoints::two_guests_of_one_namespace_stay_apart", Exclusive, endpoints::apart),
         trial("endpoints::without_the_right_a_selector_stays", Exclusive, endpoints::without_the_right),
     ]
 }

@@ -33,7 +33,7 @@ func main() {
 		}
 		return fmt.Sprintf("%s %s\n", host, name)
 	}
-	socket, err := net.ListenPacket("udp4", port)
+	socket, err := net.ListenPacket("udp", port)
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -77,7 +77,7 @@ pub struct Options {
     pub node_address: IpAddr,
     /// The addresses that the pod network gives launcher pods whose VMs have a guest, by `<namespace>/<VM>`. In the field a
     /// VM has its pod's address.
-    pub launcher_addresses: BTreeMap<String, IpAddr>,
+    pub launcher_addresses: BTreeMap<String, Vec<IpAddr>>,
     /// Runs the containers.
     pub supervisor: Supervisor,
     /// The folder of the infra storage's volumes, in which CDI's importers make disks.
@@ -147,7 +147,7 @@ struct Kubelets {
     client: Client,
     nodes: BTreeSet<String>,
     address: IpAddr,
-    launcher_addresses: BTreeMap<String, IpAddr>,
+    launcher_addresses: BTreeMap<String, Vec<IpAddr>>,
     images: Images,
     volumes: PathBuf,
     faults: FaultPlan<Fault>,
@@ -247,16 +247,17 @@ impl Kubelets {
             if outcome == Outcome::Succeeded && kind == Kind::Worker {
                 importer::work(&self.client, &self.volumes, pod).await?;
             }
-            let own = self.launcher_address(pod, kind);
+            let own = self.launcher_addresses(pod, kind);
             simulated::status(pod, kind, &outcome, simulated::Addresses { node: self.address, own })
         };
         self.write(pod, status).await
     }
 
-    /// The address that the pod network has for this launcher.
-    fn launcher_address(&self, pod: &Pod, kind: Kind) -> Option<IpAddr> {
-        let machine = pod.annotations().get(DOMAIN_ANNOTATION).filter(|_| kind == Kind::Launcher)?;
-        self.launcher_addresses.get(&format!("{}/{machine}", pod.namespace()?)).copied()
+    /// The addresses that the pod network has for this launcher.
+    fn launcher_addresses(&self, pod: &Pod, kind: Kind) -> &[IpAddr] {
+        let machine = pod.annotations().get(DOMAIN_ANNOTATION).filter(|_| kind == Kind::Launcher);
+        let key = machine.zip(pod.namespace()).map(|(machine, namespace)| format!("{namespace}/{machine}"));
+        key.and_then(|key| self.launcher_addresses.get(&key)).map(Vec::as_slice).unwrap_or_default()
     }
 
     fn held(&self, pod: &Pod, kind: Kind, step: Step) -> Verdict {
@@ -294,11 +295,12 @@ impl Kubelets {
         Ok(!matches!(found.data["status"]["phase"].as_str(), Some("Succeeded" | "Failed")))
     }
 
-    /// Whether the machine that lived in this launcher has migrated to another node.
+    /// Whether the machine that lived in this launcher has migrated to another. Its node says nothing: the machine may come back
+    /// to it, into another launcher.
     async fn vmi_left(&self, pod: &Pod) -> Result<bool> {
         let Some(found) = self.vmi_of(pod).await? else { return Ok(false) };
         let state = &found.data["status"]["migrationState"];
-        Ok(state["completed"] == true && state["failed"] != true && state["sourceNode"] == node_of(pod))
+        Ok(state["completed"] == true && state["failed"] != true && state["sourcePod"] == pod.name_any())
     }
 
     /// The VMI that a launcher is for.

@@ -106,15 +106,15 @@ pub(super) fn has(pod: &Pod, wanted: &Value) -> bool {
 
 /// The addresses in a pod's status.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Addresses {
+pub(super) struct Addresses<'a> {
     /// Its node's.
     pub node: IpAddr,
-    /// Its own, if the pod network has one for it.
-    pub own: Option<IpAddr>,
+    /// Its own, the first first, if the pod network has some for it.
+    pub own: &'a [IpAddr],
 }
 
 /// The status to write, as a merge patch.
-pub(super) fn status(pod: &Pod, kind: Kind, outcome: &Outcome, addresses: Addresses) -> Value {
+pub(super) fn status(pod: &Pod, kind: Kind, outcome: &Outcome, addresses: Addresses<'_>) -> Value {
     let now = now();
     let unknown = kind == Kind::Unknown;
     let running = *outcome == Outcome::Running && !unknown;
@@ -141,10 +141,16 @@ pub(super) fn status(pod: &Pod, kind: Kind, outcome: &Outcome, addresses: Addres
         "initContainerStatuses": inits.iter().map(|c| init_status(c, unknown, &now)).collect::<Vec<_>>(),
     });
     if !unknown {
-        let given = || addresses.own.map_or_else(|| pod_ip(pod), |own| own.to_string());
-        let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone()).unwrap_or_else(given);
-        status["podIPs"] = json!([{"ip": ip}]);
-        status["podIP"] = ip.into();
+        let known = pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
+        let mut ips: Vec<String> = known.map(|known| known.ip.clone()).collect();
+        if ips.is_empty() {
+            ips = addresses.own.iter().map(ToString::to_string).collect();
+        }
+        if ips.is_empty() {
+            ips.push(pod_ip(pod));
+        }
+        status["podIP"] = ips[0].clone().into();
+        status["podIPs"] = ips.into_iter().map(|ip| json!({"ip": ip})).collect();
     }
     status
 }
@@ -251,8 +257,8 @@ mod tests {
         .expect("a pod")
     }
 
-    fn address() -> Addresses {
-        Addresses { node: "10.76.0.1".parse().expect("an address"), own: None }
+    fn address() -> Addresses<'static> {
+        Addresses { node: "10.76.0.1".parse().expect("an address"), own: &[] }
     }
 
     #[test]
@@ -299,10 +305,11 @@ mod tests {
 
     #[test]
     fn a_launcher_has_the_address_of_its_vm() {
-        let own = Some("10.77.0.11".parse().expect("an address"));
-        let addresses = Addresses { own, ..address() };
+        let own = ["10.77.0.11", "fd00:10:77::11"].map(|address| address.parse().expect("an address"));
+        let addresses = Addresses { own: &own, ..address() };
         let status = status(&pod(&json!({}), "r/x:1"), Kind::Launcher, &Outcome::Running, addresses);
         assert_eq!((&status["podIP"], &status["hostIP"]), (&json!("10.77.0.11"), &json!("10.76.0.1")));
+        assert_eq!(status["podIPs"], json!([{"ip": "10.77.0.11"}, {"ip": "fd00:10:77::11"}]));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::{
     vmi::Vmi,
 };
 use crate::{
+    sandbox::network,
     simulator::fault_plan,
     supervise::Supervisor,
     vm::{self, Disk, Machine, MachineSpec, Machines},
@@ -39,7 +40,7 @@ pub(super) struct Domains {
 #[derive(Clone, Debug)]
 struct Owner {
     uid: String,
-    address: Option<(IpAddr, String)>,
+    addresses: Option<(Vec<IpAddr>, String)>,
 }
 
 impl Domains {
@@ -69,7 +70,7 @@ impl Domains {
         }
         Ok(Domain::Alive(Alive {
             plugged: machine.plugged().into_iter().collect(),
-            address: owner.address,
+            addresses: owner.addresses,
             agent: machine.guest().is_some(),
         }))
     }
@@ -124,11 +125,11 @@ impl Domains {
     }
 
     fn own(&self, vmi: &Vmi, spec: &MachineSpec, machine: &Arc<Machine>) -> Owner {
-        let address = match &spec.boot {
+        let addresses = match &spec.boot {
             vm::Boot::Nothing => None,
-            vm::Boot::Worker { address, mac, .. } => Some((IpAddr::V4(*address), mac.clone())),
+            vm::Boot::Worker { address, mac, .. } => Some((network::both(*address).into(), mac.clone())),
         };
-        let owner = Owner { uid: vmi.uid.clone(), address };
+        let owner = Owner { uid: vmi.uid.clone(), addresses };
         self.owners().insert(vmi.key(), owner.clone());
         let (process, ended) = (machine.process().clone(), self.ended.clone());
         tokio::spawn(async move {

@@ -317,15 +317,17 @@ impl Handler {
 
     /// A machine in which no guest runs has its launcher pod's address, as one behind masquerade has.
     async fn complete_address(&self, vmi: &Vmi, alive: &mut Alive) -> Result<()> {
-        if alive.address.is_some() {
+        if alive.addresses.is_some() {
             return Ok(());
         }
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &vmi.namespace);
         let of_vmi = ListParams::default()
             .labels(&format!("{CREATED_BY_LABEL}={}", vmi.uid))
             .fields(&format!("spec.nodeName={}", vmi.status.node_name));
-        let address = pods.list(&of_vmi).await?.items.into_iter().find_map(|pod| pod.status?.pod_ip);
-        alive.address = address.and_then(|address| Some((address.parse().ok()?, mac_of(&vmi.uid))));
+        let addresses = pods.list(&of_vmi).await?.items.into_iter().find_map(|pod| pod.status?.pod_ips);
+        let addresses: Option<Vec<_>> =
+            addresses.map(|all| all.iter().filter_map(|address| address.ip.parse().ok()).collect());
+        alive.addresses = addresses.map(|addresses| (addresses, mac_of(&vmi.uid)));
         Ok(())
     }
 }

@@ -50,8 +50,8 @@ pub enum Domain {
 pub struct Alive {
     /// The volumes whose disks it has by hotplug.
     pub plugged: BTreeSet<String>,
-    /// The address of its guest and the MAC of its interface; `None` when no guest runs in it.
-    pub address: Option<(IpAddr, String)>,
+    /// The addresses of its guest, the first first, and the MAC of its interface; `None` when no guest runs in it.
+    pub addresses: Option<(Vec<IpAddr>, String)>,
     /// Whether its guest agent answers.
     pub agent: bool,
 }

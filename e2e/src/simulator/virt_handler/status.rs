@@ -148,10 +148,10 @@ fn set_phase(status: &mut Map<String, Value>, vmi: &Vmi, phase: Phase, alive: Op
 pub(super) fn interfaces(vmi: &Vmi, alive: &Alive) -> Value {
     let name = vmi.spec.networks.first().map_or("default", |network| network.name.as_str());
     let source = if alive.agent { "domain, guest-agent" } else { "domain" };
-    match &alive.address {
-        Some((address, mac)) => json!([{
-            "name": name, "ipAddress": address, "ipAddresses": [address], "mac": mac, "infoSource": source,
-            "linkState": "up", "queueCount": 1,
+    match &alive.addresses {
+        Some((addresses, mac)) => json!([{
+            "name": name, "ipAddress": addresses.first(), "ipAddresses": addresses, "mac": mac,
+            "infoSource": source, "linkState": "up", "queueCount": 1,
         }]),
         None => json!([{"name": name, "infoSource": source, "linkState": "up", "queueCount": 1}]),
     }
@@ -263,12 +263,14 @@ mod tests {
     fn a_running_machine_shows_its_address() {
         let mut body = json!({"spec": {"networks": [{"name": "pod"}]}, "status": {"phase": "Scheduled"}});
         let view = vmi(&body);
-        let address = Some(("10.77.0.11".parse().expect("an address"), "52:54:00:77:00:0b".to_owned()));
-        let alive = Alive { address, agent: true, ..Alive::default() };
+        let addresses = ["10.77.0.11", "fd00:10:77::11"].map(|address| address.parse().expect("an address"));
+        let addresses = Some((addresses.into(), "52:54:00:77:00:0b".to_owned()));
+        let alive = Alive { addresses, agent: true, ..Alive::default() };
         apply(&mut body, &view, &[Change::Phase(Phase::Running)], Some(&alive), None, "2026-01-01T00:00:00Z");
         let interface = &body["status"]["interfaces"][0];
         assert_eq!(interface["name"], "pod");
         assert_eq!(interface["ipAddress"], "10.77.0.11");
+        assert_eq!(interface["ipAddresses"][1], "fd00:10:77::11");
         assert_eq!(interface["mac"], "52:54:00:77:00:0b");
         assert_eq!(body["status"]["phaseTransitionTimestamps"][0]["phase"], "Running");
     }

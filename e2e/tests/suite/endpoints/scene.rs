@@ -7,6 +7,7 @@ use std::sync::{
 };
 
 use anyhow::{Result, ensure};
+use bench::cluster::ApiServer;
 use bench::scenario::{Deadline, start_labelled_machine, until, virtual_machine_instances, virtual_machines};
 use futures::StreamExt;
 use k8s_openapi::api::{core::v1::Node, discovery::v1::EndpointSlice};
@@ -45,6 +46,8 @@ pub struct Scene {
     infra: Client,
     /// virt-api takes changes of a VMI's status from KubeVirt's own accounts only.
     kubevirt: Client,
+    /// What the guest cluster is called.
+    pub cluster: &'static str,
     word: String,
 }
 
@@ -108,17 +111,34 @@ impl Scene {
     /// With the rights of the bases alone.
     pub async fn without_rights(fixture: &Fixture) -> Result<Self> {
         let place = Place::new(fixture).await?;
-        let scene = Self {
-            infra_slices: Api::namespaced(fixture.infra.clone(), &place.namespace),
-            guest_slices: Api::namespaced(fixture.guest.clone(), &place.namespace),
-            nodes: Api::all(fixture.guest.clone()),
-            infra: fixture.infra.clone(),
-            kubevirt: fixture.infra_as(KUBEVIRT).await?,
-            word: fixture.word.clone(),
-            place,
-        };
+        let scene = Self::over(fixture, place, CLUSTER, fixture.word.clone()).await?;
         scene.end().await?;
         Ok(scene)
+    }
+
+    /// Over the same infra namespace, for another guest cluster, called `cluster`.
+    pub async fn in_another_guest(
+        &self,
+        fixture: &Fixture,
+        guest: &ApiServer,
+        cluster: &'static str,
+    ) -> Result<Self> {
+        let place = self.place.in_another_guest(fixture, guest).await?;
+        place.grant(fixture, "endpoints").await?;
+        Self::over(fixture, place, cluster, format!("{}-{cluster}", self.word)).await
+    }
+
+    async fn over(fixture: &Fixture, place: Place, cluster: &'static str, word: String) -> Result<Self> {
+        Ok(Self {
+            infra_slices: Api::namespaced(fixture.infra.clone(), &place.namespace),
+            guest_slices: Api::namespaced(place.guest.clone(), &place.namespace),
+            nodes: Api::all(place.guest.clone()),
+            infra: fixture.infra.clone(),
+            kubevirt: fixture.infra_as(KUBEVIRT).await?,
+            cluster,
+            word,
+            place,
+        })
     }
 
     /// Removes the Nodes of this test, and what another left.
@@ -133,13 +153,14 @@ impl Scene {
     pub async fn provider(&self, suffix: &str, keys: &Value) -> Result<Provider> {
         let mut keys = keys.clone();
         keys["instancesV2"] = json!({"enabled": false});
-        self.place.configured(suffix, CLUSTER, &keys, &["--leader-elect=false"]).await
+        self.place.configured(suffix, self.cluster, &keys, &["--leader-elect=false"]).await
     }
 
     /// Two VMs that the infra selector finds, and their Nodes.
     pub async fn two_workers(&self) -> Result<[String; 2]> {
         let names = ["one", "two"].map(|name| format!("{}-{name}", self.word));
-        let labels = json!({"cluster.x-k8s.io/role": "worker", "cluster.x-k8s.io/cluster-name": CLUSTER});
+        let labels =
+            json!({"cluster.x-k8s.io/role": "worker", "cluster.x-k8s.io/cluster-name": self.cluster});
         for name in &names {
             start_labelled_machine(&self.infra, &self.place.namespace, name, EMPTY_IMAGE, &labels).await?;
             let node = json!({"metadata": {"name": node_of(name), "labels": {TEST_LABEL: ""}},
@@ -186,6 +207,14 @@ impl Scene {
         let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={mirror}"));
         let slices = self.infra_slices.list(&of_service).await?.items;
         slices.into_iter().map(|slice| Ok(serde_json::to_value(slice)?)).collect()
+    }
+
+    /// The slices that are there for a Service, and their versions, whoever wrote them.
+    pub async fn versions(&self, mirror: &str) -> Result<BTreeMap<String, String>> {
+        let slices = self.slices(mirror).await?;
+        let version =
+            |slice: &Value| ["name", "resourceVersion"].map(|key| slice["metadata"][key].to_string());
+        Ok(slices.iter().map(|slice| version(slice).into()).collect())
     }
 
     /// What we wrote for a Service.

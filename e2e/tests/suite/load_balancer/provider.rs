@@ -1,11 +1,15 @@
 //! A cloud controller manager process of the test's own, with an infra namespace of its own in which a load balancer serves, and
 //! with the accounts and rights of `deploy/cloud-controller-manager`.
 
+mod access;
+
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use bench::{
+    cluster::ApiServer,
     command::goal::Plan,
     fault_proxy::KubeProxy,
     paths::{self, RUNTIME},
@@ -15,7 +19,7 @@ use bench::{
 };
 use k8s_openapi::api::{
     authentication::v1::TokenRequest,
-    core::v1::{Event, Namespace, Service, ServiceAccount},
+    core::v1::{Event, Namespace, Service},
 };
 use kube::{
     Api, Client, ResourceExt,
@@ -28,6 +32,8 @@ use tokio::io::AsyncWriteExt;
 
 use super::CLUSTER;
 use crate::fixture::Fixture;
+pub use access::Access;
+use access::access;
 
 /// The account of both halves.
 const ACCOUNT: &str = "cloud-controller-manager";
@@ -49,12 +55,15 @@ pub struct Place {
     pub guests: Api<Service>,
     /// The infra namespace's Services.
     pub mirrors: Api<Service>,
-    guest: Client,
+    /// The guest cluster's administrator.
+    pub guest: Client,
     /// The credentials of a provider in infra.
     pub infra_access: Kubeconfig,
     guest_access: Kubeconfig,
+    /// The arguments with which kubectl is the guest cluster's administrator.
+    guest_kubectl: Vec<String>,
     logs: PathBuf,
-    _load_balancer: Running,
+    load_balancer: Arc<Running>,
 }
 
 /// What stands between a provider and the API servers.
@@ -85,8 +94,8 @@ impl Place {
         let namespaces: Api<Namespace> = Api::all(fixture.infra.clone());
         let object = serde_json::from_value(json!({"metadata": {"name": namespace}}))?;
         namespaces.create(&PostParams::default(), &object).await?;
-        apply(fixture, "tenant/base", "tenant", None).await?;
-        apply(fixture, "infra/base", "infra", Some(&namespace)).await?;
+        apply(fixture, "tenant/base", &context("tenant"), None).await?;
+        apply(fixture, "infra/base", &context("infra"), Some(&namespace)).await?;
         Self::with_infra(fixture, namespace.clone(), namespace).await
     }
 
@@ -96,6 +105,29 @@ impl Place {
         Self::with_infra(fixture, fixture.guest_namespace().await?, HCP_NAMESPACE.to_owned()).await
     }
 
+    /// Over the same infra namespace, for another guest cluster, in which it makes the namespace, the account and its rights.
+    pub async fn in_another_guest(&self, fixture: &Fixture, guest: &ApiServer) -> Result<Self> {
+        let guest_kubectl = vec![format!("--kubeconfig={}", guest.admin_kubeconfig.display())];
+        let namespaces: Api<Namespace> = Api::all(guest.client.clone());
+        let object = serde_json::from_value(json!({"metadata": {"name": self.namespace}}))?;
+        namespaces.create(&PostParams::default(), &object).await?;
+        apply(fixture, "tenant/base", &guest_kubectl, None).await?;
+        let access = guest.service_account_kubeconfig(GUEST_ACCOUNT_NAMESPACE, ACCOUNT).await?;
+        Ok(Self {
+            guests: Api::namespaced(guest.client.clone(), &self.namespace),
+            mirrors: self.mirrors.clone(),
+            guest: guest.client.clone(),
+            infra_access: self.infra_access.clone(),
+            guest_access: Kubeconfig::from_yaml(&access)?,
+            guest_kubectl,
+            logs: self.logs.clone(),
+            namespace: self.namespace.clone(),
+            infra_namespace: self.infra_namespace.clone(),
+            faults: self.faults.clone(),
+            load_balancer: Arc::clone(&self.load_balancer),
+        })
+    }
+
     async fn with_infra(fixture: &Fixture, namespace: String, infra_namespace: String) -> Result<Self> {
         let faults = FaultPlan::default();
         let running = infra_load_balancer::start(fixture.infra.clone(), &infra_namespace, faults.clone());
@@ -103,13 +135,15 @@ impl Place {
             guests: Api::namespaced(fixture.guest.clone(), &namespace),
             mirrors: Api::namespaced(fixture.infra.clone(), &infra_namespace),
             guest: fixture.guest.clone(),
-            infra_access: access(&fixture.infra, "infra", &infra_namespace).await?,
-            guest_access: access(&fixture.guest, "tenant", GUEST_ACCOUNT_NAMESPACE).await?,
+            infra_access: access(&fixture.infra, "infra", &infra_namespace, &TokenRequest::default()).await?,
+            guest_access: access(&fixture.guest, "tenant", GUEST_ACCOUNT_NAMESPACE, &TokenRequest::default())
+                .await?,
+            guest_kubectl: context("tenant"),
             logs: fixture.run.join("logs"),
             namespace,
             infra_namespace,
             faults,
-            _load_balancer: running,
+            load_balancer: Arc::new(running),
         })
     }
 
@@ -151,6 +185,21 @@ impl Place {
         self.start(self.arguments(access, suffix, CLUSTER, &usual_keys()).await?, more)
     }
 
+    /// The same, with these credentials in infra and in the guest.
+    pub async fn provider_as(&self, suffix: &str, access: &Access, more: &[&str]) -> Result<Provider> {
+        let access = (&access.infra, &access.guest);
+        self.start(self.arguments(access, suffix, CLUSTER, &usual_keys()).await?, more)
+    }
+
+    /// A file of a provider.
+    fn file(&self, suffix: &str, what: &str) -> PathBuf {
+        PathBuf::from(RUNTIME).join(format!("{}.{what}", self.name(suffix)))
+    }
+
+    fn name(&self, suffix: &str) -> String {
+        format!("ccm-{}-{suffix}", self.namespace)
+    }
+
     /// Fault proxies before both API servers, for the accounts of a provider.
     pub async fn between(&self) -> Result<Between> {
         Ok(Between {
@@ -181,8 +230,7 @@ impl Place {
         cluster: &str,
         keys: &Value,
     ) -> Result<(String, Vec<String>)> {
-        let name = format!("ccm-{}-{suffix}", self.namespace);
-        let file = |what: &str| PathBuf::from(RUNTIME).join(format!("{name}.{what}"));
+        let (name, file) = (self.name(suffix), |what: &str| self.file(suffix, what));
         tokio::fs::write(file("infra"), serde_json::to_vec(infra)?).await?;
         tokio::fs::write(file("guest"), serde_json::to_vec(guest)?).await?;
         let mut config = keys.clone();
@@ -203,8 +251,8 @@ impl Place {
 
     /// Gives both accounts what `deploy/cloud-controller-manager` has in this folder of both halves.
     pub async fn grant(&self, fixture: &Fixture, part: &str) -> Result<()> {
-        apply(fixture, &format!("tenant/{part}"), "tenant", None).await?;
-        apply(fixture, &format!("infra/{part}"), "infra", Some(&self.infra_namespace)).await
+        apply(fixture, &format!("tenant/{part}"), &self.guest_kubectl, None).await?;
+        apply(fixture, &format!("infra/{part}"), &context("infra"), Some(&self.infra_namespace)).await
     }
 
     /// Creates a guest Service; `spec` replaces fields.
@@ -235,9 +283,14 @@ impl Place {
     }
 
     async fn address(&self, name: &str) -> Result<Option<String>> {
+        Ok(self.addresses(name).await?.into_iter().next())
+    }
+
+    /// All addresses that the guest shows.
+    pub async fn addresses(&self, name: &str) -> Result<Vec<String>> {
         let status = self.guests.get(name).await?.status.unwrap_or_default();
         let ingress = status.load_balancer.unwrap_or_default().ingress.unwrap_or_default();
-        Ok(ingress.first().and_then(|first| first.ip.clone()))
+        Ok(ingress.into_iter().filter_map(|one| one.ip).collect())
     }
 
     /// Waits until the infra Service is as `wanted`.
@@ -339,8 +392,13 @@ fn program() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Applies the accounts and rights of a folder of `deploy/cloud-controller-manager`.
-async fn apply(fixture: &Fixture, part: &str, context: &str, namespace: Option<&str>) -> Result<()> {
+/// The arguments with which kubectl is the administrator of one of the bench's clusters.
+fn context(cluster: &str) -> Vec<String> {
+    vec![format!("--kubeconfig={}", paths::kubeconfig().display()), format!("--context={cluster}")]
+}
+
+/// Applies the accounts and rights of a folder of `deploy/cloud-controller-manager`, as who `kubectl_as` is.
+async fn apply(fixture: &Fixture, part: &str, kubectl_as: &[String], namespace: Option<&str>) -> Result<()> {
     let plan = Plan::read(&fixture.run)?;
     let kubectl = plan.artifacts.programs.path("kubectl")?;
     let folder = paths::repository().join("deploy/cloud-controller-manager").join(part);
@@ -357,27 +415,12 @@ async fn apply(fixture: &Fixture, part: &str, context: &str, namespace: Option<&
     }
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
     let mut apply = tokio::process::Command::new(kubectl)
-        .arg(format!("--kubeconfig={}", paths::kubeconfig().display()))
-        .args(["--context", context, "apply", "-f", "-"])
+        .args(kubectl_as)
+        .args(["apply", "-f", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()?;
     apply.stdin.take().context("no stdin")?.write_all(list.as_bytes()).await?;
     let status = apply.wait().await?;
     if status.success() { Ok(()) } else { bail!("kubectl apply of {}: {status}", folder.display()) }
-}
-
-/// A kubeconfig of the account: the administrator's with another user.
-async fn access(client: &Client, cluster: &str, namespace: &str) -> Result<Kubeconfig> {
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    let answer =
-        accounts.create_token_request(ACCOUNT, &PostParams::default(), &TokenRequest::default()).await?;
-    let token = answer.status.map(|status| status.token).context("no token in the answer")?;
-    let mut admin = Kubeconfig::read_from(paths::kubeconfig())?;
-    admin.clusters.retain(|entry| entry.name == cluster);
-    let mut admin = serde_json::to_value(admin)?;
-    admin["users"] = json!([{"name": "account", "user": {"token": token}}]);
-    admin["contexts"] = json!([{"name": cluster, "context": {"cluster": cluster, "user": "account"}}]);
-    admin["current-context"] = json!(cluster);
-    Ok(serde_json::from_value(admin)?)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
 };
 
 use anyhow::{Context, Result};
@@ -41,14 +41,20 @@ pub struct Way {
 }
 
 impl Way {
-    /// Opens it.
+    /// Opens it; infra's own controller writes the endpoints.
     pub async fn new(fixture: &Fixture) -> Result<Self> {
+        Self::with(fixture, &json!({})).await
+    }
+
+    /// Opens it with these keys in the cloud-config's section `loadBalancer`, and the rights to all that they may ask for.
+    pub async fn with(fixture: &Fixture, keys: &Value) -> Result<Self> {
         let place = Place::over_workers(fixture).await?;
+        place.grant(fixture, "endpoints").await?;
         Ok(Self {
             user: Client::start().await?,
             pods: Api::namespaced(fixture.guest.clone(), &place.namespace),
             workers: fixture.control.workers().await?,
-            _provider: place.provider("a", CLUSTER_NAME, &[ALONE]).await?,
+            _provider: place.provider_with("a", CLUSTER_NAME, &[ALONE], keys.clone()).await?,
             _speaker: infra_speaker::start(fixture.infra.clone(), HCP_NAMESPACE),
             place,
         })
@@ -56,18 +62,25 @@ impl Way {
 
     /// Creates a pod `<app>-<number>` on each worker, and waits until all are Ready; their names.
     pub async fn pods(&self, app: &str) -> Result<BTreeSet<String>> {
-        let named = |(index, worker): (usize, &String)| (format!("{app}-{}", index + 1), worker.clone());
-        let all: Vec<(String, String)> = self.workers.iter().enumerate().map(named).collect();
-        try_join_all(all.iter().map(|(name, worker)| async move {
-            self.pods.create(&PostParams::default(), &answering_pod(name, app, Some(worker))).await?;
-            until(&format!("pod {name}"), Deadline::PodStart, async || {
-                let pod = self.pods.get(name).await?;
-                Ok(if is_ready(&pod) { Ok(()) } else { Err("not Ready".to_owned()) })
-            })
-            .await
-        }))
-        .await?;
-        Ok(all.into_iter().map(|(name, _)| name).collect())
+        let all: Vec<String> = (1..=self.workers.len()).map(|number| format!("{app}-{number}")).collect();
+        try_join_all(all.iter().map(|name| self.pod(name))).await?;
+        Ok(all.into_iter().collect())
+    }
+
+    /// Creates the pod `<app>-<number>` on the worker of that number, counted from 1, and waits until it is Ready.
+    pub async fn pod(&self, name: &str) -> Result<()> {
+        let (app, number) = name.rsplit_once('-').context("no number in a pod's name")?;
+        let worker = number
+            .parse::<usize>()?
+            .checked_sub(1)
+            .and_then(|index| self.workers.get(index))
+            .context("no such worker")?;
+        self.pods.create(&PostParams::default(), &answering_pod(name, app, Some(worker))).await?;
+        until(&format!("pod {name}"), Deadline::PodStart, async || {
+            let pod = self.pods.get(name).await?;
+            Ok(if is_ready(&pod) { Ok(()) } else { Err("not Ready".to_owned()) })
+        })
+        .await
     }
 
     /// Deletes a pod, and waits until it is gone.
@@ -77,10 +90,25 @@ impl Way {
     }
 
     /// Creates a Service before the pods of its name, and waits for its address; `spec` replaces fields.
-    pub async fn service(&self, name: &str, mut spec: Value) -> Result<Ipv4Addr> {
+    pub async fn service(&self, name: &str, mut spec: Value) -> Result<IpAddr> {
         spec["selector"] = json!({"app": name});
         self.place.create(name, spec).await?;
         self.place.served(name).await?.parse().context("the load balancer's address")
+    }
+
+    /// Creates a Service of both families, or of one that is not the clusters' first, and waits for its addresses.
+    pub async fn service_of(&self, name: &str, families: &[&str]) -> Result<Vec<IpAddr>> {
+        let policy = if families.len() > 1 { "RequireDualStack" } else { "SingleStack" };
+        let spec = json!({"selector": {"app": name}, "ipFamilies": families, "ipFamilyPolicy": policy});
+        self.place.create(name, spec).await?;
+        until(&format!("addresses of {name}"), Deadline::Reaction, async || {
+            let shown = self.place.addresses(name).await?;
+            Ok(if shown.len() == families.len() { Ok(shown) } else { Err(format!("it shows {shown:?}")) })
+        })
+        .await?
+        .iter()
+        .map(|address| address.parse().context("the load balancer's address"))
+        .collect()
     }
 
     /// The first node port of a Service.
@@ -93,26 +121,41 @@ impl Way {
     /// Removes Services and pods, and waits until they are gone: the workers are small. What a failed test leaves in infra is
     /// removed by the next.
     pub async fn close(self) -> Result<()> {
-        let all = ListParams::default();
-        for service in self.place.guests.list(&all).await? {
+        for service in self.place.guests.list(&ListParams::default()).await? {
             self.place.guests.delete(&service.name_any(), &DeleteParams::default()).await?;
             until_gone(&self.place.guests, &service.name_any(), "Service", Deadline::Reaction).await?;
         }
-        self.pods.delete_collection(&DeleteParams::default(), &all).await?;
+        self.pods.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+        self.pods_gone().await
+    }
+
+    /// Waits until a Service that was deleted is gone, and all pods with it.
+    pub async fn ended(&self, name: &str) -> Result<()> {
+        until_gone(&self.place.guests, name, "Service", Deadline::Reaction).await?;
+        self.pods_gone().await
+    }
+
+    async fn pods_gone(&self) -> Result<()> {
         until("the end of the pods", Deadline::PodStart, async || {
-            let left = self.pods.list(&all).await?.items.len();
+            let left = self.pods.list(&ListParams::default()).await?.items.len();
             Ok(if left == 0 { Ok(()) } else { Err(format!("{left} left")) })
         })
         .await
     }
 
     /// Asks once.
-    pub async fn ask(&self, from: Ipv4Addr, to: Ipv4Addr, port: u16, protocol: Protocol) -> Result<Answer> {
-        self.user.ask(Question { from, to: SocketAddrV4::new(to, port), protocol }).await
+    pub async fn ask(
+        &self,
+        from: impl Into<IpAddr>,
+        to: IpAddr,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<Answer> {
+        self.user.ask(Question { from: from.into(), to: SocketAddr::new(to, port), protocol }).await
     }
 
     /// Asks [`LOOK`] times until all are answered, and so that `wanted` is content.
-    pub async fn look(&self, what: &str, to: Ipv4Addr, wanted: impl Fn(&[Answer]) -> bool) -> Result<()> {
+    pub async fn look(&self, what: &str, to: IpAddr, wanted: impl Fn(&[Answer]) -> bool) -> Result<()> {
         until(what, Deadline::Reaction, async || {
             let answers = try_join_all((0..LOOK).map(|_| self.user.get(to, PORT))).await?;
             Ok(if wanted(&answers) { Ok(()) } else { Err(format!("{answers:?}")) })
@@ -121,7 +164,14 @@ impl Way {
     }
 
     /// Waits until a client gets an answer.
-    pub async fn answers(&self, from: Ipv4Addr, to: Ipv4Addr, port: u16, protocol: Protocol) -> Result<()> {
+    pub async fn answers(
+        &self,
+        from: impl Into<IpAddr>,
+        to: IpAddr,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<()> {
+        let from = from.into();
         until(&format!("an answer for {from} from {to}:{port}"), Deadline::Reaction, async || {
             self.ask(from, to, port, protocol).await.map(|_| Ok(()))
         })
@@ -129,7 +179,14 @@ impl Way {
     }
 
     /// Waits until a client gets none any more.
-    pub async fn silent(&self, from: Ipv4Addr, to: Ipv4Addr, port: u16, protocol: Protocol) -> Result<()> {
+    pub async fn silent(
+        &self,
+        from: impl Into<IpAddr>,
+        to: IpAddr,
+        port: u16,
+        protocol: Protocol,
+    ) -> Result<()> {
+        let from = from.into();
         until(&format!("no answer for {from} from {to}:{port}"), Deadline::Reaction, async || {
             Ok(match self.ask(from, to, port, protocol).await {
                 Ok(answer) => Err(format!("{} answers", answer.pod)),

@@ -1,0 +1,248 @@
+//! How many questions of clients are lost while the pods behind a load balancer are replaced, or a VM moves, or is reset.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use bench::{
+    control::Request,
+    scenario::{
+        DATA_PATH_NODE, Deadline, HCP_NAMESPACE, PORT, admit_workers, answering_pod_spec, until,
+        virtual_machine_instance_migrations, virtual_machine_instances,
+    },
+};
+use futures::future::join_all;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use super::{pods_in, way::Way};
+use crate::fixture::Fixture;
+
+/// Questions of one measurement, at least: an emulated worker answers some fifty in a second.
+const QUESTIONS: u32 = 1_000;
+/// Another number of them.
+const SETTING: &str = "BENCH_QUESTIONS";
+/// Questions before the disruption begins.
+const BEFORE: u32 = 200;
+/// How many clients ask at the same time, each one question after the other.
+const CLIENTS: usize = 8;
+/// Pods: two on each of two workers.
+const PODS: i32 = 4;
+/// Seconds for which a pod that goes still answers: until all kube-proxies know that it goes.
+const DRAIN_SECONDS: u32 = 5;
+/// Seconds until a pod that goes is killed.
+const GRACE_SECONDS: u32 = 30;
+/// The Service and its pods.
+const NAME: &str = "web";
+/// The infra node to which a worker moves.
+const OTHER_NODE: &str = "infra-node-2";
+/// Of so many questions one may be lost where nothing should be: an emulated worker drops a packet now and then.
+const ONE_IN: u32 = 200;
+
+/// Who disrupts what.
+struct Disrupted<'a> {
+    fixture: &'a Fixture,
+    deployments: Api<Deployment>,
+    /// The worker that moves or is reset.
+    worker: String,
+}
+
+/// What became of the questions.
+struct Counted {
+    asked: u32,
+    lost: BTreeMap<String, u32>,
+    took: Duration,
+}
+
+/// The pods are replaced as `kubectl rollout restart` does: hardly a question is lost, whoever writes the endpoints.
+pub async fn rolling_restart(fixture: Fixture, who: &str, keys: Value, policies: &[&str]) -> Result<()> {
+    let way = Way::with(&fixture, &keys).await?;
+    for policy in policies {
+        let what = format!("a rolling restart of {PODS} pods, {who}");
+        let counted = measured(&fixture, &way, &what, policy, async |it| it.restart().await).await?;
+        counted.few()?;
+    }
+    way.close().await
+}
+
+/// A worker moves to another infra node and back; its address moves with it, as with a network whose addresses are a VM's own.
+/// No packet waits for the copy of its memory: QEMU stays where it is.
+pub async fn live_migration(fixture: Fixture) -> Result<()> {
+    let way = Way::new(&fixture).await?;
+    admit_workers(&fixture.infra, OTHER_NODE, true).await?;
+    for policy in ["Cluster", "Local"] {
+        let there_and_back = async |it: &Disrupted<'_>| {
+            it.migrate(OTHER_NODE).await?;
+            it.migrate(DATA_PATH_NODE).await
+        };
+        measured(&fixture, &way, "a live migration and one back", policy, there_and_back).await?.few()?;
+    }
+    admit_workers(&fixture.infra, OTHER_NODE, false).await?;
+    way.close().await
+}
+
+/// A worker is reset: what was sent to it until its pods answer again is lost, unless somebody learns that it is away; then all
+/// is answered again.
+pub async fn reset(fixture: Fixture) -> Result<()> {
+    let way = Way::new(&fixture).await?;
+    for policy in ["Cluster", "Local"] {
+        measured(&fixture, &way, "a reset of one of two VMs", policy, async |it| it.reset().await).await?;
+    }
+    way.close().await
+}
+
+/// Asks while `disrupt` goes on, and until enough was asked; afterwards each of the pods answers.
+async fn measured(
+    fixture: &Fixture,
+    way: &Way,
+    what: &str,
+    policy: &str,
+    disrupt: impl AsyncFn(&Disrupted<'_>) -> Result<()>,
+) -> Result<Counted> {
+    let deployments: Api<Deployment> = Api::namespaced(fixture.guest.clone(), &way.place.namespace);
+    let workers = fixture.control.workers().await?;
+    let worker = workers.last().context("no worker")?.clone();
+    let disrupted = Disrupted { fixture, deployments, worker };
+    disrupted.deployments.create(&PostParams::default(), &deployment()?).await?;
+    disrupted.rolled_out().await?;
+    let address = way.service(NAME, json!({"externalTrafficPolicy": policy})).await?;
+    let all = usize::try_from(PODS)?;
+    way.look("an answer of each pod", address, |answers| pods_in(answers).len() == all).await?;
+
+    let counted = counted(way, address, async || disrupt(&disrupted).await).await?;
+    way.look("an answer of each pod afterwards", address, |answers| pods_in(answers).len() == all).await?;
+    fixture.figures.add(
+        &format!("questions lost in {what}, policy {policy}"),
+        format!("{} of {}", counted.all_lost(), counted.asked),
+        format!("in {:.0} s; {:?}", counted.took.as_secs_f64(), counted.lost),
+    )?;
+    way.place.guests.delete(NAME, &DeleteParams::default()).await?;
+    disrupted.deployments.delete(NAME, &DeleteParams::background()).await?;
+    way.ended(NAME).await?;
+    Ok(counted)
+}
+
+async fn counted(way: &Way, address: IpAddr, disrupt: impl AsyncFnOnce() -> Result<()>) -> Result<Counted> {
+    let setting = std::env::var(SETTING).ok().map(|number| number.parse()).transpose();
+    let enough = setting.with_context(|| format!("{SETTING} is a number of questions"))?.unwrap_or(QUESTIONS);
+    let (asked, over) = (AtomicU32::new(0), AtomicBool::new(false));
+    let lost: Mutex<BTreeMap<String, u32>> = Mutex::default();
+    let client = async || {
+        while !over.load(Ordering::Relaxed) || asked.load(Ordering::Relaxed) < enough {
+            asked.fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = way.user.get(address, PORT).await {
+                let mut lost = lost.lock().unwrap_or_else(PoisonError::into_inner);
+                *lost.entry(error.root_cause().to_string()).or_default() += 1;
+            }
+        }
+    };
+    let disruption = async {
+        let outcome = async {
+            until("the first questions", Deadline::PodStart, async || {
+                let asked = asked.load(Ordering::Relaxed);
+                Ok(if asked >= BEFORE { Ok(()) } else { Err(format!("{asked} asked")) })
+            })
+            .await?;
+            disrupt().await
+        };
+        let outcome = outcome.await;
+        over.store(true, Ordering::Relaxed);
+        outcome
+    };
+    let began = Instant::now();
+    let (_, outcome) = tokio::join!(join_all((0..CLIENTS).map(|_| client())), disruption);
+    outcome?;
+    let lost = lost.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(Counted { asked: asked.into_inner(), lost, took: began.elapsed() })
+}
+
+impl Counted {
+    fn all_lost(&self) -> u32 {
+        self.lost.values().sum()
+    }
+
+    fn few(&self) -> Result<()> {
+        let (lost, asked) = (self.all_lost(), self.asked);
+        ensure!(lost <= asked / ONE_IN, "{lost} of {asked} questions were lost: {:?}", self.lost);
+        Ok(())
+    }
+}
+
+impl Disrupted<'_> {
+    /// Restarts the pods as `kubectl rollout restart` does.
+    async fn restart(&self) -> Result<()> {
+        let again =
+            json!({"spec": {"template": {"metadata": {"annotations": {"bench.local/restarted": "once"}}}}});
+        self.deployments.patch(NAME, &PatchParams::default(), &Patch::Merge(again)).await?;
+        self.rolled_out().await
+    }
+
+    /// Waits until all pods are of the newest template, and available.
+    async fn rolled_out(&self) -> Result<()> {
+        until(&format!("the pods of {NAME}"), Deadline::MachineStart, async || {
+            let deployment = self.deployments.get(NAME).await?;
+            let status = deployment.status.unwrap_or_default();
+            let seen = status.observed_generation == deployment.metadata.generation;
+            let counts = [status.replicas, status.updated_replicas, status.available_replicas];
+            let done = seen && counts.iter().all(|count| *count == Some(PODS));
+            Ok(if done { Ok(()) } else { Err(format!("all, updated, available: {counts:?}")) })
+        })
+        .await
+    }
+
+    /// Has the worker move to `node`, and waits until it is there.
+    async fn migrate(&self, node: &str) -> Result<()> {
+        let migrations = virtual_machine_instance_migrations(&self.fixture.infra, HCP_NAMESPACE);
+        let wanted = json!({"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstanceMigration",
+            "metadata": {"generateName": "traffic-"}, "spec": {"vmiName": self.worker}});
+        let name = migrations.create(&PostParams::default(), &serde_json::from_value(wanted)?).await?;
+        let name = name.metadata.name.context("a migration without a name")?;
+        until("the end of the migration", Deadline::PodStart, async || {
+            let phase = migrations.get(&name).await?.data["status"]["phase"].to_string();
+            Ok(if phase.contains("Succeeded") { Ok(()) } else { Err(phase) })
+        })
+        .await?;
+        let instances = virtual_machine_instances(&self.fixture.infra, HCP_NAMESPACE);
+        let now = instances.get(&self.worker).await?.data["status"]["nodeName"].clone();
+        ensure!(now == node, "{} is on {now}", self.worker);
+        migrations.delete(&name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// Presses the worker's reset button, and waits until all pods are available again.
+    async fn reset(&self) -> Result<()> {
+        self.fixture.control.ask(&Request::Reset { worker: self.worker.clone() }).await?;
+        self.rolled_out().await
+    }
+}
+
+fn deployment() -> Result<Deployment> {
+    let mut pod: Value = answering_pod_spec();
+    pod["terminationGracePeriodSeconds"] = GRACE_SECONDS.into();
+    pod["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": DRAIN_SECONDS}}});
+    let labels = json!({"app": NAME});
+    pod["topologySpreadConstraints"] = json!([{
+        "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": {"matchLabels": labels}, "matchLabelKeys": ["pod-template-hash"],
+    }]);
+    Ok(serde_json::from_value(json!({
+        "metadata": {"name": NAME},
+        "spec": {
+            "replicas": PODS,
+            "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        },
+    }))?)
+}

@@ -46,6 +46,12 @@ const OWN_CRATES: &[&str] = &["ccm", "kubevirt_cloud_controller_manager", "servi
 const METRICS_PREFIX: &str = "kubevirt_ccm";
 /// The framework's names of controllers in metrics; that of the service controller is also its queue's.
 const SERVICE_NAME: &str = "service";
+/// The framework's names of queues: the service controller's for changes of Nodes, and the Node controllers'. In the reference each
+/// lifecycle pass goes over all Nodes, without a queue; here both share one.
+const SERVICE_NODE_QUEUE: &str = "node";
+const NODE_QUEUE: &str = "Nodes";
+/// The reference's name of the controller; its queue has none there.
+const ENDPOINT_QUEUE: &str = "kubevirt_eps_controller";
 const NODE_METRIC: &str = "cloud-node";
 const LIFECYCLE_METRIC: &str = "cloud-node-lifecycle";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -242,8 +248,8 @@ async fn serve_nodes(
         }
     }
     let Machines { reads, index, feed } = machines;
-    let controller =
-        NodeController::new(settings, clusters.guest.client, reads, (index, feed.clone()), metrics.nodes);
+    let (parts, queue) = ((index, feed.clone()), metrics.queues.queue(NODE_QUEUE));
+    let controller = NodeController::new(settings, clusters.guest.client, reads, parts, metrics.nodes, queue);
     // Whoever drops this ends it; there is nothing of it to finish.
     tokio::join!(feed.run(), controller.run(CancellationToken::new()));
 }
@@ -281,6 +287,7 @@ async fn serve_services(
         index: machines.index,
         feed: machines.feed,
         metrics: metrics.endpoints,
+        queue: metrics.queues.queue(ENDPOINT_QUEUE),
     };
     let write = async { if endpoints { Box::pin(writer.run()).await } else { writer.stay_off() } };
     let balance = async {
@@ -302,6 +309,7 @@ async fn serve_services(
             events,
             metrics: metrics.services,
             queue,
+            node_queue: metrics.queues.queue(SERVICE_NODE_QUEUE),
         };
         Box::pin(controller.run()).await;
     };

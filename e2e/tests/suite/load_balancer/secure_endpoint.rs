@@ -24,6 +24,8 @@ use crate::fixture::Fixture;
 /// The paths that are free.
 const HEALTH: [&str; 3] = ["/healthz", "/livez", "/readyz"];
 const METRICS: &str = "/metrics";
+/// The service controller's, its other one for changes of Nodes, and the Node controllers'.
+const QUEUES: [&str; 3] = ["service", "node", "Nodes"];
 /// Where the guest's API server has its keys, and what it publishes of them.
 const GUEST: &str = "tenant";
 const PUBLISHED: &str = "extension-apiserver-authentication";
@@ -61,6 +63,10 @@ impl Endpoint {
 
     /// The status code for this user of a kubeconfig.
     async fn get(&self, asked: &Asked<'_>, user: &Value) -> Result<u16> {
+        Ok(self.answer(asked, user).await?.status().as_u16())
+    }
+
+    async fn answer(&self, asked: &Asked<'_>, user: &Value) -> Result<http::Response<Body>> {
         let kubeconfig: Kubeconfig = serde_json::from_value(json!({
             "clusters": [{"name": "ccm", "cluster":
                 {"server": format!("https://127.0.0.1:{}", self.port), "insecure-skip-tls-verify": true}}],
@@ -73,7 +79,7 @@ impl Endpoint {
         for (name, value) in asked.headers {
             request = request.header(*name, *value);
         }
-        Ok(Client::try_from(config)?.send(request.body(Body::empty())?).await?.status().as_u16())
+        Ok(Client::try_from(config)?.send(request.body(Body::empty())?).await?)
     }
 
     async fn answers(&self, who: &str, user: &Value, headers: &[(&str, &str)], wanted: u16) -> Result<()> {
@@ -107,11 +113,13 @@ impl<'a> From<&'a str> for Asked<'a> {
 /// Tokens, certificates of the cluster's authority and of another, a front proxy; and an authority that is published later.
 pub async fn readers(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
+    place.create("web", json!({})).await?;
     let reader = account(&fixture, &place.namespace, "reader", true).await?;
     let other = account(&fixture, &place.namespace, "other", false).await?;
     let endpoint = Endpoint::start(&place, "a").await?;
     endpoint.answers("nobody", &json!({}), &[], FORBIDDEN).await?;
     endpoint.comes_to_answer("an account with the right", &reader, OK).await?;
+    queues(&endpoint, &reader).await?;
     endpoint.answers("an account without it", &other, &[], FORBIDDEN).await?;
     endpoint.answers("a token of nobody", &json!({"token": "x"}), &[], UNAUTHORIZED).await?;
 
@@ -155,6 +163,18 @@ pub async fn readers(fixture: Fixture) -> Result<()> {
     without_the_right(&fixture, &place, &master, &reader).await
 }
 
+/// The queues that dashboards of the reference know are counted.
+async fn queues(endpoint: &Endpoint, reader: &Value) -> Result<()> {
+    until("all queues in the metrics", Deadline::Reaction, async || {
+        let body = endpoint.answer(&METRICS.into(), reader).await?.into_body().collect_bytes().await?;
+        let text = String::from_utf8(body.to_vec())?;
+        let shown = |name: &&str| text.contains(&format!("workqueue_adds_total{{name=\"{name}\"}}"));
+        let missing: Vec<_> = QUEUES.iter().filter(|name| !shown(name)).collect();
+        Ok(if missing.is_empty() { Ok(()) } else { Err(format!("without {missing:?}")) })
+    })
+    .await
+}
+
 /// Who may not read what is published believes no certificate, says so once, and does all the rest.
 async fn without_the_right(
     fixture: &Fixture,
@@ -184,10 +204,9 @@ async fn without_the_right(
     .await?;
     endpoint.answers("a certificate without the right", certificate, &[], FORBIDDEN).await?;
     endpoint.answers("a token without the right", token, &[], OK).await?;
-    place.create("web", json!({})).await?;
-    place.served("web").await?;
+    place.create("late", json!({})).await?;
+    place.served("late").await?;
     ensure!(said() == 1, "it was told {} times", said());
-    place.guests.delete("web", &DeleteParams::default()).await?;
     place.grant(fixture, "base").await
 }
 

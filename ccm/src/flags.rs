@@ -13,7 +13,7 @@ use serving::LogFormat;
 use crate::cluster_name::ClusterName;
 use crate::controllers::Controllers;
 pub use ignored::Ignored;
-pub use value::with_dashes;
+pub use value::{names, with_dashes};
 use value::{parse_bool, parse_duration};
 
 /// The command line, parsed.
@@ -162,12 +162,12 @@ pub struct ServingFlags {
     #[arg(long, value_name = "PATH", default_value = "")]
     pub authentication_kubeconfig: String,
 
-    /// Do not read the client CA of the guest cluster's ConfigMap
+    /// Do not read the certificate authorities that the guest cluster's API server publishes in a ConfigMap
     #[arg(long, value_name = "BOOL", default_value = "false", action = ArgAction::Set, value_parser = parse_bool,
           num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub authentication_skip_lookup: bool,
 
-    /// Serve also when the guest cluster's ConfigMap with the client CA can not be read
+    /// That this ConfigMap can not be read is expected. It never ends the program; false makes a warning of it
     #[arg(long, value_name = "BOOL", default_value = "false", action = ArgAction::Set, value_parser = parse_bool,
           num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub authentication_tolerate_lookup_failure: bool,
@@ -176,9 +176,33 @@ pub struct ServingFlags {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     pub authentication_token_webhook_cache_ttl: Duration,
 
-    /// File with the CA of clients that show a certificate
+    /// File with the CA of clients that show a certificate; empty means what the guest cluster's API server publishes
     #[arg(long, value_name = "PATH", default_value = "")]
     pub client_ca_file: String,
+
+    /// File with the CA of front proxies; empty means what the guest cluster's API server publishes, with the names below
+    #[arg(long, value_name = "PATH", default_value = "")]
+    pub requestheader_client_ca_file: String,
+
+    /// Common names of front proxies whose headers are believed; empty means all whose certificate is verified
+    #[arg(long, value_name = "NAMES", default_value = "", value_delimiter = ',')]
+    pub requestheader_allowed_names: Vec<String>,
+
+    /// Headers in which a front proxy names the user
+    #[arg(long, value_name = "NAMES", default_value = "x-remote-user", value_delimiter = ',')]
+    pub requestheader_username_headers: Vec<String>,
+
+    /// Headers in which a front proxy names the user's uid
+    #[arg(long, value_name = "NAMES", default_value = "", value_delimiter = ',')]
+    pub requestheader_uid_headers: Vec<String>,
+
+    /// Headers in which a front proxy names the user's groups
+    #[arg(long, value_name = "NAMES", default_value = "x-remote-group", value_delimiter = ',')]
+    pub requestheader_group_headers: Vec<String>,
+
+    /// How headers begin in which a front proxy says more about the user
+    #[arg(long, value_name = "NAMES", default_value = "x-remote-extra-", value_delimiter = ',')]
+    pub requestheader_extra_headers_prefix: Vec<String>,
 
     /// Kubeconfig for access reviews; empty means the guest cluster's
     #[arg(long, value_name = "PATH", default_value = "")]

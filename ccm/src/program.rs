@@ -1,6 +1,7 @@
 //! The process: flags and cloud-config to parts, and when each runs. It decides nothing about Services or Nodes.
 
-use std::net::SocketAddr;
+mod endpoint;
+
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -9,7 +10,6 @@ use clap::Parser;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use serde_json::json;
 use serving::shutdown::DRAIN_BOUND;
 use serving::{ProcessMetrics, Shutdown, Telemetry};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ use crate::endpoints::{
     metrics::EndpointMetrics,
 };
 use crate::events::EventSink;
-use crate::flags::{Flags, LeaderFlags, ServingFlags, path};
+use crate::flags::{Flags, LeaderFlags, path};
 use crate::framework_metrics::FrameworkMetrics;
 use crate::lease::{Lease, Timing};
 use crate::load_balancer::controller::{
@@ -38,7 +38,6 @@ use crate::node::{
     controller::{NodeController, Settings as NodeSettings},
     metrics::NodeMetrics,
 };
-use crate::secure_endpoint::{ReviewTimes, Reviews, SecureEndpoint, Tls};
 use crate::work_queue::QueueMetrics;
 
 /// The crates whose debug lines `--v=4` and `--v=5` show.
@@ -47,6 +46,12 @@ const OWN_CRATES: &[&str] = &["ccm", "kubevirt_cloud_controller_manager", "servi
 const METRICS_PREFIX: &str = "kubevirt_ccm";
 /// The framework's names of controllers in metrics; that of the service controller is also its queue's.
 const SERVICE_NAME: &str = "service";
+/// The framework's names of queues: the service controller's for changes of Nodes, and the Node controllers'. In the reference each
+/// lifecycle pass goes over all Nodes, without a queue; here both share one.
+const SERVICE_NODE_QUEUE: &str = "node";
+const NODE_QUEUE: &str = "Nodes";
+/// The reference's name of the controller; its queue has none there.
+const ENDPOINT_QUEUE: &str = "kubevirt_eps_controller";
 const NODE_METRIC: &str = "cloud-node";
 const LIFECYCLE_METRIC: &str = "cloud-node-lifecycle";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -136,7 +141,7 @@ async fn run(flags: Flags) -> Result<()> {
     let served = CancellationToken::new();
     let last = served.clone().drop_guard();
     if flags.serving.secure_port != 0 {
-        let endpoint = endpoint(&flags, &config, &clusters, (registry, &metrics.framework)).await?;
+        let endpoint = endpoint::bind(&flags, &config, &clusters, (registry, &metrics.framework)).await?;
         tracing::info!(address = %endpoint.local_addr(), "serving HTTPS");
         shutdown.spawn("the HTTPS endpoint", endpoint.serve(served));
     }
@@ -243,8 +248,8 @@ async fn serve_nodes(
         }
     }
     let Machines { reads, index, feed } = machines;
-    let controller =
-        NodeController::new(settings, clusters.guest.client, reads, (index, feed.clone()), metrics.nodes);
+    let (parts, queue) = ((index, feed.clone()), metrics.queues.queue(NODE_QUEUE));
+    let controller = NodeController::new(settings, clusters.guest.client, reads, parts, metrics.nodes, queue);
     // Whoever drops this ends it; there is nothing of it to finish.
     tokio::join!(feed.run(), controller.run(CancellationToken::new()));
 }
@@ -282,6 +287,7 @@ async fn serve_services(
         index: machines.index,
         feed: machines.feed,
         metrics: metrics.endpoints,
+        queue: metrics.queues.queue(ENDPOINT_QUEUE),
     };
     let write = async { if endpoints { Box::pin(writer.run()).await } else { writer.stay_off() } };
     let balance = async {
@@ -303,6 +309,7 @@ async fn serve_services(
             events,
             metrics: metrics.services,
             queue,
+            node_queue: metrics.queues.queue(SERVICE_NODE_QUEUE),
         };
         Box::pin(controller.run()).await;
     };
@@ -342,53 +349,6 @@ async fn clean_up(flags: &Flags, config: CloudConfig) -> Result<()> {
         timeout: flags.cleanup_timeout,
     };
     cleanup.run().await
-}
-
-async fn endpoint(
-    flags: &Flags,
-    config: &CloudConfig,
-    clusters: &Clusters,
-    (registry, health): (Registry, &FrameworkMetrics),
-) -> Result<SecureEndpoint> {
-    let ServingFlags { bind_address, secure_port, .. } = &flags.serving;
-    let ip =
-        bind_address.parse().with_context(|| format!("--bind-address={bind_address} is no IP address"))?;
-    let serving = &flags.serving;
-    let files = path(&serving.tls_cert_file).zip(path(&serving.tls_private_key_file));
-    let tls = Tls {
-        files,
-        min_version: serving.tls_min_version.clone(),
-        cipher_suites: serving.tls_cipher_suites.iter().filter(|name| !name.is_empty()).cloned().collect(),
-    };
-    let times = ReviewTimes {
-        token: serving.authentication_token_webhook_cache_ttl,
-        allowed: serving.authorization_webhook_cache_authorized_ttl,
-        denied: serving.authorization_webhook_cache_unauthorized_ttl,
-    };
-    let authentication = reviewer(&serving.authentication_kubeconfig, clusters).await?;
-    let authorization = reviewer(&serving.authorization_kubeconfig, clusters).await?;
-    let always = serving.authorization_always_allow_paths.clone();
-    let reviews = Reviews::new(authentication, authorization, always, times);
-    let shown = json!({ "kubevirt-cloud-controller-manager": {
-        "clusterName": flags.cluster_name.as_str(),
-        "infraNamespace": clusters.infra.namespace,
-        "infraLabels": config.infra_labels,
-        "loadBalancer": {
-            "enabled": config.load_balancer.enabled,
-            "selectorless": config.load_balancer.selectorless,
-            "enableEPSController": config.load_balancer.endpoint_slices,
-            "endpoints": format!("{:?}", config.load_balancer.endpoints),
-        },
-    } });
-    let address = SocketAddr::new(ip, *secure_port);
-    Ok(SecureEndpoint::bind(address, &tls, reviews, (Arc::new(registry), health.clone()), shown).await?)
-}
-
-async fn reviewer(kubeconfig: &str, clusters: &Clusters) -> Result<kube::Client> {
-    match path(kubeconfig) {
-        None => Ok(clusters.guest.client.clone()),
-        file => Ok(GuestCluster::open(file, "", CallMetrics::default()).await?.client),
-    }
 }
 
 fn leader_gauge(registry: &mut Registry, flags: &LeaderFlags) -> Gauge {

@@ -36,6 +36,10 @@ At `/metrics` of `--secure-port`, in the OpenMetrics text format. A counter's sa
 `_bucket`, `_sum` and `_count`. No label carries the name of an object. What does not begin with `kubevirt_ccm` has the name,
 labels and bounds that Kubernetes' own programs give it.
 
+The queues of `workqueue_*` are `service` and `node` (the service controller's: Services, and changes of the set of Nodes), `Nodes`
+(`cloud-node-controller` and `cloud-node-lifecycle-controller`, which share it) and `kubevirt_eps_controller`; a queue shows as soon as
+something was in it. `node-route-controller` does nothing and has none.
+
 | metric | type | labels | meaning |
 |---|---|---|---|
 ";

@@ -1,14 +1,20 @@
 //! The HTTPS endpoint, port 10258: `/healthz`, `/livez`, `/readyz` for everybody; `/metrics` and `/configz` for whom the guest
 //! cluster says may read them, as the framework's delegated authentication and authorization has it.
 
+mod certificate;
+mod front_proxy;
+#[cfg(test)]
+mod pki;
 mod reviews;
 mod tls;
+mod trust;
+mod user;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -19,9 +25,12 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::framework_metrics::FrameworkMetrics;
-use reviews::Verdict;
+use certificate::Presented;
+pub use front_proxy::FrontProxyRules;
+use reviews::{Asked, Verdict};
 pub use reviews::{ReviewTimes, Reviews};
 pub use tls::{Tls, TlsError};
+pub use trust::{Trust, TrustError, TrustSources};
 
 /// The media type of `prometheus-client`'s text encoding (`OpenMetrics` specification 1.0.0, "Text format").
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -75,16 +84,21 @@ impl SecureEndpoint {
     /// The socket fails.
     pub async fn serve(self, stop: CancellationToken) -> std::io::Result<()> {
         let stopped = async move { stop.cancelled().await };
-        axum::serve(self.listener, self.router).with_graceful_shutdown(stopped).await
+        let service = self.router.into_make_service_with_connect_info::<Presented>();
+        axum::serve(self.listener, service).with_graceful_shutdown(stopped).await
     }
 }
 
 /// Lets through what is allowed.
-async fn guard(State(reviews): State<Arc<Reviews>>, request: Request, next: Next) -> Response {
-    let path = request.uri().path().to_owned();
-    let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = authorization.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);
-    match reviews.judge(&path, request.method().as_str(), token).await {
+async fn guard(
+    State(reviews): State<Arc<Reviews>>,
+    ConnectInfo(presented): ConnectInfo<Presented>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (path, method) = (request.uri().path(), request.method().as_str());
+    let asked = Asked { path, method, headers: request.headers(), presented: &presented };
+    match reviews.judge(&asked).await {
         Verdict::Allowed => next.run(request).await,
         Verdict::Unauthenticated => (StatusCode::UNAUTHORIZED, "Unauthorized").into_response(),
         Verdict::Forbidden => (StatusCode::FORBIDDEN, "Forbidden").into_response(),

@@ -22,6 +22,7 @@ use crate::load_balancer::controller::ServiceWatches;
 use crate::load_balancer::identity::{CLUSTER_NAME_LABEL, Identity};
 use crate::load_balancer::service::GuestService;
 use crate::machine::{feed::Feed, feed::chain, index::MachineIndex};
+use crate::work_queue::Queue;
 
 use super::choice::EndpointChoice;
 use super::gate::{Gate, Work};
@@ -60,6 +61,8 @@ pub struct EndpointController {
     pub feed: Feed,
     /// What is counted.
     pub metrics: EndpointMetrics,
+    /// What is counted of its queue.
+    pub queue: Queue,
 }
 
 /// Why writing ended.

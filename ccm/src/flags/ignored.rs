@@ -3,7 +3,7 @@
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, Error, FromArgMatches};
 
 /// Flags with a value.
-const WITH_VALUE: [&str; 53] = [
+const WITH_VALUE: [&str; 47] = [
     "allow-metric-labels",
     "allow-metric-labels-manifest",
     "cert-dir",
@@ -32,12 +32,6 @@ const WITH_VALUE: [&str; 53] = [
     "min-compatibility-version",
     "min-resync-period",
     "node-sync-period",
-    "requestheader-allowed-names",
-    "requestheader-client-ca-file",
-    "requestheader-extra-headers-prefix",
-    "requestheader-group-headers",
-    "requestheader-uid-headers",
-    "requestheader-username-headers",
     "route-reconciliation-period",
     "runtime-config",
     "show-hidden-metrics-for-version",

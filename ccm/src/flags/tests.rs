@@ -114,3 +114,33 @@ fn every_flag_without_effect_is_accepted_and_named() {
         assert_eq!(flags.ignored.given, [name]);
     }
 }
+
+#[test]
+fn who_is_believed_by_a_certificate_is_read() {
+    let defaults = parse(&["--cloud-config=x"]).unwrap().serving;
+    assert_eq!(names(&defaults.requestheader_username_headers).unwrap(), ["x-remote-user"]);
+    assert_eq!(names(&defaults.requestheader_group_headers).unwrap(), ["x-remote-group"]);
+    assert_eq!(names(&defaults.requestheader_extra_headers_prefix).unwrap(), ["x-remote-extra-"]);
+    assert!(names(&defaults.requestheader_uid_headers).unwrap().is_empty());
+    assert!(names(&defaults.requestheader_allowed_names).unwrap().is_empty());
+    let given = parse(&[
+        "--cloud-config=x",
+        "--client-ca-file=/ca",
+        "--requestheader-client-ca-file=/proxies",
+        "--requestheader-allowed-names=front-proxy-client, other",
+        "--requestheader-username-headers=X-Remote-User",
+        "--authentication-tolerate-lookup-failure",
+    ])
+    .unwrap();
+    assert!(given.ignored.given.is_empty() && given.serving.authentication_tolerate_lookup_failure);
+    let given = given.serving;
+    assert_eq!(
+        (given.client_ca_file.as_str(), given.requestheader_client_ca_file.as_str()),
+        ("/ca", "/proxies")
+    );
+    assert_eq!(names(&given.requestheader_allowed_names).unwrap(), ["front-proxy-client", "other"]);
+    assert_eq!(names(&given.requestheader_username_headers).unwrap(), ["X-Remote-User"]);
+    // Two empty names are no empty list, which would allow everybody.
+    let empty = parse(&["--cloud-config=x", "--requestheader-allowed-names=,"]).unwrap().serving;
+    assert!(names(&empty.requestheader_allowed_names).is_err());
+}

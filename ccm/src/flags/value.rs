@@ -24,6 +24,24 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(duration).map_err(|_| format!("{text:?} is negative"))
 }
 
+/// A list of names; one empty name is how an empty list is written.
+///
+/// # Errors
+/// One of several names is empty.
+pub fn names(list: &[String]) -> Result<Vec<String>, EmptyName> {
+    let names: Vec<_> = list.iter().map(|name| name.trim().to_owned()).collect();
+    match list {
+        [only] if only.is_empty() => Ok(Vec::new()),
+        _ if names.iter().any(String::is_empty) => Err(EmptyName),
+        _ => Ok(names),
+    }
+}
+
+/// A list has a name that is empty.
+#[derive(Debug, thiserror::Error)]
+#[error("an empty name stands in the list")]
+pub struct EmptyName;
+
 /// Writes the names of long flags with dashes, as the framework's normalizer does: `--cloud_config` → `--cloud-config`.
 pub fn with_dashes(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut only_operands = false;

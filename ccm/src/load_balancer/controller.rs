@@ -77,6 +77,8 @@ pub struct ServiceController {
     pub metrics: ServiceMetrics,
     /// What is counted of its queue.
     pub queue: Queue,
+    /// What is counted of its queue for changes of Nodes.
+    pub node_queue: Queue,
 }
 
 /// What each pass uses.
@@ -120,7 +122,7 @@ impl ServiceController {
     pub async fn run(self) {
         let (watches, queue) = self.services;
         relay::start(&self.infra, watches.clone(), self.events.clone());
-        let mut nodes = Nodes::start(&self.guest);
+        let mut nodes = Nodes::start(&self.guest, self.node_queue);
         let services = Services::new(&self.guest, &self.infra);
         // What infra has must be known first, or each mirror would be made a second time; and who the guest is.
         let (guest_cluster, (), ()) = tokio::join!(

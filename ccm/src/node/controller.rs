@@ -9,16 +9,18 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use k8s_openapi::jiff::Timestamp;
 use kube::{
-    Api, Client,
+    Api, Client, ResourceExt,
     runtime::{
-        Controller,
-        controller::{Action, Config},
-        watcher,
+        WatchStreamExt,
+        controller::{Action, Config, Error, applier},
+        reflector::{ObjectRef, Store, store},
+        watcher::{self, watcher},
     },
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -41,6 +43,7 @@ use crate::{
     },
     node_lifecycle::controller::Lifecycle,
     topology::Host,
+    work_queue::{Item, Queue},
 };
 
 /// The framework's default of `--node-monitor-period`.
@@ -103,6 +106,7 @@ pub struct NodeController {
     writes: NodeWrites,
     announcer: Announcer,
     metrics: NodeMetrics,
+    queue: Queue,
     lifecycle: Lifecycle,
     memory: Mutex<HashMap<String, Memory>>,
 }
@@ -124,6 +128,7 @@ impl NodeController {
         reads: InfraReads,
         (index, feed): (Arc<MachineIndex>, Feed),
         metrics: NodeMetrics,
+        queue: Queue,
     ) -> Self {
         Self {
             settings,
@@ -135,32 +140,46 @@ impl NodeController {
             lifecycle: Lifecycle::new(&guest, reads, metrics.clone()),
             guest,
             metrics,
+            queue,
             memory: Mutex::default(),
         }
     }
 
     /// Runs until `stop`; what is under way then is finished.
     pub async fn run(self, stop: CancellationToken) {
-        let nodes: Api<WireNode> = Api::all(self.guest.clone());
-        let changes = self.changes();
-        Controller::new(nodes, watcher::Config::default().page_size(NODE_PAGE))
-            .with_config(Config::default().concurrency(CONCURRENCY))
-            .reconcile_all_on(changes)
-            .graceful_shutdown_on(stop.cancelled_owned())
-            .run(reconcile, after_failure, Arc::new(self))
-            .for_each(async |result| {
-                if let Err(error) = result {
-                    tracing::debug!(error = chain(&error), "a Node was not reconciled");
-                }
-            })
-            .await;
+        let (nodes, writer) = store();
+        let api: Api<WireNode> = Api::all(self.guest.clone());
+        let seen = watcher(api, watcher::Config::default().page_size(NODE_PAGE)).default_backoff();
+        let seen = seen.reflect(writer).applied_objects().map_ok(|node| ObjectRef::from_obj(&node));
+        let queue = self.queue.clone();
+        let due = stream::select(seen, self.changes(nodes.clone()).map(Ok))
+            .inspect_ok(|node| queue.added(item(&node.name)))
+            .take_until(stop.cancelled_owned());
+        applier(
+            |node, controller| Box::pin(reconcile(node, controller)),
+            after_failure,
+            Arc::new(self),
+            nodes,
+            Box::pin(due),
+            Config::default().concurrency(CONCURRENCY),
+        )
+        .for_each(async |result| match result {
+            Ok(_) => {}
+            Err(Error::ObjectNotFound(gone)) => queue.dropped(&item(&gone.name)),
+            Err(error) => tracing::debug!(error = chain(&error), "a Node was not reconciled"),
+        })
+        .await;
     }
 
-    /// Each change of a VM or instance. All Nodes are compared then, without a call where nothing differs.
-    fn changes(&self) -> impl Stream<Item = ()> + Send + use<> {
-        stream::unfold(self.index.changes(), async |mut changes| {
+    /// All Nodes at each change of a VM or instance. They are compared then, without a call where nothing differs.
+    fn changes(&self, nodes: Store<WireNode>) -> impl Stream<Item = ObjectRef<WireNode>> + Send + use<> {
+        let changes = stream::unfold(self.index.changes(), async |mut changes| {
             changes.changed().await.ok()?;
             Some(((), changes))
+        });
+        changes.flat_map(move |()| {
+            let all = nodes.state().into_iter().map(|node| ObjectRef::from_obj(&*node));
+            stream::iter(all)
         })
     }
 
@@ -284,7 +303,16 @@ impl NodeController {
 }
 
 async fn reconcile(node: Arc<WireNode>, controller: Arc<NodeController>) -> Result<Action, CallError> {
-    controller.sync(&GuestNode::from(&*node)).await
+    let began = Instant::now();
+    controller.queue.taken(&item(&node.name_any()));
+    let done = controller.sync(&GuestNode::from(&*node)).await;
+    controller.queue.done(began.elapsed().as_secs_f64(), done.is_err());
+    done
+}
+
+/// A Node in the queue.
+fn item(name: &str) -> Item {
+    (String::new(), name.to_owned())
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "kube's Controller calls it with these")]

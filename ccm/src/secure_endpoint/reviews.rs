@@ -1,11 +1,13 @@
-//! Who may read what: asked of the guest cluster (`TokenReview`, `SubjectAccessReview`), kept for a short time.
+//! Who may read what: a certificate proves who asks, or the guest cluster is asked (`TokenReview`), and then what that user may
+//! (`SubjectAccessReview`). Answers are kept for a short time.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
+use axum::http::{HeaderMap, header};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{
     NonResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
 };
@@ -14,12 +16,14 @@ use kube::api::{Api, PostParams};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
+use super::certificate::Presented;
+use super::trust::Trust;
+use super::user::User;
+
 /// Answers that are kept; above it the oldest go.
 const CACHE_SIZE: usize = 256;
-/// Who shows no token (Kubernetes, "Anonymous requests").
-const ANONYMOUS: &str = "system:anonymous";
-/// The group of those.
-const UNAUTHENTICATED: &str = "system:unauthenticated";
+/// What stands before a token.
+const BEARER: &str = "bearer";
 
 /// How long answers hold.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +41,7 @@ pub struct ReviewTimes {
 pub(super) enum Verdict {
     /// Go on.
     Allowed,
-    /// The token is nobody's.
+    /// What was shown is nobody's.
     Unauthenticated,
     /// Not this one.
     Forbidden,
@@ -47,6 +51,7 @@ pub(super) enum Verdict {
 
 /// Asks, and remembers.
 pub struct Reviews {
+    trust: Trust,
     authentication: Client,
     authorization: Client,
     always_allowed: Vec<String>,
@@ -55,54 +60,66 @@ pub struct Reviews {
     accesses: Cache<(User, String, String), bool>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct User {
-    name: String,
-    groups: Vec<String>,
-    uid: String,
+/// A request, as far as it is judged by.
+pub(super) struct Asked<'a> {
+    pub path: &'a str,
+    pub method: &'a str,
+    pub headers: &'a HeaderMap,
+    pub presented: &'a Presented,
 }
 
 impl Reviews {
-    /// Reviews of tokens by one cluster and of accesses by another, which are mostly the same. `always_allowed` paths are
-    /// free; one that ends in `*` stands for all that begin with it.
+    /// Certificates are believed by `trust`. Reviews of tokens by one cluster and of accesses by another, which are mostly the
+    /// same. `always_allowed` paths are free; one that ends in `*` stands for all that begin with it.
     pub fn new(
+        trust: Trust,
         authentication: Client,
         authorization: Client,
         always_allowed: Vec<String>,
         times: ReviewTimes,
     ) -> Self {
         let (tokens, accesses) = (Cache::default(), Cache::default());
-        Self { authentication, authorization, always_allowed, times, tokens, accesses }
+        Self { trust, authentication, authorization, always_allowed, times, tokens, accesses }
     }
 
-    pub(super) async fn judge(&self, path: &str, method: &str, token: Option<&str>) -> Verdict {
+    pub(super) async fn judge(&self, asked: &Asked<'_>) -> Verdict {
         let free = |allowed: &String| match allowed.strip_suffix('*') {
-            Some(prefix) => path.starts_with(prefix),
-            None => allowed == path,
+            Some(prefix) => asked.path.starts_with(prefix),
+            None => allowed == asked.path,
         };
         if self.always_allowed.iter().any(free) {
             return Verdict::Allowed;
         }
-        let user = match token {
-            None => User {
-                name: ANONYMOUS.to_owned(),
-                groups: vec![UNAUTHENTICATED.to_owned()],
-                uid: String::new(),
-            },
-            Some(token) => match self.user(token).await {
-                Ok(Some(user)) => user,
-                Ok(None) => return Verdict::Unauthenticated,
-                Err(error) => return unknown(&error),
-            },
+        let user = match self.user(asked).await {
+            Ok(Some(user)) => user,
+            Ok(None) => return Verdict::Unauthenticated,
+            Err(error) => return unknown(&error),
         };
-        match self.may(user, path, &method.to_lowercase()).await {
+        match self.may(user, asked.path, &asked.method.to_lowercase()).await {
             Ok(true) => Verdict::Allowed,
             Ok(false) => Verdict::Forbidden,
             Err(error) => unknown(&error),
         }
     }
 
-    async fn user(&self, token: &str) -> Result<Option<User>, kube::Error> {
+    /// Whom certificates prove, else whose token it is. A certificate that proves nobody does not spoil a token, but nobody is
+    /// anonymous with it (apiserver library, `DelegatingAuthenticatorConfig`).
+    async fn user(&self, asked: &Asked<'_>) -> Result<Option<User>, kube::Error> {
+        let proved = self.trust.user(asked.presented, asked.headers);
+        if let Err(error) = &proved {
+            tracing::debug!(error = crate::access::chain(error), "a client certificate proved nobody");
+        }
+        let user = match (proved, bearer(asked.headers)) {
+            (Ok(Some(user)), _) => Some(user),
+            (_, Some(token)) => self.owner(token).await?,
+            (Ok(None), None) => Some(User::anonymous()),
+            (Err(_), None) => None,
+        };
+        Ok(user.map(User::authenticated))
+    }
+
+    /// Whose token it is.
+    async fn owner(&self, token: &str) -> Result<Option<User>, kube::Error> {
         // The cache must not hold what opens doors elsewhere.
         let key: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         if let Some(known) = self.tokens.get(&key) {
@@ -130,6 +147,7 @@ impl Reviews {
                 user: Some(key.0.name.clone()),
                 groups: Some(key.0.groups.clone()),
                 uid: Some(key.0.uid.clone()),
+                extra: Some(key.0.extra.clone()),
                 non_resource_attributes: Some(attributes),
                 ..SubjectAccessReviewSpec::default()
             },
@@ -149,14 +167,11 @@ fn unknown(error: &kube::Error) -> Verdict {
     Verdict::Unknown
 }
 
-impl From<UserInfo> for User {
-    fn from(user: UserInfo) -> Self {
-        Self {
-            name: user.username.unwrap_or_default(),
-            groups: user.groups.unwrap_or_default(),
-            uid: user.uid.unwrap_or_default(),
-        }
-    }
+/// The token of a request.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, rest) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.trim().split_once(' ')?;
+    let token = rest.split(' ').next().filter(|token| !token.is_empty())?;
+    scheme.eq_ignore_ascii_case(BEARER).then_some(token)
 }
 
 /// Answers with an end, at most [`CACHE_SIZE`].

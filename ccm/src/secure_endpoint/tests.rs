@@ -1,5 +1,7 @@
 //! A real TLS endpoint with a guest cluster that knows two tokens.
 
+mod certificates;
+
 use super::*;
 use kube::client::{Body, Client};
 use serde_json::json;
@@ -9,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::client::ResolvesClientCert;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -20,13 +23,21 @@ const TIMES: ReviewTimes = ReviewTimes {
     denied: Duration::from_secs(10),
 };
 
-/// Answers reviews: `reader` may read /metrics, `other` is somebody else.
+/// Counts the reviews.
 fn guest(reviews: Arc<AtomicUsize>) -> Client {
-    let service = tower::service_fn(move |request: http::Request<Body>| {
+    guest_told(move |_| {
         reviews.fetch_add(1, Ordering::Relaxed);
+    })
+}
+
+/// Answers reviews: `reader` may read /metrics, `other` is somebody else. `tell` hears what is asked.
+fn guest_told(tell: impl Fn(&Value) + Clone + Send + 'static) -> Client {
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let tell = tell.clone();
         async move {
             let path = request.uri().path().to_owned();
             let asked: Value = serde_json::from_slice(&request.into_body().collect_bytes().await?).unwrap();
+            tell(&asked["spec"]);
             let status = if path.ends_with("/tokenreviews") {
                 let name = asked["spec"]["token"].as_str().unwrap();
                 let known = matches!(name, "reader" | "other");
@@ -90,27 +101,50 @@ impl ServerCertVerifier for Anyone {
 }
 
 async fn connect(address: SocketAddr) -> tokio_rustls::client::TlsStream<TcpStream> {
+    connect_as(address, None).await
+}
+
+async fn connect_as(
+    address: SocketAddr,
+    identity: Option<Arc<dyn ResolvesClientCert>>,
+) -> tokio_rustls::client::TlsStream<TcpStream> {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
     let config = config.unwrap().dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider)));
-    let connector = TlsConnector::from(Arc::new(config.with_no_client_auth()));
+    let config = match identity {
+        Some(identity) => config.with_client_cert_resolver(identity),
+        None => config.with_no_client_auth(),
+    };
+    let connector = TlsConnector::from(Arc::new(config));
     let stream = TcpStream::connect(address).await.unwrap();
     connector.connect("localhost".try_into().unwrap(), stream).await.unwrap()
 }
 
 async fn get(address: SocketAddr, path: &str, token: Option<&str>) -> String {
-    let mut stream = connect(address).await;
     let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{token}Connection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
+    exchange(connect(address).await, path, &token).await.unwrap()
+}
+
+/// The last request of a connection, with more lines in its head.
+async fn exchange(
+    mut stream: tokio_rustls::client::TlsStream<TcpStream>,
+    path: &str,
+    more: &str,
+) -> std::io::Result<String> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{more}Connection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.unwrap();
-    String::from_utf8(answer).unwrap()
+    stream.read_to_end(&mut answer).await?;
+    Ok(String::from_utf8(answer).unwrap())
 }
 
 async fn endpoint(client: Client, tls: &Tls) -> (SocketAddr, CancellationToken) {
+    endpoint_trusting(Trust::nobody(), client, tls).await
+}
+
+async fn endpoint_trusting(trust: Trust, client: Client, tls: &Tls) -> (SocketAddr, CancellationToken) {
     let free = ["/healthz", "/readyz", "/livez"].map(str::to_owned).to_vec();
-    let reviews = Reviews::new(client.clone(), client, free, TIMES);
+    let reviews = Reviews::new(trust, client.clone(), client, free, TIMES);
     let address = "127.0.0.1:0".parse().unwrap();
     let registry = (Arc::new(Registry::default()), FrameworkMetrics::default());
     let endpoint = SecureEndpoint::bind(address, tls, reviews, registry, json!({ "a": 1 })).await.unwrap();

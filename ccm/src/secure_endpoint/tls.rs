@@ -17,6 +17,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs
 use tokio_rustls::rustls::{ServerConfig, SupportedCipherSuite, version};
 use tokio_rustls::server::TlsStream;
 
+use super::certificate::AnyKeyHolder;
+
 /// Longest handshake: what connects and says nothing must not keep a socket.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// Connections whose handshake is done and that nobody has taken yet.
@@ -24,7 +26,7 @@ const BACKLOG: usize = 16;
 /// Pause after a failed `accept`: file descriptors are not free again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How often certificate and key are read again (apiserver library, `dynamiccertificates.FileRefreshDuration`).
-const REREAD_INTERVAL: Duration = Duration::from_mins(1);
+pub(super) const REREAD_INTERVAL: Duration = Duration::from_mins(1);
 /// `--tls-min-version` that leaves out TLS 1.2.
 const ONLY_13: &str = "VersionTLS13";
 
@@ -83,9 +85,10 @@ impl Tls {
             &[&version::TLS13, &version::TLS12]
         };
         let provider = CryptoProvider { cipher_suites: self.suites(), ..ring::default_provider() };
+        let clients = Arc::new(AnyKeyHolder(provider.signature_verification_algorithms));
         let config =
             ServerConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions)?;
-        Ok(config.with_no_client_auth().with_single_cert(chain, key)?)
+        Ok(config.with_client_cert_verifier(clients).with_single_cert(chain, key)?)
     }
 
     /// The bytes of certificate and key.

@@ -20,7 +20,8 @@ pub struct Grant {
 }
 
 impl Grant {
-    fn covers(&self, call: &Call) -> bool {
+    /// Whether this account's call is one that is granted, in whatever namespace the account is.
+    pub fn covers(&self, call: &Call) -> bool {
         self.group == call.group
             && self.resource == call.resource
             && self.verb == call.verb

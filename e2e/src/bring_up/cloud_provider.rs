@@ -19,8 +19,10 @@ const SECRET: &str = "kubeconfig";
 /// The rendered manifests of both halves.
 #[derive(Clone, Debug)]
 pub struct CloudProvider {
-    infra: Vec<Value>,
-    tenant: Vec<Value>,
+    /// The infra half.
+    pub infra: Vec<Value>,
+    /// The guest half.
+    pub tenant: Vec<Value>,
 }
 
 impl CloudProvider {

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tokio_util::task::AbortOnDropHandle;
 
-use cloud_provider::CloudProvider;
+pub use cloud_provider::CloudProvider;
 pub use faults::{Fault, FaultGuard, Faults};
 pub use installation::{CONTROLLER, Installation, TENANT_NAMESPACE};
 pub use node_plugin::{DRIVER_CONTAINER, NodePlugin, PLUGIN_FOLDER};

@@ -9,6 +9,7 @@ pub mod left_overs;
 pub mod narrow_rights;
 pub mod policy;
 pub mod provider;
+pub mod secure_endpoint;
 pub mod storm;
 pub mod traffic;
 

@@ -238,6 +238,11 @@ fn cloud_controller_manager() -> Vec<Trial> {
             Exclusive,
             load_balancer::narrow_rights::installers,
         ),
+        trial(
+            "load_balancer::the_guest_says_who_reads_the_metrics",
+            Exclusive,
+            load_balancer::secure_endpoint::readers,
+        ),
         trial("load_balancer::two_hundred_are_served_soon", Exclusive, load_balancer::burst::served_soon),
         trial(
             "load_balancer::only_what_the_policy_allows_passes",

@@ -16,6 +16,7 @@ use ccm::{
         controller::{NodeController, Settings},
         metrics::NodeMetrics,
     },
+    work_queue::QueueMetrics,
 };
 use futures::{StreamExt, TryStreamExt, stream::iter};
 use k8s_openapi::api::{
@@ -286,8 +287,9 @@ impl Controllers {
         let feed = Feed::new(reads.clone(), Arc::clone(&index));
         let guest = fixture.guest_as(GUEST_USER).await?;
         let parts = (index, feed.clone());
+        let queue = QueueMetrics::default().queue("Nodes");
         let controller =
-            NodeController::new(Settings::default(), guest, reads, parts, NodeMetrics::default());
+            NodeController::new(Settings::default(), guest, reads, parts, NodeMetrics::default(), queue);
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let task = tokio::spawn(async move {

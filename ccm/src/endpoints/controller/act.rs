@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use kube::ResourceExt;
 use kube::runtime::controller::Action;
+use tokio::time::Instant;
 
 use super::calls::Answer;
 use super::session::Session;
@@ -50,7 +52,10 @@ struct Planned {
 
 /// One pass.
 pub(super) async fn pass(guest: Arc<GuestService>, session: Arc<Session>) -> Result<Action, Failure> {
+    let (began, queue) = (Instant::now(), &session.controller.queue);
+    queue.taken(&(guest.namespace().unwrap_or_default(), guest.name_any()));
     let passed = reconcile(&guest, &session).await;
+    queue.done(began.elapsed().as_secs_f64(), passed.is_err());
     match &passed {
         Ok(_) => session.retries.succeeded(guest.uid()),
         Err(Failure::Call(error)) if error.is_forbidden() => {

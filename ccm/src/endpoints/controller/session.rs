@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use kube::ResourceExt;
 use kube::api::Api;
-use kube::runtime::controller::{Config, applier};
+use kube::runtime::controller::{Config, Error, applier};
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::{Notify, watch};
 
@@ -22,7 +22,9 @@ use crate::endpoints::backend::{Backend, Member, backends};
 use crate::endpoints::demand::{GuestSlice, WireGuestSlice};
 use crate::endpoints::gate::Work;
 use crate::endpoints::slice::{InfraSlice, SERVICE_LABEL, WireSlice};
+use crate::load_balancer::service::GuestService;
 use crate::node::guest_node::{GuestNode, WireNode};
+use crate::work_queue::Item;
 
 /// Services that are worked on at a time.
 const CONCURRENCY: u16 = 32;
@@ -32,6 +34,11 @@ const NODES: &str = "nodes in the guest";
 const INFRA_SLICES: &str = "endpointslices in the infra namespace";
 /// How many these are.
 const WATCHES: usize = 3;
+
+/// A Service in the queue.
+fn item(service: &ObjectRef<GuestService>) -> Item {
+    (service.namespace.clone().unwrap_or_default(), service.name.clone())
+}
 
 /// What a session works with.
 pub(super) struct Session {
@@ -127,18 +134,24 @@ impl Session {
                 services.changed().take().await.into_iter().map(Ok::<_, Infallible>).collect();
             Some((stream::iter(changed), services))
         });
+        let counted = self.controller.queue.clone();
+        let queue = queue.flatten().inspect_ok(|service| counted.added(item(service)));
         let passes = applier(
             |guest, session| Box::pin(pass(guest, session)),
             retry,
             self,
             services.guests(),
-            Box::pin(queue.flatten()),
+            Box::pin(queue),
             Config::default().concurrency(CONCURRENCY),
         );
         passes
             .for_each(|passed| async {
-                if let Err(error) = passed {
-                    tracing::debug!(%error, "a pass over endpoints ended without success");
+                match passed {
+                    Ok(_) => {}
+                    Err(Error::ObjectNotFound(gone)) => {
+                        counted.dropped(&(gone.namespace.unwrap_or_default(), gone.name));
+                    }
+                    Err(error) => tracing::debug!(%error, "a pass over endpoints ended without success"),
                 }
             })
             .await;

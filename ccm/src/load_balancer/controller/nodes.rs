@@ -25,6 +25,7 @@ use crate::load_balancer::identity::infra_name;
 use crate::load_balancer::node_set::{NodeSet, node_set};
 use crate::load_balancer::plan::{Infra, plan};
 use crate::load_balancer::service::GuestService;
+use crate::work_queue::{Item, Queue};
 
 /// Objects per page of a list: a Node is large on the wire.
 const PAGE: u32 = 20;
@@ -52,7 +53,11 @@ struct NodeSpec {
 
 /// The Nodes that take traffic.
 #[derive(Clone)]
-pub(super) struct Nodes(watch::Receiver<Known>);
+pub(super) struct Nodes {
+    known: watch::Receiver<Known>,
+    /// Of one item: that the set changed.
+    queue: Queue,
+}
 
 /// What is known of them.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,13 +78,14 @@ impl LoadBalancerNode {
 }
 
 impl Nodes {
-    /// Starts to watch them.
-    pub(super) fn start(guest: &GuestCluster) -> Self {
+    /// Starts to watch them; that their set changed is put into `queue`.
+    pub(super) fn start(guest: &GuestCluster, queue: Queue) -> Self {
         let (nodes, writer) = store();
         let config = watcher::Config::default().page_size(PAGE);
         let all = watcher(Api::<LoadBalancerNode>::all(guest.client.clone()), config);
         let all = all.default_backoff().modify(LoadBalancerNode::slim).reflect(writer);
         let (known, shown) = watch::channel(Known::Nothing);
+        let changed = queue.clone();
         tokio::spawn(async move {
             let mut failing = false;
             let mut events = std::pin::pin!(all);
@@ -88,7 +94,9 @@ impl Nodes {
                     Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
                     Ok(_) => {
                         failing = false;
-                        update(&known, Known::Set(set_of(&nodes)));
+                        if update(&known, Known::Set(set_of(&nodes))) {
+                            changed.added(item());
+                        }
                     }
                     Err(error) => {
                         known.send_if_modified(|known| {
@@ -108,12 +116,12 @@ impl Nodes {
                 }
             }
         });
-        Self(shown)
+        Self { known: shown, queue }
     }
 
     /// What traffic can go to.
     pub(super) fn backends(&self) -> Backends {
-        match &*self.0.borrow() {
+        match &*self.known.borrow() {
             Known::Nothing | Known::Unreadable => Backends::Unknown,
             Known::Set(nodes) if nodes.is_empty() => Backends::NoNodes,
             Known::Set(_) => Backends::Nodes,
@@ -122,9 +130,11 @@ impl Nodes {
 
     /// Waits until they are known, or it shows that they can't be: else each start would tell all Services twice.
     pub(super) async fn wait_until_known(&mut self) {
-        if self.0.wait_for(|known| *known != Known::Nothing).await.is_err() {
+        if self.known.wait_for(|known| *known != Known::Nothing).await.is_err() {
             tracing::error!("the watch of nodes ended");
         }
+        // Each Service is looked at anyhow at the start.
+        self.queue.dropped(&item());
     }
 
     /// Whether some take traffic, or nothing is known that speaks against it.
@@ -133,14 +143,20 @@ impl Nodes {
     }
 }
 
-fn update(known: &watch::Sender<Known>, now: Known) {
+/// The one item of the queue.
+fn item() -> Item {
+    (String::new(), "nodes".to_owned())
+}
+
+/// Whether it is something new.
+fn update(known: &watch::Sender<Known>, now: Known) -> bool {
     known.send_if_modified(|known| {
         let is_new = *known != now;
         if is_new {
             *known = now;
         }
         is_new
-    });
+    })
 }
 
 fn set_of(nodes: &Store<LoadBalancerNode>) -> NodeSet {
@@ -154,11 +170,12 @@ fn set_of(nodes: &Store<LoadBalancerNode>) -> NodeSet {
 pub(super) async fn follow(context: &Context) {
     let mut nodes = context.nodes.clone();
     loop {
-        if nodes.0.changed().await.is_err() {
+        if nodes.known.changed().await.is_err() {
             return std::future::pending().await;
         }
         tokio::time::sleep(SETTLE).await;
-        nodes.0.borrow_and_update();
+        nodes.known.borrow_and_update();
+        nodes.queue.taken(&item());
         let began = Instant::now();
         let served: Vec<_> = context.watches.guests().state();
         let served = served.into_iter().filter(|guest| guest.wants_load_balancer() && guest.has_finalizer());
@@ -174,7 +191,9 @@ pub(super) async fn follow(context: &Context) {
                 context.metrics.hosts_updated(began.elapsed().as_secs_f64());
             })
             .await;
-        context.metrics.nodes_synced(began.elapsed().as_secs_f64(), failed.into_inner());
+        let (seconds, failed) = (began.elapsed().as_secs_f64(), failed.into_inner());
+        nodes.queue.done(seconds, failed);
+        context.metrics.nodes_synced(seconds, failed);
     }
 }
 

@@ -3,7 +3,9 @@ use crate::{
     fake_api::{FakeApi, failure},
     machine::{Interface, Network, Phase, Vm},
     topology::ZONE_LABEL,
+    work_queue::QueueMetrics,
 };
+use prometheus_client::{encoding::text::encode, registry::Registry};
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -19,6 +21,10 @@ struct Clusters {
 
 impl Clusters {
     fn new(settings: Settings) -> Self {
+        Self::counted(settings, &QueueMetrics::default())
+    }
+
+    fn counted(settings: Settings, metrics: &QueueMetrics) -> Self {
         let (guest, infra) = (FakeApi::default(), FakeApi::default());
         let written =
             |version: &str| json!({"metadata": {"name": "vm-1", "resourceVersion": version}, "spec": {}});
@@ -40,8 +46,14 @@ impl Clusters {
         let feed = Feed::new(reads.clone(), Arc::clone(&index));
         index.replace([Vm { name: "vm-1".into(), ..Vm::default() }]);
         index.replace([vmi()]);
-        let controller =
-            NodeController::new(settings, guest.client(), reads, (index, feed), NodeMetrics::default());
+        let controller = NodeController::new(
+            settings,
+            guest.client(),
+            reads,
+            (index, feed),
+            NodeMetrics::default(),
+            metrics.queue("Nodes"),
+        );
         Self { guest, infra, controller }
     }
 
@@ -187,4 +199,35 @@ async fn why_a_node_is_not_recognised_is_said_once() {
     node["metadata"]["name"] = json!("younger");
     clusters.sync(&node).await.unwrap();
     assert_eq!(clusters.guest.made("POST").len(), 1, "the VM may have come after the last look");
+}
+
+#[tokio::test]
+async fn the_queue_is_counted_and_ends_with_the_controller() {
+    let (metrics, mut registry) = (QueueMetrics::default(), Registry::default());
+    metrics.register(&mut registry);
+    let clusters = Clusters::counted(Settings::default(), &metrics);
+    let nodes = json!({"apiVersion": "v1", "kind": "NodeList", "metadata": {"resourceVersion": "7"},
+        "items": [fresh()]});
+    clusters.guest.answer("GET /api/v1/nodes", 200, nodes);
+    let (code, refusal) = failure(500, "InternalError", &json!({}));
+    clusters.guest.answer(&format!("PATCH {NODE}/status"), code, refusal);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(clusters.controller.run(stop.clone()));
+    let shown = || {
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        text
+    };
+    let failed = async {
+        while !shown().contains("workqueue_retries_total{name=\"Nodes\"} 1\n") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), failed).await.unwrap();
+    let text = shown();
+    assert!(text.contains("workqueue_adds_total{name=\"Nodes\"} 1\n"), "{text}");
+    assert!(text.contains("workqueue_depth{name=\"Nodes\"} 0\n"), "{text}");
+    assert!(text.contains("workqueue_work_duration_seconds_count{name=\"Nodes\"} 1\n"), "{text}");
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(30), running).await.unwrap().unwrap();
 }

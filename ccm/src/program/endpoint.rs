@@ -1,0 +1,87 @@
+//! The HTTPS endpoint of the program, made of its flags.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use prometheus_client::registry::Registry;
+use serde_json::json;
+
+use super::Clusters;
+use crate::access::{CallMetrics, GuestCluster};
+use crate::config::CloudConfig;
+use crate::flags::{Flags, ServingFlags, names, path};
+use crate::framework_metrics::FrameworkMetrics;
+use crate::secure_endpoint::{
+    FrontProxyRules, ReviewTimes, Reviews, SecureEndpoint, Tls, Trust, TrustSources,
+};
+
+/// Binds it. What it needs of the guest cluster is not waited for.
+pub(super) async fn bind(
+    flags: &Flags,
+    config: &CloudConfig,
+    clusters: &Clusters,
+    (registry, health): (Registry, &FrameworkMetrics),
+) -> Result<SecureEndpoint> {
+    let ServingFlags { bind_address, secure_port, .. } = &flags.serving;
+    let ip =
+        bind_address.parse().with_context(|| format!("--bind-address={bind_address} is no IP address"))?;
+    let serving = &flags.serving;
+    let files = path(&serving.tls_cert_file).zip(path(&serving.tls_private_key_file));
+    let tls = Tls {
+        files,
+        min_version: serving.tls_min_version.clone(),
+        cipher_suites: serving.tls_cipher_suites.iter().filter(|name| !name.is_empty()).cloned().collect(),
+    };
+    let times = ReviewTimes {
+        token: serving.authentication_token_webhook_cache_ttl,
+        allowed: serving.authorization_webhook_cache_authorized_ttl,
+        denied: serving.authorization_webhook_cache_unauthorized_ttl,
+    };
+    let authentication = reviewer(&serving.authentication_kubeconfig, clusters).await?;
+    let authorization = reviewer(&serving.authorization_kubeconfig, clusters).await?;
+    let always = serving.authorization_always_allow_paths.clone();
+    let trust = Trust::start(trust(serving, authentication.clone())?)?;
+    let reviews = Reviews::new(trust, authentication, authorization, always, times);
+    let shown = json!({ "kubevirt-cloud-controller-manager": {
+        "clusterName": flags.cluster_name.as_str(),
+        "infraNamespace": clusters.infra.namespace,
+        "infraLabels": config.infra_labels,
+        "loadBalancer": {
+            "enabled": config.load_balancer.enabled,
+            "selectorless": config.load_balancer.selectorless,
+            "enableEPSController": config.load_balancer.endpoint_slices,
+            "endpoints": format!("{:?}", config.load_balancer.endpoints),
+        },
+    } });
+    let address = SocketAddr::new(ip, *secure_port);
+    Ok(SecureEndpoint::bind(address, &tls, reviews, (Arc::new(registry), health.clone()), shown).await?)
+}
+
+async fn reviewer(kubeconfig: &str, clusters: &Clusters) -> Result<kube::Client> {
+    match path(kubeconfig) {
+        None => Ok(clusters.guest.client.clone()),
+        file => Ok(GuestCluster::open(file, "", CallMetrics::default()).await?.client),
+    }
+}
+
+/// Who is believed by a certificate: the authorities of files, else those that `guest` publishes.
+fn trust(serving: &ServingFlags, guest: kube::Client) -> Result<TrustSources> {
+    let rules = FrontProxyRules {
+        allowed_names: names(&serving.requestheader_allowed_names)
+            .context("--requestheader-allowed-names")?,
+        username_headers: names(&serving.requestheader_username_headers)
+            .context("--requestheader-username-headers")?,
+        uid_headers: names(&serving.requestheader_uid_headers).context("--requestheader-uid-headers")?,
+        group_headers: names(&serving.requestheader_group_headers)
+            .context("--requestheader-group-headers")?,
+        extra_headers_prefixes: names(&serving.requestheader_extra_headers_prefix)
+            .context("--requestheader-extra-headers-prefix")?,
+    };
+    Ok(TrustSources {
+        client_ca: path(&serving.client_ca_file),
+        front_proxy: path(&serving.requestheader_client_ca_file).map(|file| (file, rules)),
+        lookup: (!serving.authentication_skip_lookup).then_some(guest),
+        tolerate_failure: serving.authentication_tolerate_lookup_failure,
+    })
+}

@@ -1,0 +1,182 @@
+//! Certificates of clients: taken from whoever holds their key, believed only where an authority has verified them.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use axum::extract::connect_info::Connected;
+use axum::serve::IncomingStream;
+use sha2::{Digest, Sha256};
+use tokio_rustls::rustls::client::danger::HandshakeSignatureValid;
+use tokio_rustls::rustls::crypto::{
+    WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+};
+use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
+use tokio_rustls::rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use tokio_rustls::rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
+use x509_parser::prelude::{AttributeTypeAndValue, FromDer, X509Certificate};
+
+use super::tls::TlsListener;
+use super::user::User;
+
+/// The attribute of a subject that is a user's uid (apimachinery, `asn1.X509UID`).
+const UID_ATTRIBUTE: &str = "1.3.6.1.4.1.57683.2";
+/// How an access review is told by which certificate (apiserver library, `user.CredentialIDKey`).
+const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
+
+/// The certificates that a client presented, its own first. Nothing in them is believed yet.
+#[derive(Clone, Debug)]
+pub(super) struct Presented(pub Arc<[CertificateDer<'static>]>);
+
+/// A bundle of certificate authorities for clients.
+#[derive(Clone, Debug)]
+pub(super) struct Authority(Arc<dyn ClientCertVerifier>);
+
+/// What a verified certificate says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Subject {
+    /// Empty where it has none.
+    pub common_name: String,
+    organizations: Vec<String>,
+    uid: String,
+    fingerprint: String,
+}
+
+/// Why a bundle is none.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// It is not PEM, or the file can't be read.
+    #[error("it is no PEM")]
+    Pem(#[from] PemError),
+    /// One of them is no certificate authority.
+    #[error("it has a certificate that can't be read")]
+    Certificate(#[from] Error),
+    /// There is none.
+    #[error("it has no certificate")]
+    None(#[from] VerifierBuilderError),
+}
+
+/// Why what a client showed proves nobody.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unproved {
+    #[error("the client certificate is not verified")]
+    Certificate(#[from] Error),
+    #[error("the subject of the client certificate can't be read")]
+    Subject,
+    #[error("{0:?} is not among the names that may speak for others")]
+    NotAllowed(String),
+    #[error("a header of the front proxy is no text")]
+    Header,
+}
+
+impl Presented {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Connected<IncomingStream<'_, TlsListener>> for Presented {
+    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
+        Self(stream.io().get_ref().1.peer_certificates().unwrap_or_default().into())
+    }
+}
+
+impl Authority {
+    /// The authorities of a bundle in PEM.
+    pub(super) fn of_bundle(bundle: &[u8]) -> Result<Self, BundleError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(bundle) {
+            roots.add(certificate?)?;
+        }
+        let provider = Arc::new(ring::default_provider());
+        Ok(Self(WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build()?))
+    }
+
+    /// Verifies the chain, the time, and that the certificate is for clients.
+    pub(super) fn verify(&self, presented: &Presented, now: UnixTime) -> Result<Subject, Unproved> {
+        let (own, others) = presented.0.split_first().ok_or(Error::NoCertificatesPresented)?;
+        self.0.verify_client_cert(own, others, now)?;
+        Subject::of(own)
+    }
+}
+
+impl Subject {
+    fn of(certificate: &CertificateDer<'_>) -> Result<Self, Unproved> {
+        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| Unproved::Subject)?;
+        let text = |attribute: &AttributeTypeAndValue<'_>| {
+            attribute.as_str().map(str::to_owned).map_err(|_| Unproved::Subject)
+        };
+        let subject = parsed.subject();
+        // Of several the last is meant, as Go reads it.
+        let common_name = subject.iter_common_name().last().map(text).transpose()?.unwrap_or_default();
+        let organizations = subject.iter_organization().map(text).collect::<Result<_, _>>()?;
+        let mut uids =
+            subject.iter_attributes().filter(|found| found.attr_type().to_id_string() == UID_ATTRIBUTE);
+        let uid = uids.next().map(text).transpose()?;
+        if uids.next().is_some() || uid.as_ref().is_some_and(String::is_empty) {
+            return Err(Unproved::Subject);
+        }
+        let fingerprint = Sha256::digest(certificate).iter().fold(String::new(), |mut text, byte| {
+            // Writing to a String can't fail.
+            write!(text, "{byte:02x}").unwrap_or_default();
+            text
+        });
+        Ok(Self { common_name, organizations, uid: uid.unwrap_or_default(), fingerprint })
+    }
+
+    /// The user of this subject; nobody without a common name.
+    pub(super) fn user(self) -> Option<User> {
+        let extra = [(CREDENTIAL_ID.to_owned(), vec![format!("X509SHA256={}", self.fingerprint)])];
+        let user =
+            User { name: self.common_name, uid: self.uid, groups: self.organizations, extra: extra.into() };
+        (!user.name.is_empty()).then_some(user)
+    }
+}
+
+/// Asks each client for a certificate and takes any whose key it holds, as Go's `RequestClientCert` does. Whom it proves is
+/// asked at each request, of the authorities of that moment.
+#[derive(Debug)]
+pub(super) struct AnyKeyHolder(pub WebPkiSupportedAlgorithms);
+
+impl ClientCertVerifier for AnyKeyHolder {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    /// No hint: a client shows what it has.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}

@@ -1,0 +1,97 @@
+//! A front proxy: it has asked who the user is, and says it in headers. Its word counts where its certificate is verified by the
+//! authority for front proxies and bears an allowed name; a header of anybody else is nothing.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use axum::http::{HeaderMap, HeaderValue};
+use percent_encoding::percent_decode_str;
+use tokio_rustls::rustls::pki_types::UnixTime;
+
+use super::certificate::{Authority, Presented, Unproved};
+use super::user::User;
+
+/// Whose headers are believed, and which.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FrontProxyRules {
+    /// Common names of front proxies; none = each that is verified.
+    pub allowed_names: Vec<String>,
+    /// Headers with the user's name; the first that has a value counts.
+    pub username_headers: Vec<String>,
+    /// Headers with the user's uid; the first that has a value counts.
+    pub uid_headers: Vec<String>,
+    /// Headers with the user's groups; all count.
+    pub group_headers: Vec<String>,
+    /// What headers begin with whose rest is the key of further attributes.
+    pub extra_headers_prefixes: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct FrontProxy {
+    pub authority: Authority,
+    pub rules: FrontProxyRules,
+}
+
+impl FrontProxy {
+    /// The user whom the headers name; nobody where they name none.
+    pub(super) fn user(
+        &self,
+        presented: &Presented,
+        headers: &HeaderMap,
+        now: UnixTime,
+    ) -> Result<Option<User>, Unproved> {
+        let name = self.authority.verify(presented, now)?.common_name;
+        let allowed = &self.rules.allowed_names;
+        if !allowed.is_empty() && !allowed.contains(&name) {
+            return Err(Unproved::NotAllowed(name));
+        }
+        self.rules.user(headers)
+    }
+}
+
+impl FrontProxyRules {
+    fn user(&self, headers: &HeaderMap) -> Result<Option<User>, Unproved> {
+        let name = first(headers, &self.username_headers)?;
+        if name.is_empty() {
+            return Ok(None);
+        }
+        let groups = self.group_headers.iter().flat_map(|group| headers.get_all(group)).map(text);
+        let groups: Vec<_> = groups.collect::<Result<_, _>>()?;
+        Ok(Some(User {
+            name: name.to_owned(),
+            uid: first(headers, &self.uid_headers)?.to_owned(),
+            groups: groups.into_iter().filter(|group| !group.is_empty()).map(str::to_owned).collect(),
+            extra: self.extra(headers)?,
+        }))
+    }
+
+    fn extra(&self, headers: &HeaderMap) -> Result<BTreeMap<String, Vec<String>>, Unproved> {
+        let mut extra: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for prefix in &self.extra_headers_prefixes {
+            let prefix = prefix.to_lowercase();
+            for (name, value) in headers {
+                // `HeaderName` is in lower case.
+                let Some(key) = name.as_str().strip_prefix(&prefix) else { continue };
+                // A key that is wrongly escaped is taken as it stands.
+                let decoded = percent_decode_str(key).decode_utf8().unwrap_or(Cow::Borrowed(key));
+                extra.entry(decoded.into_owned()).or_default().push(text(value)?.to_owned());
+            }
+        }
+        Ok(extra)
+    }
+}
+
+/// The first of these headers that has a value; of a header its first line.
+fn first<'a>(headers: &'a HeaderMap, names: &[String]) -> Result<&'a str, Unproved> {
+    for name in names {
+        let value = headers.get(name).map_or(Ok(""), text)?;
+        if !value.is_empty() {
+            return Ok(value);
+        }
+    }
+    Ok("")
+}
+
+fn text(value: &HeaderValue) -> Result<&str, Unproved> {
+    std::str::from_utf8(value.as_bytes()).map_err(|_| Unproved::Header)
+}

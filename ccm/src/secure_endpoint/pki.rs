@@ -1,0 +1,115 @@
+//! Certificates of tests.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, date_time_ymd,
+};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// The attribute O once more: rcgen keeps one value by kind.
+const ORGANIZATION: &[u64] = &[2, 5, 4, 10];
+/// A user's uid.
+const UID: &[u64] = &[1, 3, 6, 1, 4, 1, 57683, 2];
+
+/// A certificate authority.
+pub(super) struct Ca {
+    params: CertificateParams,
+    key: KeyPair,
+    der: CertificateDer<'static>,
+    pub pem: String,
+}
+
+/// A certificate with its key, and those that lead to its authority.
+pub(super) struct Identity {
+    pub chain: Vec<CertificateDer<'static>>,
+    pub key: KeyPair,
+}
+
+impl Identity {
+    pub(super) fn key(&self) -> PrivateKeyDer<'static> {
+        self.key.serialize_der().try_into().unwrap()
+    }
+}
+
+/// For clients, valid now, in the name of `name`; without a name where that is empty.
+pub(super) fn client(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    if !name.is_empty() {
+        params.distinguished_name.push(DnType::CommonName, name);
+    }
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+/// A member of two groups, with a uid.
+pub(super) fn member(name: &str, groups: [&str; 2], uid: &str) -> CertificateParams {
+    let mut params = client(name);
+    let subject = &mut params.distinguished_name;
+    subject.push(DnType::OrganizationName, groups[0]);
+    subject.push(DnType::CustomDnType(ORGANIZATION.to_vec()), groups[1]);
+    subject.push(DnType::CustomDnType(UID.to_vec()), uid);
+    params
+}
+
+/// Its time is over.
+pub(super) fn expired(name: &str) -> CertificateParams {
+    let mut params = client(name);
+    params.not_after = date_time_ymd(2020, 1, 1);
+    params
+}
+
+/// Its time has not begun.
+pub(super) fn early(name: &str) -> CertificateParams {
+    let mut params = client(name);
+    params.not_before = date_time_ymd(4000, 1, 1);
+    params
+}
+
+/// For servers only.
+pub(super) fn server(name: &str) -> CertificateParams {
+    let mut params = client(name);
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params
+}
+
+impl Ca {
+    pub(super) fn new(name: &str) -> Self {
+        let (params, key) = (authority(name), KeyPair::generate().unwrap());
+        let certificate = params.self_signed(&key).unwrap();
+        Self { params, der: certificate.der().clone(), pem: certificate.pem(), key }
+    }
+
+    /// An authority below this one.
+    pub(super) fn below(&self, name: &str) -> Self {
+        let (params, key) = (authority(name), KeyPair::generate().unwrap());
+        let certificate = params.signed_by(&key, &self.issuer()).unwrap();
+        Self { params, der: certificate.der().clone(), pem: certificate.pem(), key }
+    }
+
+    pub(super) fn sign(&self, params: &CertificateParams) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer()).unwrap();
+        Identity { chain: vec![certificate.der().clone()], key }
+    }
+
+    /// The same, with this authority's own certificate beside it.
+    pub(super) fn sign_with_chain(&self, params: &CertificateParams) -> Identity {
+        let mut identity = self.sign(params);
+        identity.chain.push(self.der.clone());
+        identity
+    }
+
+    fn issuer(&self) -> Issuer<'_, &KeyPair> {
+        Issuer::from_params(&self.params, &self.key)
+    }
+}
+
+fn authority(name: &str) -> CertificateParams {
+    let mut params = client(name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.extended_key_usages = Vec::new();
+    params
+}

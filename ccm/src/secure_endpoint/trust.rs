@@ -1,0 +1,134 @@
+//! Which certificates of clients are believed: those of authorities that files name, else of those that the guest cluster's
+//! API server publishes in a ConfigMap. Both change while the program runs. What is not known yet, or can't be read, is believed by
+//! nobody; what was read once holds until something newer is read.
+
+mod files;
+mod lookup;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use kube::Client;
+use tokio::sync::watch;
+use tokio_rustls::rustls::pki_types::UnixTime;
+
+use super::certificate::{Authority, BundleError, Presented, Unproved};
+use super::front_proxy::{FrontProxy, FrontProxyRules};
+use super::tls::REREAD_INTERVAL;
+use super::user::User;
+use files::CaFile;
+use lookup::Lookup;
+
+/// Where authorities come from.
+#[derive(Default)]
+pub struct TrustSources {
+    /// Authorities of clients, in PEM.
+    pub client_ca: Option<PathBuf>,
+    /// Authorities of front proxies, in PEM, and what their headers are.
+    pub front_proxy: Option<(PathBuf, FrontProxyRules)>,
+    /// The cluster whose API server publishes what no file names; `None` = it is not asked.
+    pub lookup: Option<Client>,
+    /// That it can't be asked is expected.
+    pub tolerate_failure: bool,
+}
+
+/// Why a file of authorities can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("can not use {} as a bundle of certificate authorities", .path.display())]
+pub struct TrustError {
+    path: PathBuf,
+    #[source]
+    source: BundleError,
+}
+
+/// What is believed, kept up to date. Nobody at first, except by files.
+#[derive(Clone)]
+pub struct Trust(watch::Receiver<Trusted>);
+
+/// What is believed at a moment.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Trusted {
+    clients: Option<Authority>,
+    front_proxy: Option<Arc<FrontProxy>>,
+}
+
+impl Trust {
+    /// Reads the files, and begins to follow files and cluster, which is not waited for.
+    ///
+    /// # Errors
+    /// A file can't be used.
+    pub fn start(sources: TrustSources) -> Result<Self, TrustError> {
+        Self::rereading(sources, REREAD_INTERVAL)
+    }
+
+    pub(super) fn rereading(sources: TrustSources, interval: Duration) -> Result<Self, TrustError> {
+        let (trusted, now) = watch::channel(Trusted::default());
+        let trusted = Arc::new(trusted);
+        let wanted =
+            Wanted { clients: sources.client_ca.is_none(), front_proxy: sources.front_proxy.is_none() };
+        if let Some(path) = sources.client_ca {
+            let take = |trusted: &mut Trusted, authority| trusted.clients = Some(authority);
+            CaFile::follow(path, interval, &trusted, take)?;
+        }
+        if let Some((path, rules)) = sources.front_proxy {
+            let take = move |trusted: &mut Trusted, authority| {
+                trusted.front_proxy = Some(Arc::new(FrontProxy { authority, rules: rules.clone() }));
+            };
+            CaFile::follow(path, interval, &trusted, take)?;
+        }
+        if let Some(client) = sources.lookup.filter(|_| wanted != Wanted::default()) {
+            let lookup = Lookup::new(wanted, sources.tolerate_failure, Arc::clone(&trusted));
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = trusted.closed() => {}
+                    () = lookup.run(client, interval) => {}
+                }
+            });
+        }
+        Ok(Self(now))
+    }
+
+    /// Nobody is believed by a certificate.
+    pub fn nobody() -> Self {
+        Self(watch::channel(Trusted::default()).1)
+    }
+
+    /// Whom the certificates prove: the user whom a front proxy names, else their own subject.
+    pub(super) fn user(&self, presented: &Presented, headers: &HeaderMap) -> Result<Option<User>, Unproved> {
+        if presented.is_empty() {
+            return Ok(None);
+        }
+        let trusted = self.0.borrow().clone();
+        trusted.user(presented, headers, UnixTime::now())
+    }
+}
+
+impl Trusted {
+    fn user(
+        &self,
+        presented: &Presented,
+        headers: &HeaderMap,
+        now: UnixTime,
+    ) -> Result<Option<User>, Unproved> {
+        let named = self.front_proxy.as_ref().map(|proxy| proxy.user(presented, headers, now));
+        let named = named.transpose().map(Option::flatten);
+        if let Ok(Some(user)) = named {
+            return Ok(Some(user));
+        }
+        let own = self.clients.as_ref().map(|authority| authority.verify(presented, now)).transpose()?;
+        // Who proves nothing of his own is not anonymous either where he tried to speak for another.
+        own.and_then(super::certificate::Subject::user).map_or(named, |user| Ok(Some(user)))
+    }
+}
+
+/// What no file names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    clients: bool,
+    front_proxy: bool,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,48 @@
+//! Who asks, as an access review is told it.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::authentication::v1::UserInfo;
+
+/// Who shows nothing (Kubernetes, "Anonymous requests").
+const ANONYMOUS: &str = "system:anonymous";
+/// The group of those.
+const UNAUTHENTICATED: &str = "system:unauthenticated";
+/// The group of all others.
+const AUTHENTICATED: &str = "system:authenticated";
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct User {
+    pub name: String,
+    pub uid: String,
+    pub groups: Vec<String>,
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl User {
+    pub(super) fn anonymous() -> Self {
+        Self { name: ANONYMOUS.to_owned(), groups: vec![UNAUTHENTICATED.to_owned()], ..Self::default() }
+    }
+
+    /// With the group of all who are somebody, unless it is said already who they are (apiserver library,
+    /// `AuthenticatedGroupAdder`).
+    #[must_use]
+    pub(super) fn authenticated(mut self) -> Self {
+        let known = |group: &String| [AUTHENTICATED, UNAUTHENTICATED].contains(&group.as_str());
+        if self.name != ANONYMOUS && !self.groups.iter().any(known) {
+            self.groups.push(AUTHENTICATED.to_owned());
+        }
+        self
+    }
+}
+
+impl From<UserInfo> for User {
+    fn from(user: UserInfo) -> Self {
+        Self {
+            name: user.username.unwrap_or_default(),
+            uid: user.uid.unwrap_or_default(),
+            groups: user.groups.unwrap_or_default(),
+            extra: user.extra.unwrap_or_default(),
+        }
+    }
+}

@@ -126,11 +126,6 @@ impl Nodes {
             tracing::error!("the watch of nodes ended");
         }
     }
-
-    /// Whether some take traffic, or nothing is known that speaks against it.
-    pub(super) fn are_there(&self) -> bool {
-        self.backends() != Backends::NoNodes
-    }
 }
 
 fn update(known: &watch::Sender<Known>, now: Known) {
@@ -184,7 +179,7 @@ async fn refresh(guest: &GuestService, context: &Context) -> Result<(), Failure>
     let infra = mirror.as_deref().map_or(Infra::NotSeen, Infra::Present);
     let plan = plan(guest, infra, &context.settings_for(guest));
     if plan.steps.is_empty() {
-        explain::write(guest, &plan, Action::await_change(), context).await?;
+        explain::write((guest, guest), &plan, Action::await_change(), context).await?;
     }
     Ok(())
 }

@@ -1,22 +1,20 @@
 //! A cloud controller manager process of the test's own, with an infra namespace of its own in which a load balancer serves, and
 //! with the accounts and rights of `deploy/cloud-controller-manager`.
 
+mod account;
+
 use std::path::PathBuf;
-use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 use bench::{
     command::goal::Plan,
     fault_proxy::KubeProxy,
-    paths::{self, RUNTIME},
+    paths::RUNTIME,
     scenario::{Deadline, HCP_NAMESPACE, until},
     simulator::{Running, fault_plan::FaultPlan, infra_load_balancer},
     supervise::{Process, ProcessSpec, Supervisor},
 };
-use k8s_openapi::api::{
-    authentication::v1::TokenRequest,
-    core::v1::{Event, Namespace, Service, ServiceAccount},
-};
+use k8s_openapi::api::core::v1::{Event, Namespace, Service};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -24,14 +22,12 @@ use kube::{
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
 
 use super::CLUSTER;
 use crate::fixture::Fixture;
+use account::{access, apply};
 
-/// The account of both halves.
-const ACCOUNT: &str = "cloud-controller-manager";
-/// Where the guest half has it.
+/// Where the guest half has its account.
 const GUEST_ACCOUNT_NAMESPACE: &str = "kube-system";
 /// The label of every mirror; the reference's.
 const TENANT_NAME: &str = "cluster.x-k8s.io/tenant-service-name";
@@ -54,6 +50,7 @@ pub struct Place {
     pub infra_access: Kubeconfig,
     guest_access: Kubeconfig,
     logs: PathBuf,
+    program: PathBuf,
     _load_balancer: Running,
 }
 
@@ -90,6 +87,12 @@ impl Place {
         Self::with_infra(fixture, namespace.clone(), namespace).await
     }
 
+    /// The same, whose providers are the program as it is shipped: for figures. The others have what is built for tests.
+    pub async fn of_shipped(fixture: &Fixture) -> Result<Self> {
+        let program = Plan::read(&fixture.run)?.artifacts.programs.path(PROGRAM)?.to_owned();
+        Ok(Self { program, ..Self::new(fixture).await? })
+    }
+
     /// Makes it over the infra namespace of the workers' VMs, where the accounts and rights are installed.
     pub async fn over_workers(fixture: &Fixture) -> Result<Self> {
         remove_left_everywhere(fixture).await?;
@@ -106,6 +109,7 @@ impl Place {
             infra_access: access(&fixture.infra, "infra", &infra_namespace).await?,
             guest_access: access(&fixture.guest, "tenant", GUEST_ACCOUNT_NAMESPACE).await?,
             logs: fixture.run.join("logs"),
+            program: program()?,
             namespace,
             infra_namespace,
             faults,
@@ -126,11 +130,7 @@ impl Place {
         more: &[&str],
         load_balancer: Value,
     ) -> Result<Provider> {
-        let mut keys = usual_keys();
-        for (key, value) in load_balancer.as_object().into_iter().flatten() {
-            keys["loadBalancer"][key] = value.clone();
-        }
-        self.configured(suffix, cluster, &keys, more).await
+        self.configured(suffix, cluster, &keys_with(&load_balancer), more).await
     }
 
     /// The same, with these keys and no others in the cloud-config.
@@ -147,8 +147,19 @@ impl Place {
 
     /// The same, which reaches both clusters through fault proxies.
     pub async fn provider_behind(&self, between: &Between, suffix: &str, more: &[&str]) -> Result<Provider> {
+        self.provider_behind_with(between, suffix, more, json!({})).await
+    }
+
+    /// The same, with more keys in the cloud-config's section `loadBalancer`.
+    pub async fn provider_behind_with(
+        &self,
+        between: &Between,
+        suffix: &str,
+        more: &[&str],
+        load_balancer: Value,
+    ) -> Result<Provider> {
         let access = (between.infra.kubeconfig(), between.guest.kubeconfig());
-        self.start(self.arguments(access, suffix, CLUSTER, &usual_keys()).await?, more)
+        self.start(self.arguments(access, suffix, CLUSTER, &keys_with(&load_balancer)).await?, more)
     }
 
     /// Fault proxies before both API servers, for the accounts of a provider.
@@ -161,7 +172,7 @@ impl Place {
 
     fn start(&self, (name, mut args): (String, Vec<String>), more: &[&str]) -> Result<Provider> {
         args.extend(more.iter().map(|&argument| argument.to_owned()));
-        let spec = ProcessSpec { name, program: program()?, args, ..ProcessSpec::default() };
+        let spec = ProcessSpec { name, program: self.program.clone(), args, ..ProcessSpec::default() };
         Ok(Provider { process: Supervisor::new(self.logs.clone()).start(&spec)? })
     }
 
@@ -170,7 +181,7 @@ impl Place {
         let access = (&self.infra_access, &self.guest_access);
         let (_, mut args) = self.arguments(access, suffix, cluster, &usual_keys()).await?;
         args.extend(more.iter().map(|&argument| argument.to_owned()));
-        Ok(tokio::process::Command::new(program()?).args(args).output().await?)
+        Ok(tokio::process::Command::new(&self.program).args(args).output().await?)
     }
 
     /// The name of a provider, and its arguments, whose files are written.
@@ -284,6 +295,15 @@ fn usual_keys() -> Value {
     json!({"loadBalancer": {"creationPollTimeout": 5}})
 }
 
+/// These, with more in the section `loadBalancer`.
+fn keys_with(load_balancer: &Value) -> Value {
+    let mut keys = usual_keys();
+    for (key, value) in load_balancer.as_object().into_iter().flatten() {
+        keys["loadBalancer"][key] = value.clone();
+    }
+    keys
+}
+
 /// Removes what an earlier test left in the guest: a provider serves the Services of all namespaces. The caller has the bench
 /// alone.
 async fn remove_left(guest: &Client) -> Result<()> {
@@ -337,47 +357,4 @@ fn program() -> Result<PathBuf> {
         bail!("{} is not there; run make bench", program.display());
     }
     Ok(program)
-}
-
-/// Applies the accounts and rights of a folder of `deploy/cloud-controller-manager`.
-async fn apply(fixture: &Fixture, part: &str, context: &str, namespace: Option<&str>) -> Result<()> {
-    let plan = Plan::read(&fixture.run)?;
-    let kubectl = plan.artifacts.programs.path("kubectl")?;
-    let folder = paths::repository().join("deploy/cloud-controller-manager").join(part);
-    let rendered = tokio::process::Command::new(kubectl).arg("kustomize").arg(&folder).output().await?;
-    let mut items: Vec<Value> = serde_saphyr::from_multiple(std::str::from_utf8(&rendered.stdout)?)?;
-    items.retain(|object| !matches!(object["kind"].as_str(), Some("Deployment" | "ConfigMap")));
-    for object in &mut items {
-        if let Some(namespace) = namespace {
-            object["metadata"]["namespace"] = json!(namespace);
-            for subject in object["subjects"].as_array_mut().into_iter().flatten() {
-                subject["namespace"] = json!(namespace);
-            }
-        }
-    }
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
-    let mut apply = tokio::process::Command::new(kubectl)
-        .arg(format!("--kubeconfig={}", paths::kubeconfig().display()))
-        .args(["--context", context, "apply", "-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()?;
-    apply.stdin.take().context("no stdin")?.write_all(list.as_bytes()).await?;
-    let status = apply.wait().await?;
-    if status.success() { Ok(()) } else { bail!("kubectl apply of {}: {status}", folder.display()) }
-}
-
-/// A kubeconfig of the account: the administrator's with another user.
-async fn access(client: &Client, cluster: &str, namespace: &str) -> Result<Kubeconfig> {
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    let answer =
-        accounts.create_token_request(ACCOUNT, &PostParams::default(), &TokenRequest::default()).await?;
-    let token = answer.status.map(|status| status.token).context("no token in the answer")?;
-    let mut admin = Kubeconfig::read_from(paths::kubeconfig())?;
-    admin.clusters.retain(|entry| entry.name == cluster);
-    let mut admin = serde_json::to_value(admin)?;
-    admin["users"] = json!([{"name": "account", "user": {"token": token}}]);
-    admin["contexts"] = json!([{"name": cluster, "context": {"cluster": cluster, "user": "account"}}]);
-    admin["current-context"] = json!(cluster);
-    Ok(serde_json::from_value(admin)?)
 }

@@ -1,0 +1,63 @@
+//! The accounts that providers have in both clusters, with the rights of `deploy/cloud-controller-manager`.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use bench::{command::goal::Plan, paths};
+use k8s_openapi::api::{authentication::v1::TokenRequest, core::v1::ServiceAccount};
+use kube::{Api, Client, api::PostParams, config::Kubeconfig};
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+
+use crate::fixture::Fixture;
+
+/// The account of both halves.
+const ACCOUNT: &str = "cloud-controller-manager";
+
+/// Applies the accounts and rights of a folder of `deploy/cloud-controller-manager`.
+pub(super) async fn apply(
+    fixture: &Fixture,
+    part: &str,
+    context: &str,
+    namespace: Option<&str>,
+) -> Result<()> {
+    let plan = Plan::read(&fixture.run)?;
+    let kubectl = plan.artifacts.programs.path("kubectl")?;
+    let folder = paths::repository().join("deploy/cloud-controller-manager").join(part);
+    let rendered = tokio::process::Command::new(kubectl).arg("kustomize").arg(&folder).output().await?;
+    let mut items: Vec<Value> = serde_saphyr::from_multiple(std::str::from_utf8(&rendered.stdout)?)?;
+    items.retain(|object| !matches!(object["kind"].as_str(), Some("Deployment" | "ConfigMap")));
+    for object in &mut items {
+        if let Some(namespace) = namespace {
+            object["metadata"]["namespace"] = json!(namespace);
+            for subject in object["subjects"].as_array_mut().into_iter().flatten() {
+                subject["namespace"] = json!(namespace);
+            }
+        }
+    }
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
+    let mut apply = tokio::process::Command::new(kubectl)
+        .arg(format!("--kubeconfig={}", paths::kubeconfig().display()))
+        .args(["--context", context, "apply", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    apply.stdin.take().context("no stdin")?.write_all(list.as_bytes()).await?;
+    let status = apply.wait().await?;
+    if status.success() { Ok(()) } else { bail!("kubectl apply of {}: {status}", folder.display()) }
+}
+
+/// A kubeconfig of the account: the administrator's with another user.
+pub(super) async fn access(client: &Client, cluster: &str, namespace: &str) -> Result<Kubeconfig> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let answer =
+        accounts.create_token_request(ACCOUNT, &PostParams::default(), &TokenRequest::default()).await?;
+    let token = answer.status.map(|status| status.token).context("no token in the answer")?;
+    let mut admin = Kubeconfig::read_from(paths::kubeconfig())?;
+    admin.clusters.retain(|entry| entry.name == cluster);
+    let mut admin = serde_json::to_value(admin)?;
+    admin["users"] = json!([{"name": "account", "user": {"token": token}}]);
+    admin["contexts"] = json!([{"name": cluster, "context": {"cluster": cluster, "user": "account"}}]);
+    admin["current-context"] = json!(cluster);
+    Ok(serde_json::from_value(admin)?)
+}

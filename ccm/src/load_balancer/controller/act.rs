@@ -266,7 +266,7 @@ async fn create(subject: &Subject<'_>, context: &Context) -> Result<Stepped, Fai
     let mirror = context.settings_for(guest).mirror(guest, None);
     context.memory.waits(guest.uid());
     let created = context.services.create_mirror(&mirror.new_object()).await;
-    let created = changed(created.map_err(failed("ensure load balancer"))?);
+    let created = changed(&created.map_err(failed("ensure load balancer"))?);
     if matches!(created, Stepped::Done) {
         context.watches.created(&mirror.name);
     }
@@ -274,7 +274,7 @@ async fn create(subject: &Subject<'_>, context: &Context) -> Result<Stepped, Fai
 }
 
 /// After a change of infra that was not done, infra is read.
-fn changed(answer: Answer<()>) -> Stepped {
+fn changed(answer: &Answer<()>) -> Stepped {
     match answer {
         Answer::Done(()) => Stepped::Done,
         Answer::Absent | Answer::Changed => Stepped::Ended(Outcome::Look),
@@ -302,7 +302,7 @@ async fn replace(guest: &GuestService, context: &Context) -> Result<Stepped, Fai
     context.events.emit(&reference(guest), Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
     mirror.write_into(&mut object, &infra);
     let replaced = context.services.replace_mirror(&name, &object).await;
-    Ok(changed(replaced.map_err(failed("ensure load balancer"))?))
+    Ok(changed(&replaced.map_err(failed("ensure load balancer"))?))
 }
 
 /// What is left when all steps are done: waiting, and telling what is not granted.

@@ -19,7 +19,7 @@ const LIVES: usize = 50;
 /// Fewest rounds, so that each third has three.
 const ROUNDS: usize = 9;
 /// How long to go on where nobody says.
-const USUAL: Duration = Duration::from_secs(60);
+const USUAL: Duration = Duration::from_mins(1);
 /// The variable that says how long to go on, in seconds: `BENCH_CHURN=3600` for an hour.
 const SETTING: &str = "BENCH_CHURN";
 /// By how much the last third's median may be above the middle third's, in KiB. An allocator's heap breathes by some dozen pages

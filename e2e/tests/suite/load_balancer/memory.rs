@@ -9,7 +9,7 @@ use super::provider::Provider;
 /// KiB in a MiB.
 const KIB_PER_MIB: f64 = 1024.0;
 
-/// As the kernel counts it (proc_pid_status(5)), in KiB.
+/// As the kernel counts it (`proc_pid_status(5)`), in KiB.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
     /// `VmRSS`: all that is in memory, the program's file too.

@@ -47,8 +47,7 @@ impl CallError {
     /// says nothing about an object.
     pub fn proves_absence_of(&self, name: &str) -> bool {
         let Self::Failed { source, .. } = self else { return false };
-        let kube::Error::Api(status) = &**source else { return false };
-        status.code == 404 && status.details.as_ref().is_some_and(|details| details.name == name)
+        proves_absence(source, name)
     }
 
     fn code(&self) -> Option<u16> {
@@ -57,6 +56,12 @@ impl CallError {
             Self::TimedOut { .. } => None,
         }
     }
+}
+
+/// Whether the API says of this very object that it does not exist, see [`CallError::proves_absence_of`].
+pub fn proves_absence(error: &kube::Error, name: &str) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    status.code == 404 && status.details.as_ref().is_some_and(|details| details.name == name)
 }
 
 /// The HTTP status code of an API server's refusal.

@@ -18,6 +18,9 @@ use crate::access::GuestCluster;
 const QUEUE: usize = 1000;
 /// After this time without a repetition, an event is written anew (client-go: `defaultAggregateIntervalInSeconds`).
 const REPEAT_WITHIN: Duration = Duration::from_mins(10);
+/// So many written events are remembered; the oldest is forgotten for the next, which costs one event more if it is said again
+/// (client-go remembers 4096, `maxLruCacheEntries`).
+const REMEMBERED: usize = 1000;
 /// Longest note, in bytes, that the API accepts (validation of core/v1 Event).
 const MAX_NOTE: usize = 1024;
 /// The namespace of events on objects without one.
@@ -87,6 +90,7 @@ async fn write(guest: GuestCluster, component: &'static str, mut notes: mpsc::Re
         let known = written.get(&note.saying);
         match put(&guest, component, &note, known).await {
             Ok(event) => {
+                make_room(&mut written);
                 written.insert(note.saying, event);
             }
             Err(error) => {
@@ -94,6 +98,16 @@ async fn write(guest: GuestCluster, component: &'static str, mut notes: mpsc::Re
                 written.remove(&note.saying);
             }
         }
+    }
+}
+
+/// Forgets the oldest where no more are to be remembered.
+fn make_room(written: &mut HashMap<Saying, Written>) {
+    if written.len() >= REMEMBERED
+        && let Some(oldest) =
+            written.iter().min_by_key(|(_, event)| event.at).map(|(saying, _)| saying.clone())
+    {
+        written.remove(&oldest);
     }
 }
 
@@ -143,4 +157,29 @@ async fn put(
     let api: Api<Event> = Api::namespaced(guest.client.clone(), &namespace);
     api.create(&PostParams::default(), &event).await?;
     Ok(Written { name, namespace, count: 1, at: Instant::now() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_of_a_thousand_is_forgotten_for_the_next() {
+        let mut written = HashMap::new();
+        let saying = |number: usize| Saying {
+            uid: number.to_string(),
+            kind: Kind::Normal,
+            reason: "EnsuredLoadBalancer".to_owned(),
+            note: String::new(),
+        };
+        for number in 0..=REMEMBERED {
+            make_room(&mut written);
+            let at = Instant::now();
+            let event = Written { name: String::new(), namespace: String::new(), count: 1, at };
+            written.insert(saying(number), event);
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        assert_eq!(written.len(), REMEMBERED);
+        assert!(!written.contains_key(&saying(0)) && written.contains_key(&saying(1)));
+    }
 }

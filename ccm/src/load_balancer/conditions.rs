@@ -73,7 +73,7 @@ fn provisioned(guest: &GuestService, plan: &Plan, overdue: bool) -> Said {
         Some(Wait::Address) if overdue => {
             said(FALSE, "NoAddress", format!("the infra cluster assigns no address to service {name}"))
         }
-        Some(Wait::Address) => said(FALSE, "Pending", format!("infra service {name} waits for its address")),
+        Some(Wait::Address) => said(FALSE, "Pending", format!("infra service {name} has no address yet")),
         None if plan.refused.is_empty() => {
             said(TRUE, "Provisioned", format!("infra service {name} has its address"))
         }

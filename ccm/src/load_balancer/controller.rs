@@ -2,6 +2,7 @@
 //! the plan. Nothing in it waits for the world: what is missing comes as an event, and one Service holds up no other.
 
 mod act;
+mod ahead;
 mod api;
 mod changed;
 pub mod cleanup;
@@ -12,6 +13,7 @@ mod owner;
 mod places;
 mod relay;
 mod sweep;
+mod tell;
 mod watches;
 
 use std::sync::{Arc, PoisonError, RwLock};
@@ -227,6 +229,6 @@ fn retry(guest: Arc<GuestService>, failure: &Failure, context: Arc<Context>) -> 
         pause = pause.as_secs(),
         "a pass failed and is repeated"
     );
-    act::tell_failure(&guest, failure, &context);
+    tell::failure(&guest, failure, &context);
     Action::requeue(pause)
 }

@@ -49,7 +49,7 @@ pub fn answering_pod_spec() -> Value {
             "name": "answerer",
             "image": ANSWERER,
             "imagePullPolicy": "Never",
-            "readinessProbe": {"tcpSocket": {"port": TARGET_PORT}, "periodSeconds": 1},
+            "readinessProbe": {"tcpSocket": {"port": TARGET_PORT}, "periodSeconds": 1, "timeoutSeconds": 5},
         }],
     })
 }

@@ -1,16 +1,20 @@
 //! LoadBalancer Services of the guest: mirrored to infra, kept, and taken down, by a real cloud controller manager between the two
 //! real API servers. Each names the defects of the reference (D…) that it would find there.
 
+pub mod bare;
 pub mod burst;
+pub mod churn;
 pub mod credentials;
 pub mod explained;
 pub mod faults;
 pub mod left_overs;
+pub mod memory;
 pub mod narrow_rights;
 pub mod policy;
 pub mod provider;
 pub mod secure_endpoint;
 pub mod storm;
+pub mod sweep_faults;
 pub mod traffic;
 
 use anyhow::{Result, ensure};

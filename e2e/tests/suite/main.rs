@@ -251,6 +251,16 @@ fn cloud_controller_manager() -> Vec<Trial> {
         ),
         trial("load_balancer::a_quota_holds_and_is_used", Exclusive, load_balancer::policy::quota),
         trial("load_balancer::left_overs_go_and_nothing_else", Exclusive, load_balancer::left_overs::swept),
+        trial(
+            "load_balancer::an_erring_guest_api_makes_no_left_overs",
+            Exclusive,
+            load_balancer::sweep_faults::spared,
+        ),
+        trial(
+            "load_balancer::churn_leaves_no_memory_behind",
+            Exclusive,
+            load_balancer::churn::leaves_nothing,
+        ),
         trial("load_balancer::an_owner_takes_all_with_it", Exclusive, load_balancer::left_overs::owned),
         trial("load_balancer::a_guest_is_cleaned_up", Exclusive, load_balancer::left_overs::cleaned_up),
         trial("load_balancer::conditions_tell_its_state", Exclusive, load_balancer::explained::conditions),

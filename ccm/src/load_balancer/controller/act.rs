@@ -1,19 +1,16 @@
-//! One pass over one guest Service: observe, plan, act. Before each change that could harm, the guest Service is read again:
-//! what a watch showed may be old.
+//! One pass over one guest Service: observe, plan, act. A change that could harm is not made on the word of a watch alone, which
+//! may be old.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::ResourceExt;
 use kube::runtime::controller::Action;
 
-use super::api::Answer;
-use super::{Context, explain, owner};
-use crate::access::chain;
+use super::api::{Answer, Deleted};
+use super::tell::reference;
+use super::{Context, explain, owner, tell};
 use crate::events::Kind;
 use crate::load_balancer::identity::infra_name;
-use crate::load_balancer::mirror::Refused;
 use crate::load_balancer::plan::{Infra, Plan, Refusal, Step, Wait, plan};
 use crate::load_balancer::service::{GuestService, InfraService};
 
@@ -71,8 +68,18 @@ enum Outcome {
     Done,
     /// Infra is to be read, and to be planned for anew.
     Look,
+    /// Infra answered that its Service is gone: it is planned for anew.
+    Gone,
     /// The guest Service is not there any more, or asks for something else: the watch shows it, or it is looked at again.
     Superseded,
+}
+
+/// How a step ended.
+enum Stepped {
+    /// The next one may follow.
+    Done,
+    /// It ended the plan.
+    Ended(Outcome),
 }
 
 /// What is known of the infra Service.
@@ -92,20 +99,63 @@ impl Seen {
     }
 }
 
-/// One pass.
+/// The guest Service of a pass.
+struct Subject<'a> {
+    /// As the watch showed it.
+    shown: &'a GuestService,
+    /// As its API answered last in this pass.
+    answered: Option<GuestService>,
+}
+
+impl Subject<'_> {
+    fn guest(&self) -> &GuestService {
+        self.answered.as_ref().unwrap_or(self.shown)
+    }
+
+    /// Keeps what the API answered.
+    fn keep(&mut self, answer: Answer<GuestService>, context: &Context) -> Stepped {
+        match answer {
+            Answer::Done(now) => {
+                context.watches.patched(&now);
+                self.answered = Some(now);
+                Stepped::Done
+            }
+            Answer::Absent | Answer::Changed => Stepped::Ended(Outcome::Superseded),
+        }
+    }
+}
+
+/// One pass. The calls of a life in which nothing goes wrong, and why each is needed:
+///
+/// 1. guest `patch services/status`: the finalizer, before there is anything in infra that could be left over; conditions go along.
+/// 2. infra `create services`: the mirror.
+/// 3. guest `patch services/status`: the address, with the conditions that change by it.
+/// 4. infra `delete services`: the mirror's end; where nothing holds it, the answer proves that it is gone.
+/// 5. guest `patch services/status`: the finalizer goes, after that proof.
+///
+/// Reads come only where an answer of these or a watch leaves something open: see [`change`] and [`Step::Confirm`].
 pub(super) async fn reconcile(guest: &GuestService, context: &Context) -> Result<Action, Failure> {
+    if let Some(left) = context.watches.is_behind(guest) {
+        // Its event has this Service looked at again.
+        return Ok(Action::requeue(left));
+    }
     let name = infra_name(guest.uid());
     let mut seen = context.watches.mirror(&name).map_or(Seen::Unknown, Seen::Present);
+    let mut subject = Subject { shown: guest, answered: None };
     for _ in 0..MAX_LOOKS {
         let settings = context.settings_for(guest);
-        let plan = plan(guest, seen.as_infra(), &settings);
+        let plan = plan(subject.guest(), seen.as_infra(), &settings);
+        if let Some(left) = awaited(&plan, &seen, &name, context) {
+            return Ok(Action::requeue(left));
+        }
         let plan = context.places.limit(guest, plan, &context.watches, &settings.identity);
-        match carry_out(guest, &plan, seen.as_infra(), context).await? {
+        match carry_out(&mut subject, &plan, seen.as_infra(), context).await? {
             Outcome::Done => {
                 let next = conclude(guest, &plan, context);
-                return explain::write(guest, &plan, next, context).await;
+                return explain::write((guest, subject.guest()), &plan, next, context).await;
             }
             Outcome::Superseded => return Ok(Action::requeue(SUPERSEDED_INTERVAL)),
+            Outcome::Gone => seen = Seen::Gone,
             Outcome::Look => {
                 let now =
                     context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;
@@ -116,65 +166,48 @@ pub(super) async fn reconcile(guest: &GuestService, context: &Context) -> Result
     Err(Failure::Unsettled(name))
 }
 
+/// For how long nothing is to be done, because the mirror was created already and only the watch does not show it yet.
+fn awaited(plan: &Plan, seen: &Seen, name: &str, context: &Context) -> Option<Duration> {
+    let creates = plan.steps.iter().any(|step| matches!(step, Step::Create(_)));
+    let is_open = creates && matches!(seen, Seen::Unknown);
+    is_open.then(|| context.watches.is_coming(name)).flatten()
+}
+
 async fn carry_out(
-    guest: &GuestService,
+    subject: &mut Subject<'_>,
     plan: &Plan,
     infra: Infra<'_>,
     context: &Context,
 ) -> Result<Outcome, Failure> {
     let services = &context.services;
-    let mut fresh = None;
     for step in &plan.steps {
-        let answer = match step {
+        let guest = subject.guest();
+        let entries = || explain::entries(guest, &explain::wanted(guest, plan, context));
+        let stepped = match step {
             Step::AddFinalizer => {
-                let added = services
-                    .add_finalizer(guest)
-                    .await
-                    .map_err(failed("add the load balancer cleanup finalizer"))?;
-                match added {
-                    Answer::Done(now) => fresh = Some(now),
-                    Answer::Absent | Answer::Changed => return Ok(Outcome::Superseded),
-                }
-                Answer::Done(())
+                let added = services.add_finalizer(guest, &entries()).await;
+                subject.keep(added.map_err(failed("add the load balancer cleanup finalizer"))?, context)
             }
-            Step::Confirm => Answer::Changed,
-            Step::Create(_) | Step::Delete(_) => {
-                let now = match fresh.take() {
-                    Some(now) => Answer::Done(now),
-                    None => services.guest_now(guest).await.map_err(failed("read the service again"))?,
-                };
-                match now {
-                    Answer::Done(now) if still_planned(&now, infra, step, context) => {
-                        change(&now, step, context).await?
-                    }
-                    _ => return Ok(Outcome::Superseded),
-                }
-            }
-            Step::Replace(..) => replace(guest, context).await?,
             Step::SetStatus(ingress) => {
-                let said = explain::wanted(guest, plan, context);
-                let set = services.set_status(guest, ingress, &explain::entries(guest, &said)).await;
-                done_or_absent(&set.map_err(failed("update the load balancer status"))?)
+                let set = services.set_status(guest, ingress, &entries()).await;
+                subject.keep(set.map_err(failed("update the load balancer status"))?, context)
             }
             Step::RemoveFinalizer => {
                 let removed = services.remove_finalizer(guest).await;
-                done_or_absent(&removed.map_err(failed("remove the load balancer cleanup finalizer"))?)
+                subject.keep(removed.map_err(failed("remove the load balancer cleanup finalizer"))?, context)
             }
+            Step::Confirm => Stepped::Ended(Outcome::Look),
+            Step::Create(_) | Step::Delete(_) => change(subject, infra, step, context).await?,
+            Step::Replace(..) => replace(guest, context).await?,
         };
-        match answer {
-            Answer::Done(()) => tell(guest, step, plan, context),
-            Answer::Changed => return Ok(Outcome::Look),
-            Answer::Absent => return Ok(Outcome::Superseded),
+        if matches!(stepped, Stepped::Done | Stepped::Ended(Outcome::Gone)) {
+            tell::step(subject.shown, step, plan, context);
+        }
+        if let Stepped::Ended(outcome) = stepped {
+            return Ok(outcome);
         }
     }
     Ok(Outcome::Done)
-}
-
-fn done_or_absent(answer: &Answer<GuestService>) -> Answer<()> {
-    match answer {
-        Answer::Done(_) => Answer::Done(()),
-        Answer::Absent | Answer::Changed => Answer::Absent,
-    }
 }
 
 /// Whether the guest Service as it is now asks for the same kind of step.
@@ -183,37 +216,82 @@ fn still_planned(now: &GuestService, infra: Infra<'_>, step: &Step, context: &Co
     plan(now, infra, &context.settings_for(now)).steps.iter().any(|step| std::mem::discriminant(step) == kind)
 }
 
-/// Creates or deletes the mirror of `guest`, which was read just now.
-async fn change(guest: &GuestService, step: &Step, context: &Context) -> Result<Answer<()>, Failure> {
-    let about = reference(guest);
-    if let Step::Delete(uid) = step {
-        context.events.emit(&about, Kind::Normal, "DeletingLoadBalancer", "Deleting load balancer");
-        let deleted = context.services.delete_mirror(&infra_name(guest.uid()), uid).await;
-        let deleted = deleted.map_err(failed("delete load balancer"))?;
-        // Gone already: the watch, or the next read, proves it.
-        return Ok(if matches!(deleted, Answer::Absent) { Answer::Changed } else { deleted });
+/// Creates or deletes the mirror. What the watch showed may be old, so the guest Service is read again before; not if its API
+/// has answered in this pass, nor if it is being deleted, which is never taken back.
+async fn change(
+    subject: &mut Subject<'_>,
+    infra: Infra<'_>,
+    step: &Step,
+    context: &Context,
+) -> Result<Stepped, Failure> {
+    let is_final = matches!(step, Step::Delete(_)) && subject.shown.is_deleting();
+    if subject.answered.is_none() && !is_final {
+        let now =
+            context.services.guest_now(subject.shown).await.map_err(failed("read the service again"))?;
+        if let Stepped::Ended(outcome) = subject.keep(now, context) {
+            return Ok(Stepped::Ended(outcome));
+        }
     }
-    context.events.emit(&about, Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
-    if guest.has_finalizer() {
-        // It had one that somebody else deleted: perhaps with its owner.
+    if !still_planned(subject.guest(), infra, step, context) {
+        return Ok(Stepped::Ended(Outcome::Superseded));
+    }
+    match step {
+        Step::Delete(uid) => delete(subject.guest(), uid, context).await,
+        _ => create(subject, context).await,
+    }
+}
+
+async fn delete(guest: &GuestService, uid: &str, context: &Context) -> Result<Stepped, Failure> {
+    context.events.emit(&reference(guest), Kind::Normal, "DeletingLoadBalancer", "Deleting load balancer");
+    let name = infra_name(guest.uid());
+    let deleted = context.services.delete_mirror(&name, uid).await;
+    Ok(match deleted.map_err(failed("delete load balancer"))? {
+        Answer::Done(Deleted::Gone) => {
+            context.watches.deleted(&name, uid);
+            Stepped::Ended(Outcome::Gone)
+        }
+        Answer::Done(Deleted::Going) => Stepped::Done,
+        // Gone already, or another one: the next read proves it.
+        Answer::Absent | Answer::Changed => Stepped::Ended(Outcome::Look),
+    })
+}
+
+async fn create(subject: &Subject<'_>, context: &Context) -> Result<Stepped, Failure> {
+    let guest = subject.guest();
+    context.events.emit(&reference(guest), Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
+    if subject.shown.has_finalizer() {
+        // It had a mirror that somebody else deleted: perhaps with its owner.
         owner::look(context).await;
     }
     let mirror = context.settings_for(guest).mirror(guest, None);
     context.memory.waits(guest.uid());
     let created = context.services.create_mirror(&mirror.new_object()).await;
-    created.map_err(failed("ensure load balancer"))
+    let created = changed(&created.map_err(failed("ensure load balancer"))?);
+    if matches!(created, Stepped::Done) {
+        context.watches.created(&mirror.name);
+    }
+    Ok(created)
 }
 
-/// Makes the infra Service, as it is now, the mirror again.
-async fn replace(guest: &GuestService, context: &Context) -> Result<Answer<()>, Failure> {
+/// After a change of infra that was not done, infra is read.
+fn changed(answer: &Answer<()>) -> Stepped {
+    match answer {
+        Answer::Done(()) => Stepped::Done,
+        Answer::Absent | Answer::Changed => Stepped::Ended(Outcome::Look),
+    }
+}
+
+/// Makes the infra Service, as it is now, the mirror again. It is read before: the whole object is replaced, of which the watch
+/// keeps only a part.
+async fn replace(guest: &GuestService, context: &Context) -> Result<Stepped, Failure> {
     let name = infra_name(guest.uid());
     let now = context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;
-    let Some((mut object, infra)) = now else { return Ok(Answer::Changed) };
+    let Some((mut object, infra)) = now else { return Ok(Stepped::Ended(Outcome::Look)) };
     let planned = plan(guest, Infra::Present(&infra), &context.settings_for(guest)).steps;
     let Some(Step::Replace(mirror, fields)) = planned.iter().find(|step| matches!(step, Step::Replace(..)))
     else {
         // Somebody else was faster, or it is not ours any more: plan for what is there now.
-        return Ok(Answer::Changed);
+        return Ok(Stepped::Ended(Outcome::Look));
     };
     tracing::info!(
         service = guest.metadata.name,
@@ -223,34 +301,13 @@ async fn replace(guest: &GuestService, context: &Context) -> Result<Answer<()>, 
     );
     context.events.emit(&reference(guest), Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
     mirror.write_into(&mut object, &infra);
-    context.services.replace_mirror(&name, &object).await.map_err(failed("ensure load balancer"))
-}
-
-/// What the users are told about a step that was carried out.
-fn tell(guest: &GuestService, step: &Step, plan: &Plan, context: &Context) {
-    let say = |reason, note| context.events.emit(&reference(guest), Kind::Normal, reason, note);
-    match step {
-        Step::SetStatus(ingress) if !ingress.is_empty() => {
-            if let Some(waited) = context.memory.has_address(guest.uid()) {
-                context.metrics.address_after(waited.as_secs_f64());
-            }
-            say("EnsuredLoadBalancer", "Ensured load balancer");
-        }
-        Step::Replace(..) => {
-            context.metrics.synced();
-            if plan.waits_for.is_none() {
-                say("EnsuredLoadBalancer", "Ensured load balancer");
-            }
-        }
-        Step::Create(_) | Step::Delete(_) => context.metrics.synced(),
-        Step::RemoveFinalizer => say("DeletedLoadBalancer", "Deleted load balancer"),
-        Step::AddFinalizer | Step::Confirm | Step::SetStatus(_) => {}
-    }
+    let replaced = context.services.replace_mirror(&name, &object).await;
+    Ok(changed(&replaced.map_err(failed("ensure load balancer"))?))
 }
 
 /// What is left when all steps are done: waiting, and telling what is not granted.
 fn conclude(guest: &GuestService, plan: &Plan, context: &Context) -> Action {
-    tell_refusals(guest, plan, context);
+    tell::refusals(guest, plan, context);
     if plan.steps.contains(&Step::RemoveFinalizer) {
         context.memory.forget(guest.uid());
         context.places.forget(guest.uid());
@@ -276,56 +333,4 @@ fn conclude(guest: &GuestService, plan: &Plan, context: &Context) -> Action {
     );
     context.events.emit(&reference(guest), Kind::Warning, "SyncLoadBalancerFailed", &note);
     Action::await_change()
-}
-
-/// Tells what is not granted, once in each wording.
-fn tell_refusals(guest: &GuestService, plan: &Plan, context: &Context) {
-    let wishes = plan.refused.iter().map(|wish| (reason_of(wish), wish.to_string()));
-    let whole = plan.refusal.iter().map(|refusal| {
-        let reason = match refusal {
-            Refusal::Quota(_) => "LoadBalancerQuotaExceeded",
-            Refusal::NoNodePort(_) | Refusal::Foreign(_) => "SyncLoadBalancerFailed",
-        };
-        (reason, format!("Error syncing load balancer: failed to ensure load balancer: {refusal}"))
-    });
-    let said: Vec<_> = whole.chain(wishes).collect();
-    let texts: Vec<_> = said.iter().map(|(_, text)| text.clone()).collect();
-    if !context.memory.is_news(guest.uid(), &texts) {
-        return;
-    }
-    for (reason, text) in said {
-        tracing::warn!(
-            service = guest.metadata.name,
-            namespace = guest.metadata.namespace,
-            "refused: {text}"
-        );
-        context.metrics.refused(reason);
-        context.events.emit(&reference(guest), Kind::Warning, reason, &text);
-    }
-}
-
-fn reason_of(wish: &Refused) -> &'static str {
-    match wish {
-        Refused::Policy(withheld) => withheld.reason(),
-        Refused::Family { .. } => "IPFamilyRefused",
-    }
-}
-
-/// Tells the users why a pass failed, in the framework's words.
-pub(super) fn tell_failure(guest: &GuestService, failure: &Failure, context: &Context) {
-    let note = format!("Error syncing load balancer: {}", chain(failure));
-    context.events.emit(&reference(guest), Kind::Warning, "SyncLoadBalancerFailed", &note);
-}
-
-/// The guest Service, as an event names it.
-pub(super) fn reference(guest: &GuestService) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("Service".to_owned()),
-        name: Some(guest.name_any()),
-        namespace: guest.metadata.namespace.clone(),
-        uid: guest.metadata.uid.clone(),
-        resource_version: guest.metadata.resource_version.clone(),
-        field_path: None,
-    }
 }

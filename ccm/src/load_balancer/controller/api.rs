@@ -1,13 +1,13 @@
 //! The calls of the service controller, each one request.
 
 use k8s_openapi::api::core::v1::LoadBalancerIngress;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Request;
 use kube::{Client, Resource};
 use serde_json::{Value, json};
 
 use crate::access::{GuestCluster, InfraCluster};
-use crate::call::{CallError, call};
+use crate::call::{CallError, call, proves_absence};
 use crate::load_balancer::service::{FIELD_MANAGER, FINALIZER, GuestService, InfraService};
 
 /// The Service of the API servers themselves (kube-apiserver, `kubernetesservice` controller).
@@ -23,6 +23,15 @@ pub(super) enum Answer<T> {
     Absent,
     /// The object is not as it was when it was looked at.
     Changed,
+}
+
+/// What became of an infra Service that was deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deleted {
+    /// Infra removed it at once.
+    Gone,
+    /// Something holds it, or infra does not say.
+    Going,
 }
 
 /// The Services of both clusters.
@@ -78,11 +87,17 @@ impl Services {
         }
     }
 
+    /// The conditions go along: the patch goes through the status anyway.
     pub(super) async fn add_finalizer(
         &self,
         guest: &GuestService,
+        conditions: &[Value],
     ) -> Result<Answer<GuestService>, kube::Error> {
-        self.patch_guest(guest, json!({ "metadata": { "finalizers": [FINALIZER] } })).await
+        let mut patch = json!({ "metadata": { "finalizers": [FINALIZER] } });
+        if !conditions.is_empty() {
+            patch["status"]["conditions"] = json!(conditions);
+        }
+        self.patch_guest(guest, patch).await
     }
 
     pub(super) async fn remove_finalizer(
@@ -134,13 +149,13 @@ impl Services {
         Ok(self.guest_named(CLUSTER_NAMESPACE, CLUSTER_SERVICE).await?.and_then(|own| own.metadata.uid))
     }
 
-    /// The infra Service as it is now, whole, and as far as it is read.
+    /// The infra Service as it is now, whole, and as far as it is read; `None` only where the API says so of this very Service.
     pub(super) async fn mirror_now(&self, name: &str) -> Result<Option<(Value, InfraService)>, kube::Error> {
         let request =
             self.whole.get(name, &kube::api::GetParams::default()).map_err(kube::Error::BuildRequest)?;
         let whole: Value = match self.infra.request(request).await {
             Ok(whole) => whole,
-            Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(None),
+            Err(error) if proves_absence(&error, name) => return Ok(None),
             Err(error) => return Err(error),
         };
         let read = serde_json::from_value(whole.clone()).map_err(kube::Error::SerdeError)?;
@@ -171,7 +186,7 @@ impl Services {
     }
 
     /// Deletes the infra Service, if it still is the one with this UID.
-    pub(super) async fn delete_mirror(&self, name: &str, uid: &str) -> Result<Answer<()>, kube::Error> {
+    pub(super) async fn delete_mirror(&self, name: &str, uid: &str) -> Result<Answer<Deleted>, kube::Error> {
         delete(&self.mirrors, name, uid).await
     }
 }
@@ -181,17 +196,81 @@ pub(super) async fn delete(
     mirrors: &Api<InfraService>,
     name: &str,
     uid: &str,
-) -> Result<Answer<()>, kube::Error> {
+) -> Result<Answer<Deleted>, kube::Error> {
     let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
     let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
     match mirrors.delete(name, &parameters).await {
-        Ok(_) => Ok(Answer::Done(())),
+        Ok(answer) => {
+            Ok(Answer::Done(answer.left().map_or(Deleted::Going, |last| became(&last.metadata, uid))))
+        }
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Answer::Absent),
         Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Answer::Changed),
         Err(error) => Err(error),
     }
 }
 
+/// An API server answers with the Service as it was when it was removed, or, where a finalizer holds it, as it is now: marked as
+/// deleting (k8s.io/apiserver, `registry.Store.Delete`). So what was removed at once has neither mark nor finalizer.
+fn became(answered: &ObjectMeta, uid: &str) -> Deleted {
+    let is_held =
+        answered.deletion_timestamp.is_some() || answered.finalizers.iter().flatten().next().is_some();
+    if answered.uid.as_deref() == Some(uid) && !is_held { Deleted::Gone } else { Deleted::Going }
+}
+
 fn post() -> PostParams {
     PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake_api::{FakeApi, failure};
+    use rstest::rstest;
+
+    fn services(api: &FakeApi) -> Services {
+        let infra = InfraCluster { client: api.client(), namespace: "hcp".to_owned() };
+        Services::new(&GuestCluster { client: api.client() }, &infra)
+    }
+
+    #[rstest]
+    #[case::removed(json!({"uid": "u1"}), true)]
+    #[case::held(json!({"uid": "u1", "finalizers": ["x/y"]}), false)]
+    #[case::going(json!({"uid": "u1", "deletionTimestamp": "2026-11-21T00:00:00Z"}), false)]
+    #[case::another(json!({"uid": "u2"}), false)]
+    #[case::nobody(json!({}), false)]
+    #[tokio::test]
+    async fn gone_is_what_infra_removed_at_once(#[case] metadata: Value, #[case] gone: bool) {
+        let api = FakeApi::default();
+        let answer = json!({"kind": "Service", "apiVersion": "v1", "metadata": metadata});
+        api.answer("DELETE /api/v1/namespaces/hcp/services/a", 200, answer);
+        let deleted = services(&api).delete_mirror("a", "u1").await.unwrap();
+        assert!(
+            matches!(deleted, Answer::Done(deleted) if (deleted == Deleted::Gone) == gone),
+            "{deleted:?}"
+        );
+        assert_eq!(api.made("DELETE")[0].body["preconditions"]["uid"], "u1");
+    }
+
+    #[tokio::test]
+    async fn a_bare_success_proves_no_end() {
+        let api = FakeApi::default();
+        let answer = json!({"kind": "Status", "apiVersion": "v1", "status": "Success"});
+        api.answer("DELETE /api/v1/namespaces/hcp/services/a", 200, answer);
+        let deleted = services(&api).delete_mirror("a", "u1").await.unwrap();
+        assert!(matches!(deleted, Answer::Done(Deleted::Going)), "{deleted:?}");
+    }
+
+    #[rstest]
+    #[case::of_it(json!({"name": "a"}), true)]
+    #[case::of_a_proxy(json!({}), false)]
+    #[tokio::test]
+    async fn only_a_404_about_the_infra_service_proves_its_absence(
+        #[case] details: Value,
+        #[case] gone: bool,
+    ) {
+        let api = FakeApi::default();
+        let (code, body) = failure(404, "NotFound", &details);
+        api.answer("GET /api/v1/namespaces/hcp/services/a", code, body);
+        assert_eq!(matches!(services(&api).mirror_now("a").await, Ok(None)), gone);
+    }
 }

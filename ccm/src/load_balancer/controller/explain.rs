@@ -1,22 +1,19 @@
 //! Writes the conditions of a guest Service, with the events that go with a change of them.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::controller::Action;
 use serde_json::Value;
 
 use super::Context;
-use super::act::{Failure, failed, reference};
+use super::act::{Failure, failed};
+use super::api::Answer;
+use super::tell::reference;
 use crate::endpoints::choice::Writer;
 use crate::events::Kind;
 use crate::load_balancer::conditions::{Backends, NO_NODES, Said, conditions, patch, serving_reason};
 use crate::load_balancer::plan::{Plan, Step, Wait};
 use crate::load_balancer::service::GuestService;
-
-/// A wait that is shorter than this is not written down: most addresses come at once, and each writing is a call.
-const WORTH_NOTING: Duration = Duration::from_secs(1);
 
 /// What the conditions should read once `plan` is carried out.
 pub(super) fn wanted(guest: &GuestService, plan: &Plan, context: &Context) -> Vec<Said> {
@@ -35,30 +32,28 @@ pub(super) fn entries(guest: &GuestService, said: &[Said]) -> Vec<Value> {
     patch(&guest.status.conditions, said, &Time(Timestamp::now()))
 }
 
-/// Writes the conditions, where a step did not do it already, and tells what changed. `next` is when to look again.
+/// Writes the conditions, where a step did not do it already, and tells what changed between the Service as the watch `shown` it
+/// and as it is `now`. `next` is when to look again.
 pub(super) async fn write(
-    guest: &GuestService,
+    (shown, now): (&GuestService, &GuestService),
     plan: &Plan,
     next: Action,
     context: &Context,
 ) -> Result<Action, Failure> {
     // What goes at once needs no words.
     let goes = |step: &Step| matches!(step, Step::RemoveFinalizer | Step::Delete(_));
-    if guest.is_deleting() && plan.steps.iter().any(goes) {
+    if now.is_deleting() && plan.steps.iter().any(goes) {
         return Ok(next);
     }
-    let said = wanted(guest, plan, context);
-    let waited = context.memory.waited(guest.uid());
-    if plan.waits_for == Some(Wait::Address) && waited < WORTH_NOTING && context.nodes.are_there() {
-        return Ok(Action::requeue(WORTH_NOTING.saturating_sub(waited).min(context.address_timeout)));
+    let said = wanted(now, plan, context);
+    let entries = entries(now, &said);
+    if !entries.is_empty() {
+        let set = context.services.set_conditions(now, &entries).await;
+        if let Answer::Done(now) = set.map_err(failed("update the load balancer conditions"))? {
+            context.watches.patched(&now);
+        }
     }
-    let written = plan.steps.iter().any(|step| matches!(step, Step::SetStatus(_)));
-    let entries = entries(guest, &said);
-    if !written && !entries.is_empty() {
-        let set = context.services.set_conditions(guest, &entries).await;
-        set.map_err(failed("update the load balancer conditions"))?;
-    }
-    tell(guest, &said, context);
+    tell(shown, &said, context);
     Ok(next)
 }
 

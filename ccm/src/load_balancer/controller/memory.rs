@@ -81,6 +81,11 @@ impl Memory {
         self.lock().remove(uid);
     }
 
+    /// Forgets all but those that are there: one may go without us, its finalizer taken off by hand.
+    pub(super) fn keep(&self, is_there: impl Fn(&str) -> bool) {
+        self.lock().retain(|uid, _| is_there(uid));
+    }
+
     /// How many wait for an address.
     pub(super) fn waiting(&self) -> usize {
         self.lock().values().filter(|service| service.without_address.is_some()).count()
@@ -116,6 +121,15 @@ mod tests {
         assert_eq!((memory.waited("a"), memory.waited("b")), (Duration::from_secs(3), Duration::ZERO));
         assert_eq!(memory.has_address("a"), Some(Duration::from_secs(3)));
         assert_eq!((memory.has_address("a"), memory.waiting()), (None, 0));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_of_those_that_are_gone() {
+        let memory = Memory::default();
+        memory.failed("a", false);
+        memory.waits("b");
+        memory.keep(|uid| uid == "b");
+        assert_eq!(memory.lock().keys().collect::<Vec<_>>(), ["b"]);
     }
 
     #[test]

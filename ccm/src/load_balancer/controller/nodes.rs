@@ -136,11 +136,6 @@ impl Nodes {
         // Each Service is looked at anyhow at the start.
         self.queue.dropped(&item());
     }
-
-    /// Whether some take traffic, or nothing is known that speaks against it.
-    pub(super) fn are_there(&self) -> bool {
-        self.backends() != Backends::NoNodes
-    }
 }
 
 /// The one item of the queue.
@@ -203,7 +198,7 @@ async fn refresh(guest: &GuestService, context: &Context) -> Result<(), Failure>
     let infra = mirror.as_deref().map_or(Infra::NotSeen, Infra::Present);
     let plan = plan(guest, infra, &context.settings_for(guest));
     if plan.steps.is_empty() {
-        explain::write(guest, &plan, Action::await_change(), context).await?;
+        explain::write((guest, guest), &plan, Action::await_change(), context).await?;
     }
     Ok(())
 }

@@ -90,6 +90,13 @@ impl Places {
         self.freed.notify_one();
     }
 
+    /// Forgets all but those that are there.
+    pub(super) fn keep(&self, is_there: impl Fn(&str) -> bool) {
+        let mut given = self.lock();
+        given.aside.retain(|uid| is_there(uid));
+        given.told.retain(|uid, _| is_there(uid));
+    }
+
     /// Something went that may have had a place, or stood before others.
     pub(super) fn freed(&self) {
         self.freed.notify_one();

@@ -9,7 +9,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Error, Event, watcher};
 use serde::Deserialize;
 
-use super::act::reference;
+use super::tell::reference;
 use super::watches::Watches;
 use crate::access::InfraCluster;
 use crate::events::{EventSink, Kind};

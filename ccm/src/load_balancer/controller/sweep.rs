@@ -36,6 +36,9 @@ pub(super) async fn run(context: &Context, interval: Option<Duration>) {
         if let Err(error) = look(context, &mut seen).await {
             tracing::info!(error = chain(&error), "left-overs in infra were not looked for to the end");
         }
+        let is_there = |uid: &str| context.watches.guest_of(&infra_name(uid)).is_some();
+        context.memory.keep(is_there);
+        context.places.keep(is_there);
         sleep(interval).await;
         owner::look(context).await;
     }
@@ -101,7 +104,7 @@ async fn sweep(mirror: &InfraService, seen_before: bool, context: &Context) -> R
         }
         Verdict::LeftOver => {
             let uid = now.metadata.uid.as_deref().unwrap_or_default();
-            if let Called::Done(()) = context.services.delete_mirror(infra, uid).await? {
+            if let Called::Done(_) = context.services.delete_mirror(infra, uid).await? {
                 tracing::info!(
                     infra,
                     namespace,

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt;
 use kube::Resource;
@@ -13,6 +14,7 @@ use kube::runtime::{WatchStreamExt, reflector::Lookup};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
+use super::ahead::Ahead;
 use super::changed::Changed;
 use super::places::Places;
 use crate::access::{GuestCluster, InfraCluster};
@@ -46,6 +48,7 @@ pub struct Watches {
     triggers: Triggers,
     changed: Arc<Changed>,
     places: Arc<Places>,
+    ahead: Arc<Ahead>,
 }
 
 impl Watches {
@@ -68,6 +71,7 @@ impl Watches {
             triggers: Triggers { sender, queue },
             changed: Arc::default(),
             places: Arc::new(places),
+            ahead: Arc::default(),
         };
 
         let config = watcher::Config::default().page_size(PAGE);
@@ -104,9 +108,45 @@ impl Watches {
         }
     }
 
-    /// The infra Service of this name, as it was seen last.
+    /// The infra Service of this name, as it was seen last; none if infra answered since that it is gone.
     pub(crate) fn mirror(&self, name: &str) -> Option<Arc<InfraService>> {
+        self.shown(name).filter(|infra| !self.ahead.is_gone(name, infra.metadata.uid.as_deref()))
+    }
+
+    fn shown(&self, name: &str) -> Option<Arc<InfraService>> {
         self.mirrors.get(&ObjectRef::new(name).within(&self.namespace))
+    }
+
+    fn shown_uid(&self, name: &str) -> Option<String> {
+        self.shown(name)?.metadata.uid.clone()
+    }
+
+    /// Infra answered that it was created.
+    pub(super) fn created(&self, name: &str) {
+        self.ahead.created(name, self.shown_uid(name).as_deref());
+    }
+
+    /// Infra answered that the one with this UID is gone.
+    pub(super) fn deleted(&self, name: &str, uid: &str) {
+        self.ahead.deleted(name, uid, self.shown_uid(name).as_deref());
+    }
+
+    /// The guest answered a patch with this.
+    pub(super) fn patched(&self, now: &GuestService) {
+        let shown = self.guests.get(&now.to_object_ref(()));
+        if let Some(shown) = shown.filter(|shown| shown.uid() == now.uid()) {
+            self.ahead.patched(&shown, now);
+        }
+    }
+
+    /// For how much longer the watch may take to show what we patched.
+    pub(super) fn is_behind(&self, shown: &GuestService) -> Option<Duration> {
+        self.ahead.is_behind(shown)
+    }
+
+    /// For how much longer the watch may take to show what we created.
+    pub(super) fn is_coming(&self, name: &str) -> Option<Duration> {
+        self.ahead.is_coming(name)
     }
 
     /// All infra Services with the cluster's name.
@@ -164,7 +204,10 @@ impl Watches {
             Event::Apply(service) | Event::InitApply(service) => (service, false),
             Event::Delete(service) => (service, true),
             Event::Init => return,
-            Event::InitDone => return self.tell_all().await,
+            Event::InitDone => {
+                self.forget_vanished();
+                return self.tell_all().await;
+            }
         };
         let concerns_us = service.wants_load_balancer() || service.has_finalizer();
         let (name, reference) = (infra_name(service.uid()), service.to_object_ref(()));
@@ -173,12 +216,15 @@ impl Watches {
             if deleted {
                 names.remove(&name).is_some()
             } else if concerns_us {
-                names.insert(name, reference.clone());
+                names.insert(name.clone(), reference.clone());
                 true
             } else {
                 names.contains_key(&name)
             }
         };
+        if deleted {
+            self.ahead.forget(service.uid());
+        }
         self.places.freed();
         if known && !deleted {
             self.tell(reference).await;
@@ -190,13 +236,27 @@ impl Watches {
             Event::Apply(service) | Event::Delete(service) => service.metadata.name.unwrap_or_default(),
             Event::Init | Event::InitApply(_) => return,
             // After a gap in the watch, a mirror that went meanwhile shows by its absence only.
-            Event::InitDone => return self.tell_all().await,
+            Event::InitDone => {
+                self.ahead.told_all(|name| self.shown_uid(name));
+                return self.tell_all().await;
+            }
         };
+        self.ahead.told(&name, self.shown_uid(&name).as_deref());
         self.places.freed();
         let reference = self.names.lock().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
         if let Some(reference) = reference {
             self.tell(reference).await;
         }
+    }
+
+    /// After a gap in the watch, a Service that went meanwhile shows by its absence only.
+    fn forget_vanished(&self) {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        // One of the same name is another one, unless it has the UID that the mirror's name is made of.
+        let is_there = |name: &String, service: &ObjectRef<GuestService>| {
+            self.guests.get(service).is_some_and(|guest| infra_name(guest.uid()) == *name)
+        };
+        names.retain(|name, service| is_there(name, service));
     }
 
     async fn tell_all(&self) {

@@ -7,14 +7,17 @@ use bench::scenario::{Deadline, until};
 use kube::api::ListParams;
 use serde_json::json;
 
+use super::memory::Memory;
 use super::provider::{Place, mirror_name};
-use super::{ALONE, CLUSTER};
+use super::{ALONE, CLUSTER, bare};
 use crate::fixture::Fixture;
 
 /// How many at once; the reference was measured with as many.
 const BURST: usize = 200;
 /// How many one after the other.
 const SINGLE: usize = 20;
+/// Which program was measured.
+const SHIPPED: &str = "release build";
 /// Between two looks while milliseconds count.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -33,7 +36,8 @@ async fn soon<T>(what: &str, mut look: impl AsyncFnMut() -> Result<Option<T>>) -
 
 /// Times of single Services, then of many at once; D4: none waits for another.
 pub async fn served_soon(fixture: Fixture) -> Result<()> {
-    let place = Place::new(&fixture).await?;
+    let place = Place::of_shipped(&fixture).await?;
+    let bare = bare::burst(&fixture, BURST).await?;
     let provider = place.provider("a", CLUSTER, &[ALONE]).await?;
     place.create("first", json!({})).await?;
     place.served("first").await?;
@@ -60,7 +64,7 @@ pub async fn served_soon(fixture: Fixture) -> Result<()> {
         fixture.figures.add(
             &format!("one LoadBalancer Service: {what}"),
             value,
-            "with the test's own looks",
+            "release build, with the test's own looks",
         )?;
     }
 
@@ -81,15 +85,18 @@ pub async fn served_soon(fixture: Fixture) -> Result<()> {
         Ok(if served == all.len() { Ok(()) } else { Err(format!("{served} of {}", all.len())) })
     })
     .await?;
-    let value = format!("{:.1} s", began.elapsed().as_secs_f64());
-    let beside = format!("creating them alone {:.1} s; the reference 118–207 s", created.as_secs_f64());
+    let all = began.elapsed().as_secs_f64();
+    let value = format!("{all:.1} s: {:.2} × the bare burst", all / bare.as_secs_f64());
+    let beside = format!(
+        "{SHIPPED}; bare burst {:.1} s, creating them alone {:.1} s; the reference 118–207 s",
+        bare.as_secs_f64(),
+        created.as_secs_f64()
+    );
     fixture.figures.add(
         &format!("{BURST} LoadBalancer Services at once, all addresses in the guest"),
         value,
         beside,
     )?;
-    let status = std::fs::read_to_string(format!("/proc/{}/status", provider.process.pid()))?;
-    let memory = status.lines().filter(|line| line.starts_with("VmRSS") || line.starts_with("RssAnon"));
-    let memory: Vec<_> = memory.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
-    fixture.figures.add("cloud controller manager with these Services", memory.join(", "), "built for tests")
+    let memory = Memory::of(&provider)?.to_string();
+    fixture.figures.add("cloud controller manager with these Services: resident (anonymous)", memory, SHIPPED)
 }

@@ -1,10 +1,9 @@
 //! A cloud controller manager process of the test's own, with an infra namespace of its own in which a load balancer serves, and
 //! with the accounts and rights of `deploy/cloud-controller-manager`.
 
-mod access;
+mod account;
 
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -12,15 +11,12 @@ use bench::{
     cluster::ApiServer,
     command::goal::Plan,
     fault_proxy::KubeProxy,
-    paths::{self, RUNTIME},
+    paths::RUNTIME,
     scenario::{Deadline, HCP_NAMESPACE, until},
     simulator::{Running, fault_plan::FaultPlan, infra_load_balancer},
     supervise::{Process, ProcessSpec, Supervisor},
 };
-use k8s_openapi::api::{
-    authentication::v1::TokenRequest,
-    core::v1::{Event, Namespace, Service},
-};
+use k8s_openapi::api::core::v1::{Event, Namespace, Service};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -28,16 +24,13 @@ use kube::{
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
 
 use super::CLUSTER;
 use crate::fixture::Fixture;
-pub use access::Access;
-use access::access;
+pub use account::Access;
+use account::{ACCOUNT, access, administrator, apply};
 
-/// The account of both halves.
-const ACCOUNT: &str = "cloud-controller-manager";
-/// Where the guest half has it.
+/// Where the guest half has its account.
 const GUEST_ACCOUNT_NAMESPACE: &str = "kube-system";
 /// The label of every mirror; the reference's.
 const TENANT_NAME: &str = "cluster.x-k8s.io/tenant-service-name";
@@ -63,6 +56,7 @@ pub struct Place {
     /// The arguments with which kubectl is the guest cluster's administrator.
     guest_kubectl: Vec<String>,
     logs: PathBuf,
+    program: PathBuf,
     load_balancer: Arc<Running>,
 }
 
@@ -94,9 +88,15 @@ impl Place {
         let namespaces: Api<Namespace> = Api::all(fixture.infra.clone());
         let object = serde_json::from_value(json!({"metadata": {"name": namespace}}))?;
         namespaces.create(&PostParams::default(), &object).await?;
-        apply(fixture, "tenant/base", &context("tenant"), None).await?;
-        apply(fixture, "infra/base", &context("infra"), Some(&namespace)).await?;
+        apply(fixture, "tenant/base", &administrator("tenant"), None).await?;
+        apply(fixture, "infra/base", &administrator("infra"), Some(&namespace)).await?;
         Self::with_infra(fixture, namespace.clone(), namespace).await
+    }
+
+    /// The same, whose providers are the program as it is shipped: for figures. The others have what is built for tests.
+    pub async fn of_shipped(fixture: &Fixture) -> Result<Self> {
+        let program = Plan::read(&fixture.run)?.artifacts.programs.path(PROGRAM)?.to_owned();
+        Ok(Self { program, ..Self::new(fixture).await? })
     }
 
     /// Makes it over the infra namespace of the workers' VMs, where the accounts and rights are installed.
@@ -121,6 +121,7 @@ impl Place {
             guest_access: Kubeconfig::from_yaml(&access)?,
             guest_kubectl,
             logs: self.logs.clone(),
+            program: self.program.clone(),
             namespace: self.namespace.clone(),
             infra_namespace: self.infra_namespace.clone(),
             faults: self.faults.clone(),
@@ -135,11 +136,11 @@ impl Place {
             guests: Api::namespaced(fixture.guest.clone(), &namespace),
             mirrors: Api::namespaced(fixture.infra.clone(), &infra_namespace),
             guest: fixture.guest.clone(),
-            infra_access: access(&fixture.infra, "infra", &infra_namespace, &TokenRequest::default()).await?,
-            guest_access: access(&fixture.guest, "tenant", GUEST_ACCOUNT_NAMESPACE, &TokenRequest::default())
-                .await?,
-            guest_kubectl: context("tenant"),
+            infra_access: access(&fixture.infra, "infra", &infra_namespace, None).await?,
+            guest_access: access(&fixture.guest, "tenant", GUEST_ACCOUNT_NAMESPACE, None).await?,
+            guest_kubectl: administrator("tenant"),
             logs: fixture.run.join("logs"),
+            program: program()?,
             namespace,
             infra_namespace,
             faults,
@@ -160,11 +161,7 @@ impl Place {
         more: &[&str],
         load_balancer: Value,
     ) -> Result<Provider> {
-        let mut keys = usual_keys();
-        for (key, value) in load_balancer.as_object().into_iter().flatten() {
-            keys["loadBalancer"][key] = value.clone();
-        }
-        self.configured(suffix, cluster, &keys, more).await
+        self.configured(suffix, cluster, &keys_with(&load_balancer), more).await
     }
 
     /// The same, with these keys and no others in the cloud-config.
@@ -181,8 +178,19 @@ impl Place {
 
     /// The same, which reaches both clusters through fault proxies.
     pub async fn provider_behind(&self, between: &Between, suffix: &str, more: &[&str]) -> Result<Provider> {
+        self.provider_behind_with(between, suffix, more, json!({})).await
+    }
+
+    /// The same, with more keys in the cloud-config's section `loadBalancer`.
+    pub async fn provider_behind_with(
+        &self,
+        between: &Between,
+        suffix: &str,
+        more: &[&str],
+        load_balancer: Value,
+    ) -> Result<Provider> {
         let access = (between.infra.kubeconfig(), between.guest.kubeconfig());
-        self.start(self.arguments(access, suffix, CLUSTER, &usual_keys()).await?, more)
+        self.start(self.arguments(access, suffix, CLUSTER, &keys_with(&load_balancer)).await?, more)
     }
 
     /// The same, with these credentials in infra and in the guest.
@@ -210,7 +218,7 @@ impl Place {
 
     fn start(&self, (name, mut args): (String, Vec<String>), more: &[&str]) -> Result<Provider> {
         args.extend(more.iter().map(|&argument| argument.to_owned()));
-        let spec = ProcessSpec { name, program: program()?, args, ..ProcessSpec::default() };
+        let spec = ProcessSpec { name, program: self.program.clone(), args, ..ProcessSpec::default() };
         Ok(Provider { process: Supervisor::new(self.logs.clone()).start(&spec)? })
     }
 
@@ -219,7 +227,7 @@ impl Place {
         let access = (&self.infra_access, &self.guest_access);
         let (_, mut args) = self.arguments(access, suffix, cluster, &usual_keys()).await?;
         args.extend(more.iter().map(|&argument| argument.to_owned()));
-        Ok(tokio::process::Command::new(program()?).args(args).output().await?)
+        Ok(tokio::process::Command::new(&self.program).args(args).output().await?)
     }
 
     /// The name of a provider, and its arguments, whose files are written.
@@ -252,7 +260,7 @@ impl Place {
     /// Gives both accounts what `deploy/cloud-controller-manager` has in this folder of both halves.
     pub async fn grant(&self, fixture: &Fixture, part: &str) -> Result<()> {
         apply(fixture, &format!("tenant/{part}"), &self.guest_kubectl, None).await?;
-        apply(fixture, &format!("infra/{part}"), &context("infra"), Some(&self.infra_namespace)).await
+        apply(fixture, &format!("infra/{part}"), &administrator("infra"), Some(&self.infra_namespace)).await
     }
 
     /// Creates a guest Service; `spec` replaces fields.
@@ -337,6 +345,15 @@ fn usual_keys() -> Value {
     json!({"loadBalancer": {"creationPollTimeout": 5}})
 }
 
+/// These, with more in the section `loadBalancer`.
+fn keys_with(load_balancer: &Value) -> Value {
+    let mut keys = usual_keys();
+    for (key, value) in load_balancer.as_object().into_iter().flatten() {
+        keys["loadBalancer"][key] = value.clone();
+    }
+    keys
+}
+
 /// Removes what an earlier test left in the guest: a provider serves the Services of all namespaces. The caller has the bench
 /// alone.
 async fn remove_left(guest: &Client) -> Result<()> {
@@ -390,37 +407,4 @@ fn program() -> Result<PathBuf> {
         bail!("{} is not there; run make bench", program.display());
     }
     Ok(program)
-}
-
-/// The arguments with which kubectl is the administrator of one of the bench's clusters.
-fn context(cluster: &str) -> Vec<String> {
-    vec![format!("--kubeconfig={}", paths::kubeconfig().display()), format!("--context={cluster}")]
-}
-
-/// Applies the accounts and rights of a folder of `deploy/cloud-controller-manager`, as who `kubectl_as` is.
-async fn apply(fixture: &Fixture, part: &str, kubectl_as: &[String], namespace: Option<&str>) -> Result<()> {
-    let plan = Plan::read(&fixture.run)?;
-    let kubectl = plan.artifacts.programs.path("kubectl")?;
-    let folder = paths::repository().join("deploy/cloud-controller-manager").join(part);
-    let rendered = tokio::process::Command::new(kubectl).arg("kustomize").arg(&folder).output().await?;
-    let mut items: Vec<Value> = serde_saphyr::from_multiple(std::str::from_utf8(&rendered.stdout)?)?;
-    items.retain(|object| !matches!(object["kind"].as_str(), Some("Deployment" | "ConfigMap")));
-    for object in &mut items {
-        if let Some(namespace) = namespace {
-            object["metadata"]["namespace"] = json!(namespace);
-            for subject in object["subjects"].as_array_mut().into_iter().flatten() {
-                subject["namespace"] = json!(namespace);
-            }
-        }
-    }
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
-    let mut apply = tokio::process::Command::new(kubectl)
-        .args(kubectl_as)
-        .args(["apply", "-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()?;
-    apply.stdin.take().context("no stdin")?.write_all(list.as_bytes()).await?;
-    let status = apply.wait().await?;
-    if status.success() { Ok(()) } else { bail!("kubectl apply of {}: {status}", folder.display()) }
 }

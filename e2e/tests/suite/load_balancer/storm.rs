@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use bench::fault_proxy::{Entry, Faults};
 use bench::scenario::{Deadline, until, until_gone};
 use futures::StreamExt;
@@ -12,12 +12,15 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams};
 use serde_json::json;
 
-use super::provider::{Place, Provider, mirror_name};
+use super::memory::Memory;
+use super::provider::{Between, Place, mirror_name};
 use super::{ALONE, merge};
 use crate::fixture::Fixture;
 
 /// How often the restless Service changes its type and port.
 const FLIPS: u16 = 100;
+/// The calls of a life in which nothing goes wrong, to infra and to the guest.
+const CALLS: (usize, usize) = (2, 3);
 /// How many Services at once.
 const CROWD: usize = 500;
 /// How many crowds, one after the other.
@@ -32,6 +35,9 @@ pub async fn flips(fixture: Fixture) -> Result<()> {
     let provider = place.provider_behind(&between, "a", &[ALONE]).await?;
     let calls = |faults: &Faults| faults.journal().iter().filter(|entry| counts(entry)).count();
 
+    // What is asked once at the start is no Service's own.
+    place.create("first", json!({})).await?;
+    place.served("first").await?;
     let before = (calls(between.infra.faults()), calls(between.guest.faults()));
     let service = place.create("calm", json!({})).await?;
     place.served("calm").await?;
@@ -44,8 +50,9 @@ pub async fn flips(fixture: Fixture) -> Result<()> {
     fixture.figures.add(
         "calls of a LoadBalancer Service's life, without LIST, WATCH and events",
         value,
-        "",
+        "the least that is safe: create, delete; finalizer, address, finalizer's end",
     )?;
+    ensure!((infra, guest) == CALLS, "{}", calls_of(&between));
 
     let service = place.create("restless", json!({})).await?;
     let mirror = mirror_name(&service);
@@ -77,6 +84,16 @@ pub async fn flips(fixture: Fixture) -> Result<()> {
     Ok(())
 }
 
+/// All that was called, in order.
+fn calls_of(between: &Between) -> String {
+    let all = |faults: &Faults| -> Vec<String> {
+        let journal = faults.journal();
+        let own = journal.iter().filter(|entry| counts(entry));
+        own.map(|entry| format!("{} {} {:?}", entry.call.verb, entry.call.resource, entry.landed)).collect()
+    };
+    format!("infra: {:?}, guest: {:?}", all(between.infra.faults()), all(between.guest.faults()))
+}
+
 /// Whether a call is one of a Service's own.
 fn counts(entry: &Entry) -> bool {
     entry.call.resource.starts_with("services") && !matches!(entry.call.verb.as_str(), "list" | "watch")
@@ -84,11 +101,11 @@ fn counts(entry: &Entry) -> bool {
 
 /// Hundreds at once, and again as many; each is served, and each goes.
 pub async fn thousand(fixture: Fixture) -> Result<()> {
-    let place = Place::new(&fixture).await?;
+    let place = Place::of_shipped(&fixture).await?;
     let provider = place.provider("a", super::CLUSTER, &[ALONE]).await?;
     place.create("first", json!({})).await?;
     place.served("first").await?;
-    let mut memory = vec![format!("{} with 1", resident(&provider)?)];
+    let mut memory = vec![format!("{} with 1", Memory::of(&provider)?)];
     for crowd in 0..CROWDS {
         let began = Instant::now();
         let made: Vec<Result<Service>> = iter(0..CROWD)
@@ -108,13 +125,13 @@ pub async fn thousand(fixture: Fixture) -> Result<()> {
         })
         .await?;
         let value = format!("{:.1} s", began.elapsed().as_secs_f64());
-        let beside = format!("creating them alone {created:.1} s");
+        let beside = format!("release build; creating them alone {created:.1} s");
         let name = format!(
             "{CROWD} LoadBalancer Services at once beside {}, all addresses in the guest",
             all - CROWD
         );
         fixture.figures.add(&name, value, beside)?;
-        memory.push(format!("{} with {all}", resident(&provider)?));
+        memory.push(format!("{} with {all}", Memory::of(&provider)?));
     }
     let began = Instant::now();
     let services = place.guests.list(&ListParams::default()).await?.items;
@@ -135,12 +152,12 @@ pub async fn thousand(fixture: Fixture) -> Result<()> {
     .await?;
     let name = format!("{} LoadBalancer Services deleted at once, all gone in both clusters", services.len());
     fixture.figures.add(&name, format!("{:.1} s", began.elapsed().as_secs_f64()), "")?;
-    memory.push(format!("{} after their end", resident(&provider)?));
+    memory.push(format!("{} after their end", Memory::of(&provider)?));
     ensure!(provider.process.ended().is_none(), "it ended: {}", provider.process.log_tail(5));
     fixture.figures.add(
         "cloud controller manager's memory by number of Services (resident, anonymous)",
         memory.join("; "),
-        "goal 15 MiB idle, 25 MiB with 1000",
+        "release build; goal 15 MiB idle, 25 MiB with 1000",
     )
 }
 
@@ -152,15 +169,4 @@ async fn served(place: &Place) -> Result<usize> {
         status.is_some_and(|balancer| balancer.ingress.as_ref().is_some_and(|ingress| !ingress.is_empty()))
     };
     Ok(all.iter().filter(shows).count())
-}
-
-/// Resident and anonymous memory of a provider, in MiB.
-fn resident(provider: &Provider) -> Result<String> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", provider.process.pid()))?;
-    let mebibytes = |key: &str| -> Result<f64> {
-        let line = status.lines().find(|line| line.starts_with(key)).context("no such line")?;
-        let kibibytes: f64 = line.split_whitespace().nth(1).context("no number")?.parse()?;
-        Ok(kibibytes / 1024.0)
-    };
-    Ok(format!("{:.1} ({:.1}) MiB", mebibytes("VmRSS:")?, mebibytes("RssAnon:")?))
 }

@@ -1,12 +1,15 @@
-//! The credentials of providers.
+//! The accounts that providers have in both clusters, with the rights of `deploy/cloud-controller-manager`.
 
-use anyhow::{Context, Result};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
 use bench::{
+    command::goal::Plan,
     paths,
     scenario::{Deadline, until},
 };
 use k8s_openapi::api::{
-    authentication::v1::TokenRequest,
+    authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
     core::v1::{Secret, ServiceAccount},
 };
 use kube::{
@@ -14,10 +17,14 @@ use kube::{
     api::{DeleteParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 
-use super::{ACCOUNT, GUEST_ACCOUNT_NAMESPACE, Place};
+use super::{GUEST_ACCOUNT_NAMESPACE, Place};
+use crate::fixture::Fixture;
 
+/// The account of both halves.
+pub(super) const ACCOUNT: &str = "cloud-controller-manager";
 /// HTTP: the credentials are nobody's.
 const UNAUTHORIZED: u16 = 401;
 
@@ -46,9 +53,13 @@ impl Place {
             let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
             let object = serde_json::from_value(json!({"metadata": {"name": secret}}))?;
             let uid = secrets.create(&PostParams::default(), &object).await?.uid();
-            let object = json!({"apiVersion": "v1", "kind": "Secret", "name": secret, "uid": uid});
-            let request = json!({"spec": {"audiences": [], "boundObjectRef": object}});
-            access(client, cluster, namespace, &serde_json::from_value(request)?).await
+            let secret = BoundObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Secret".to_owned()),
+                name: Some(secret.to_owned()),
+                uid,
+            };
+            access(client, cluster, namespace, Some(secret)).await
         };
         Ok(Access {
             infra: bound(infra, "infra", &self.infra_namespace).await?,
@@ -79,15 +90,55 @@ impl Place {
     }
 }
 
-/// A kubeconfig of the account: the administrator's with another user.
+/// The arguments with which kubectl is the administrator of one of the bench's clusters.
+pub(super) fn administrator(cluster: &str) -> Vec<String> {
+    vec![format!("--kubeconfig={}", paths::kubeconfig().display()), format!("--context={cluster}")]
+}
+
+/// Applies the accounts and rights of a folder of `deploy/cloud-controller-manager`, as who `kubectl_as` is.
+pub(super) async fn apply(
+    fixture: &Fixture,
+    part: &str,
+    kubectl_as: &[String],
+    namespace: Option<&str>,
+) -> Result<()> {
+    let plan = Plan::read(&fixture.run)?;
+    let kubectl = plan.artifacts.programs.path("kubectl")?;
+    let folder = paths::repository().join("deploy/cloud-controller-manager").join(part);
+    let rendered = tokio::process::Command::new(kubectl).arg("kustomize").arg(&folder).output().await?;
+    let mut items: Vec<Value> = serde_saphyr::from_multiple(std::str::from_utf8(&rendered.stdout)?)?;
+    items.retain(|object| !matches!(object["kind"].as_str(), Some("Deployment" | "ConfigMap")));
+    for object in &mut items {
+        if let Some(namespace) = namespace {
+            object["metadata"]["namespace"] = json!(namespace);
+            for subject in object["subjects"].as_array_mut().into_iter().flatten() {
+                subject["namespace"] = json!(namespace);
+            }
+        }
+    }
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
+    let mut apply = tokio::process::Command::new(kubectl)
+        .args(kubectl_as)
+        .args(["apply", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()?;
+    apply.stdin.take().context("no stdin")?.write_all(list.as_bytes()).await?;
+    let status = apply.wait().await?;
+    if status.success() { Ok(()) } else { bail!("kubectl apply of {}: {status}", folder.display()) }
+}
+
+/// A kubeconfig of the account: the administrator's with another user, whose token ends with an object where it is bound to one.
 pub(super) async fn access(
     client: &Client,
     cluster: &str,
     namespace: &str,
-    request: &TokenRequest,
+    bound_to: Option<BoundObjectReference>,
 ) -> Result<Kubeconfig> {
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    let answer = accounts.create_token_request(ACCOUNT, &PostParams::default(), request).await?;
+    let spec = TokenRequestSpec { bound_object_ref: bound_to, ..TokenRequestSpec::default() };
+    let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
+    let answer = accounts.create_token_request(ACCOUNT, &PostParams::default(), &request).await?;
     let token = answer.status.map(|status| status.token).context("no token in the answer")?;
     let mut admin = Kubeconfig::read_from(paths::kubeconfig())?;
     admin.clusters.retain(|entry| entry.name == cluster);

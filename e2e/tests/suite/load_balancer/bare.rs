@@ -1,0 +1,55 @@
+//! The floor under a crowd of load balancers: the same writes without a cloud controller manager, each by a client that knows what
+//! to write and waits for nothing but the API servers.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use futures::future::try_join_all;
+use k8s_openapi::api::core::v1::{Namespace, Service};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+
+use crate::fixture::Fixture;
+
+/// A class that nobody serves.
+const CLASS: &str = "bench.local/bare";
+/// An address for all of them.
+const ADDRESS: &str = "198.18.255.1";
+
+/// How long `count` lives take that are begun at the same moment, from the guest's Service to its address: for each one the guest's
+/// Service, a first patch of its status, infra's Service, its address, and the same address in the guest.
+pub async fn burst(fixture: &Fixture, count: usize) -> Result<Duration> {
+    let namespace = format!("{}-bare", fixture.word);
+    for client in [&fixture.guest, &fixture.infra] {
+        let object = serde_json::from_value(json!({"metadata": {"name": namespace}}))?;
+        Api::<Namespace>::all(client.clone()).create(&PostParams::default(), &object).await?;
+    }
+    let guests: Api<Service> = Api::namespaced(fixture.guest.clone(), &namespace);
+    let mirrors: Api<Service> = Api::namespaced(fixture.infra.clone(), &namespace);
+    let began = Instant::now();
+    try_join_all((0..count).map(|number| life(&guests, &mirrors, format!("bare-{number}")))).await?;
+    let took = began.elapsed();
+    for services in [&guests, &mirrors] {
+        services.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+    }
+    Ok(took)
+}
+
+async fn life(guests: &Api<Service>, mirrors: &Api<Service>, name: String) -> Result<()> {
+    let service: Service =
+        serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"type": "LoadBalancer",
+        "loadBalancerClass": CLASS, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}}))?;
+    let begun = json!({"status": {"conditions": [{"type": CLASS, "status": "False", "reason": "Pending", "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    let addressed = json!({"status": {"loadBalancer": {"ingress": [{"ip": ADDRESS}]}}});
+    guests.create(&PostParams::default(), &service).await?;
+    write(guests, &name, &begun).await?;
+    mirrors.create(&PostParams::default(), &service).await?;
+    write(mirrors, &name, &addressed).await?;
+    write(guests, &name, &addressed).await
+}
+
+async fn write(services: &Api<Service>, name: &str, patch: &Value) -> Result<()> {
+    services.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    Ok(())
+}

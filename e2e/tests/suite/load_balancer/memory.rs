@@ -1,0 +1,38 @@
+//! What a provider's process has of memory.
+
+use std::fmt;
+
+use anyhow::{Context, Result};
+
+use super::provider::Provider;
+
+/// KiB in a MiB.
+const KIB_PER_MIB: f64 = 1024.0;
+
+/// As the kernel counts it (`proc_pid_status(5)`), in KiB.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// `VmRSS`: all that is in memory, the program's file too.
+    pub resident: u32,
+    /// `RssAnon`: what it has asked for.
+    pub anonymous: u32,
+}
+
+impl Memory {
+    /// Reads it.
+    pub fn of(provider: &Provider) -> Result<Self> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", provider.process.pid()))?;
+        let kib = |key: &str| -> Result<u32> {
+            let line = status.lines().find(|line| line.starts_with(key)).context("no such line")?;
+            Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
+        };
+        Ok(Self { resident: kib("VmRSS:")?, anonymous: kib("RssAnon:")? })
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |kib: u32| f64::from(kib) / KIB_PER_MIB;
+        write!(f, "{:.1} ({:.1}) MiB", mib(self.resident), mib(self.anonymous))
+    }
+}

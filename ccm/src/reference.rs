@@ -1,20 +1,17 @@
 //! `docs/reference/cloud-controller-manager-*.md`: written of what the program accepts and registers, and compared with it.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::path::Path;
 
 use clap::CommandFactory;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
+use reference_pages::{Metric, compare, metrics};
 
 use crate::flags::Flags;
 use crate::program::every_metric;
 
-/// Set it to write the pages instead of comparing them.
-const REWRITE_ENV: &str = "UPDATE_DOCS";
-/// A bucket's bound is no label to choose by.
-const BUCKET: &str = "le";
+/// Whose pages these are.
+const PACKAGE: &str = "ccm";
 
 const FLAGS_HEAD: &str = "# Flags of kubevirt-cloud-controller-manager
 
@@ -44,15 +41,6 @@ something was in it. `node-route-controller` does nothing and has none.
 |---|---|---|---|
 ";
 
-fn compare(file: &str, wanted: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference").join(file);
-    if std::env::var_os(REWRITE_ENV).is_some() {
-        std::fs::write(&path, wanted).expect("writes the page");
-    }
-    let found = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(found == wanted, "{} is not up to date; run {REWRITE_ENV}=1 cargo test -p ccm", path.display());
-}
-
 #[test]
 fn the_page_of_flags_is_true() {
     let mut page = FLAGS_HEAD.to_owned();
@@ -68,34 +56,7 @@ fn the_page_of_flags_is_true() {
         writeln!(page, "| `--{name}={}` | {default} | {help} |", value.join(","))
             .expect("writes to a String");
     }
-    compare("cloud-controller-manager-flags.md", &page);
-}
-
-#[derive(Default)]
-struct Metric {
-    kind: String,
-    help: String,
-    labels: BTreeSet<String>,
-}
-
-fn read(text: &str) -> BTreeMap<String, Metric> {
-    let mut metrics: BTreeMap<String, Metric> = BTreeMap::new();
-    for line in text.lines() {
-        if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
-            metrics.entry(name.to_owned()).or_default().help = help.trim_end_matches('.').to_owned();
-        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
-        {
-            metrics.entry(name.to_owned()).or_default().kind = kind.to_owned();
-        } else if let Some((sample, rest)) = line.split_once('{') {
-            let named = metrics.iter_mut().filter(|(name, _)| sample.starts_with(name.as_str()));
-            let (_, metric) =
-                named.max_by_key(|(name, _)| name.len()).expect("a sample has its metric before it");
-            let labels = rest.split_once('}').expect("labels end").0;
-            let keys = labels.split("\",").filter_map(|label| label.split_once("=\"")).map(|(key, _)| key);
-            metric.labels.extend(keys.filter(|key| *key != BUCKET).map(str::to_owned));
-        }
-    }
-    metrics
+    compare("cloud-controller-manager-flags.md", &page, PACKAGE);
 }
 
 #[test]
@@ -104,9 +65,9 @@ fn the_page_of_metrics_is_true() {
     every_metric(&mut registry);
     encode(&mut text, &registry).expect("encodes");
     let mut page = METRICS_HEAD.to_owned();
-    for (name, Metric { kind, help, labels }) in read(&text) {
-        let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
+    for (name, Metric { kind, help, labels }) in metrics(&text) {
+        let labels: Vec<_> = labels.keys().map(|label| format!("`{label}`")).collect();
         writeln!(page, "| `{name}` | {kind} | {} | {help} |", labels.join(", ")).expect("writes to a String");
     }
-    compare("cloud-controller-manager-metrics.md", &page);
+    compare("cloud-controller-manager-metrics.md", &page, PACKAGE);
 }

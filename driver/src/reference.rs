@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use clap::Parser;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
+use reference_pages::{Metric, compare, metrics};
 use serving::{ProcessMetrics, RpcLayer};
 use tonic::body::Body;
 use tower::{Layer, ServiceExt};
@@ -16,11 +16,6 @@ use tower::{Layer, ServiceExt};
 use crate::flags::Flags;
 use crate::roles::{Roles, VERSION};
 use crate::{METRICS_PREFIX, subject};
-
-/// Set it to write the page instead of comparing it.
-const REWRITE_ENV: &str = "UPDATE_DOCS";
-/// A bucket's bound is no label to choose by.
-const BUCKET: &str = "le";
 
 const HEAD: &str = "# Metrics of kubevirt-csi-driver
 
@@ -41,13 +36,6 @@ clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]
 users: [{name: u, user: {token: none}}]
 contexts: [{name: c, context: {cluster: c, user: u}}]
 ";
-
-#[derive(Default)]
-struct Metric {
-    kind: String,
-    help: String,
-    labels: BTreeMap<String, BTreeSet<String>>,
-}
 
 /// What a process of both roles shows once it has made a call and answered one.
 async fn exposition() -> String {
@@ -81,31 +69,6 @@ async fn exposition() -> String {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), called).await.expect("the infra cluster is called")
-}
-
-fn read(text: &str) -> BTreeMap<String, Metric> {
-    let mut metrics: BTreeMap<String, Metric> = BTreeMap::new();
-    for line in text.lines() {
-        if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
-            metrics.entry(name.to_owned()).or_default().help = help.trim_end_matches('.').to_owned();
-        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
-        {
-            metrics.entry(name.to_owned()).or_default().kind = kind.to_owned();
-        } else if let Some((sample, rest)) = line.split_once('{') {
-            let name =
-                metrics.keys().filter(|name| sample.starts_with(name.as_str())).max_by_key(|name| name.len());
-            let name = name.expect("a sample has its metric before it").clone();
-            let labels = rest.split_once('}').expect("labels end").0;
-            for label in labels.split("\",").filter(|label| !label.is_empty()) {
-                let (key, value) = label.split_once("=\"").expect("a label has a value");
-                if key != BUCKET {
-                    let labels = &mut metrics.get_mut(&name).expect("is there").labels;
-                    labels.entry(key.to_owned()).or_default().insert(value.trim_end_matches('"').to_owned());
-                }
-            }
-        }
-    }
-    metrics
 }
 
 /// The values of a label, where they are a closed set.
@@ -142,15 +105,5 @@ fn page(metrics: &BTreeMap<String, Metric>) -> String {
 
 #[tokio::test]
 async fn the_page_of_metrics_is_true() {
-    let wanted = page(&read(&exposition().await));
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/metrics.md");
-    if std::env::var_os(REWRITE_ENV).is_some() {
-        fs::write(&path, &wanted).expect("writes the page");
-    }
-    let found = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        found == wanted,
-        "{} is not up to date; run {REWRITE_ENV}=1 cargo test -p driver",
-        path.display()
-    );
+    compare("metrics.md", &page(&metrics(&exposition().await)), "driver");
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::ListParams;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
@@ -31,6 +32,9 @@ const EXTRA_PREFIXES: &str = "requestheader-extra-headers-prefix";
 /// What is off without it.
 const OFF: &str =
     "client certificates and the headers of front proxies prove nobody unless it was read before";
+
+/// The answer to who may not.
+const FORBIDDEN: u16 = 403;
 
 /// Its data.
 type Data = BTreeMap<String, String>;
@@ -65,13 +69,21 @@ impl Lookup {
         Self { wanted, tolerate_failure, trusted, said: None }
     }
 
-    /// Follows it for ever. Who may not read it tries again after `pause`: the right may come later than the program.
+    /// Follows it for ever. Who may not read it looks again after each `pause`: the right may come later than the program. A watch
+    /// would complain each time.
     pub(super) async fn run(mut self, client: Client, pause: Duration) {
         let api: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
+        let one = ListParams::default().fields(&format!("metadata.name={NAME}"));
         let config = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
         loop {
             self.follow(watcher(api.clone(), config.clone()).default_backoff()).await;
-            sleep(pause).await;
+            loop {
+                sleep(pause).await;
+                match api.list(&one).await {
+                    Err(error) if status_code(&error) == Some(FORBIDDEN) => {}
+                    _ => break,
+                }
+            }
         }
     }
 
@@ -171,5 +183,5 @@ fn is_forbidden(error: &watcher::Error) -> bool {
     let (watcher::Error::InitialListFailed(cause) | watcher::Error::WatchStartFailed(cause)) = error else {
         return false;
     };
-    status_code(cause) == Some(403)
+    status_code(cause) == Some(FORBIDDEN)
 }

@@ -196,7 +196,7 @@ async fn without_the_right(
     let endpoint = Endpoint::start(place, "b").await?;
     let said = || {
         let log = endpoint.provider.process.log_tail(usize::MAX);
-        log.lines().filter(|line| line.contains(PUBLISHED) && line.contains("forbidden")).count()
+        log.lines().filter(|line| line.contains("can't use the guest cluster's ConfigMap")).count()
     };
     until("the missing right to be told", Deadline::Reaction, async || {
         Ok(if said() == 0 { Err("it is not".to_owned()) } else { Ok(()) })

@@ -9,13 +9,16 @@ use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::access::GuestCluster;
 
-/// Events not yet written; what comes when so many wait is dropped and logged.
-const QUEUE: usize = 1000;
+/// Events not yet written; what comes when so many wait is dropped and logged. Two of each of a thousand Services at once.
+const QUEUE: usize = 2000;
+/// How long an event waits at most for what is more urgent: so a call that hangs holds no words back, and a storm's events come
+/// at the pace that the reference has for all its calls (`--kube-api-qps`, 20 a second).
+const PATIENCE: Duration = Duration::from_millis(50);
 /// After this time without a repetition, an event is written anew (client-go: `defaultAggregateIntervalInSeconds`).
 const REPEAT_WITHIN: Duration = Duration::from_mins(10);
 /// So many written events are remembered; the oldest is forgotten for the next, which costs one event more if it is said again
@@ -39,6 +42,18 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub struct EventSink {
     queue: mpsc::Sender<Note>,
+    urgent: watch::Sender<usize>,
+}
+
+/// Something that is more urgent than events. Dropping it ends it.
+#[derive(Debug)]
+#[must_use = "dropping it ends it"]
+pub struct Urgent(watch::Sender<usize>);
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 /// What distinguishes an event from another.
@@ -54,6 +69,7 @@ struct Saying {
 struct Note {
     about: ObjectReference,
     saying: Saying,
+    at: Timestamp,
 }
 
 struct Written {
@@ -67,8 +83,15 @@ impl EventSink {
     /// Starts the writer. `component` is the source that users see.
     pub fn start(guest: GuestCluster, component: &'static str) -> Self {
         let (queue, notes) = mpsc::channel(QUEUE);
-        tokio::spawn(write(guest, component, notes));
-        Self { queue }
+        let urgent = watch::Sender::default();
+        tokio::spawn(write(guest, component, notes, urgent.subscribe()));
+        Self { queue, urgent }
+    }
+
+    /// Something begins that is more urgent than events: the API servers should serve that first.
+    pub fn urgent(&self) -> Urgent {
+        self.urgent.send_modify(|count| *count += 1);
+        Urgent(self.urgent.clone())
     }
 
     /// Writes an event about an object.
@@ -76,16 +99,23 @@ impl EventSink {
         let note = note[..note.floor_char_boundary(MAX_NOTE)].to_owned();
         let uid = about.uid.clone().unwrap_or_default();
         let saying = Saying { uid, kind, reason: reason.to_owned(), note };
-        let note = Note { about: about.clone(), saying };
+        let note = Note { about: about.clone(), saying, at: Timestamp::now() };
         if let Err(error) = self.queue.try_send(note) {
             tracing::warn!(%error, reason, "an event was dropped");
         }
     }
 }
 
-async fn write(guest: GuestCluster, component: &'static str, mut notes: mpsc::Receiver<Note>) {
+async fn write(
+    guest: GuestCluster,
+    component: &'static str,
+    mut notes: mpsc::Receiver<Note>,
+    mut urgent: watch::Receiver<usize>,
+) {
     let mut written: HashMap<Saying, Written> = HashMap::new();
     while let Some(note) = notes.recv().await {
+        // Whether calm came or patience ended, it is written now.
+        drop(tokio::time::timeout(PATIENCE, urgent.wait_for(|count| *count == 0)).await);
         written.retain(|_, event| event.at.elapsed() < REPEAT_WITHIN);
         let known = written.get(&note.saying);
         match put(&guest, component, &note, known).await {
@@ -117,7 +147,7 @@ async fn put(
     note: &Note,
     known: Option<&Written>,
 ) -> Result<Written, kube::Error> {
-    let now = Timestamp::now();
+    let now = note.at;
     if let Some(known) = known {
         let api: Api<Event> = Api::namespaced(guest.client.clone(), &known.namespace);
         let count = known.count + 1;
@@ -162,6 +192,29 @@ async fn put(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake_api::FakeApi;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_waits_for_what_is_urgent_but_not_for_long() {
+        let api = FakeApi::default();
+        let sink = EventSink::start(GuestCluster { client: api.client() }, "test");
+        let urgent = [sink.urgent(), sink.urgent()];
+        let about = ObjectReference { name: Some("web".to_owned()), ..ObjectReference::default() };
+        for reason in ["First", "Second"] {
+            sink.emit(&about, Kind::Normal, reason, "");
+        }
+        tokio::time::sleep(PATIENCE / 2).await;
+        assert_eq!(api.made("POST").len(), 0);
+        tokio::time::sleep(PATIENCE).await;
+        assert_eq!(api.made("POST").len(), 1, "patience ends for each");
+        drop(urgent);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let made = api.made("POST");
+        assert_eq!(
+            made.iter().map(|made| made.body["reason"].as_str()).collect::<Vec<_>>(),
+            [Some("First"), Some("Second")]
+        );
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_oldest_of_a_thousand_is_forgotten_for_the_next() {

@@ -206,6 +206,7 @@ async fn wake_waiting(context: &Context) {
 
 async fn pass(guest: Arc<GuestService>, context: Arc<Context>) -> Result<Action, Failure> {
     let began = Instant::now();
+    let _urgent = context.events.urgent();
     let ObjectMeta { namespace, name, .. } = &guest.metadata;
     context.queue.taken(&(namespace.clone().unwrap_or_default(), name.clone().unwrap_or_default()));
     let passed = act::reconcile(&guest, &context).await;

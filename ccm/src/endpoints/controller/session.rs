@@ -128,6 +128,7 @@ impl Session {
         }
         self.is_able().await;
         let services = self.controller.services.clone();
+        let _followed = services.changed().follow();
         services.changed().mark(services.load_balancers());
         let queue = stream::unfold(services.clone(), |services| async {
             let changed: Vec<_> =
@@ -161,6 +162,7 @@ impl Session {
     fn backends_changed(&self) {
         self.state.lock().backends = None;
         let services = &self.controller.services;
+        let _followed = services.changed().follow();
         services.changed().mark(services.load_balancers());
     }
 

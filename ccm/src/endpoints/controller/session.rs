@@ -162,7 +162,6 @@ impl Session {
     fn backends_changed(&self) {
         self.state.lock().backends = None;
         let services = &self.controller.services;
-        let _followed = services.changed().follow();
         services.changed().mark(services.load_balancers());
     }
 

@@ -23,7 +23,7 @@ pub const CLUSTER_NAME: &str = "guest";
 pub const DATA_PATH_NODE: &str = "infra-node-1";
 
 /// The label of infra nodes on which workers may run; a test that moves one gives it to another node too.
-pub const WORKERS_LABEL: &str = "bench.local/workers";
+const WORKERS_LABEL: &str = "bench.local/workers";
 
 /// Creates a VirtualMachine in the HCP namespace and waits until its instance is Running; `image`, the containerDisk,
 /// decides what runs in it. To the guest cluster's load balancers it is nobody.
@@ -43,7 +43,7 @@ pub async fn start_labelled_machine(
 }
 
 /// As [`start_machine`], a worker of the guest cluster: with the labels by which the infra Services of its load balancers select
-/// it, and on a node with [`WORKERS_LABEL`].
+/// it, and on an infra node that admits workers ([`admit_workers`]).
 pub async fn start_worker_machine(infra: &Client, name: &str, image: &str) -> Result<()> {
     let labels = json!({"cluster.x-k8s.io/role": "worker", "cluster.x-k8s.io/cluster-name": CLUSTER_NAME});
     let mut object = virtual_machine(HCP_NAMESPACE, name, image, &labels);

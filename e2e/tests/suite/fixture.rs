@@ -2,6 +2,7 @@
 
 use std::{
     path::PathBuf,
+    str::FromStr,
     sync::atomic::{AtomicU32, Ordering},
     time::Instant,
 };
@@ -163,4 +164,10 @@ async fn client(context: &str, user: Option<&str>) -> Result<Client> {
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await?;
     config.auth_info.impersonate = user.map(str::to_owned);
     Ok(Client::try_from(config)?)
+}
+
+/// What a variable of the environment sets, if it is there.
+pub fn setting<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(name: &str) -> Result<Option<T>> {
+    let value = std::env::var(name).ok().map(|value| value.parse()).transpose();
+    value.with_context(|| format!("the variable {name} can not be read"))
 }

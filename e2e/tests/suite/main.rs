@@ -8,6 +8,7 @@ mod api_faults;
 mod attach;
 mod attachments;
 mod bare_disk;
+mod bound_token;
 mod busy_volume;
 mod controller_kill;
 mod controller_process;

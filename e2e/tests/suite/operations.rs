@@ -12,21 +12,14 @@ use bench::{
 };
 use csi_proto::v1::{ProbeRequest, Volume, identity_client::IdentityClient};
 pub use events::{missing_class_is_told, quota_is_told};
-use k8s_openapi::api::{
-    authentication::v1::{BoundObjectReference, TokenRequestSpec},
-    core::v1::Secret,
-};
-use kube::{
-    Api, Client, Config, ResourceExt,
-    api::{DeleteParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use k8s_openapi::api::{authentication::v1::TokenRequestSpec, core::v1::Secret};
+use kube::{Api, config::Kubeconfig};
 use nix::sys::signal::Signal;
-use serde_json::json;
 use tonic::{Code, Status};
 
 use crate::{
     attach::StuckVolume,
+    bound_token,
     controller_process::{Controller, block, kubeconfig, service_account_token},
     fixture::Fixture,
     rights::CONTROLLER_USER,
@@ -38,9 +31,8 @@ const SHORT: Duration = Duration::from_secs(5);
 /// How long kubelet lets a container stop (`terminationGracePeriodSeconds` that a pod has without saying so).
 const GRACE: Duration = Duration::from_secs(30);
 
-/// HTTP 200 and 401.
+/// HTTP 200.
 const OK: u16 = 200;
-const UNAUTHORIZED: u16 = 401;
 
 /// A token dies with its Secret, and the process goes on with the next one: after a refusal, and without one.
 pub async fn credentials_change(fixture: Fixture) -> Result<()> {
@@ -80,31 +72,15 @@ impl Revocable {
     async fn new(fixture: &Fixture, suffix: &str) -> Result<Self> {
         let name = format!("{}-{suffix}", fixture.word);
         let secrets: Api<Secret> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
-        let object = serde_json::from_value(json!({"metadata": {"name": name}}))?;
-        let secret = secrets.create(&PostParams::default(), &object).await?;
-        let bound = BoundObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Secret".to_owned()),
-            name: Some(name.clone()),
-            uid: Some(secret.uid().context("a Secret without a uid")?),
-        };
+        let bound = bound_token::anchor(&secrets, &name).await?;
         let spec = TokenRequestSpec { bound_object_ref: Some(bound), ..TokenRequestSpec::default() };
         let kubeconfig = kubeconfig(&service_account_token(fixture, spec).await?)?;
         Ok(Self { secrets, name, kubeconfig })
     }
 
-    /// Deletes the Secret and waits until the API server refuses the token, which it remembers for some seconds.
+    /// Ends the token.
     async fn revoke(self) -> Result<()> {
-        self.secrets.delete(&self.name, &DeleteParams::default()).await?;
-        let config = Config::from_custom_kubeconfig(self.kubeconfig, &KubeConfigOptions::default()).await?;
-        let client = Client::try_from(config)?;
-        until("the end of the token", Deadline::Reaction, async || {
-            Ok(match client.apiserver_version().await {
-                Err(kube::Error::Api(status)) if status.code == UNAUTHORIZED => Ok(()),
-                answer => Err(format!("{answer:?}")),
-            })
-        })
-        .await
+        bound_token::end(&self.secrets, &self.name, self.kubeconfig).await
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use bench::scenario::{Deadline, until};
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::{Event, Service};
@@ -12,7 +12,7 @@ use serde_json::json;
 use super::memory::Memory;
 use super::provider::{Place, mirror_name};
 use super::{ALONE, CLUSTER, merge};
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, setting};
 
 /// How many lives at a time: one round.
 const LIVES: usize = 100;
@@ -34,9 +34,7 @@ const CHANGE: &str = "example.com/change";
 /// Rounds of whole lives; after each one, at rest, the anonymous memory is read. The first third fills what is bounded (events
 /// remembered, connections, buffers); from then on it stays.
 pub async fn leaves_nothing(fixture: Fixture) -> Result<()> {
-    let setting = std::env::var(SETTING).ok().map(|seconds| seconds.parse()).transpose();
-    let length = setting.with_context(|| format!("{SETTING} is no number of seconds"))?;
-    let length = length.map_or(USUAL, Duration::from_secs);
+    let length = setting(SETTING)?.map_or(USUAL, Duration::from_secs);
     let place = Place::of_shipped(&fixture).await?;
     let provider = place.provider("a", CLUSTER, &[ALONE]).await?;
     let events: Api<Event> = Api::namespaced(fixture.guest.clone(), &place.namespace);

@@ -3,30 +3,20 @@
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
-use bench::{
-    command::goal::Plan,
-    paths,
-    scenario::{Deadline, until},
-};
+use bench::{command::goal::Plan, paths};
 use k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
     core::v1::{Secret, ServiceAccount},
 };
-use kube::{
-    Api, Client, Config, ResourceExt,
-    api::{DeleteParams, PostParams},
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use kube::{Api, Client, api::PostParams, config::Kubeconfig};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use super::{GUEST_ACCOUNT_NAMESPACE, Place};
-use crate::fixture::Fixture;
+use crate::{bound_token, fixture::Fixture};
 
 /// The account of both halves.
 pub(super) const ACCOUNT: &str = "cloud-controller-manager";
-/// HTTP: the credentials are nobody's.
-const UNAUTHORIZED: u16 = 401;
 
 /// Credentials of a provider in both clusters.
 pub struct Access {
@@ -51,15 +41,7 @@ impl Place {
     pub async fn access_bound_to(&self, infra: &Client, secret: &str) -> Result<Access> {
         let bound = async |client: &Client, cluster: &str, namespace: &str| {
             let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-            let object = serde_json::from_value(json!({"metadata": {"name": secret}}))?;
-            let uid = secrets.create(&PostParams::default(), &object).await?.uid();
-            let secret = BoundObjectReference {
-                api_version: Some("v1".to_owned()),
-                kind: Some("Secret".to_owned()),
-                name: Some(secret.to_owned()),
-                uid,
-            };
-            access(client, cluster, namespace, Some(secret)).await
+            access(client, cluster, namespace, Some(bound_token::anchor(&secrets, secret).await?)).await
         };
         Ok(Access {
             infra: bound(infra, "infra", &self.infra_namespace).await?,
@@ -75,16 +57,7 @@ impl Place {
         ];
         for (client, namespace, kubeconfig) in ends {
             let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-            secrets.delete(secret, &DeleteParams::default()).await?;
-            let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-            let client = Client::try_from(config)?;
-            until("the end of a token", Deadline::Reaction, async || {
-                Ok(match client.apiserver_version().await {
-                    Err(kube::Error::Api(status)) if status.code == UNAUTHORIZED => Ok(()),
-                    answer => Err(format!("{answer:?}")),
-                })
-            })
-            .await?;
+            bound_token::end(&secrets, secret, kubeconfig).await?;
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{pods_in, way::Way};
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, setting};
 
 /// Questions of one measurement, at least: two emulated workers answer some fifty in a second.
 const QUESTIONS: u32 = 1_000;
@@ -100,7 +100,8 @@ pub async fn live_migration(fixture: Fixture) -> Result<()> {
 pub async fn reset(fixture: Fixture) -> Result<()> {
     let way = Way::new(&fixture).await?;
     // A boot of an emulated worker takes minutes: once is enough where nobody wants the figures themselves.
-    let policies: &[&str] = if wanted()?.is_some() { &["Cluster", "Local"] } else { &["Cluster"] };
+    let policies: &[&str] =
+        if setting::<u32>(SETTING)?.is_some() { &["Cluster", "Local"] } else { &["Cluster"] };
     for policy in policies {
         measured(&fixture, &way, "a reset of one of two VMs", policy, async |it| it.reset().await).await?;
     }
@@ -139,7 +140,7 @@ async fn measured(
 }
 
 async fn counted(way: &Way, address: IpAddr, disrupt: impl AsyncFnOnce() -> Result<()>) -> Result<Counted> {
-    let enough = wanted()?.unwrap_or(QUESTIONS);
+    let enough = setting(SETTING)?.unwrap_or(QUESTIONS);
     let (asked, over) = (AtomicU32::new(0), AtomicBool::new(false));
     let lost: Mutex<BTreeMap<String, u32>> = Mutex::default();
     let client = async || {
@@ -169,12 +170,6 @@ async fn counted(way: &Way, address: IpAddr, disrupt: impl AsyncFnOnce() -> Resu
     outcome?;
     let lost = lost.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(Counted { asked: asked.into_inner(), lost, took: began.elapsed() })
-}
-
-/// How many questions somebody wants.
-fn wanted() -> Result<Option<u32>> {
-    let setting = std::env::var(SETTING).ok().map(|number| number.parse()).transpose();
-    setting.with_context(|| format!("{SETTING} is no number of questions"))
 }
 
 impl Counted {

@@ -7,6 +7,8 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use crate::{
+    cluster_name::ClusterName,
+    load_balancer::identity::CLUSTER_NAME_LABEL,
     machine::{Phase, RunStrategy, SystemUuid, Vm, Vmi},
     provider_id::{Claimed, ProviderId},
 };
@@ -166,6 +168,35 @@ pub fn identify(node: &Claims, known: Known<'_>) -> Identity {
     let all_read = known.vms.is_some() && known.vmis.is_some();
     let comparable = node.uuid.is_some() && candidates.values().all(|candidate| candidate.uuid.is_some());
     if all_read && comparable { Identity::NoVm } else { Identity::Unidentified }
+}
+
+/// Why a VM is not believed to be the machine of the Node that says it is, however the Node was recognised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// The VM's label names this cluster, which is not the guest.
+    Cluster(String),
+    /// Both have a system UUID, each another.
+    Uuid,
+}
+
+/// What speaks against the instance being the machine of this Node of the guest `cluster`.
+pub fn doubt(vmi: &Vmi, node: &Claims, cluster: &ClusterName) -> Option<Doubt> {
+    match (&vmi.cluster, &vmi.uuid, &node.uuid) {
+        (Some(other), ..) if other != cluster.as_str() => Some(Doubt::Cluster(other.clone())),
+        (_, Some(vm), Some(node)) if vm != node => Some(Doubt::Uuid),
+        _ => None,
+    }
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cluster(other) => {
+                write!(f, "the VM's label {CLUSTER_NAME_LABEL} names the cluster {other:?}, not this one")
+            }
+            Self::Uuid => f.write_str("the Node's system UUID (status.nodeInfo.systemUUID) is not the VM's"),
+        }
+    }
 }
 
 /// A VM or instance by what a Node can be like.

@@ -230,11 +230,15 @@ async fn serve_nodes(
     machines: Machines,
     metrics: Metrics,
 ) {
+    let writes_endpoints = config.load_balancer.enabled
+        && flags.controllers.runs(Controller::Endpoints)
+        && endpoint_choice(config).is_ours();
     let settings = NodeSettings {
         addresses: config.instances.addresses.clone(),
         zone_and_region: config.instances.zone_and_region,
         upkeep: flags.controllers.runs(Controller::Node),
         lifecycle: flags.controllers.runs(Controller::NodeLifecycle),
+        balanced: writes_endpoints.then(|| flags.cluster_name.clone()),
         monitor_period: flags.node_monitor_period,
         status_update_frequency: flags.node_status_update_frequency,
     };
@@ -316,12 +320,16 @@ async fn serve_services(
     tokio::join!(Box::pin(write), Box::pin(balance));
 }
 
-fn settings(flags: &Flags, config: &CloudConfig) -> Settings {
-    let choice = EndpointChoice {
+fn endpoint_choice(config: &CloudConfig) -> EndpointChoice {
+    EndpointChoice {
         selectorless: config.load_balancer.selectorless,
         slices_for_local: config.load_balancer.endpoint_slices,
         slices_for_all: config.load_balancer.endpoints == ManagedEndpoints::All,
-    };
+    }
+}
+
+fn settings(flags: &Flags, config: &CloudConfig) -> Settings {
+    let choice = endpoint_choice(config);
     Settings {
         identity: identity(flags, config),
         endpoints: EndpointSource { choice, slices: Slices::Unknown },

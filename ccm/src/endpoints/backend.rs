@@ -6,11 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use crate::address::{AddressPolicy, Family, INTERNAL_IP};
 use crate::cluster_name::ClusterName;
-use crate::instance::{Claims, Identity, Seen, identify};
+use crate::instance::{Claims, Identity, Seen, doubt, identify};
 use crate::machine::index::Snapshot;
 use crate::machine::{Phase, Vmi};
 use crate::node::guest_node::GuestNode;
@@ -130,22 +129,13 @@ pub fn backends<'a>(
     for member in members.into_iter().filter(|member| !member.excluded) {
         let Identity::Vm { id, .. } = identify(&member.claims, known) else { continue };
         let Seen::Present(vmi) = seen.vmi(id.vm()) else { continue };
-        if !is_of(&vmi, cluster, &member.claims) {
+        if doubt(&vmi, &member.claims, cluster).is_some() {
             continue;
         }
         let backend = backends.entry(vmi.name.clone()).or_insert_with(|| backend(&vmi, member, policy));
         backend.nodes.push(member.claims.name.clone());
     }
     Some(backends.into_values().collect())
-}
-
-fn is_of(vmi: &Arc<Vmi>, cluster: &ClusterName, claims: &Claims) -> bool {
-    let same_cluster = vmi.cluster.as_deref().is_none_or(|name| name == cluster.as_str());
-    let same_machine = match (&vmi.uuid, &claims.uuid) {
-        (Some(vm), Some(node)) => vm == node,
-        _ => true,
-    };
-    same_cluster && same_machine
 }
 
 fn backend(vmi: &Vmi, member: &Member, policy: &AddressPolicy) -> Backend {

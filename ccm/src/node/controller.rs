@@ -34,7 +34,8 @@ use super::{
 use crate::{
     address::AddressPolicy,
     call::CallError,
-    instance::{Identity, Seen, identify},
+    cluster_name::ClusterName,
+    instance::{Identity, Seen, doubt, identify},
     machine::{
         Vmi,
         feed::{Feed, chain},
@@ -77,6 +78,9 @@ pub struct Settings {
     pub upkeep: bool,
     /// Whether Nodes are tainted and deleted (`cloud-node-lifecycle-controller`).
     pub lifecycle: bool,
+    /// The guest, where its load balancers leave out a Node that [`doubt`] speaks against, so that it has to be told; `None` =
+    /// others write their endpoints, by rules of their own.
+    pub balanced: Option<ClusterName>,
     /// How often a Node that is not ready is looked at.
     pub monitor_period: Duration,
     /// How often every other Node is looked at, events apart.
@@ -90,6 +94,7 @@ impl Default for Settings {
             zone_and_region: true,
             upkeep: true,
             lifecycle: true,
+            balanced: None,
             monitor_period: MONITOR_PERIOD,
             status_update_frequency: STATUS_UPDATE_FREQUENCY,
         }
@@ -196,7 +201,12 @@ impl NodeController {
             self.lock().remove(&node.claims.name);
             return Ok(Action::await_change());
         }
-        let is_whole = if self.settings.upkeep { self.upkeep(node, &identity, &seen).await? } else { true };
+        let is_whole = if self.settings.upkeep {
+            self.complain(node, &identity, &seen).await;
+            self.upkeep(node, &identity, &seen).await?
+        } else {
+            true
+        };
         life?;
         Ok(self.next_look(node, &identity, is_whole))
     }
@@ -208,12 +218,7 @@ impl NodeController {
         identity: &Identity,
         seen: &Snapshot,
     ) -> Result<bool, CallError> {
-        let Identity::Vm { id, by } = identity else {
-            if seen.known().vmis.is_some() {
-                self.complain(node, identity).await;
-            }
-            return Ok(true);
-        };
+        let Identity::Vm { id, by } = identity else { return Ok(true) };
         let vmi = match seen.vmi(id.vm()) {
             Seen::Present(vmi) => Some(vmi),
             Seen::Absent | Seen::Unseen => None,
@@ -254,29 +259,48 @@ impl NodeController {
         self.announcer.announce(node, &said).await;
     }
 
-    /// Says once why a Node that waits for a cloud provider is not initialised.
-    async fn complain(&self, node: &GuestNode, identity: &Identity) {
-        // The last look at the VMs may be older than a Node that has just come.
-        let is_new = node.created.is_none_or(|created| {
-            Timestamp::now().as_second().saturating_sub(created) < COMPLAINT_AGE.as_secs().cast_signed()
-        });
-        if is_new || !node.is_uninitialized() {
+    /// Says once why a Node that waits for a cloud provider is not initialised, or why one that has all gets no traffic.
+    async fn complain(&self, node: &GuestNode, identity: &Identity, seen: &Snapshot) {
+        if seen.known().vmis.is_none() {
             return;
         }
-        let Some(said) = complaint(node, identity) else { return };
-        let is_new = self.remember(&node.claims.name, |memory| {
+        let said = match identity {
+            Identity::Vm { id, .. } => self.doubted(node, id.vm(), seen),
+            _ if is_young(node) || !node.is_uninitialized() => None,
+            _ => complaint(node, identity),
+        };
+        let name = &node.claims.name;
+        let Some(said) = said else {
+            if let Some(memory) = self.lock().get_mut(name) {
+                memory.complaint = None;
+            }
+            return;
+        };
+        let is_new = self.remember(name, |memory| {
             memory.complaint.replace(said.message.clone()) != Some(said.message.clone())
         });
         if is_new {
-            tracing::warn!(node = node.claims.name, "{}", said.message);
+            tracing::warn!(node = name, "{}", said.message);
             self.announcer.announce(node, &said).await;
         }
     }
 
+    fn doubted(&self, node: &GuestNode, vm: &str, seen: &Snapshot) -> Option<Announcement> {
+        let cluster = self.settings.balanced.as_ref()?;
+        let Seen::Present(vmi) = seen.vmi(vm) else { return None };
+        let doubt = doubt(&vmi, &node.claims, cluster)?;
+        Some(Announcement {
+            source: NODE_SOURCE,
+            warning: true,
+            reason: "InstanceDoubted",
+            message: format!(
+                "load balancers leave this node out: it says that it is the VM {vm}, but {doubt}"
+            ),
+        })
+    }
+
     fn next_look(&self, node: &GuestNode, identity: &Identity, is_whole: bool) -> Action {
-        if matches!(identity, Identity::Vm { .. } | Identity::Foreign) {
-            self.lock().remove(&node.claims.name);
-        }
+        self.succeeded(&node.claims.name);
         if *identity == Identity::Foreign {
             return Action::await_change();
         }
@@ -287,6 +311,16 @@ impl NodeController {
         let pause =
             if is_whole { self.settings.status_update_frequency } else { self.settings.monitor_period };
         Action::requeue(pause)
+    }
+
+    /// Only a Node in trouble is remembered.
+    fn succeeded(&self, name: &str) {
+        let mut memory = self.lock();
+        match memory.get_mut(name) {
+            Some(Memory { failures, complaint: Some(_) }) => *failures = 0,
+            Some(_) => drop(memory.remove(name)),
+            None => {}
+        }
     }
 
     fn remember<T>(&self, name: &str, change: impl FnOnce(&mut Memory) -> T) -> T {
@@ -330,6 +364,13 @@ fn after_failure(node: Arc<WireNode>, error: &CallError, controller: Arc<NodeCon
         tracing::warn!(node = name, error = chain(error), "a Node is tried again");
     }
     Action::requeue(FIRST_RETRY.saturating_mul(1 << doublings).min(LONGEST_RETRY))
+}
+
+/// The last look at the VMs may be older than a Node that has just come.
+fn is_young(node: &GuestNode) -> bool {
+    node.created.is_none_or(|created| {
+        Timestamp::now().as_second().saturating_sub(created) < COMPLAINT_AGE.as_secs().cast_signed()
+    })
 }
 
 /// Why a Node can't be recognised, for those who look at it.

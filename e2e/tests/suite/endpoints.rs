@@ -120,6 +120,14 @@ pub async fn follow_the_vms(fixture: Fixture) -> Result<()> {
     scene.run_strategy(&two, "Always").await?;
     scene.until(&mirror, "the started VM", |all| all.ready_names() == [&one, &two]).await?;
 
+    // Its Node says that it is this VM, its label that it is another guest's.
+    let label = "/metadata/labels/cluster.x-k8s.io~1cluster-name";
+    for (cluster, ready) in [("other", vec![&one]), (CLUSTER, vec![&one, &two])] {
+        let relabelled = json!([{"op": "replace", "path": label, "value": cluster}]);
+        scene.patch_instance(&two, &relabelled).await?;
+        scene.until(&mirror, "VMs of this guest alone", |all| all.ready_names() == ready).await?;
+    }
+
     scene.delete_node(&one).await?;
     scene.until(&mirror, "without a deleted Node", |all| all.names() == [&two]).await?;
     scene.end().await

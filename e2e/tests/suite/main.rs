@@ -205,6 +205,7 @@ fn faults_and_operations() -> Vec<Trial> {
 fn cloud_controller_manager() -> Vec<Trial> {
     vec![
         trial("nodes::a_node_is_recognised_and_initialised", Exclusive, nodes::initialised),
+        trial("nodes::a_node_that_load_balancers_leave_out_is_told", Exclusive, nodes::doubted),
         trial("nodes::a_node_follows_its_vm", Exclusive, nodes::follows_its_vm),
         trial("nodes::a_node_follows_a_live_migration", Exclusive, nodes::follows_a_migration),
         trial("nodes::two_hundred_nodes_follow_their_vms", Exclusive, nodes::two_hundred),

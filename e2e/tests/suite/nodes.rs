@@ -3,44 +3,31 @@
 //!
 //! The Nodes are objects that this test registers as kubelet would; their VMs are real to KubeVirt and run no guest.
 
-use std::{sync::Arc, time::Instant};
+mod controllers;
+mod guest_node;
+
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use bench::scenario::{
-    Deadline, HCP_NAMESPACE, until, until_gone, virtual_machine_instance_migrations,
+    CLUSTER_NAME, Deadline, HCP_NAMESPACE, until, until_gone, virtual_machine_instance_migrations,
     virtual_machine_instances, virtual_machines,
 };
-use ccm::{
-    machine::{feed::Feed, index::MachineIndex, reads::InfraReads},
-    node::{
-        controller::{NodeController, Settings},
-        metrics::NodeMetrics,
-    },
-    work_queue::QueueMetrics,
-};
+use ccm::node::controller::Settings;
 use futures::{StreamExt, TryStreamExt, stream::iter};
-use k8s_openapi::api::{
-    core::v1::{Event, Node},
-    rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding},
-};
+use k8s_openapi::api::core::v1::Node;
 use kube::{
-    Api, Client, ResourceExt,
+    Api, ResourceExt,
     api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 use crate::fixture::Fixture;
+use controllers::{Controllers, Rights};
+use guest_node::{GuestNode, NODE_IP, UNINITIALIZED, has_taint};
 
-/// Who the controllers are in the guest.
-const GUEST_USER: &str = "bench:node-controllers";
-/// Kubelet's taint (`--cloud-provider=external`).
-const UNINITIALIZED: &str = "node.cloudprovider.kubernetes.io/uninitialized";
 /// Taint of a Node whose VM is stopped.
 const SHUTDOWN: &str = "node.cloudprovider.kubernetes.io/shutdown";
-/// What kubelet says of its own address.
-const NODE_IP: &str = "192.0.2.7";
 /// A zone that the test gives to infra's nodes.
 const ZONE: &str = "bench-zone";
 /// The well-known label of a zone, and its older name.
@@ -54,23 +41,6 @@ const FIELD_MANAGER: &str = "kubevirt-cloud-controller-manager";
 const CROWD: usize = 200;
 /// Requests of this test on their way at a time.
 const IN_FLIGHT: usize = 16;
-
-/// Rights in infra, as installers give them.
-#[derive(Clone, Copy)]
-enum Rights {
-    /// The reference's role and cluster role.
-    Reference,
-    /// `HyperShift`'s role: no nodes.
-    HyperShift,
-    /// Those without watch: VMs and instances are listed.
-    NoWatch,
-}
-
-/// The controllers, running; they end with this.
-struct Controllers {
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-}
 
 /// A Node is recognised, initialised and labelled with each of the sets of rights.
 pub async fn initialised(fixture: Fixture) -> Result<()> {
@@ -182,6 +152,21 @@ pub async fn follows_a_migration(fixture: Fixture) -> Result<()> {
     label_infra_nodes(&fixture, &json!({ ZONE_LABELS[0]: null })).await
 }
 
+/// A Node says that it is a VM and has another system UUID: load balancers leave it out, and an event says why.
+pub async fn doubted(fixture: Fixture) -> Result<()> {
+    let vm = fixture.word.clone();
+    fixture.empty_machine(&vm).await?;
+    let settings = Settings { balanced: Some(CLUSTER_NAME.parse()?), ..Settings::default() };
+    let controllers = Controllers::with(&fixture, Rights::HyperShift, settings).await?;
+    let claim = format!("kubevirt://{vm}");
+    let guest = GuestNode::register(&fixture, &vm, &claim, Some(NOBODYS_UUID)).await?;
+    guest.until("initialised nevertheless", |node| !has_taint(node, UNINITIALIZED)).await?;
+    guest.until_event("InstanceDoubted").await?;
+    controllers.stop().await?;
+    guest.delete().await?;
+    fixture.delete_machine(&vm).await
+}
+
 /// Two hundred Nodes of stopped VMs: each is tainted once. Half of the VMs go: so do their Nodes, and no other.
 pub async fn two_hundred(fixture: Fixture) -> Result<()> {
     let names: Vec<String> = (0..CROWD).map(|number| format!("{}-{number}", fixture.word)).collect();
@@ -277,195 +262,6 @@ pub async fn left_overs_and_foreigners(fixture: Fixture) -> Result<()> {
     controllers.stop().await?;
     foreign.delete().await?;
     own.delete().await
-}
-
-impl Controllers {
-    async fn start(fixture: &Fixture, rights: Rights) -> Result<Self> {
-        let user = grant(fixture, rights).await?;
-        let reads = InfraReads::new(fixture.infra_as(&user).await?, HCP_NAMESPACE);
-        let index = Arc::new(MachineIndex::default());
-        let feed = Feed::new(reads.clone(), Arc::clone(&index));
-        let guest = fixture.guest_as(GUEST_USER).await?;
-        let parts = (index, feed.clone());
-        let queue = QueueMetrics::default().queue("Nodes");
-        let controller =
-            NodeController::new(Settings::default(), guest, reads, parts, NodeMetrics::default(), queue);
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        let task = tokio::spawn(async move {
-            tokio::select! {
-                () = feed.run() => {}
-                () = controller.run(stopped) => {}
-            }
-        });
-        Ok(Self { stop, task })
-    }
-
-    async fn stop(mut self) -> Result<()> {
-        self.stop.cancel();
-        (&mut self.task).await.context("the controllers' task")
-    }
-}
-
-impl Drop for Controllers {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Rights {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Reference => "reference",
-            Self::HyperShift => "hypershift",
-            Self::NoWatch => "no-watch",
-        }
-    }
-
-    fn rules(self) -> Value {
-        let rule = |resource: &str, verbs: &[&str]| json!({"apiGroups": ["kubevirt.io"], "resources": [resource], "verbs": verbs});
-        match self {
-            Self::Reference | Self::HyperShift => json!([
-                rule("virtualmachines", &["get", "list", "watch"]),
-                rule("virtualmachineinstances", &["get", "list", "watch", "update"]),
-            ]),
-            Self::NoWatch => json!([
-                rule("virtualmachines", &["get", "list"]),
-                rule("virtualmachineinstances", &["get", "list"]),
-            ]),
-        }
-    }
-}
-
-/// Gives the rights in both clusters; the user who has them in infra.
-async fn grant(fixture: &Fixture, rights: Rights) -> Result<String> {
-    let user = format!("bench:ccm-{}", rights.word());
-    let name = format!("bench-ccm-{}", rights.word());
-    let subjects =
-        |user: &str| json!([{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": user}]);
-    let refers =
-        |kind: &str, name: &str| json!({"kind": kind, "apiGroup": "rbac.authorization.k8s.io", "name": name});
-    let meta = json!({"name": name});
-    let (infra, guest) = (&fixture.infra, &fixture.guest);
-    let namespaced = (
-        Api::<Role>::namespaced(infra.clone(), HCP_NAMESPACE),
-        Api::<RoleBinding>::namespaced(infra.clone(), HCP_NAMESPACE),
-    );
-    ensure_there(&namespaced.0, &name, json!({"metadata": meta, "rules": rights.rules()})).await?;
-    let binding = json!({"metadata": meta, "subjects": subjects(&user), "roleRef": refers("Role", &name)});
-    ensure_there(&namespaced.1, &name, binding).await?;
-    if matches!(rights, Rights::Reference) {
-        let rules = json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]}]);
-        cluster_wide(infra, &name, rules, subjects(&user)).await?;
-    }
-    let rules = json!([
-        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "update", "patch", "delete"]},
-        {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
-        {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch", "update"]},
-    ]);
-    cluster_wide(guest, "bench-ccm-nodes", rules, subjects(GUEST_USER)).await?;
-    Ok(user)
-}
-
-async fn cluster_wide(client: &Client, name: &str, rules: Value, subjects: Value) -> Result<()> {
-    let meta = json!({"name": name});
-    let cluster_roles: Api<ClusterRole> = Api::all(client.clone());
-    ensure_there(&cluster_roles, name, json!({"metadata": meta, "rules": rules})).await?;
-    let refers = json!({"kind": "ClusterRole", "apiGroup": "rbac.authorization.k8s.io", "name": name});
-    let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
-    ensure_there(&bindings, name, json!({"metadata": meta, "subjects": subjects, "roleRef": refers})).await
-}
-
-async fn ensure_there<K>(api: &Api<K>, name: &str, object: Value) -> Result<()>
-where
-    K: Clone + std::fmt::Debug + serde::Serialize + serde::de::DeserializeOwned,
-{
-    if api.get_opt(name).await?.is_none() {
-        api.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
-    }
-    Ok(())
-}
-
-/// A Node as kubelet registers it.
-struct GuestNode {
-    nodes: Api<Node>,
-    events: Api<Event>,
-    name: String,
-}
-
-impl GuestNode {
-    async fn register(fixture: &Fixture, name: &str, provider_id: &str, uuid: Option<&str>) -> Result<Self> {
-        let nodes: Api<Node> = Api::all(fixture.guest.clone());
-        let mut object = json!({
-            "metadata": {"name": name, "annotations": {"alpha.kubernetes.io/provided-node-ip": NODE_IP}},
-            "spec": {"taints": [{"key": UNINITIALIZED, "value": "true", "effect": "NoSchedule"}]},
-            "status": {
-                "addresses": [{"type": "Hostname", "address": name}],
-                "conditions": [condition("False")],
-                "nodeInfo": {
-                    "architecture": "amd64", "bootID": "", "containerRuntimeVersion": "", "kernelVersion": "",
-                    "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "operatingSystem": "linux",
-                    "osImage": "", "systemUUID": uuid.unwrap_or_default(),
-                },
-            },
-        });
-        if !provider_id.is_empty() {
-            object["spec"]["providerID"] = json!(provider_id);
-        }
-        // Kubelet creates a Node with its first status.
-        nodes.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
-        let events = Api::namespaced(fixture.guest.clone(), "default");
-        Ok(Self { nodes, events, name: name.to_owned() })
-    }
-
-    async fn get(&self) -> Result<Option<Node>> {
-        Ok(self.nodes.get_opt(&self.name).await?)
-    }
-
-    /// Kubelet's word on itself, or kube-controller-manager's on a silent kubelet.
-    async fn ready(&self, status: &str) -> Result<()> {
-        let patch = Patch::Strategic(json!({"status": {"conditions": [condition(status)]}}));
-        self.nodes.patch_status(&self.name, &PatchParams::default(), &patch).await?;
-        Ok(())
-    }
-
-    async fn patch(&self, body: &Value) -> Result<()> {
-        self.nodes.patch(&self.name, &PatchParams::default(), &Patch::Merge(body)).await?;
-        Ok(())
-    }
-
-    async fn until(&self, what: &str, holds: impl Fn(&Node) -> bool) -> Result<Node> {
-        until(&format!("Node {} {what}", self.name), Deadline::Reaction, async || {
-            let node = self.get().await?.with_context(|| format!("Node {} is gone", self.name))?;
-            Ok(if holds(&node) { Ok(node) } else { Err(format!("{:?}", node.spec)) })
-        })
-        .await
-    }
-
-    async fn until_event(&self, reason: &str) -> Result<()> {
-        let of_node = format!("involvedObject.kind=Node,involvedObject.name={},reason={reason}", self.name);
-        until(&format!("event {reason} of {}", self.name), Deadline::Reaction, async || {
-            let list = self.events.list(&ListParams::default().fields(&of_node)).await?;
-            Ok(if list.items.is_empty() { Err("no such event".to_owned()) } else { Ok(()) })
-        })
-        .await
-    }
-
-    async fn delete(&self) -> Result<()> {
-        self.nodes.delete(&self.name, &DeleteParams::default()).await?;
-        Ok(())
-    }
-}
-
-fn condition(status: &str) -> Value {
-    let now = k8s_openapi::jiff::Timestamp::now().to_string();
-    json!({"type": "Ready", "status": status, "reason": "Bench", "message": "said by the test",
-        "lastHeartbeatTime": now, "lastTransitionTime": now})
-}
-
-fn has_taint(node: &Node, key: &str) -> bool {
-    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
-    taints.is_some_and(|taints| taints.iter().any(|taint| taint.key == key))
 }
 
 /// The system UUID that KubeVirt gave the VM.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     fake_api::{FakeApi, failure},
-    machine::{Interface, Network, Phase, Vm},
+    machine::{Interface, Network, Phase, SystemUuid, Vm},
     topology::ZONE_LABEL,
     work_queue::QueueMetrics,
 };
@@ -199,6 +199,45 @@ async fn why_a_node_is_not_recognised_is_said_once() {
     node["metadata"]["name"] = json!("younger");
     clusters.sync(&node).await.unwrap();
     assert_eq!(clusters.guest.made("POST").len(), 1, "the VM may have come after the last look");
+}
+
+#[tokio::test]
+async fn a_node_that_load_balancers_leave_out_is_told_once_until_it_is_mended() {
+    const REAL: &str = "5d307ca9-b3ef-428c-8861-06e72d69f223";
+    const COPIED: &str = "00000000-b3ef-428c-8861-06e72d69f223";
+    let claiming = |uuid: &str| {
+        let mut node = initialised();
+        node["status"]["nodeInfo"] = json!({"systemUUID": uuid, "machineID": ""});
+        node
+    };
+    let clusters =
+        Clusters::new(Settings { balanced: Some("guest".parse().unwrap()), ..Settings::default() });
+    clusters.controller.index.put(Vmi { uuid: SystemUuid::parse(REAL), ..vmi() });
+    let said = || -> Vec<Value> {
+        let made = clusters.guest.made("POST").into_iter();
+        made.map(|event| event.body["message"].clone()).collect()
+    };
+    clusters.sync(&claiming(REAL)).await.unwrap();
+    assert!(said().is_empty());
+    for _ in 0..3 {
+        clusters.sync(&claiming(COPIED)).await.unwrap();
+    }
+    let uuid = "load balancers leave this node out: it says that it is the VM vm-1, but the Node's system UUID (status.nodeInfo.systemUUID) is not the VM's";
+    assert_eq!(said(), [uuid]);
+    clusters.controller.index.put(Vmi { cluster: Some("other".into()), ..vmi() });
+    clusters.sync(&claiming(REAL)).await.unwrap();
+    assert!(said()[1].as_str().unwrap().ends_with("names the cluster \"other\", not this one"));
+    clusters.controller.index.put(vmi());
+    clusters.sync(&claiming(REAL)).await.unwrap();
+    assert!(clusters.controller.lock().is_empty(), "nothing is remembered of a Node without trouble");
+}
+
+#[tokio::test]
+async fn whom_others_balance_is_told_nothing() {
+    let clusters = Clusters::new(Settings::default());
+    clusters.controller.index.put(Vmi { cluster: Some("other".into()), ..vmi() });
+    clusters.sync(&initialised()).await.unwrap();
+    assert!(clusters.guest.made("POST").is_empty());
 }
 
 #[tokio::test]

@@ -16,9 +16,18 @@ const CLASS: &str = "bench.local/bare";
 /// An address for all of them.
 const ADDRESS: &str = "198.18.255.1";
 
-/// How long `count` lives take that are begun at the same moment, from the guest's Service to its address: for each one the guest's
-/// Service, a first patch of its status, infra's Service, its address, and the same address in the guest.
-pub async fn burst(fixture: &Fixture, count: usize) -> Result<Duration> {
+/// What the same writes cost without a cloud controller manager.
+pub struct Bare {
+    /// From the guest's Service to infra's: the median of lives one after the other.
+    pub present: Duration,
+    /// All of many lives, begun at the same moment.
+    pub burst: Duration,
+}
+
+/// How long `single` lives take one after the other, and `burst` lives that are begun at the same moment, from the guest's Service to
+/// its address: for each one the guest's Service, a first patch of its status, infra's Service, its address, and the same address in
+/// the guest.
+pub async fn lives(fixture: &Fixture, single: usize, burst: usize) -> Result<Bare> {
     let namespace = format!("{}-bare", fixture.word);
     for client in [&fixture.guest, &fixture.infra] {
         let object = serde_json::from_value(json!({"metadata": {"name": namespace}}))?;
@@ -26,16 +35,22 @@ pub async fn burst(fixture: &Fixture, count: usize) -> Result<Duration> {
     }
     let guests: Api<Service> = Api::namespaced(fixture.guest.clone(), &namespace);
     let mirrors: Api<Service> = Api::namespaced(fixture.infra.clone(), &namespace);
+    let mut present = Vec::new();
+    for number in 0..single {
+        present.push(life(&guests, &mirrors, format!("single-{number}")).await?);
+    }
+    present.sort();
     let began = Instant::now();
-    try_join_all((0..count).map(|number| life(&guests, &mirrors, format!("bare-{number}")))).await?;
-    let took = began.elapsed();
+    try_join_all((0..burst).map(|number| life(&guests, &mirrors, format!("bare-{number}")))).await?;
+    let burst = began.elapsed();
     for services in [&guests, &mirrors] {
         services.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
     }
-    Ok(took)
+    Ok(Bare { present: present[present.len() / 2], burst })
 }
 
-async fn life(guests: &Api<Service>, mirrors: &Api<Service>, name: String) -> Result<()> {
+/// One life; from when the guest's Service is there until infra's is.
+async fn life(guests: &Api<Service>, mirrors: &Api<Service>, name: String) -> Result<Duration> {
     let service: Service =
         serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"type": "LoadBalancer",
         "loadBalancerClass": CLASS, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}}))?;
@@ -43,10 +58,13 @@ async fn life(guests: &Api<Service>, mirrors: &Api<Service>, name: String) -> Re
         "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
     let addressed = json!({"status": {"loadBalancer": {"ingress": [{"ip": ADDRESS}]}}});
     guests.create(&PostParams::default(), &service).await?;
+    let created = Instant::now();
     write(guests, &name, &begun).await?;
     mirrors.create(&PostParams::default(), &service).await?;
+    let present = created.elapsed();
     write(mirrors, &name, &addressed).await?;
-    write(guests, &name, &addressed).await
+    write(guests, &name, &addressed).await?;
+    Ok(present)
 }
 
 async fn write(services: &Api<Service>, name: &str, patch: &Value) -> Result<()> {

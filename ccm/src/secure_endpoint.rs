@@ -5,6 +5,7 @@ mod certificate;
 mod front_proxy;
 #[cfg(test)]
 mod pki;
+mod reread;
 mod reviews;
 mod tls;
 mod trust;

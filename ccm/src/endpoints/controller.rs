@@ -15,13 +15,13 @@ use kube::api::{Api, ListParams};
 use kube::runtime::reflector::ObjectRef;
 use tokio::time;
 
-use crate::access::{GuestCluster, InfraCluster};
+use crate::access::{GuestCluster, InfraCluster, chain};
 use crate::address::AddressPolicy;
 use crate::call::{CallError, call};
 use crate::load_balancer::controller::ServiceWatches;
 use crate::load_balancer::identity::{CLUSTER_NAME_LABEL, Identity};
 use crate::load_balancer::service::GuestService;
-use crate::machine::{feed::Feed, feed::chain, index::MachineIndex};
+use crate::machine::{feed::Feed, index::MachineIndex};
 use crate::work_queue::Queue;
 
 use super::choice::EndpointChoice;

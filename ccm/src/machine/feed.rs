@@ -24,6 +24,7 @@ use super::{
     reads::{InfraReads, PAGE, Wire},
     wire::{WireVm, WireVmi},
 };
+use crate::access::chain;
 use crate::call::status_code;
 
 /// Pause between looks while nobody needs one.
@@ -143,13 +144,4 @@ impl Trouble {
     fn is_over(&mut self) {
         self.said = None;
     }
-}
-
-/// An error with its causes, those left out that the text has already.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| {
-        let cause = cause.to_string();
-        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
-    })
 }

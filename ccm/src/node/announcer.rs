@@ -10,7 +10,7 @@ use k8s_openapi::{
 use kube::{Api, Client, api::PostParams};
 
 use super::guest_node::GuestNode;
-use crate::{call::call, machine::feed::chain};
+use crate::{access::chain, call::call};
 
 /// Events about objects without a namespace live in this one (client-go, `record.EventRecorder`).
 const NAMESPACE: &str = "default";

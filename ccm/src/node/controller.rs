@@ -32,13 +32,14 @@ use super::{
     plan::{Found, plan},
 };
 use crate::{
+    access::chain,
     address::AddressPolicy,
     call::CallError,
     cluster_name::ClusterName,
     instance::{Identity, Seen, doubt, identify},
     machine::{
         Vmi,
-        feed::{Feed, chain},
+        feed::Feed,
         index::{MachineIndex, Snapshot},
         reads::InfraReads,
     },

@@ -9,7 +9,8 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    machine::{feed::chain, reads::InfraReads},
+    access::chain,
+    machine::reads::InfraReads,
     topology::{Host, Place},
 };
 

@@ -7,10 +7,10 @@ use kube::Client;
 
 use super::plan::{Fate, Step, plan};
 use crate::{
+    access::chain,
     call::CallError,
     instance::{Identity, Life, Seen, identify, life},
     machine::{
-        feed::chain,
         index::Snapshot,
         reads::InfraReads,
         wire::{WireVm, WireVmi},

@@ -18,6 +18,7 @@ use tokio_rustls::rustls::{ServerConfig, SupportedCipherSuite, version};
 use tokio_rustls::server::TlsStream;
 
 use super::certificate::AnyKeyHolder;
+use super::reread::reread;
 
 /// Longest handshake: what connects and says nothing must not keep a socket.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -145,6 +146,8 @@ impl TlsListener {
         tls: &Tls,
         interval: Duration,
     ) -> Result<Self, TlsError> {
+        // Read before they are used: what changes meanwhile is seen the next time.
+        let last = tls.read()?;
         let (newer, config) = watch::channel(Arc::new(tls.config()?));
         let bind = |source| TlsError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(bind)?;
@@ -152,39 +155,32 @@ impl TlsListener {
         let (done, ready) = mpsc::channel(BACKLOG);
         tokio::spawn(accept(listener, config, done));
         if tls.files.is_some() {
-            tokio::spawn(reread(tls.clone(), interval, newer));
+            tokio::spawn(follow(tls.clone(), last, interval, newer));
         }
         Ok(Self { address, ready })
     }
 }
 
-/// Takes up a certificate that was renewed. Files that can't be used change nothing: they may be half written.
-async fn reread(tls: Tls, interval: Duration, newer: watch::Sender<Arc<ServerConfig>>) {
-    let mut last = tls.read().ok();
-    let mut failing = false;
-    loop {
-        tokio::select! {
-            () = sleep(interval) => {}
-            () = newer.closed() => return,
+/// Takes up a certificate that was renewed.
+async fn follow(
+    tls: Tls,
+    mut last: [Vec<u8>; 2],
+    interval: Duration,
+    newer: watch::Sender<Arc<ServerConfig>>,
+) {
+    let read = || {
+        let bytes = tls.read()?;
+        if last == bytes {
+            return Ok(None);
         }
-        let taken = tls.read().and_then(|bytes| {
-            let config = (last.as_ref() != Some(&bytes)).then(|| tls.config()).transpose()?;
-            Ok((bytes, config))
-        });
-        match taken {
-            Ok((bytes, Some(config))) => {
-                tracing::info!("took up the renewed certificate of the HTTPS endpoint");
-                newer.send_replace(Arc::new(config));
-                (last, failing) = (Some(bytes), false);
-            }
-            Ok((_, None)) => failing = false,
-            Err(error) if !std::mem::replace(&mut failing, true) => {
-                let error = crate::access::chain(&error);
-                tracing::warn!(error, "the certificate can not be read again; the one in use stays");
-            }
-            Err(_) => {}
-        }
-    }
+        let config = tls.config()?;
+        last = bytes;
+        Ok::<_, TlsError>(Some(config))
+    };
+    let take = |config| {
+        newer.send_replace(Arc::new(config));
+    };
+    reread(&newer, interval, "certificate of the HTTPS endpoint", read, take).await;
 }
 
 async fn accept(

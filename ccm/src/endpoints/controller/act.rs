@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::calls::Answer;
 use super::session::Session;
+use crate::access::chain;
 use crate::address::Family;
 use crate::call::CallError;
 use crate::endpoints::choice::Writer;
@@ -18,7 +19,6 @@ use crate::endpoints::plan::{Observed, Plan, Step, plan};
 use crate::endpoints::slice::{Content, Endpoint, InfraSlice};
 use crate::load_balancer::identity::infra_name;
 use crate::load_balancer::service::{GuestService, InfraService};
-use crate::machine::feed::chain;
 
 /// How often one pass looks: before it, after its writes, and when somebody else was faster.
 const MAX_LOOKS: usize = 6;

@@ -13,8 +13,8 @@ use kube::runtime::watcher::{self, Event, watcher};
 use serde::de::DeserializeOwned;
 
 use super::Ended;
+use crate::access::chain;
 use crate::call::status_code;
-use crate::machine::feed::chain;
 
 /// Objects per page of a list.
 const PAGE: u32 = 100;

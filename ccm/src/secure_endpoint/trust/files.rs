@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::sleep;
 use tokio_rustls::rustls::pki_types::pem::Error as PemError;
 
 use super::{TrustError, Trusted};
 use crate::secure_endpoint::certificate::{Authority, BundleError};
+use crate::secure_endpoint::reread::reread;
 
 pub(super) struct CaFile {
     path: PathBuf,
@@ -23,7 +23,7 @@ impl CaFile {
         path: PathBuf,
         interval: Duration,
         trusted: &Arc<watch::Sender<Trusted>>,
-        take: impl Fn(&mut Trusted, Authority) + Send + 'static,
+        take: impl Fn(&mut Trusted, Authority) + Send + Sync + 'static,
     ) -> Result<(), TrustError> {
         let mut file = Self { path, content: None };
         if let Some(authority) = file.read()? {
@@ -31,26 +31,9 @@ impl CaFile {
         }
         let trusted = Arc::clone(trusted);
         tokio::spawn(async move {
-            let mut failing = false;
-            loop {
-                tokio::select! {
-                    () = sleep(interval) => {}
-                    () = trusted.closed() => return,
-                }
-                match file.read() {
-                    Ok(Some(authority)) => {
-                        tracing::info!(path = %file.path.display(), "took up the changed certificate authorities");
-                        trusted.send_modify(|trusted| take(trusted, authority));
-                        failing = false;
-                    }
-                    Ok(None) => failing = false,
-                    Err(error) if !std::mem::replace(&mut failing, true) => {
-                        let error = crate::access::chain(&error);
-                        tracing::warn!(error, "the certificate authorities in use stay");
-                    }
-                    Err(_) => {}
-                }
-            }
+            let take = |authority| trusted.send_modify(|trusted| take(trusted, authority));
+            let what = format!("certificate authorities of {}", file.path.display());
+            reread(&trusted, interval, &what, || file.read(), take).await;
         });
         Ok(())
     }

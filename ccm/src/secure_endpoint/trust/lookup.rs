@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::{FrontProxy, Trusted, Wanted};
+use crate::access::chain;
 use crate::call::status_code;
-use crate::machine::feed::chain;
 use crate::secure_endpoint::certificate::{Authority, BundleError};
 use crate::secure_endpoint::front_proxy::FrontProxyRules;
 

@@ -1,0 +1,41 @@
+//! Files that are read again and again: kubelet renews a mounted Secret in place.
+
+use std::error::Error;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+/// Reads after each `interval`, as long as anybody looks at what is `shown`. `read` gives what is newer, which `take` shows; what
+/// can't be read changes nothing, for it may be half written, and is said once. `what` is the words for what is in the files.
+pub(super) async fn reread<S, N, E>(
+    shown: &watch::Sender<S>,
+    interval: Duration,
+    what: &str,
+    mut read: impl FnMut() -> Result<Option<N>, E>,
+    take: impl Fn(N),
+) where
+    E: Error + 'static,
+{
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            () = sleep(interval) => {}
+            () = shown.closed() => return,
+        }
+        match read() {
+            Ok(newer) => {
+                failing = false;
+                if let Some(newer) = newer {
+                    tracing::info!("took up the changed {what}");
+                    take(newer);
+                }
+            }
+            Err(error) if !std::mem::replace(&mut failing, true) => {
+                let error = crate::access::chain(&error);
+                tracing::warn!(error, "the {what} can not be read again; what is in use stays");
+            }
+            Err(_) => {}
+        }
+    }
+}

@@ -139,14 +139,22 @@ pub async fn mirrored(fixture: Fixture) -> Result<()> {
         })
         .await?;
 
+    let classed = place.create("classed", json!({"loadBalancerClass": "bench.local/anothers"})).await?;
     let bare = json!({"allocateLoadBalancerNodePorts": false});
     let bare = place.create("bare", bare).await?;
     place.told("bare", "SyncLoadBalancerFailed", "allocateLoadBalancerNodePorts").await?;
     ensure!(place.mirrors.get_opt(&mirror_name(&bare)).await?.is_none(), "no black hole in infra");
+    let now = place.guests.get("classed").await?;
+    ensure!(
+        now.metadata.resource_version == classed.metadata.resource_version,
+        "another class's was changed"
+    );
+    ensure!(place.mirrors.get_opt(&mirror_name(&classed)).await?.is_none(), "it is another controller's");
     Ok(())
 }
 
-/// What the reference left is taken over: its removed port and annotation go, address and node port stay.
+/// D23: what the reference left is taken over: its removed port and annotation go, address and node port stay. Templates give the
+/// cluster's name in quotes that YAML keeps.
 pub async fn adopted(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let service = place.create("web", json!({})).await?;
@@ -167,7 +175,7 @@ pub async fn adopted(fixture: Fixture) -> Result<()> {
     merge(&place.mirrors, &mirror, json!({"metadata": {"annotations": {"by-infra": "stays"}}})).await?;
     let before = serde_json::to_value(before)?;
 
-    let _provider = place.provider("a", CLUSTER, &[ALONE]).await?;
+    let _provider = place.provider("a", &format!("\"{CLUSTER}\""), &[ALONE]).await?;
     let now = place
         .mirror(&mirror, "the takeover", |now| {
             let annotations = &now["metadata"]["annotations"];

@@ -205,6 +205,7 @@ fn faults_and_operations() -> Vec<Trial> {
 fn cloud_controller_manager() -> Vec<Trial> {
     vec![
         trial("nodes::a_node_is_recognised_and_initialised", Exclusive, nodes::initialised),
+        trial("nodes::a_node_shows_what_its_vm_is", Exclusive, nodes::shows_its_vm),
         trial("nodes::a_node_that_load_balancers_leave_out_is_told", Exclusive, nodes::doubted),
         trial("nodes::a_node_follows_its_vm", Exclusive, nodes::follows_its_vm),
         trial("nodes::a_node_follows_a_live_migration", Exclusive, nodes::follows_a_migration),
@@ -238,7 +239,7 @@ fn cloud_controller_manager() -> Vec<Trial> {
         trial(
             "load_balancer::the_rights_that_installers_give_suffice",
             Exclusive,
-            load_balancer::narrow_rights::installers,
+            load_balancer::narrow_rights::as_installed,
         ),
         trial(
             "load_balancer::the_guest_says_who_reads_the_metrics",

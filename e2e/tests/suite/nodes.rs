@@ -18,7 +18,10 @@ use futures::{StreamExt, TryStreamExt, stream::iter};
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams},
+    api::{
+        ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
+        PostParams,
+    },
 };
 use serde_json::{Value, json};
 
@@ -32,6 +35,10 @@ const SHUTDOWN: &str = "node.cloudprovider.kubernetes.io/shutdown";
 const ZONE: &str = "bench-zone";
 /// The well-known label of a zone, and its older name.
 const ZONE_LABELS: [&str; 2] = ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"];
+/// The well-known label of a VM's type, and its older name.
+const TYPE_LABELS: [&str; 2] = ["node.kubernetes.io/instance-type", "beta.kubernetes.io/instance-type"];
+/// virt-controller's account: virt-api takes changes of a VMI's status from KubeVirt's own only.
+const KUBEVIRT: &str = "system:serviceaccount:kubevirt:kubevirt-controller";
 /// A system UUID that no VM has.
 const NOBODYS_UUID: &str = "33333333-0000-4000-8000-000000000003";
 /// Under which the controllers' writes are kept.
@@ -150,6 +157,57 @@ pub async fn follows_a_migration(fixture: Fixture) -> Result<()> {
     guest.delete().await?;
     fixture.delete_machine(&vm).await?;
     label_infra_nodes(&fixture, &json!({ ZONE_LABELS[0]: null })).await
+}
+
+/// D19, D20, D21: a Node with nothing but its VM's host name is recognised; it has the type that its VM has from the whole cluster,
+/// and of the VM's addresses, whatever its interface is called, one of each family and none that is link-local.
+pub async fn shows_its_vm(fixture: Fixture) -> Result<()> {
+    let (vm, host) = (fixture.word.clone(), format!("host-of-{}", fixture.word));
+    let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(
+        "instancetype.kubevirt.io",
+        "v1beta1",
+        "VirtualMachineClusterInstancetype",
+    ));
+    let types: Api<DynamicObject> = Api::all_with(fixture.infra.clone(), &kind);
+    let of_type = DynamicObject::new(&vm, &kind)
+        .data(json!({"spec": {"cpu": {"guest": 1}, "memory": {"guest": "64Mi"}}}));
+    types.create(&PostParams::default(), &of_type).await?;
+    let wanted = json!({"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": {"name": vm},
+        "spec": {"runStrategy": "Always", "instancetype": {"name": vm, "kind": kind.kind}, "template": {"spec": {
+            "hostname": host,
+            "domain": {"devices": {"interfaces": [{"name": "primary", "bridge": {}}]}},
+            "networks": [{"name": "primary", "pod": {}}]}}}});
+    let machines = virtual_machines(&fixture.infra, HCP_NAMESPACE);
+    machines.create(&PostParams::default(), &serde_json::from_value(wanted)?).await?;
+    let instances = virtual_machine_instances(&fixture.infra, HCP_NAMESPACE);
+    until("the instance", Deadline::MachineStart, async || {
+        let phase = instances.get_opt(&vm).await?.map(|vmi| vmi.data["status"]["phase"].to_string());
+        Ok(if phase.as_deref() == Some("\"Running\"") { Ok(()) } else { Err(format!("{phase:?}")) })
+    })
+    .await?;
+    let controllers = Controllers::start(&fixture, Rights::HyperShift).await?;
+    let guest = GuestNode::register(&fixture, &host, "", None).await?;
+    let node = guest.until("initialised", |node| !has_taint(node, UNINITIALIZED)).await?;
+    ensure!(node.spec.context("a Node without spec")?.provider_id == Some(format!("kubevirt://{vm}")));
+    let labels = node.metadata.labels.unwrap_or_default();
+    let types_shown = TYPE_LABELS.map(|label| labels.get(label));
+    ensure!(types_shown == [Some(&vm); 2], "types {types_shown:?}");
+
+    let shown = json!([{"op": "replace", "path": "/status/interfaces/0/ipAddress", "value": "fe80::9"},
+        {"op": "add", "path": "/status/interfaces/0/ipAddresses",
+            "value": ["fe80::9", "169.254.0.9", NODE_IP, "192.0.2.8", "fd00::9", "fd00::a"]}]);
+    let kubevirt = virtual_machine_instances(&fixture.infra_as(KUBEVIRT).await?, HCP_NAMESPACE);
+    kubevirt.patch(&vm, &PatchParams::default(), &Patch::Json::<()>(serde_json::from_value(shown)?)).await?;
+    let internal = |node: &Node| -> Vec<String> {
+        let all = node.status.as_ref().and_then(|status| status.addresses.clone()).unwrap_or_default();
+        all.into_iter().filter(|it| it.type_ == "InternalIP").map(|it| it.address).collect()
+    };
+    guest.until("with one address of each family", |node| internal(node) == [NODE_IP, "fd00::9"]).await?;
+    controllers.stop().await?;
+    guest.delete().await?;
+    fixture.delete_machine(&vm).await?;
+    types.delete(&vm, &DeleteParams::default()).await?;
+    Ok(())
 }
 
 /// A Node says that it is a VM and has another system UUID: load balancers leave it out, and an event says why.

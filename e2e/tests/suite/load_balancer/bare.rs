@@ -54,13 +54,18 @@ async fn life(guests: &Api<Service>, mirrors: &Api<Service>, name: String) -> Re
     let service: Service =
         serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"type": "LoadBalancer",
         "loadBalancerClass": CLASS, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}}))?;
+    // Infra's controllers write the endpoints of a selector, as they do for a mirror.
+    let mut mirror = service.clone();
+    if let Some(spec) = &mut mirror.spec {
+        spec.selector = Some([(CLASS.to_owned(), name.clone())].into());
+    }
     let begun = json!({"status": {"conditions": [{"type": CLASS, "status": "False", "reason": "Pending", "message": "",
         "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
     let addressed = json!({"status": {"loadBalancer": {"ingress": [{"ip": ADDRESS}]}}});
     guests.create(&PostParams::default(), &service).await?;
     let created = Instant::now();
     write(guests, &name, &begun).await?;
-    mirrors.create(&PostParams::default(), &service).await?;
+    mirrors.create(&PostParams::default(), &mirror).await?;
     let present = created.elapsed();
     write(mirrors, &name, &addressed).await?;
     write(guests, &name, &addressed).await?;

@@ -4,8 +4,9 @@ use anyhow::{Result, ensure};
 use bench::fault_proxy::Matcher;
 use bench::scenario::{Deadline, until, until_gone};
 use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::Role;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 use serde_json::{Value, json};
@@ -19,31 +20,61 @@ const ROLE: &str = "kccm";
 /// The answer to who may not.
 const FORBIDDEN: u16 = 403;
 
-/// The rules of the reference's role (`config/rbac`) and of `HyperShift`'s (control-plane-operator, component
-/// `kubevirt-cloud-controller-manager`), as far as they concern this namespace.
-fn rules() -> [(&'static str, Value); 2] {
+/// Who writes the endpoints of `HyperShift`'s guests: its own controller.
+const ITS_MANAGER: &str = "control-plane-operator.hypershift.openshift.io";
+
+/// How somebody installs the cloud controller manager today.
+struct Installer {
+    name: &'static str,
+    /// The rules of the role, as far as they concern this namespace.
+    rules: Value,
+    /// Arguments beside those of every test.
+    arguments: &'static [&'static str],
+    /// The section `loadBalancer` of the cloud-config.
+    load_balancer: Value,
+}
+
+/// The reference (`config/rbac`), and `HyperShift` (control-plane-operator, component `kubevirt-cloud-controller-manager`).
+fn installers() -> [Installer; 2] {
     let rule = |group: &str, resource: &str, verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "verbs": verbs});
     let read = ["get", "list", "watch"];
     let update = ["get", "list", "watch", "update"];
-    let reference = json!([
-        rule("kubevirt.io", "virtualmachines", &read),
-        rule("kubevirt.io", "virtualmachineinstances", &update),
-        rule("", "pods", &read),
-        rule("", "services", &["*"]),
-    ]);
-    let hypershift = json!([
-        rule("kubevirt.io", "virtualmachines", &read),
-        rule("kubevirt.io", "virtualmachineinstances", &update),
-        rule("", "services", &["*"]),
-    ]);
-    [("reference", reference), ("hypershift", hypershift)]
+    let reference = Installer {
+        name: "reference",
+        rules: json!([
+            rule("kubevirt.io", "virtualmachines", &read),
+            rule("kubevirt.io", "virtualmachineinstances", &update),
+            rule("", "pods", &read),
+            rule("", "services", &["*"]),
+        ]),
+        arguments: &[ALONE],
+        load_balancer: json!({}),
+    };
+    let hypershift = Installer {
+        name: "hypershift",
+        rules: json!([
+            rule("kubevirt.io", "virtualmachines", &read),
+            rule("kubevirt.io", "virtualmachineinstances", &update),
+            rule("", "services", &["*"]),
+        ]),
+        arguments: &[
+            ALONE,
+            "--tls-min-version=VersionTLS12",
+            "--tls-cipher-suites=TLS_AES_128_GCM_SHA256,TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+        ],
+        load_balancer: json!({"enabled": true, "creationPollInterval": 0, "selectorless": true}),
+    };
+    [reference, hypershift]
 }
 
-/// A load balancer's life with each set of rights. Nothing is refused but the watch of infra's events, and that once.
-pub async fn installers(fixture: Fixture) -> Result<()> {
+/// A load balancer's life with each one's rights, arguments and configuration. Nothing is refused but the watch of infra's events,
+/// and that once. Where another controller writes the endpoints there is no selector, and what it wrote stays as it is.
+pub async fn as_installed(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let roles: Api<Role> = Api::namespaced(fixture.infra.clone(), &place.namespace);
-    for (whose, rules) in rules() {
+    let slices: Api<EndpointSlice> = Api::namespaced(fixture.infra.clone(), &place.namespace);
+    for Installer { name: whose, rules, arguments, load_balancer } in installers() {
+        let selectorless = load_balancer["selectorless"] == true;
         roles.patch(ROLE, &PatchParams::default(), &Patch::Merge(json!({"rules": rules}))).await?;
         let options = KubeConfigOptions::default();
         let config = Config::from_custom_kubeconfig(place.infra_access.clone(), &options).await?;
@@ -56,12 +87,17 @@ pub async fn installers(fixture: Fixture) -> Result<()> {
         })
         .await?;
         let between = place.between().await?;
-        let provider = place.provider_behind(&between, whose, &[ALONE]).await?;
+        let provider = place.provider_behind_with(&between, whose, arguments, load_balancer).await?;
         let service = place.create(whose, json!({})).await?;
         place.served(whose).await?;
+        let its_own = slices.create(&PostParams::default(), &slice(whose, &mirror_name(&service))?).await?;
         merge(&place.guests, whose, json!({"spec": {"externalTrafficPolicy": "Local"}})).await?;
         let is_local = |now: &Value| now["spec"]["externalTrafficPolicy"] == "Local";
-        place.mirror(&mirror_name(&service), "the policy", is_local).await?;
+        let mirror = place.mirror(&mirror_name(&service), "the policy", is_local).await?;
+        let selector = mirror["spec"].get("selector");
+        ensure!(selector.is_none() == selectorless, "{whose}: the selector is {selector:?}");
+        let unchanged = slices.get(whose).await?.metadata.resource_version;
+        ensure!(unchanged == its_own.metadata.resource_version, "{whose}: another's endpoints were changed");
         place.guests.delete(whose, &DeleteParams::default()).await?;
         until_gone(&place.guests, whose, "the guest's Service", Deadline::Reaction).await?;
 
@@ -76,4 +112,13 @@ pub async fn installers(fixture: Fixture) -> Result<()> {
         ensure!(said == 1, "{whose}: it was said {said} times");
     }
     Ok(())
+}
+
+/// Endpoints of a mirror that another controller writes.
+fn slice(name: &str, mirror: &str) -> Result<EndpointSlice> {
+    let labels =
+        json!({"kubernetes.io/service-name": mirror, "endpointslice.kubernetes.io/managed-by": ITS_MANAGER});
+    let slice = json!({"metadata": {"name": name, "labels": labels}, "addressType": "IPv4",
+        "endpoints": [{"addresses": ["198.18.9.9"]}], "ports": [{"name": "http", "port": 9}]});
+    Ok(serde_json::from_value(slice)?)
 }

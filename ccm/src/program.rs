@@ -382,6 +382,7 @@ pub(crate) fn every_metric(registry: &mut Registry) {
     queue.taken(&item);
     queue.done(0.0, true);
     metrics.services.refused("sample");
+    metrics.endpoints.count("sample", Some(crate::endpoints::metrics::Count { ready: 1, unready: 0 }));
     metrics.framework.runs(SERVICE_NAME);
     metrics.framework.answered("livez");
 }

@@ -26,6 +26,23 @@ const HEALTH: [&str; 3] = ["/healthz", "/livez", "/readyz"];
 const METRICS: &str = "/metrics";
 /// The service controller's, its other one for changes of Nodes, and the Node controllers'.
 const QUEUES: [&str; 3] = ["service", "node", "Nodes"];
+/// Parts of samples that follow from one Service with an address and a refused wish, whose endpoints are ours and none of which is
+/// there.
+const SAMPLES: [&[&str]; 6] = [
+    &["kubevirt_ccm_time_to_address_seconds_count 1"],
+    &["kubevirt_ccm_services_without_address 0"],
+    &["kubevirt_ccm_endpoint_services{state=\"unready\"} 1"],
+    &["kubevirt_ccm_endpoints{state=\"ready\"} 0"],
+    &["kubevirt_ccm_refused_total{reason=", "} 1"],
+    &[
+        "kubevirt_ccm_requests_total{",
+        "cluster=\"infra\"",
+        "verb=\"create\"",
+        "resource=\"services\"",
+        "code=\"201\"",
+        "} 1",
+    ],
+];
 /// Where the guest's API server has its keys, and what it publishes of them.
 const GUEST: &str = "tenant";
 const PUBLISHED: &str = "extension-apiserver-authentication";
@@ -50,7 +67,10 @@ impl Endpoint {
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let port = format!("--secure-port={free}");
         let more = [ALONE, "--authentication-skip-lookup=false", "--bind-address=127.0.0.1", &port];
-        let endpoint = Self { port: free, provider: place.provider(suffix, CLUSTER, &more).await? };
+        let endpoint = Self {
+            port: free,
+            provider: place.provider_with(suffix, CLUSTER, &more, json!({"endpoints": "Managed"})).await?,
+        };
         until("the endpoint", Deadline::Reaction, async || {
             Ok(match endpoint.get(&HEALTH[0].into(), &json!({})).await {
                 Ok(OK) => Ok(()),
@@ -113,13 +133,14 @@ impl<'a> From<&'a str> for Asked<'a> {
 /// Tokens, certificates of the cluster's authority and of another, a front proxy; and an authority that is published later.
 pub async fn readers(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
-    place.create("web", json!({})).await?;
+    place.grant(&fixture, "endpoints").await?;
+    place.create("web", json!({"externalIPs": ["198.51.100.9"]})).await?;
     let reader = account(&fixture, &place.namespace, "reader", true).await?;
     let other = account(&fixture, &place.namespace, "other", false).await?;
     let endpoint = Endpoint::start(&place, "a").await?;
     endpoint.answers("nobody", &json!({}), &[], FORBIDDEN).await?;
     endpoint.comes_to_answer("an account with the right", &reader, OK).await?;
-    queues(&endpoint, &reader).await?;
+    counted(&endpoint, &reader).await?;
     endpoint.answers("an account without it", &other, &[], FORBIDDEN).await?;
     endpoint.answers("a token of nobody", &json!({"token": "x"}), &[], UNAUTHORIZED).await?;
 
@@ -163,13 +184,18 @@ pub async fn readers(fixture: Fixture) -> Result<()> {
     without_the_right(&fixture, &place, &master, &reader).await
 }
 
-/// The queues that dashboards of the reference know are counted.
-async fn queues(endpoint: &Endpoint, reader: &Value) -> Result<()> {
-    until("all queues in the metrics", Deadline::Reaction, async || {
+/// The queues that dashboards of the reference know are counted, and what became of the one Service.
+async fn counted(endpoint: &Endpoint, reader: &Value) -> Result<()> {
+    until("all metrics", Deadline::Reaction, async || {
         let body = endpoint.answer(&METRICS.into(), reader).await?.into_body().collect_bytes().await?;
         let text = String::from_utf8(body.to_vec())?;
-        let shown = |name: &&str| text.contains(&format!("workqueue_adds_total{{name=\"{name}\"}}"));
-        let missing: Vec<_> = QUEUES.iter().filter(|name| !shown(name)).collect();
+        let is_missing =
+            |sample: &&[&str]| !text.lines().any(|line| sample.iter().all(|part| line.contains(part)));
+        let queue = |name: &str| format!("workqueue_adds_total{{name=\"{name}\"}}");
+        let queues = QUEUES.map(queue);
+        let queues: Vec<[&str; 1]> = queues.iter().map(|name| [name.as_str()]).collect();
+        let all = queues.iter().map(<[&str; 1]>::as_slice).chain(SAMPLES.iter().copied());
+        let missing: Vec<_> = all.filter(is_missing).collect();
         Ok(if missing.is_empty() { Ok(()) } else { Err(format!("without {missing:?}")) })
     })
     .await

@@ -180,7 +180,7 @@ impl GuestService {
         self.metadata.uid.as_deref().unwrap_or_default()
     }
 
-    /// Drops what is not looked at, before the object is kept.
+    /// Drops what is not looked at, before the object is kept. What decides whether it asks us for a load balancer stays.
     pub fn slim(&mut self) {
         self.metadata.managed_fields = None;
         self.metadata.owner_references = None;
@@ -188,7 +188,11 @@ impl GuestService {
         if !self.wants_load_balancer() && !self.has_finalizer() {
             self.metadata.annotations = None;
             self.metadata.labels = None;
-            self.spec = ServiceSpec { kind: std::mem::take(&mut self.spec.kind), ..ServiceSpec::default() };
+            self.spec = ServiceSpec {
+                kind: std::mem::take(&mut self.spec.kind),
+                load_balancer_class: self.spec.load_balancer_class.take(),
+                ..ServiceSpec::default()
+            };
         }
     }
 }

@@ -147,7 +147,8 @@ pub async fn mirrored(fixture: Fixture) -> Result<()> {
     let now = place.guests.get("classed").await?;
     ensure!(
         now.metadata.resource_version == classed.metadata.resource_version,
-        "another class's was changed"
+        "another class's was changed: {:?}",
+        now.metadata
     );
     ensure!(place.mirrors.get_opt(&mirror_name(&classed)).await?.is_none(), "it is another controller's");
     Ok(())

@@ -195,14 +195,16 @@ pub async fn shows_its_vm(fixture: Fixture) -> Result<()> {
 
     let shown = json!([{"op": "replace", "path": "/status/interfaces/0/ipAddress", "value": "fe80::9"},
         {"op": "add", "path": "/status/interfaces/0/ipAddresses",
-            "value": ["fe80::9", "169.254.0.9", NODE_IP, "192.0.2.8", "fd00::9", "fd00::a"]}]);
+            "value": ["fe80::9", "169.254.0.9", "192.0.2.8", "192.0.2.9", "fd00::9", "fd00::a"]}]);
     let kubevirt = virtual_machine_instances(&fixture.infra_as(KUBEVIRT).await?, HCP_NAMESPACE);
     kubevirt.patch(&vm, &PatchParams::default(), &Patch::Json::<()>(serde_json::from_value(shown)?)).await?;
+    // A kubelet that was given one address has no other.
+    guest.patch(&json!({"metadata": {"annotations": null}})).await?;
     let internal = |node: &Node| -> Vec<String> {
         let all = node.status.as_ref().and_then(|status| status.addresses.clone()).unwrap_or_default();
         all.into_iter().filter(|it| it.type_ == "InternalIP").map(|it| it.address).collect()
     };
-    guest.until("with one address of each family", |node| internal(node) == [NODE_IP, "fd00::9"]).await?;
+    guest.until("with one address of each family", |node| internal(node) == ["192.0.2.8", "fd00::9"]).await?;
     controllers.stop().await?;
     guest.delete().await?;
     fixture.delete_machine(&vm).await?;

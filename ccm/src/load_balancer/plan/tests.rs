@@ -47,8 +47,11 @@ impl World {
         Self { guest, infra: None, calls: 0 }
     }
 
+    /// As the watch keeps it.
     fn guest(&self) -> GuestService {
-        serde_json::from_value(self.guest.clone()).unwrap()
+        let mut guest: GuestService = serde_json::from_value(self.guest.clone()).unwrap();
+        guest.slim();
+        guest
     }
 
     fn infra(&self) -> Option<InfraService> {

@@ -78,7 +78,11 @@ impl GuestNode {
     pub async fn until(&self, what: &str, holds: impl Fn(&Node) -> bool) -> Result<Node> {
         until(&format!("Node {} {what}", self.name), Deadline::Reaction, async || {
             let node = self.get().await?.with_context(|| format!("Node {} is gone", self.name))?;
-            Ok(if holds(&node) { Ok(node) } else { Err(format!("{:?}", node.spec)) })
+            Ok(if holds(&node) {
+                Ok(node)
+            } else {
+                Err(format!("{:?} {:?}", node.spec, node.status.and_then(|it| it.addresses)))
+            })
         })
         .await
     }

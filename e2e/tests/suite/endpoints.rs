@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
 use crate::load_balancer::provider::mirror_name;
+pub use scene::foreign_slice;
 pub use two_guests::apart;
 
 use scene::{CLUSTER, OURS, Ours, Scene};

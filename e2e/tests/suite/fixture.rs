@@ -32,6 +32,8 @@ const GROUP: &str = "tests";
 
 /// The containerDisk image of a virtual machine in which no guest runs: disks are plugged all the same.
 pub const EMPTY_IMAGE: &str = "bench.local/empty";
+/// virt-controller's account: virt-api takes changes of a VMI's status from KubeVirt's own accounts only.
+pub const KUBEVIRT: &str = "system:serviceaccount:kubevirt:kubevirt-controller";
 
 /// A test: runs with a fixture; its time and result go to the run's table.
 pub fn trial<F>(

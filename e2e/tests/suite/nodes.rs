@@ -25,7 +25,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::fixture::Fixture;
+use crate::fixture::{Fixture, KUBEVIRT};
 use controllers::{Controllers, Rights};
 use guest_node::{GuestNode, NODE_IP, UNINITIALIZED, has_taint};
 
@@ -37,8 +37,6 @@ const ZONE: &str = "bench-zone";
 const ZONE_LABELS: [&str; 2] = ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"];
 /// The well-known label of a VM's type, and its older name.
 const TYPE_LABELS: [&str; 2] = ["node.kubernetes.io/instance-type", "beta.kubernetes.io/instance-type"];
-/// virt-controller's account: virt-api takes changes of a VMI's status from KubeVirt's own only.
-const KUBEVIRT: &str = "system:serviceaccount:kubevirt:kubevirt-controller";
 /// A system UUID that no VM has.
 const NOBODYS_UUID: &str = "33333333-0000-4000-8000-000000000003";
 /// Under which the controllers' writes are kept.

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::patch;
-use crate::fixture::{EMPTY_IMAGE, Fixture};
+use crate::fixture::{EMPTY_IMAGE, Fixture, KUBEVIRT};
 use crate::load_balancer::provider::{Place, Provider};
 
 /// The guest cluster's name.
@@ -29,8 +29,6 @@ pub const CLUSTER: &str = "guest";
 pub const OURS: &str = "kubevirt-eps-controller";
 /// Who writes those of a selector.
 const SELECTOR: &str = "endpointslice-controller.k8s.io";
-/// virt-controller's account.
-const KUBEVIRT: &str = "system:serviceaccount:kubevirt:kubevirt-controller";
 /// Label of the Nodes that these tests register.
 const TEST_LABEL: &str = "bench.local/endpoints";
 
@@ -194,12 +192,8 @@ impl Scene {
         manager: &str,
         labels: &Value,
     ) -> Result<()> {
-        let mut labels = labels.clone();
-        labels["kubernetes.io/service-name"] = json!(service);
-        labels["endpointslice.kubernetes.io/managed-by"] = json!(manager);
-        let slice = json!({"metadata": {"name": name, "labels": labels}, "addressType": "IPv4",
-            "endpoints": [{"addresses": ["198.18.9.9"]}], "ports": [{"name": "http", "port": 9}]});
-        self.infra_slices.create(&PostParams::default(), &serde_json::from_value(slice)?).await?;
+        let slice = foreign_slice(name, service, manager, labels)?;
+        self.infra_slices.create(&PostParams::default(), &slice).await?;
         Ok(())
     }
 
@@ -362,6 +356,16 @@ fn note(ready: &mut BTreeMap<String, bool>, slice: EndpointSlice, deleted: bool)
         ready.insert(name.clone(), is_ready(&slice));
     }
     format!("{name} by {} (deleted: {deleted}): {ready:?}", manager(&slice))
+}
+
+/// A slice of an infra Service as somebody else writes it.
+pub fn foreign_slice(name: &str, service: &str, manager: &str, labels: &Value) -> Result<EndpointSlice> {
+    let mut labels = labels.clone();
+    labels["kubernetes.io/service-name"] = json!(service);
+    labels["endpointslice.kubernetes.io/managed-by"] = json!(manager);
+    let slice = json!({"metadata": {"name": name, "labels": labels}, "addressType": "IPv4",
+        "endpoints": [{"addresses": ["198.18.9.9"]}], "ports": [{"name": "http", "port": 9}]});
+    Ok(serde_json::from_value(slice)?)
 }
 
 fn manager(slice: &Value) -> String {

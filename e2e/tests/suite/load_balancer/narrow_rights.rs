@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::provider::{Place, mirror_name};
 use super::{ALONE, merge};
+use crate::endpoints::foreign_slice;
 use crate::fixture::Fixture;
 
 /// The Role of both.
@@ -90,7 +91,8 @@ pub async fn as_installed(fixture: Fixture) -> Result<()> {
         let provider = place.provider_behind_with(&between, whose, arguments, load_balancer).await?;
         let service = place.create(whose, json!({})).await?;
         place.served(whose).await?;
-        let its_own = slices.create(&PostParams::default(), &slice(whose, &mirror_name(&service))?).await?;
+        let its_own = foreign_slice(whose, &mirror_name(&service), ITS_MANAGER, &json!({}))?;
+        let its_own = slices.create(&PostParams::default(), &its_own).await?;
         merge(&place.guests, whose, json!({"spec": {"externalTrafficPolicy": "Local"}})).await?;
         let is_local = |now: &Value| now["spec"]["externalTrafficPolicy"] == "Local";
         let mirror = place.mirror(&mirror_name(&service), "the policy", is_local).await?;
@@ -112,13 +114,4 @@ pub async fn as_installed(fixture: Fixture) -> Result<()> {
         ensure!(said == 1, "{whose}: it was said {said} times");
     }
     Ok(())
-}
-
-/// Endpoints of a mirror that another controller writes.
-fn slice(name: &str, mirror: &str) -> Result<EndpointSlice> {
-    let labels =
-        json!({"kubernetes.io/service-name": mirror, "endpointslice.kubernetes.io/managed-by": ITS_MANAGER});
-    let slice = json!({"metadata": {"name": name, "labels": labels}, "addressType": "IPv4",
-        "endpoints": [{"addresses": ["198.18.9.9"]}], "ports": [{"name": "http", "port": 9}]});
-    Ok(serde_json::from_value(slice)?)
 }

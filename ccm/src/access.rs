@@ -19,7 +19,7 @@ use tower::BoxError;
 
 use call::Call;
 pub use call::CallMetrics;
-pub use cluster_access::chain;
+pub use cluster::chain;
 pub use source::{AccessError, Source};
 use source::{Files, Named};
 

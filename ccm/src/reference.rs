@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 use clap::CommandFactory;
+use docs_pages::{Metric, compare, metrics};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
-use reference_pages::{Metric, compare, metrics};
 
 use crate::flags::Flags;
 use crate::program::every_metric;

@@ -6,9 +6,9 @@ use std::fs;
 use std::time::Duration;
 
 use clap::Parser;
+use docs_pages::{Metric, compare, metrics};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
-use reference_pages::{Metric, compare, metrics};
 use serving::{ProcessMetrics, RpcLayer};
 use tonic::body::Body;
 use tower::{Layer, ServiceExt};

@@ -53,7 +53,7 @@ fn reachable(graph: &BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet
 #[case::controller_reaches_infra_only("controller", &["tenant", "node"])]
 #[case::infra_is_not_tenant("infra", &["tenant", "controller", "node", "serving"])]
 #[case::tenant_is_not_infra("tenant", &["infra", "controller", "node", "serving"])]
-#[case::access_knows_no_cluster("cluster-access", &["infra", "tenant", "controller", "node", "serving", "csi-proto"])]
+#[case::access_knows_no_cluster("cluster", &["infra", "tenant", "controller", "node", "serving", "csi-proto"])]
 #[case::serving_knows_no_domain("serving", &["infra", "tenant", "controller", "node", "csi-proto", "kube"])]
 fn a_room_does_not_reach(#[case] room: &str, #[case] forbidden: &[&str]) {
     let reachable = reachable(&graph(), room);

@@ -6,7 +6,7 @@
 
 use std::{path::PathBuf, sync::RwLock, time::Duration};
 
-use cluster_access::{SERVICE_ACCOUNT_FILES, chain, referenced_files};
+use cluster::{SERVICE_ACCOUNT_FILES, chain, referenced_files};
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -158,7 +158,7 @@ impl Source {
                 (files, Config::incluster().map_err(ConnectError::InCluster)?)
             }
         };
-        let client = cluster_access::client(config).map_err(|error| ConnectError::Client(Box::new(error)))?;
+        let client = cluster::client(config).map_err(|error| ConnectError::Client(Box::new(error)))?;
         Ok((files, client))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cluster_access::{SERVICE_ACCOUNT_FILES, client, referenced_files};
+use cluster::{SERVICE_ACCOUNT_FILES, client, referenced_files};
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 

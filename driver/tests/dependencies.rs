@@ -55,6 +55,8 @@ fn reachable(graph: &BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet
 #[case::tenant_is_not_infra("tenant", &["infra", "controller", "node", "serving"])]
 #[case::access_knows_no_cluster("cluster", &["infra", "tenant", "controller", "node", "serving", "csi-proto"])]
 #[case::serving_knows_no_domain("serving", &["infra", "tenant", "controller", "node", "csi-proto", "kube"])]
+#[case::the_bench_links_no_product("bench", &["infra", "tenant", "cluster", "controller", "node", "driver", "ccm", "fault-proxy"])]
+#[case::the_fault_proxy_links_no_product("fault-proxy", &["infra", "tenant", "cluster", "controller", "node", "driver", "ccm", "bench"])]
 fn a_room_does_not_reach(#[case] room: &str, #[case] forbidden: &[&str]) {
     let reachable = reachable(&graph(), room);
     let reached: Vec<_> = forbidden.iter().filter(|name| reachable.contains(**name)).collect();

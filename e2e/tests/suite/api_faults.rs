@@ -1,6 +1,6 @@
 //! What an API server, or the way to it, may do to a call: the list of faults that each kind of call is to survive.
 
-use bench::fault_proxy::{Action, Reply};
+use fault_proxy::{Action, Reply};
 
 /// The faults, each with a name; `words` are the API server's own in an injected answer.
 pub fn api_faults(words: &str) -> Vec<(&'static str, Action)> {

@@ -4,10 +4,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use bench::{
-    fault_proxy::{Action, Matcher, Rule},
-    scenario::Deadline,
-};
+use bench::scenario::Deadline;
+use fault_proxy::{Action, Matcher, Rule};
 use futures::future::try_join_all;
 
 use crate::{

@@ -10,7 +10,6 @@ use std::{
 use anyhow::{Context, Result};
 use bench::{
     command::goal::Plan,
-    fault_proxy::KubeProxy,
     paths::{self, RUNTIME},
     scenario::{Deadline, HCP_NAMESPACE, until},
     supervise::{Process, ProcessSpec, Supervisor},
@@ -21,6 +20,7 @@ use csi_proto::v1::{
     controller_client::ControllerClient,
     volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
 };
+use fault_proxy::KubeProxy;
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
     core::v1::ServiceAccount,

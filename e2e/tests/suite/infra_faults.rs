@@ -5,11 +5,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use bench::{
-    fault_proxy::{Action, Guard, Matcher, Reply, Rule},
-    scenario::{Deadline, until},
-};
+use bench::scenario::{Deadline, until};
 use csi_proto::v1::Volume;
+use fault_proxy::{Action, Guard, Matcher, Reply, Rule};
 use futures::future::try_join_all;
 use tonic::{Code, Status};
 

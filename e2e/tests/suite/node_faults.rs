@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
-use bench::fault_proxy::{Action, Matcher, Rule};
+use fault_proxy::{Action, Matcher, Rule};
 
 use crate::{
     controller_process::{Controller, filesystem},

@@ -10,7 +10,6 @@ use anyhow::{Context, Result, bail};
 use bench::{
     bring_up::{PLUGIN_FOLDER, Worker},
     control::Request as Ask,
-    fault_proxy::{GrpcProxy, Place},
     scenario::{Deadline, until},
 };
 use csi_proto::v1::{
@@ -18,6 +17,7 @@ use csi_proto::v1::{
     NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, Volume, VolumeCapability, node_client::NodeClient,
     volume_usage::Unit,
 };
+use fault_proxy::{GrpcProxy, Place};
 use tonic::{
     Status,
     transport::{Channel, Endpoint},

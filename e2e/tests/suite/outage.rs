@@ -3,10 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bench::{
-    fault_proxy::{Action, Guard, Matcher, Rule},
-    scenario::Deadline,
-};
+use bench::scenario::Deadline;
+use fault_proxy::{Action, Guard, Matcher, Rule};
 
 use crate::{
     attachments::{FakeNode, Volumes, our_data_volumes},

@@ -4,9 +4,9 @@
 use anyhow::{Context, Result, bail, ensure};
 use bench::{
     bring_up::TENANT_NAMESPACE,
-    fault_proxy::{Action, Matcher, Rule},
     scenario::{Deadline, until},
 };
+use fault_proxy::{Action, Matcher, Rule};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 

@@ -1,10 +1,8 @@
 //! What goes wrong between the real sidecars and the driver's socket: nothing is doubled, everything ends well.
 
 use anyhow::{Context, Result, ensure};
-use bench::{
-    fault_proxy::{Action, Matcher, Rule},
-    scenario::Deadline,
-};
+use bench::scenario::Deadline;
+use fault_proxy::{Action, Matcher, Rule};
 
 use crate::{
     attachments::{FakeNode, Volumes, our_data_volumes},

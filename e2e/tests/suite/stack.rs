@@ -12,11 +12,11 @@ use anyhow::{Context, Result, ensure};
 use bench::{
     bring_up::CONTROLLER,
     command::goal::Plan,
-    fault_proxy::{Faults, GrpcProxy, KubeProxy, Place},
     paths::RUNTIME,
     scenario::{Deadline, HCP_NAMESPACE, until},
     supervise::{Process, ProcessSpec, Supervisor},
 };
+use fault_proxy::{Faults, GrpcProxy, KubeProxy, Place};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Pod, Secret},

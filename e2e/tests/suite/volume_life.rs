@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use bench::{
-    fault_proxy::{Faults, KubeProxy, Matcher},
-    scenario::{Deadline, HCP_NAMESPACE, data_volumes, hotplugged, until, until_gone, virtual_machines},
+use bench::scenario::{
+    Deadline, HCP_NAMESPACE, data_volumes, hotplugged, until, until_gone, virtual_machines,
 };
 use csi_proto::v1::Volume;
+use fault_proxy::{Faults, KubeProxy, Matcher};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::Api;
 use tonic::{Code, Status};

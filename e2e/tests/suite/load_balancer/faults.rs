@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use bench::fault_proxy::{Action, Faults, Guard, Matcher, Reply, Rule};
 use bench::scenario::{Deadline, until, until_gone};
+use fault_proxy::{Action, Faults, Guard, Matcher, Reply, Rule};
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;

@@ -1,8 +1,8 @@
 //! With the rights that installers give today: what a missing right switches off is said once, and the rest works.
 
 use anyhow::{Result, ensure};
-use bench::fault_proxy::Matcher;
 use bench::scenario::{Deadline, until, until_gone};
+use fault_proxy::Matcher;
 use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::rbac::v1::Role;
@@ -103,7 +103,7 @@ pub async fn as_installed(fixture: Fixture) -> Result<()> {
         place.guests.delete(whose, &DeleteParams::default()).await?;
         until_gone(&place.guests, whose, "the guest's Service", Deadline::Reaction).await?;
 
-        let refused = |entry: &&bench::fault_proxy::Entry| entry.landed == Some(FORBIDDEN);
+        let refused = |entry: &&fault_proxy::Entry| entry.landed == Some(FORBIDDEN);
         let of_infra = between.infra.faults().calls(&Matcher::default());
         let resources: Vec<_> = of_infra.iter().filter(refused).map(|entry| &entry.call.resource).collect();
         ensure!(resources == ["events"], "{whose}: infra refused {resources:?}");

@@ -10,12 +10,12 @@ use anyhow::{Context, Result, bail};
 use bench::{
     cluster::ApiServer,
     command::goal::Plan,
-    fault_proxy::KubeProxy,
     paths::RUNTIME,
     scenario::{Deadline, HCP_NAMESPACE, until},
     simulator::{Running, fault_plan::FaultPlan, infra_load_balancer},
     supervise::{Process, ProcessSpec, Supervisor},
 };
+use fault_proxy::KubeProxy;
 use k8s_openapi::api::core::v1::{Event, Namespace, Service};
 use kube::{
     Api, Client, ResourceExt,

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use bench::fault_proxy::{Entry, Faults};
 use bench::scenario::{Deadline, until, until_gone};
+use fault_proxy::{Entry, Faults};
 use futures::StreamExt;
 use futures::stream::iter;
 use k8s_openapi::api::core::v1::Service;

@@ -1,8 +1,8 @@
 //! Left-overs are looked for while the guest's API errs: a Service that it does not show is not one that is gone.
 
 use anyhow::{Context, Result, ensure};
-use bench::fault_proxy::{Action, Faults, Guard, Matcher, Reply, Rule};
 use bench::scenario::{Deadline, until_gone};
+use fault_proxy::{Action, Faults, Guard, Matcher, Reply, Rule};
 use kube::api::{DeleteParams, ListParams};
 use serde_json::json;
 

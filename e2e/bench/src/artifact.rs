@@ -8,11 +8,12 @@ mod deb;
 mod go;
 mod host;
 pub mod process;
+mod programs;
 mod shipped_image;
 pub mod store;
+pub mod worker_image;
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Mutex,
     time::{Duration, Instant},
@@ -24,40 +25,20 @@ use tokio::process::Command;
 
 pub use self::{
     container_image::ANSWERER,
+    programs::Programs,
     shipped_image::{CLOUD_CONTROLLER_MANAGER, DRIVER, Shipped, ShippedImage},
 };
 use self::{
     process::run,
     store::{Key, cached},
+    worker_image::{Parts, WorkerImage},
 };
-use crate::{
-    paths,
-    report::Progress,
-    vm::image::{self, Parts, WorkerImage},
-};
-
-/// Programs by name: `kube-apiserver`, `etcd`, `virt-api`, `kubevirt-csi-driver`, …
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Programs(BTreeMap<String, PathBuf>);
-
-impl Programs {
-    /// The program's file.
-    pub fn path(&self, name: &str) -> Result<&Path> {
-        self.0
-            .get(name)
-            .map(PathBuf::as_path)
-            .with_context(|| format!("{name} is not among the bench's programs"))
-    }
-
-    fn add(&mut self, name: &str, path: PathBuf) {
-        self.0.insert(name.to_string(), path);
-    }
-}
+use crate::{paths, report::Progress};
 
 /// What [`build`] made. The outer process hands it to the one in the sandbox as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Artifacts {
-    /// Programs of the host's side, and the guest's where a test wants to look at one.
+    /// Programs of the host's side, and the guest's where a test inspects one.
     pub programs: Programs,
     /// What workers boot from.
     pub worker: WorkerImage,
@@ -99,7 +80,7 @@ pub async fn build(progress: &dyn Progress) -> Result<Artifacts> {
     let images = container_images(&programs, &debian, &helpers);
     let mut images = stages.time("container images", images).await?;
     images.push(driver_base.archive());
-    let worker = stages.time("worker image", worker_image(progress, &programs, &debian, &helpers, &images));
+    let worker = stages.time("worker image", boot_image(progress, &programs, &debian, &helpers, &images));
     let mut worker = worker.await?;
     let shipped = async {
         let driver_image = shipped_image::build(&driver_base, &ours.driver).await?;
@@ -157,7 +138,7 @@ async fn container_images(programs: &Programs, debian: &deb::Debian, helpers: &P
     let pause = helpers.join("pause");
     let (answerer, registrar) = (programs.path("answerer")?, programs.path("plugin-registrar")?);
     let key = Key::new().text(&debian.key).file(&pause)?.file(answerer)?.file(registrar)?;
-    let key = key.text(include_str!("container_image.rs")).finish();
+    let key = key.text(include_str!("artifact/container_image.rs")).finish();
     let dir = cached("container-images", &key, async |dir: &Path| {
         container_image::busybox(&debian.user_space().join("usr/bin/busybox"), &dir.join("busybox.tar"))
             .await?;
@@ -169,7 +150,7 @@ async fn container_images(programs: &Programs, debian: &deb::Debian, helpers: &P
     Ok(["answerer.tar", "busybox.tar", "pause.tar", "registrar.tar"].map(|name| dir.join(name)).into())
 }
 
-async fn worker_image(
+async fn boot_image(
     progress: &dyn Progress,
     programs: &Programs,
     debian: &deb::Debian,
@@ -182,7 +163,7 @@ async fn worker_image(
     for image in images {
         key = key.file(image)?;
     }
-    for source in image::RECIPE {
+    for source in worker_image::RECIPE {
         key = key.text(source);
     }
     let key = key.tree(&guest, &|path| path.extension().is_none_or(|extension| extension != "c"))?.finish();
@@ -191,7 +172,7 @@ async fn worker_image(
         Parts { debian: &user_space, kernel: &kernel, programs, images, reseed: &reseed, guest: &guest };
     let dir = cached("worker-image", &key, async |dir: &Path| {
         progress.step("packing the worker image");
-        image::assemble(&parts, dir).await
+        worker_image::assemble(&parts, dir).await
     })
     .await?;
     Ok(WorkerImage::in_folder(&dir, key))

@@ -23,7 +23,7 @@ use serde::Deserialize;
 
 use crate::cluster::{
     ApiServer,
-    wait::{self, Seen},
+    wait::{self, Poll},
 };
 
 /// How long a mark's own line may take to appear in the log.
@@ -252,7 +252,7 @@ impl AuditLog {
         Self { path: api.audit_log.clone(), client: api.client.clone() }
     }
 
-    /// The log in the file `path` of the cluster that `client` reaches; for those who did not start it.
+    /// The log in the file `path` of the cluster that `client` reaches; for callers that did not start it.
     pub fn at(path: PathBuf, client: Client) -> Self {
         Self { path, client }
     }
@@ -262,15 +262,16 @@ impl AuditLog {
     pub async fn mark(&self) -> Result<Mark> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let name = format!("audit-mark-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let from =
-            std::fs::metadata(&self.path).with_context(|| format!("look at {}", self.path.display()))?.len();
+        let from = std::fs::metadata(&self.path)
+            .with_context(|| format!("read the size of {}", self.path.display()))?
+            .len();
         let configs: Api<ConfigMap> = Api::namespaced(self.client.clone(), "default");
         configs.get_opt(&name).await.context("make the call that marks the audit log")?;
         wait::until("a mark in the audit log", MARK_DEADLINE, || async {
             let text = self.read(from, u64::MAX)?;
             Ok(match text.find(&name).and_then(|at| Some(at + text[at..].find('\n')?)) {
-                Some(end) => Seen::Done(Mark(from + u64::try_from(end).context("a log of 16 EiB")? + 1)),
-                None => Seen::NotYet(format!("{} bytes without it", text.len())),
+                Some(end) => Poll::Ready(Mark(from + u64::try_from(end).context("a log of 16 EiB")? + 1)),
+                None => Poll::NotYet(format!("{} bytes without it", text.len())),
             })
         })
         .await

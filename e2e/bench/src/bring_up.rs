@@ -22,7 +22,6 @@ pub use workers::{WORKER_IMAGE, Worker, start_worker};
 use crate::{
     artifact::{Artifacts, CLOUD_CONTROLLER_MANAGER, DRIVER, Shipped, ShippedImage},
     cluster::{self, Clusters, service_proxy},
-    command::CONTAINER_INIT,
     paths::{self, Run},
     report::{Progress, Timings},
     sandbox::network,
@@ -67,7 +66,7 @@ pub struct Bench {
     pub clusters: Clusters,
     /// The virtual machines that run.
     pub machines: Machines,
-    /// What the simulators are told to do wrong.
+    /// The faults that the simulators inject.
     pub faults: Faults,
     /// The driver's manifests.
     pub installation: Installation,
@@ -244,7 +243,7 @@ fn pods(
         supervisor: supervisor.clone(),
         images,
         volumes: run.volumes(),
-        container_init: vec![bench.display().to_string(), CONTAINER_INIT.to_owned()],
+        container_init: vec![bench.display().to_string(), infra_pods::root::COMMAND.to_owned()],
         faults: faults.infra_pods.clone(),
     })
 }

@@ -37,7 +37,7 @@ pub enum Protocol {
     Udp,
 }
 
-/// Whom to ask, and as whom.
+/// Where to send a request, and from which address.
 #[derive(Clone, Copy, Debug)]
 pub struct Question {
     /// The client's address, one of `sandbox::network::clients`, of the same family as the load balancer's.
@@ -48,7 +48,7 @@ pub struct Question {
     pub protocol: Protocol,
 }
 
-/// What a pod of the image `ANSWERER` says.
+/// What a pod of the image `ANSWERER` answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// From which address the question came to it.

@@ -23,7 +23,7 @@ pub mod service_proxy;
 pub mod storage_classes;
 pub mod wait;
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -42,9 +42,6 @@ use crate::{
 
 /// The infra namespace that holds the tenant's VMs and volumes.
 pub const HCP_NAMESPACE: &str = "hcp-guest";
-
-/// How long one part may take to come up: an API server that needs 3 s alone took 20 s beside two compilers.
-const BOOT_DEADLINE: Duration = Duration::from_mins(2);
 
 /// The infra cluster's API server.
 const INFRA: ApiServerSpec = ApiServerSpec {
@@ -82,7 +79,7 @@ pub struct Options {
 pub struct Clusters {
     /// The cluster whose VMs are the tenant's nodes.
     pub infra: ApiServer,
-    /// The cluster whose users want volumes.
+    /// The cluster whose users ask for volumes.
     pub tenant: ApiServer,
 }
 
@@ -140,7 +137,7 @@ pub async fn start(
 }
 
 /// Starts the API server of another guest cluster beside a bench that is up, without controllers and nodes; `supervisor` is the
-/// caller's own, who stops it.
+/// caller's own, and the caller stops it.
 ///
 /// # Errors
 /// When it does not get ready.

@@ -20,9 +20,6 @@ use goal::{Goal, Plan};
 
 use crate::{artifact, bring_up::Options, report::Console, simulator::infra_pods};
 
-/// The command by which the bench becomes the first process of a container.
-pub const CONTAINER_INIT: &str = "container-init";
-
 /// Memory below which one worker is started instead of two: both API servers, KubeVirt and one worker need about 4 GiB.
 const TWO_WORKERS_MEMORY_KIB: u64 = 7 * 1024 * 1024;
 

@@ -1,7 +1,7 @@
 //! The bench: two real Kubernetes clusters, a real KubeVirt and CDI control plane, real worker VMs, inside namespaces
 //! of their own, and small simulators only for what has no place on one machine.
 //!
-//! Each module is one duty; `docs/explanation/bench.md` tells how they fit.
+//! Each module has one duty; `docs/explanation/bench.md` describes how they work together.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that panics there has failed"))]
 

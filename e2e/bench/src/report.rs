@@ -1,4 +1,4 @@
-//! What the bench tells people: progress lines while it works, tables when it is done, and the seconds of each part.
+//! What the bench prints: progress lines while it works, tables when it is done, and the seconds of each part.
 //!
 //! Everything goes to standard error except tables, which are the result of a command and go to standard output.
 
@@ -15,7 +15,7 @@ pub use figures::{Figure, Figures};
 pub use table::Table;
 pub use timings::{PartTime, Timings};
 
-/// Whoever works long says what it is doing.
+/// Receives a line for each step of work that takes long.
 pub trait Progress: Send + Sync {
     /// One line about what begins now or has been reached.
     fn step(&self, text: &str);

@@ -35,7 +35,7 @@ pub struct ProcessSpec {
     pub clear_env: bool,
 }
 
-/// A part's state as [`Supervisor::list`] tells it.
+/// A part's state, as [`Supervisor::list`] reports it.
 #[derive(Clone, Debug)]
 pub struct ProcessStatus {
     /// The part's name.

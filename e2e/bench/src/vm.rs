@@ -5,31 +5,31 @@
 //! knowledge. Nothing here builds programs: that is [`crate::artifact`]'s.
 
 mod accelerator;
+mod block_nodes;
 mod command_line;
 mod disk;
 mod disk_fault;
 mod guest;
-pub mod image;
 mod machine;
+mod machine_spec;
 mod qmp;
+mod refresh;
 pub mod saved_state;
+mod trial_boot;
+mod wait;
 pub mod worker;
 
 use std::{
     collections::BTreeMap,
-    future::Future,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
-
-use anyhow::{Result, bail};
 
 pub use accelerator::Accelerator;
 pub use disk::{Bus, Disk};
 pub use disk_fault::DiskFaults;
 pub use guest::{Guest, Output};
-pub use image::WorkerImage;
-pub use machine::{Boot, DRIVER_DISK, Machine, MachineSpec};
+pub use machine::Machine;
+pub use machine_spec::{Boot, MachineSpec};
 
 /// The running machines by `<namespace>/<vmi name>`. Clones name the same registry.
 #[derive(Clone, Debug, Default)]
@@ -58,27 +58,5 @@ impl Machines {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Machine>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// How often a condition that nobody announces is looked at again.
-const POLL: Duration = Duration::from_millis(20);
-
-/// Asks `probe` until it gives a value; fails with `what` after `limit`.
-async fn wait_for<T, F>(what: &str, limit: Duration, mut probe: impl FnMut() -> F) -> Result<T>
-where
-    F: Future<Output = Result<Option<T>>>,
-{
-    let asked = tokio::time::timeout(limit, async {
-        loop {
-            if let Some(value) = probe().await? {
-                return Ok(value);
-            }
-            tokio::time::sleep(POLL).await;
-        }
-    });
-    match asked.await {
-        Ok(answer) => answer,
-        Err(_) => bail!("waited {} s in vain: {what}", limit.as_secs()),
     }
 }

@@ -3,7 +3,7 @@
 use http::{Method, Uri};
 use serde::{Deserialize, Serialize};
 
-/// The verb of a gRPC call: all are alike.
+/// The verb of every gRPC call.
 const GRPC_VERB: &str = "call";
 
 /// One call.

@@ -1,4 +1,4 @@
-//! One call through the engine: what becomes of it, whatever carries it.
+//! One call through the engine, whatever protocol carries it.
 
 use std::time::Duration;
 

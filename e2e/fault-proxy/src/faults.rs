@@ -1,4 +1,4 @@
-//! The engine's state: rules in force, who is held by them, what was called, whether the server is away.
+//! The engine's state: rules in force, calls that they hold, the journal of calls, whether the server is away.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +10,7 @@ use super::{
     rule::{Action, Matcher, Rule, Rules},
 };
 
-/// What one proxy does wrong, and what went through it. Clones name the same proxy.
+/// The faults of one proxy, and the journal of its calls. Clones name the same proxy.
 #[derive(Clone, Debug)]
 pub struct Faults(Arc<Shared>);
 
@@ -27,7 +27,7 @@ struct State {
     journal: Vec<Entry>,
 }
 
-/// A rule's living part: whom it has caught, and whether it is lifted.
+/// The state of a rule: which calls it has caught, and whether it is lifted.
 #[derive(Clone, Debug)]
 pub(super) struct Live {
     id: u64,

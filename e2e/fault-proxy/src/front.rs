@@ -53,7 +53,7 @@ pub(super) fn open(
     }))
 }
 
-/// A client that has connected and not yet proved anything.
+/// A client that has connected and not yet authenticated.
 enum Entrant {
     Tls(tokio::net::TcpStream, TlsAcceptor),
     Plain(Stream),

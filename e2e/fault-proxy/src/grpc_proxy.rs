@@ -31,7 +31,7 @@ pub struct GrpcProxy {
 }
 
 impl GrpcProxy {
-    /// Listens at `place` and stands before `upstream`, which need not be there yet: a call then is a cut.
+    /// Listens at `place` and stands before `upstream`, which need not be there yet: until it is, each call is cut.
     pub async fn start(place: Place, upstream: Place) -> Result<Self> {
         let (door, place) = match place {
             Place::Unix(path) => {
@@ -59,7 +59,7 @@ impl GrpcProxy {
         Ok(Self { faults, place, _front: front })
     }
 
-    /// What goes wrong.
+    /// The faults, and the journal of calls.
     pub fn faults(&self) -> &Faults {
         &self.faults
     }

@@ -59,7 +59,7 @@ impl KubeProxy {
         Ok(Self { faults, kubeconfig, _front: front })
     }
 
-    /// What goes wrong.
+    /// The faults, and the journal of calls.
     pub fn faults(&self) -> &Faults {
         &self.faults
     }

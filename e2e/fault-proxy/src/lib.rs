@@ -1,15 +1,15 @@
-//! Fault proxies: programs under test reach an API server, or a CSI socket, through one, and a test decides what becomes of
+//! Fault proxies: programs under test reach an API server, or a CSI socket, through one, and a test decides what happens to
 //! each call. It is how every fault test works; product code has no failpoints.
 //!
 //! One engine ([`Faults`]) with two fronts: [`KubeProxy`] stands before an API server (TLS, HTTP/1.1, watches and upgrades pass
 //! through), [`GrpcProxy`] before a gRPC server on a unix socket or TCP (HTTP/2 with prior knowledge; bodies and trailers pass
-//! through). What a call is stands in [`Call`], what happens to it in [`Rule`]; a rule lives as long as its [`Guard`].
+//! through). A [`Call`] is what a rule selects, a [`Rule`] decides what happens to it; a rule lives as long as its [`Guard`].
 //!
 //! ```text
 //!   program ──► front ──► engine: Call ─► Rules ─► Action ──► upstream connection ──► the real server
 //! ```
 //!
-//! A proxy has one upstream connection for each connection of its client, so that a cut is seen as one and nothing is repeated.
+//! A proxy has one upstream connection for each connection of its client, so that the client sees a cut as a cut and nothing is repeated.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that panics there has failed"))]
 

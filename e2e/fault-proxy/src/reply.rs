@@ -8,7 +8,7 @@ use serde_json::json;
 
 /// Media type of gRPC over HTTP/2.
 const GRPC: &str = "application/grpc";
-/// gRPC's status and words, as headers of an answer without a body ("Trailers-Only", gRPC over HTTP/2 specification).
+/// gRPC's status and message, as headers of an answer without a body ("Trailers-Only", gRPC over HTTP/2 specification).
 const GRPC_STATUS: &str = "grpc-status";
 const GRPC_MESSAGE: &str = "grpc-message";
 

@@ -18,7 +18,7 @@ pub struct Matcher {
     pub name: Option<String>,
 }
 
-/// What becomes of a call.
+/// What happens to a call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
@@ -49,7 +49,7 @@ pub struct Rule {
     /// So many meet the fault, the rest pass; `None` = all.
     #[serde(default)]
     pub limit: Option<u32>,
-    /// What becomes of them.
+    /// What happens to them.
     pub action: Action,
 }
 

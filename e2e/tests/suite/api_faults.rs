@@ -1,8 +1,8 @@
-//! What an API server, or the way to it, may do to a call: the list of faults that each kind of call is to survive.
+//! What an API server, or the network to it, may do to a call: the faults that each kind of call must survive.
 
 use fault_proxy::{Action, Reply};
 
-/// The faults, each with a name; `words` are the API server's own in an injected answer.
+/// The faults, each with a name; `words` is the API server's message in an injected answer.
 pub fn api_faults(words: &str) -> Vec<(&'static str, Action)> {
     let answer = |code| Action::Answer(Reply::kubernetes(code, words));
     vec![

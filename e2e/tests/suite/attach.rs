@@ -1,4 +1,4 @@
-//! Hotplug under the conditions that make drivers lie: not Ready, deleted, contended, many at once.
+//! Hotplug under the conditions in which drivers answer OK wrongly: not Ready, deleted, contended, many at once.
 
 use std::time::Duration;
 
@@ -22,12 +22,21 @@ use crate::{
     fixture::Fixture,
 };
 
+tests! {
+    Shared:
+        publish_waits_for_ready_not_for_the_spec,
+        deleting_the_vm_detaches_only_when_its_instance_ends,
+        two_drivers_give_one_rwo_volume_to_one_vm_only,
+        sixteen_volumes_reach_one_vm_at_once,
+        a_halted_vm_is_refused_without_a_change;
+}
+
 /// A deadline short enough that a test may wait it out several times.
 const SHORT: Duration = Duration::from_secs(5);
 
 /// The volume is in the VM's spec, but the disk never becomes Ready: publish must not say OK, not even when asked again.
-/// (The reference answers OK to the second call: cozystack/cozystack#2659.)
-pub async fn publish_waits_for_ready(fixture: Fixture) -> Result<()> {
+/// (kubevirt/csi-driver answers OK to the second call: cozystack/cozystack#2659.)
+async fn publish_waits_for_ready_not_for_the_spec(fixture: Fixture) -> Result<()> {
     let controller = Controller::start(&fixture, "a").await?;
     let machine = format!("{}-vm", fixture.word);
     fixture.empty_machine(&machine).await?;
@@ -37,40 +46,46 @@ pub async fn publish_waits_for_ready(fixture: Fixture) -> Result<()> {
     let stuck = StuckVolume::new(&volume).await?;
     for attempt in 1..=2 {
         match controller.publish_within(&volume, &machine, SHORT).await {
-            Ok(()) => bail!("publish {attempt} answered OK although the disk is not Ready"),
+            Ok(()) => bail!("expected publish {attempt} to fail while the disk is not Ready, saw OK"),
             Err(status) => {
                 let non_final =
                     matches!(status.code(), Code::Aborted | Code::DeadlineExceeded | Code::Unavailable);
-                ensure!(non_final, "publish {attempt} answered {status:?}: the sidecar would give up");
+                ensure!(
+                    non_final,
+                    "expected a code of publish {attempt} that the sidecar retries, saw {status:?}"
+                );
             }
         }
         let disks = hotplugged(&fixture.infra, HCP_NAMESPACE, &volume.volume_id).await?;
-        ensure!(disks.iter().all(|disk| disk.phase != "Ready"), "the fault did not hold: {disks:?}");
+        ensure!(
+            disks.iter().all(|disk| disk.phase != "Ready"),
+            "expected the fault to keep the disk from Ready, saw {disks:?}"
+        );
     }
     let spec = volumes_in_spec(&fixture, &machine).await?;
-    ensure!(spec.contains(&volume.volume_id), "the volume is not in the VM's spec: {spec:?}");
+    ensure!(spec.contains(&volume.volume_id), "expected the volume in the VM's spec, saw {spec:?}");
 
     drop(stuck);
     controller.publish(&volume, &machine).await.context("publish after the fault")?;
     match controller.delete(&volume).await {
-        Ok(()) => bail!("a volume was deleted while {machine} has it"),
+        Ok(()) => bail!("expected DeleteVolume to fail while {machine} has the volume, saw OK"),
         Err(status) => ensure!(
             status.code() == Code::FailedPrecondition && status.message().contains(&machine),
-            "delete of an attached volume answered {status:?}"
+            "expected FAILED_PRECONDITION for the deletion of an attached volume, saw {status:?}"
         ),
     }
     let disks = hotplugged(&fixture.infra, HCP_NAMESPACE, &volume.volume_id).await?;
     ensure!(
         disks.iter().any(|disk| disk.phase == "Ready" && disk.vmi == machine),
-        "OK without Ready: {disks:?}"
+        "expected the disk to be Ready after OK, saw {disks:?}"
     );
     controller.discard(&volume, &machine).await?;
     fixture.delete_machine(&machine).await
 }
 
-/// The VirtualMachine is deleted while its instance still runs with the disk: unpublish says ABORTED until the instance is
+/// The VirtualMachine is deleted while its instance still runs with the disk: unpublish answers ABORTED until the instance is
 /// gone, then OK (KubeVirt 1.9 refuses removevolume on an instance that had an owner).
-pub async fn vm_deleted_while_attached(fixture: Fixture) -> Result<()> {
+async fn deleting_the_vm_detaches_only_when_its_instance_ends(fixture: Fixture) -> Result<()> {
     let controller = Controller::start(&fixture, "a").await?;
     let machine = format!("{}-vm", fixture.word);
     fixture.empty_machine(&machine).await?;
@@ -85,13 +100,16 @@ pub async fn vm_deleted_while_attached(fixture: Fixture) -> Result<()> {
     machines.delete(&machine, &at_once).await?;
     until_gone(&machines, &machine, "VM", Deadline::Reaction).await?;
     let status = match controller.unpublish_within(&volume, &machine, SHORT).await {
-        Ok(()) => bail!("unpublish answered OK while the instance still has the disk"),
+        Ok(()) => bail!("expected unpublish to fail while the instance still has the disk, saw OK"),
         Err(status) => status,
     };
-    ensure!(status.code() == Code::Aborted, "unpublish answered {status:?} while the instance lives");
+    ensure!(
+        status.code() == Code::Aborted,
+        "expected ABORTED from unpublish while the instance runs, saw {status:?}"
+    );
     ensure!(
         !fixture.control.plugged(&machine).await?.is_empty(),
-        "the disk was unplugged under a live instance"
+        "expected the disk to stay plugged into the running instance, saw it unplugged"
     );
 
     let instances = bench::scenario::virtual_machine_instances(&fixture.infra, HCP_NAMESPACE);
@@ -105,8 +123,8 @@ pub async fn vm_deleted_while_attached(fixture: Fixture) -> Result<()> {
 }
 
 /// Two driver processes (an old leader and a new one) publish one RWO volume to two VMs at the same moment: one wins, the
-/// other names it; never two OKs. (The reference: both OK, both VMs get the disk.)
-pub async fn two_drivers_one_volume(fixture: Fixture) -> Result<()> {
+/// other names it; never two OKs. (kubevirt/csi-driver: both OK, both VMs get the disk.)
+async fn two_drivers_give_one_rwo_volume_to_one_vm_only(fixture: Fixture) -> Result<()> {
     let (one, two) = tokio::try_join!(Controller::start(&fixture, "a"), Controller::start(&fixture, "b"))?;
     let machines = [format!("{}-vm1", fixture.word), format!("{}-vm2", fixture.word)];
     tokio::try_join!(fixture.empty_machine(&machines[0]), fixture.empty_machine(&machines[1]))?;
@@ -118,18 +136,26 @@ pub async fn two_drivers_one_volume(fixture: Fixture) -> Result<()> {
         let (winner, loser) = match (first, second) {
             (Ok(()), Err(status)) => (0, status),
             (Err(status), Ok(())) => (1, status),
-            (first, second) => bail!("round {round}: {first:?} and {second:?}"),
+            (first, second) => {
+                bail!("round {round}: expected one OK and one failure, saw {first:?} and {second:?}")
+            }
         };
-        ensure!(loser.code() == Code::FailedPrecondition, "round {round}: the loser was told {loser:?}");
+        ensure!(
+            loser.code() == Code::FailedPrecondition,
+            "round {round}: expected FAILED_PRECONDITION for the loser, saw {loser:?}"
+        );
         ensure!(
             loser.message().contains(&machines[winner]),
-            "the refusal does not name the holder: {loser:?}"
+            "expected the refusal to name the holder, saw {loser:?}"
         );
         let disks = hotplugged(&fixture.infra, HCP_NAMESPACE, &volume.volume_id).await?;
-        ensure!(disks.len() == 1 && disks[0].vmi == machines[winner], "round {round}: {disks:?}");
+        ensure!(
+            disks.len() == 1 && disks[0].vmi == machines[winner],
+            "round {round}: expected the disk in the winner's VM only, saw {disks:?}"
+        );
         ensure!(
             !volumes_in_spec(&fixture, &machines[1 - winner]).await?.contains(&volume.volume_id),
-            "round {round}: the loser's VM has the volume in its spec"
+            "round {round}: expected no volume in the spec of the loser's VM, saw it there"
         );
         one.discard(&volume, &machines[winner]).await?;
     }
@@ -140,7 +166,7 @@ pub async fn two_drivers_one_volume(fixture: Fixture) -> Result<()> {
 }
 
 /// Sixteen volumes for one VM at the same moment.
-pub async fn sixteen_volumes_at_once(fixture: Fixture) -> Result<()> {
+async fn sixteen_volumes_reach_one_vm_at_once(fixture: Fixture) -> Result<()> {
     const COUNT: usize = 16;
     let controller = Controller::start(&fixture, "a").await?;
     let machine = format!("{}-vm", fixture.word);
@@ -163,19 +189,22 @@ pub async fn volumes_at_once(
         result?;
     }
     let plugged = fixture.control.plugged(machine).await?;
-    ensure!(volumes.iter().all(|volume| plugged.contains(&volume.volume_id)), "plugged: {plugged:?}");
+    ensure!(
+        volumes.iter().all(|volume| plugged.contains(&volume.volume_id)),
+        "expected all volumes plugged, saw {plugged:?}"
+    );
     for result in join_all(volumes.iter().map(|volume| controller.unpublish(volume, machine))).await {
         result?;
     }
-    ensure!(fixture.control.plugged(machine).await?.is_empty(), "some disk is still plugged");
+    ensure!(fixture.control.plugged(machine).await?.is_empty(), "expected no plugged disk, saw some");
     for result in join_all(volumes.iter().map(|volume| controller.delete(volume))).await {
         result?;
     }
     Ok(())
 }
 
-/// A halted VM would get the disk at its next start, with no VolumeAttachment to say so: refused, its spec untouched.
-pub async fn halted_vm_is_refused(fixture: Fixture) -> Result<()> {
+/// A halted VM would get the disk at its next start, without a VolumeAttachment: publish is refused, the VM's spec untouched.
+async fn a_halted_vm_is_refused_without_a_change(fixture: Fixture) -> Result<()> {
     let controller = Controller::start(&fixture, "a").await?;
     let machine = format!("{}-vm", fixture.word);
     fixture.empty_machine(&machine).await?;
@@ -187,15 +216,18 @@ pub async fn halted_vm_is_refused(fixture: Fixture) -> Result<()> {
     let volume = controller.create(&name(&fixture, 0), block()).await?;
     let before = volumes_in_spec(&fixture, &machine).await?;
     match controller.publish_within(&volume, &machine, SHORT).await {
-        Ok(()) => bail!("publish to a halted VM answered OK"),
-        Err(status) => ensure!(status.code() != Code::Unknown, "no clear answer: {status:?}"),
+        Ok(()) => bail!("expected publish to a halted VM to fail, saw OK"),
+        Err(status) => ensure!(status.code() != Code::Unknown, "expected a clear code, saw {status:?}"),
     }
-    ensure!(volumes_in_spec(&fixture, &machine).await? == before, "the halted VM's spec was changed");
+    ensure!(
+        volumes_in_spec(&fixture, &machine).await? == before,
+        "expected the halted VM's spec unchanged, saw another"
+    );
     controller.discard(&volume, &machine).await?;
     fixture.delete_machine(&machine).await
 }
 
-/// Holds a volume's disk before Ready for as long as it lives.
+/// Keeps a volume's disk from becoming Ready while it exists.
 pub struct StuckVolume {
     #[expect(dead_code, reason = "the fault ends with the connection")]
     connection: bench::control::Client,

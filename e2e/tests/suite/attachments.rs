@@ -1,5 +1,5 @@
-//! What external-provisioner and external-attacher are asked for: claims, and `VolumeAttachment`s to nodes that stand for virtual
-//! machines in which no guest runs. What became of them in both clusters.
+//! What a test asks of external-provisioner and external-attacher: claims, and `VolumeAttachment`s to nodes that stand for
+//! virtual machines in which no guest runs; and the results in both clusters.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,7 +34,7 @@ pub struct FakeNode {
 }
 
 impl FakeNode {
-    /// Starts an empty virtual machine, and the Node and CSINode that say it is one of the guest's workers.
+    /// Starts an empty virtual machine, and creates the Node and CSINode that make it a worker of the guest.
     pub async fn start(fixture: &Fixture, suffix: &str) -> Result<Self> {
         let name = format!("{}-{suffix}", fixture.word);
         fixture.empty_machine(&name).await?;
@@ -79,7 +79,7 @@ impl<'a> Volumes<'a> {
         })
     }
 
-    /// Asks for volumes: a block claim each.
+    /// Creates a block claim for each volume.
     pub async fn ask(&self, names: &[String]) -> Result<()> {
         let made = names.iter().map(|name| async {
             let object = claim(name, STORAGE_CLASS, "Block");
@@ -91,7 +91,7 @@ impl<'a> Volumes<'a> {
 
     /// Waits until all claims are bound; their volumes, in the same order.
     pub async fn bound(&self, names: &[String]) -> Result<Vec<String>> {
-        until(&format!("{} bound claims", names.len()), Deadline::MachineStart, async || {
+        until(&format!("{} claims to be bound", names.len()), Deadline::MachineStart, async || {
             let list = self.claims.list(&ListParams::default()).await?;
             let volumes: BTreeMap<_, _> = list.items.into_iter().filter_map(bound_volume).collect();
             let found: Vec<String> = names.iter().filter_map(|name| volumes.get(name).cloned()).collect();
@@ -100,7 +100,7 @@ impl<'a> Volumes<'a> {
         .await
     }
 
-    /// Asks for volumes to be attached to nodes in turn. An attachment is named after its volume.
+    /// Creates attachments of the volumes to the nodes in turn. An attachment is named after its volume.
     pub async fn attach(&self, volumes: &[String], nodes: &[FakeNode]) -> Result<()> {
         let made = volumes.iter().enumerate().map(|(index, volume)| async move {
             let object: VolumeAttachment = serde_json::from_value(json!({
@@ -117,9 +117,9 @@ impl<'a> Volumes<'a> {
         Ok(())
     }
 
-    /// Waits until all are attached, and looks that each is in exactly one virtual machine.
+    /// Waits until all are attached, and checks that each is in exactly one virtual machine.
     pub async fn attached(&self, volumes: &[String]) -> Result<()> {
-        until(&format!("{} attached volumes", volumes.len()), Deadline::MachineStart, async || {
+        until(&format!("{} volumes to be attached", volumes.len()), Deadline::MachineStart, async || {
             let list = self.attachments.list(&ListParams::default()).await?.items;
             let done = list.iter().filter(|attachment| {
                 let name = attachment.metadata.name.as_ref();
@@ -137,9 +137,13 @@ impl<'a> Volumes<'a> {
             let in_spec: Vec<_> =
                 machines.iter().filter(|vm| names(vm, MACHINE_VOLUMES, volume) > 0).collect();
             let times: usize = machines.iter().map(|vm| names(vm, MACHINE_VOLUMES, volume)).sum();
-            ensure!(in_spec.len() == 1 && times == 1, "{volume} is {times} times in {} VMs", in_spec.len());
+            ensure!(
+                in_spec.len() == 1 && times == 1,
+                "expected {volume} once in one VM, saw it {times} times in {} VMs",
+                in_spec.len()
+            );
             let shown: usize = instances.items.iter().map(|vmi| names(vmi, INSTANCE_STATUS, volume)).sum();
-            ensure!(shown == 1, "{volume} is shown {shown} times by instances");
+            ensure!(shown == 1, "expected {volume} in the status of one instance, saw it {shown} times");
         }
         Ok(())
     }
@@ -168,7 +172,7 @@ impl<'a> Volumes<'a> {
         let machines = virtual_machines(infra, HCP_NAMESPACE).list(&ListParams::default()).await?.items;
         for volume in volumes {
             let left: usize = machines.iter().map(|vm| names(vm, MACHINE_VOLUMES, volume)).sum();
-            ensure!(left == 0, "{volume} is still in a VM");
+            ensure!(left == 0, "expected {volume} in no VM, saw it in {left}");
         }
         Ok(())
     }
@@ -183,7 +187,7 @@ pub async fn our_data_volumes(fixture: &Fixture) -> Result<BTreeSet<String>> {
 
 /// Where a VirtualMachine names its volumes.
 const MACHINE_VOLUMES: &str = "/spec/template/spec/volumes";
-/// Where an instance tells their state.
+/// Where an instance reports their state.
 const INSTANCE_STATUS: &str = "/status/volumeStatus";
 
 /// How often the list at `path` names `volume`.

@@ -1,5 +1,5 @@
 //! A disk of a test's own: an image file and a serial, plugged into a worker without any object in the infra cluster.
-//! What the node plugin is told of a volume is its serial, so to it such a disk is a volume like any other.
+//! The node plugin finds a volume by its serial, so it treats this disk as any other volume.
 
 use std::{
     fs::File,
@@ -28,7 +28,7 @@ pub const MIB: u64 = 1 << 20;
 /// Of most disks: more than the 300 MiB that mkfs.xfs asks for.
 pub const DISK_BYTES: u64 = 512 * MIB;
 
-/// What of an image is looked at in one piece.
+/// How much of an image is read at once.
 const BLOCK: usize = 4096;
 
 /// A disk; its image goes with it.
@@ -36,7 +36,7 @@ pub struct BareDisk<'a> {
     fixture: &'a Fixture,
     worker: &'a str,
     disk: Disk,
-    /// What the node plugin is told.
+    /// The volume as the node plugin gets it.
     pub volume: Volume,
 }
 
@@ -75,13 +75,13 @@ impl<'a> BareDisk<'a> {
         self
     }
 
-    /// With faults from its plugging on.
+    /// With faults from the moment when it is plugged.
     pub fn faulty(mut self, faults: DiskFaults) -> Self {
         self.disk.faults = faults;
         self
     }
 
-    /// Without faults from its next plugging on.
+    /// Without faults from the next time that it is plugged.
     pub fn set_whole(&mut self) {
         self.disk.faults = DiskFaults::default();
     }
@@ -108,7 +108,7 @@ impl<'a> BareDisk<'a> {
         self.fixture.control.ask(&Ask::UnplugDisk { machine, name }).await.map(drop)
     }
 
-    /// Makes a plugged disk well again: what waits goes on.
+    /// Removes the faults of a plugged disk: what waits goes on.
     pub async fn heal(&mut self) -> Result<()> {
         self.disk.faults = DiskFaults::default();
         let (machine, name, faults) = (self.worker.to_owned(), self.disk.name.clone(), DiskFaults::default());
@@ -136,7 +136,7 @@ fn content_digest(image: &PathBuf) -> Result<Vec<u8>> {
         match lseek(&file, at, Whence::SeekData) {
             Ok(data) => at = data - data % i64::try_from(BLOCK)?,
             Err(Errno::ENXIO) => return Ok(digest.finalize().to_vec()),
-            Err(errno) => return Err(errno).context("look for data in an image"),
+            Err(errno) => return Err(errno).context("seek to data in an image"),
         }
         let place = u64::try_from(at)?;
         let read = match file.read_at(&mut block, place) {

@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::json;
 
-/// HTTP: the credentials are nobody's.
+/// HTTP: the credentials are unknown.
 const UNAUTHORIZED: u16 = 401;
 
 /// Creates the Secret that a token can be bound to.
@@ -30,7 +30,7 @@ pub async fn end(secrets: &Api<Secret>, name: &str, kubeconfig: Kubeconfig) -> R
     secrets.delete(name, &DeleteParams::default()).await?;
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     let client = Client::try_from(config)?;
-    until("the end of the token", Deadline::Reaction, async || {
+    until("the API server to refuse the token", Deadline::Reaction, async || {
         Ok(match client.apiserver_version().await {
             Err(kube::Error::Api(status)) if status.code == UNAUTHORIZED => Ok(()),
             answer => Err(format!("{answer:?}")),

@@ -1,5 +1,5 @@
-//! A volume that somebody still uses is not let go of: the call says who, as far as the plugin can see, and succeeds when
-//! they have.
+//! A volume that a process still uses is not released: the answer names the process, as far as the plugin can see it, and the
+//! call succeeds once the process has ended.
 
 use anyhow::{Context, Result, ensure};
 use bench::scenario::{Deadline, until};
@@ -13,6 +13,11 @@ use crate::{
     node_socket::{NodeSocket, staging, target},
 };
 
+tests! {
+    Shared:
+        what_is_in_use_stays_and_says_by_whom;
+}
+
 /// The worker that these tests use.
 const WORKER: &str = "worker-2";
 
@@ -21,7 +26,7 @@ const WORKER: &str = "worker-2";
 const BECOME_HOLDER: &str = "echo $$ > /tmp/holder && exec /usr/bin/sleep 86400";
 
 /// An open file keeps target and staging mount; a mount namespace that has a copy of the mount keeps the disk.
-pub async fn busy(fixture: Fixture) -> Result<()> {
+async fn what_is_in_use_stays_and_says_by_whom(fixture: Fixture) -> Result<()> {
     let node = NodeSocket::connect(&fixture, WORKER).await?;
     let disk = BareDisk::blank(&fixture, WORKER, "disk", DISK_BYTES)?;
     let (volume, ext4) = (&disk.volume, filesystem("ext4"));
@@ -48,7 +53,10 @@ pub async fn busy(fixture: Fixture) -> Result<()> {
     until_running(&node).await?;
     for _ in 0..2 {
         let said = refused_with(node.unstage(volume).await, Code::FailedPrecondition)?;
-        ensure!(said.contains("must not be detached"), "{said}");
+        ensure!(
+            said.contains("must not be detached"),
+            "expected a refusal that names the holder, saw {said}"
+        );
         names_holder(&node, &said).await?;
     }
     release(&node).await?;
@@ -63,7 +71,7 @@ async fn open(node: &NodeSocket<'_>, file: &str) -> Result<()> {
 }
 
 async fn until_running(node: &NodeSocket<'_>) -> Result<()> {
-    until("the holder", Deadline::Reaction, async || {
+    until("the holder to run", Deadline::Reaction, async || {
         let seen = node.run(&["sh", "-c", "cat /proc/$(cat /tmp/holder)/comm 2>&1 || true"]).await?;
         Ok(if seen.trim() == "sleep" { Ok(()) } else { Err(seen) })
     })
@@ -75,13 +83,19 @@ async fn release(node: &NodeSocket<'_>) -> Result<()> {
     node.run(&["sh", "-c", "kill -KILL $(cat /tmp/holder) && rm /tmp/holder"]).await.map(drop)
 }
 
-/// The text names the holder's process and command where the driver can see it, and says where to look where it can't.
+/// The text names the holder's process and command if the driver can see it; if not, it says how to find the holder.
 async fn names_holder(node: &NodeSocket<'_>, said: &str) -> Result<()> {
     if !node.sees_all_processes().await? {
-        ensure!(said.contains("outside the node plugin's container") && said.contains("fuser"), "{said}");
+        ensure!(
+            said.contains("outside the node plugin's container") && said.contains("fuser"),
+            "expected a refusal that names the holder, saw {said}"
+        );
         return Ok(());
     }
     let process = node.run(&["cat", "/tmp/holder"]).await?;
-    ensure!(said.contains(&format!("process {} (sleep)", process.trim())), "{process:?}: {said}");
+    ensure!(
+        said.contains(&format!("process {} (sleep)", process.trim())),
+        "expected the refusal to name process {process:?}, saw {said}"
+    );
     Ok(())
 }

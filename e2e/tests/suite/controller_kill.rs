@@ -14,6 +14,11 @@ use crate::{
     volume_life::{Rpc, VolumeLife},
 };
 
+tests! {
+    Shared:
+        a_killed_controllers_work_is_finished_once;
+}
+
 /// Deadline of the RPC during which the controller dies.
 const RPC_DEADLINE: Duration = Duration::from_mins(1);
 
@@ -28,7 +33,7 @@ const CHANGES: [(Rpc, &str, &str); 6] = [
 ];
 
 /// Two volumes: one whose controllers die before each change landed, one whose controllers die after it.
-pub async fn killed_at_every_change(fixture: Fixture) -> Result<()> {
+async fn a_killed_controllers_work_is_finished_once(fixture: Fixture) -> Result<()> {
     let lanes = [("before", Action::FreezeBefore), ("after", Action::FreezeAfter)];
     try_join_all(lanes.iter().map(|(name, action)| {
         let fixture = &fixture;
@@ -54,9 +59,12 @@ async fn life(fixture: &Fixture, name: &str, action: &Action) -> Result<()> {
         };
         let (answer, killed) = tokio::join!(life.call(rpc, RPC_DEADLINE), killed);
         killed.with_context(|| format!("{what}: the call was not made"))?;
-        ensure!(answer.is_err(), "{what}: a dead controller answered {answer:?}");
+        ensure!(answer.is_err(), "{what}: expected no answer of a dead controller, saw {answer:?}");
         let landed = life.faults().succeeded(&at) - before;
-        ensure!(landed == usize::from(*action == Action::FreezeAfter), "{what}: it landed {landed} times");
+        ensure!(
+            landed == usize::from(*action == Action::FreezeAfter),
+            "{what}: expected the call to land only if frozen after it, saw it land {landed} times"
+        );
         life.kill_and_start_again().await?;
         // The proxy has seen the end of the dead process's connection long before the new one has its socket.
         drop(guard);
@@ -67,16 +75,19 @@ async fn life(fixture: &Fixture, name: &str, action: &Action) -> Result<()> {
                 life.provisioned().await?;
             }
             let landed = life.faults().succeeded(&at) - before;
-            ensure!(landed == 1, "{what}: it landed {landed} times");
+            ensure!(landed == 1, "{what}: expected the call to land once, saw {landed} times");
         }
         match rpc {
             Rpc::Publish if life.is_done(Rpc::Publish).await? => {
                 let holder = life.holder().await?;
-                ensure!(holder == Some(node_id(&machine)), "the claim's holder is {holder:?}");
+                ensure!(
+                    holder == Some(node_id(&machine)),
+                    "expected {machine} as the claim's holder, saw {holder:?}"
+                );
             }
             Rpc::Unpublish if life.is_done(Rpc::Unpublish).await? => {
                 let holder = life.holder().await?;
-                ensure!(holder.is_none(), "the claim's holder is still {holder:?}");
+                ensure!(holder.is_none(), "expected no holder of the claim, saw {holder:?}");
             }
             _ => {}
         }

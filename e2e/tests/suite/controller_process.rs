@@ -38,7 +38,7 @@ use tonic::{
 
 use crate::fixture::Fixture;
 
-/// The controller's ServiceAccount, the reference's name.
+/// The controller's ServiceAccount, named as in kubevirt/csi-driver.
 const SERVICE_ACCOUNT: &str = "kubevirt-csi";
 
 /// The labels that the bench's installation gives this guest's infra objects (`e2e/installation/infra`).
@@ -102,10 +102,14 @@ impl Controller {
         };
         let process = Supervisor::new(fixture.run.join("logs")).start(&spec)?;
         let endpoint = Endpoint::try_from(format!("unix:{}", socket.display()))?;
-        let channel = until("the controller's socket", Deadline::Reaction, async || match process.ended() {
-            Some(status) => Ok(Err(format!("it ended with {status}: {}", process.log_tail(5)))),
-            None => Ok(endpoint.connect().await.map_err(|error| format!("{error:?}"))),
-        })
+        let channel = until(
+            "the controller's socket to accept connections",
+            Deadline::Reaction,
+            async || match process.ended() {
+                Some(status) => Ok(Err(format!("it ended with {status}: {}", process.log_tail(5)))),
+                None => Ok(endpoint.connect().await.map_err(|error| format!("{error:?}"))),
+            },
+        )
         .await?;
         let client = ControllerClient::new(channel.clone());
         Ok(Self { process, socket, http, kubeconfig, channel, client })
@@ -139,7 +143,7 @@ impl Controller {
     /// Status and body of a GET from where it serves `/livez`, `/readyz` and `/metrics`.
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
         // The CSI socket is there before it: this server may only just be starting.
-        let mut stream = until("the admin endpoint", Deadline::Reaction, async || {
+        let mut stream = until("the admin endpoint to accept connections", Deadline::Reaction, async || {
             Ok(TcpStream::connect(self.http).await.map_err(|error| error.to_string()))
         })
         .await?;
@@ -152,7 +156,7 @@ impl Controller {
         Ok((code, body.to_owned()))
     }
 
-    /// Puts another kubeconfig in the place of its own, whole at once as kubelet does it with a Secret's.
+    /// Replaces its kubeconfig by another, atomically as kubelet does with the files of a Secret.
     pub fn swap_kubeconfig(&self, access: &Kubeconfig) -> Result<()> {
         let new = self.kubeconfig.with_extension("new");
         std::fs::write(&new, serde_json::to_vec(access)?)?;
@@ -281,7 +285,7 @@ impl Controller {
 
     /// Unpublishes from a machine until that is done.
     pub async fn discard_keeping(&self, volume: &Volume, machine: &str) -> Result<()> {
-        until("the volume's detach", Deadline::PodStart, async || {
+        until("the volume to be detached", Deadline::PodStart, async || {
             Ok(self.unpublish(volume, machine).await.map_err(|status| format!("{status:?}")))
         })
         .await

@@ -1,5 +1,5 @@
-//! What holds data is not formatted: disks that carry something other than what is asked for are refused by the real node
-//! plugin in a real VM, and not one byte of them changes.
+//! A disk that holds data is not formatted: the real node plugin in a real VM refuses disks that contain something other than
+//! what is asked for, and not one byte of them changes.
 
 use std::{
     fs::File,
@@ -23,6 +23,13 @@ use crate::{
     node_socket::NodeSocket,
 };
 
+tests! {
+    Shared:
+        a_disk_with_ext4_is_not_formatted,
+        a_disk_with_a_read_error_is_not_formatted,
+        a_blank_disk_is_formatted_and_keeps_its_data;
+}
+
 /// The worker that these tests use.
 const WORKER: &str = "worker-1";
 
@@ -33,13 +40,13 @@ const BAD_SECTOR: u64 = 100;
 const CHUNK: usize = 1 << 20;
 
 /// A disk with ext4 is asked to be xfs.
-pub async fn ext4(fixture: Fixture) -> Result<()> {
+async fn a_disk_with_ext4_is_not_formatted(fixture: Fixture) -> Result<()> {
     refused(&fixture, "xfs", |image| command("mkfs.ext4", &["-q", "-F"], image), Code::FailedPrecondition)
         .await
 }
 
-/// A blank disk with one sector that can't be read: `blkid` calls it blank (kubernetes/kubernetes#142243); it may not be.
-pub async fn read_error(fixture: Fixture) -> Result<()> {
+/// A blank disk with one sector that can't be read: `blkid` calls it blank (kubernetes/kubernetes#142243), but the sector may hold data.
+async fn a_disk_with_a_read_error_is_not_formatted(fixture: Fixture) -> Result<()> {
     let controller = Controller::start(&fixture, "a").await?;
     let volume = controller.create(&format!("pvc-{}", fixture.word), filesystem("ext4")).await?;
     let at = Selector { volume: Some(volume.volume_id.clone()), ..Selector::default() };
@@ -49,7 +56,7 @@ pub async fn read_error(fixture: Fixture) -> Result<()> {
 }
 
 /// A blank disk is formatted, once: what was written is there after unstage and another stage.
-pub async fn blank(fixture: Fixture) -> Result<()> {
+async fn a_blank_disk_is_formatted_and_keeps_its_data(fixture: Fixture) -> Result<()> {
     let controller = Controller::start(&fixture, "a").await?;
     let volume = controller.create(&format!("pvc-{}", fixture.word), filesystem("ext4")).await?;
     controller.publish(&volume, WORKER).await?;
@@ -65,13 +72,19 @@ pub async fn blank(fixture: Fixture) -> Result<()> {
             target = node.publish(&volume, &capability).await?;
         }
         let total = node.total_bytes(&volume, &target).await?;
-        ensure!((GIB / 2..=GIB).contains(&total), "a filesystem of {total} bytes on a disk of 1 GiB");
+        ensure!(
+            (GIB / 2..=GIB).contains(&total),
+            "expected a filesystem that fills the disk of 1 GiB, saw {total} bytes"
+        );
         let file = format!("{target}/file");
         if round == 1 {
             node.run(&["sh", "-c", &format!("echo kept > {file} && sync")]).await?;
         }
         let content = node.run(&["cat", &file]).await?;
-        ensure!(content.trim() == "kept", "round {round}: the file holds {content:?}");
+        ensure!(
+            content.trim() == "kept",
+            "round {round}: expected the file to hold \"kept\", saw {content:?}"
+        );
         for _ in 0..2 {
             node.unpublish(&volume).await?;
         }
@@ -109,15 +122,18 @@ async fn expect_refusal(
     controller.publish(volume, WORKER).await?;
     let node = NodeSocket::connect(fixture, WORKER).await?;
     let refusal: Status = match node.stage(volume, &filesystem(fs_type)).await {
-        Ok(()) => bail!("the node staged a disk that holds something else"),
+        Ok(()) => bail!("expected the node to refuse a disk that holds something else, saw it staged"),
         Err(status) => status,
     };
-    // kubelet asks again and again.
+    // kubelet repeats the call.
     node.stage(volume, &filesystem(fs_type)).await.err().context("the second stage succeeded")?;
-    node.unstage(volume).await.context("unstage what was never staged")?;
+    node.unstage(volume).await.context("unstage a volume that was never staged")?;
     controller.discard_keeping(volume, WORKER).await?;
-    ensure!(checksum(&image)? == before, "the disk was changed; the node said {refusal:?}");
-    ensure!(refusal.code() == code, "the disk is untouched, but the node said {refusal:?}");
+    ensure!(
+        checksum(&image)? == before,
+        "expected the disk unchanged, saw other content; the node answered {refusal:?}"
+    );
+    ensure!(refusal.code() == code, "expected {code:?}, saw {refusal:?}; the disk is unchanged");
     controller.delete(volume).await?;
     Ok(())
 }

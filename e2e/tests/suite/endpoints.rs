@@ -1,42 +1,48 @@
 //! Endpoints of infra's LoadBalancer Services: written by a real cloud controller manager between the two real API servers, over
-//! virtual machines that are real to KubeVirt and run no guest. Each names the defects of the reference (D…) that it would find there.
+//! virtual machines that are real to KubeVirt and run no guest.
 
 mod scene;
-mod two_guests;
+pub mod two_guests;
 
 use anyhow::{Result, ensure};
 use bench::scenario::{Deadline, until};
 use k8s_openapi::api::{core::v1::Endpoints, rbac::v1::RoleBinding};
 use kube::{
     Api,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, PostParams},
 };
 use serde_json::{Value, json};
 
-use crate::fixture::Fixture;
-use crate::load_balancer::provider::mirror_name;
-pub use scene::foreign_slice;
-pub use two_guests::apart;
+use crate::{fixture::Fixture, provider::mirror_name};
 
 use scene::{CLUSTER, OURS, Ours, Scene};
 
-/// As the reference: those of Services with policy Local are ours.
+tests! {
+    Exclusive:
+        they_follow_the_guest,
+        they_follow_the_vms,
+        handed_over_without_a_gap,
+        what_is_anothers_stays,
+        without_the_right_a_selector_stays;
+}
+
+/// As kubevirt/cloud-provider-kubevirt: we write those of Services with policy Local.
 fn reference() -> Value {
     json!({"loadBalancer": {"enableEPSController": true}})
 }
 
-/// Those of all are ours.
+/// We write all.
 fn managed() -> Value {
     json!({"loadBalancer": {"endpoints": "Managed"}})
 }
 
-/// None is ours.
+/// We write none.
 fn selected() -> Value {
     json!({"loadBalancer": {}})
 }
 
-/// D5, D7: a backend that moves, endpoints without a Node, conditions, the Node's exclusion; a slice that somebody deletes.
-pub async fn follow_the_guest(fixture: Fixture) -> Result<()> {
+/// A backend that moves, endpoints without a Node, conditions, the Node's exclusion; a slice that somebody deletes.
+async fn they_follow_the_guest(fixture: Fixture) -> Result<()> {
     let scene = Scene::new(&fixture).await?;
     let [one, two] = scene.two_workers().await?;
     let provider = scene.provider("a", &reference()).await?;
@@ -56,14 +62,26 @@ pub async fn follow_the_guest(fixture: Fixture) -> Result<()> {
     let instance = scene.instance(&one).await?;
     let slice = ready.slices[0].clone();
     let found = &slice["endpoints"][0];
-    ensure!(found["addresses"] == json!([instance["status"]["interfaces"][0]["ipAddress"]]), "{found}");
-    ensure!(found["nodeName"] == instance["status"]["nodeName"], "{found}");
-    ensure!(found["conditions"] == json!({"ready": true, "serving": true, "terminating": false}), "{found}");
+    ensure!(
+        found["addresses"] == json!([instance["status"]["interfaces"][0]["ipAddress"]]),
+        "expected the VM's address, saw {found}"
+    );
+    ensure!(found["nodeName"] == instance["status"]["nodeName"], "expected the VM's infra node, saw {found}");
+    ensure!(
+        found["conditions"] == json!({"ready": true, "serving": true, "terminating": false}),
+        "expected a ready endpoint, saw {found}"
+    );
     let service = serde_json::to_value(service)?;
     let port = &slice["ports"][0];
-    ensure!(port["port"] == service["spec"]["ports"][0]["nodePort"] && port["name"] == "http", "{port}");
+    ensure!(
+        port["port"] == service["spec"]["ports"][0]["nodePort"] && port["name"] == "http",
+        "expected the guest's node port, saw {port}"
+    );
     let owner = &slice["metadata"]["ownerReferences"][0];
-    ensure!(owner["kind"] == "Service" && owner["name"] == json!(mirror), "{owner}");
+    ensure!(
+        owner["kind"] == "Service" && owner["name"] == json!(mirror),
+        "expected the mirror as owner, saw {owner}"
+    );
 
     // The single backend moves, in its slice and to another slice.
     scene.serves("web", &json!([Scene::endpoint(&two, true)])).await?;
@@ -74,7 +92,7 @@ pub async fn follow_the_guest(fixture: Fixture) -> Result<()> {
 
     scene.serves("web", &json!([{"addresses": ["192.192.192.192"], "conditions": {}}])).await?;
     let all = scene.until(&mirror, "both", |all| all.names() == [&one, &two]).await?;
-    ensure!(all.ready() == 2, "what says no conditions is ready");
+    ensure!(all.ready() == 2, "expected endpoints without conditions to be ready, saw {} of 2", all.ready());
     scene.exclude(&one, Some("true")).await?;
     scene.until(&mirror, "without an excluded node", |all| all.names() == [&two]).await?;
     scene.exclude(&one, None).await?;
@@ -87,13 +105,13 @@ pub async fn follow_the_guest(fixture: Fixture) -> Result<()> {
     scene.until(&mirror, "one that ends", |all| all.of(&two)["conditions"] == ending).await?;
 
     scene.infra_slices.delete(&all.slices[0].name(), &DeleteParams::default()).await?;
-    scene.until(&mirror, "the slice anew", |all| all.names() == [&one, &two]).await?;
-    ensure!(provider.process.ended().is_none(), "the process died");
+    scene.until(&mirror, "the slice again", |all| all.names() == [&one, &two]).await?;
+    ensure!(provider.process.ended().is_none(), "expected the process to run, saw it ended");
     scene.end().await
 }
 
-/// D7, D8: with policy Cluster every VM of the guest; each follows its VM's addresses, its host, its end and its start.
-pub async fn follow_the_vms(fixture: Fixture) -> Result<()> {
+/// With policy Cluster every VM of the guest; each follows its VM's addresses, its host, its end and its start.
+async fn they_follow_the_vms(fixture: Fixture) -> Result<()> {
     let scene = Scene::new(&fixture).await?;
     let [one, two] = scene.two_workers().await?;
     let _provider = scene.provider("a", &managed()).await?;
@@ -110,7 +128,11 @@ pub async fn follow_the_vms(fixture: Fixture) -> Result<()> {
     let now = scene
         .until(&mirror, "the new address", |all| all.of(&one)["addresses"] == json!(["198.18.7.7"]))
         .await?;
-    ensure!(now.slices.iter().all(|slice| slice["addressType"] == "IPv4"), "{:?}", now.slices);
+    ensure!(
+        now.slices.iter().all(|slice| slice["addressType"] == "IPv4"),
+        "expected IPv4 slices only, saw {:?}",
+        now.slices
+    );
     let moved = json!([{"op": "replace", "path": "/status/nodeName", "value": host}]);
     scene.patch_instance(&one, &moved).await?;
     scene.until(&mirror, "the new host", |all| all.of(&one)["nodeName"] == host).await?;
@@ -121,7 +143,7 @@ pub async fn follow_the_vms(fixture: Fixture) -> Result<()> {
     scene.run_strategy(&two, "Always").await?;
     scene.until(&mirror, "the started VM", |all| all.ready_names() == [&one, &two]).await?;
 
-    // Its Node says that it is this VM, its label that it is another guest's.
+    // Its Node names this VM, but its label names another guest.
     let label = "/metadata/labels/cluster.x-k8s.io~1cluster-name";
     for (cluster, ready) in [("other", vec![&one]), (CLUSTER, vec![&one, &two])] {
         let relabelled = json!([{"op": "replace", "path": label, "value": cluster}]);
@@ -134,9 +156,9 @@ pub async fn follow_the_vms(fixture: Fixture) -> Result<()> {
     scene.end().await
 }
 
-/// D2, D10: a Service is taken over from its selector and given back, by the configuration and by its own policy, and has a ready
+/// A Service is taken over from its selector and given back, by the configuration and by its own policy, and has a ready
 /// endpoint at every moment.
-pub async fn handed_over(fixture: Fixture) -> Result<()> {
+async fn handed_over_without_a_gap(fixture: Fixture) -> Result<()> {
     let scene = Scene::new(&fixture).await?;
     let [one, two] = scene.two_workers().await?;
     let provider = scene.provider("a", &selected()).await?;
@@ -151,9 +173,12 @@ pub async fn handed_over(fixture: Fixture) -> Result<()> {
     let provider = scene.provider("a", &managed()).await?;
     scene.by_us(&mirror).await?;
     let all = scene.endpoints(&mirror).await?;
-    ensure!(all.names() == [&one, &two], "{:?}", all.names());
+    ensure!(all.names() == [&one, &two], "expected the VMs that should serve, saw {:?}", all.names());
     let older: Api<Endpoints> = Api::namespaced(fixture.infra.clone(), &scene.place.namespace);
-    ensure!(older.get_opt(&mirror).await?.is_none(), "the Endpoints would be copied");
+    ensure!(
+        older.get_opt(&mirror).await?.is_none(),
+        "expected no Endpoints object, which would be copied, saw one"
+    );
     drop(provider);
     let provider = scene.provider("a", &selected()).await?;
     scene.by_selector(&mirror).await?;
@@ -164,7 +189,7 @@ pub async fn handed_over(fixture: Fixture) -> Result<()> {
         scene.policy("web", "Local").await?;
         scene.by_us(&mirror).await?;
         let all = scene.endpoints(&mirror).await?;
-        ensure!(all.names() == [&one], "{:?}", all.names());
+        ensure!(all.names() == [&one], "expected the VMs that should serve, saw {:?}", all.names());
         scene.policy("web", "Cluster").await?;
         scene.by_selector(&mirror).await?;
     }
@@ -172,8 +197,8 @@ pub async fn handed_over(fixture: Fixture) -> Result<()> {
     scene.end().await
 }
 
-/// D6: another guest's Service of the same name in the same infra namespace, and slices that others write, stay as they are.
-pub async fn anothers_stays(fixture: Fixture) -> Result<()> {
+/// Another guest's Service of the same name in the same infra namespace, and slices that others write, stay as they are.
+async fn what_is_anothers_stays(fixture: Fixture) -> Result<()> {
     let scene = Scene::new(&fixture).await?;
     let [one, _] = scene.two_workers().await?;
     let labels = json!({"cluster.x-k8s.io/cluster-name": "other", "cluster.x-k8s.io/tenant-service-name": "web",
@@ -193,7 +218,7 @@ pub async fn anothers_stays(fixture: Fixture) -> Result<()> {
     scene.serves("web", &json!([Scene::endpoint(&one, true)])).await?;
     scene.until(&mirror, "ours", |all| all.names() == [&one]).await?;
     scene.place.guests.delete("web", &DeleteParams::default()).await?;
-    until("the end of our slices", Deadline::Reaction, async || {
+    until("our slices to be gone", Deadline::Reaction, async || {
         let left = scene.endpoints(&mirror).await?.slices.len();
         Ok(if left == 0 { Ok(()) } else { Err(format!("{left} are left")) })
     })
@@ -201,13 +226,16 @@ pub async fn anothers_stays(fixture: Fixture) -> Result<()> {
     for slice in before {
         let name = slice.metadata.name.unwrap_or_default();
         let now = scene.infra_slices.get(&name).await?;
-        ensure!(now.metadata.resource_version == slice.metadata.resource_version, "{name} was changed");
+        ensure!(
+            now.metadata.resource_version == slice.metadata.resource_version,
+            "expected {name} unchanged, saw another version"
+        );
     }
     scene.end().await
 }
 
 /// Without the right to write slices a Service has its selector; it gives it up when the right comes and gets it back when it goes.
-pub async fn without_the_right(fixture: Fixture) -> Result<()> {
+async fn without_the_right_a_selector_stays(fixture: Fixture) -> Result<()> {
     let scene = Scene::without_rights(&fixture).await?;
     let [_, two] = scene.two_workers().await?;
     let provider = scene.provider("a", &managed()).await?;
@@ -216,8 +244,11 @@ pub async fn without_the_right(fixture: Fixture) -> Result<()> {
     scene.by_selector(&mirror).await?;
     let log = std::fs::read_to_string(provider.process.log())?;
     let said = log.lines().filter(|line| line.contains("kubevirt_eps_controller is switched off")).count();
-    ensure!(said == 1, "said {said} times");
-    ensure!(log.contains("create endpointslices in the infra namespace"), "what is missing is named");
+    ensure!(said == 1, "expected the missing right to be reported once, saw {said} reports");
+    ensure!(
+        log.contains("create endpointslices in the infra namespace"),
+        "expected the missing right in the log, saw {log}"
+    );
 
     scene.place.grant(&fixture, "endpoints").await?;
     scene.by_us(&mirror).await?;
@@ -239,13 +270,4 @@ impl Named for Value {
     fn name(&self) -> String {
         self["metadata"]["name"].as_str().unwrap_or_default().to_owned()
     }
-}
-
-/// Patches an object of the guest or of infra.
-async fn patch<K>(api: &Api<K>, name: &str, body: &Value) -> Result<()>
-where
-    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
-{
-    api.patch(name, &PatchParams::default(), &Patch::Merge(body)).await?;
-    Ok(())
 }

@@ -1,14 +1,11 @@
-//! How fast, and with how many infra calls: measured, told in the run's table, and held to what does not depend on the machine.
+//! How fast, and with how many infra calls: measured, reported in the run's table, and limited where the limit does not depend on
+//! the machine.
 
-mod already_ready;
-mod many_claims;
-mod many_volumes;
+pub mod already_ready;
+pub mod many_claims;
+pub mod many_volumes;
 
 use std::time::Duration;
-
-pub use already_ready::answers_soon_after_ready;
-pub use many_claims::thirty_claims_with_pods;
-pub use many_volumes::fifty_volumes_beside_the_bare_burst;
 
 /// The value below which `share` of the (sorted) samples lie, nearest rank.
 fn percentile(sorted: &[Duration], share: f64) -> Duration {

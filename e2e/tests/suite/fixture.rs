@@ -4,7 +4,6 @@ use std::{
     path::PathBuf,
     str::FromStr,
     sync::atomic::{AtomicU32, Ordering},
-    time::Instant,
 };
 
 use anyhow::{Context, Result};
@@ -24,45 +23,12 @@ use kube::{
     api::{DeleteParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
-use libtest_mimic::{Failed, Trial};
 use serde_json::json;
-
-/// The group of the tests in the run's timings.
-const GROUP: &str = "tests";
 
 /// The containerDisk image of a virtual machine in which no guest runs: disks are plugged all the same.
 pub const EMPTY_IMAGE: &str = "bench.local/empty";
 /// virt-controller's account: virt-api takes changes of a VMI's status from KubeVirt's own accounts only.
 pub const KUBEVIRT: &str = "system:serviceaccount:kubevirt:kubevirt-controller";
-
-/// A test: runs with a fixture; its time and result go to the run's table.
-pub fn trial<F>(
-    name: impl Into<String>,
-    lock: Lock,
-    body: impl FnOnce(Fixture) -> F + Send + 'static,
-) -> Trial
-where
-    F: Future<Output = Result<()>>,
-{
-    let name = name.into();
-    Trial::test(name.clone(), move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(async {
-            let fixture = Fixture::new(&name, lock).await.map_err(failed)?;
-            let (timings, started) = (fixture.timings.clone(), Instant::now());
-            let result = body(fixture).await;
-            let word = if result.is_ok() { "ok" } else { "failed" };
-            timings.add(GROUP, &name, started.elapsed(), word).map_err(failed)?;
-            // The harness tells at the end of all tests only.
-            result.inspect_err(|error| eprintln!("{name}: {error:#}")).map_err(failed)
-        })
-    })
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "used as a function value for map_err")]
-fn failed(error: anyhow::Error) -> Failed {
-    Failed::from(format!("{error:#}"))
-}
 
 /// What a test works with. Its turn with the bench ends when it is dropped.
 pub struct Fixture {
@@ -76,13 +42,15 @@ pub struct Fixture {
     pub word: String,
     /// The run folder.
     pub run: PathBuf,
-    /// Where what is measured is told.
+    /// The table of measured figures.
     pub figures: Figures,
-    timings: Timings,
+    /// The table of how long each test took.
+    pub timings: Timings,
 }
 
 impl Fixture {
-    async fn new(name: &str, lock: Lock) -> Result<Self> {
+    /// Waits for a turn with the bench.
+    pub async fn new(name: &str, lock: Lock) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let control = Control::connect().await?;
         control.lock(lock).await?;
@@ -168,8 +136,8 @@ async fn client(context: &str, user: Option<&str>) -> Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-/// What a variable of the environment sets, if it is there.
+/// The value of an environment variable, if it is set.
 pub fn setting<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(name: &str) -> Result<Option<T>> {
     let value = std::env::var(name).ok().map(|value| value.parse()).transpose();
-    value.with_context(|| format!("the variable {name} can not be read"))
+    value.with_context(|| format!("the environment variable {name} can't be parsed"))
 }

@@ -1,4 +1,4 @@
-//! What holds data is not formatted, for each kind of content and each place where a disk may fail to be read: all disks at
+//! A disk that holds data is not formatted, for each kind of content and each place where a read may fail: all disks at
 //! once on one worker, each call twice, and not one byte of them changes.
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,6 +17,16 @@ use crate::{
     node_socket::{NodeSocket, SHORT_DEADLINE, target},
 };
 
+tests! {
+    Shared:
+        whatever_is_no_blank_disk_is_refused_and_unchanged,
+        what_was_asked_for_and_is_there_is_mounted,
+        the_survey_of_a_large_disk_has_a_limit,
+        two_disks_with_one_cut_serial_are_not_used;
+    Exclusive:
+        a_stale_link_to_another_disk_is_not_followed;
+}
+
 /// The worker that these tests use.
 const WORKER: &str = "worker-1";
 
@@ -29,7 +39,7 @@ const LARGE_BYTES: u64 = 8 << 30;
 /// The longest run of bytes that the survey may miss on it (`node`'s `probe::survey_gap`).
 const LARGE_GAP: u64 = LARGE_BYTES / 4096 - (256 << 10) + 4096 + 1;
 
-/// A disk, what is asked of it, and the answer that is right.
+/// A disk, what is asked of it, and the expected answer.
 struct Case<'a> {
     name: String,
     disk: BareDisk<'a>,
@@ -41,8 +51,8 @@ struct Case<'a> {
 /// Makes the content of a disk.
 type Fill = dyn Fn(&BareDisk<'_>) -> Result<()>;
 
-/// Everything that is no blank disk and not what is asked for.
-pub async fn refused(fixture: Fixture) -> Result<()> {
+/// Every content that is neither blank nor what is asked for.
+async fn whatever_is_no_blank_disk_is_refused_and_unchanged(fixture: Fixture) -> Result<()> {
     let mut cases = signatures(&fixture)?;
     cases.extend(data(&fixture)?);
     cases.extend(read_errors(&fixture)?);
@@ -60,21 +70,32 @@ pub async fn refused(fixture: Fixture) -> Result<()> {
             wrong.push(format!("{}: THE DISK WAS CHANGED", case.name));
         }
     }
-    ensure!(wrong.is_empty(), "{} of {}: {}", wrong.len(), cases.len(), wrong.join("; "));
+    ensure!(
+        wrong.is_empty(),
+        "expected all disks refused and unchanged, saw {} of {} wrong: {}",
+        wrong.len(),
+        cases.len(),
+        wrong.join("; ")
+    );
     Ok(())
 }
 
 async fn is_refused(node: &NodeSocket<'_>, case: &Case<'_>) -> Result<()> {
     let Case { name, disk, asked, code, says } = case;
-    // kubelet asks again and again.
+    // kubelet repeats the call.
     for _ in 0..2 {
         let status = match node.stage(&disk.volume, &filesystem(asked)).await {
-            Ok(()) => bail!("{name}: staged as {asked}"),
+            Ok(()) => bail!("{name}: expected a refusal, saw it staged as {asked}"),
             Err(status) => status,
         };
-        ensure!(status.code() == *code && status.message().contains(says), "{name}: {status:?}");
+        ensure!(
+            status.code() == *code && status.message().contains(says),
+            "{name}: expected {code:?} with {says:?}, saw {status:?}"
+        );
     }
-    node.unstage(&disk.volume).await.with_context(|| format!("{name}: unstage what was never staged"))
+    node.unstage(&disk.volume)
+        .await
+        .with_context(|| format!("{name}: unstage a volume that was never staged"))
 }
 
 fn signatures(fixture: &Fixture) -> Result<Vec<Case<'_>>> {
@@ -132,7 +153,7 @@ fn data(fixture: &Fixture) -> Result<Vec<Case<'_>>> {
     table.into_iter().map(case).collect()
 }
 
-/// Blank disks and filesystems with one sector that answers EIO (kubernetes/kubernetes#142243): nothing is known of them.
+/// Blank disks and filesystems with one sector that answers EIO (kubernetes/kubernetes#142243): their content is unknown.
 fn read_errors(fixture: &Fixture) -> Result<Vec<Case<'_>>> {
     // Superblocks: ext at 1 KiB, btrfs at 64 KiB and 64 MiB, xfs at 0.
     let blank = [
@@ -163,7 +184,7 @@ fn read_errors(fixture: &Fixture) -> Result<Vec<Case<'_>>> {
 }
 
 /// What was asked for is there already: it is mounted, and its file is there.
-pub async fn kept(fixture: Fixture) -> Result<()> {
+async fn what_was_asked_for_and_is_there_is_mounted(fixture: Fixture) -> Result<()> {
     let node = NodeSocket::connect(&fixture, WORKER).await?;
     let is_kept = async |kind: &str| -> Result<()> {
         let disk = BareDisk::blank(&fixture, WORKER, kind, DISK_BYTES)?;
@@ -177,7 +198,7 @@ pub async fn kept(fixture: Fixture) -> Result<()> {
             node.publish(volume, &capability).await?;
         }
         let text = node.run(&["cat", &format!("{}/{KEPT_FILE}", target(volume))]).await?;
-        ensure!(text == KEPT_TEXT, "{text:?}");
+        ensure!(text == KEPT_TEXT, "expected {KEPT_TEXT:?} in the file, saw {text:?}");
         for _ in 0..2 {
             node.unpublish(volume).await?;
         }
@@ -194,7 +215,7 @@ pub async fn kept(fixture: Fixture) -> Result<()> {
 
 /// The limit of the survey, as documented: on a disk of more than 1 GiB a few bytes without any signature, far from
 /// both ends and from all places where filesystems keep copies, may lie between two pieces that are read.
-pub async fn survey_limit(fixture: Fixture) -> Result<()> {
+async fn the_survey_of_a_large_disk_has_a_limit(fixture: Fixture) -> Result<()> {
     const GIB: u64 = 1 << 30;
     let node = NodeSocket::connect(&fixture, WORKER).await?;
     let disk = BareDisk::blank(&fixture, WORKER, "limit", LARGE_BYTES)?;
@@ -202,20 +223,20 @@ pub async fn survey_limit(fixture: Fixture) -> Result<()> {
     disk.plug().await?;
     node.stage(&disk.volume, &filesystem("ext4"))
         .await
-        .context("the survey is better than its documentation")?;
+        .context("expected the survey to miss these bytes, as its documentation says")?;
     node.unstage(&disk.volume).await?;
     disk.unplug().await
 }
 
 /// Disk A is gone, disk B has its kernel name, and A's link in `/dev/disk/by-id` points to it (hetznercloud/csi-driver#1455,
 /// kubernetes-sigs/aws-ebs-csi-driver#1224): a stage of A does not touch B.
-pub async fn stale_link(fixture: Fixture) -> Result<()> {
+async fn a_stale_link_to_another_disk_is_not_followed(fixture: Fixture) -> Result<()> {
     let node = NodeSocket::connect(&fixture, WORKER).await?;
     let gone = BareDisk::blank(&fixture, WORKER, "gone", DISK_BYTES)?;
     let other = BareDisk::blank(&fixture, WORKER, "other", DISK_BYTES)?;
     let ext4 = filesystem("ext4");
-    // A disk that an earlier test took out leaves a lower name when the worker's kernel lets go of it.
-    let reused = until("a name of the kernel that is used again", Deadline::Reaction, async || {
+    // When the worker's kernel releases a disk that an earlier test took out, a lower name becomes free.
+    let reused = until("the kernel to use a disk's name again", Deadline::Reaction, async || {
         let name = plugged_name(&node, &gone).await?;
         taken_out(&node, &gone).await?;
         let next = plugged_name(&node, &other).await?;
@@ -236,13 +257,16 @@ pub async fn stale_link(fixture: Fixture) -> Result<()> {
     for _ in 0..2 {
         let refusal = node.stage_within(&gone.volume, &ext4, SHORT_DEADLINE).await;
         let said = refused_with(refusal, Code::Unavailable)?;
-        ensure!(said.contains(serial) && said.contains(other.serial()), "{said}");
+        ensure!(
+            said.contains(serial) && said.contains(other.serial()),
+            "expected a refusal for the right disk, saw {said}"
+        );
     }
     node.unstage(&gone.volume).await?;
     for link in &links {
         node.run(&["rm", &format!("/dev/disk/by-id/{link}")]).await?;
     }
-    ensure!(other.checksum()? == before, "the other disk was changed");
+    ensure!(other.checksum()? == before, "expected the other disk unchanged, saw other content");
     other.unplug().await
 }
 
@@ -252,14 +276,14 @@ async fn plugged_name(node: &NodeSocket<'_>, disk: &BareDisk<'_>) -> Result<Stri
     node.kernel_name(disk).await
 }
 
-/// Takes a disk out, and waits until the worker's kernel let go of it.
+/// Takes a disk out, and waits until the worker's kernel has released it.
 async fn taken_out(node: &NodeSocket<'_>, disk: &BareDisk<'_>) -> Result<()> {
     disk.unplug().await?;
     node.until_unseen(disk).await
 }
 
 /// Two virtio disks whose serials share the 20 bytes that the guest sees: none is used.
-pub async fn ambiguous(fixture: Fixture) -> Result<()> {
+async fn two_disks_with_one_cut_serial_are_not_used(fixture: Fixture) -> Result<()> {
     let node = NodeSocket::connect(&fixture, WORKER).await?;
     let common = &BareDisk::blank(&fixture, WORKER, "common", MIB)?.serial()[..20].to_owned();
     let disk = |name: &str| {
@@ -273,7 +297,7 @@ pub async fn ambiguous(fixture: Fixture) -> Result<()> {
     node.until_seen(common, disks.len()).await?;
     for disk in disks.iter().chain(&disks) {
         let said = refused_with(node.stage(&disk.volume, &filesystem("ext4")).await, Code::Unavailable)?;
-        ensure!(said.contains("more than one disk"), "{said}");
+        ensure!(said.contains("more than one disk"), "expected a refusal for the right disk, saw {said}");
     }
     for disk in &disks {
         disk.unplug().await?;
@@ -286,8 +310,8 @@ pub async fn ambiguous(fixture: Fixture) -> Result<()> {
 /// The message of a refusal with that code.
 pub fn refused_with<T>(answer: Result<T, Status>, code: Code) -> Result<String> {
     match answer {
-        Ok(_) => bail!("not refused"),
+        Ok(_) => bail!("expected {code:?}, saw OK"),
         Err(status) if status.code() == code => Ok(status.message().to_owned()),
-        Err(status) => bail!("not {code:?}: {status:?}"),
+        Err(status) => bail!("expected {code:?}, saw {status:?}"),
     }
 }

@@ -10,12 +10,17 @@ use crate::{
     node_socket::NodeSocket,
 };
 
+tests! {
+    Shared:
+        a_filesystem_smaller_than_its_disk_grows_at_stage;
+}
+
 /// The disk after infra has grown it, in bytes.
 const GROWN: i64 = 2 * GIB;
 
 /// ext4 and xfs are made on 1 GiB, the disk becomes 2 GiB while it is detached, and the next stage on the other worker gives
 /// the pod all of it, with what was written before.
-pub async fn at_stage(fixture: Fixture) -> Result<()> {
+async fn a_filesystem_smaller_than_its_disk_grows_at_stage(fixture: Fixture) -> Result<()> {
     let controller = Controller::start(&fixture, "a").await?;
     let workers = fixture.control.workers().await?;
     let (first, last) = (workers.first().context("no worker")?, workers.last().context("no worker")?);
@@ -32,16 +37,25 @@ pub async fn at_stage(fixture: Fixture) -> Result<()> {
             node.run(&["sh", "-ec", script, "sh", &target]).await?;
             let total = node.total_bytes(&volume, &target).await?;
             let kept = node.run(&["cat", &format!("{target}/file")]).await?;
-            ensure!(kept.trim() == "kept", "the {fs_type} on {worker} holds {kept:?}");
+            ensure!(
+                kept.trim() == "kept",
+                "expected the {fs_type} on {worker} to hold \"kept\", saw {kept:?}"
+            );
             node.unpublish(&volume).await?;
             node.unstage(&volume).await?;
             controller.discard_keeping(&volume, worker).await?;
             if worker == first {
-                ensure!((GIB / 2..=GIB).contains(&total), "{fs_type}: {total} bytes on a disk of 1 GiB");
+                ensure!(
+                    (GIB / 2..=GIB).contains(&total),
+                    "expected {fs_type} to fill the disk of 1 GiB, saw {total} bytes"
+                );
                 let image = fixture.image_of(&volume.volume_id).await?;
                 File::options().write(true).open(&image)?.set_len(GROWN.try_into()?)?;
             } else {
-                ensure!(total >= before + GIB * 9 / 10, "{fs_type}: {before} bytes became {total}");
+                ensure!(
+                    total >= before + GIB * 9 / 10,
+                    "expected {fs_type} to grow by 1 GiB, saw {before} bytes become {total}"
+                );
             }
             before = total;
         }

@@ -1,5 +1,5 @@
-//! Holds virt-controller back from writing one VirtualMachine, by an admission policy of the infra API server: what was
-//! requested of the VM stays pending. Nothing of KubeVirt is touched, and it goes on by itself when it may.
+//! Keeps virt-controller from writing one VirtualMachine, by an admission policy of the infra API server: requests for the VM
+//! stay pending. KubeVirt itself is not changed, and continues when the policy is gone.
 
 use anyhow::{Result, bail};
 use bench::scenario::{Deadline, HCP_NAMESPACE, until, virtual_machines};
@@ -17,7 +17,7 @@ use crate::fixture::Fixture;
 /// virt-controller's user.
 const VIRT_CONTROLLER: &str = "system:serviceaccount:kubevirt:kubevirt-controller";
 
-/// What the API server says to it meanwhile.
+/// The message with which the API server refuses it meanwhile.
 const REASON: &str = "held back by a test";
 
 /// virt-controller can't write the machine's spec until it is released.
@@ -61,7 +61,7 @@ impl<'a> HeldRequests<'a> {
         }
     }
 
-    /// Takes the policy away.
+    /// Removes the policy.
     pub async fn release(self) -> Result<()> {
         let name = &self.fixture.word;
         bindings(self.fixture).delete(name, &DeleteParams::default()).await?;

@@ -1,6 +1,6 @@
 //! Both ways in which KubeVirt plugs volumes: its default (gate `DeclarativeHotplugVolumes`: a call changes the VM's spec) and
 //! the older one (gate `HotplugVolumes`: a call leaves a request in the VM's status, and virt-controller carries it out).
-//! virt-api and virt-controller read the gates anew while they run.
+//! virt-api and virt-controller read the gates again while they run.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -27,6 +27,11 @@ use crate::{
     held_requests::HeldRequests,
 };
 
+tests! {
+    Exclusive:
+        both_ways_of_kubevirt_attach_and_detach;
+}
+
 /// The older gate.
 const HOTPLUG_VOLUMES: &str = "HotplugVolumes";
 
@@ -34,7 +39,7 @@ const HOTPLUG_VOLUMES: &str = "HotplugVolumes";
 const KUBEVIRT_NAMESPACE: &str = "kubevirt";
 const KUBEVIRT: &str = "kubevirt";
 
-/// A deadline that ends while KubeVirt is held back.
+/// A deadline that ends while KubeVirt is kept from acting.
 const SHORT: Duration = Duration::from_secs(4);
 
 /// HTTP status of KubeVirt's refusal to remove what is not in the spec yet.
@@ -44,8 +49,8 @@ const CONFLICT: u16 = 409;
 const AT_ONCE: usize = 8;
 
 /// With the older gate: attach, detach, a removal before the addition was carried out, eight volumes at once; then the same
-/// with the default, to which the bench is given back.
-pub async fn both_ways(fixture: Fixture) -> Result<()> {
+/// with the default, which is restored at the end.
+async fn both_ways_of_kubevirt_attach_and_detach(fixture: Fixture) -> Result<()> {
     let gates = Gates::of(&fixture).await?;
     let machine = format!("{}-vm", fixture.word);
     fixture.empty_machine(&machine).await?;
@@ -63,7 +68,10 @@ async fn older_way(fixture: &Fixture, controller: &Controller, machine: &str) ->
     let requests = Requests::watch(fixture, machine).await?;
     let volume = controller.create(&format!("pvc-{}-a", fixture.word), block()).await?;
     controller.publish(&volume, machine).await?;
-    ensure!(ready(fixture, &volume, machine).await?, "attached, but not Ready");
+    ensure!(
+        ready(fixture, &volume, machine).await?,
+        "expected the attached disk to be Ready, saw another phase"
+    );
     requests.expect(&volume, "addVolumeOptions").await?;
     controller.unpublish(&volume, machine).await?;
     requests.expect(&volume, "removeVolumeOptions").await?;
@@ -77,12 +85,19 @@ async fn default_way(fixture: &Fixture, controller: &Controller, machine: &str) 
     let requests = Requests::watch(fixture, machine).await?;
     let volume = controller.create(&format!("pvc-{}-b", fixture.word), block()).await?;
     controller.publish(&volume, machine).await?;
-    ensure!(ready(fixture, &volume, machine).await?, "attached, but not Ready");
+    ensure!(
+        ready(fixture, &volume, machine).await?,
+        "expected the attached disk to be Ready, saw another phase"
+    );
     controller.unpublish(&volume, machine).await?;
     gone(fixture, &volume, machine).await?;
     controller.delete(&volume).await?;
     volumes_at_once(fixture, controller, machine, AT_ONCE).await?;
-    ensure!(requests.seen().is_empty(), "the default made requests: {:?}", requests.seen());
+    ensure!(
+        requests.seen().is_empty(),
+        "expected no volume requests with the default gates, saw {:?}",
+        requests.seen()
+    );
     Ok(())
 }
 
@@ -104,7 +119,7 @@ async fn removed_before_it_was_added(
     gone(fixture, volume, machine).await
 }
 
-/// While virt-controller is held back: attach, KubeVirt's own answer to a removal, and detach.
+/// While virt-controller is kept from writing: attach, KubeVirt's own answer to a removal, and detach.
 async fn pending_addition(
     fixture: &Fixture,
     controller: &Controller,
@@ -114,20 +129,20 @@ async fn pending_addition(
     expect_not_done(controller.publish_within(volume, machine, SHORT).await, "publish")?;
     let vm = virtual_machines(&fixture.infra, HCP_NAMESPACE).get(machine).await?;
     let pending = vm.data["status"]["volumeRequests"].to_string();
-    ensure!(pending.contains(&volume.volume_id), "the addition is not pending: {pending}");
+    ensure!(pending.contains(&volume.volume_id), "expected the addition to be pending, saw {pending}");
     let removal = json!({"name": volume.volume_id});
     let answer = subresource(fixture, "virtualmachines", machine, "removevolume", &removal).await?;
-    ensure!(answer == CONFLICT, "KubeVirt answers {answer} to the removal, not 409");
+    ensure!(answer == CONFLICT, "expected 409 from KubeVirt for the removal, saw {answer}");
     expect_not_done(controller.unpublish_within(volume, machine, SHORT).await, "unpublish")
 }
 
-/// The driver could not finish and says so in a way that is tried again.
+/// The driver could not finish and answers with a code that the sidecar retries.
 fn expect_not_done(answer: Result<(), tonic::Status>, call: &str) -> Result<()> {
     match answer {
-        Ok(()) => bail!("{call} answered OK although KubeVirt was held back"),
+        Ok(()) => bail!("expected {call} to fail while KubeVirt can't act, saw OK"),
         Err(status) => {
             let again = matches!(status.code(), Code::Aborted | Code::DeadlineExceeded | Code::Unavailable);
-            ensure!(again, "{call} answered {status:?}: the sidecar would give up");
+            ensure!(again, "expected a code of {call} that the sidecar retries, saw {status:?}");
             Ok(())
         }
     }
@@ -142,12 +157,18 @@ async fn ready(fixture: &Fixture, volume: &Volume, machine: &str) -> Result<bool
 /// Nothing names the volume: no instance's status, not the VM's spec, no request, no disk in QEMU.
 async fn gone(fixture: &Fixture, volume: &Volume, machine: &str) -> Result<()> {
     let disks = hotplugged(&fixture.infra, HCP_NAMESPACE, &volume.volume_id).await?;
-    ensure!(disks.is_empty(), "detached, but {disks:?}");
+    ensure!(disks.is_empty(), "expected no disk after the detach, saw {disks:?}");
     let vm = virtual_machines(&fixture.infra, HCP_NAMESPACE).get(machine).await?;
     for part in [&vm.data["spec"]["template"]["spec"]["volumes"], &vm.data["status"]["volumeRequests"]] {
-        ensure!(!part.to_string().contains(&volume.volume_id), "detached, but the VM has {part}");
+        ensure!(
+            !part.to_string().contains(&volume.volume_id),
+            "expected no trace in the VM after the detach, saw {part}"
+        );
     }
-    ensure!(fixture.control.plugged(machine).await?.is_empty(), "detached, but the disk is plugged");
+    ensure!(
+        fixture.control.plugged(machine).await?.is_empty(),
+        "expected no plugged disk after the detach, saw it plugged"
+    );
     Ok(())
 }
 
@@ -167,12 +188,12 @@ impl<'a> Gates<'a> {
         let object: DynamicObject = configuration.get(KUBEVIRT).await?;
         let gates = &object.data["spec"]["configuration"]["developerConfiguration"]["featureGates"];
         let before: Vec<String> = serde_json::from_value(gates.clone()).unwrap_or_default();
-        ensure!(before.is_empty(), "this test needs a bench with KubeVirt's default gates, not {before:?}");
+        ensure!(before.is_empty(), "expected a bench with KubeVirt's default gates, saw {before:?}");
         Ok(Self { fixture, configuration })
     }
 
-    /// Sets the gates and waits until virt-api works by them: only with the older gate it lets an instance that a VM owns be
-    /// changed by itself. The request is a dry run.
+    /// Sets the gates and waits until virt-api applies them: only with the older gate it accepts a change of an instance that a
+    /// VM owns. The request is a dry run.
     async fn set(&self, gates: &[&str], machine: &str) -> Result<()> {
         let patch = json!({"spec": {"configuration": {"developerConfiguration": {"featureGates": gates}}}});
         self.configuration.patch(KUBEVIRT, &PatchParams::default(), &Patch::Merge(patch)).await?;
@@ -181,7 +202,7 @@ impl<'a> Gates<'a> {
             "name": "probe", "disk": {"disk": {"bus": "scsi"}}, "volumeSource": {"dataVolume": {"name": "probe"}},
             "dryRun": ["All"],
         });
-        until(&format!("virt-api to work by {gates:?}"), Deadline::Reaction, async || {
+        until(&format!("virt-api to apply the gates {gates:?}"), Deadline::Reaction, async || {
             let status =
                 subresource(self.fixture, "virtualmachineinstances", machine, "addvolume", &probe).await?;
             let accepted = status < 300;
@@ -239,7 +260,7 @@ impl Requests {
         until(&format!("{options} in status.volumeRequests"), Deadline::Reaction, async || {
             let seen = self.seen();
             let found = seen.iter().any(|request| request[options]["name"] == volume.volume_id.as_str());
-            Ok(if found { Ok(()) } else { Err(format!("only {seen:?} were seen")) })
+            Ok(if found { Ok(()) } else { Err(format!("only {seen:?}")) })
         })
         .await
     }

@@ -14,7 +14,15 @@ use kube::{
 
 use crate::fixture::Fixture;
 
-/// What the node role spawns, how each tells its version, and the first words of that.
+tests! {
+    Shared:
+        the_node_role_runs_as_it_is_shipped,
+        the_probes_reach_the_pod;
+    Exclusive:
+        a_killed_node_process_comes_back_and_volumes_stay;
+}
+
+/// The programs that the node role starts, the option that prints the version of each, and how that text begins.
 const PROGRAMS: [(&str, &str, &str); 9] = [
     ("blkid", "-V", "blkid from util-linux"),
     ("e2fsck", "-V", "e2fsck 1."),
@@ -23,7 +31,7 @@ const PROGRAMS: [(&str, &str, &str); 9] = [
     ("mkfs.ext3", "-V", "mke2fs 1."),
     ("mkfs.ext4", "-V", "mke2fs 1."),
     ("mkfs.xfs", "-V", "mkfs.xfs version"),
-    // It has no such option and says its version before the usage.
+    // It has no option for the version and prints it before the usage.
     ("resize2fs", "-?", "resize2fs 1."),
     ("xfs_growfs", "-V", "xfs_growfs version"),
 ];
@@ -36,59 +44,73 @@ const PROGRAM: &str = "kubevirt-csi-driver";
 
 /// The pod of the DaemonSet runs the image with nothing but the DaemonSet's arguments, privileged, with a root that can't be
 /// written, mounts that reach the host, and every program that the node role spawns.
-pub async fn runs_as_shipped(fixture: Fixture) -> Result<()> {
+async fn the_node_role_runs_as_it_is_shipped(fixture: Fixture) -> Result<()> {
     let worker = first_worker(&fixture).await?;
     let plugin = NodePlugin::new(&fixture.guest, &worker);
     plugin.wait_until_serving().await?;
     let pod = plugin.pod().await?.context("no pod")?;
     let container = driver_container(&pod)?;
-    ensure!(container.image.as_deref() == Some(DRIVER.image), "the image is {:?}", container.image);
-    ensure!(container.command.is_none(), "the manifest names a command");
-    ensure!(container.image_pull_policy.as_deref() != Some("Always"), "the bench has no registry");
+    ensure!(
+        container.image.as_deref() == Some(DRIVER.image),
+        "expected the image {}, saw {:?}",
+        DRIVER.image,
+        container.image
+    );
+    ensure!(container.command.is_none(), "expected no command in the manifest, saw one");
+    ensure!(
+        container.image_pull_policy.as_deref() != Some("Always"),
+        "expected a pull policy that needs no registry, saw Always"
+    );
 
     let look = Inside { fixture: &fixture, worker: &worker };
     let command = look.run("tr '\\0' ' ' </proc/$pid/cmdline").await?;
     let arguments = container.args.clone().unwrap_or_default().join(" ");
     let expected = format!("/bin/{PROGRAM} {}", arguments.replace("$(KUBE_NODE_NAME)", &worker));
-    ensure!(command.trim() == expected, "it runs {command:?}, the manifest says {expected:?}");
+    ensure!(command.trim() == expected, "expected the command {expected:?}, saw {command:?}");
 
     let capabilities = look.run("grep CapEff /proc/$pid/status").await?;
-    ensure!(capabilities.ends_with(ALL_CAPABILITIES), "not privileged: {capabilities}");
+    ensure!(capabilities.ends_with(ALL_CAPABILITIES), "expected all capabilities, saw {capabilities}");
     let mounts = look.run("cat /proc/$pid/mountinfo").await?;
     let mount = |point: &str| {
         let found = mounts.lines().find(|line| line.split(' ').nth(4) == Some(point));
         found.with_context(|| format!("no mount at {point} in:\n{mounts}"))
     };
     let options = mount("/")?.split(' ').nth(5).unwrap_or_default();
-    ensure!(options.split(',').any(|option| option == "ro"), "the root can be written: {options}");
-    ensure!(mount("/var/lib/kubelet")?.contains(" shared:"), "its mounts stay its own:\n{mounts}");
+    ensure!(options.split(',').any(|option| option == "ro"), "expected a read-only root, saw {options}");
+    ensure!(
+        mount("/var/lib/kubelet")?.contains(" shared:"),
+        "expected mounts shared with the host, saw:\n{mounts}"
+    );
     for (program, option, version) in PROGRAMS {
-        // The program and its libraries are looked up in the container's mounts. By its path: for a mere name that it knows
-        // itself, the worker's busybox runs its own program.
+        // The program and its libraries come from the container's mounts. By its path, because for a plain name the worker's
+        // busybox would run its own applet.
         let said =
             look.run(&format!("nsenter -t $pid -m -- /usr/sbin/{program} {option} 2>&1 || true")).await?;
-        ensure!(said.starts_with(version), "{program} says {said:?} in the container");
+        ensure!(
+            said.starts_with(version),
+            "expected {program} to print {version:?} in the container, saw {said:?}"
+        );
     }
     Ok(())
 }
 
-/// kubelet asks both probes at the pod's address, and the driver answers only because it is well.
-pub async fn probes_reach_the_pod(fixture: Fixture) -> Result<()> {
+/// kubelet calls both probes at the pod's address, and the driver answers only when it is healthy.
+async fn the_probes_reach_the_pod(fixture: Fixture) -> Result<()> {
     let worker = first_worker(&fixture).await?;
     let pod = NodePlugin::new(&fixture.guest, &worker).pod().await?.context("no pod")?;
-    ensure!(driver_container(&pod)?.liveness_probe.is_some(), "no liveness probe");
+    ensure!(driver_container(&pod)?.liveness_probe.is_some(), "expected a liveness probe, saw none");
     let address = pod.status.as_ref().and_then(|status| status.pod_ip.clone()).context("no address")?;
     for path in ["/livez", "/readyz"] {
         let url = format!("http://{address}:10300{path}");
         let answer = fixture.control.run(&worker, &["wget", "-q", "-O", "-", &url]).await?;
-        ensure!(answer.code == 0, "{url}: {}", answer.stderr);
+        ensure!(answer.code == 0, "expected an answer of {url}, saw {}", answer.stderr);
     }
     Ok(())
 }
 
 /// SIGKILL of the node process: kubelet starts it again, the pod that has a volume goes on writing to it meanwhile and
 /// after, and the next pod gets the volume with what was written.
-pub async fn killed_process_comes_back(fixture: Fixture) -> Result<()> {
+async fn a_killed_node_process_comes_back_and_volumes_stay(fixture: Fixture) -> Result<()> {
     let namespace = fixture.guest_namespace().await?;
     let worker = first_worker(&fixture).await?;
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(fixture.guest.clone(), &namespace);
@@ -103,8 +125,8 @@ pub async fn killed_process_comes_back(fixture: Fixture) -> Result<()> {
     let plugin = NodePlugin::new(&fixture.guest, &worker);
     let before = restarts(&plugin).await?;
     let killed = fixture.control.run(&worker, &["killall", "-KILL", PROGRAM]).await?;
-    ensure!(killed.code == 0, "nothing to kill: {}", killed.stderr);
-    until("kubelet's restart of the driver", Deadline::PodStart, async || {
+    ensure!(killed.code == 0, "expected a process to kill, saw {}", killed.stderr);
+    until("kubelet to restart the driver", Deadline::PodStart, async || {
         let now = restarts(&plugin).await?;
         Ok(if now > before { Ok(()) } else { Err(format!("{now} restarts")) })
     })
@@ -117,7 +139,7 @@ pub async fn killed_process_comes_back(fixture: Fixture) -> Result<()> {
     until_gone(&pods, "first", "pod", Deadline::PodStart).await?;
     create(&pods, "next", &worker, &format!("cat {MOUNT_PATH}/beat")).await?;
     let read = beats_after(&pods, "next", written - 1).await?;
-    ensure!(read >= written, "{written} was written, {read} is read");
+    ensure!(read >= written, "expected at least the written {written}, saw {read}");
 
     pods.delete("next", &DeleteParams::default()).await?;
     until_gone(&pods, "next", "pod", Deadline::PodStart).await?;
@@ -125,7 +147,7 @@ pub async fn killed_process_comes_back(fixture: Fixture) -> Result<()> {
     until_gone(&claims, "claim", "claim", Deadline::PodStart).await
 }
 
-/// The driver's process in a worker, looked at from the guest: the image has no shell.
+/// The driver's process in a worker, inspected from the guest because the image has no shell.
 struct Inside<'a> {
     fixture: &'a Fixture,
     worker: &'a str,
@@ -136,7 +158,12 @@ impl Inside<'_> {
     async fn run(&self, script: &str) -> Result<String> {
         let script = format!("set -e; pid=$(pidof {PROGRAM}); {script}");
         let output = self.fixture.control.run(self.worker, &["sh", "-c", &script]).await?;
-        ensure!(output.code == 0, "{script} ended with {}: {}", output.code, output.stderr);
+        ensure!(
+            output.code == 0,
+            "expected {script} to succeed, saw exit code {}: {}",
+            output.code,
+            output.stderr
+        );
         Ok(output.stdout.trim_end().to_owned())
     }
 }
@@ -169,7 +196,7 @@ async fn create(pods: &Api<Pod>, name: &str, worker: &str, script: &str) -> Resu
 
 /// Waits until the pod has printed a number above `least`; the last one.
 async fn beats_after(pods: &Api<Pod>, name: &str, least: u32) -> Result<u32> {
-    until(&format!("a beat of {name} after {least}"), Deadline::PodStart, async || {
+    until(&format!("{name} to print a number above {least}"), Deadline::PodStart, async || {
         let log = pods.logs(name, &LogParams::default()).await?;
         let newest = log.lines().last().and_then(|line| line.parse().ok());
         Ok(newest.filter(|beat| *beat > least).ok_or_else(|| format!("it printed {newest:?} last")))

@@ -1,5 +1,6 @@
-//! Every kind of call that the driver makes to infra, and every way in which it can fail: the RPC under the fault never says OK
-//! for what is not done and never gives up what may be done, tells the infra's own words, and succeeds when the fault is over;
+//! Every kind of call that the driver makes to infra, and every way in which it can fail: the RPC under the fault never answers OK
+//! for work that is not done, never answers with a final code for work that may be done, passes on infra's message, and succeeds
+//! when the fault is over;
 //! in the whole life of the volume each change was made once, and nothing is left over.
 
 use std::time::Duration;
@@ -17,7 +18,12 @@ use crate::{
     volume_life::{Rpc, VolumeLife, is_uncertain},
 };
 
-/// The infra's own words in an injected answer.
+tests! {
+    Shared:
+        every_call_survives_every_fault;
+}
+
+/// Infra's message in an injected answer.
 const WORDS: &str = "said by the infra";
 
 /// Deadline of an RPC under a fault: long enough for a pause of a second, short enough to wait it out in each case.
@@ -72,8 +78,8 @@ fn faults() -> Vec<(&'static str, Action)> {
     api_faults(WORDS)
 }
 
-/// All of it: one volume for each fault, all at the same time.
-pub async fn every_call_and_every_fault(fixture: Fixture) -> Result<()> {
+/// One volume for each fault, all at the same time.
+async fn every_call_survives_every_fault(fixture: Fixture) -> Result<()> {
     let machines: Vec<String> = (0..MACHINES).map(|index| format!("{}-vm{index}", fixture.word)).collect();
     try_join_all(machines.iter().map(|machine| fixture.empty_machine(machine))).await?;
     let faults = faults();
@@ -127,7 +133,7 @@ async fn until_met(
         }
         told.push(format!("{answer:?}"));
     }
-    bail!("the call was not made; the answers were {told:?}")
+    bail!("expected the call to be made, saw the answers {told:?}")
 }
 
 /// Calls when the operation that an earlier call began has ended: a change whose reply hangs is not dropped, and the driver
@@ -138,7 +144,7 @@ async fn call_when_free(
     action: &Action,
     guard: &Guard,
 ) -> Result<Result<Option<Volume>, Status>> {
-    until("an RPC of its own", Deadline::Reaction, async || {
+    until("the earlier operation to end", Deadline::Reaction, async || {
         let answer = life.call(rpc, SHORT).await;
         let hangs = matches!(action, Action::Hang) && guard.count() > 0;
         Ok(match answer {
@@ -160,7 +166,7 @@ async fn judge(
     failure: Option<&Status>,
 ) -> Result<()> {
     let Some(status) = failure else {
-        ensure!(life.is_done(case.rpc).await?, "OK for what is not done");
+        ensure!(life.is_done(case.rpc).await?, "expected OK only for work that is done, saw OK before");
         return Ok(());
     };
     // The one proof of absence among the faults: the API refused the object itself, so it was never made.
@@ -169,19 +175,22 @@ async fn judge(
         && matches!(action, Action::Answer(Reply::Kubernetes { code: 422, .. }));
     let is_right =
         if is_refusal { status.code() == Code::InvalidArgument } else { is_uncertain(status.code()) };
-    ensure!(is_right, "{status:?}");
-    // Without its right to the claim the driver goes on without the holder, and at the end tells what it waits for.
+    ensure!(is_right, "expected a code that the sidecar retries, saw {status:?}");
+    // Without its right to the claim the driver goes on without the holder, and at the end reports what it waits for.
     let is_forbidden = matches!(action, Action::Answer(Reply::Kubernetes { code: 403, .. }));
     let goes_on = case.verb == "patch" || (case.resource == CLAIMS && is_forbidden);
-    // CANCELLED is the client library's own word: on a busy machine its clock can end before the driver's answer is read.
+    // CANCELLED is the client library's own code: on a busy machine its clock can end before the driver's answer is read.
     let is_drivers = status.code() != Code::Cancelled;
     let expects_words = is_met && is_drivers && !goes_on && matches!(action, Action::Answer(_));
-    ensure!(!expects_words || status.message().contains(WORDS), "without the infra's words: {status:?}");
-    ensure!(!status.message().is_empty(), "without words: {status:?}");
+    ensure!(
+        !expects_words || status.message().contains(WORDS),
+        "expected infra's message in the answer, saw {status:?}"
+    );
+    ensure!(!status.message().is_empty(), "expected a message in the answer, saw {status:?}");
     Ok(())
 }
 
-/// The one call that depends on an earlier fault: where the claim could not be patched then, its holder is given up only now,
+/// The one call that depends on an earlier fault: where the claim could not be patched then, its holder is released only now,
 /// and that proves already whose volume it is.
 fn may_be_skipped(case: &Case) -> bool {
     case.rpc == Rpc::Unpublish && case.verb == "get" && case.resource == "datavolumes"

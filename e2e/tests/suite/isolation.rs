@@ -1,4 +1,4 @@
-//! A guest can reach only volumes that belong to it (CVE-2024-1725 of the reference).
+//! A guest can reach only volumes that belong to it (CVE-2024-1725 of kubevirt/csi-driver).
 
 use anyhow::{Context, Result, ensure};
 use bench::scenario::{Deadline, HCP_NAMESPACE, PodOnVolume, claim, data_volumes, pod, until};
@@ -15,12 +15,17 @@ use crate::{
     fixture::Fixture,
 };
 
-/// What the reference says, and what its users' tests look for in the event.
+tests! {
+    Shared:
+        a_volume_without_our_labels_is_refused;
+}
+
+/// The message of kubevirt/csi-driver; the tests of its users match it in the event.
 const REFUSAL: &str = "invalid volume name";
 
 /// A guest's administrator makes a PV by hand for a DataVolume of the infra namespace that lacks the guest's labels: the
 /// attach is refused, and the pod's FailedAttachVolume event says why.
-pub async fn foreign_volume_is_refused(fixture: Fixture) -> Result<()> {
+async fn a_volume_without_our_labels_is_refused(fixture: Fixture) -> Result<()> {
     let namespace = fixture.guest_namespace().await?;
     let foreign = format!("pvc-{}", fixture.word);
     let data_volumes = data_volumes(&fixture.infra, HCP_NAMESPACE);
@@ -38,9 +43,12 @@ pub async fn foreign_volume_is_refused(fixture: Fixture) -> Result<()> {
     ];
     for (rpc, refusal, code) in refusals {
         let status = refusal.with_context(|| format!("{rpc} was not refused"))?;
-        ensure!(status.code() == code && status.message().contains(REFUSAL), "{rpc} answered {status:?}");
+        ensure!(
+            status.code() == code && status.message().contains(REFUSAL),
+            "expected {code:?} with {REFUSAL:?} from {rpc}, saw {status:?}"
+        );
     }
-    controller.delete_id("pvc-absent").await.context("delete what is absent")?;
+    controller.delete_id("pvc-absent").await.context("delete a volume that does not exist")?;
 
     let volumes: Api<PersistentVolume> = Api::all(fixture.guest.clone());
     let volume = serde_json::from_value(json!({

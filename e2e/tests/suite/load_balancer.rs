@@ -1,5 +1,5 @@
 //! LoadBalancer Services of the guest: mirrored to infra, kept, and taken down, by a real cloud controller manager between the two
-//! real API servers. Each names the defects of the reference (D…) that it would find there.
+//! real API servers.
 
 pub mod bare;
 pub mod burst;
@@ -11,11 +11,9 @@ pub mod left_overs;
 pub mod memory;
 pub mod narrow_rights;
 pub mod policy;
-pub mod provider;
 pub mod secure_endpoint;
 pub mod storm;
 pub mod sweep_faults;
-pub mod traffic;
 
 use anyhow::{Result, ensure};
 use bench::scenario::{Deadline, until, until_gone};
@@ -23,25 +21,28 @@ use bench::simulator::{fault_plan::Hold, infra_load_balancer::Fault};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::fixture::Fixture;
-use provider::{Place, mirror_name};
+use crate::{
+    fixture::Fixture,
+    provider::{ALONE, CLUSTER, Place, merge, mirror_name},
+};
 
-/// The guest cluster's name.
-const CLUSTER: &str = "guest";
-/// No test but the one of the election waits for a lease.
-const ALONE: &str = "--leader-elect=false";
-/// The reference's name in `managedFields`.
-const REFERENCE: &str = "kubevirt-cloud-controller-manager";
-
-async fn merge(api: &Api<k8s_openapi::api::core::v1::Service>, name: &str, patch: Value) -> Result<()> {
-    api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
-    Ok(())
+tests! {
+    Exclusive:
+        its_life_from_a_late_address_to_a_slow_end,
+        every_change_and_drift_is_mirrored,
+        what_the_reference_left_is_taken_over,
+        a_stuck_service_holds_up_no_other,
+        a_clone_neither_steals_nor_deletes,
+        another_replica_takes_over;
 }
 
-/// D1, D3: a late, changed or cleared address and a deleted mirror are put right; the finalizer waits for infra.
-pub async fn life(fixture: Fixture) -> Result<()> {
+/// The name of kubevirt/cloud-provider-kubevirt in `managedFields`.
+const REFERENCE: &str = "kubevirt-cloud-controller-manager";
+
+/// A late, changed or cleared address and a deleted mirror are repaired; the finalizer waits for infra.
+async fn its_life_from_a_late_address_to_a_slow_end(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let late = place.faults.inject(Fault::Hold { hold: Hold::Forever, service: None });
     let _provider = place.provider("a", CLUSTER, &[ALONE]).await?;
@@ -72,13 +73,16 @@ pub async fn life(fixture: Fixture) -> Result<()> {
     place.guests.delete("web", &DeleteParams::default()).await?;
     place.mirror(&mirror, "its deletion", |now| now["metadata"].get("deletionTimestamp").is_some()).await?;
     place.told("web", "DeletingLoadBalancer", "").await?;
-    ensure!(place.guests.get_opt("web").await?.is_some(), "the guest's Service waits for infra");
+    ensure!(
+        place.guests.get_opt("web").await?.is_some(),
+        "expected the guest's Service to wait for infra, saw it gone"
+    );
     merge(&place.mirrors, &mirror, json!({"metadata": {"finalizers": null}})).await?;
     until_gone(&place.guests, "web", "the guest's Service", Deadline::Reaction).await
 }
 
-/// D2, D3, D11, D12, D15: each field follows, drift is repaired, and what must not reach infra does not.
-pub async fn mirrored(fixture: Fixture) -> Result<()> {
+/// Each field follows, drift is repaired, and what must not reach infra does not.
+async fn every_change_and_drift_is_mirrored(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let _provider = place.provider("a", CLUSTER, &[ALONE]).await?;
     let service = place.create("web", json!({"externalIPs": ["198.51.100.9"]})).await?;
@@ -108,11 +112,14 @@ pub async fn mirrored(fixture: Fixture) -> Result<()> {
         })
         .await?;
     let guest = serde_json::to_value(place.guests.get("web").await?)?;
-    ensure!(now["spec"]["ports"][0]["nodePort"] == node_port, "the node port of a kept port stays");
+    ensure!(
+        now["spec"]["ports"][0]["nodePort"] == node_port,
+        "expected the node port {node_port} to stay, saw {now}"
+    );
     for port in [0, 1] {
         let (have, want) =
             (&now["spec"]["ports"][port]["targetPort"], &guest["spec"]["ports"][port]["nodePort"]);
-        ensure!(have == want, "target port {have}, the guest's node port is {want}");
+        ensure!(have == want, "expected the guest's node port {want} as target port, saw {have}");
     }
 
     let back = json!({"metadata": {"annotations": {"metallb.io/address-pool": null}},
@@ -143,20 +150,26 @@ pub async fn mirrored(fixture: Fixture) -> Result<()> {
     let bare = json!({"allocateLoadBalancerNodePorts": false});
     let bare = place.create("bare", bare).await?;
     place.told("bare", "SyncLoadBalancerFailed", "allocateLoadBalancerNodePorts").await?;
-    ensure!(place.mirrors.get_opt(&mirror_name(&bare)).await?.is_none(), "no black hole in infra");
+    ensure!(
+        place.mirrors.get_opt(&mirror_name(&bare)).await?.is_none(),
+        "expected no mirror of a Service without node ports, saw one"
+    );
     let now = place.guests.get("classed").await?;
     ensure!(
         now.metadata.resource_version == classed.metadata.resource_version,
-        "another class's was changed: {:?}",
+        "expected the Service of another class unchanged, saw {:?}",
         now.metadata
     );
-    ensure!(place.mirrors.get_opt(&mirror_name(&classed)).await?.is_none(), "it is another controller's");
+    ensure!(
+        place.mirrors.get_opt(&mirror_name(&classed)).await?.is_none(),
+        "expected no mirror of a Service of another class, saw one"
+    );
     Ok(())
 }
 
-/// D23: what the reference left is taken over: its removed port and annotation go, address and node port stay. Templates give the
+/// What kubevirt/cloud-provider-kubevirt left is taken over: its removed port and annotation go, address and node port stay. Templates give the
 /// cluster's name in quotes that YAML keeps.
-pub async fn adopted(fixture: Fixture) -> Result<()> {
+async fn what_the_reference_left_is_taken_over(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let service = place.create("web", json!({})).await?;
     let mirror = mirror_name(&service);
@@ -185,16 +198,19 @@ pub async fn adopted(fixture: Fixture) -> Result<()> {
                 && annotations.get("kubectl.kubernetes.io/last-applied-configuration").is_none()
         })
         .await?;
-    ensure!(now["metadata"]["annotations"]["by-infra"] == "stays", "infra's own annotation was removed");
+    ensure!(
+        now["metadata"]["annotations"]["by-infra"] == "stays",
+        "expected infra's own annotation to stay, saw it removed"
+    );
     for pointer in ["/metadata/uid", "/spec/clusterIP", "/spec/ports/0/nodePort"] {
-        ensure!(now.pointer(pointer) == before.pointer(pointer), "{pointer} changed: {now}");
+        ensure!(now.pointer(pointer) == before.pointer(pointer), "expected {pointer} unchanged, saw {now}");
     }
     place.served("web").await?;
     Ok(())
 }
 
-/// D4: a Service that gets no address holds up no other; infra's words reach the guest.
-pub async fn stuck(fixture: Fixture) -> Result<()> {
+/// A Service that gets no address delays no other; infra's message reaches the guest.
+async fn a_stuck_service_holds_up_no_other(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let _provider = place.provider("a", CLUSTER, &[ALONE]).await?;
     let message = "Failed to allocate IP: no available IPs";
@@ -210,8 +226,8 @@ pub async fn stuck(fixture: Fixture) -> Result<()> {
     Ok(())
 }
 
-/// D6, D22: a second guest of another name in the same infra namespace neither takes nor deletes what is not its own.
-pub async fn foreign(fixture: Fixture) -> Result<()> {
+/// A second guest of another name in the same infra namespace neither takes nor deletes what is not its own.
+async fn a_clone_neither_steals_nor_deletes(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let first = place.provider("a", CLUSTER, &[ALONE]).await?;
     let service = place.create("web", json!({})).await?;
@@ -224,12 +240,15 @@ pub async fn foreign(fixture: Fixture) -> Result<()> {
     place.guests.delete("web", &DeleteParams::default()).await?;
     until_gone(&place.guests, "web", "the clone's Service", Deadline::Reaction).await?;
     let after = place.mirrors.get(&mirror).await?;
-    ensure!(after.metadata.resource_version == before.metadata.resource_version, "the clone changed it");
+    ensure!(
+        after.metadata.resource_version == before.metadata.resource_version,
+        "expected the mirror unchanged by the other guest, saw another version"
+    );
     Ok(())
 }
 
-/// Two replicas: one acts; the other takes over when it dies, and at once when it is told to stop.
-pub async fn replicas(fixture: Fixture) -> Result<()> {
+/// Two replicas: one acts; the other takes over when it dies, and at once when it gets SIGTERM.
+async fn another_replica_takes_over(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let lease = format!("--leader-elect-resource-name=ccm-{}", place.namespace);
     let first = place.provider("a", CLUSTER, &[&lease]).await?;
@@ -243,16 +262,22 @@ pub async fn replicas(fixture: Fixture) -> Result<()> {
     let third = place.provider("c", CLUSTER, &[&lease]).await?;
     second.process.signal(Signal::SIGTERM);
     let ended = second.process.exited().await;
-    ensure!(ended.success(), "the holder ends well on SIGTERM: {ended}");
+    ensure!(ended.success(), "expected exit code 0 of the holder on SIGTERM, saw {ended}");
     place.create("three", json!({})).await?;
     place.served("three").await?;
     let leases: Api<Lease> = Api::namespaced(fixture.guest.clone(), "kube-system");
     let name = format!("ccm-{}", place.namespace);
     let thief = json!({"spec": {"holderIdentity": "thief"}});
     leases.patch(&name, &PatchParams::default(), &Patch::Merge(thief)).await?;
-    until("the end of a replica without its lease", Deadline::Reaction, async || {
+    until("the replica without its lease to exit", Deadline::Reaction, async || {
         Ok(third.process.ended().map(|status| status.success()).ok_or_else(|| "it runs".to_owned()))
     })
     .await
-    .and_then(|success| if success { anyhow::bail!("a lost lease is a failure") } else { Ok(()) })
+    .and_then(|success| {
+        if success {
+            anyhow::bail!("expected a failure after the lease was lost, saw exit code 0")
+        } else {
+            Ok(())
+        }
+    })
 }

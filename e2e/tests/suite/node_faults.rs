@@ -11,11 +11,16 @@ use crate::{
     node_socket::NodeSocket,
 };
 
+tests! {
+    Shared:
+        lost_replies_are_asked_for_again;
+}
+
 /// The worker that this test uses.
 const WORKER: &str = "worker-1";
 
 /// The replies of NodeStageVolume and NodePublishVolume, then of their opposites, are lost once each.
-pub async fn lost_replies(fixture: Fixture) -> Result<()> {
+async fn lost_replies_are_asked_for_again(fixture: Fixture) -> Result<()> {
     let controller = Controller::start(&fixture, "a").await?;
     let volume = controller.create(&format!("pvc-{}", fixture.word), filesystem("ext4")).await?;
     controller.publish(&volume, WORKER).await?;
@@ -30,19 +35,22 @@ pub async fn lost_replies(fixture: Fixture) -> Result<()> {
 
     let fault = lose_reply("NodeStageVolume");
     node.stage(&volume, &capability).await.err().context("the lost reply of NodeStage was answered")?;
-    ensure!(fault.count() == 1, "no reply was lost");
+    ensure!(fault.count() == 1, "expected one lost reply, saw {}", fault.count());
     let made = node.run(&["sh", "-c", &identity]).await?;
     node.stage(&volume, &capability).await.context("NodeStage again")?;
     let again = node.run(&["sh", "-c", &identity]).await?;
-    ensure!(!made.trim().is_empty() && made == again, "another filesystem: {made:?}, then {again:?}");
+    ensure!(
+        !made.trim().is_empty() && made == again,
+        "expected the same filesystem, saw {made:?}, then {again:?}"
+    );
 
     let fault = lose_reply("NodePublishVolume");
     node.publish(&volume, &capability).await.err().context("the lost reply of NodePublish was answered")?;
-    ensure!(fault.count() == 1, "no reply was lost");
+    ensure!(fault.count() == 1, "expected one lost reply, saw {}", fault.count());
     let target = node.publish(&volume, &capability).await.context("NodePublish again")?;
     for path in [&node.staging(&volume), &target] {
         let count = node.run(&["sh", "-c", &mounts(path)]).await?;
-        ensure!(count.trim() == "1", "{path} is mounted {count} times");
+        ensure!(count.trim() == "1", "expected one mount of {path}, saw {count}");
     }
 
     let fault = [lose_reply("NodeUnpublishVolume"), lose_reply("NodeUnstageVolume")];
@@ -50,10 +58,13 @@ pub async fn lost_replies(fixture: Fixture) -> Result<()> {
     node.unpublish(&volume).await.context("NodeUnpublish again")?;
     node.unstage(&volume).await.err().context("the lost reply of NodeUnstage was answered")?;
     node.unstage(&volume).await.context("NodeUnstage again")?;
-    ensure!(fault.iter().all(|guard| guard.count() == 1), "no reply was lost at the end");
+    ensure!(
+        fault.iter().all(|guard| guard.count() == 1),
+        "expected one lost reply of each call, saw another count"
+    );
     for path in [&node.staging(&volume), &target] {
         let count = node.run(&["sh", "-c", &mounts(path)]).await?;
-        ensure!(count.trim() == "0", "{path} is still mounted");
+        ensure!(count.trim() == "0", "expected no mount of {path}, saw {count}");
     }
     controller.discard(&volume, WORKER).await
 }

@@ -1,5 +1,5 @@
 //! `kill -9` of the node plugin at each call that changes something: before it begins, while it works, after it is done
-//! and nobody has heard of it, and at random places of mkfs. The same call again does it once.
+//! but before the reply is read, and at random places of mkfs. The same call again does it once.
 
 use std::{
     fmt,
@@ -22,6 +22,12 @@ use crate::{
     fixture::Fixture,
     node_socket::{NodeSocket, target},
 };
+
+tests! {
+    Exclusive:
+        each_call_killed_is_done_by_its_repetition,
+        mkfs_killed_anywhere_ends_in_one_filesystem;
+}
 
 /// The worker that these tests use.
 const WORKER: &str = "worker-1";
@@ -56,7 +62,7 @@ enum Moment {
     Before,
     /// So long after it was sent.
     Working(Duration),
-    /// It is done; to the driver that comes next this is a reply that was lost.
+    /// It is done; to the next driver process this is a lost reply.
     After,
 }
 
@@ -79,7 +85,7 @@ impl Call {
 }
 
 /// Each call, killed at each moment, on an ext4, an xfs and a block volume at once.
-pub async fn at_each_call(fixture: Fixture) -> Result<()> {
+async fn each_call_killed_is_done_by_its_repetition(fixture: Fixture) -> Result<()> {
     let node = NodeSocket::connect(&fixture, WORKER).await?;
     let mut random = Random::new();
     let mut volumes = Vec::new();
@@ -133,7 +139,7 @@ async fn killed(node: &NodeSocket<'_>, volumes: &[Used<'_>], call: Call, moment:
         killed?;
     }
     repeat(node, volumes, call).await?;
-    // And once more, when all is done.
+    // And once more, after it is done.
     join_all(volumes.iter().map(|used| call.send(node, used)))
         .await
         .into_iter()
@@ -144,20 +150,24 @@ async fn killed(node: &NodeSocket<'_>, volumes: &[Used<'_>], call: Call, moment:
 /// As kubelet does: again until it succeeds, which it does soon or never.
 async fn repeat(node: &NodeSocket<'_>, volumes: &[Used<'_>], call: Call) -> Result<()> {
     let each = volumes.iter().map(|used| {
-        until("the same call again", Deadline::Reaction, async || {
+        until("the repeated call to succeed", Deadline::Reaction, async || {
             Ok(call.send(node, used).await.map_err(|status| format!("{status:?}")))
         })
     });
     try_join_all(each).await.map(drop)
 }
 
-/// What was written in the last round is there, and can be written anew.
+/// The file of the last round is there, and can be written again.
 async fn keeps_data(node: &NodeSocket<'_>, volumes: &[Used<'_>], round: u32) -> Result<()> {
     for Used { disk, .. } in &volumes[..2] {
         let file = format!("{}/file", target(&disk.volume));
         if round > 0 {
             let text = node.run(&["cat", &file]).await?;
-            ensure!(text.trim() == (round - 1).to_string(), "round {round}: {text:?}");
+            ensure!(
+                text.trim() == (round - 1).to_string(),
+                "round {round}: expected {} in the file, saw {text:?}",
+                round - 1
+            );
         }
         node.run(&["sh", "-c", &format!("echo {round} > {file}")]).await?;
     }
@@ -166,7 +176,7 @@ async fn keeps_data(node: &NodeSocket<'_>, volumes: &[Used<'_>], round: u32) -> 
 
 /// mkfs stands still after so many bytes; the driver is killed there. Then the disk goes on (what the kernel holds of the
 /// killed mkfs is written), or it is unplugged (what the kernel holds is lost) and comes back.
-pub async fn in_the_midst_of_mkfs(fixture: Fixture) -> Result<()> {
+async fn mkfs_killed_anywhere_ends_in_one_filesystem(fixture: Fixture) -> Result<()> {
     let node = NodeSocket::connect(&fixture, WORKER).await?;
     let mut random = Random::new();
     let mut volumes = Vec::new();
@@ -187,7 +197,10 @@ pub async fn in_the_midst_of_mkfs(fixture: Fixture) -> Result<()> {
     };
     let (answers, killed) = tokio::join!(send, kill);
     let killed = killed?;
-    ensure!(answers.iter().all(Result::is_err), "a call succeeded on a disk that stands still: {answers:?}");
+    ensure!(
+        answers.iter().all(Result::is_err),
+        "expected every call to fail on a frozen disk, saw {answers:?}"
+    );
 
     for (index, (_, used)) in volumes.iter_mut().enumerate() {
         if index < 4 {
@@ -204,7 +217,11 @@ pub async fn in_the_midst_of_mkfs(fixture: Fixture) -> Result<()> {
     }));
     let wrong: Vec<String> =
         outcomes.await.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
-    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+    ensure!(
+        wrong.is_empty(),
+        "expected every killed mkfs to be repaired by the next call, saw: {}",
+        wrong.join("; ")
+    );
     Ok(())
 }
 
@@ -220,7 +237,7 @@ async fn is_made_once(node: &NodeSocket<'_>, kind: &str, used: &Used<'_>) -> Res
     node.stage(volume, &used.capability).await?;
     node.publish(volume, &used.capability).await?;
     let text = node.run(&["cat", &file]).await?;
-    ensure!(text.trim() == "kept", "{text:?}");
+    ensure!(text.trim() == "kept", "expected the file to hold \"kept\", saw {text:?}");
     node.unpublish(volume).await?;
     node.unstage(volume).await?;
     used.disk.unplug().await?;

@@ -31,7 +31,7 @@ const PORT: u16 = 7002;
 /// kubelet's deadline for a CSI call.
 const KUBELET_DEADLINE: Duration = Duration::from_mins(2);
 
-/// Deadline of a call that is known to wait in vain.
+/// Deadline of a call that can't succeed.
 pub const SHORT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The driver's process in the worker.
@@ -63,7 +63,9 @@ impl<'a> NodeSocket<'a> {
         // Once the forwarder answers: a proxy lets its clients in before.
         Self::at(fixture, worker, address).await?;
         let proxy = GrpcProxy::start(Place::Tcp(front), Place::Tcp(address)).await?;
-        let Place::Tcp(front) = *proxy.place() else { bail!("a proxy at {:?}", proxy.place()) };
+        let Place::Tcp(front) = *proxy.place() else {
+            bail!("expected a proxy on TCP, saw {:?}", proxy.place())
+        };
         Ok((Self::at(fixture, worker, front).await?, proxy))
     }
 
@@ -75,10 +77,11 @@ impl<'a> NodeSocket<'a> {
 
     async fn at(fixture: &'a Fixture, worker: &'a str, address: SocketAddr) -> Result<Self> {
         let endpoint = Endpoint::try_from(format!("http://{address}"))?;
-        let channel = until("the node plugin's socket", Deadline::Reaction, async || {
-            Ok(endpoint.connect().await.map_err(|error| format!("{error:?}")))
-        })
-        .await?;
+        let channel =
+            until("the node plugin's socket to accept connections", Deadline::Reaction, async || {
+                Ok(endpoint.connect().await.map_err(|error| format!("{error:?}")))
+            })
+            .await?;
         Ok(Self { fixture, worker, address, client: NodeClient::new(channel) })
     }
 
@@ -185,12 +188,12 @@ impl<'a> NodeSocket<'a> {
 
     /// Waits until kubelet has started another driver than `killed` and it answers on the socket.
     pub async fn until_replaced(&self, killed: &str) -> Result<()> {
-        until("a new driver", Deadline::PodStart, async || {
+        until("a new driver process", Deadline::PodStart, async || {
             let process = self.driver_process().await?;
-            Ok(if process == killed { Err("the old one is still there".to_owned()) } else { Ok(()) })
+            Ok(if process == killed { Err("the old one".to_owned()) } else { Ok(()) })
         })
         .await?;
-        until("the new driver on its socket", Deadline::Reaction, async || {
+        until("the new driver to answer on its socket", Deadline::Reaction, async || {
             let ask = timed(NodeGetCapabilitiesRequest {}, SHORT_DEADLINE);
             let answer = self.client.clone().node_get_capabilities(ask).await;
             Ok(answer.map(drop).map_err(|status| format!("{status:?}")))
@@ -214,14 +217,14 @@ impl<'a> NodeSocket<'a> {
     /// The name that the worker's kernel gave to a plugged SCSI disk.
     pub async fn kernel_name(&self, disk: &BareDisk<'_>) -> Result<String> {
         until("the disk in the worker", Deadline::Reaction, async || {
-            Ok(self.seen_name(disk).await?.ok_or_else(|| "not there".to_owned()))
+            Ok(self.seen_name(disk).await?.ok_or_else(|| "no disk".to_owned()))
         })
         .await
     }
 
-    /// Waits until the worker's kernel shows a SCSI disk no more that was taken out.
+    /// Waits until the worker's kernel no longer shows a SCSI disk that was taken out.
     pub async fn until_unseen(&self, disk: &BareDisk<'_>) -> Result<()> {
-        until("the disk's end in the worker", Deadline::Reaction, async || {
+        until("the disk to be gone from the worker", Deadline::Reaction, async || {
             Ok(self.seen_name(disk).await?.map_or(Ok(()), Err))
         })
         .await
@@ -237,7 +240,7 @@ impl<'a> NodeSocket<'a> {
     /// Waits until the worker's kernel shows that many virtio disks with this serial.
     pub async fn until_seen(&self, serial: &str, disks: usize) -> Result<()> {
         let script = format!("grep -l {serial} /sys/block/vd*/serial | wc -l");
-        until("the disks in the worker", Deadline::Reaction, async || {
+        until(&format!("{disks} disks in the worker"), Deadline::Reaction, async || {
             let seen = self.run(&["sh", "-c", &script]).await?.trim().to_owned();
             Ok(if seen == disks.to_string() { Ok(()) } else { Err(seen) })
         })
@@ -246,7 +249,7 @@ impl<'a> NodeSocket<'a> {
 
     /// Waits until so many mkfs run in the worker.
     pub async fn until_formatting(&self, programs: usize) -> Result<()> {
-        until("mkfs in the worker", Deadline::Reaction, async || {
+        until(&format!("{programs} running mkfs in the worker"), Deadline::Reaction, async || {
             let seen = self.run(&["sh", "-c", "pidof mkfs.ext4 mkfs.xfs | wc -w"]).await?.trim().to_owned();
             Ok(if seen == programs.to_string() { Ok(()) } else { Err(seen) })
         })
@@ -264,7 +267,7 @@ impl<'a> NodeSocket<'a> {
     pub async fn run(&self, argv: &[&str]) -> Result<String> {
         let output = self.fixture.control.run(self.worker, argv).await?;
         if output.code != 0 {
-            bail!("{argv:?} in {}: {}{}", self.worker, output.stdout, output.stderr);
+            bail!("expected {argv:?} to succeed in {}, saw: {}{}", self.worker, output.stdout, output.stderr);
         }
         Ok(output.stdout)
     }

@@ -29,6 +29,17 @@ use crate::fixture::{Fixture, KUBEVIRT};
 use controllers::{Controllers, Rights};
 use guest_node::{GuestNode, NODE_IP, UNINITIALIZED, has_taint};
 
+tests! {
+    Exclusive:
+        a_node_is_recognised_and_initialised,
+        a_node_shows_what_its_vm_is,
+        a_node_that_load_balancers_leave_out_is_told,
+        a_node_follows_its_vm,
+        a_node_follows_a_live_migration,
+        two_hundred_nodes_follow_their_vms,
+        left_overs_go_and_foreign_nodes_stay;
+}
+
 /// Taint of a Node whose VM is stopped.
 const SHUTDOWN: &str = "node.cloudprovider.kubernetes.io/shutdown";
 /// A zone that the test gives to infra's nodes.
@@ -48,7 +59,7 @@ const CROWD: usize = 200;
 const IN_FLIGHT: usize = 16;
 
 /// A Node is recognised, initialised and labelled with each of the sets of rights.
-pub async fn initialised(fixture: Fixture) -> Result<()> {
+async fn a_node_is_recognised_and_initialised(fixture: Fixture) -> Result<()> {
     let zone = [(ZONE_LABELS[0], ZONE)];
     label_infra_nodes(&fixture, &json!({ zone[0].0: zone[0].1 })).await?;
     for rights in [Rights::Reference, Rights::HyperShift, Rights::NoWatch] {
@@ -56,18 +67,29 @@ pub async fn initialised(fixture: Fixture) -> Result<()> {
         fixture.empty_machine(&vm).await?;
         let controllers = Controllers::start(&fixture, rights).await?;
         let uuid = firmware_uuid(&fixture, &vm).await?;
-        // Its name is not the VM's: only the system UUID tells.
+        // Its name is not the VM's: only the system UUID identifies the VM.
         let guest = GuestNode::register(&fixture, &format!("node-of-{vm}"), "", Some(&uuid)).await?;
         let node = guest.until("initialised", |node| !has_taint(node, UNINITIALIZED)).await?;
         let spec = node.spec.clone().unwrap_or_default();
-        ensure!(spec.provider_id == Some(format!("kubevirt://{vm}")), "providerID {:?}", spec.provider_id);
+        ensure!(
+            spec.provider_id == Some(format!("kubevirt://{vm}")),
+            "expected the providerID of {vm}, saw {:?}",
+            spec.provider_id
+        );
         let addresses = node.status.as_ref().and_then(|status| status.addresses.clone()).unwrap_or_default();
         let shown: Vec<_> = addresses.iter().map(|a| (a.type_.as_str(), a.address.as_str())).collect();
-        ensure!(shown == [("InternalIP", NODE_IP), ("Hostname", guest.name.as_str())], "addresses {shown:?}");
+        ensure!(
+            shown == [("InternalIP", NODE_IP), ("Hostname", guest.name.as_str())],
+            "expected the VM's address and the host name, saw {shown:?}"
+        );
         let labels = node.metadata.labels.unwrap_or_default();
         let zones = ZONE_LABELS.map(|label| labels.get(label).map(String::as_str));
         let expected = matches!(rights, Rights::Reference).then_some(ZONE);
-        ensure!(zones == [expected; 2], "zones {zones:?} with {}", rights.word());
+        ensure!(
+            zones == [expected; 2],
+            "expected the zone {expected:?} with the rights {}, saw {zones:?}",
+            rights.word()
+        );
         guest.until_event("Synced").await?;
         controllers.stop().await?;
         guest.delete().await?;
@@ -78,7 +100,7 @@ pub async fn initialised(fixture: Fixture) -> Result<()> {
 
 /// A VM restarts: its Node stays as it is. It is stopped: the Node is tainted and stays. It starts: the taint goes. It is
 /// deleted: so is the Node.
-pub async fn follows_its_vm(fixture: Fixture) -> Result<()> {
+async fn a_node_follows_its_vm(fixture: Fixture) -> Result<()> {
     let vm = fixture.word.clone();
     fixture.empty_machine(&vm).await?;
     let controllers = Controllers::start(&fixture, Rights::HyperShift).await?;
@@ -89,20 +111,23 @@ pub async fn follows_its_vm(fixture: Fixture) -> Result<()> {
     let before = instances.get(&vm).await?.metadata.uid;
     guest.ready("False").await?;
     instances.delete(&vm, &DeleteParams::default()).await?;
-    until("the restarted instance", Deadline::MachineStart, async || {
+    until("the restarted instance to run", Deadline::MachineStart, async || {
         let now = instances.get_opt(&vm).await?;
         let is_new = now.as_ref().is_some_and(|vmi| vmi.metadata.uid != before);
         let phase = now.map(|vmi| vmi.data["status"]["phase"].to_string()).unwrap_or_default();
         Ok(if is_new && phase.contains("Running") { Ok(()) } else { Err(phase) })
     })
     .await?;
-    let node = guest.get().await?.context("the Node is gone after a restart")?;
-    ensure!(node.metadata.uid == uid && !has_taint(&node, SHUTDOWN), "a restart changed the Node");
+    let node = guest.get().await?.context("expected the Node to stay after a restart, saw none")?;
+    ensure!(
+        node.metadata.uid == uid && !has_taint(&node, SHUTDOWN),
+        "expected the Node unchanged after a restart, saw another uid or the shutdown taint"
+    );
 
     run_strategy(&fixture, &vm, "Halted").await?;
     until_gone(&instances, &vm, "instance", Deadline::MachineStart).await?;
     let node = guest.until("tainted as shut down", |node| has_taint(node, SHUTDOWN)).await?;
-    ensure!(node.metadata.uid == uid, "another Node");
+    ensure!(node.metadata.uid == uid, "expected the same Node, saw another uid");
 
     run_strategy(&fixture, &vm, "Always").await?;
     guest.ready("True").await?;
@@ -115,8 +140,8 @@ pub async fn follows_its_vm(fixture: Fixture) -> Result<()> {
     controllers.stop().await
 }
 
-/// A VM migrates alive to an infra node in another zone: its Node stays, and its zone is the new one.
-pub async fn follows_a_migration(fixture: Fixture) -> Result<()> {
+/// A VM live-migrates to an infra node in another zone: its Node stays, and its zone is the new one.
+async fn a_node_follows_a_live_migration(fixture: Fixture) -> Result<()> {
     let vm = fixture.word.clone();
     let infra_nodes: Api<Node> = Api::all(fixture.infra.clone());
     let zone_of = |node: &str| format!("zone-of-{node}");
@@ -141,15 +166,18 @@ pub async fn follows_a_migration(fixture: Fixture) -> Result<()> {
     let wanted = json!({"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstanceMigration",
         "metadata": {"name": vm}, "spec": {"vmiName": vm}});
     migrations.create(&PostParams::default(), &serde_json::from_value(wanted)?).await?;
-    until("the end of the migration", Deadline::PodStart, async || {
+    until("the migration to end", Deadline::PodStart, async || {
         let phase = migrations.get(&vm).await?.data["status"]["phase"].to_string();
         Ok(if phase.contains("Succeeded") { Ok(()) } else { Err(phase) })
     })
     .await?;
     let target = place(&instances.get(&vm).await?);
-    ensure!(target != source, "it is on {source} still");
+    ensure!(target != source, "expected the VM on another infra node, saw it on {source}");
     let node = guest.until("in its new zone", |node| is_in(node, &zone_of(&target))).await?;
-    ensure!(node.metadata.uid == uid && !has_taint(&node, SHUTDOWN), "a migration changed the Node");
+    ensure!(
+        node.metadata.uid == uid && !has_taint(&node, SHUTDOWN),
+        "expected the Node unchanged after a migration, saw another uid or the shutdown taint"
+    );
 
     controllers.stop().await?;
     guest.delete().await?;
@@ -157,9 +185,9 @@ pub async fn follows_a_migration(fixture: Fixture) -> Result<()> {
     label_infra_nodes(&fixture, &json!({ ZONE_LABELS[0]: null })).await
 }
 
-/// D19, D20, D21: a Node with nothing but its VM's host name is recognised; it has the type that its VM has from the whole cluster,
+/// A Node with nothing but its VM's host name is recognised; it has the type that its VM has from the whole cluster,
 /// and of the VM's addresses, whatever its interface is called, one of each family and none that is link-local.
-pub async fn shows_its_vm(fixture: Fixture) -> Result<()> {
+async fn a_node_shows_what_its_vm_is(fixture: Fixture) -> Result<()> {
     let (vm, host) = (fixture.word.clone(), format!("host-of-{}", fixture.word));
     let kind = ApiResource::from_gvk(&GroupVersionKind::gvk(
         "instancetype.kubevirt.io",
@@ -178,7 +206,7 @@ pub async fn shows_its_vm(fixture: Fixture) -> Result<()> {
     let machines = virtual_machines(&fixture.infra, HCP_NAMESPACE);
     machines.create(&PostParams::default(), &serde_json::from_value(wanted)?).await?;
     let instances = virtual_machine_instances(&fixture.infra, HCP_NAMESPACE);
-    until("the instance", Deadline::MachineStart, async || {
+    until("the instance to run", Deadline::MachineStart, async || {
         let phase = instances.get_opt(&vm).await?.map(|vmi| vmi.data["status"]["phase"].to_string());
         Ok(if phase.as_deref() == Some("\"Running\"") { Ok(()) } else { Err(format!("{phase:?}")) })
     })
@@ -189,7 +217,7 @@ pub async fn shows_its_vm(fixture: Fixture) -> Result<()> {
     ensure!(node.spec.context("a Node without spec")?.provider_id == Some(format!("kubevirt://{vm}")));
     let labels = node.metadata.labels.unwrap_or_default();
     let types_shown = TYPE_LABELS.map(|label| labels.get(label));
-    ensure!(types_shown == [Some(&vm); 2], "types {types_shown:?}");
+    ensure!(types_shown == [Some(&vm); 2], "expected {vm} as both types, saw {types_shown:?}");
 
     let shown = json!([{"op": "replace", "path": "/status/interfaces/0/ipAddress", "value": "fe80::9"},
         {"op": "add", "path": "/status/interfaces/0/ipAddresses",
@@ -210,8 +238,8 @@ pub async fn shows_its_vm(fixture: Fixture) -> Result<()> {
     Ok(())
 }
 
-/// A Node says that it is a VM and has another system UUID: load balancers leave it out, and an event says why.
-pub async fn doubted(fixture: Fixture) -> Result<()> {
+/// A Node's name is that of a VM, but its system UUID is another: load balancers leave it out, and an event says why.
+async fn a_node_that_load_balancers_leave_out_is_told(fixture: Fixture) -> Result<()> {
     let vm = fixture.word.clone();
     fixture.empty_machine(&vm).await?;
     let settings = Settings { balanced: Some(CLUSTER_NAME.parse()?), ..Settings::default() };
@@ -226,7 +254,7 @@ pub async fn doubted(fixture: Fixture) -> Result<()> {
 }
 
 /// Two hundred Nodes of stopped VMs: each is tainted once. Half of the VMs go: so do their Nodes, and no other.
-pub async fn two_hundred(fixture: Fixture) -> Result<()> {
+async fn two_hundred_nodes_follow_their_vms(fixture: Fixture) -> Result<()> {
     let names: Vec<String> = (0..CROWD).map(|number| format!("{}-{number}", fixture.word)).collect();
     let machines = virtual_machines(&fixture.infra, HCP_NAMESPACE);
     let register = |name: &String| {
@@ -249,7 +277,7 @@ pub async fn two_hundred(fixture: Fixture) -> Result<()> {
         let all = nodes.list(&ListParams::default()).await?.items;
         Ok(all.into_iter().filter(|node| node.name_any().starts_with(&fixture.word)).collect())
     };
-    until("the shutdown taint of all", Deadline::PodStart, async || {
+    until("all Nodes to have the shutdown taint", Deadline::PodStart, async || {
         let late = ours().await?.iter().filter(|node| !has_taint(node, SHUTDOWN)).count();
         Ok(if late == 0 { Ok(()) } else { Err(format!("{late} have none")) })
     })
@@ -260,7 +288,7 @@ pub async fn two_hundred(fixture: Fixture) -> Result<()> {
         machines.delete(name, &DeleteParams::default()).await?;
     }
     let began = Instant::now();
-    until("the end of the Nodes whose VMs are gone", Deadline::PodStart, async || {
+    until("the Nodes whose VMs are gone to be deleted", Deadline::PodStart, async || {
         let left = ours().await?.len();
         Ok(if left <= kept.len() { Ok(()) } else { Err(format!("{left} are there")) })
     })
@@ -280,7 +308,7 @@ pub async fn two_hundred(fixture: Fixture) -> Result<()> {
     left.sort();
     let mut kept = kept.to_vec();
     kept.sort();
-    ensure!(left == kept, "not the Nodes whose VMs are there: {left:?}");
+    ensure!(left == kept, "expected the Nodes whose VMs exist, saw {left:?}");
     controllers.stop().await?;
     for guest in &guests[CROWD / 2..] {
         guest.delete().await?;
@@ -291,7 +319,7 @@ pub async fn two_hundred(fixture: Fixture) -> Result<()> {
 
 /// A Node that never was initialised and whose VM is gone is removed; one of another provider in the very same state, and one
 /// that nobody gave to a cloud provider, are not touched.
-pub async fn left_overs_and_foreigners(fixture: Fixture) -> Result<()> {
+async fn left_overs_go_and_foreign_nodes_stay(fixture: Fixture) -> Result<()> {
     let name = |what: &str| format!("{}-{what}", fixture.word);
     let foreign =
         GuestNode::register(&fixture, &name("foreign"), "aws:///eu/i-1", Some(NOBODYS_UUID)).await?;
@@ -308,14 +336,21 @@ pub async fn left_overs_and_foreigners(fixture: Fixture) -> Result<()> {
     until_gone(&gone.nodes, &gone.name, "Node of a gone VM", Deadline::Reaction).await?;
 
     for node in [&foreign, &own] {
-        let object = node.get().await?.with_context(|| format!("{} is gone", node.name))?;
+        let object = node
+            .get()
+            .await?
+            .with_context(|| format!("expected the Node {} to stay, saw none", node.name))?;
         let managers = object.metadata.managed_fields.clone().unwrap_or_default();
         let ours = managers.iter().any(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER));
-        ensure!(!ours && !has_taint(&object, SHUTDOWN), "{} was written", node.name);
+        ensure!(
+            !ours && !has_taint(&object, SHUTDOWN),
+            "expected the Node {} unchanged, saw it written",
+            node.name
+        );
     }
     ensure!(
         has_taint(&foreign.get().await?.context("gone")?, UNINITIALIZED),
-        "somebody else's to initialise"
+        "expected the Node of another provider to stay uninitialised, saw it initialised"
     );
     controllers.stop().await?;
     foreign.delete().await?;

@@ -1,7 +1,7 @@
-//! What an operator does to a running controller and reads of it: credentials that change, metrics and probes, a stop, and
-//! the infra cluster's own words in the guest's events.
+//! What an operator does with a running controller and reads from it: credentials that change, metrics and probes, a stop, and
+//! the infra cluster's messages in the guest's events.
 
-mod events;
+pub mod events;
 
 use std::{net::TcpListener, time::Duration};
 
@@ -11,7 +11,6 @@ use bench::{
     scenario::{Deadline, HCP_NAMESPACE, hotplugged, until},
 };
 use csi_proto::v1::{ProbeRequest, Volume, identity_client::IdentityClient};
-pub use events::{missing_class_is_told, quota_is_told};
 use k8s_openapi::api::{authentication::v1::TokenRequestSpec, core::v1::Secret};
 use kube::{Api, config::Kubeconfig};
 use nix::sys::signal::Signal;
@@ -25,17 +24,25 @@ use crate::{
     rights::CONTROLLER_USER,
 };
 
+tests! {
+    Shared:
+        changed_credentials_are_taken_up_without_a_restart,
+        a_volumes_life_shows_in_the_metrics,
+        alive_and_ready_without_an_infra_api,
+        a_stop_in_the_midst_of_a_publish_loses_nothing;
+}
+
 /// An RPC that is expected to fail may be waited out.
 const SHORT: Duration = Duration::from_secs(5);
 
-/// How long kubelet lets a container stop (`terminationGracePeriodSeconds` that a pod has without saying so).
+/// How long kubelet lets a container stop (the default of `terminationGracePeriodSeconds`).
 const GRACE: Duration = Duration::from_secs(30);
 
 /// HTTP 200.
 const OK: u16 = 200;
 
 /// A token dies with its Secret, and the process goes on with the next one: after a refusal, and without one.
-pub async fn credentials_change(fixture: Fixture) -> Result<()> {
+async fn changed_credentials_are_taken_up_without_a_restart(fixture: Fixture) -> Result<()> {
     let first = Revocable::new(&fixture, "first").await?;
     let controller = Controller::start_with(&fixture, "a", &first.kubeconfig).await?;
     let volume = controller.create(&format!("pvc-{}", fixture.word), block()).await?;
@@ -43,10 +50,10 @@ pub async fn credentials_change(fixture: Fixture) -> Result<()> {
     first.revoke().await?;
     let absent = format!("pvc-{}-absent", fixture.word);
     match controller.delete_id(&absent).await {
-        Ok(()) => bail!("a call with a revoked token answered OK"),
+        Ok(()) => bail!("expected a call with a revoked token to fail, saw OK"),
         Err(status) => ensure!(
             status.code() == Code::Unavailable && status.message().contains("Unauthorized"),
-            "a call with a revoked token answered {status:?}"
+            "expected UNAVAILABLE with Unauthorized for a revoked token, saw {status:?}"
         ),
     }
     let second = Revocable::new(&fixture, "second").await?;
@@ -57,7 +64,7 @@ pub async fn credentials_change(fixture: Fixture) -> Result<()> {
     controller.swap_kubeconfig(&third.kubeconfig)?;
     second.revoke().await?;
     controller.delete(&volume).await.context("the first call after the old token's end")?;
-    ensure!(controller.process().ended().is_none(), "the process was started anew");
+    ensure!(controller.process().ended().is_none(), "expected the process to live on, saw it ended");
     third.revoke().await
 }
 
@@ -85,7 +92,7 @@ impl Revocable {
 }
 
 /// A volume's life shows in the metrics: its RPCs, its infra calls, its waits; and no object's name.
-pub async fn metrics_of_a_life(fixture: Fixture) -> Result<()> {
+async fn a_volumes_life_shows_in_the_metrics(fixture: Fixture) -> Result<()> {
     let controller = Controller::start(&fixture, "a").await?;
     let machine = format!("{}-vm", fixture.word);
     fixture.empty_machine(&machine).await?;
@@ -94,7 +101,7 @@ pub async fn metrics_of_a_life(fixture: Fixture) -> Result<()> {
     controller.discard(&volume, &machine).await?;
 
     let (code, metrics) = controller.get("/metrics").await?;
-    ensure!(code == OK, "/metrics answered {code}");
+    ensure!(code == OK, "expected 200 from /metrics, saw {code}");
     let sum = |name: &str, labels: &[&str]| -> f64 {
         let has = |line: &&str| labels.iter().all(|label| line.contains(label));
         let lines = metrics.lines().filter(|line| line.starts_with(name)).filter(has);
@@ -102,7 +109,10 @@ pub async fn metrics_of_a_life(fixture: Fixture) -> Result<()> {
     };
     for method in ["CreateVolume", "ControllerPublishVolume", "DeleteVolume"] {
         let answered = sum("kubevirt_csi_rpcs_total{", &[&format!("method=\"{method}\""), "code=\"OK\""]);
-        ensure!((answered - 1.0).abs() < f64::EPSILON, "{answered} answers of {method} in\n{metrics}");
+        ensure!(
+            (answered - 1.0).abs() < f64::EPSILON,
+            "expected one answer of {method}, saw {answered} in\n{metrics}"
+        );
     }
     for (verb, resource) in [
         ("create", "datavolumes"),
@@ -111,44 +121,53 @@ pub async fn metrics_of_a_life(fixture: Fixture) -> Result<()> {
         ("delete", "datavolumes"),
     ] {
         let labels = [&*format!("verb=\"{verb}\""), &*format!("resource=\"{resource}\""), "code=\"20"];
-        ensure!(sum("kubevirt_csi_infra_requests_total{", &labels) >= 1.0, "no {labels:?} in\n{metrics}");
+        ensure!(
+            sum("kubevirt_csi_infra_requests_total{", &labels) >= 1.0,
+            "expected infra calls with {labels:?}, saw none in\n{metrics}"
+        );
     }
-    ensure!(sum("kubevirt_csi_controller_waited_seconds_total{", &[]) > 0.0, "no wait in\n{metrics}");
+    ensure!(
+        sum("kubevirt_csi_controller_waited_seconds_total{", &[]) > 0.0,
+        "expected waited seconds, saw none in\n{metrics}"
+    );
     let serial = volume.volume_context.get("serial").context("no serial")?;
     for name in [&volume.volume_id, &machine, serial, HCP_NAMESPACE] {
-        ensure!(!metrics.contains(name), "the metrics name {name}:\n{metrics}");
+        ensure!(
+            !metrics.contains(name),
+            "expected no object's name in the metrics, saw {name} in\n{metrics}"
+        );
     }
     fixture.delete_machine(&machine).await
 }
 
-/// Without an infra API the process is alive and ready, and each call says what is wrong.
-pub async fn alive_without_infra(fixture: Fixture) -> Result<()> {
+/// Without an infra API the process is alive and ready, and each call answers what is wrong.
+async fn alive_and_ready_without_an_infra_api(fixture: Fixture) -> Result<()> {
     let mut unreachable = kubeconfig("none")?;
-    // Nobody listens on a port that was free a moment ago.
+    // Nothing listens on a port that was free a moment ago.
     let closed = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     for cluster in unreachable.clusters.iter_mut().filter_map(|named| named.cluster.as_mut()) {
         cluster.server = Some(format!("https://{closed}"));
     }
     let controller = Controller::start_with(&fixture, "a", &unreachable).await?;
     match controller.delete_id(&format!("pvc-{}", fixture.word)).await {
-        Ok(()) => bail!("a volume was deleted without an infra cluster"),
+        Ok(()) => bail!("expected DeleteVolume to fail without an infra cluster, saw OK"),
         Err(status) => ensure!(
             status.code() == Code::Unavailable && status.message().contains("can't be asked"),
-            "without an infra cluster: {status:?}"
+            "expected UNAVAILABLE without an infra cluster, saw {status:?}"
         ),
     }
     for path in ["/livez", "/readyz"] {
         let (code, said) = controller.get(path).await?;
-        ensure!(code == OK, "{path} answered {code}: {said}");
+        ensure!(code == OK, "expected 200 from {path}, saw {code}: {said}");
     }
     let probe = IdentityClient::new(controller.channel()).probe(ProbeRequest {}).await?;
-    ensure!(probe.into_inner().ready == Some(true), "Probe is not ready");
+    ensure!(probe.into_inner().ready == Some(true), "expected Probe to report ready, saw not ready");
     Ok(())
 }
 
-/// A controller is stopped while a publish waits for the disk: the caller is told to come again, the process ends well and
-/// in time; the next one finishes the same publish, and the disk was asked for once.
-pub async fn stopped_while_it_waits(fixture: Fixture) -> Result<()> {
+/// A controller is stopped while a publish waits for the disk: the caller gets a code that it retries, the process exits with
+/// success and in time; the next one finishes the same publish, and the disk was requested once.
+async fn a_stop_in_the_midst_of_a_publish_loses_nothing(fixture: Fixture) -> Result<()> {
     let first = Controller::start(&fixture, "a").await?;
     let machine = format!("{}-vm", fixture.word);
     fixture.empty_machine(&machine).await?;
@@ -162,39 +181,48 @@ pub async fn stopped_while_it_waits(fixture: Fixture) -> Result<()> {
         tokio::join!(first.publish(&volume, &machine), stop_once_held(&fixture, &first, &volume));
     stopped?;
     match answer {
-        Ok(()) => bail!("publish answered OK although the disk is not Ready"),
+        Ok(()) => bail!("expected publish to fail while the disk is not Ready, saw OK"),
         Err(status) => ensure!(
             status.code() == Code::Unavailable && status.message().contains("is being stopped"),
-            "the caller of a stopped controller was told {status:?}"
+            "expected UNAVAILABLE from a controller that is being stopped, saw {status:?}"
         ),
     }
 
     let second = Controller::start(&fixture, "b").await?;
     match second.publish_within(&volume, &machine, SHORT).await {
-        Ok(()) => bail!("the next controller answered OK although the disk is not Ready"),
-        Err(status) => ensure!(is_retryable(&status), "the next controller answered {status:?}"),
+        Ok(()) => bail!("expected the next controller to fail while the disk is not Ready, saw OK"),
+        Err(status) => ensure!(
+            is_retryable(&status),
+            "expected a code of the next controller that is retried, saw {status:?}"
+        ),
     }
     drop(stuck);
     second.publish(&volume, &machine).await.context("the same publish after the fault")?;
     let plugged = fixture.control.plugged(&machine).await?;
-    ensure!(plugged == [volume.volume_id.clone()], "plugged: {plugged:?}");
+    ensure!(plugged == [volume.volume_id.clone()], "expected the one volume plugged, saw {plugged:?}");
     let calls = added(&log, mark, &machine).await?;
-    ensure!(calls == 1, "addvolume was called {calls} times");
+    ensure!(calls == 1, "expected one addvolume call, saw {calls}");
     second.discard(&volume, &machine).await?;
     fixture.delete_machine(&machine).await
 }
 
-/// Sends SIGTERM once the disk is on its way and held, and waits for a good end.
+/// Sends SIGTERM once the disk is being plugged and held, and waits for an exit with success.
 async fn stop_once_held(fixture: &Fixture, controller: &Controller, volume: &Volume) -> Result<()> {
-    until("the disk on its way", Deadline::PodStart, async || {
+    until("the disk in the instance", Deadline::PodStart, async || {
         let disks = hotplugged(&fixture.infra, HCP_NAMESPACE, &volume.volume_id).await?;
         Ok(if disks.is_empty() { Err("not in the instance".to_owned()) } else { Ok(()) })
     })
     .await?;
     controller.process().signal(Signal::SIGTERM);
     let ended = tokio::time::timeout(GRACE, controller.process().exited()).await;
-    let ended = ended.with_context(|| format!("it did not end: {}", controller.process().log_tail(5)))?;
-    ensure!(ended.success(), "it ended with {ended}: {}", controller.process().log_tail(5));
+    let ended = ended.with_context(|| {
+        format!("expected the controller to exit, saw it run: {}", controller.process().log_tail(5))
+    })?;
+    ensure!(
+        ended.success(),
+        "expected an exit with success, saw {ended}: {}",
+        controller.process().log_tail(5)
+    );
     Ok(())
 }
 
@@ -202,7 +230,7 @@ fn is_retryable(status: &Status) -> bool {
     matches!(status.code(), Code::Aborted | Code::DeadlineExceeded | Code::Unavailable)
 }
 
-/// How often our ServiceAccount asked for a disk of this machine.
+/// How often our ServiceAccount requested a disk for this machine.
 async fn added(log: &AuditLog, since: Mark, machine: &str) -> Result<usize> {
     let calls = log.since(since).await?.of_user(CONTROLLER_USER);
     Ok(calls.filter(|call| call.resource == "virtualmachines/addvolume" && call.name == machine).len())

@@ -1,4 +1,4 @@
-//! Infra is away for minutes in the middle of creates and attaches: nobody crashes, nothing is done twice, everything ends well.
+//! Infra is away for minutes in the middle of creates and attaches: no process crashes, nothing is done twice, everything succeeds at the end.
 
 use std::time::{Duration, Instant};
 
@@ -12,23 +12,28 @@ use crate::{
     stack::{Options, Stack, instead_of_installed},
 };
 
+tests! {
+    Exclusive:
+        infra_is_away_for_two_minutes;
+}
+
 /// How long infra is away.
 const OUTAGE: Duration = Duration::from_mins(2);
 
-/// How often the driver is looked at meanwhile.
+/// How often the driver is checked meanwhile.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Volumes that are being created, and as many that are being attached, when infra goes away.
 const COUNT: usize = 20;
 
-/// So many calls of each kind are through when infra goes away.
+/// How many calls of each kind have succeeded when infra goes away.
 const THROUGH: u32 = 3;
 
-/// So many creates have landed then and are not answered.
+/// How many creates have landed then and are not answered.
 const UNANSWERED: u32 = 8;
 
 /// Twenty claims and twenty attachments, with the real sidecars; infra goes away in their middle.
-pub async fn infra_away(fixture: Fixture) -> Result<()> {
+async fn infra_is_away_for_two_minutes(fixture: Fixture) -> Result<()> {
     Box::pin(instead_of_installed(&fixture, body(&fixture))).await
 }
 
@@ -44,7 +49,7 @@ async fn body(fixture: &Fixture) -> Result<()> {
 
     let (creations, plugs) =
         (Matcher::of("create", "datavolumes"), Matcher::of("update", "virtualmachines/addvolume"));
-    // Some calls are through, some have landed and are not answered, the rest has not landed: that is the middle.
+    // The middle: some calls have succeeded, some have landed and are not answered, the rest has not landed.
     let held = [middle(&stack, &creations, UNANSWERED), middle(&stack, &plugs, 1)];
     volumes.attach(&attached, &nodes).await?;
     volumes.ask(&late).await?;
@@ -56,12 +61,17 @@ async fn body(fixture: &Fixture) -> Result<()> {
         held[1][0].caught(1).await;
         held[1][1].caught(1).await;
     };
-    tokio::time::timeout(Deadline::PodStart.duration(), all_held).await.context("the middle did not come")?;
+    tokio::time::timeout(Deadline::PodStart.duration(), all_held)
+        .await
+        .context("expected calls in each state before the outage, saw less")?;
     let away = stack.infra().away();
     drop(held);
     let (made, plugged) = (stack.infra().succeeded(&creations), stack.infra().succeeded(&plugs));
     println!("infra goes away with {made} of {} created and {plugged} of {COUNT} plugged in", 2 * COUNT);
-    ensure!(made < 2 * COUNT && plugged < COUNT, "all was done before infra went away");
+    ensure!(
+        made < 2 * COUNT && plugged < COUNT,
+        "expected work left when infra goes away, saw {made} volumes made and {plugged} plugged"
+    );
     let gone = Instant::now();
     while gone.elapsed() < OUTAGE {
         stack.ensure_alive().await?;
@@ -77,21 +87,24 @@ async fn body(fixture: &Fixture) -> Result<()> {
     stack.ensure_alive().await?;
     let ours = our_data_volumes(fixture).await?;
     let new: Vec<String> = ours.difference(&before).cloned().collect();
-    ensure!(new.len() == 2 * COUNT, "{} DataVolumes for {} claims: {new:?}", new.len(), 2 * COUNT);
+    ensure!(new.len() == 2 * COUNT, "expected {} DataVolumes, saw {}: {new:?}", 2 * COUNT, new.len());
     let all: Vec<String> = attached.iter().chain(&created).cloned().collect();
-    ensure!(all.iter().all(|volume| new.contains(volume)), "a volume without its DataVolume");
+    ensure!(
+        all.iter().all(|volume| new.contains(volume)),
+        "expected a DataVolume for each volume, saw {new:?}"
+    );
 
     volumes.end(&early, &attached).await?;
     volumes.end(&late, &created).await?;
     let left: Vec<String> = our_data_volumes(fixture).await?.difference(&before).cloned().collect();
-    ensure!(left.is_empty(), "left over: {left:?}");
+    ensure!(left.is_empty(), "expected nothing left over, saw {left:?}");
     for node in nodes {
         node.end(fixture).await?;
     }
     Ok(())
 }
 
-/// Holds the calls that `at` selects in their middle: the first are let through, the next `unanswered` land, the rest does not.
+/// Splits the calls that `at` selects: the first pass, the next `unanswered` land without an answer, the rest does not land.
 fn middle(stack: &Stack, at: &Matcher, unanswered: u32) -> [Guard; 2] {
     let after = Rule { at: at.clone(), skip: THROUGH, limit: Some(unanswered), action: Action::FreezeAfter };
     // The older rule sees each call first, so this one meets what that one leaves.

@@ -1,5 +1,5 @@
 //! Two replicas of the controller pod, of which leader election lets one act: when that one dies in the middle of an attach, the
-//! other ends it.
+//! other completes it.
 
 use anyhow::{Context, Result, bail, ensure};
 use bench::{
@@ -16,11 +16,16 @@ use crate::{
     stack::{Options, Stack, instead_of_installed},
 };
 
+tests! {
+    Exclusive:
+        the_other_ends_a_dead_leaders_attach;
+}
+
 /// The attacher's lease.
 const LEASE: &str = "external-attacher-leader-csi-kubevirt-io";
 
 /// The leading pod dies with its addvolume call not yet landed, then (of two others) with it landed and unanswered.
-pub async fn leader_dies_while_attaching(fixture: Fixture) -> Result<()> {
+async fn the_other_ends_a_dead_leaders_attach(fixture: Fixture) -> Result<()> {
     Box::pin(instead_of_installed(&fixture, body(&fixture))).await
 }
 
@@ -47,12 +52,15 @@ async fn body(fixture: &Fixture) -> Result<()> {
         let dead = stacks.remove(leader);
         let counted = dead.infra().clone();
         dead.kill().await;
-        // Whoever follows takes the lease when it has run out; only then may the held call go on, if it still can.
+        // The next leader takes the lease when it has expired; only then may the held call go on, if it still can.
         volumes.attached(&bound).await.with_context(|| format!("killed {round} it landed"))?;
         drop(guard);
         let after = plugged(&stacks) + counted.succeeded(&at) - before;
-        ensure!(during == usize::from(action == Action::FreezeAfter), "{round}: landed {during} times");
-        ensure!(after == 1, "{round}: the volume was plugged in {after} times");
+        ensure!(
+            during == usize::from(action == Action::FreezeAfter),
+            "{round}: expected the call to land only if frozen after it, saw {during} times"
+        );
+        ensure!(after == 1, "{round}: expected the volume to be plugged in once, saw {after} times");
         volumes.end(&claims, &bound).await?;
         stacks.push(Stack::start(fixture, &format!("c-{round}"), &options).await?);
     }
@@ -65,11 +73,11 @@ async fn body(fixture: &Fixture) -> Result<()> {
 /// Which of the stacks has the attacher's lease.
 async fn leader(fixture: &Fixture, stacks: &[Stack]) -> Result<usize> {
     let leases: Api<Lease> = Api::namespaced(fixture.guest.clone(), TENANT_NAMESPACE);
-    until("a leading attacher", Deadline::Reaction, async || {
+    until("an attacher to lead", Deadline::Reaction, async || {
         let holder = leases.get(LEASE).await?.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
         let leader = stacks.iter().position(|stack| stack.host == holder);
         if leader.is_none() && holder.is_empty() {
-            bail!("nobody leads");
+            bail!("no leader");
         }
         Ok(leader.ok_or_else(|| format!("{holder} leads")))
     })

@@ -1,5 +1,5 @@
 //! csi-sanity against the real sockets: the controller's on this machine, the node plugin's inside the worker. Its directories
-//! are made, removed and looked at in the worker, by commands that it is given for that.
+//! are made, removed and checked in the worker, by commands that the test passes to it.
 
 use std::{
     os::unix::fs::PermissionsExt,
@@ -18,8 +18,14 @@ use crate::{
     node_socket::NodeSocket,
 };
 
-/// How csi-sanity says that the driver does not advertise what a test is about: the only reasons for which one may be skipped.
-/// The last is its words for a node that names no limit of volumes (`max_volumes_per_node`).
+tests! {
+    Shared:
+        mounted_volumes,
+        block_volumes;
+}
+
+/// csi-sanity's messages for a capability that the driver does not advertise: the only reasons for which a test may be skipped.
+/// The last is its message for a node that names no limit of volumes (`max_volumes_per_node`).
 const NOT_ADVERTISED: [&str; 5] = [
     "not supported",
     "not implemented",
@@ -40,12 +46,12 @@ const COMMANDS: [(&str, &str); 3] = [
 ];
 
 /// Mounted volumes.
-pub async fn mount(fixture: Fixture) -> Result<()> {
+async fn mounted_volumes(fixture: Fixture) -> Result<()> {
     run(&fixture, "mount").await
 }
 
 /// Raw block volumes.
-pub async fn block(fixture: Fixture) -> Result<()> {
+async fn block_volumes(fixture: Fixture) -> Result<()> {
     run(&fixture, "block").await
 }
 
@@ -84,7 +90,8 @@ async fn run(fixture: &Fixture, access_type: &str) -> Result<()> {
         .status()
         .await
         .context("run csi-sanity")?;
-    let outcome = Outcome::read(&report).with_context(|| format!("{status}; see {}", log.display()))?;
+    let outcome = Outcome::read(&report)
+        .with_context(|| format!("expected a report, saw {status}; csi-sanity's log: {}", log.display()))?;
     fixture.figures.add(
         &format!("csi-sanity 5.6, {access_type}"),
         format!(
@@ -95,14 +102,27 @@ async fn run(fixture: &Fixture, access_type: &str) -> Result<()> {
         ),
         "skipped: what is not advertised",
     )?;
-    ensure!(outcome.failed.is_empty(), "failed:\n  {}\nsee {}", outcome.failed.join("\n  "), log.display());
+    ensure!(
+        outcome.failed.is_empty(),
+        "expected no failed test, saw {}; csi-sanity's log: {}\n  {}",
+        outcome.failed.len(),
+        log.display(),
+        outcome.failed.join("\n  ")
+    );
     let unexpected: Vec<&String> = outcome
         .skipped
         .iter()
         .filter(|skipped| !NOT_ADVERTISED.iter().any(|reason| skipped.contains(reason)))
         .collect();
-    ensure!(unexpected.is_empty(), "skipped although advertised: {unexpected:#?}");
-    ensure!(status.success() && outcome.passed > 0, "csi-sanity ended with {status}");
+    ensure!(
+        unexpected.is_empty(),
+        "expected no skipped test of an advertised capability, saw {unexpected:?}"
+    );
+    ensure!(
+        status.success() && outcome.passed > 0,
+        "expected csi-sanity to succeed with passed tests, saw {status} and {} passed",
+        outcome.passed
+    );
     Ok(())
 }
 
@@ -123,7 +143,7 @@ fn write_commands(folder: &Path, worker: &str) -> Result<[PathBuf; 3]> {
     written.try_into().ok().context("as many files as commands")
 }
 
-/// What csi-sanity found.
+/// The result of csi-sanity.
 #[derive(Default)]
 struct Outcome {
     passed: usize,

@@ -18,12 +18,9 @@ use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::Api;
 use libtest_mimic::{Failed, Trial};
 
-use crate::{
-    controller_process::GIB,
-    fixture::{Fixture, trial},
-};
+use crate::{controller_process::GIB, fixture::Fixture, trial::trial};
 
-/// What a virtio disk shows of its serial, in bytes (`VIRTIO_BLK_ID_BYTES`).
+/// How much of its serial a virtio disk shows, in bytes (`VIRTIO_BLK_ID_BYTES`).
 const VIRTIO_SERIAL: usize = 20;
 
 /// What the test writes on one worker and reads on the other.
@@ -32,7 +29,7 @@ const WRITTEN: &str = "kept";
 /// One combination.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// What the guest makes of the disk: `ext4`, `xfs`, or `block`.
+    /// How the guest uses the disk: `ext4`, `xfs`, or `block`.
     content: &'static str,
     /// `scsi` or `virtio`.
     bus: &'static str,
@@ -107,7 +104,7 @@ fn every_pair() -> Result<()> {
         for a in values(one) {
             for b in values(other) {
                 let met = choices.iter().any(|choice| choice[one] == *a && choice[other] == *b);
-                ensure!(met, "no shape has {a} with {b}");
+                ensure!(met, "expected a shape with {a} and {b}, saw none");
             }
         }
     }
@@ -126,17 +123,21 @@ impl Shape {
         if self.content == "block" { "Block" } else { "Filesystem" }
     }
 
-    /// The infra claim is what the shape says: otherwise the test would show something else than it claims to.
+    /// Checks that the infra claim is as the shape wants: otherwise the test would prove something else.
     async fn check_infra(&self, fixture: &Fixture, volume: &str) -> Result<()> {
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
         let spec = claims.get(volume).await?.spec.context("the infra claim has no spec")?;
         let modes = spec.access_modes.unwrap_or_default();
         let has = (modes.first().map(String::as_str), spec.volume_mode.as_deref());
         let (access, volume) = self.infra_class()?.modes[0];
-        ensure!(has == (Some(access), Some(volume)), "the infra claim is {has:?}, not {access} {volume}");
+        ensure!(
+            has == (Some(access), Some(volume)),
+            "expected the infra claim to be {access} {volume}, saw {has:?}"
+        );
         ensure!(
             spec.storage_class_name.as_deref() == Some(self.class),
-            "it is of {:?}",
+            "expected the class {}, saw {:?}",
+            self.class,
             spec.storage_class_name
         );
         Ok(())

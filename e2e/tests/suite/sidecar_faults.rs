@@ -1,4 +1,4 @@
-//! What goes wrong between the real sidecars and the driver's socket: nothing is doubled, everything ends well.
+//! Faults between the real sidecars and the driver's socket: nothing is done twice, everything succeeds at the end.
 
 use anyhow::{Context, Result, ensure};
 use bench::scenario::Deadline;
@@ -10,12 +10,17 @@ use crate::{
     stack::{Options, Stack, instead_of_installed},
 };
 
+tests! {
+    Exclusive:
+        a_broken_socket_doubles_nothing;
+}
+
 /// The sidecars' timeout: short, so that the attacher itself gives up a hung call.
 const TIMEOUT: &str = "10s";
 
 /// A lost reply of CreateVolume, a ControllerPublishVolume that is never answered, a socket that breaks during another, and a
 /// lost reply of ControllerUnpublishVolume and DeleteVolume.
-pub async fn socket_faults(fixture: Fixture) -> Result<()> {
+async fn a_broken_socket_doubles_nothing(fixture: Fixture) -> Result<()> {
     Box::pin(instead_of_installed(&fixture, body(&fixture))).await
 }
 
@@ -31,14 +36,14 @@ async fn body(fixture: &Fixture) -> Result<()> {
     let lost = once("CreateVolume", Action::LoseReply);
     volumes.ask(&claims).await?;
     let bound = volumes.bound(&claims).await.context("the reply of CreateVolume was lost")?;
-    ensure!(lost.count() == 1, "no reply was lost");
+    ensure!(lost.count() == 1, "expected one lost reply, saw {}", lost.count());
     let made = our_data_volumes(fixture).await?.difference(&before).count();
-    ensure!(made == claims.len(), "{made} DataVolumes for {} claims", claims.len());
+    ensure!(made == claims.len(), "expected {} DataVolumes, saw {made}", claims.len());
 
     let hung = once("ControllerPublishVolume", Action::Hang);
     volumes.attach(&bound[..1], &nodes).await?;
     volumes.attached(&bound[..1]).await.context("ControllerPublishVolume hung")?;
-    ensure!(hung.count() == 1, "no call hung");
+    ensure!(hung.count() == 1, "expected one hanging call, saw {}", hung.count());
 
     let at = Matcher::of("update", "virtualmachines/addvolume");
     let frozen = stack.infra().add(Rule::once(at.clone(), Action::FreezeBefore));
@@ -50,14 +55,21 @@ async fn body(fixture: &Fixture) -> Result<()> {
     drop(frozen);
     volumes.attached(&bound[1..]).await.context("the socket broke")?;
     let plugged = stack.infra().succeeded(&at);
-    ensure!(plugged == bound.len(), "{} volumes were plugged in {plugged} times", bound.len());
+    ensure!(
+        plugged == bound.len(),
+        "expected {} volumes plugged in once each, saw {plugged} calls",
+        bound.len()
+    );
 
     let lost =
         [once("ControllerUnpublishVolume", Action::LoseReply), once("DeleteVolume", Action::LoseReply)];
     volumes.end(&claims, &bound).await.context("replies of the end were lost")?;
-    ensure!(lost.iter().all(|guard| guard.count() == 1), "no reply was lost at the end");
+    ensure!(
+        lost.iter().all(|guard| guard.count() == 1),
+        "expected one lost reply of each call, saw another count"
+    );
     let left = our_data_volumes(fixture).await?.difference(&before).count();
-    ensure!(left == 0, "{left} DataVolumes are left over");
+    ensure!(left == 0, "expected no DataVolume left over, saw {left}");
     for node in nodes {
         node.end(fixture).await?;
     }

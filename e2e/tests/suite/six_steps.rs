@@ -7,7 +7,12 @@ use bench::scenario::{STORAGE_CLASS, SixSteps, Step};
 
 use crate::fixture::Fixture;
 
-pub async fn claim_reaches_pod(fixture: Fixture) -> Result<()> {
+tests! {
+    Shared:
+        one_guest_claim_reaches_one_pod_and_comes_back;
+}
+
+async fn one_guest_claim_reaches_one_pod_and_comes_back(fixture: Fixture) -> Result<()> {
     let workers = fixture.control.workers().await?;
     let (first, last) = (workers.first().context("no worker")?, workers.last().context("no worker")?);
     let namespace = fixture.guest_namespace().await?;

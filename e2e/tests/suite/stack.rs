@@ -45,7 +45,7 @@ const POD_LABEL: &str = "app=kubevirt-csi-driver";
 /// Pause before a sidecar is started again; kubelet's first one is of this order.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
-/// Sets the host name, by which the sidecars tell each other apart, then becomes the program: as in a pod.
+/// Sets the host name, which identifies a sidecar in a lease, then becomes the program: as in a pod.
 const AS_HOST: &str = "echo \"$0\" > /proc/sys/kernel/hostname; exec \"$@\"";
 
 /// How a stack differs from the installed pod.
@@ -90,12 +90,12 @@ impl Stack {
         Ok(Self { host, controller, infra, socket, sidecars })
     }
 
-    /// What goes wrong between the driver and infra.
+    /// The faults between the driver and infra.
     pub fn infra(&self) -> &Faults {
         self.infra.faults()
     }
 
-    /// What goes wrong between the sidecars and the driver.
+    /// The faults between the sidecars and the driver.
     pub fn socket(&self) -> &Faults {
         self.socket.faults()
     }
@@ -110,11 +110,11 @@ impl Stack {
         self.controller.kill().await;
     }
 
-    /// That the driver lives: its process, and its `/livez`.
+    /// Checks that the driver lives: its process, and its `/livez`.
     pub async fn ensure_alive(&self) -> Result<()> {
-        ensure!(self.controller.is_alive(), "the driver's process has ended");
+        ensure!(self.controller.is_alive(), "expected the driver's process to run, saw it ended");
         let (code, said) = self.controller.get("/livez").await?;
-        ensure!(code == 200, "/livez answered {code}: {said}");
+        ensure!(code == 200, "expected 200 from /livez, saw {code}: {said}");
         Ok(())
     }
 }
@@ -150,7 +150,7 @@ impl Drop for Sidecar {
     }
 }
 
-/// Takes the installed controller out of service while `body` runs, and puts it back however that ends. The test has the bench
+/// Scales the installed controller to zero while `body` runs, and restores it whatever the result. The test has the bench
 /// alone.
 pub async fn instead_of_installed<F>(fixture: &Fixture, body: F) -> Result<()>
 where

@@ -1,4 +1,4 @@
-//! A virtual machine that dies with filesystems mounted: the next worker finds them unclean, and makes them whole.
+//! A virtual machine that dies with filesystems mounted: the next worker finds them unclean, and repairs them.
 
 use std::{path::Path, process::Command};
 
@@ -20,10 +20,15 @@ use crate::{
     node_socket::NodeSocket,
 };
 
+tests! {
+    Shared:
+        filesystems_of_a_killed_vm_are_made_whole;
+}
+
 /// A worker's machine in which no kubelet runs: nobody misses it.
 const DOOMED: &str = "worker-9";
 
-/// Where it is missed.
+/// The worker on which the volumes are used afterwards.
 const SURVIVOR: &str = "worker-1";
 
 /// Files that a writer must have made before the machine dies, so that the journal has something in it.
@@ -31,7 +36,7 @@ const FILES_BEFORE_THE_END: u32 = 50;
 
 /// The machine dies in the middle of writes to ext4 and xfs. What was synced before is read on the other worker, and
 /// afterwards both filesystems are sound.
-pub async fn unclean_filesystems(fixture: Fixture) -> Result<()> {
+async fn filesystems_of_a_killed_vm_are_made_whole(fixture: Fixture) -> Result<()> {
     let controller = Controller::start(&fixture, "a").await?;
     let node = NodeSocket::connect(&fixture, SURVIVOR).await?;
     start_machine(&fixture.infra, DOOMED, WORKER_IMAGE).await?;
@@ -50,18 +55,21 @@ pub async fn unclean_filesystems(fixture: Fixture) -> Result<()> {
         controller.discard_keeping(volume, DOOMED).await?;
         let image = fixture.image_of(&volume.volume_id).await?;
         if *fs_type == "ext4" {
-            ensure!(needs_recovery(&image)?, "the ext4 is clean: nothing is shown");
+            ensure!(needs_recovery(&image)?, "expected an unclean ext4 after the kill, saw a clean one");
         }
         controller.publish(volume, SURVIVOR).await?;
         let replays = xfs_replays(&node).await?;
         let capability = filesystem(fs_type);
         node.stage(volume, &capability).await.with_context(|| format!("stage the unclean {fs_type}"))?;
         if *fs_type == "xfs" {
-            ensure!(xfs_replays(&node).await? > replays, "the kernel did not replay the log of the xfs");
+            ensure!(
+                xfs_replays(&node).await? > replays,
+                "expected the kernel to replay the log of the xfs, saw no replay"
+            );
         }
         let target = node.publish(volume, &capability).await?;
         let kept = node.run(&["cat", &format!("{target}/synced")]).await?;
-        ensure!(kept.trim() == "kept", "the {fs_type} lost what was synced: {kept:?}");
+        ensure!(kept.trim() == "kept", "expected the synced file in the {fs_type}, saw {kept:?}");
         node.unpublish(volume).await?;
         node.unstage(volume).await?;
         controller.discard_keeping(volume, SURVIVOR).await?;
@@ -92,7 +100,7 @@ async fn write_without_end(fixture: &Fixture, volume: &Volume, fs_type: &str) ->
         "udevadm settle; mkdir -p {folder}; mount -t {fs_type} /dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_{serial} {folder}; \
          echo kept > {folder}/synced; sync -f {folder}/synced"
     );
-    until(&format!("the {fs_type} mounted in {DOOMED}"), Deadline::Reaction, async || {
+    until(&format!("the {fs_type} to be mounted in {DOOMED}"), Deadline::Reaction, async || {
         let output = fixture.control.run(DOOMED, &["sh", "-ec", &mount]).await?;
         Ok(if output.code == 0 { Ok(()) } else { Err(output.stderr) })
     })
@@ -101,7 +109,7 @@ async fn write_without_end(fixture: &Fixture, volume: &Volume, fs_type: &str) ->
     let argv = vec!["sh".to_owned(), "-c".to_owned(), writer];
     let log = format!("/var/log/writer-{fs_type}.log");
     fixture.control.ask(&Ask::Spawn { worker: DOOMED.to_owned(), argv, log }).await?;
-    until(&format!("the writer on {fs_type}"), Deadline::Reaction, async || {
+    until(&format!("the writer on {fs_type} to have written"), Deadline::Reaction, async || {
         let enough = format!("{folder}/{FILES_BEFORE_THE_END}");
         let output = fixture.control.run(DOOMED, &["test", "-e", &enough]).await?;
         Ok(if output.code == 0 { Ok(()) } else { Err(format!("{enough} is not written")) })
@@ -109,7 +117,7 @@ async fn write_without_end(fixture: &Fixture, volume: &Volume, fs_type: &str) ->
     .await
 }
 
-/// Kills the doomed machine's QEMU: no guest is told, nothing is flushed.
+/// Kills the doomed machine's QEMU: the guest gets no warning, nothing is flushed.
 async fn power_off(fixture: &Fixture) -> Result<()> {
     let parts = fixture.control.status().await?;
     let part = parts.iter().find(|part| part.name == format!("vm-{DOOMED}")).context("no such QEMU")?;
@@ -135,6 +143,9 @@ fn sound(fs_type: &str, image: &Path) -> Result<()> {
     let output =
         Command::new(program).arg(arguments).arg(image).output().with_context(|| format!("run {program}"))?;
     ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stdout));
-    ensure!(fs_type != "ext4" || !needs_recovery(image)?, "the journal was not replayed");
+    ensure!(
+        fs_type != "ext4" || !needs_recovery(image)?,
+        "expected the journal to be replayed, saw it pending"
+    );
     Ok(())
 }

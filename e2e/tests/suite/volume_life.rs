@@ -1,5 +1,5 @@
 //! One volume's life by direct RPCs, through a fault proxy of its own: create, publish, unpublish, delete; what the clusters
-//! show of each; and that each was done once.
+//! show of each; and a check that each was done once.
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ impl<'a> VolumeLife<'a> {
         Ok(Self { fixture, proxy, controller, generation: 0, machine: machine.to_owned(), name, volume })
     }
 
-    /// What goes wrong between controller and infra.
+    /// The faults between controller and infra.
     pub fn faults(&self) -> &Faults {
         self.proxy.faults()
     }
@@ -96,9 +96,9 @@ impl<'a> VolumeLife<'a> {
         }
     }
 
-    /// The RPC again and again, as a sidecar does, until it answers OK; then the clusters must show it.
+    /// Repeats the RPC, as a sidecar does, until it answers OK; then the clusters must show it.
     pub async fn succeed(&mut self, rpc: Rpc) -> Result<()> {
-        let answer = until(&format!("{rpc:?} of {}", self.name), Deadline::PodStart, async || {
+        let answer = until(&format!("{rpc:?} of {} to succeed", self.name), Deadline::PodStart, async || {
             Ok(match self.call(rpc, CALM).await {
                 Err(status) if is_uncertain(status.code()) => Err(format!("{status:?}")),
                 answer => Ok(answer),
@@ -108,9 +108,9 @@ impl<'a> VolumeLife<'a> {
         match answer {
             Ok(Some(volume)) => self.volume = volume,
             Ok(None) => {}
-            Err(status) => bail!("{rpc:?} without a fault: {status:?}"),
+            Err(status) => bail!("expected {rpc:?} to succeed without a fault, saw {status:?}"),
         }
-        ensure!(self.is_done(rpc).await?, "{rpc:?} answered OK and is not done");
+        ensure!(self.is_done(rpc).await?, "expected the work of {rpc:?} to be done after OK, saw it undone");
         Ok(())
     }
 
@@ -130,7 +130,11 @@ impl<'a> VolumeLife<'a> {
         let volumes = vm.data["spec"]["template"]["spec"]["volumes"].as_array().cloned().unwrap_or_default();
         let entries = volumes.iter().filter(|volume| volume["name"] == self.name.as_str()).count();
         let disks = hotplugged(infra, HCP_NAMESPACE, &self.name).await?;
-        ensure!(entries <= 1 && disks.len() <= 1, "{} is plugged in twice: {disks:?}", self.name);
+        ensure!(
+            entries <= 1 && disks.len() <= 1,
+            "expected {} to be plugged in once, saw {disks:?}",
+            self.name
+        );
         Ok(match rpc {
             Rpc::Publish => {
                 entries == 1 && disks.iter().all(|disk| disk.phase == "Ready" && disk.vmi == self.machine)
@@ -150,9 +154,14 @@ impl<'a> VolumeLife<'a> {
     pub async fn ended(&self) -> Result<()> {
         for (verb, resource) in ONCE {
             let landed = self.faults().succeeded(&Matcher::of(verb, resource));
-            ensure!(landed == 1, "{verb} {resource} was carried out {landed} times");
+            ensure!(landed == 1, "expected {verb} {resource} to be carried out once, saw {landed} times");
         }
-        ensure!(self.is_done(Rpc::Unpublish).await?, "{} has {} still", self.machine, self.name);
+        ensure!(
+            self.is_done(Rpc::Unpublish).await?,
+            "expected {} without {}, saw it attached",
+            self.machine,
+            self.name
+        );
         let infra = &self.fixture.infra;
         let objects = data_volumes(infra, HCP_NAMESPACE);
         until_gone(&objects, &self.name, "DataVolume", Deadline::Reaction).await?;
@@ -163,7 +172,7 @@ impl<'a> VolumeLife<'a> {
     }
 }
 
-/// The codes that tell a sidecar "it may still be in progress" (external-provisioner, external-attacher).
+/// The codes that mean "it may still be in progress" to a sidecar (external-provisioner, external-attacher).
 pub fn is_uncertain(code: Code) -> bool {
     matches!(code, Code::Cancelled | Code::DeadlineExceeded | Code::Unavailable | Code::Aborted)
 }

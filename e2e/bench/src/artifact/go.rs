@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{paths, report::Progress};
 
-/// How often a running build says how far it is.
+/// How often a running build reports its progress.
 const REPORT_EVERY: Duration = Duration::from_secs(20);
 
 /// Programs of one module in `e2e/go` that are built with the same flags.
@@ -211,7 +211,7 @@ fn flags(build: &Build) -> Result<Vec<String>> {
     Ok(flags.map(String::from).to_vec())
 }
 
-/// The linker's words that give Kubernetes' programs their version, as its own release build does; without them nodes
+/// The linker's arguments that give Kubernetes' programs their version, as its own release build does; without them nodes
 /// report a placeholder.
 fn stamps(version: &str) -> String {
     let mut numbers = version.trim_start_matches('v').split('.');
@@ -263,13 +263,13 @@ async fn compile(build: &Build, dir: &Path, progress: &dyn Progress) -> Result<(
     Ok(())
 }
 
-/// Reads what go says until it ends, telling now and then how many packages it has compiled. Returns the rest of it.
+/// Reads go's output until it ends, and reports now and then how many packages it has compiled. Returns the other lines.
 async fn follow(go: &mut tokio::process::Child, module: &str, progress: &dyn Progress) -> Result<String> {
     let mut lines = BufReader::new(go.stderr.take().context("go has no standard error")?).lines();
     let began = Instant::now();
     let (mut told, mut packages, mut downloads) = (began, 0, 0);
     let mut said = String::new();
-    while let Some(line) = lines.next_line().await.context("read what go says")? {
+    while let Some(line) = lines.next_line().await.context("read the output of go")? {
         if line.starts_with("go: downloading ") {
             downloads += 1;
         } else if line.contains(' ') {
@@ -299,7 +299,7 @@ fn default_name(package: &str) -> &str {
     package.rsplit('/').find(|element| !is_version(element)).unwrap_or(package)
 }
 
-/// What a failed build most likely means, from go's own words.
+/// What a failed build most likely means, derived from go's output.
 fn diagnose(said: &str) -> &'static str {
     let cases = [
         ("SECURITY ERROR", "a module's content is not what go.sum says; do not go on before you know why"),

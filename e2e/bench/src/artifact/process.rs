@@ -1,4 +1,4 @@
-//! Runs a tool to its end and keeps what it said for the error message.
+//! Runs a tool to its end and keeps its output for the error message.
 
 use std::{ffi::OsString, process::Stdio};
 

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::paths;
 
-/// Characters of the key in a folder's name: 48 bits tell apart all that one machine ever makes.
+/// Characters of the key in a folder's name: 48 bits distinguish all that one machine ever makes.
 const KEY_IN_NAME: usize = 12;
 
 /// A digest in the making. Each part is preceded by its length, so that no two lists of parts run together.
@@ -91,7 +91,7 @@ pub async fn cached(name: &str, key: &str, make: impl AsyncFnOnce(&Path) -> Resu
     Ok(place)
 }
 
-/// Removes what makers left who were killed: whoever holds the lock is the only maker.
+/// Removes what killed makers left: the holder of the lock is the only maker.
 fn remove_leftovers(artifacts: &Path, prefix: &str) -> Result<()> {
     for entry in std::fs::read_dir(artifacts)? {
         let entry = entry?;
@@ -103,7 +103,7 @@ fn remove_leftovers(artifacts: &Path, prefix: &str) -> Result<()> {
     Ok(())
 }
 
-/// Holds the lock until dropped; waits for whoever has it.
+/// Holds the lock until dropped; waits for its current holder.
 async fn lock(path: PathBuf) -> Result<File> {
     let locked = tokio::task::spawn_blocking(move || {
         let file = File::options().create(true).append(true).open(&path)?;

@@ -1,4 +1,4 @@
-//! One handle on the fault plans of all simulators, so that a test says "this fault" without knowing whose plan it goes to.
+//! One handle on the fault plans of all simulators, so that a test injects a fault without knowing to which simulator it belongs.
 
 use serde::{Deserialize, Serialize};
 

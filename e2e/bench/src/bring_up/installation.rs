@@ -17,10 +17,10 @@ use crate::{
     scenario::{Deadline, HCP_NAMESPACE, until},
 };
 
-/// The guest namespace of the driver's objects, the reference's.
+/// The guest namespace of the driver's objects, as in kubevirt/csi-driver.
 pub const TENANT_NAMESPACE: &str = "kubevirt-csi-driver";
 
-/// The controller's Deployment in infra, the reference's name.
+/// The controller's Deployment in infra, named as in kubevirt/csi-driver.
 pub const CONTROLLER: &str = "kubevirt-csi-controller";
 
 /// Secrets with a kubeconfig under the key `value`, one for each sidecar; the controller itself needs none of the guest's.

@@ -40,7 +40,7 @@ pub const PLUGIN_FOLDER: &str = "/var/lib/kubelet/plugins/csi.kubevirt.io";
 /// Lines of a log that an error message quotes.
 const LOG_LINES: i64 = 15;
 
-/// Until a container that does not run is looked at again for its log.
+/// Until the log of a container that does not run is checked again.
 const LOG_RETRY: Duration = Duration::from_secs(1);
 
 /// The node plugin of one worker.
@@ -102,7 +102,7 @@ impl NodePlugin {
         Ok(driver.and_then(|status| status.container_id.clone()))
     }
 
-    /// Waits until kubelet has told of another container than `before`: a worker that was reset has none of its old ones.
+    /// Waits until kubelet reports another container than `before`: a worker that was reset has none of its old ones.
     pub async fn wait_until_replaced(&self, before: Option<&str>) -> Result<()> {
         until(&format!("a new node plugin on {}", self.worker), Deadline::PodStart, async || {
             let now = self.container().await?;

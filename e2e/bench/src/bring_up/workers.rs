@@ -17,18 +17,19 @@ use kube::{
 use serde_json::json;
 
 use crate::{
+    artifact::worker_image::WorkerImage,
     cluster::Clusters,
     sandbox::network,
     scenario::{Deadline, HCP_NAMESPACE, start_worker_machine, until},
     simulator,
-    vm::{self, Guest, MachineSpec, Machines, WorkerImage, saved_state::WORKER_MEMORY_MIB, worker},
+    vm::{self, Guest, MachineSpec, Machines, saved_state::WORKER_MEMORY_MIB, worker},
 };
 
 /// The containerDisk image of a worker: what it would boot in the field.
 pub const WORKER_IMAGE: &str = "bench.local/worker";
 
-/// The annotation by which Cluster API tells a node which namespace its machine lives in; the driver reads it for the
-/// node id (the reference's order: providerID with this annotation first).
+/// The annotation in which Cluster API writes the namespace of a node's machine. The driver reads it for the node id, as
+/// kubevirt/csi-driver does: providerID with this annotation first.
 const CLUSTER_NAMESPACE: &str = "cluster.x-k8s.io/cluster-namespace";
 
 /// A worker's name, and what follows from its number.
@@ -130,7 +131,7 @@ pub async fn join(clusters: &Clusters, guest: &Guest, wanted: &Worker) -> Result
         let told =
             node.status.as_ref().and_then(|status| status.node_info.as_ref()).map(|info| &info.boot_id);
         if told != Some(&boot) {
-            return Ok(Err("kubelet has not told of this boot".to_owned()));
+            return Ok(Err("kubelet has not reported this boot".to_owned()));
         }
         Ok(if is_ready(&node) { Ok(()) } else { Err("registered, not Ready".to_owned()) })
     })

@@ -1,4 +1,4 @@
-//! The handle to one cluster's API server: clients and kubeconfigs for whoever a test wants to be.
+//! The handle to one cluster's API server: clients and kubeconfigs for any user.
 
 use std::{
     collections::HashMap,
@@ -13,13 +13,13 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Config,
-    api::PostParams,
+    api::{ApiResource, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
+    discovery::Scope,
 };
 use tokio::sync::Mutex;
 
 use super::{
-    apply::Kinds,
     kubeconfig::{Credentials, Entry, render},
     pki::{Authority, Identity, write_private},
 };
@@ -32,6 +32,9 @@ const TOKEN_LIFETIME_SECONDS: i64 = 24 * 60 * 60;
 
 /// The namespace in kubeconfigs that are given none.
 const DEFAULT_NAMESPACE: &str = "default";
+
+/// Kinds already looked up: apiVersion and kind to resource and scope.
+pub(super) type Kinds = HashMap<(String, String), (ApiResource, Scope)>;
 
 /// One running cluster's API server. Clones are the same one.
 #[derive(Clone)]

@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 use kube::Client;
 
 use super::{
-    ApiServer, BOOT_DEADLINE, etcd,
+    ApiServer, etcd,
     pki::{Authority, TokenKeys, write_private},
-    wait::{self, Seen},
+    wait::{self, BOOT_DEADLINE, Poll},
 };
 use crate::{
     artifact::Programs,
@@ -16,13 +16,13 @@ use crate::{
     supervise::{ProcessSpec, Supervisor},
 };
 
-/// What both API servers log; see the file.
+/// The audit policy of both API servers.
 const AUDIT_POLICY: &str = include_str!("audit-policy.yaml");
 
 /// The common name by which an aggregated API knows the API server that forwards to it.
 const FRONT_PROXY: &str = "front-proxy-client";
 
-/// What tells one cluster's API server from the other's.
+/// What differs between the API servers of the clusters.
 #[derive(Clone, Copy, Debug)]
 pub struct ApiServerSpec {
     /// The cluster's name: `infra` or `tenant`; also its prefix in etcd.
@@ -40,7 +40,7 @@ pub struct ApiServerSpec {
     pub memory: [(&'static str, &'static str); 2],
 }
 
-/// Starts the server and waits until it says that it is ready.
+/// Starts the server and waits until it is ready.
 pub async fn start(supervisor: &Supervisor, programs: &Programs, spec: &ApiServerSpec) -> Result<ApiServer> {
     let folder = Path::new(RUNTIME).join(spec.name);
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
@@ -66,8 +66,8 @@ async fn ready(client: &Client, name: &str) -> Result<()> {
     wait::until(&what, BOOT_DEADLINE, || async {
         let request = http::Request::get("/readyz").body(Vec::new()).context("make a request")?;
         Ok(match client.request_text(request).await {
-            Ok(_) => Seen::Done(()),
-            Err(error) => Seen::NotYet(error.to_string()),
+            Ok(_) => Poll::Ready(()),
+            Err(error) => Poll::NotYet(error.to_string()),
         })
     })
     .await

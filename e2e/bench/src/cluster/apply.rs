@@ -1,6 +1,6 @@
 //! Server-side apply of untyped objects, and waiting for the CRDs among them.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::{
     ApiServer,
-    wait::{self, Seen},
+    wait::{self, Poll},
 };
 
 /// The field manager of everything that the bench applies.
@@ -30,9 +30,6 @@ const DISCOVERY_DEADLINE: Duration = Duration::from_secs(15);
 
 /// How long the CRDs of KubeVirt and CDI together may take on a loaded machine.
 const ESTABLISHED_DEADLINE: Duration = Duration::from_mins(2);
-
-/// Kinds already looked up: apiVersion and kind to resource and scope.
-pub type Kinds = HashMap<(String, String), (ApiResource, Scope)>;
 
 impl ApiServer {
     /// Applies `objects` (a `List` stands for its items), taking over fields of other managers. Neighbours of one kind
@@ -88,9 +85,9 @@ impl ApiServer {
         let what = format!("{} {} to be discoverable in the {} cluster", key.0, key.1, self.name);
         let found = wait::until(&what, DISCOVERY_DEADLINE, || async {
             Ok(match discovery::pinned_kind(&self.client, &gvk).await {
-                Ok((resource, capabilities)) => Seen::Done((resource, capabilities.scope)),
-                Err(Error::Discovery(error)) => Seen::NotYet(error.to_string()),
-                Err(Error::Api(status)) if status.is_not_found() => Seen::NotYet(status.to_string()),
+                Ok((resource, capabilities)) => Poll::Ready((resource, capabilities.scope)),
+                Err(Error::Discovery(error)) => Poll::NotYet(error.to_string()),
+                Err(Error::Api(status)) if status.is_not_found() => Poll::NotYet(status.to_string()),
                 Err(error) => return Err(error).context("discover a kind"),
             })
         })
@@ -144,12 +141,12 @@ struct DefinitionStatus {
 }
 
 impl Definition {
-    fn established(self) -> Seen<()> {
+    fn established(self) -> Poll<()> {
         let conditions = self.status.and_then(|status| status.conditions).unwrap_or_default();
         match conditions.into_iter().find(|condition| condition.type_ == "Established") {
-            Some(condition) if condition.status == "True" => Seen::Done(()),
-            Some(condition) => Seen::NotYet(condition.message.unwrap_or_default()),
-            None => Seen::NotYet("the API server has not looked at it".to_owned()),
+            Some(condition) if condition.status == "True" => Poll::Ready(()),
+            Some(condition) => Poll::NotYet(condition.message.unwrap_or_default()),
+            None => Poll::NotYet("the API server has not set a condition".to_owned()),
         }
     }
 }

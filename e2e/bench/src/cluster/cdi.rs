@@ -15,10 +15,10 @@ use kube::{
 use serde_json::{Value, json};
 
 use super::{
-    ApiServer, BOOT_DEADLINE, kubevirt,
+    ApiServer, kubevirt,
     objects::{self, endpoint_slice},
     pki::write_private,
-    wait::{self, Seen},
+    wait::{self, BOOT_DEADLINE, Poll},
 };
 use crate::{
     artifact::Programs,
@@ -138,8 +138,8 @@ async fn mount_token_keys(infra: &ApiServer) -> Result<()> {
     let what = format!("cdi-apiserver to make the Secret {NAMESPACE}/{TOKEN_SECRET}");
     let data = wait::object(&secrets, TOKEN_SECRET, &what, BOOT_DEADLINE, |secret| {
         match secret.and_then(|secret| secret.data) {
-            Some(data) => Seen::Done(data),
-            None => Seen::NotYet("it does not exist".to_owned()),
+            Some(data) => Poll::Ready(data),
+            None => Poll::NotYet("it does not exist".to_owned()),
         }
     })
     .await?;
@@ -159,8 +159,8 @@ async fn honor_wait_for_first_consumer(infra: &ApiServer) -> Result<()> {
     let configs: Api<DynamicObject> = infra.api_for(&kind).await?;
     wait::object(&configs, "config", "cdi-controller to make its CDIConfig", BOOT_DEADLINE, |config| {
         match config {
-            Some(_) => Seen::Done(()),
-            None => Seen::NotYet("it does not exist".to_owned()),
+            Some(_) => Poll::Ready(()),
+            None => Poll::NotYet("it does not exist".to_owned()),
         }
     })
     .await?;

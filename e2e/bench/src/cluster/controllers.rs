@@ -9,7 +9,10 @@ use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
 
-use super::{ApiServer, BOOT_DEADLINE, wait};
+use super::{
+    ApiServer,
+    wait::{self, BOOT_DEADLINE},
+};
 use crate::{
     artifact::Programs,
     supervise::{Process, ProcessSpec, Supervisor},
@@ -66,8 +69,8 @@ pub async fn start(
     let accounts: Api<ServiceAccount> = Api::namespaced(api.client.clone(), "default");
     let what = format!("the first service account of the {} cluster", api.name);
     let first = wait::object(&accounts, "default", &what, BOOT_DEADLINE, |account| match account {
-        Some(_) => wait::Seen::Done(()),
-        None => wait::Seen::NotYet("it does not exist".to_owned()),
+        Some(_) => wait::Poll::Ready(()),
+        None => wait::Poll::NotYet("it does not exist".to_owned()),
     });
     wait::alive(&manager, wait::alive(&scheduler, first)).await
 }
@@ -107,7 +110,7 @@ fn common_args(kubeconfig: &Path) -> Vec<String> {
     ]
 }
 
-/// The kubeconfig of the user `system:<program>`, to whom the default RBAC roles give the program's rights.
+/// The kubeconfig of the user `system:<program>`, to which the default RBAC roles give the program's rights.
 fn kubeconfig(api: &ApiServer, program: &str) -> Result<std::path::PathBuf> {
     let text = api.user_kubeconfig(&format!("system:{program}"), &[])?;
     api.write(&format!("{program}.kubeconfig"), &text)

@@ -13,9 +13,9 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    ApiServer, BOOT_DEADLINE,
+    ApiServer,
     objects::{self, endpoint_slice},
-    wait::{self, Seen},
+    wait::{self, BOOT_DEADLINE, Poll},
 };
 use crate::{
     artifact::Programs,
@@ -151,9 +151,9 @@ pub(super) async fn available(infra: &ApiServer, name: &str) -> Result<()> {
     wait::object(&services, name, &what, BOOT_DEADLINE, |service| {
         let conditions = service.and_then(|service| service.status?.conditions).unwrap_or_default();
         match conditions.into_iter().find(|condition| condition.type_ == "Available") {
-            Some(condition) if condition.status == "True" => Seen::Done(()),
-            Some(condition) => Seen::NotYet(condition.message.unwrap_or(condition.status)),
-            None => Seen::NotYet("the API server has not looked at it".to_owned()),
+            Some(condition) if condition.status == "True" => Poll::Ready(()),
+            Some(condition) => Poll::NotYet(condition.message.unwrap_or(condition.status)),
+            None => Poll::NotYet("the API server has not set a condition".to_owned()),
         }
     })
     .await
@@ -165,8 +165,8 @@ pub(super) async fn leads(infra: &ApiServer, namespace: &str, lease: &str) -> Re
     let what = format!("a leader of {namespace}/{lease}");
     wait::object(&leases, lease, &what, BOOT_DEADLINE, |lease| {
         match lease.and_then(|lease| lease.spec?.holder_identity) {
-            Some(holder) if !holder.is_empty() => Seen::Done(()),
-            _ => Seen::NotYet("nobody holds the lease".to_owned()),
+            Some(holder) if !holder.is_empty() => Poll::Ready(()),
+            _ => Poll::NotYet("nobody holds the lease".to_owned()),
         }
     })
     .await

@@ -6,8 +6,8 @@ use kube::{Client, Config};
 use serde_json::json;
 
 use super::{
-    ApiServer, BOOT_DEADLINE,
-    wait::{self, Seen},
+    ApiServer,
+    wait::{self, BOOT_DEADLINE, Poll},
 };
 use crate::{
     artifact::Programs,
@@ -15,7 +15,7 @@ use crate::{
     supervise::{Process, ProcessSpec, Supervisor},
 };
 
-/// The program, and the user whom the default RBAC roles give its rights.
+/// The program, and the user to which the default RBAC roles give its rights.
 const PROGRAM: &str = "kube-proxy";
 const USER: &str = "system:kube-proxy";
 
@@ -58,8 +58,8 @@ pub async fn serving(proxy: &Process) -> Result<()> {
     let healthy = wait::until("the infra cluster's kube-proxy to be healthy", BOOT_DEADLINE, || async {
         let request = http::Request::get("/healthz").body(Vec::new()).context("make a request")?;
         Ok(match client.request_text(request).await {
-            Ok(_) => Seen::Done(()),
-            Err(error) => Seen::NotYet(error.to_string()),
+            Ok(_) => Poll::Ready(()),
+            Err(error) => Poll::NotYet(error.to_string()),
         })
     });
     wait::alive(proxy, healthy).await

@@ -1,4 +1,4 @@
-//! The infra cluster's storage as its users see it: the classes of one provisioner, and what CDI is told of them.
+//! The infra cluster's storage as its users see it: the classes of one provisioner, and their StorageProfiles for CDI.
 //!
 //! The provisioner itself is `simulator`'s.
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     ApiServer, FIELD_MANAGER,
-    wait::{self, Seen},
+    wait::{self, Poll},
 };
 
 /// The provisioner's (CSI driver's) name in the infra cluster.
@@ -92,7 +92,7 @@ fn storage_class(class: &InfraClass) -> Value {
     })
 }
 
-/// The `StorageProfile`'s spec that tells CDI of a class.
+/// The spec of the `StorageProfile` by which CDI knows a class.
 fn profile(class: &InfraClass) -> Value {
     let sets: Vec<Value> = class
         .modes
@@ -117,8 +117,8 @@ pub(super) async fn describe_to_cdi(infra: &ApiServer) -> Result<()> {
         let name = class.name;
         let what = format!("cdi-controller to make the StorageProfile {name}");
         wait::object(&profiles, name, &what, PROFILE_DEADLINE, |profile| match profile {
-            Some(_) => Seen::Done(()),
-            None => Seen::NotYet("it does not exist".to_owned()),
+            Some(_) => Poll::Ready(()),
+            None => Poll::NotYet("it does not exist".to_owned()),
         })
         .await?;
         profiles

@@ -17,7 +17,7 @@ pub enum Goal {
     Demo,
     /// Run a command with the bench around it.
     Command(Vec<String>),
-    /// Stay until told to stop.
+    /// Stay until `bench down`.
     Serve,
 }
 

@@ -30,7 +30,7 @@ const UP_DEADLINE: Duration = Duration::from_mins(10);
 /// How long a bench may take to end.
 const DOWN_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How often both are looked at.
+/// How often both are checked.
 const INTERVAL: Duration = Duration::from_millis(200);
 
 /// The output of the bench in the background, in the cache folder.

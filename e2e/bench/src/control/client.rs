@@ -7,7 +7,7 @@ use tokio::{
     sync::Mutex,
 };
 
-use super::{Answer, CommandOutput, Lock, PartStatus, Request, socket};
+use super::protocol::{Answer, CommandOutput, Lock, PartStatus, Request, socket};
 use crate::bring_up::Fault;
 
 /// A connection to the bench; see the module for what ends with it.
@@ -52,7 +52,7 @@ impl Client {
         self.ask(&Request::Lock(lock)).await.map(drop)
     }
 
-    /// Tells a simulator to misbehave until this client is dropped.
+    /// Makes a simulator inject a fault until this client is dropped.
     pub async fn fault(&self, fault: Fault) -> Result<()> {
         self.ask(&Request::Fault(fault)).await.map(drop)
     }

@@ -9,7 +9,7 @@ use tokio::{
     sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock},
 };
 
-use super::{Answer, CommandOutput, Lock, PartStatus, Request, socket};
+use super::protocol::{Answer, CommandOutput, Lock, PartStatus, Request, socket};
 use crate::{
     bring_up::{Bench, FaultGuard},
     supervise::ProcessStatus,

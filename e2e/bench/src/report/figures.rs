@@ -16,7 +16,7 @@ pub struct Figure {
     pub name: String,
     /// The value with its unit.
     pub value: String,
-    /// What it is held against: a goal, the reference, a bare run of the same calls; empty where it stands alone.
+    /// What it is compared with: a goal, the upstream program, a bare run of the same calls; empty if nothing.
     pub beside: String,
 }
 

@@ -14,7 +14,10 @@ use nix::{
 
 use crate::paths;
 
-use super::{Claim, INIT_COMMAND, awaited_signals, exit_code};
+use super::{
+    process::{INIT_COMMAND, awaited_signals, exit_code},
+    runs::Claim,
+};
 
 /// `unshare` (util-linux): the namespaces, private mounts, and PID 1 as a child that dies with it. `/proc` is mounted
 /// by PID 1 itself, which first reads its outer id from the old one.

@@ -21,7 +21,11 @@ use nix::{
     unistd::{Pid, getpid},
 };
 
-use super::{INIT_COMMAND, INNER_COMMAND, SIGNAL_EXIT_BASE, awaited_signals, network, runs::is_held};
+use super::{
+    network,
+    process::{INIT_COMMAND, INNER_COMMAND, SIGNAL_EXIT_BASE, awaited_signals},
+    runs::is_held,
+};
 use crate::paths::RUNTIME;
 
 /// Exit code when the sandbox could not be set up; as `unshare` and `nsenter` use it.
@@ -59,7 +63,7 @@ fn run(mut args: impl Iterator<Item = OsString>) -> Result<u8> {
     let pid_file = args.next().context("the pid file is missing")?;
     ensure!(args.next().is_some_and(|dashes| dashes == "--"), "`--` is missing before the inner program");
     let (pid_file, inner) = (Path::new(&pid_file), args);
-    // The parent-death signal tells of a death after `setpriv` asked for it; this tells of one before.
+    // The parent-death signal covers a death after `setpriv` asked for the signal; this check covers a death before.
     ensure!(is_held(pid_file)?, "the process that asked for this sandbox has ended");
 
     record_outer_pid(pid_file)?;

@@ -58,7 +58,7 @@ const WORKER_HOST_BASE: u8 = 10;
 /// Most workers of a bench.
 pub const MOST_WORKERS: u8 = 2;
 
-/// Where the kernel is told to forward between networks; `ip-sysctl`.
+/// The sysctls that make the kernel forward between networks (`ip-sysctl`).
 const FORWARD: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
 
 /// Longest name of a network device (`IFNAMSIZ` - 1).
@@ -194,7 +194,7 @@ fn namespace_on(bridge: &str, gateway: Ipv4Addr, name: &str, address: Ipv4Addr) 
 }
 
 impl Namespace {
-    /// The words to put before a program so that it runs in this network namespace, in a mount namespace of its own
+    /// The command line prefix with which a program runs in this network namespace, in a mount namespace of its own
     /// (which `ip netns exec` makes), with `/tmp` empty and its own.
     pub fn wrapper(&self) -> Vec<String> {
         let own_tmp = "mount -t tmpfs -o mode=1777 tmpfs /tmp && exec \"$@\"";

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::unistd::Pid;
 
-use super::exit_code;
+use super::process::exit_code;
 use crate::paths::{self, Run};
 
 /// Sub-folder of the cache with one folder per run.
@@ -50,7 +50,7 @@ impl Claim {
 
     fn in_folder(runs: &Path) -> Result<Self> {
         sweep(runs)?;
-        // Sorts by time; the process id tells apart two that start in one second.
+        // Sorts by time; the process id distinguishes two that start in the same second.
         let id = format!("{}-{}", jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S"), std::process::id());
         let run = Run::open(runs.join(id))?;
         let path = run.root().join(PID_FILE);

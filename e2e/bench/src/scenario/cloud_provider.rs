@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Deadline, HCP_NAMESPACE, until};
 
-/// Its Deployment in infra, the reference's name.
+/// Its Deployment in infra, named as in kubevirt/cloud-provider-kubevirt.
 const DEPLOYMENT: &str = "kubevirt-cloud-controller-manager";
 
 /// The label of its pods.

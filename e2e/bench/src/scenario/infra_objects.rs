@@ -1,4 +1,4 @@
-//! What a scenario looks at in infra: KubeVirt's and CDI's objects, read as plain JSON because the bench must see every
+//! What a scenario reads in infra: KubeVirt's and CDI's objects, read as plain JSON because the bench must see every
 //! field and none of the product's own types.
 
 use anyhow::Result;
@@ -30,7 +30,7 @@ pub fn data_volumes(client: &Client, namespace: &str) -> Api<DynamicObject> {
     dynamic(client, namespace, "cdi.kubevirt.io", "v1beta1", "DataVolume", "datavolumes")
 }
 
-/// A hotplugged volume as the VMI's status tells it.
+/// A hotplugged volume as the VMI's status reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HotpluggedVolume {
     /// The virtual machine instance.

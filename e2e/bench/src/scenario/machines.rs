@@ -26,7 +26,7 @@ pub const DATA_PATH_NODE: &str = "infra-node-1";
 const WORKERS_LABEL: &str = "bench.local/workers";
 
 /// Creates a VirtualMachine in the HCP namespace and waits until its instance is Running; `image`, the containerDisk,
-/// decides what runs in it. To the guest cluster's load balancers it is nobody.
+/// decides what runs in it. The guest cluster's load balancers do not select it.
 pub async fn start_machine(infra: &Client, name: &str, image: &str) -> Result<()> {
     start_labelled_machine(infra, HCP_NAMESPACE, name, image, &json!({})).await
 }
@@ -55,7 +55,7 @@ pub async fn start_worker_machine(infra: &Client, name: &str, image: &str) -> Re
 /// Lets workers run on an infra node, or no more; those that are there stay.
 ///
 /// # Errors
-/// When there is no such node.
+/// When the node does not exist.
 pub async fn admit_workers(infra: &Client, node: &str, admit: bool) -> Result<()> {
     let nodes: Api<Node> = Api::all(infra.clone());
     let label = json!({"metadata": {"labels": {WORKERS_LABEL: admit.then_some("")}}});

@@ -40,7 +40,7 @@ pub fn answering_pod(name: &str, app: &str, node: Option<&str>) -> Pod {
     from_literal(json!({"metadata": {"name": name, "labels": {APP: app}}, "spec": spec}))
 }
 
-/// The spec of such a pod.
+/// The spec of an [`answering_pod`].
 pub fn answering_pod_spec() -> Value {
     json!({
         "terminationGracePeriodSeconds": 1,

@@ -1,7 +1,7 @@
-//! The six-step flow of the mission, and the way back: a claim in the guest becomes a file in a pod; the pod goes, the
+//! The six-step flow of KubeVirt CSI, and the way back: a claim in the guest becomes a file in a pod; the pod goes, the
 //! disk is unplugged, and another pod reads the file.
 //!
-//! The steps are awaited at the same time and told in the order in which they come: the guest's PV may be bound long
+//! The steps are awaited at the same time and reported in the order in which they come: the guest's PV may be bound long
 //! before the disk is plugged.
 
 use std::{
@@ -30,7 +30,7 @@ use super::{
 /// What the first pod writes and the second must read.
 const GREETING: &str = "written by the first pod";
 
-/// A step of the flow, in the mission's order.
+/// A step of the flow, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
     /// The user created a PersistentVolumeClaim in the guest.
@@ -53,7 +53,7 @@ pub enum Step {
     Deleted,
 }
 
-/// Hears of each step when it is seen: what was seen, and the time since the flow began.
+/// Is called with each step when it is seen: what was seen, and the time since the flow began.
 pub type Narrator<'a> = dyn Fn(Step, &str, Duration) + Sync + 'a;
 
 /// One run of the flow.
@@ -107,7 +107,7 @@ impl SixSteps<'_> {
 
         self.delete_pod(&writer).await?;
         self.disk_is_gone(&volume, &chain.guest_volume).await?;
-        saw(Step::Unplugged, &format!("{} has no such disk any more", chain.virtual_machine));
+        saw(Step::Unplugged, &format!("{} no longer has the disk", chain.virtual_machine));
 
         let reader = format!("{}-reader", self.name);
         self.create_pod(&reader, self.second_worker, &format!("cat {MOUNT_PATH}/greeting")).await?;
@@ -168,7 +168,7 @@ impl SixSteps<'_> {
     async fn pod_printed(&self, name: &str, step: Step, saw: &(impl Fn(Step, &str) + Sync)) -> Result<()> {
         until("the pod's greeting", Deadline::PodStart, async || {
             let Some(pod) = self.pods().get_opt(name).await? else {
-                return Ok(Err("no such pod".to_owned()));
+                return Ok(Err("the pod does not exist".to_owned()));
             };
             if phase(&pod) != "Running" {
                 return Ok(Err(format!("pod {name} is {}: {}", phase(&pod), self.last_event(name).await?)));
@@ -177,7 +177,7 @@ impl SixSteps<'_> {
             Ok(if log.trim() == GREETING { Ok(()) } else { Err(format!("it printed {log:?}")) })
         })
         .await?;
-        saw(step, &format!("{name} says: {GREETING}"));
+        saw(step, &format!("{name} printed: {GREETING}"));
         Ok(())
     }
 
@@ -265,7 +265,9 @@ impl SixSteps<'_> {
 async fn bound_volume(client: &Client, namespace: &str, name: &str, what: &str) -> Result<String> {
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
     until(what, Deadline::PodStart, async || {
-        let Some(claim) = claims.get_opt(name).await? else { return Ok(Err("no such claim".to_owned())) };
+        let Some(claim) = claims.get_opt(name).await? else {
+            return Ok(Err("the claim does not exist".to_owned()));
+        };
         let phase = claim.status.and_then(|status| status.phase).unwrap_or_default();
         let volume = claim.spec.and_then(|spec| spec.volume_name).unwrap_or_default();
         ready(Ok(if phase == "Bound" { Ok(volume) } else { Err(format!("the claim is {phase}")) })).await

@@ -1,4 +1,4 @@
-//! The three-step flow of the mission, and its end: a LoadBalancer Service of the guest has its mirror in infra, and what a client
+//! The three-step flow of a load balancer, and its end: a LoadBalancer Service of the guest has its mirror in infra, and what a client
 //! sends to its address reaches a pod in a VM; the Service goes, and nobody answers there any more.
 //!
 //! Infra's load balancer is simulated meanwhile, as far as address and ARP go; kube-proxies, endpoints and all that is between
@@ -26,7 +26,7 @@ use crate::{
     simulator::{fault_plan::FaultPlan, infra_load_balancer, infra_speaker},
 };
 
-/// The labels of an infra Service that say whose mirror it is; the reference's.
+/// The labels of an infra Service that name the guest Service it mirrors, as kubevirt/cloud-provider-kubevirt sets them.
 const TENANT_NAME: &str = "cluster.x-k8s.io/tenant-service-name";
 const TENANT_NAMESPACE: &str = "cluster.x-k8s.io/tenant-service-namespace";
 
@@ -45,7 +45,7 @@ pub enum Step {
     Deleted,
 }
 
-/// Hears of each step when it is seen: what was seen, and the time since the Service was created.
+/// Is called with each step when it is seen: what was seen, and the time since the Service was created.
 pub type Narrator<'a> = dyn Fn(Step, &str, Duration) + Sync + 'a;
 
 /// One run of the flow.

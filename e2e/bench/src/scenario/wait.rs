@@ -1,4 +1,4 @@
-//! How long a scenario waits, and what it counts as "not yet".
+//! How long a scenario waits, and what counts as "not yet".
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use anyhow::Result;
 use kube::Api;
 use serde::de::DeserializeOwned;
 
-use crate::cluster::wait::{self, Seen};
+use crate::cluster::wait::{self, Poll};
 
-/// How long a thing may take before the scenario calls it failed. Software emulation on a busy machine is two to four
-/// times slower than on a quiet one, so these are far above what is usual; no test asserts a duration.
+/// How long something may take before the scenario fails. Software emulation is two to four times slower on a busy machine
+/// than on a quiet one, so these limits are far above the usual time; no test asserts a duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deadline {
     /// One controller reacts to one object.
@@ -31,22 +31,22 @@ impl Deadline {
     }
 }
 
-/// Looks until `look` finds what it wants: `Ok(Ok(found))` ends the wait, `Ok(Err(state))` goes on; an error of the look
-/// itself goes on too, because an API server may be restarting. What was seen last is told when time is up.
+/// Repeats `check`: `Ok(Ok(found))` ends the wait, `Ok(Err(state))` continues it. An error of `check` continues it too,
+/// because an API server may be restarting. `what` completes the sentence "expected …".
 ///
 /// # Errors
-/// When the deadline passes, with what was waited for and what was seen last.
-pub async fn until<T, F>(what: &str, deadline: Deadline, mut look: impl FnMut() -> F) -> Result<T>
+/// When the deadline passes, with what was expected and what was seen last.
+pub async fn until<T, F>(what: &str, deadline: Deadline, mut check: impl FnMut() -> F) -> Result<T>
 where
     F: Future<Output = Result<Result<T, String>>>,
 {
     wait::until(what, deadline.duration(), || {
-        let looking = look();
+        let checked = check();
         async move {
-            Ok(match looking.await {
-                Ok(Ok(found)) => Seen::Done(found),
-                Ok(Err(state)) => Seen::NotYet(state),
-                Err(error) => Seen::NotYet(format!("{error:#}")),
+            Ok(match checked.await {
+                Ok(Ok(found)) => Poll::Ready(found),
+                Ok(Err(state)) => Poll::NotYet(state),
+                Err(error) => Poll::NotYet(format!("{error:#}")),
             })
         }
     })
@@ -56,13 +56,13 @@ where
 /// Waits until `api` has no object `name` any more.
 ///
 /// # Errors
-/// As [`until`]; `what` says whose end did not come.
+/// As [`until`]; `what` is the kind of the object.
 pub async fn until_gone<K>(api: &Api<K>, name: &str, what: &str, deadline: Deadline) -> Result<()>
 where
     K: Clone + std::fmt::Debug + DeserializeOwned,
 {
-    until(&format!("the end of {what} {name}"), deadline, async || {
-        Ok(if api.get_opt(name).await?.is_none() { Ok(()) } else { Err("it is there".to_owned()) })
+    until(&format!("{what} {name} to be gone"), deadline, async || {
+        Ok(if api.get_opt(name).await?.is_none() { Ok(()) } else { Err("it still exists".to_owned()) })
     })
     .await
 }

@@ -1,4 +1,4 @@
-//! Writes `core/v1` Events as client-go's recorder does: the same words about the same object are one Event with a count,
+//! Writes `core/v1` Events as client-go's recorder does: the same message about the same object is one Event with a count,
 //! nothing is read (virt-handler may not), and what could not be written is not tried again.
 
 use std::{
@@ -22,7 +22,7 @@ use super::queue::conflict;
 
 /// Where events of cluster-scoped objects go.
 const DEFAULT_NAMESPACE: &str = "default";
-/// Bytes of the hash that tells an object's events apart.
+/// Bytes of the hash that distinguishes an object's events.
 const NAME_HASH_BYTES: usize = 8;
 
 /// An Event's `type`.
@@ -38,7 +38,7 @@ pub(super) enum Kind {
 #[derive(Debug)]
 pub(super) struct Recorder {
     component: &'static str,
-    /// How often each event, by namespace and name, was told by this recorder.
+    /// How often this recorder wrote each event, by namespace and name.
     counts: Mutex<BTreeMap<(String, String), i32>>,
 }
 
@@ -120,7 +120,7 @@ fn event(
     }
 }
 
-/// `<object>.<hash>`, the same for the same words.
+/// `<object>.<hash>`, the same for the same message.
 fn event_name(about: &ObjectReference, component: &str, reason: &str, message: &str) -> String {
     let mut hash = Sha256::new();
     for part in [about.uid.as_deref().unwrap_or_default(), component, reason, message] {

@@ -1,4 +1,4 @@
-//! What a simulator is told to do wrong, changeable while it runs.
+//! The faults that a simulator injects; they can change while it runs.
 //!
 //! A plan is a set of faults, each of which lives as long as its [`Injected`] guard, so that tests which run side by
 //! side add and remove only their own. What a fault means is its simulator's business.
@@ -138,7 +138,7 @@ impl<K: Ord> Pending<K> {
         self.lock().entry(key).or_insert_with(Instant::now).elapsed()
     }
 
-    /// Forgets every step of which `keep` says no: taken, or no longer possible.
+    /// Forgets every step that `keep` rejects: it was taken, or is no longer possible.
     pub fn retain(&self, keep: impl Fn(&K) -> bool) {
         self.lock().retain(|key, _| keep(key));
     }

@@ -38,7 +38,7 @@ const IPV6: &str = "IPv6";
 /// `spec.type` of what it serves.
 const LOAD_BALANCER: &str = "LoadBalancer";
 
-/// What the load balancer can be told to do wrong.
+/// The faults that the load balancer can inject.
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// The address comes late, or not at all.
@@ -48,9 +48,9 @@ pub enum Fault {
         /// Of which Service; none = of all.
         service: Option<String>,
     },
-    /// No address, and these words.
+    /// The load balancer assigns no address, and writes an event with this message.
     Refuse {
-        /// What it says.
+        /// The event's message.
         message: String,
     },
     /// Another address than before.

@@ -2,11 +2,11 @@
 //!
 //! Three kinds of pods, three rules:
 //! * KubeVirt's and CDI's own (launcher, attachment, importer): nothing runs, they only get the status that the real ones
-//!   would have (`bench-infra.md` §5): Running once their PVCs are bound, an importer then Succeeded with its work done
+//!   would have: Running once their PVCs are bound, an importer then Succeeded with its work done
 //!   (`importer.rs`), a launcher that is deleted goes when its VMI is over, and one whose machine migrated away ends;
 //! * pods of images in the map [`Options::images`]: their containers are really run (`program.rs`), over the image's own root
 //!   if it is a real image;
-//! * any other image can't be pulled, and the pod says so.
+//! * any other image can't be pulled, and the pod's status says so.
 //!
 //! Nodes get the labels, capacity and heartbeat that KubeVirt's scheduling needs (`node.rs`).
 //!
@@ -19,6 +19,7 @@ mod fault;
 mod image;
 mod importer;
 mod node;
+mod options;
 mod probe;
 mod program;
 mod program_status;
@@ -54,6 +55,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub use self::{
     fault::{Fault, Selector, Step},
     image::{Image, Images, image_name},
+    options::Options,
     simulated::Kind,
 };
 use self::{program::Programs, simulated::Outcome};
@@ -62,33 +64,9 @@ use super::{
     fault_plan::{FaultPlan, Pending, Verdict, verdict},
     queue::{self, not_found},
 };
-use crate::{cluster::ApiServer, supervise::Supervisor};
 
 /// Annotation of a launcher pod: its VMI's name.
 const DOMAIN_ANNOTATION: &str = "kubevirt.io/domain";
-
-/// What the simulator needs.
-pub struct Options {
-    /// The infra cluster; programs find its API server in their environment.
-    pub infra: ApiServer,
-    /// The nodes to be: `infra-node-1`, …
-    pub nodes: Vec<String>,
-    /// The address of all of them, and of the programs' pods.
-    pub node_address: IpAddr,
-    /// The addresses that the pod network gives launcher pods whose VMs have a guest, by `<namespace>/<VM>`. In the field a
-    /// VM has its pod's address.
-    pub launcher_addresses: BTreeMap<String, Vec<IpAddr>>,
-    /// Runs the containers.
-    pub supervisor: Supervisor,
-    /// The folder of the infra storage's volumes, in which CDI's importers make disks.
-    pub volumes: PathBuf,
-    /// What they can run.
-    pub images: Images,
-    /// The command that ends in [`root::enter`], without the plan's path: `["/path/of/bench", "container-init"]`.
-    pub container_init: Vec<String>,
-    /// What to do wrong.
-    pub faults: FaultPlan<Fault>,
-}
 
 /// Creates the nodes and starts their kubelets.
 ///
@@ -156,7 +134,7 @@ struct Kubelets {
 }
 
 async fn reconcile(pod: Arc<Pod>, kubelets: Arc<Kubelets>) -> Result<Action> {
-    if !kubelets.nodes.contains(node_of(&pod)) {
+    if !kubelets.nodes.contains(simulated::node_of(&pod)) {
         return Ok(Action::await_change());
     }
     let kind = simulated::kind(&pod, &kubelets.images);
@@ -182,7 +160,7 @@ async fn reconcile(pod: Arc<Pod>, kubelets: Arc<Kubelets>) -> Result<Action> {
     Ok(Action::await_change())
 }
 
-/// What is next for a pod: nothing before it changes, a look later, or a step (none: a mere update of its status).
+/// What is next for a pod: nothing until it changes, a check later, or a step (`None`: only an update of its status).
 enum Next {
     Nothing,
     Later(Duration),
@@ -295,7 +273,7 @@ impl Kubelets {
         Ok(!matches!(found.data["status"]["phase"].as_str(), Some("Succeeded" | "Failed")))
     }
 
-    /// Whether the machine that lived in this launcher has migrated to another. Its node says nothing: the machine may come back
+    /// Whether the machine that lived in this launcher has migrated to another. Its node is no evidence: the machine may come back
     /// to it, into another launcher.
     async fn vmi_left(&self, pod: &Pod) -> Result<bool> {
         let Some(found) = self.vmi_of(pod).await? else { return Ok(false) };
@@ -356,10 +334,6 @@ fn pods_where(pods: &Store<Pod>, matches: impl Fn(&Pod) -> bool) -> Vec<ObjectRe
 
 fn is_named(claim: &PersistentVolumeClaim, pod: &Pod, name: &str) -> bool {
     claim.namespace() == pod.namespace() && claim.name_any() == name
-}
-
-fn node_of(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
 }
 
 fn vmi() -> ApiResource {

@@ -2,7 +2,7 @@
 //! A block PV's data is one sparse file, a device's stand-in. A filesystem PV is a folder, in which CDI's importer
 //! (`infra_pods`) makes the `disk.img`. The virt-handler simulator plugs the one or the other into machines.
 //!
-//! Rules (`bench-infra.md` §5, sig-storage-lib-external-provisioner): a pending PVC of our provisioner becomes a PV named
+//! Rules (sig-storage-lib-external-provisioner): a pending PVC of our provisioner becomes a PV named
 //! `pvc-<uid>` with the size, access modes and volume mode that it asks for; a `WaitForFirstConsumer` PVC only once the
 //! scheduler has selected a node; PVCs with a data source of CDI are left to CDI's populator, which re-binds the PV of a
 //! PVC of its own; a Released PV with reclaim policy Delete goes away with its file. Events as external-provisioner
@@ -13,7 +13,7 @@
 
 mod plan;
 
-pub(super) use plan::bytes;
+pub(super) use plan::{BLOCK, bytes};
 
 use std::{
     path::{Path, PathBuf},
@@ -46,10 +46,7 @@ const COMPONENT: &str = "storage.bench.local_external-provisioner";
 /// external-provisioner's first retry after a failure (`--retry-interval-start`); it doubles there, and not here.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The volume mode of a device.
-pub(super) const BLOCK: &str = "Block";
-
-/// What the infra storage can be told to do wrong.
+/// The faults that the infra storage can inject.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
@@ -65,7 +62,7 @@ pub enum Fault {
     Refuse {
         /// The gRPC code's name, `InvalidArgument`.
         code: String,
-        /// The driver's words.
+        /// The driver's message.
         message: String,
         /// Of which PVCs.
         #[serde(default)]
@@ -110,7 +107,7 @@ pub struct Options {
     pub faults: FaultPlan<Fault>,
 }
 
-/// The file in a filesystem volume that is the disk (CDI's `DiskImageName`, which virt-handler looks for).
+/// The file in a filesystem volume that is the disk (CDI's `DiskImageName`, which virt-handler opens).
 const DISK_IMAGE: &str = "disk.img";
 
 /// The image that a machine is given of a PV: the device, or the disk in the filesystem. Of a filesystem PV it exists once

@@ -52,12 +52,12 @@ pub(super) fn answered(error: &kube::Error, code: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == code)
 }
 
-/// Whether `error` says that the object is gone.
+/// Whether `error` means that the object is gone.
 pub(super) fn not_found(error: &kube::Error) -> bool {
     answered(error, NOT_FOUND)
 }
 
-/// Whether `error` says that the object exists, or is newer than the one read.
+/// Whether `error` means that the object exists, or is newer than the one read.
 pub(super) fn conflict(error: &kube::Error) -> bool {
     answered(error, CONFLICT)
 }

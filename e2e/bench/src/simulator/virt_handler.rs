@@ -1,7 +1,7 @@
 //! Stands for **virt-handler** (with virt-launcher and libvirt behind it): VMI status and volume phases on one side,
 //! machines and their disks on the other.
 //!
-//! Rules, from KubeVirt 1.9.0 `pkg/virt-handler` and the run-through in `bench-infra.md` §3 and §5:
+//! Rules, from KubeVirt 1.9.0 `pkg/virt-handler`:
 //! * `Scheduled` → start the machine → `Running`, with interfaces, machine type, `selinuxContext`, `LiveMigratable`;
 //! * hotplugged volume with a ready attachment pod → `MountedToPod` → disk plugged → `Ready` with a target; a volume that
 //!   left the spec → disk unplugged → `UnMountedFromPod`. All other phases are virt-controller's;
@@ -9,7 +9,7 @@
 //! * deletion → machine stopped → `Succeeded`; a machine that ends by itself → `Succeeded` (its guest shut down) or `Failed`;
 //! * an error about the machine → condition Synchronized False, event `SyncFailed`, again after a second;
 //! * it writes as its service account with the node's name in the user's extra, one client per node: the real webhook
-//!   "Node restriction" looks at it. A VMI has no status subresource, so the whole object is PUT with its resourceVersion.
+//!   "Node restriction" checks it. A VMI has no status subresource, so the whole object is PUT with its resourceVersion.
 //!
 //! What it does not do: migrations that fail or are aborted, resizing of plugged disks, memory dumps, network hotplug, guest information,
 //! graceful shutdown (the machine is switched off), containerDisk checksums, and of the reasons against migration only
@@ -75,7 +75,7 @@ const NODE_NAME_EXTRA: &str = "authentication.kubernetes.io/node-name";
 /// The component that virt-handler's events come from.
 const COMPONENT: &str = "virt-handler";
 
-/// What virt-handler can be told to do wrong.
+/// The faults that virt-handler can inject.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
@@ -85,7 +85,7 @@ pub enum Fault {
         step: Step,
         /// How late.
         hold: Hold,
-        /// Of whom.
+        /// Of which VMIs and volumes.
         #[serde(default)]
         at: Selector,
     },
@@ -168,7 +168,7 @@ pub fn start(options: Options) -> Result<Running> {
 }
 
 struct Handler {
-    /// Reads what virt-handler gets told by virt-launcher and the node: PVCs and the launcher pod's address.
+    /// Reads what virt-handler learns from virt-launcher and the node: PVCs and the launcher pod's address.
     client: Client,
     nodes: BTreeMap<String, Client>,
     domains: Domains,
@@ -181,7 +181,7 @@ struct Handler {
 /// The VMI's UID, the step, the volume.
 type StepOf = (String, Step, String);
 
-/// Holds steps of one VMI back as the faults say, and knows when to look again.
+/// Delays steps of one VMI as the faults demand, and knows when to check again.
 struct FaultGate<'a> {
     handler: &'a Handler,
     vmi: &'a Vmi,
@@ -354,7 +354,7 @@ impl<'a> FaultGate<'a> {
         false
     }
 
-    /// Forgets the steps that are no longer pending; when to look again, if a step only waits.
+    /// Forgets the steps that are no longer pending. Returns when to check again, if a step only waits.
     fn close(self) -> Option<Duration> {
         let uid = &self.vmi.uid;
         self.handler

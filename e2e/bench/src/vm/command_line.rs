@@ -1,10 +1,10 @@
-//! QEMU's command line. Pure: the same machine gives the same words, which is what a saved state depends on.
+//! QEMU's command line. Pure: the same machine gives the same arguments, on which a saved state depends.
 
 use std::path::Path;
 
 use super::{
-    Accelerator,
-    machine::{Boot, MachineSpec},
+    accelerator::Accelerator,
+    machine_spec::{Boot, MachineSpec},
 };
 use crate::sandbox::network::{PREFIX_LENGTH, SECOND_PREFIX_LENGTH, second};
 
@@ -108,7 +108,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
-    use crate::vm::WorkerImage;
+    use crate::artifact::worker_image::WorkerImage;
 
     fn words(boot: Boot) -> String {
         let spec = MachineSpec { name: "m".into(), memory_mib: 512, boot };

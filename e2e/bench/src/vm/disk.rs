@@ -1,5 +1,5 @@
 //! Plugs disks into a running QEMU and takes them out, the way libvirt does for KubeVirt: the same drivers, the same
-//! serial in both places a guest can look, one SCSI target with a logical unit per disk.
+//! serial in both places where a guest reads one, one SCSI target with a logical unit per disk.
 
 use std::{
     collections::BTreeMap,
@@ -12,13 +12,13 @@ use anyhow::{Context, Result, bail, ensure};
 use qapi::qmp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::{
+    block_nodes::Nodes,
     command_line::{ROOT_PORTS, SCSI_CONTROLLER, root_port},
     disk_fault::{DiskFaults, brake, filters},
     qmp::Monitor,
-    wait_for,
+    wait::wait_for,
 };
 
 /// SCSI logical units of one target (SAM-5 peripheral device addressing).
@@ -57,27 +57,6 @@ pub struct Disk {
     /// Plugged by a test, for no volume of the VMI: virt-handler neither sees it nor takes it out.
     #[serde(default)]
     pub by_test: bool,
-}
-
-/// QEMU's names for the parts of one disk. Node names hold 31 bytes at most, volume names 63: hence a digest.
-pub(super) struct Nodes {
-    pub(super) file: String,
-    pub(super) faults: String,
-    format: String,
-    pub(super) device: String,
-}
-
-impl Nodes {
-    pub(super) fn of(name: &str) -> Self {
-        let digest = Sha256::digest(name.as_bytes());
-        let id = digest[..8].iter().fold(String::new(), |id, byte| format!("{id}{byte:02x}"));
-        Self {
-            file: format!("file-{id}"),
-            faults: format!("faults-{id}"),
-            format: format!("format-{id}"),
-            device: format!("disk-{id}"),
-        }
-    }
 }
 
 /// The disks of one machine. Changes are made one at a time; reading never waits for one.
@@ -218,7 +197,7 @@ async fn delete_nodes(monitor: &Monitor, nodes: &Nodes) -> Result<()> {
 }
 
 async fn delete_node(monitor: &Monitor, node: &str) -> Result<()> {
-    wait_for(&format!("for QEMU to close {node}"), CLOSE_LIMIT, || try_delete_node(monitor, node)).await
+    wait_for(&format!("QEMU to close {node}"), CLOSE_LIMIT, || try_delete_node(monitor, node)).await
 }
 
 /// One attempt; nothing while the node is in use: QEMU announces a device's end before the object that holds the node
@@ -280,15 +259,6 @@ mod tests {
     fn disk(name: &str, bus: Bus) -> Disk {
         let (faults, by_test) = (DiskFaults::default(), false);
         Disk { name: name.into(), image: "/images/a.img".into(), bus, serial: "b9d4".into(), faults, by_test }
-    }
-
-    #[test]
-    fn names_fit_into_qemus_31_bytes_and_differ() {
-        let (a, b) = (Nodes::of(&"a".repeat(63)), Nodes::of("b"));
-        for name in [&a.file, &a.faults, &a.format, &a.device] {
-            assert!(name.len() <= 31, "{name}");
-        }
-        assert_ne!(a.device, b.device);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use qapi::qmp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{disk::Nodes, qmp::Monitor};
+use super::{block_nodes::Nodes, qmp::Monitor};
 
 /// Linux's EIO, which `blkdebug` answers for a bad sector.
 const EIO: i64 = 5;

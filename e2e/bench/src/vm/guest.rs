@@ -87,7 +87,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Runs a program and waits for its end; `argv[0]` is looked up in the worker's PATH. Output beyond 16 MiB is an
+    /// Runs a program and waits for its end; `argv[0]` is searched in the worker's PATH. Output beyond 16 MiB is an
     /// error. There is no time limit: put one around the call where the program may hang.
     pub async fn run(&self, argv: &[&str], stdin: Option<&[u8]>) -> Result<Output> {
         let capture = Some(GuestExecCaptureOutput::flag(true));
@@ -102,7 +102,7 @@ impl Guest {
             wait = (wait * 2).min(LAST_ASK);
         };
         let cut = ended.out_truncated == Some(true) || ended.err_truncated == Some(true);
-        ensure!(!cut, "{} said more than the guest agent keeps", argv.join(" "));
+        ensure!(!cut, "{} printed more than the guest agent keeps", argv.join(" "));
         let code = match (ended.exitcode, ended.signal) {
             (Some(code), _) => code,
             (None, Some(signal)) => 128 + signal,
@@ -183,7 +183,7 @@ impl Guest {
         Ok(self.execute(command).await.with_context(|| format!("start {program} in the guest"))?.pid)
     }
 
-    /// One agent command. It runs in a task of its own, so that a caller who gives up doesn't leave the next one with
+    /// One agent command. It runs in a task of its own, so that a caller that gives up doesn't leave the next one with
     /// the wrong answer: the protocol matches answers by their order.
     async fn execute<C>(&self, command: C) -> Result<C::Ok>
     where

@@ -1,28 +1,25 @@
 //! A virtual machine: one QEMU process, its monitor, its disks and, for a worker, its inside.
 
-use std::{
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use qapi::qmp::{self, RebootAction, RunState};
-use serde::{Deserialize, Serialize};
 
 use super::{
-    Accelerator, Bus, Disk, DiskFaults, Guest,
-    accelerator::QEMU,
+    accelerator::{Accelerator, QEMU},
     command_line::{DRIVER_PORT, Files, arguments},
-    disk::{Disks, plug_read_only},
-    image::WorkerImage,
-    saved_state, wait_for,
+    disk::{Bus, Disk, Disks, plug_read_only},
+    disk_fault::DiskFaults,
+    guest::Guest,
+    machine_spec::{Boot, DRIVER_SERIAL, MachineSpec},
+    qmp::Monitor,
+    refresh::refresh,
+    wait::wait_for,
 };
 use crate::{
     paths::RUNTIME,
     sandbox::network,
     supervise::{Process, ProcessSpec, Supervisor},
-    vm::qmp::Monitor,
 };
 
 /// From QEMU's start to the guest agent's answer: 5 s when quiet, several times that on a loaded machine.
@@ -40,43 +37,6 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 /// Lines of a log that an error message quotes.
 const LOG_LINES: usize = 15;
 
-/// The serial of the disk that is the driver's image. No UUID, so no volume can be mistaken for it.
-const DRIVER_SERIAL: &str = "bench-driver";
-
-/// That disk in the guest.
-pub const DRIVER_DISK: &str = "/dev/disk/by-id/virtio-bench-driver";
-
-/// What a machine runs.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Boot {
-    /// No kernel and a stopped processor: disks plug and unplug, nobody reads them.
-    Nothing,
-    /// A worker.
-    Worker {
-        /// What it boots from.
-        image: WorkerImage,
-        /// The network card's address, `52:54:00:77:00:0b`.
-        mac: String,
-        /// Its address on the worker network.
-        address: Ipv4Addr,
-        /// An existing tap device ([`crate::sandbox::network::add_tap`]).
-        tap: String,
-        /// A saved state to resume instead of booting ([`saved_state::ensure`]).
-        state: Option<PathBuf>,
-    },
-}
-
-/// A machine to start.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct MachineSpec {
-    /// Unique in the bench; the process is called `vm-<name>`.
-    pub name: String,
-    /// Memory in MiB. A worker needs [`saved_state::WORKER_MEMORY_MIB`], a machine without guest 16.
-    pub memory_mib: u32,
-    /// What it runs.
-    pub boot: Boot,
-}
-
 /// A running machine. Dropping it does not stop it; the supervisor does, or [`Machine::stop`].
 #[derive(Debug)]
 pub struct Machine {
@@ -88,7 +48,7 @@ pub struct Machine {
 
 impl Machine {
     /// Starts QEMU. For a worker, returns when its guest agent has answered and the driver's image is plugged as
-    /// [`DRIVER_DISK`]; after a restore with a clock, random numbers and addresses of its own.
+    /// [`DRIVER_DISK`](super::machine_spec::DRIVER_DISK); after a restore with a clock, random numbers and addresses of its own.
     pub async fn start(supervisor: &Supervisor, spec: &MachineSpec) -> Result<Self> {
         let accelerator = match &spec.boot {
             Boot::Nothing => Accelerator::Tcg,
@@ -133,7 +93,7 @@ impl Machine {
             status = process.exited() => bail!("QEMU ended with {status}: {}", process.log_tail(LOG_LINES)),
         };
         if state.is_some() {
-            saved_state::freshen(&guest, mac, *address).await?;
+            refresh(&guest, mac, *address).await?;
         }
         if let Some(driver) = &image.driver {
             self.plug_driver(driver).await?;
@@ -144,7 +104,7 @@ impl Machine {
 
     /// Waits until the saved state is read and lets the processor run.
     async fn resume(&self) -> Result<()> {
-        wait_for("for the saved state to be read", RESTORE_LIMIT, || async {
+        wait_for("the saved state to be read", RESTORE_LIMIT, || async {
             if let Some(status) = self.process.ended() {
                 bail!("QEMU can't read the saved state ({status}): {}", self.process.log_tail(LOG_LINES));
             }

@@ -17,7 +17,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::wait_for;
+use super::wait::wait_for;
 use crate::supervise::Process;
 
 /// From QEMU's start to its socket: dynamic linking only, but on a loaded machine.
@@ -26,7 +26,7 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 /// Monitor commands answer at once; a longer silence means that QEMU hangs.
 const ANSWER_LIMIT: Duration = Duration::from_mins(1);
 
-/// Events kept for a slow reader; one that falls further behind looks at the state itself.
+/// Events kept for a slow reader; one that falls further behind reads the state itself.
 const EVENTS_KEPT: usize = 256;
 
 /// Lines of QEMU's own log that an error message quotes.
@@ -73,7 +73,7 @@ impl Monitor {
                 match event {
                     // Nobody listening is no error.
                     Ok(event) => drop(publish.send(event)),
-                    Err(error) => tracing::warn!(%error, "the monitor said something unreadable"),
+                    Err(error) => tracing::warn!(%error, "the monitor's output could not be parsed"),
                 }
             }
         });
@@ -158,7 +158,7 @@ impl Monitor {
                     Ok(qmp::Event::DEVICE_DELETED { data, .. }) if data.device.as_deref() == Some(id) => {
                         return Ok(());
                     }
-                    // Another event, or some missed: look for yourself.
+                    // Another event, or some were missed: read the state.
                     Ok(_) | Err(RecvError::Lagged(_)) => {}
                     Err(RecvError::Closed) => bail!("QEMU ended while {id} was being removed"),
                 }

@@ -7,23 +7,29 @@
 use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use qapi::qmp::{self, MigrationStatus};
-use tokio::{io::AsyncReadExt, process::Command};
+use tokio::process::Command;
 
 use super::{
-    Accelerator, Boot, Guest, Machine, MachineSpec, WorkerImage,
-    accelerator::QEMU,
+    accelerator::{Accelerator, QEMU},
     command_line::{Files, arguments, shell_word},
-    wait_for, worker,
+    guest::Guest,
+    machine::Machine,
+    machine_spec::{Boot, MachineSpec},
+    wait::wait_for,
+    worker,
 };
 use crate::{
-    artifact::store::{Key, cached},
+    artifact::{
+        store::{Key, cached},
+        worker_image::WorkerImage,
+    },
     report::Progress,
-    sandbox::network::{self, PREFIX_LENGTH, SECOND_PREFIX_LENGTH, second},
+    sandbox::network,
     supervise::Supervisor,
 };
 
@@ -41,9 +47,6 @@ const SAVE_LIMIT: Duration = Duration::from_mins(2);
 
 /// Bytes per second that saving may use. QEMU's own default is sized for a network.
 const BANDWIDTH: i64 = 10 << 30;
-
-/// Fresh entropy for a restored guest: twice the kernel generator's state (see `guest/reseed.c`).
-const ENTROPY_BYTES: usize = 64;
 
 /// The saved state for `image`, made now if there is none yet. Runs in the sandbox: the worker needs a tap device.
 pub async fn ensure(
@@ -99,7 +102,7 @@ async fn save(machine: &Machine, guest: &Guest, path: &Path) -> Result<()> {
     let uri = format!("exec:zstd -1 -q -o {}", shell_word(path));
     let migrate = qmp::migrate { uri: Some(uri), channels: None, detach: None, resume: None };
     monitor.execute(migrate).await?;
-    wait_for("for the state to be saved", SAVE_LIMIT, || async {
+    wait_for("the state to be saved", SAVE_LIMIT, || async {
         let info = monitor.execute(qmp::query_migrate {}).await?;
         match info.status {
             Some(MigrationStatus::completed) => Ok(Some(())),
@@ -108,31 +111,4 @@ async fn save(machine: &Machine, guest: &Guest, path: &Path) -> Result<()> {
         }
     })
     .await
-}
-
-/// Gives a restored worker what is its own: random numbers, the time, a machine id, its card's address and its network address.
-///
-/// The guest's driver keeps the saved card's address whatever QEMU's new command line says, hence the `ip link`.
-pub(super) async fn freshen(guest: &Guest, mac: &str, address: Ipv4Addr) -> Result<()> {
-    let entropy = host_entropy().await?;
-    guest.check(&["/usr/local/sbin/reseed"], Some(&entropy)).await.context("reseed the guest")?;
-    guest.set_time(SystemTime::now()).await?;
-    let script = r#"
-        tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id &&
-        ip link set eth0 down && ip addr flush dev eth0 && ip link set eth0 address "$1" &&
-        ip addr add "$2" dev eth0 && ip addr add "$3" dev eth0 && ip link set eth0 up"#;
-    let first = format!("{address}/{PREFIX_LENGTH}");
-    let second = format!("{}/{SECOND_PREFIX_LENGTH}", second(address));
-    guest
-        .check(&["/bin/sh", "-c", script, "sh", mac, &first, &second], None)
-        .await
-        .context("readdress the guest")?;
-    Ok(())
-}
-
-async fn host_entropy() -> Result<Vec<u8>> {
-    let mut bytes = vec![0; ENTROPY_BYTES];
-    let mut source = tokio::fs::File::open("/dev/urandom").await.context("open /dev/urandom")?;
-    source.read_exact(&mut bytes).await.context("read /dev/urandom")?;
-    Ok(bytes)
 }

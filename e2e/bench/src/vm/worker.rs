@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{DRIVER_DISK, Guest};
+use super::{guest::Guest, machine_spec::DRIVER_DISK};
 use crate::sandbox::network::{both, second};
 
 /// From the agent's first answer to containerd with its images: 7 s when quiet.
@@ -37,7 +37,7 @@ pub struct Join<'a> {
     /// The address kubelet reports as `InternalIP`, with that of the second family; the API server reaches kubelet there (logs,
     /// exec).
     pub address: Ipv4Addr,
-    /// The CA of the tenant cluster: whom kubelet believes, and whose client certificates it accepts.
+    /// The CA of the guest cluster, which kubelet trusts; kubelet accepts client certificates that it signed.
     pub ca_pem: &'a str,
     /// The node's credential: server, CA and client certificate inline.
     pub kubeconfig_yaml: &'a str,
@@ -47,7 +47,7 @@ pub struct Join<'a> {
     pub provider_id: &'a str,
     /// The networks of its pods, one of each family.
     pub pods: &'a [String; 2],
-    /// The pods' networks of other workers, and through whom they are reached.
+    /// The pods' networks of other workers, and the worker through which each is reached.
     pub other_pods: &'a [(String, IpAddr)],
     /// The infra node on which it runs: its way to whatever is not in its own network.
     pub gateway: Ipv4Addr,
@@ -78,7 +78,7 @@ pub async fn join(guest: &Guest, join: &Join<'_>) -> Result<i64> {
     guest.write_file(KUBECONFIG, join.kubeconfig_yaml.as_bytes(), 0o600).await?;
     guest.write_file(PROXY_KUBECONFIG, join.proxy_kubeconfig_yaml.as_bytes(), 0o600).await?;
     connect_pods(guest, join).await?;
-    // kubelet is not ready for pods before the import is over, as a rule; if it is, it looks for the image again later.
+    // kubelet is not ready for pods before the import is over, as a rule; if it is, it tries to find the image again later.
     let (kubelet, ()) = tokio::try_join!(start_kubelet(guest, join), import_driver(guest))?;
     start_proxy(guest, join).await?;
     Ok(kubelet)

@@ -1,4 +1,4 @@
-//! Workers, their Nodes in the guest, and who writes which slices in infra.
+//! Workers, their Nodes in the guest, and which controller writes which slices in infra.
 
 use std::collections::BTreeMap;
 use std::sync::{
@@ -19,15 +19,14 @@ use kube::{
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::patch;
 use crate::fixture::{EMPTY_IMAGE, Fixture, KUBEVIRT};
-use crate::load_balancer::provider::{Place, Provider};
+use crate::provider::{Place, Provider, foreign_slice};
 
 /// The guest cluster's name.
 pub const CLUSTER: &str = "guest";
-/// Who writes our slices; the reference's word.
+/// The manager of our slices, as in kubevirt/cloud-provider-kubevirt.
 pub const OURS: &str = "kubevirt-eps-controller";
-/// Who writes those of a selector.
+/// The manager of the slices of a selector.
 const SELECTOR: &str = "endpointslice-controller.k8s.io";
 /// Label of the Nodes that these tests register.
 const TEST_LABEL: &str = "bench.local/endpoints";
@@ -42,9 +41,9 @@ pub struct Scene {
     pub guest_slices: Api<EndpointSlice>,
     nodes: Api<Node>,
     infra: Client,
-    /// virt-api takes changes of a VMI's status from KubeVirt's own accounts only.
+    /// A client as KubeVirt: virt-api accepts changes of a VMI's status from KubeVirt's own accounts only.
     kubevirt: Client,
-    /// What the guest cluster is called.
+    /// The guest cluster's name.
     pub cluster: &'static str,
     word: String,
 }
@@ -55,7 +54,7 @@ pub struct Ours {
     pub slices: Vec<Value>,
 }
 
-/// Looks for moments at which a Service has no ready endpoint.
+/// Finds moments at which a Service has no ready endpoint.
 pub struct Gaps {
     found: Arc<Mutex<Vec<String>>>,
     events: Arc<AtomicUsize>,
@@ -87,12 +86,12 @@ impl Ours {
         self.ready_names().len()
     }
 
-    /// That of one VM.
+    /// The endpoint of one VM.
     pub fn of(&self, vm: &str) -> Value {
         self.all().into_iter().find(|it| it["targetRef"]["name"] == vm).cloned().unwrap_or_default()
     }
 
-    /// Whether slices are there and hold nothing.
+    /// Whether slices exist and are empty.
     pub fn is_empty(&self) -> bool {
         !self.slices.is_empty() && self.all().is_empty()
     }
@@ -184,7 +183,7 @@ impl Scene {
         Ok(())
     }
 
-    /// A slice in infra that somebody else wrote.
+    /// Creates a slice in infra as another controller does.
     pub async fn foreign_slice(
         &self,
         name: &str,
@@ -296,7 +295,7 @@ impl Scene {
         patch(&self.place.guests, service, &json!({"spec": {"externalTrafficPolicy": policy}})).await
     }
 
-    /// Looks at all slices of a Service from now on, in the order in which they change.
+    /// Watches all slices of a Service from now on, in the order in which they change.
     pub fn watch_for_gaps(&self, mirror: &str) -> Gaps {
         let (found, events) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
         let config = watcher::Config::default().labels(&format!("kubernetes.io/service-name={mirror}"));
@@ -329,20 +328,20 @@ impl Scene {
 }
 
 impl Gaps {
-    /// Waits until everything that is there was seen.
+    /// Waits until the watch has delivered all existing slices.
     pub async fn until_watching(&self) -> Result<()> {
-        until("the watch of slices", Deadline::Reaction, async || {
+        until("the watch of slices to deliver", Deadline::Reaction, async || {
             Ok(if self.events.load(Ordering::Relaxed) > 0 { Ok(()) } else { Err("no event yet".to_owned()) })
         })
         .await
     }
 
-    /// There was none.
+    /// Checks that there was none.
     pub fn none(self) -> Result<()> {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        ensure!(found.is_empty(), "no ready endpoint after: {found:?}");
+        ensure!(found.is_empty(), "expected a ready endpoint at every moment, saw none after: {found:?}");
         let events = self.events.load(Ordering::Relaxed);
-        ensure!(events > 1, "nothing changed in {events} events");
+        ensure!(events > 1, "expected changes of slices, saw {events} events");
         Ok(())
     }
 }
@@ -358,16 +357,6 @@ fn note(ready: &mut BTreeMap<String, bool>, slice: EndpointSlice, deleted: bool)
     format!("{name} by {} (deleted: {deleted}): {ready:?}", manager(&slice))
 }
 
-/// A slice of an infra Service as somebody else writes it.
-pub fn foreign_slice(name: &str, service: &str, manager: &str, labels: &Value) -> Result<EndpointSlice> {
-    let mut labels = labels.clone();
-    labels["kubernetes.io/service-name"] = json!(service);
-    labels["endpointslice.kubernetes.io/managed-by"] = json!(manager);
-    let slice = json!({"metadata": {"name": name, "labels": labels}, "addressType": "IPv4",
-        "endpoints": [{"addresses": ["198.18.9.9"]}], "ports": [{"name": "http", "port": 9}]});
-    Ok(serde_json::from_value(slice)?)
-}
-
 fn manager(slice: &Value) -> String {
     let label = &slice["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"];
     label.as_str().unwrap_or_default().to_owned()
@@ -378,7 +367,16 @@ fn is_ready(slice: &Value) -> bool {
     endpoints.into_iter().any(|endpoint| endpoint["conditions"]["ready"] == true)
 }
 
-/// The Node that a VM is.
+/// The name of a VM's Node.
 fn node_of(vm: &str) -> String {
     format!("node-of-{vm}")
+}
+
+/// Patches an object of the guest or of infra.
+pub async fn patch<K>(api: &Api<K>, name: &str, body: &Value) -> Result<()>
+where
+    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    api.patch(name, &PatchParams::default(), &Patch::Merge(body)).await?;
+    Ok(())
 }

@@ -14,7 +14,12 @@ use serde_json::json;
 use super::managed;
 use super::scene::Scene;
 use crate::fixture::Fixture;
-use crate::load_balancer::provider::mirror_name;
+use crate::provider::mirror_name;
+
+tests! {
+    Exclusive:
+        two_guests_of_one_namespace_stay_apart;
+}
 
 /// The other guest cluster's name.
 const OTHER: &str = "other";
@@ -50,7 +55,11 @@ impl Guest {
         self.scene.until(&mirror, "its own VMs", |all| all.ready_names() == self.machines).await?;
         let labels = place.mirrors.get(&mirror).await?.metadata.labels.unwrap_or_default();
         let cluster = labels.get("cluster.x-k8s.io/cluster-name").map(String::as_str);
-        ensure!(cluster == Some(self.scene.cluster), "the mirror is {cluster:?}'s");
+        ensure!(
+            cluster == Some(self.scene.cluster),
+            "expected the mirror of {}, saw that of {cluster:?}",
+            self.scene.cluster
+        );
         Ok(mirror)
     }
 
@@ -63,9 +72,9 @@ impl Guest {
     }
 }
 
-/// D6: Services of one name in two guests have mirrors of their own, each with endpoints in its own guest's VMs; who deletes
-/// one, or stops and starts, changes nothing of the other's.
-pub async fn apart(fixture: Fixture) -> Result<()> {
+/// Services of one name in two guests have mirrors of their own, each with endpoints in its own guest's VMs. A provider that
+/// deletes one, or stops and starts, changes nothing of the other guest's.
+async fn two_guests_of_one_namespace_stay_apart(fixture: Fixture) -> Result<()> {
     let started = Started(Supervisor::new(fixture.run.join("logs")));
     let programs = Plan::read(&fixture.run)?.artifacts.programs;
     let server = start_another_tenant(&started.0, &programs).await?;
@@ -86,6 +95,6 @@ pub async fn apart(fixture: Fixture) -> Result<()> {
     let _again = second.scene.provider("c", &managed()).await?;
     second.served().await?;
     let after = first.versions(&mirror).await?;
-    ensure!(before == after, "the other guest changed what is not its own: {before:?}, now {after:?}");
+    ensure!(before == after, "expected the other guest's objects unchanged, saw {after:?} after {before:?}");
     first.scene.end().await
 }

@@ -25,11 +25,16 @@ use crate::{
     fixture::Fixture,
 };
 
+tests! {
+    Exclusive:
+        publish_answers_soon_after_ready;
+}
+
 /// How often each thing is measured.
 const RUNS: usize = 50;
 
-/// Publishes a volume again and again, with the usual rights and where watching instances is granted.
-pub async fn answers_soon_after_ready(fixture: Fixture) -> Result<()> {
+/// Publishes a volume repeatedly, with the usual rights and where watching instances is granted.
+async fn publish_answers_soon_after_ready(fixture: Fixture) -> Result<()> {
     let machine = format!("{}-vm", fixture.word);
     fixture.empty_machine(&machine).await?;
     let looking = Controller::start(&fixture, "looking").await?;
@@ -37,7 +42,7 @@ pub async fn answers_soon_after_ready(fixture: Fixture) -> Result<()> {
     fixture.image_of(&volume.volume_id).await?;
 
     let lags = lags(&fixture, &looking, &volume, &machine).await?;
-    tell(&fixture, "Ready → answer, usual rights", lags, "reference looks once a second")?;
+    tell(&fixture, "Ready → answer, usual rights", lags, "kubevirt/csi-driver polls once a second")?;
 
     looking.publish(&volume, &machine).await?;
     let mut answers = Vec::new();
@@ -54,12 +59,12 @@ pub async fn answers_soon_after_ready(fixture: Fixture) -> Result<()> {
     let lags = lags_of_watcher(&fixture, &watching, &volume, &machine).await?;
     tell(&fixture, "Ready → answer, instances watched", lags, "goal < 50 ms")?;
     watching.discard(&volume, &machine).await?;
-    // After its last wait: it does not know that the right went.
+    // After its last wait: it does not know that the right is gone.
     drop((watching, right));
     fixture.delete_machine(&machine).await
 }
 
-/// Lags of a controller that has learnt that it may watch; the test is none where it does not.
+/// Lags of a controller that has learnt that it may watch; otherwise the test fails, because it would measure something else.
 async fn lags_of_watcher(
     fixture: &Fixture,
     controller: &Controller,
@@ -73,7 +78,7 @@ async fn lags_of_watcher(
             && line.contains("serviceaccount:hcp-guest:kubevirt-csi\"")
             && line.contains("virtualmachineinstances")
     });
-    ensure!(watched, "the controller did not watch although it may");
+    ensure!(watched, "expected the controller to watch, saw no watch");
     Ok(lags)
 }
 
@@ -109,7 +114,7 @@ async fn becomes_ready(fixture: &Fixture, machine: &str, volume: &str) -> Result
             return Ok(Instant::now());
         }
     }
-    bail!("the watch of {machine} ended")
+    bail!("expected the disk to become Ready, saw the watch of {machine} end")
 }
 
 fn is_ready(instance: &DynamicObject, volume: &str) -> bool {
@@ -125,7 +130,7 @@ fn tell(fixture: &Fixture, name: &str, mut samples: Vec<Duration>, beside: &str)
     fixture.figures.add(name, value, beside)
 }
 
-/// The right to watch instances, as `deploy/controller-infra/watch-instances` gives it; taken back when dropped.
+/// The right to watch instances, as `deploy/controller-infra/watch-instances` gives it; revoked when dropped.
 struct WatchRight {
     kubectl: std::path::PathBuf,
 }
@@ -152,6 +157,6 @@ fn kubectl_on_infra(kubectl: &Path, verb: &str) -> Result<()> {
         .arg(paths::repository().join("deploy/controller-infra/watch-instances"))
         .status()
         .with_context(|| format!("run {}", kubectl.display()))?;
-    ensure!(status.success(), "kubectl {verb}: {status}");
+    ensure!(status.success(), "expected kubectl {verb} to succeed, saw {status}");
     Ok(())
 }

@@ -21,11 +21,16 @@ use serde_json::json;
 
 use crate::fixture::Fixture;
 
+tests! {
+    Exclusive:
+        thirty_claims_with_pods;
+}
+
 /// How many claims.
 const COUNT: usize = 30;
 
-/// Creates all claims and pods at once; tells when all are bound, attached, detached.
-pub async fn thirty_claims_with_pods(fixture: Fixture) -> Result<()> {
+/// Creates all claims and pods at once; reports when all are bound, attached, detached.
+async fn thirty_claims_with_pods(fixture: Fixture) -> Result<()> {
     let namespace = fixture.guest_namespace().await?;
     let machine = format!("{}-vm", fixture.word);
     fixture.empty_machine(&machine).await?;
@@ -39,7 +44,7 @@ pub async fn thirty_claims_with_pods(fixture: Fixture) -> Result<()> {
         result?;
     }
     let bound = async {
-        until("all claims bound", Deadline::PodStart, async || {
+        until("all claims to be bound", Deadline::PodStart, async || {
             let all = claims.list(&ListParams::default()).await?.items;
             let bound = all
                 .iter()
@@ -88,7 +93,7 @@ async fn create(claims: &Api<PersistentVolumeClaim>, pods: &Api<Pod>, name: &str
     let mut pod = pod(&wanted);
     let spec = pod.spec.as_mut().context("a pod without spec")?;
     spec.node_name = Some(node.to_owned());
-    // No kubelet says that this node is well.
+    // No kubelet reports this node as Ready.
     spec.tolerations = Some(serde_json::from_value(json!([{"operator": "Exists"}]))?);
     pods.create(&PostParams::default(), &pod).await?;
     Ok(())
@@ -126,7 +131,7 @@ impl<'a> GuestNode<'a> {
     /// Waits until so many volumes are attached to the node, and no other attachment is left or under way.
     async fn attachments(&self, count: usize) -> Result<()> {
         let attachments: Api<VolumeAttachment> = Api::all(self.fixture.guest.clone());
-        until(&format!("{count} attachments of {}", self.name), Deadline::MachineStart, async || {
+        until(&format!("{count} attachments to {}", self.name), Deadline::MachineStart, async || {
             let all = attachments.list(&ListParams::default()).await?.items;
             let ours: Vec<_> = all.iter().filter(|one| one.spec.node_name == self.name).collect();
             let attached =

@@ -1,5 +1,5 @@
-//! The floor under a crowd of load balancers: the same writes without a cloud controller manager, each by a client that knows what
-//! to write and waits for nothing but the API servers.
+//! The lower bound for many load balancers: the same writes without a cloud controller manager, by clients that know what to
+//! write and wait only for the API servers.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
 
-/// A class that nobody serves.
+/// A class that no controller serves.
 const CLASS: &str = "bench.local/bare";
 /// An address for all of them.
 const ADDRESS: &str = "198.18.255.1";
@@ -49,7 +49,7 @@ pub async fn lives(fixture: &Fixture, single: usize, burst: usize) -> Result<Bar
     Ok(Bare { present: present[present.len() / 2], burst })
 }
 
-/// One life; from when the guest's Service is there until infra's is.
+/// One life; measures from the creation of the guest's Service to that of infra's.
 async fn life(guests: &Api<Service>, mirrors: &Api<Service>, name: String) -> Result<Duration> {
     let service: Service =
         serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"type": "LoadBalancer",

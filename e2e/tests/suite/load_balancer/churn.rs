@@ -10,23 +10,27 @@ use kube::api::{Api, DeleteParams, ListParams};
 use serde_json::json;
 
 use super::memory::Memory;
-use super::provider::{Place, mirror_name};
-use super::{ALONE, CLUSTER, merge};
 use crate::fixture::{Fixture, setting};
+use crate::provider::{ALONE, CLUSTER, Place, merge, mirror_name};
+
+tests! {
+    Exclusive:
+        churn_leaves_no_memory_behind;
+}
 
 /// How many lives at a time: one round.
 const LIVES: usize = 100;
 /// Fewest rounds, so that each third has five: what is kept of each life first fills the gaps of the heap.
 const ROUNDS: usize = 15;
-/// How long to go on where nobody says.
+/// How long to go on by default.
 const USUAL: Duration = Duration::from_mins(1);
-/// The variable that says how long to go on, in seconds: `BENCH_CHURN=3600` for an hour.
+/// The environment variable with the time to go on, in seconds: `BENCH_CHURN=3600` for an hour.
 const SETTING: &str = "BENCH_CHURN";
-/// A watch ends after so long (kube's default), and that all begin anew costs some 0.5 MiB, once: a run ends before, or is three
+/// A watch ends after so long (kube's default), and the restart of all watches costs some 0.5 MiB, once: a run ends before, or is three
 /// times as long, so that it falls into the first third.
 const WATCH: Duration = Duration::from_secs(290);
-/// By how much the last third's median may be above the middle third's, in KiB. The heap of a process without a leak still settles
-/// within the first hundreds of lives, by ever smaller steps, and breathes by some dozen pages: 156 KiB were seen, 24 in an hour.
+/// By how much the last third's median may be above the middle third's, in KiB. The heap of a process without a leak still grows
+/// within the first hundreds of lives, by ever smaller steps, and varies by some dozen pages: 156 KiB were seen, 24 in an hour.
 /// What is kept of each life fills the gaps of the heap first; after that, 1 KiB of it is twice as much in the 500 lives of a third,
 /// and in an hour's churn 50 bytes are more.
 const TOLERANCE: u32 = 256;
@@ -37,11 +41,11 @@ const CHANGE: &str = "example.com/change";
 
 /// Rounds of whole lives; after each one, at rest, the anonymous memory is read. The first third fills what is bounded (events
 /// remembered, connections, buffers); from then on it stays.
-pub async fn leaves_nothing(fixture: Fixture) -> Result<()> {
+async fn churn_leaves_no_memory_behind(fixture: Fixture) -> Result<()> {
     let length = setting(SETTING)?.map_or(USUAL, Duration::from_secs);
     ensure!(
         length < WATCH || length >= 3 * WATCH,
-        "{SETTING}={}: less than {WATCH:?}, or at least three times that",
+        "expected {SETTING} below {WATCH:?}, or at least three times that, saw {}",
         length.as_secs()
     );
     let place = Place::of_shipped(&fixture).await?;
@@ -54,7 +58,11 @@ pub async fn leaves_nothing(fixture: Fixture) -> Result<()> {
         rests.push(Memory::of(&provider)?);
         println!("round {}: {}", rests.len(), rests[rests.len() - 1]);
     }
-    ensure!(provider.process.ended().is_none(), "it ended: {}", provider.process.log_tail(5));
+    ensure!(
+        provider.process.ended().is_none(),
+        "expected the provider to run, saw it ended: {}",
+        provider.process.log_tail(5)
+    );
 
     let third = rests.len() / 3;
     let [first, middle, last] = [0, rests.len() - 2 * third, rests.len() - third]
@@ -66,7 +74,7 @@ pub async fn leaves_nothing(fixture: Fixture) -> Result<()> {
     fixture.figures.add(&name, value, beside)?;
     ensure!(
         last <= middle + TOLERANCE,
-        "it grows: {middle} KiB in the middle third of {lives} lives, {last} KiB in the last"
+        "expected constant memory, saw {middle} KiB in the middle third of {lives} lives, {last} KiB in the last"
     );
     Ok(())
 }
@@ -85,7 +93,7 @@ async fn round(place: &Place, round: usize) -> Result<()> {
         names.iter().map(|name| async { place.guests.delete(name, &DeleteParams::default()).await }),
     )
     .await?;
-    until("the end of all", Deadline::PodStart, async || {
+    until("all Services to be gone", Deadline::PodStart, async || {
         let all = ListParams::default();
         let left: [Vec<Service>; 2] =
             [place.guests.list(&all).await?.items, place.mirrors.list(&all).await?.items];
@@ -95,7 +103,7 @@ async fn round(place: &Place, round: usize) -> Result<()> {
     .await
 }
 
-/// Waits until the provider has written all that it had to say about a round, and makes room for the next.
+/// Waits until the provider has written all events of a round, and makes room for the next.
 async fn rest(events: &Api<Event>) -> Result<()> {
     until("the last event of each life", Deadline::PodStart, async || {
         let last = ListParams::default().fields(&format!("reason={LAST_EVENT}"));

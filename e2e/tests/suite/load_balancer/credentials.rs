@@ -3,13 +3,19 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::ALONE;
-use super::provider::{Place, mirror_name};
-use crate::fixture::Fixture;
+use crate::{
+    fixture::Fixture,
+    provider::{ALONE, Place, mirror_name},
+};
 
-/// The tokens of both clusters end while it runs, and others come in their places: it goes on with those, without a restart, and
-/// does what came meanwhile.
-pub async fn change(fixture: Fixture) -> Result<()> {
+tests! {
+    Exclusive:
+        changed_credentials_are_taken_up_without_a_restart;
+}
+
+/// The tokens of both clusters end while it runs, and others replace them: it continues with those, without a restart, and
+/// does the work that arrived meanwhile.
+async fn changed_credentials_are_taken_up_without_a_restart(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let [first, second] = ["first", "second"].map(|which| format!("{}-{which}", fixture.word));
     let access = place.access_bound_to(&fixture.infra, &first).await?;
@@ -20,12 +26,12 @@ pub async fn change(fixture: Fixture) -> Result<()> {
     place.end_access(&fixture.infra, &first, access).await?;
     let meanwhile = mirror_name(&place.create("meanwhile", json!({})).await?);
     let refused = place.mirrors.get_opt(&meanwhile).await?;
-    ensure!(refused.is_none(), "a mirror was made with credentials that have ended");
+    ensure!(refused.is_none(), "expected no mirror while the credentials are invalid, saw one");
     let access = place.access_bound_to(&fixture.infra, &second).await?;
     place.replace_access("a", &access).await?;
     place.served("meanwhile").await?;
     place.create("after", json!({})).await?;
     place.served("after").await?;
-    ensure!(provider.process.ended().is_none(), "the process was started anew");
+    ensure!(provider.process.ended().is_none(), "expected the process to live on, saw it ended");
     place.end_access(&fixture.infra, &second, access).await
 }

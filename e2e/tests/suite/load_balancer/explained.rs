@@ -1,4 +1,4 @@
-//! What the guest's users read about a load balancer: conditions of the Service, and the framework's words about Nodes (D16).
+//! What the guest's users read about a load balancer: conditions of the Service, and the cloud provider framework's events about Nodes.
 
 use anyhow::{Context, Result, ensure};
 use bench::scenario::{Deadline, until};
@@ -7,19 +7,26 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use super::provider::Place;
-use super::{ALONE, CLUSTER, merge};
-use crate::fixture::Fixture;
+use crate::{
+    fixture::Fixture,
+    provider::{ALONE, CLUSTER, Place, merge, mirror_name},
+};
+
+tests! {
+    Exclusive:
+        conditions_tell_its_state,
+        no_node_is_told;
+}
 
 const PROVISIONED: &str = "kubevirt.io/LoadBalancerProvisioned";
 const SERVING: &str = "kubevirt.io/LoadBalancerServing";
-/// A condition of somebody else.
+/// A condition of another controller.
 const FOREIGN: &str = "example.org/Checked";
 /// Nodes with it take no traffic of load balancers.
 const EXCLUDE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 /// Pending, overdue, provisioned, gone: each with its time of change; another's condition stays as it is.
-pub async fn conditions(fixture: Fixture) -> Result<()> {
+async fn conditions_tell_its_state(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let node = TestNode::new(&fixture).await?;
     let late = place.faults.inject(Fault::Hold { hold: Hold::Forever, service: None });
@@ -34,19 +41,28 @@ pub async fn conditions(fixture: Fixture) -> Result<()> {
     let parameters = PatchParams::default();
     place.guests.patch_status("web", &parameters, &Patch::Strategic(foreign)).await?;
     place.condition("web", PROVISIONED, ("False", "NoAddress")).await?;
-    ensure!(changed(&place, PROVISIONED).await? == since, "its status did not change, its time did");
+    ensure!(
+        changed(&place, PROVISIONED).await? == since,
+        "expected the condition's time to stay while its status stays, saw another time"
+    );
     drop(late);
     place.condition("web", PROVISIONED, ("True", "Provisioned")).await?;
     place.condition("web", SERVING, ("True", "Serving")).await?;
-    ensure!(changed(&place, PROVISIONED).await? != since, "its status changed, its time did not");
+    ensure!(
+        changed(&place, PROVISIONED).await? != since,
+        "expected another time of the condition with its status, saw the same"
+    );
 
-    // Nothing is written that stands there: the object rests.
+    // An unchanged condition is not written again.
     let version = place.guests.get("web").await?.metadata.resource_version;
     merge(&place.mirrors, &mirror(&place).await?, json!({"metadata": {"annotations": {"by": "infra"}}}))
         .await?;
     place.create("second", json!({})).await?;
     place.condition("second", PROVISIONED, ("True", "Provisioned")).await?;
-    ensure!(place.guests.get("web").await?.metadata.resource_version == version, "it was written again");
+    ensure!(
+        place.guests.get("web").await?.metadata.resource_version == version,
+        "expected the Service unchanged, saw it written again"
+    );
 
     merge(&place.guests, "web", json!({"spec": {"type": "ClusterIP"}})).await?;
     until("only the other's condition", Deadline::Reaction, async || {
@@ -60,8 +76,8 @@ pub async fn conditions(fixture: Fixture) -> Result<()> {
     node.remove().await
 }
 
-/// All Nodes excluded, one by label, one by the autoscaler's taint: told at once, and again when one comes back.
-pub async fn no_nodes(fixture: Fixture) -> Result<()> {
+/// All Nodes excluded, one by label, one by the autoscaler's taint: reported at once, and again when one comes back.
+async fn no_node_is_told(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let node = TestNode::new(&fixture).await?;
     let _provider = place.provider("a", CLUSTER, &[ALONE]).await?;
@@ -90,15 +106,18 @@ pub async fn no_nodes(fixture: Fixture) -> Result<()> {
 async fn changed(place: &Place, kind: &str) -> Result<Value> {
     let web = serde_json::to_value(place.guests.get("web").await?)?;
     let conditions = web["status"]["conditions"].as_array().context("no conditions")?;
-    let found = conditions.iter().find(|condition| condition["type"] == kind).context("no such condition")?;
+    let found = conditions
+        .iter()
+        .find(|condition| condition["type"] == kind)
+        .context("expected the condition, saw none")?;
     Ok(found["lastTransitionTime"].clone())
 }
 
 async fn mirror(place: &Place) -> Result<String> {
-    Ok(super::provider::mirror_name(&place.guests.get("web").await?))
+    Ok(mirror_name(&place.guests.get("web").await?))
 }
 
-/// A Node that no kubelet speaks for.
+/// A Node without a kubelet.
 struct TestNode {
     api: Api<Node>,
     name: String,
@@ -107,7 +126,7 @@ struct TestNode {
 impl TestNode {
     async fn new(fixture: &Fixture) -> Result<Self> {
         let (api, name) = (Api::<Node>::all(fixture.guest.clone()), format!("node-of-{}", fixture.word));
-        // Another provider's, so that nobody deletes it for having no VM.
+        // Of another provider, so that no controller deletes it for having no VM.
         let node = json!({"metadata": {"name": name}, "spec": {"providerID": format!("other://{name}")}});
         api.create(&PostParams::default(), &serde_json::from_value(node)?).await?;
         Ok(Self { api, name })
@@ -124,7 +143,7 @@ impl TestNode {
     }
 }
 
-/// Gives all Nodes of the bench but `but` the label that excludes them, or takes it off.
+/// Gives all Nodes of the bench but `but` the label that excludes them, or removes it.
 async fn exclude_others(fixture: &Fixture, but: &str, value: Value) -> Result<()> {
     let nodes: Api<Node> = Api::all(fixture.guest.clone());
     let patch = Patch::Merge(json!({"metadata": {"labels": {EXCLUDE: value}}}));

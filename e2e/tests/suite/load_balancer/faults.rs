@@ -1,4 +1,4 @@
-//! Everything that may go wrong between a provider and both API servers: each call answered wrongly, late, or not at all; the
+//! Faults between a provider and both API servers: each call answered wrongly, late, or not at all; the
 //! process killed before and after each of its changes; both API servers away. Each Service is served once, and nothing is left.
 
 use std::time::Duration;
@@ -12,12 +12,21 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams};
 use serde_json::{Value, json};
 
-use super::provider::{Between, Place, mirror_name};
-use super::{ALONE, merge};
-use crate::api_faults::api_faults;
-use crate::fixture::Fixture;
+use crate::{
+    api_faults::api_faults,
+    fixture::Fixture,
+    provider::{ALONE, Between, Place, merge, mirror_name},
+};
 
-/// The infra's own words in an injected answer.
+tests! {
+    Exclusive:
+        every_change_survives_every_fault,
+        a_killed_providers_work_is_finished_once,
+        both_api_servers_are_away,
+        two_leaders_double_nothing;
+}
+
+/// Infra's message in an injected answer.
 const WORDS: &str = "said by the API server";
 /// An annotation that a guest changes.
 const CHANGE: &str = "example.com/change";
@@ -25,7 +34,7 @@ const CHANGE: &str = "example.com/change";
 const OUTAGE: Duration = Duration::from_secs(20);
 /// How many Services two providers serve at once.
 const SERVICES: usize = 20;
-/// Between two looks at a process that must live.
+/// The pause between two checks of a process that must live.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Which API server is called.
@@ -42,7 +51,7 @@ struct Change {
     resource: &'static str,
     /// What the user does before it.
     after: Deed,
-    /// How many calls of this kind the same Service makes before, again and again while they fail.
+    /// How many calls of this kind the same Service makes before, repeatedly while they fail.
     skip: u32,
 }
 
@@ -71,7 +80,7 @@ const CHANGES: [Change; 6] = [
     change(Side::Guest, "patch", "services/status", Deed::Delete, 0),
 ];
 
-/// The faults, each with a name; a watch is also told that what it asks for is too old.
+/// The faults, each with a name; a watch also gets the answer that its version is too old.
 fn faults() -> Vec<(&'static str, Action)> {
     let mut faults = api_faults(WORDS);
     faults.push(("410", Action::Answer(Reply::kubernetes(410, WORDS))));
@@ -133,7 +142,7 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// Waits until the clusters show what a deed is for.
+    /// Waits until the clusters show the result of a deed.
     async fn done(&self, deed: Deed) -> Result<()> {
         match deed {
             Deed::Ask => self.place.served(&self.name).await.map(drop),
@@ -145,7 +154,7 @@ impl<'a> Subject<'a> {
                 until_gone(&self.place.guests, &self.name, "the guest's Service", Deadline::PodStart).await?;
                 ensure!(
                     self.place.mirrors.get_opt(&self.mirror).await?.is_none(),
-                    "the mirror {} is left over",
+                    "expected no mirror left over, saw {}",
                     self.mirror
                 );
                 Ok(())
@@ -155,7 +164,7 @@ impl<'a> Subject<'a> {
 }
 
 /// Each change meets each fault, one Service for each fault; all are served, follow their change, and go.
-pub async fn every_fault(fixture: Fixture) -> Result<()> {
+async fn every_change_survives_every_fault(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let between = place.between().await?;
     let _provider = place.provider_behind(&between, "a", &[ALONE]).await?;
@@ -172,10 +181,10 @@ pub async fn every_fault(fixture: Fixture) -> Result<()> {
                 guards.push((change, name, subject.meet(change, skip, action)));
             }
             subject.user(deed).await?;
-            // A create does not say in its path whose it is: the next one is this Service's.
+            // The path of a create does not contain a name: the next one is this Service's.
             if let Some((_, _, guard)) = guards.iter().rfind(|(change, ..)| change.verb == "create") {
                 let come = tokio::time::timeout(Deadline::Reaction.duration(), guard.caught(1)).await;
-                come.with_context(|| format!("no create for {}", subject.name))?;
+                come.with_context(|| format!("expected a create for {}, saw none", subject.name))?;
             }
         }
         let done = subjects.iter().map(|(subject, name, _)| async move {
@@ -185,16 +194,18 @@ pub async fn every_fault(fixture: Fixture) -> Result<()> {
         for (change, name, guard) in &guards {
             // The clusters may show what a call did before the proxy has cut its connection.
             let met = tokio::time::timeout(Deadline::Reaction.duration(), guard.caught(1)).await;
-            met.with_context(|| format!("{} {} did not meet {name}", change.verb, change.resource))?;
+            met.with_context(|| {
+                format!("expected {} {} to meet {name}, saw no call", change.verb, change.resource)
+            })?;
         }
     }
     let created = between.infra.faults().succeeded(&Matcher::of("create", "services"));
-    ensure!(created == faults().len(), "{created} Services were created for {}", faults().len());
+    ensure!(created == faults().len(), "expected {} Services created, saw {created}", faults().len());
     nothing_left(&place).await
 }
 
 /// Killed before each change landed, and after it landed and was not answered: the next process finishes the work once.
-pub async fn killed(fixture: Fixture) -> Result<()> {
+async fn a_killed_providers_work_is_finished_once(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let between = place.between().await?;
     let mut generation = 0;
@@ -214,7 +225,7 @@ pub async fn killed(fixture: Fixture) -> Result<()> {
             while let Some((change, guard)) = caught {
                 let what = format!("{} {} of {deed:?}, {word} it landed", change.verb, change.resource);
                 let come = tokio::time::timeout(Deadline::Reaction.duration(), guard.caught(1)).await;
-                come.with_context(|| format!("the provider did not come to {what}"))?;
+                come.with_context(|| format!("expected the provider to reach {what}, saw it stop before"))?;
                 provider.process.kill().await;
                 drop(guard);
                 caught = next();
@@ -227,13 +238,13 @@ pub async fn killed(fixture: Fixture) -> Result<()> {
         }
     }
     let created = between.infra.faults().succeeded(&Matcher::of("create", "services"));
-    ensure!(created == 2, "{created} Services were created for 2");
+    ensure!(created == 2, "expected 2 Services created, saw {created}");
     nothing_left(&place).await
 }
 
 /// Both API servers away while a Service is asked for, another edited, a mirror deleted: the process lives on, and when they are
-/// back all is put right. Then every watch is cut, and is told that what it asks for is too old.
-pub async fn outage(fixture: Fixture) -> Result<()> {
+/// back all is repaired. Then every watch is cut, and gets the answer that its version is too old.
+async fn both_api_servers_are_away(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let between = place.between().await?;
     let provider = place.provider_behind(&between, "a", &[ALONE]).await?;
@@ -260,7 +271,11 @@ pub async fn outage(fixture: Fixture) -> Result<()> {
             place.guests.delete(deleted, &DeleteParams::default()).await?;
             let gone = tokio::time::Instant::now();
             while gone.elapsed() < OUTAGE {
-                ensure!(provider.process.ended().is_none(), "it ended: {}", provider.process.log_tail(5));
+                ensure!(
+                    provider.process.ended().is_none(),
+                    "expected the provider to run, saw it ended: {}",
+                    provider.process.log_tail(5)
+                );
                 tokio::time::sleep(LOOK).await;
             }
         }
@@ -274,15 +289,19 @@ pub async fn outage(fixture: Fixture) -> Result<()> {
         let mirror = mirror_name(&place.guests.get(robbed).await?);
         place.mirror(&mirror, "another mirror", |_| true).await?;
         for guard in expired.iter().flatten() {
-            ensure!(guard.count() > 0, "no watch was refused");
+            ensure!(guard.count() > 0, "expected a refused watch, saw none");
         }
     }
-    ensure!(provider.process.ended().is_none(), "it ended: {}", provider.process.log_tail(5));
+    ensure!(
+        provider.process.ended().is_none(),
+        "expected the provider to run, saw it ended: {}",
+        provider.process.log_tail(5)
+    );
     Ok(())
 }
 
-/// Two providers that both believe to lead, as when a lease was stolen: nothing is deleted that is wanted, nothing is there twice.
-pub async fn two_leaders(fixture: Fixture) -> Result<()> {
+/// Two providers that both believe to lead, as when a lease was stolen: nothing that is wanted is deleted, nothing exists twice.
+async fn two_leaders_double_nothing(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let between = place.between().await?;
     let _first = place.provider_behind(&between, "a", &[ALONE]).await?;
@@ -293,15 +312,15 @@ pub async fn two_leaders(fixture: Fixture) -> Result<()> {
     let kept = uids(&place).await?;
     let edit = json!({"metadata": {"annotations": {CHANGE: "yes"}}});
     try_join_all(names.iter().map(|name| merge(&place.guests, name, edit.clone()))).await?;
-    until("the edit of all mirrors", Deadline::Reaction, async || {
+    until("all mirrors to be edited", Deadline::Reaction, async || {
         let mirrors = place.mirrors.list(&ListParams::default()).await?.items;
         let late = mirrors.iter().filter(|mirror| mirror.annotations().get(CHANGE).is_none()).count();
         Ok(if late == 0 { Ok(()) } else { Err(format!("{late} are as before")) })
     })
     .await?;
-    ensure!(uids(&place).await? == kept, "mirrors were deleted and made anew");
+    ensure!(uids(&place).await? == kept, "expected the same mirrors, saw new ones");
     let created = between.infra.faults().succeeded(&Matcher::of("create", "services"));
-    ensure!(created == SERVICES, "{created} Services were created for {SERVICES}");
+    ensure!(created == SERVICES, "expected {SERVICES} Services created, saw {created}");
     for name in &names {
         place.guests.delete(name, &DeleteParams::default()).await?;
     }
@@ -318,7 +337,7 @@ async fn uids(place: &Place) -> Result<Vec<String>> {
 
 /// Waits until neither cluster has a Service of the test.
 async fn nothing_left(place: &Place) -> Result<()> {
-    until("the end of all Services", Deadline::PodStart, async || {
+    until("all Services to be gone", Deadline::PodStart, async || {
         let all = ListParams::default();
         let (guests, mirrors) = (place.guests.list(&all).await?.items, place.mirrors.list(&all).await?.items);
         let left: Vec<String> = guests.iter().chain(&mirrors).map(Service::name_any).collect();

@@ -1,4 +1,4 @@
-//! What a guest leaves in infra goes: by itself, with the object that owns it, or by `--cleanup`. What is another's stays.
+//! What a guest leaves in infra goes: by itself, with the object that owns it, or by `--cleanup`. Objects of others stay.
 
 use anyhow::{Result, ensure};
 use bench::scenario::{Deadline, until, until_gone};
@@ -11,20 +11,28 @@ use kube::api::{DeleteParams, PostParams};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::provider::{Place, mirror_name};
-use super::{ALONE, CLUSTER, merge};
-use crate::fixture::Fixture;
+use crate::{
+    fixture::Fixture,
+    provider::{ALONE, CLUSTER, Place, merge, mirror_name},
+};
 
-/// What marks an infra Service as a guest cluster's.
+tests! {
+    Exclusive:
+        left_overs_go_and_nothing_else,
+        an_owner_takes_all_with_it,
+        a_guest_is_cleaned_up;
+}
+
+/// The annotation that marks an infra Service as one of a guest cluster.
 const MARK: &str = "cluster.x-k8s.io/tenant-cluster-uid";
-/// Whose name an infra Service has.
+/// The label with the name of the guest cluster.
 const CLUSTER_LABEL: &str = "cluster.x-k8s.io/cluster-name";
 /// The object that owns all infra Services of the guest.
 const ANCHOR: &str = "anchor";
 
-/// A mirror without Service goes at the first look, one of the reference's at the second; another cluster's of the same namespace,
-/// and of the same name, stay, and so does what is served.
-pub async fn swept(fixture: Fixture) -> Result<()> {
+/// A mirror without Service is deleted by the first sweep, one of kubevirt/cloud-provider-kubevirt by the second; those of another
+/// cluster in the same namespace, and of the same name, stay, and so do mirrors of living Services.
+async fn left_overs_go_and_nothing_else(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let first = place.provider("a", CLUSTER, &[ALONE]).await?;
     let lost = place.create("lost", json!({})).await?;
@@ -38,7 +46,7 @@ pub async fn swept(fixture: Fixture) -> Result<()> {
 
     let lost = mirror_name(&lost);
     let before = serde_json::to_value(place.mirrors.get(&lost).await?)?;
-    ensure!(before["metadata"]["annotations"][MARK].is_string(), "mirrors are marked: {before}");
+    ensure!(before["metadata"]["annotations"][MARK].is_string(), "expected a marked mirror, saw {before}");
     let others = [
         copy(&place, &before, '1', |object| object["metadata"]["labels"][CLUSTER_LABEL] = json!("other"))
             .await?,
@@ -50,22 +58,22 @@ pub async fn swept(fixture: Fixture) -> Result<()> {
             .await?;
     let _provider = place.provider_with("b", CLUSTER, &[ALONE], json!({"sweepInterval": 1})).await?;
     until_gone(&place.mirrors, &lost, "the left-over", Deadline::Reaction).await?;
-    // It takes a second look, so all others were judged before.
-    until_gone(&place.mirrors, &unmarked, "the reference's left-over", Deadline::Reaction).await?;
+    // It takes a second sweep, so all others were judged before.
+    until_gone(&place.mirrors, &unmarked, "the unmarked left-over", Deadline::Reaction).await?;
     for other in others.iter().chain([&kept]) {
         let there = place.mirrors.get_opt(other).await?;
         ensure!(
             there.is_some_and(|there| there.metadata.deletion_timestamp.is_none()),
-            "{other} was deleted"
+            "expected {other} to stay, saw it deleted"
         );
     }
     place.served("kept").await?;
     Ok(())
 }
 
-/// Where the owner may not be read, Services are served without. With the right each has it, and goes when it does; what is made
+/// Where the owner may not be read, Services are served without an owner. With the right each has it, and goes when it does; what is made
 /// again while the guest lives has no stale owner.
-pub async fn owned(fixture: Fixture) -> Result<()> {
+async fn an_owner_takes_all_with_it(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let anchors: Api<ConfigMap> = Api::namespaced(fixture.infra.clone(), &place.namespace);
     let anchor = serde_json::from_value(json!({"metadata": {"name": ANCHOR}}))?;
@@ -82,7 +90,10 @@ pub async fn owned(fixture: Fixture) -> Result<()> {
     let is_owned = |now: &Value| now["metadata"]["ownerReferences"][0]["uid"] == json!(uid);
     let kept = place.mirror(&mirror, "the owner", is_owned).await?;
     let reference = &kept["metadata"]["ownerReferences"][0];
-    ensure!(reference["controller"] != true && reference["blockOwnerDeletion"] != true, "{reference}");
+    ensure!(
+        reference["controller"] != true && reference["blockOwnerDeletion"] != true,
+        "expected an owner that is no controller and does not block, saw {reference}"
+    );
 
     anchors.delete(ANCHOR, &DeleteParams::default()).await?;
     let before = kept["metadata"]["uid"].clone();
@@ -95,8 +106,9 @@ pub async fn owned(fixture: Fixture) -> Result<()> {
     Ok(())
 }
 
-/// Refused while a provider acts; then it deletes what is the guest's and frees the guest's Services, without the guest's API too.
-pub async fn cleaned_up(fixture: Fixture) -> Result<()> {
+/// `--cleanup` is refused while a provider acts; then it deletes the guest's objects and frees the guest's Services, and works
+/// without the guest's API too.
+async fn a_guest_is_cleaned_up(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let lease = format!("--leader-elect-resource-name=cleanup-{}", place.namespace);
     let provider = place.provider("a", CLUSTER, &[&lease]).await?;
@@ -104,8 +116,14 @@ pub async fn cleaned_up(fixture: Fixture) -> Result<()> {
     place.served("web").await?;
     let said = place.run("b", CLUSTER, &["--cleanup", &lease]).await?;
     let error = String::from_utf8_lossy(&said.stderr);
-    ensure!(!said.status.success() && error.contains("stop it first"), "it was not refused: {error}");
-    ensure!(place.mirrors.get_opt(&mirror).await?.is_some(), "refused and deleted all the same");
+    ensure!(
+        !said.status.success() && error.contains("stop it first"),
+        "expected a refusal while a provider acts, saw {error}"
+    );
+    ensure!(
+        place.mirrors.get_opt(&mirror).await?.is_some(),
+        "expected the mirror to stay after the refusal, saw it deleted"
+    );
 
     provider.process.signal(Signal::SIGTERM);
     provider.process.exited().await;
@@ -115,18 +133,26 @@ pub async fn cleaned_up(fixture: Fixture) -> Result<()> {
             .await?;
     let said = place.run("c", CLUSTER, &["--cleanup", &lease]).await?;
     let output = String::from_utf8_lossy(&said.stdout);
-    ensure!(said.status.success(), "{}: {}", said.status, String::from_utf8_lossy(&said.stderr));
+    ensure!(
+        said.status.success(),
+        "expected exit code 0, saw {}: {}",
+        said.status,
+        String::from_utf8_lossy(&said.stderr)
+    );
     ensure!(
         output.contains(&format!("deleting infra service {mirror} (of {}/web)", place.namespace)),
         "{output}"
     );
-    ensure!(place.mirrors.get_opt(&mirror).await?.is_none(), "it is there still");
-    ensure!(place.mirrors.get_opt(&other).await?.is_some(), "another cluster's was deleted");
+    ensure!(place.mirrors.get_opt(&mirror).await?.is_none(), "expected no mirror, saw one");
+    ensure!(
+        place.mirrors.get_opt(&other).await?.is_some(),
+        "expected the mirror of another cluster to stay, saw it deleted"
+    );
     let freed = serde_json::to_value(place.guests.get("web").await?)?;
-    ensure!(freed["metadata"].get("finalizers").is_none(), "the finalizer stays: {freed}");
-    ensure!(freed["status"]["loadBalancer"].get("ingress").is_none(), "the address stays: {freed}");
+    ensure!(freed["metadata"].get("finalizers").is_none(), "expected no finalizer, saw {freed}");
+    ensure!(freed["status"]["loadBalancer"].get("ingress").is_none(), "expected no address, saw {freed}");
 
-    // Held by a finalizer of infra's: the deadline ends it. Nobody answers for the guest.
+    // Held by a finalizer of infra's: the deadline ends the wait. The guest's API does not answer.
     let held = copy(&place, &before, '2', |object| {
         object["metadata"]["finalizers"] = json!(["bench.local/held"]);
     })
@@ -141,8 +167,11 @@ pub async fn cleaned_up(fixture: Fixture) -> Result<()> {
     merge(&place.mirrors, &held, json!({"metadata": {"finalizers": null}})).await?;
     let said = place.run("e", CLUSTER, &silent).await?;
     let output = String::from_utf8_lossy(&said.stdout);
-    ensure!(said.status.success() && output.contains("the guest cluster does not answer"), "{output}");
-    until("only the other cluster's left", Deadline::Reaction, async || {
+    ensure!(
+        said.status.success() && output.contains("the guest cluster does not answer"),
+        "expected success without the guest, saw {output}"
+    );
+    until("only the mirror of the other cluster to be left", Deadline::Reaction, async || {
         let left: Vec<_> = place.mirrors.list(&kube::api::ListParams::default()).await?.items;
         let left: Vec<_> = left.into_iter().filter_map(|left| left.metadata.name).collect();
         Ok(if left == [other.clone()] { Ok(()) } else { Err(format!("{left:?}")) })
@@ -173,7 +202,7 @@ async fn copy(place: &Place, of: &Value, digit: char, change: impl FnOnce(&mut V
     Ok(name)
 }
 
-/// Gives the provider's account the right that the owner takes.
+/// Gives the provider's account the right that the owner needs.
 async fn may_read_config_maps(fixture: &Fixture, namespace: &str) -> Result<()> {
     let roles: Api<Role> = Api::namespaced(fixture.infra.clone(), namespace);
     let role = json!({"metadata": {"name": "owner"},

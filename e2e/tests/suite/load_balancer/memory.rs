@@ -1,10 +1,9 @@
-//! What a provider's process has of memory.
+//! The memory of a provider's process.
 
 use std::fmt;
 
+use crate::provider::Provider;
 use anyhow::{Context, Result};
-
-use super::provider::Provider;
 
 /// KiB in a MiB.
 const KIB_PER_MIB: f64 = 1024.0;
@@ -12,9 +11,9 @@ const KIB_PER_MIB: f64 = 1024.0;
 /// As the kernel counts it (`proc_pid_status(5)`), in KiB.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
-    /// `VmRSS`: all that is in memory, the program's file too.
+    /// `VmRSS`: everything in memory, the program's file too.
     pub resident: u32,
-    /// `RssAnon`: what it has asked for.
+    /// `RssAnon`: what the process has allocated.
     pub anonymous: u32,
 }
 
@@ -23,7 +22,10 @@ impl Memory {
     pub fn of(provider: &Provider) -> Result<Self> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", provider.process.pid()))?;
         let kib = |key: &str| -> Result<u32> {
-            let line = status.lines().find(|line| line.starts_with(key)).context("no such line")?;
+            let line = status
+                .lines()
+                .find(|line| line.starts_with(key))
+                .context("expected the key in the status, saw none")?;
             Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
         };
         Ok(Self { resident: kib("VmRSS:")?, anonymous: kib("RssAnon:")? })

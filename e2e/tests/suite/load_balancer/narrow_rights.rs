@@ -1,4 +1,4 @@
-//! With the rights that installers give today: what a missing right switches off is said once, and the rest works.
+//! With the rights that installers give today: what a missing right switches off is logged once, and the rest works.
 
 use anyhow::{Result, ensure};
 use bench::scenario::{Deadline, until, until_gone};
@@ -11,20 +11,25 @@ use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 use serde_json::{Value, json};
 
-use super::provider::{Place, mirror_name};
-use super::{ALONE, merge};
-use crate::endpoints::foreign_slice;
-use crate::fixture::Fixture;
+use crate::{
+    fixture::Fixture,
+    provider::{ALONE, Place, foreign_slice, merge, mirror_name},
+};
+
+tests! {
+    Exclusive:
+        the_rights_that_installers_give_suffice;
+}
 
 /// The Role of both.
 const ROLE: &str = "kccm";
-/// The answer to who may not.
+/// HTTP: the user has no right.
 const FORBIDDEN: u16 = 403;
 
-/// Who writes the endpoints of `HyperShift`'s guests: its own controller.
+/// The controller that writes the endpoints of `HyperShift`'s guests.
 const ITS_MANAGER: &str = "control-plane-operator.hypershift.openshift.io";
 
-/// How somebody installs the cloud controller manager today.
+/// How one installer installs the cloud controller manager today.
 struct Installer {
     name: &'static str,
     /// The rules of the role, as far as they concern this namespace.
@@ -35,7 +40,7 @@ struct Installer {
     load_balancer: Value,
 }
 
-/// The reference (`config/rbac`), and `HyperShift` (control-plane-operator, component `kubevirt-cloud-controller-manager`).
+/// kubevirt/cloud-provider-kubevirt (`config/rbac`), and `HyperShift` (control-plane-operator, component `kubevirt-cloud-controller-manager`).
 fn installers() -> [Installer; 2] {
     let rule = |group: &str, resource: &str, verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "verbs": verbs});
     let read = ["get", "list", "watch"];
@@ -70,7 +75,7 @@ fn installers() -> [Installer; 2] {
 
 /// A load balancer's life with each one's rights, arguments and configuration. Nothing is refused but the watch of infra's events,
 /// and that once. Where another controller writes the endpoints there is no selector, and what it wrote stays as it is.
-pub async fn as_installed(fixture: Fixture) -> Result<()> {
+async fn the_rights_that_installers_give_suffice(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let roles: Api<Role> = Api::namespaced(fixture.infra.clone(), &place.namespace);
     let slices: Api<EndpointSlice> = Api::namespaced(fixture.infra.clone(), &place.namespace);
@@ -97,21 +102,34 @@ pub async fn as_installed(fixture: Fixture) -> Result<()> {
         let is_local = |now: &Value| now["spec"]["externalTrafficPolicy"] == "Local";
         let mirror = place.mirror(&mirror_name(&service), "the policy", is_local).await?;
         let selector = mirror["spec"].get("selector");
-        ensure!(selector.is_none() == selectorless, "{whose}: the selector is {selector:?}");
+        ensure!(
+            selector.is_none() == selectorless,
+            "{whose}: expected a selector: {}, saw {selector:?}",
+            !selectorless
+        );
         let unchanged = slices.get(whose).await?.metadata.resource_version;
-        ensure!(unchanged == its_own.metadata.resource_version, "{whose}: another's endpoints were changed");
+        ensure!(
+            unchanged == its_own.metadata.resource_version,
+            "{whose}: expected the other controller's endpoints unchanged, saw another version"
+        );
         place.guests.delete(whose, &DeleteParams::default()).await?;
         until_gone(&place.guests, whose, "the guest's Service", Deadline::Reaction).await?;
 
         let refused = |entry: &&fault_proxy::Entry| entry.landed == Some(FORBIDDEN);
         let of_infra = between.infra.faults().calls(&Matcher::default());
         let resources: Vec<_> = of_infra.iter().filter(refused).map(|entry| &entry.call.resource).collect();
-        ensure!(resources == ["events"], "{whose}: infra refused {resources:?}");
+        ensure!(
+            resources == ["events"],
+            "{whose}: expected infra to refuse one watch of events, saw {resources:?}"
+        );
         let of_guest = between.guest.faults().calls(&Matcher::default());
-        ensure!(!of_guest.iter().any(|entry| refused(&entry)), "{whose}: the guest refused {of_guest:?}");
+        ensure!(
+            !of_guest.iter().any(|entry| refused(&entry)),
+            "{whose}: expected no refusal of the guest, saw {of_guest:?}"
+        );
         let log = provider.process.log_tail(usize::MAX);
         let said = log.lines().filter(|line| line.contains("no right to watch events")).count();
-        ensure!(said == 1, "{whose}: it was said {said} times");
+        ensure!(said == 1, "{whose}: expected the missing right to be logged once, saw {said} times");
     }
     Ok(())
 }

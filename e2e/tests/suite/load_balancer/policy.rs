@@ -1,4 +1,4 @@
-//! D15: what of a guest's wishes reaches infra is its operator's to say: annotations, addresses, and how many load balancers.
+//! The operator decides which wishes of a guest reach infra: annotations, addresses, and how many load balancers.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,9 +8,16 @@ use k8s_openapi::api::core::v1::Service;
 use kube::api::{DeleteParams, ListParams};
 use serde_json::{Value, json};
 
-use super::provider::{Place, mirror_name};
-use super::{ALONE, CLUSTER, merge};
-use crate::fixture::Fixture;
+use crate::{
+    fixture::Fixture,
+    provider::{ALONE, CLUSTER, Place, merge, mirror_name},
+};
+
+tests! {
+    Exclusive:
+        only_what_the_policy_allows_passes,
+        a_quota_holds_and_is_used;
+}
 
 /// How many load balancers the guest may have.
 const QUOTA: usize = 5;
@@ -19,8 +26,8 @@ const ASKED: usize = 50;
 /// An annotation of a load balancer of infra.
 const POOL: &str = "metallb.io/address-pool";
 
-/// What is not allowed is left out and told, the rest is served; a tighter policy takes back what passed.
-pub async fn filtered(fixture: Fixture) -> Result<()> {
+/// What is not allowed is left out and reported, the rest is served; a stricter policy revokes what passed.
+async fn only_what_the_policy_allows_passes(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let loose = json!({"policy": {"externalIPs": ["198.51.100.0/24"],
         "annotations": {"values": {POOL: ["public"]}, "deny": ["example.org/*"], "defaults": {"by": "default"},
@@ -61,7 +68,7 @@ pub async fn filtered(fixture: Fixture) -> Result<()> {
     tightened(&place, &mirror).await
 }
 
-/// A provider with a policy that lets nothing pass takes back what passed before.
+/// A provider with a policy that allows nothing revokes what passed before.
 async fn tightened(place: &Place, mirror: &str) -> Result<()> {
     let tight = json!({"policy": {"externalIPs": [], "loadBalancerIPs": [],
         "annotations": {"allow": [], "overrides": {"fixed": "by-operator"}}}});
@@ -89,9 +96,9 @@ fn passed(now: &Value, pool: &Value, free: &Value, external: &Value, address: &V
         && spec["loadBalancerIP"] == *address
 }
 
-/// Fifty at once: no more than the quota are ever made, the others are told; one that goes makes room for the next. A smaller
-/// quota takes nothing away.
-pub async fn quota(fixture: Fixture) -> Result<()> {
+/// Fifty at once: no more than the quota are ever made, the others get an event; one that goes makes room for the next. A
+/// smaller quota deletes nothing.
+async fn a_quota_holds_and_is_used(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let limited = |max: usize| json!({"policy": {"maxLoadBalancers": max}});
     let provider = place.provider_with("a", CLUSTER, &[ALONE], limited(QUOTA)).await?;
@@ -109,21 +116,24 @@ pub async fn quota(fixture: Fixture) -> Result<()> {
     }
     settled(&place, QUOTA, ASKED - QUOTA - 2).await?;
     let (now, _) = by_state(&place).await?;
-    ensure!(served[2..].iter().all(|kept| now.contains(kept)), "{served:?} became {now:?}");
+    ensure!(
+        served[2..].iter().all(|kept| now.contains(kept)),
+        "expected the served ones to stay, saw {now:?} after {served:?}"
+    );
 
     drop(provider);
     let _provider = place.provider_with("b", CLUSTER, &[ALONE], limited(QUOTA - 2)).await?;
     place.guests.delete(&now[0], &DeleteParams::default()).await?;
     settled(&place, QUOTA - 1, ASKED - QUOTA - 2).await?;
     let (left, _) = by_state(&place).await?;
-    ensure!(left == now[1..], "a smaller quota takes nothing away: {now:?} became {left:?}");
+    ensure!(left == now[1..], "expected a smaller quota to delete nothing, saw {left:?} after {now:?}");
     Ok(())
 }
 
-/// Waits until so many are served and so many are told to wait; there are never more than the quota in infra meanwhile.
+/// Waits until so many are served and so many have the event; there are never more than the quota in infra meanwhile.
 async fn settled(place: &Place, served: usize, waiting: usize) -> Result<()> {
     let most = AtomicUsize::new(0);
-    until("the quota used and the others told", Deadline::PodStart, async || {
+    until("the quota to be used and the others to have an event", Deadline::PodStart, async || {
         most.fetch_max(place.mirrors.list(&ListParams::default()).await?.items.len(), Ordering::Relaxed);
         let (now, told) = by_state(place).await?;
         let settled = (now.len(), told.len()) == (served, waiting);
@@ -131,12 +141,12 @@ async fn settled(place: &Place, served: usize, waiting: usize) -> Result<()> {
     })
     .await?;
     let most = most.into_inner();
-    ensure!(most <= QUOTA, "{most} load balancers at a time");
+    ensure!(most <= QUOTA, "expected at most {QUOTA} load balancers at a time, saw {most}");
     Ok(())
 }
 
-/// Names of those with an address, and of those that are told of the quota. One that goes shows its address to the last, when its
-/// place is another's already.
+/// Names of those with an address, and of those with an event about the quota. One that goes shows its address to the end, when
+/// another has its place already.
 async fn by_state(place: &Place) -> Result<(Vec<String>, Vec<String>)> {
     let mut all = place.guests.list(&ListParams::default()).await?.items;
     all.retain(|service| service.metadata.deletion_timestamp.is_none());

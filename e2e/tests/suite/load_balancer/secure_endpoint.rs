@@ -1,4 +1,4 @@
-//! Who may read the metrics of a provider: asked of the real guest API server, believed by the authorities that it publishes.
+//! Which users may read the metrics of a provider: the real guest API server decides, and publishes the trusted authorities.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -17,9 +17,15 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
 
-use super::provider::{Place, Provider};
-use super::{ALONE, CLUSTER};
-use crate::fixture::Fixture;
+use crate::{
+    fixture::Fixture,
+    provider::{ALONE, CLUSTER, Place, Provider},
+};
+
+tests! {
+    Exclusive:
+        the_guest_says_who_reads_the_metrics;
+}
 
 /// The paths that are free.
 const HEALTH: [&str; 3] = ["/healthz", "/livez", "/readyz"];
@@ -44,13 +50,13 @@ const SAMPLES: [&[&str]; 9] = [
         "} 1",
     ],
 ];
-/// Where the guest's API server has its keys, and what it publishes of them.
+/// Where the guest's API server has its keys, and the ConfigMap in which it publishes the authorities.
 const GUEST: &str = "tenant";
 const PUBLISHED: &str = "extension-apiserver-authentication";
 const PUBLISHED_IN: &str = "kube-system";
-/// The binding of `deploy/cloud-controller-manager/tenant/base` with which a provider may read that.
+/// The binding of `deploy/cloud-controller-manager/tenant/base` with which a provider may read that ConfigMap.
 const BINDING: &str = "kubevirt-cloud-controller-manager:extension-apiserver-authentication-reader";
-/// The provider in the guest.
+/// The provider's user in the guest.
 const ACCOUNT: &str = "system:serviceaccount:kube-system:cloud-controller-manager";
 
 const OK: u16 = 200;
@@ -72,7 +78,7 @@ impl Endpoint {
             port: free,
             provider: place.provider_with(suffix, CLUSTER, &more, json!({"endpoints": "Managed"})).await?,
         };
-        until("the endpoint", Deadline::Reaction, async || {
+        until("the endpoint to answer", Deadline::Reaction, async || {
             Ok(match endpoint.get(&HEALTH[0].into(), &json!({})).await {
                 Ok(OK) => Ok(()),
                 answer => Err(format!("{answer:?}")),
@@ -105,11 +111,11 @@ impl Endpoint {
 
     async fn answers(&self, who: &str, user: &Value, headers: &[(&str, &str)], wanted: u16) -> Result<()> {
         let found = self.get(&Asked { path: METRICS, headers }, user).await?;
-        ensure!(found == wanted, "{who} was answered {found}, wanted {wanted}");
+        ensure!(found == wanted, "expected {wanted} for {who}, saw {found}");
         Ok(())
     }
 
-    /// Waits for an answer: what the guest's API server publishes is followed beside the requests.
+    /// Waits for an answer: the provider follows the published authorities independently of requests.
     async fn comes_to_answer(&self, who: &str, user: &Value, wanted: u16) -> Result<()> {
         until(&format!("{who} to be answered {wanted}"), Deadline::Reaction, async || {
             let found = self.get(&METRICS.into(), user).await?;
@@ -132,7 +138,7 @@ impl<'a> From<&'a str> for Asked<'a> {
 }
 
 /// Tokens, certificates of the cluster's authority and of another, a front proxy; and an authority that is published later.
-pub async fn readers(fixture: Fixture) -> Result<()> {
+async fn the_guest_says_who_reads_the_metrics(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     place.grant(&fixture, "endpoints").await?;
     place.create("web", json!({"externalIPs": ["198.51.100.9"]})).await?;
@@ -170,12 +176,12 @@ pub async fn readers(fixture: Fixture) -> Result<()> {
     for path in HEALTH {
         for user in [&json!({}), &forged, &json!({"token": "x"})] {
             let found = endpoint.get(&path.into(), user).await?;
-            ensure!(found == OK, "{path} was answered {found}");
+            ensure!(found == OK, "expected 200 from {path}, saw {found}");
         }
     }
 
     let maps: Api<ConfigMap> = Api::namespaced(fixture.guest.clone(), PUBLISHED_IN);
-    let before = maps.get(PUBLISHED).await?.data.context("nothing is published")?;
+    let before = maps.get(PUBLISHED).await?.data.context("expected published authorities, saw none")?;
     publish(&maps, &(before["client-ca-file"].clone() + stranger.pem())).await?;
     endpoint.comes_to_answer("a certificate of an authority published by now", &forged, OK).await?;
     publish(&maps, &before["client-ca-file"]).await?;
@@ -185,9 +191,9 @@ pub async fn readers(fixture: Fixture) -> Result<()> {
     without_the_right(&fixture, &place, &master, &reader).await
 }
 
-/// The queues that dashboards of the reference know are counted, and what became of the one Service.
+/// The queues that dashboards for kubevirt/cloud-provider-kubevirt show are counted, and the result of the one Service.
 async fn counted(endpoint: &Endpoint, reader: &Value) -> Result<()> {
-    until("all metrics", Deadline::Reaction, async || {
+    until("all expected samples in the metrics", Deadline::Reaction, async || {
         let body = endpoint.answer(&METRICS.into(), reader).await?.into_body().collect_bytes().await?;
         let text = String::from_utf8(body.to_vec())?;
         let is_missing =
@@ -198,7 +204,7 @@ async fn counted(endpoint: &Endpoint, reader: &Value) -> Result<()> {
     .await
 }
 
-/// Who may not read what is published believes no certificate, says so once, and does all the rest.
+/// A provider that may not read the published authorities trusts no certificate, logs so once, and does all the rest.
 async fn without_the_right(
     fixture: &Fixture,
     place: &Place,
@@ -213,7 +219,7 @@ async fn without_the_right(
     until("the right to be gone", Deadline::Reaction, async || {
         let status = reviews.create(&PostParams::default(), &review).await?.status;
         let allowed = status.is_some_and(|status| status.allowed);
-        Ok(if allowed { Err("it is allowed still".to_owned()) } else { Ok(()) })
+        Ok(if allowed { Err("still allowed".to_owned()) } else { Ok(()) })
     })
     .await?;
     let endpoint = Endpoint::start(place, "b").await?;
@@ -221,15 +227,15 @@ async fn without_the_right(
         let log = endpoint.provider.process.log_tail(usize::MAX);
         log.lines().filter(|line| line.contains("can't use the guest cluster's ConfigMap")).count()
     };
-    until("the missing right to be told", Deadline::Reaction, async || {
-        Ok(if said() == 0 { Err("it is not".to_owned()) } else { Ok(()) })
+    until("the missing right to be logged", Deadline::Reaction, async || {
+        Ok(if said() == 0 { Err("no line in the log".to_owned()) } else { Ok(()) })
     })
     .await?;
     endpoint.answers("a certificate without the right", certificate, &[], FORBIDDEN).await?;
     endpoint.answers("a token without the right", token, &[], OK).await?;
     place.create("late", json!({})).await?;
     place.served("late").await?;
-    ensure!(said() == 1, "it was told {} times", said());
+    ensure!(said() == 1, "expected the missing right to be logged once, saw {} times", said());
     place.grant(fixture, "base").await
 }
 

@@ -1,4 +1,4 @@
-//! Many Services at once, and one that never stands still.
+//! Many Services at once, and one that changes all the time.
 
 use std::time::Instant;
 
@@ -13,9 +13,16 @@ use kube::api::{DeleteParams, ListParams};
 use serde_json::json;
 
 use super::memory::Memory;
-use super::provider::{Between, Place, mirror_name};
-use super::{ALONE, merge};
-use crate::fixture::Fixture;
+use crate::{
+    fixture::Fixture,
+    provider::{ALONE, Between, Place, merge, mirror_name},
+};
+
+tests! {
+    Exclusive:
+        a_service_flips_a_hundred_times,
+        a_thousand_at_once;
+}
 
 /// How often the restless Service changes its type and port.
 const FLIPS: u16 = 100;
@@ -23,19 +30,19 @@ const FLIPS: u16 = 100;
 const CALLS: (usize, usize) = (2, 3);
 /// How many Services at once.
 const CROWD: usize = 500;
-/// How many crowds, one after the other.
+/// How many such groups, one after the other.
 const CROWDS: usize = 2;
 /// Requests of this test on their way at a time.
 const IN_FLIGHT: usize = 16;
 
-/// A Service changes between types and ports as fast as the API server takes it; what it asks for last is what it gets.
-pub async fn flips(fixture: Fixture) -> Result<()> {
+/// A Service changes between types and ports as fast as the API server accepts it; its last state is what it gets.
+async fn a_service_flips_a_hundred_times(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let between = place.between().await?;
     let provider = place.provider_behind(&between, "a", &[ALONE]).await?;
     let calls = |faults: &Faults| faults.journal().iter().filter(|entry| counts(entry)).count();
 
-    // What is asked once at the start is no Service's own.
+    // Calls that are made once at the start belong to no Service.
     place.create("first", json!({})).await?;
     place.served("first").await?;
     let before = (calls(between.infra.faults()), calls(between.guest.faults()));
@@ -43,7 +50,10 @@ pub async fn flips(fixture: Fixture) -> Result<()> {
     place.served("calm").await?;
     place.guests.delete("calm", &DeleteParams::default()).await?;
     until_gone(&place.guests, "calm", "the guest's Service", Deadline::Reaction).await?;
-    ensure!(place.mirrors.get_opt(&mirror_name(&service)).await?.is_none(), "its mirror is left over");
+    ensure!(
+        place.mirrors.get_opt(&mirror_name(&service)).await?.is_none(),
+        "expected no mirror left over, saw one"
+    );
     let after = (calls(between.infra.faults()), calls(between.guest.faults()));
     let (infra, guest) = (after.0 - before.0, after.1 - before.1);
     let value = format!("{infra} to infra, {guest} to the guest");
@@ -52,7 +62,11 @@ pub async fn flips(fixture: Fixture) -> Result<()> {
         value,
         "the least that is safe: create, delete; finalizer, address, finalizer's end",
     )?;
-    ensure!((infra, guest) == CALLS, "{}", calls_of(&between));
+    ensure!(
+        (infra, guest) == CALLS,
+        "expected {CALLS:?} calls to infra and guest, saw {}",
+        calls_of(&between)
+    );
 
     let service = place.create("restless", json!({})).await?;
     let mirror = mirror_name(&service);
@@ -69,22 +83,26 @@ pub async fn flips(fixture: Fixture) -> Result<()> {
     let guest = serde_json::to_value(place.guests.get("restless").await?)?;
     ensure!(
         now["spec"]["ports"][0]["targetPort"] == guest["spec"]["ports"][0]["nodePort"],
-        "not the guest's node port: {now}"
+        "expected the guest's node port as target, saw {now}"
     );
     let plain = json!({"spec": {"type": "ClusterIP"}});
     merge(&place.guests, "restless", plain).await?;
-    until("the end of the load balancer", Deadline::Reaction, async || {
+    until("the load balancer to be gone", Deadline::Reaction, async || {
         let guest = serde_json::to_value(place.guests.get("restless").await?)?;
         let free = guest["metadata"].get("finalizers").is_none_or(|held| held == &json!([]));
         let gone = place.mirrors.get_opt(&mirror).await?.is_none();
         Ok(if free && gone { Ok(()) } else { Err(format!("finalizer gone: {free}, mirror gone: {gone}")) })
     })
     .await?;
-    ensure!(provider.process.ended().is_none(), "it ended: {}", provider.process.log_tail(5));
+    ensure!(
+        provider.process.ended().is_none(),
+        "expected the provider to run, saw it ended: {}",
+        provider.process.log_tail(5)
+    );
     Ok(())
 }
 
-/// All that was called, in order.
+/// All calls, in order.
 fn calls_of(between: &Between) -> String {
     let all = |faults: &Faults| -> Vec<String> {
         let journal = faults.journal();
@@ -100,7 +118,7 @@ fn counts(entry: &Entry) -> bool {
 }
 
 /// Hundreds at once, and again as many; each is served, and each goes.
-pub async fn thousand(fixture: Fixture) -> Result<()> {
+async fn a_thousand_at_once(fixture: Fixture) -> Result<()> {
     let place = Place::of_shipped(&fixture).await?;
     let provider = place.provider("a", super::CLUSTER, &[ALONE]).await?;
     place.create("first", json!({})).await?;
@@ -119,7 +137,7 @@ pub async fn thousand(fixture: Fixture) -> Result<()> {
         made.into_iter().collect::<Result<Vec<_>>>()?;
         let created = began.elapsed().as_secs_f64();
         let all = 1 + (crowd + 1) * CROWD;
-        until("an address of each", Deadline::MachineStart, async || {
+        until("each Service to have an address", Deadline::MachineStart, async || {
             let served = served(&place).await?;
             Ok(if served == all { Ok(()) } else { Err(format!("{served} of {all}")) })
         })
@@ -144,7 +162,7 @@ pub async fn thousand(fixture: Fixture) -> Result<()> {
         .collect()
         .await;
     ended.into_iter().collect::<Result<Vec<_>, _>>()?;
-    until("the end of all", Deadline::MachineStart, async || {
+    until("all Services to be gone", Deadline::MachineStart, async || {
         let all = ListParams::default();
         let left = place.guests.list(&all).await?.items.len() + place.mirrors.list(&all).await?.items.len();
         Ok(if left == 0 { Ok(()) } else { Err(format!("{left} are left")) })
@@ -153,7 +171,11 @@ pub async fn thousand(fixture: Fixture) -> Result<()> {
     let name = format!("{} LoadBalancer Services deleted at once, all gone in both clusters", services.len());
     fixture.figures.add(&name, format!("{:.1} s", began.elapsed().as_secs_f64()), "")?;
     memory.push(format!("{} after their end", Memory::of(&provider)?));
-    ensure!(provider.process.ended().is_none(), "it ended: {}", provider.process.log_tail(5));
+    ensure!(
+        provider.process.ended().is_none(),
+        "expected the provider to run, saw it ended: {}",
+        provider.process.log_tail(5)
+    );
     fixture.figures.add(
         "cloud controller manager's memory by number of Services (resident, anonymous)",
         memory.join("; "),

@@ -1,4 +1,4 @@
-//! Left-overs are looked for while the guest's API errs: a Service that it does not show is not one that is gone.
+//! Sweeps of left-overs while the guest's API answers wrongly: a Service that it does not show is not proof that it is gone.
 
 use anyhow::{Context, Result, ensure};
 use bench::scenario::{Deadline, until_gone};
@@ -6,26 +6,32 @@ use fault_proxy::{Action, Faults, Guard, Matcher, Reply, Rule};
 use kube::api::{DeleteParams, ListParams};
 use serde_json::json;
 
-use super::provider::{Place, mirror_name};
-use super::{ALONE, CLUSTER, merge};
-use crate::api_faults::api_faults;
-use crate::fixture::Fixture;
+use crate::{
+    api_faults::api_faults,
+    fixture::Fixture,
+    provider::{ALONE, CLUSTER, Place, merge, mirror_name},
+};
 
-/// The API's own words in an injected answer.
+tests! {
+    Exclusive:
+        an_erring_guest_api_makes_no_left_overs;
+}
+
+/// The API's message in an injected answer.
 const WORDS: &str = "said by the API server";
 /// The Service by whose UID a guest cluster is known.
 const CLUSTER_SERVICE: &str = "kubernetes";
 /// The Service that lives all the time, and the one whose mirror is left over.
 const KEPT: &str = "kept";
 const LOST: &str = "lost";
-/// So many looks under each fault: the second deletes what the first was not sure of.
+/// So many sweeps under each fault: the second deletes what the first was not sure of.
 const LOOKS: u32 = 2;
 /// An annotation that shows that the guest is watched.
 const SEEN: &str = "example.com/seen";
 
-/// The guest lists no Service at all, and each question about one is answered wrongly, late, or not at all: no mirror goes. When
-/// the API is back, the left-over goes, and what lives is served on.
-pub async fn spared(fixture: Fixture) -> Result<()> {
+/// The guest lists no Service at all, and each read of one is answered wrongly, late, or not at all: no mirror goes. When
+/// the API is back, the left-over goes, and living Services are still served.
+async fn an_erring_guest_api_makes_no_left_overs(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
     let first = place.provider("a", CLUSTER, &[ALONE]).await?;
     let lost = mirror_name(&place.create(LOST, json!({})).await?);
@@ -66,17 +72,28 @@ pub async fn spared(fixture: Fixture) -> Result<()> {
     }
     for before in &before {
         let name = before.metadata.name.as_deref().unwrap_or_default();
-        let now = place.mirrors.get(name).await.with_context(|| format!("{name} was deleted"))?;
-        ensure!(now.metadata.uid == before.metadata.uid, "{name} was deleted and made anew");
-        ensure!(now.metadata.deletion_timestamp.is_none(), "{name} is being deleted");
+        let now = place
+            .mirrors
+            .get(name)
+            .await
+            .with_context(|| format!("expected {name} to stay, saw it deleted"))?;
+        ensure!(now.metadata.uid == before.metadata.uid, "expected the same {name}, saw a new one");
+        ensure!(now.metadata.deletion_timestamp.is_none(), "expected {name} to stay, saw it being deleted");
     }
-    ensure!(provider.process.ended().is_none(), "it ended: {}", provider.process.log_tail(5));
+    ensure!(
+        provider.process.ended().is_none(),
+        "expected the provider to run, saw it ended: {}",
+        provider.process.log_tail(5)
+    );
 
     drop((lifted, blind));
     until_gone(&place.mirrors, &lost, "the left-over", Deadline::Reaction).await?;
     merge(&place.guests, KEPT, json!({"metadata": {"annotations": {SEEN: "yes"}}})).await?;
     let now = place.mirror(&kept, "the change", |now| now["metadata"]["annotations"][SEEN] == "yes").await?;
-    ensure!(now["metadata"]["uid"] == json!(before[0].metadata.uid), "{kept} was deleted and made anew");
+    ensure!(
+        now["metadata"]["uid"] == json!(before[0].metadata.uid),
+        "expected the same {kept}, saw a new one"
+    );
     place.served(KEPT).await?;
     Ok(())
 }
@@ -96,16 +113,16 @@ fn text(code: u16, text: &str) -> Action {
     Action::Answer(Reply::Text { code, text: text.to_owned() })
 }
 
-/// Each question about one of these meets `action`.
+/// Each read of one of these meets `action`.
 fn wrong<const N: usize>(guest: &Faults, names: [&str; N], action: &Action) -> Vec<Guard> {
     let at = |name| Matcher::of("get", "services").named(name);
     names.into_iter().map(|name| guest.add(Rule::each(at(name), action.clone()))).collect()
 }
 
-/// Waits until so many looks have met the fault, whichever Service they asked about first.
+/// Waits until so many sweeps have met the fault, whichever Service they read first.
 async fn met(guards: &[Guard], name: &str) -> Result<()> {
     let any = guards.iter().map(|guard| Box::pin(guard.caught(LOOKS)));
     let met = tokio::time::timeout(Deadline::Reaction.duration(), futures::future::select_all(any)).await;
-    met.with_context(|| format!("nobody looked under {name}"))?;
+    met.with_context(|| format!("expected a sweep under {name}, saw none"))?;
     Ok(())
 }

@@ -20,13 +20,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::fixture::Fixture;
 
-/// Who the controllers are in the guest.
+/// The user of the controllers in the guest.
 const GUEST_USER: &str = "bench:node-controllers";
 
 /// Rights in infra, as installers give them.
 #[derive(Clone, Copy)]
 pub enum Rights {
-    /// The reference's role and cluster role.
+    /// The role and the cluster role of kubevirt/cloud-provider-kubevirt.
     Reference,
     /// `HyperShift`'s role: no nodes.
     HyperShift,
@@ -34,7 +34,7 @@ pub enum Rights {
     NoWatch,
 }
 
-/// The controllers, running; they end with this.
+/// The running controllers; they end when this is dropped.
 pub struct Controllers {
     stop: CancellationToken,
     task: JoinHandle<()>,
@@ -105,7 +105,7 @@ impl Rights {
     }
 }
 
-/// Gives the rights in both clusters; the user who has them in infra.
+/// Gives the rights in both clusters; returns the user that has them in infra.
 async fn grant(fixture: &Fixture, rights: Rights) -> Result<String> {
     let user = format!("bench:ccm-{}", rights.word());
     let name = format!("bench-ccm-{}", rights.word());

@@ -13,7 +13,7 @@ use crate::fixture::Fixture;
 
 /// Kubelet's taint (`--cloud-provider=external`).
 pub const UNINITIALIZED: &str = "node.cloudprovider.kubernetes.io/uninitialized";
-/// What kubelet says of its own address.
+/// The address that kubelet reports.
 pub const NODE_IP: &str = "192.0.2.7";
 
 /// A Node as kubelet registers it.
@@ -61,7 +61,7 @@ impl GuestNode {
         Ok(self.nodes.get_opt(&self.name).await?)
     }
 
-    /// Kubelet's word on itself, or kube-controller-manager's on a silent kubelet.
+    /// Sets the Ready condition, as kubelet does, or kube-controller-manager when kubelet is silent.
     pub async fn ready(&self, status: &str) -> Result<()> {
         let patch = Patch::Strategic(json!({"status": {"conditions": [condition(status)]}}));
         self.nodes.patch_status(&self.name, &PatchParams::default(), &patch).await?;
@@ -74,7 +74,7 @@ impl GuestNode {
         Ok(())
     }
 
-    /// Waits until it is so.
+    /// Waits until the Node is as `holds` wants; `what` completes "expected Node x …".
     pub async fn until(&self, what: &str, holds: impl Fn(&Node) -> bool) -> Result<Node> {
         until(&format!("Node {} {what}", self.name), Deadline::Reaction, async || {
             let node = self.get().await?.with_context(|| format!("Node {} is gone", self.name))?;
@@ -87,12 +87,12 @@ impl GuestNode {
         .await
     }
 
-    /// Waits until an event says this of it.
+    /// Waits until an event of the Node has this reason.
     pub async fn until_event(&self, reason: &str) -> Result<()> {
         let of_node = format!("involvedObject.kind=Node,involvedObject.name={},reason={reason}", self.name);
         until(&format!("event {reason} of {}", self.name), Deadline::Reaction, async || {
             let list = self.events.list(&ListParams::default().fields(&of_node)).await?;
-            Ok(if list.items.is_empty() { Err("no such event".to_owned()) } else { Ok(()) })
+            Ok(if list.items.is_empty() { Err("no event".to_owned()) } else { Ok(()) })
         })
         .await
     }

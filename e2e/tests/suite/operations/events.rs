@@ -1,4 +1,4 @@
-//! Why a guest's claim or pod does not come, told in the guest by its own events, in the infra cluster's words.
+//! Why a guest's claim or pod does not become ready: the guest's own events pass on the infra cluster's messages.
 
 use anyhow::{Result, ensure};
 use bench::scenario::{
@@ -16,6 +16,13 @@ use serde_json::json;
 
 use crate::fixture::Fixture;
 
+tests! {
+    Exclusive:
+        an_exceeded_quota_is_an_event_of_the_claim;
+    Shared:
+        a_missing_infra_class_is_an_event_of_the_pod;
+}
+
 /// The claim of a test's guest namespace.
 const CLAIM: &str = "claim";
 
@@ -30,7 +37,7 @@ const NO_CLASS: &str = "no-such-class";
 
 /// The infra namespace may have no volume more: the claim's event says so with the quota's name, and the claim is bound by
 /// itself once the quota is gone.
-pub async fn quota_is_told(fixture: Fixture) -> Result<()> {
+async fn an_exceeded_quota_is_an_event_of_the_claim(fixture: Fixture) -> Result<()> {
     let namespace = fixture.guest_namespace().await?;
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(fixture.guest.clone(), &namespace);
     let quotas: Api<ResourceQuota> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
@@ -39,7 +46,7 @@ pub async fn quota_is_told(fixture: Fixture) -> Result<()> {
     }))?;
     quotas.create(&PostParams::default(), &quota).await?;
     let told = quota_told(&fixture, &quotas, &claims).await;
-    // Every later test needs volumes: the quota goes whatever was told.
+    // Every later test needs volumes: the quota is removed whatever the result.
     quotas.delete(&fixture.word, &DeleteParams::default()).await?;
     told?;
 
@@ -68,15 +75,15 @@ async fn quota_told(
     claims.create(&PostParams::default(), &claim(CLAIM, STORAGE_CLASS, "Filesystem")).await?;
     let said =
         event(fixture, &About { object: CLAIM, reason: "ProvisioningFailed" }, "exceeded quota").await?;
-    ensure!(said.contains(&fixture.word), "the event does not name the quota: {said}");
+    ensure!(said.contains(&fixture.word), "expected the event to name the quota, saw {said}");
     Ok(())
 }
 
-/// CDI's reason where there is no class to choose a claim's modes by.
+/// CDI's reason if no class determines a claim's modes.
 const NO_CLASS_REASON: &str = "ErrClaimNotValid";
 
-/// The guest's class names an infra class that does not exist: the pod's event names it and gives CDI's reason, which does not.
-pub async fn missing_class_is_told(fixture: Fixture) -> Result<()> {
+/// The guest's class names an infra class that does not exist: the pod's event names that class and CDI's reason; the reason alone does not name it.
+async fn a_missing_infra_class_is_an_event_of_the_pod(fixture: Fixture) -> Result<()> {
     let namespace = fixture.guest_namespace().await?;
     let classes: Api<StorageClass> = Api::all(fixture.guest.clone());
     let mut class = classes.get(STORAGE_CLASS).await?;
@@ -93,7 +100,7 @@ pub async fn missing_class_is_told(fixture: Fixture) -> Result<()> {
         PodOnVolume { name: POD, claim: CLAIM, node: None, volume_mode: "Filesystem", script: "true" };
     pods.create(&PostParams::default(), &pod(&wanted)).await?;
     let said = event(&fixture, &About { object: POD, reason: "FailedAttachVolume" }, NO_CLASS).await?;
-    ensure!(said.contains(NO_CLASS_REASON), "the event has not CDI's words: {said}");
+    ensure!(said.contains(NO_CLASS_REASON), "expected CDI's reason in the event, saw {said}");
 
     pods.delete(POD, &DeleteParams::default()).await?;
     until_gone(&pods, POD, "pod", Deadline::PodStart).await?;
@@ -104,7 +111,7 @@ pub async fn missing_class_is_told(fixture: Fixture) -> Result<()> {
     Ok(())
 }
 
-/// Which events are looked for.
+/// Which events to find.
 struct About<'a> {
     object: &'a str,
     reason: &'a str,
@@ -115,7 +122,7 @@ async fn event(fixture: &Fixture, about: &About<'_>, words: &str) -> Result<Stri
     let events: Api<Event> = Api::namespaced(fixture.guest.clone(), &fixture.word);
     let about = format!("involvedObject.name={},reason={}", about.object, about.reason);
     let wanted = ListParams::default().fields(&about);
-    until(&format!("an event ({about}) that says {words:?}"), Deadline::MachineStart, async || {
+    until(&format!("an event ({about}) that contains {words:?}"), Deadline::MachineStart, async || {
         let events = events.list(&wanted).await?.items.into_iter();
         let mut messages: Vec<String> = events.filter_map(|event| event.message).collect();
         let found = messages.iter().position(|message| message.contains(words));

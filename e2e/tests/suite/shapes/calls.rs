@@ -11,7 +11,7 @@ use crate::{
     node_socket::NodeSocket,
 };
 
-/// Creates, writes on one worker, takes the volume away, reads on the other.
+/// Creates the volume, writes on one worker, detaches it, reads on the other.
 pub async fn run(fixture: Fixture, shape: Shape) -> Result<()> {
     let controller = Controller::start(&fixture, "a").await?;
     let capability = if shape.content == "block" { block() } else { filesystem(shape.content) };
@@ -29,10 +29,10 @@ pub async fn run(fixture: Fixture, shape: Shape) -> Result<()> {
         let node = NodeSocket::connect(&fixture, worker).await?;
         let said =
             used(&node, &volume, &capability, &script).await.with_context(|| format!("use on {worker}"))?;
-        ensure!(said.trim() == WRITTEN, "on {worker}: {said:?}");
+        ensure!(said.trim() == WRITTEN, "expected {WRITTEN:?} on {worker}, saw {said:?}");
         controller.discard_keeping(&volume, worker).await?;
         let left = hotplugged(&fixture.infra, HCP_NAMESPACE, &volume.volume_id).await?;
-        ensure!(left.is_empty(), "detached from {worker}, but {left:?}");
+        ensure!(left.is_empty(), "expected no disk after the detach from {worker}, saw {left:?}");
     }
     controller.delete(&volume).await.context("delete the volume")
 }

@@ -76,13 +76,13 @@ struct Pods<'a> {
 }
 
 impl Pods<'_> {
-    /// Runs a pod on the claim until it has printed what was written, looks at infra and at the worker meanwhile, then
+    /// Runs a pod on the claim until it has printed what was written, checks infra and the worker meanwhile, then
     /// deletes it and waits until it is gone.
     async fn run(&self, name: &str, worker: &str, script: &str) -> Result<()> {
         let volume_mode = self.shape.volume_mode();
         let wanted = PodOnVolume { name, claim: CLAIM, node: Some(worker), volume_mode, script };
         self.api.create(&PostParams::default(), &pod(&wanted)).await?;
-        until(&format!("the output of {name}"), Deadline::PodStart, async || {
+        until(&format!("the output of the pod {name}"), Deadline::PodStart, async || {
             let phase = self.api.get(name).await?.status.and_then(|status| status.phase).unwrap_or_default();
             if phase != "Running" {
                 return Ok(Err(format!("the pod is {phase}")));

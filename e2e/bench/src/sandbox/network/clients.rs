@@ -28,7 +28,7 @@ const BRIDGE: &str = "clients0";
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
 /// The clients' network namespace.
 const NAMESPACE: &str = "client";
-/// A client's two addresses. It speaks from the first unless it is told otherwise.
+/// A client's two addresses. It sends from the first unless the caller chooses the other.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 50);
 /// See [`CLIENT`].
 pub const OTHER_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 51);
@@ -79,7 +79,7 @@ pub(super) fn set_up() -> Result<()> {
     ip_batch(&["-n", NAMESPACE], &own).context("make the client's addresses")
 }
 
-/// Answers the clients who ask for a load balancer's address from now on. Again is a success.
+/// From now on answers clients that ask for a load balancer's address. Calling it again is a success.
 pub fn announce(address: IpAddr) -> Result<()> {
     ip_batch(&[], &format!("neigh replace proxy {address} dev {BRIDGE}\n"))
         .with_context(|| format!("announce {address}"))

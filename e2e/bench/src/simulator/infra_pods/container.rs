@@ -1,7 +1,7 @@
 //! One container of a program's pod: started, probed, started again when it ends, stopped when its pod goes.
 //!
-//! Times as kubelet has them: the first restart at once, then after 10 s, 20 s, … 5 min, counted anew after ten minutes
-//! of good running (`pkg/kubelet/kubelet.go`, `MaxCrashLoopBackOff`).
+//! Times as kubelet has them: the first restart at once, then after 10 s, 20 s, … 5 min; the count restarts after ten minutes
+//! without a failure (`pkg/kubelet/kubelet.go`, `MaxCrashLoopBackOff`).
 
 use std::{
     path::{Path, PathBuf},
@@ -55,7 +55,7 @@ pub(super) struct Shared {
     pub platform: Vec<(String, String)>,
 }
 
-/// How a container fares.
+/// The state of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ContainerState {
     pub now: Now,
@@ -113,7 +113,7 @@ pub(super) struct ContainerRun<R> {
     /// The pod's folder in the sandbox's tmpfs.
     pub folder: PathBuf,
     pub restart: Restart,
-    /// Tells how it fares.
+    /// Receives its state.
     pub report: R,
 }
 
@@ -333,7 +333,7 @@ pub(super) fn reference(pod: &Pod) -> ObjectReference {
 pub(super) async fn asked(stop: &mut watch::Receiver<Option<Duration>>) -> Duration {
     match stop.wait_for(Option::is_some).await {
         Ok(grace) => grace.unwrap_or_default(),
-        // Nobody is left who could ask: the simulator ends.
+        // The sender is gone: the simulator ends.
         Err(_) => Duration::ZERO,
     }
 }

@@ -23,7 +23,7 @@ pub(super) struct Invocation {
 /// `PATH`; the pod's own win.
 ///
 /// # Errors
-/// When something that is referred to and not optional does not exist, in kubelet's words.
+/// When something that is referred to and not optional does not exist; the text is kubelet's.
 pub(super) fn invocation(
     pod: &Pod,
     container: &Container,
@@ -53,7 +53,7 @@ pub(super) fn invocation(
             define(&mut known, env.name.clone(), value);
         }
     }
-    // The first word of `command` is the program, whatever path it has in the image; its other words come first.
+    // The first item of `command` is the program, whatever path it has in the image; its other items come first.
     let words = container.command.iter().flatten().skip(1).chain(container.args.iter().flatten());
     let args = words.map(|word| expand(word, &known)).collect();
     let env =

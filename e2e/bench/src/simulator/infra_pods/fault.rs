@@ -1,13 +1,13 @@
-//! What the kubelets of the infra nodes can be told to do wrong, and to which pods.
+//! The faults that the kubelets of the infra nodes can inject, and into which pods.
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
-use super::{Kind, node_of};
+use super::simulated::{Kind, node_of};
 use crate::simulator::fault_plan::{Hold, selects};
 
-/// What the kubelets can be told to do wrong.
+/// The faults that the kubelets can inject.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {

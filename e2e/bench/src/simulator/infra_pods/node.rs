@@ -17,7 +17,7 @@ use crate::simulator::queue::conflict;
 const HEARTBEAT_PERIOD: Duration = Duration::from_secs(30);
 
 /// The labels that a node gets besides its hostname. Without `schedulable`, a machine type and a CPU model no launcher
-/// pod is scheduled (`bench-infra.md` §5).
+/// pod is scheduled.
 const OWNED_LABELS: [(&str, &str); 8] = [
     ("kubernetes.io/os", "linux"),
     ("kubernetes.io/arch", "amd64"),

@@ -1,6 +1,6 @@
 //! Probes of a container: `httpGet` and `tcpSocket` against the loopback, counted as a kubelet counts.
 //!
-//! `exec` and `grpc` probes are not made; a container that has one is told so and counts as not probed.
+//! `exec` and `grpc` probes are not made; a container that has one gets an event that says so and counts as not probed.
 
 use std::{net::Ipv4Addr, time::Duration};
 

@@ -16,8 +16,9 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Images, Options,
     container::{ContainerRun, ContainerState, Now, Restart, Shared, asked, asked_within, reference},
+    image::Images,
+    options::Options,
     simulated::{containers, image},
     volume::Volumes,
 };

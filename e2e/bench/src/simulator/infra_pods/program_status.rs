@@ -1,4 +1,4 @@
-//! What a kubelet says about a pod that really runs. Pure but for the clock's reading in times.
+//! The status that a kubelet reports of a pod that really runs. Pure, except that it reads the clock for times.
 
 use std::net::IpAddr;
 

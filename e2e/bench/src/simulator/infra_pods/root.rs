@@ -23,6 +23,9 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
+/// The command by which the bench becomes the first process of a container, and calls [`enter`].
+pub const COMMAND: &str = "container-init";
+
 /// Directories of the host that hold programs and libraries; links on most distributions (`/bin` → `usr/bin`).
 const SYSTEM: [&str; 6] = ["usr", "bin", "sbin", "lib", "lib32", "lib64"];
 /// Files of the host's `/etc` that images without a distribution have as well.
@@ -211,7 +214,7 @@ fn bind(what: &Mount, root: &Path) -> Result<()> {
 
 fn make_target(source: &Path, target: &Path) -> Result<()> {
     let doing = || format!("make a place for {}", target.display());
-    if source.metadata().with_context(|| format!("look at {}", source.display()))?.is_dir() {
+    if source.metadata().with_context(|| format!("read the metadata of {}", source.display()))?.is_dir() {
         return std::fs::create_dir_all(target).with_context(doing);
     }
     std::fs::create_dir_all(target.parent().unwrap_or(target)).with_context(doing)?;

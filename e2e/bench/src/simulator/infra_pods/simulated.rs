@@ -1,4 +1,4 @@
-//! What a kubelet says about a pod of which nothing runs. Pure but for the clock's reading in times.
+//! The status that a kubelet reports of a pod of which nothing runs. Pure, except that it reads the clock for times.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use super::image::{Image, Images, image_name};
 
-/// KubeVirt's label of its pods; its value says which.
+/// KubeVirt's label of its pods; the value is the kind of pod.
 const KUBEVIRT_LABEL: &str = "kubevirt.io";
-/// CDI's label of its pods; its value says which.
+/// CDI's label of its pods; the value is the kind of pod.
 const CDI_LABEL: &str = "cdi.kubevirt.io";
 /// CDI's pods that do one piece of work and end.
 const CDI_WORKERS: [&str; 2] = ["importer", "cdi-clone-source"];
@@ -85,7 +85,7 @@ pub(super) fn claims(pod: &Pod) -> impl Iterator<Item = &str> {
     volumes.iter().filter_map(|volume| Some(volume.persistent_volume_claim.as_ref()?.claim_name.as_str()))
 }
 
-/// Whether the pod already says why it waits.
+/// Whether the pod's status already says why it waits.
 pub(super) fn is_waiting(pod: &Pod) -> bool {
     let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
     statuses
@@ -98,7 +98,7 @@ pub(super) fn grace_left(pod: &Pod) -> Duration {
     Duration::try_from(end.duration_since(Timestamp::now())).unwrap_or_default()
 }
 
-/// Whether the pod's status says all that `wanted` says.
+/// Whether the pod's status contains everything in `wanted`.
 pub(super) fn has(pod: &Pod, wanted: &Value) -> bool {
     let present = serde_json::to_value(pod.status.as_ref()).unwrap_or_default();
     wanted.as_object().is_some_and(|wanted| wanted.iter().all(|(key, value)| present.get(key) == Some(value)))
@@ -155,7 +155,7 @@ pub(super) fn status(pod: &Pod, kind: Kind, outcome: &Outcome, addresses: Addres
     status
 }
 
-/// The container of a pod whose image the bench does not have, in the container runtime's words.
+/// The container of a pod whose image the bench does not have, as the container runtime words it.
 pub(super) fn unpullable(container: &Container) -> Value {
     let image = container.image.as_deref().unwrap_or_default();
     json!({
@@ -240,6 +240,11 @@ fn pod_ip(pod: &Pod) -> String {
     let [high, low] = hash.to_be_bytes();
     // Neither a network's own address nor its broadcast address.
     format!("10.244.{high}.{}", low.clamp(1, 254))
+}
+
+/// The name of the node that the pod is bound to.
+pub(super) fn node_of(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
 }
 
 #[cfg(test)]

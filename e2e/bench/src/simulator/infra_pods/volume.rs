@@ -26,7 +26,7 @@ use super::{
     sources::{Data, Sources, Wanted},
 };
 
-/// A kubelet looks after volumes once a minute or so; tests need not wait that long.
+/// A real kubelet updates volumes about once a minute; tests need not wait that long.
 const REFRESH_PERIOD: Duration = Duration::from_secs(5);
 /// A kubelet asks for a new token when so much of the old one's time is over, in percent (`token_manager.go`).
 const TOKEN_RENEWAL_PERCENT: i64 = 80;
@@ -66,7 +66,7 @@ impl Volumes {
     /// Brings all volumes up to date.
     ///
     /// # Errors
-    /// When an object that is not optional is missing, in kubelet's words, or the volume is of a kind that is not served.
+    /// When an object that is not optional is missing (the text is kubelet's), or the volume is of a kind that is not served.
     pub(super) async fn bring_up(&mut self) -> Result<()> {
         let sources = self.wanted.read(&self.client, &self.pod).await?;
         for volume in volumes_of(&self.pod.clone()) {

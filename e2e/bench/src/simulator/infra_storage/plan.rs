@@ -1,7 +1,6 @@
 //! Decides what the infra storage does with a PVC or PV. Pure: no client, no file.
 //!
-//! Rules of `sig-storage-lib-external-provisioner` (`shouldProvision`, `provisionClaimOperation`, `shouldDelete`) as
-//! `bench-infra.md` §5 condenses them.
+//! Rules of `sig-storage-lib-external-provisioner`: `shouldProvision`, `provisionClaimOperation`, `shouldDelete`.
 
 use std::collections::BTreeMap;
 
@@ -18,8 +17,10 @@ use k8s_openapi::{
 };
 use kube::{ResourceExt, api::ObjectMeta};
 
-use super::{BLOCK, PROVISIONER};
+use crate::cluster::storage_classes::PROVISIONER;
 
+/// The volume mode of a device.
+pub(in crate::simulator) const BLOCK: &str = "Block";
 /// Set by kube-controller-manager on a PVC that an external provisioner has to serve.
 const PROVISIONER_ANNOTATION: &str = "volume.kubernetes.io/storage-provisioner";
 /// Set by kube-scheduler on a `WaitForFirstConsumer` PVC once a pod that uses it has a node.

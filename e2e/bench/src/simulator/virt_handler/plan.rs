@@ -2,7 +2,7 @@
 //!
 //! Follows `pkg/virt-handler/vm.go` of KubeVirt 1.9.0, functions `sync`, `calculateVmPhaseForStatusReason`,
 //! `updateHotplugVolumeStatus`, `canUpdateToMounted`, `canUpdateToUnmounted`, `checkVolumesForMigration`. One machine is
-//! looked at, acted upon, looked at again, and then the status is written, as there.
+//! read, acted upon, read again, and then the status is written, as virt-handler does.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -145,7 +145,7 @@ pub fn changes(vmi: &Vmi, domain: &Domain, may: &mut Gate<'_>) -> Vec<Change> {
     changes
 }
 
-/// Why the VMI can't be migrated, in virt-handler's words; `None` when it can. Only the volumes are looked at.
+/// Why the VMI can't be migrated, as virt-handler words it; `None` when it can. Only the volumes are checked.
 pub fn not_migratable(vmi: &Vmi) -> Option<String> {
     const RULE: &str =
         "live migration requires that all PVCs must be shared (using ReadWriteMany access mode)";
@@ -217,7 +217,7 @@ fn next_hotplugged(
     let plugged = alive.plugged.contains(name);
     let pod_ready = status.hotplug_volume.as_ref().is_some_and(|hotplug| !hotplug.attach_pod_uid.is_empty());
     match (in_spec, plugged, status.phase.as_str()) {
-        // Successfully attached, told once.
+        // Successfully attached: one event.
         (true, true, "Ready") if !status.target.is_empty() => None,
         (true, true, _) => may(Step::Ready, name).then_some((Some(VolumePhase::Ready), true)),
         (true, false, "" | "Bound" | "Pending" | "AttachedToNode") if pod_ready => {

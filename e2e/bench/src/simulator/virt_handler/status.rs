@@ -72,7 +72,7 @@ impl VolumePhase {
 }
 
 /// Writes `changes`, and what virt-handler keeps true in every update, into `object`'s status; `now` is RFC 3339.
-/// `failure` is what went wrong with the machine. Returns the events to tell once the object is written, and whether
+/// `failure` is what went wrong with the machine. Returns the events to write after the object, and whether
 /// anything differs at all.
 pub(super) fn apply(
     object: &mut Value,
@@ -195,7 +195,7 @@ fn condition(kind: &str, holds: bool) -> Value {
     })
 }
 
-/// Puts `wanted` in the place of the condition of its type. One that says the same is left as it is.
+/// Replaces the condition of the same type by `wanted`. An equal condition is left as it is.
 fn set_condition(status: &mut Map<String, Value>, wanted: &Value) {
     let conditions = status.entry("conditions").or_insert_with(|| json!([]));
     let Some(list) = conditions.as_array_mut() else { return };

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
-use crate::artifact::{Programs, process::run};
+use super::{process::run, programs::Programs};
 
 /// Kernel modules of the initramfs: up to the root disk.
 const INITRAMFS_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "overlay", "squashfs"];
@@ -32,8 +32,11 @@ const INITRD: &str = "initrd";
 const ROOT: &str = "root.squashfs";
 
 /// Sources that lay out the image: part of its key, so that changing them makes a new one.
-pub const RECIPE: &[&str] =
-    &[include_str!("image.rs"), include_str!("image/modules.rs"), include_str!("image/root_tree.rs")];
+pub const RECIPE: &[&str] = &[
+    include_str!("worker_image.rs"),
+    include_str!("worker_image/modules.rs"),
+    include_str!("worker_image/root_tree.rs"),
+];
 
 /// What a worker boots from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,17 +6,19 @@ use anyhow::{Context, Result, bail};
 use bench::{command::goal::Plan, paths};
 use k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
-    core::v1::{Secret, ServiceAccount},
+    core::v1::ServiceAccount,
 };
 use kube::{Api, Client, api::PostParams, config::Kubeconfig};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
-use super::{GUEST_ACCOUNT_NAMESPACE, Place};
-use crate::{bound_token, fixture::Fixture};
+use crate::fixture::Fixture;
 
 /// The account of both halves.
 pub(super) const ACCOUNT: &str = "cloud-controller-manager";
+
+/// Where the guest half has its account.
+pub(super) const GUEST_ACCOUNT_NAMESPACE: &str = "kube-system";
 
 /// Credentials of a provider in both clusters.
 pub struct Access {
@@ -26,49 +28,12 @@ pub struct Access {
     pub guest: Kubeconfig,
 }
 
-impl Place {
-    /// Puts other credentials where a provider has its own, as kubelet does with a Secret's files: whole, or not at all.
-    pub async fn replace_access(&self, suffix: &str, access: &Access) -> Result<()> {
-        for (what, kubeconfig) in [("infra", &access.infra), ("guest", &access.guest)] {
-            let (file, new) = (self.file(suffix, what), self.file(suffix, &format!("{what}.new")));
-            tokio::fs::write(&new, serde_json::to_vec(kubeconfig)?).await?;
-            tokio::fs::rename(&new, &file).await?;
-        }
-        Ok(())
-    }
-
-    /// Credentials of the usual accounts that end with a Secret of this name in both clusters, which it makes.
-    pub async fn access_bound_to(&self, infra: &Client, secret: &str) -> Result<Access> {
-        let bound = async |client: &Client, cluster: &str, namespace: &str| {
-            let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-            access(client, cluster, namespace, Some(bound_token::anchor(&secrets, secret).await?)).await
-        };
-        Ok(Access {
-            infra: bound(infra, "infra", &self.infra_namespace).await?,
-            guest: bound(&self.guest, "tenant", GUEST_ACCOUNT_NAMESPACE).await?,
-        })
-    }
-
-    /// Ends such credentials, and waits until both API servers refuse them, which remember them for some seconds.
-    pub async fn end_access(&self, infra: &Client, secret: &str, access: Access) -> Result<()> {
-        let ends = [
-            (infra, self.infra_namespace.as_str(), access.infra),
-            (&self.guest, GUEST_ACCOUNT_NAMESPACE, access.guest),
-        ];
-        for (client, namespace, kubeconfig) in ends {
-            let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-            bound_token::end(&secrets, secret, kubeconfig).await?;
-        }
-        Ok(())
-    }
-}
-
 /// The arguments with which kubectl is the administrator of one of the bench's clusters.
 pub(super) fn administrator(cluster: &str) -> Vec<String> {
     vec![format!("--kubeconfig={}", paths::kubeconfig().display()), format!("--context={cluster}")]
 }
 
-/// Applies the accounts and rights of a folder of `deploy/cloud-controller-manager`, as who `kubectl_as` is.
+/// Applies the accounts and rights of a folder of `deploy/cloud-controller-manager`, with the credentials in `kubectl_as`.
 pub(super) async fn apply(
     fixture: &Fixture,
     part: &str,
@@ -98,10 +63,14 @@ pub(super) async fn apply(
         .spawn()?;
     apply.stdin.take().context("no stdin")?.write_all(list.as_bytes()).await?;
     let status = apply.wait().await?;
-    if status.success() { Ok(()) } else { bail!("kubectl apply of {}: {status}", folder.display()) }
+    if status.success() {
+        Ok(())
+    } else {
+        bail!("expected kubectl apply of {} to succeed, saw {status}", folder.display())
+    }
 }
 
-/// A kubeconfig of the account: the administrator's with another user, whose token ends with an object where it is bound to one.
+/// A kubeconfig of the account: the administrator's with another user, whose token ends with the object to which it is bound, if any.
 pub(super) async fn access(
     client: &Client,
     cluster: &str,

@@ -1,85 +1,47 @@
-//! What clients send to a guest's load balancer: through infra's kube-proxy to a VM, and through the VM's to a pod. The pods say who
-//! they are and which client they saw.
+//! What clients send to a guest's load balancer: through infra's kube-proxy to a VM, and through the VM's to a pod. The pods answer with
+//! their names and the client that they saw.
 
-mod disruption;
+pub mod disruption;
 mod way;
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Mutex};
+use std::{collections::BTreeSet, net::IpAddr};
 
-use anyhow::{Context, Result, ensure};
-use bench::control::Lock::Exclusive;
+use anyhow::{Result, ensure};
 use bench::{
     client::{Answer, Protocol},
     sandbox::network::{
         clients::{CLIENT, OTHER_CLIENT},
         second, worker_address,
     },
-    scenario::{Deadline, PORT, ThreeSteps, three_steps::Step, until, until_gone},
+    scenario::{Deadline, PORT, until, until_gone},
 };
 use kube::api::DeleteParams;
-use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use super::{
-    merge,
-    provider::{mirror_name, remove_left_everywhere},
+use crate::{
+    fixture::Fixture,
+    provider::{merge, mirror_name},
 };
-use crate::fixture::{Fixture, trial};
 use way::Way;
 
-/// Questions that make one look: with two pods and no affinity, all to one by chance once in half a million looks.
-const LOOK: usize = 20;
-
-/// The tests of this module.
-pub fn trials() -> Vec<Trial> {
-    vec![
-        trial("three_steps::a_client_reaches_one_pod_through_a_load_balancer", Exclusive, client_reaches_pod),
-        trial("traffic::any_vm_answers_and_local_shows_the_client", Exclusive, policies),
-        trial("traffic::our_endpoints_under_local_are_those_with_a_pod", Exclusive, own_endpoints),
-        trial("traffic::lost_in_a_rolling_restart", Exclusive, |it| {
-            disruption::rolling_restart(it, "infra's selector", json!({}), &["Cluster", "Local"])
-        }),
-        trial("traffic::lost_in_a_rolling_restart_with_our_endpoints", Exclusive, |it| {
-            disruption::rolling_restart(it, "our endpoints", managed(), &["Local"])
-        }),
-        trial("traffic::lost_in_a_live_migration", Exclusive, disruption::live_migration),
-        trial("traffic::lost_in_a_reset_of_a_vm", Exclusive, disruption::reset),
-        trial("traffic::both_families_and_the_second_alone", Exclusive, |it| families(it, json!({}))),
-        trial("traffic::both_families_through_our_endpoints", Exclusive, |it| families(it, managed())),
-        trial("traffic::source_ranges_hold_on_infra", Exclusive, source_ranges),
-        trial("traffic::affinity_and_two_protocols_until_the_end", Exclusive, affinity_and_protocols),
-    ]
+tests! {
+    Exclusive:
+        any_vm_answers_and_local_shows_the_client,
+        our_endpoints_under_local_are_those_with_a_pod,
+        both_families_and_the_second_alone,
+        both_families_through_our_endpoints,
+        source_ranges_hold_on_infra,
+        affinity_and_two_protocols_until_the_end;
 }
 
-/// The keys with which all endpoints are ours.
+/// The keys with which we write all endpoints.
 fn managed() -> Value {
     json!({"endpoints": "Managed"})
 }
 
-/// The demo's flow, asserted.
-async fn client_reaches_pod(fixture: Fixture) -> Result<()> {
-    remove_left_everywhere(&fixture).await?;
-    let workers = fixture.control.workers().await?;
-    let namespace = fixture.guest_namespace().await?;
-    let seen = Mutex::new(Vec::new());
-    let flow = ThreeSteps {
-        infra: fixture.infra.clone(),
-        guest: fixture.guest.clone(),
-        namespace: &namespace,
-        name: "web",
-        worker: workers.first().context("no worker")?,
-    };
-    let note = |step, _: &str, _| seen.lock().expect("no panic while it was held").push(step);
-    Box::pin(flow.run(&note)).await?;
-    let seen = seen.into_inner()?;
-    let all = [Step::GuestService, Step::InfraService, Step::Address, Step::Answer, Step::Deleted];
-    ensure!(seen == all, "only these steps were seen: {seen:?}");
-    Ok(())
-}
-
-/// Policy Cluster: any VM passes traffic on to any pod, in infra's name. Local, while the Service runs: only to its own, in
-/// the client's name. And back.
-async fn policies(fixture: Fixture) -> Result<()> {
+/// Policy Cluster: any VM forwards traffic to any pod, with infra's address as source. Local, while the Service runs: only to its
+/// own pods, with the client's address. And back.
+async fn any_vm_answers_and_local_shows_the_client(fixture: Fixture) -> Result<()> {
     let way = Way::new(&fixture).await?;
     let pods = way.pods("web").await?;
     let address = way.service("web", json!({})).await?;
@@ -94,7 +56,7 @@ async fn policies(fixture: Fixture) -> Result<()> {
     })
     .await?;
     merge(&way.place.guests, "web", json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await?;
-    way.look("nobody who sees the client", address, |answers| {
+    way.look("no pod that sees the client", address, |answers| {
         answers.iter().all(|answer| answer.client != CLIENT)
     })
     .await?;
@@ -105,9 +67,17 @@ async fn policies(fixture: Fixture) -> Result<()> {
     let port = way.node_port("web").await?;
     for number in 1..=2 {
         let answer = way.user.get(worker_address(number), port).await?;
-        ensure!(answer.pod == "web-1", "worker {number} passed it on to {}", answer.pod);
+        ensure!(answer.pod == "web-1", "expected worker {number} to forward to web-1, saw {}", answer.pod);
     }
     way.close().await
+}
+
+async fn both_families_and_the_second_alone(fixture: Fixture) -> Result<()> {
+    families(fixture, json!({})).await
+}
+
+async fn both_families_through_our_endpoints(fixture: Fixture) -> Result<()> {
+    families(fixture, managed()).await
 }
 
 /// Dual stack, and IPv6 alone: each address is answered, and under Local the pods see the client's address of that family;
@@ -137,8 +107,8 @@ async fn families(fixture: Fixture, keys: Value) -> Result<()> {
 }
 
 /// Our own endpoints under policy Local: a VM without a pod gets no traffic, though its Service's mirror would find it; the client's
-/// address is seen; and so it goes on when the pod moves to the other VM.
-async fn own_endpoints(fixture: Fixture) -> Result<()> {
+/// address is seen; the same holds when the pod moves to the other VM.
+async fn our_endpoints_under_local_are_those_with_a_pod(fixture: Fixture) -> Result<()> {
     let way = Way::with(&fixture, &managed()).await?;
     let pods = way.pods("web").await?;
     let address = way.service("web", json!({"externalTrafficPolicy": "Local"})).await?;
@@ -157,22 +127,22 @@ async fn own_endpoints(fixture: Fixture) -> Result<()> {
     })
     .await?;
     merge(&way.place.guests, "web", json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await?;
-    way.look("nobody who sees the client", address, |answers| {
+    way.look("no pod that sees the client", address, |answers| {
         answers.iter().all(|answer| answer.client != CLIENT)
     })
     .await?;
     way.close().await
 }
 
-/// D13: who is not in the ranges gets no answer; a change of the ranges counts at once.
-async fn source_ranges(fixture: Fixture) -> Result<()> {
+/// A client outside of the ranges gets no answer; a change of the ranges takes effect at once.
+async fn source_ranges_hold_on_infra(fixture: Fixture) -> Result<()> {
     let way = Way::new(&fixture).await?;
     way.pods("web").await?;
     let only_other = json!({"loadBalancerSourceRanges": [format!("{OTHER_CLIENT}/32")]});
     let address = way.service("web", only_other).await?;
     way.answers(OTHER_CLIENT, address, PORT, Protocol::Tcp).await?;
     let refused = way.ask(CLIENT, address, PORT, Protocol::Tcp).await;
-    ensure!(refused.is_err(), "a client outside of the ranges got {refused:?}");
+    ensure!(refused.is_err(), "expected no answer for a client outside of the ranges, saw {refused:?}");
 
     let ranges = json!({"spec": {"loadBalancerSourceRanges": [format!("{CLIENT}/32")]}});
     merge(&way.place.guests, "web", ranges).await?;
@@ -184,8 +154,8 @@ async fn source_ranges(fixture: Fixture) -> Result<()> {
     way.close().await
 }
 
-/// D14: a client with affinity stays with its pod. TCP and UDP through one Service; with it both end.
-async fn affinity_and_protocols(fixture: Fixture) -> Result<()> {
+/// A client with affinity stays with its pod. TCP and UDP through one Service; with it both end.
+async fn affinity_and_two_protocols_until_the_end(fixture: Fixture) -> Result<()> {
     const UDP_PORT: u16 = 53;
     let way = Way::new(&fixture).await?;
     let pods = way.pods("web").await?;
@@ -206,7 +176,7 @@ async fn affinity_and_protocols(fixture: Fixture) -> Result<()> {
     until_gone(&way.place.guests, "web", "the guest's Service", Deadline::Reaction).await?;
     way.silent(CLIENT, address, PORT, Protocol::Tcp).await?;
     way.silent(CLIENT, address, UDP_PORT, Protocol::Udp).await?;
-    until("the end of the mirror", Deadline::Reaction, async || {
+    until("the mirror to be gone", Deadline::Reaction, async || {
         Ok(if way.place.mirrors.get_opt(&mirror).await?.is_none() { Ok(()) } else { Err("there".to_owned()) })
     })
     .await?;

@@ -2,6 +2,9 @@
 //! with the accounts and rights of `deploy/cloud-controller-manager`.
 
 mod account;
+mod credentials;
+mod left_overs;
+mod services;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,29 +14,27 @@ use bench::{
     cluster::ApiServer,
     command::goal::Plan,
     paths::RUNTIME,
-    scenario::{Deadline, HCP_NAMESPACE, until},
+    scenario::HCP_NAMESPACE,
     simulator::{Running, fault_plan::FaultPlan, infra_load_balancer},
     supervise::{Process, ProcessSpec, Supervisor},
 };
 use fault_proxy::KubeProxy;
-use k8s_openapi::api::core::v1::{Event, Namespace, Service};
-use kube::{
-    Api, Client, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
-    config::Kubeconfig,
-};
+use k8s_openapi::api::core::v1::{Namespace, Service};
+use kube::{Api, Client, api::PostParams, config::Kubeconfig};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::CLUSTER;
 use crate::fixture::Fixture;
 pub use account::Access;
-use account::{ACCOUNT, access, administrator, apply};
+use account::{ACCOUNT, GUEST_ACCOUNT_NAMESPACE, access, administrator, apply};
+use left_overs::remove_left;
+pub use left_overs::remove_left_everywhere;
+pub use services::{foreign_slice, merge, mirror_name};
 
-/// Where the guest half has its account.
-const GUEST_ACCOUNT_NAMESPACE: &str = "kube-system";
-/// The label of every mirror; the reference's.
-const TENANT_NAME: &str = "cluster.x-k8s.io/tenant-service-name";
+/// The guest cluster's name.
+pub const CLUSTER: &str = "guest";
+/// Without leader election: only the test of the election waits for a lease.
+pub const ALONE: &str = "--leader-elect=false";
 /// The program.
 const PROGRAM: &str = "kubevirt-cloud-controller-manager";
 
@@ -42,7 +43,7 @@ pub struct Place {
     /// The guest's namespace.
     pub namespace: String,
     infra_namespace: String,
-    /// What the load balancer does wrong.
+    /// The faults of the load balancer.
     pub faults: FaultPlan<infra_load_balancer::Fault>,
     /// The guest's Services.
     pub guests: Api<Service>,
@@ -262,85 +263,9 @@ impl Place {
         apply(fixture, &format!("tenant/{part}"), &self.guest_kubectl, None).await?;
         apply(fixture, &format!("infra/{part}"), &administrator("infra"), Some(&self.infra_namespace)).await
     }
-
-    /// Creates a guest Service; `spec` replaces fields.
-    pub async fn create(&self, name: &str, spec: Value) -> Result<Service> {
-        let mut object = json!({"metadata": {"name": name}, "spec": {"type": "LoadBalancer",
-            "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}});
-        for (key, value) in spec.as_object().into_iter().flatten() {
-            object["spec"][key] = value.clone();
-        }
-        Ok(self.guests.create(&PostParams::default(), &serde_json::from_value(object)?).await?)
-    }
-
-    /// Waits until the guest shows this address; `None` = none.
-    pub async fn shows(&self, name: &str, address: Option<&str>) -> Result<()> {
-        until(&format!("the address {address:?} of {name}"), Deadline::Reaction, async || {
-            let shown = self.address(name).await?;
-            Ok(if shown.as_deref() == address { Ok(()) } else { Err(format!("it shows {shown:?}")) })
-        })
-        .await
-    }
-
-    /// Waits until the guest shows some address.
-    pub async fn served(&self, name: &str) -> Result<String> {
-        until(&format!("an address of {name}"), Deadline::Reaction, async || {
-            Ok(self.address(name).await?.ok_or_else(|| "it shows none".to_owned()))
-        })
-        .await
-    }
-
-    async fn address(&self, name: &str) -> Result<Option<String>> {
-        Ok(self.addresses(name).await?.into_iter().next())
-    }
-
-    /// All addresses that the guest shows.
-    pub async fn addresses(&self, name: &str) -> Result<Vec<String>> {
-        let status = self.guests.get(name).await?.status.unwrap_or_default();
-        let ingress = status.load_balancer.unwrap_or_default().ingress.unwrap_or_default();
-        Ok(ingress.into_iter().filter_map(|one| one.ip).collect())
-    }
-
-    /// Waits until the infra Service is as `wanted`.
-    pub async fn mirror(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
-        until(&format!("{what} in infra"), Deadline::Reaction, async || {
-            let Some(mirror) = self.mirrors.get_opt(name).await? else { return Ok(Err("absent".to_owned())) };
-            let mirror = serde_json::to_value(mirror)?;
-            Ok(if wanted(&mirror) { Ok(mirror) } else { Err(mirror["spec"].to_string()) })
-        })
-        .await
-    }
-
-    /// Waits until a condition of the guest Service has this status and reason.
-    pub async fn condition(&self, name: &str, kind: &str, wanted: (&str, &str)) -> Result<()> {
-        until(&format!("{kind} {wanted:?} of {name}"), Deadline::Reaction, async || {
-            let status = self.guests.get(name).await?.status.unwrap_or_default();
-            let all = status.conditions.unwrap_or_default();
-            let found = all.iter().find(|condition| condition.type_ == kind);
-            let found = found.map(|condition| (condition.status.as_str(), condition.reason.as_str()));
-            Ok(if found == Some(wanted) { Ok(()) } else { Err(format!("{found:?}")) })
-        })
-        .await
-    }
-
-    /// Waits until the guest Service has an event of this reason whose note has `words`.
-    pub async fn told(&self, name: &str, reason: &str, words: &str) -> Result<()> {
-        let events: Api<Event> = Api::namespaced(self.guest.clone(), &self.namespace);
-        let about = ListParams::default().fields(&format!("involvedObject.name={name}"));
-        until(&format!("an event {reason} with {words:?}"), Deadline::Reaction, async || {
-            let all = events.list(&about).await?.items;
-            let said: Vec<_> = all
-                .into_iter()
-                .map(|event| (event.reason.unwrap_or_default(), event.message.unwrap_or_default()))
-                .collect();
-            let found = said.iter().any(|(said, note)| said == reason && note.contains(words));
-            Ok(if found { Ok(()) } else { Err(format!("{said:?}")) })
-        })
-        .await
-    }
 }
 
-/// The keys of a cloud-config that most tests have: what comes late is told soon.
+/// The keys of a cloud-config that most tests have: a late address is reported after five seconds.
 fn usual_keys() -> Value {
     json!({"loadBalancer": {"creationPollTimeout": 5}})
 }
@@ -354,57 +279,13 @@ fn keys_with(load_balancer: &Value) -> Value {
     keys
 }
 
-/// Removes what an earlier test left in the guest: a provider serves the Services of all namespaces. The caller has the bench
-/// alone.
-async fn remove_left(guest: &Client) -> Result<()> {
-    let wanted = ListParams::default().fields("spec.type=LoadBalancer");
-    for service in Api::<Service>::all(guest.clone()).list(&wanted).await? {
-        let services: Api<Service> =
-            Api::namespaced(guest.clone(), &service.namespace().context("no namespace")?);
-        let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
-        services.patch(&service.name_any(), &PatchParams::default(), &free).await?;
-        if service.metadata.deletion_timestamp.is_none() {
-            services.delete(&service.name_any(), &DeleteParams::default()).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Removes what earlier tests left of load balancers in both clusters: before traffic is sent. The caller has the bench alone.
-pub async fn remove_left_everywhere(fixture: &Fixture) -> Result<()> {
-    remove_left(&fixture.guest).await?;
-    remove_left_mirrors(&fixture.infra).await
-}
-
-/// Removes the mirrors that earlier tests left in their infra namespaces: each load balancer begins with the same address, and
-/// infra's kube-proxy would serve it for one of them.
-async fn remove_left_mirrors(infra: &Client) -> Result<()> {
-    for service in Api::<Service>::all(infra.clone()).list(&ListParams::default().labels(TENANT_NAME)).await?
-    {
-        let services: Api<Service> =
-            Api::namespaced(infra.clone(), &service.namespace().context("no namespace")?);
-        let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
-        services.patch(&service.name_any(), &PatchParams::default(), &free).await?;
-        if service.metadata.deletion_timestamp.is_none() {
-            services.delete(&service.name_any(), &DeleteParams::default()).await?;
-        }
-    }
-    Ok(())
-}
-
-/// The name of a guest Service's mirror, by the reference's rule.
-pub fn mirror_name(service: &Service) -> String {
-    let uid = service.uid().unwrap_or_default().replace('-', "");
-    format!("a{uid}").chars().take(32).collect()
-}
-
 /// `make bench`, or `cargo build --workspace --bins`, puts it beside the tests.
 fn program() -> Result<PathBuf> {
     let tests = std::env::current_exe()?;
     let folder = tests.parent().and_then(|deps| deps.parent()).context("no target directory")?;
     let program = folder.join(PROGRAM);
     if !program.exists() {
-        bail!("{} is not there; run make bench", program.display());
+        bail!("expected the program {}, saw none; run make bench", program.display());
     }
     Ok(program)
 }

@@ -1,4 +1,4 @@
-//! How many questions of clients are lost while the pods behind a load balancer are replaced, or a VM moves, or is reset.
+//! How many requests of clients are lost while the pods behind a load balancer are replaced, or a VM moves, or is reset.
 
 use std::{
     collections::BTreeMap,
@@ -26,17 +26,25 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{pods_in, way::Way};
+use super::{managed, pods_in, way::Way};
 use crate::fixture::{Fixture, setting};
 
-/// Questions of one measurement, at least: two emulated workers answer some fifty in a second.
+tests! {
+    Exclusive:
+        lost_in_a_rolling_restart,
+        lost_in_a_rolling_restart_with_our_endpoints,
+        lost_in_a_live_migration,
+        lost_in_a_reset_of_a_vm;
+}
+
+/// Requests of one measurement, at least: two emulated workers answer some fifty in a second.
 const QUESTIONS: u32 = 1_000;
-/// Another number of them.
+/// The environment variable with another number of them.
 const SETTING: &str = "BENCH_QUESTIONS";
-/// Questions before the disruption begins.
+/// Requests before the disruption begins.
 const BEFORE: u32 = 200;
-/// How many clients ask at the same time, each one question after the other. More, and the emulated workers are so busy with them
-/// that they miss their pods' probes: what is lost then says nothing of the disruption.
+/// How many clients send requests at the same time, each one after the other. More, and the emulated workers are so busy with them
+/// that they miss their pods' probes: the loss is then not caused by the disruption.
 const CLIENTS: usize = 2;
 /// Pods: two on each of two workers.
 const PODS: i32 = 4;
@@ -48,11 +56,11 @@ const GRACE_SECONDS: u32 = 30;
 const NAME: &str = "web";
 /// The infra node to which a worker moves.
 const OTHER_NODE: &str = "infra-node-2";
-/// Of so many questions one may be lost where nothing should be: an emulated worker stands still for a second or more now and then,
+/// One of so many requests may be lost where none should be: an emulated worker stands still for a second or more now and then,
 /// as the figure without a disruption shows.
 const ONE_IN: u32 = 50;
 
-/// Who disrupts what.
+/// The objects that a disruption changes.
 struct Disrupted<'a> {
     fixture: &'a Fixture,
     deployments: Api<Deployment>,
@@ -60,15 +68,23 @@ struct Disrupted<'a> {
     worker: String,
 }
 
-/// What became of the questions.
+/// The results of the requests.
 struct Counted {
     asked: u32,
     lost: BTreeMap<String, u32>,
     took: Duration,
 }
 
-/// The pods are replaced as `kubectl rollout restart` does: hardly a question is lost, whoever writes the endpoints.
-pub async fn rolling_restart(fixture: Fixture, who: &str, keys: Value, policies: &[&str]) -> Result<()> {
+async fn lost_in_a_rolling_restart(fixture: Fixture) -> Result<()> {
+    rolling_restart(fixture, "infra's selector", json!({}), &["Cluster", "Local"]).await
+}
+
+async fn lost_in_a_rolling_restart_with_our_endpoints(fixture: Fixture) -> Result<()> {
+    rolling_restart(fixture, "our endpoints", managed(), &["Local"]).await
+}
+
+/// The pods are replaced as `kubectl rollout restart` does: hardly a request is lost, whichever controller writes the endpoints.
+async fn rolling_restart(fixture: Fixture, who: &str, keys: Value, policies: &[&str]) -> Result<()> {
     let way = Way::with(&fixture, &keys).await?;
     for policy in policies {
         let what = format!("a rolling restart of {PODS} pods, {who}");
@@ -80,7 +96,7 @@ pub async fn rolling_restart(fixture: Fixture, who: &str, keys: Value, policies:
 
 /// A worker moves to another infra node and back; its address moves with it, as with a network whose addresses are a VM's own.
 /// No packet waits for the copy of its memory: QEMU stays where it is.
-pub async fn live_migration(fixture: Fixture) -> Result<()> {
+async fn lost_in_a_live_migration(fixture: Fixture) -> Result<()> {
     let way = Way::new(&fixture).await?;
     measured(&fixture, &way, "no disruption", "Cluster", async |_| Ok(())).await?.few()?;
     admit_workers(&fixture.infra, OTHER_NODE, true).await?;
@@ -95,11 +111,11 @@ pub async fn live_migration(fixture: Fixture) -> Result<()> {
     way.close().await
 }
 
-/// A worker is reset: what was sent to it until its pods answer again is lost, unless somebody learns that it is away; then all
-/// is answered again.
-pub async fn reset(fixture: Fixture) -> Result<()> {
+/// A worker is reset: requests to it are lost until its pods answer again, unless a proxy learns that it is away; then all requests
+/// are answered again.
+async fn lost_in_a_reset_of_a_vm(fixture: Fixture) -> Result<()> {
     let way = Way::new(&fixture).await?;
-    // A boot of an emulated worker takes minutes: once is enough where nobody wants the figures themselves.
+    // An emulated worker boots for minutes: once is enough unless somebody measures.
     let policies: &[&str] =
         if setting::<u32>(SETTING)?.is_some() { &["Cluster", "Local"] } else { &["Cluster"] };
     for policy in policies {
@@ -108,7 +124,7 @@ pub async fn reset(fixture: Fixture) -> Result<()> {
     way.close().await
 }
 
-/// Asks while `disrupt` goes on, and until enough was asked; afterwards each of the pods answers.
+/// Sends requests while `disrupt` runs, and until enough were sent; afterwards each of the pods answers.
 async fn measured(
     fixture: &Fixture,
     way: &Way,
@@ -154,7 +170,7 @@ async fn counted(way: &Way, address: IpAddr, disrupt: impl AsyncFnOnce() -> Resu
     };
     let disruption = async {
         let outcome = async {
-            until("the first questions", Deadline::PodStart, async || {
+            until("the first requests", Deadline::PodStart, async || {
                 let asked = asked.load(Ordering::Relaxed);
                 Ok(if asked >= BEFORE { Ok(()) } else { Err(format!("{asked} asked")) })
             })
@@ -179,7 +195,11 @@ impl Counted {
 
     fn few(&self) -> Result<()> {
         let (lost, asked) = (self.all_lost(), self.asked);
-        ensure!(lost <= asked / ONE_IN, "{lost} of {asked} questions were lost: {:?}", self.lost);
+        ensure!(
+            lost <= asked / ONE_IN,
+            "expected at most one of {ONE_IN} requests to be lost, saw {lost} of {asked}: {:?}",
+            self.lost
+        );
         Ok(())
     }
 }
@@ -195,7 +215,7 @@ impl Disrupted<'_> {
 
     /// Waits until all pods are of the newest template, and available.
     async fn rolled_out(&self) -> Result<()> {
-        until(&format!("the pods of {NAME}"), Deadline::MachineStart, async || {
+        until(&format!("all pods of {NAME} to be new and available"), Deadline::MachineStart, async || {
             let deployment = self.deployments.get(NAME).await?;
             let status = deployment.status.unwrap_or_default();
             let seen = status.observed_generation == deployment.metadata.generation;
@@ -206,21 +226,21 @@ impl Disrupted<'_> {
         .await
     }
 
-    /// Has the worker move to `node`, and waits until it is there.
+    /// Migrates the worker to `node`, and waits until it is there.
     async fn migrate(&self, node: &str) -> Result<()> {
         let migrations = virtual_machine_instance_migrations(&self.fixture.infra, HCP_NAMESPACE);
         let wanted = json!({"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstanceMigration",
             "metadata": {"generateName": "traffic-"}, "spec": {"vmiName": self.worker}});
         let name = migrations.create(&PostParams::default(), &serde_json::from_value(wanted)?).await?;
         let name = name.metadata.name.context("a migration without a name")?;
-        until("the end of the migration", Deadline::PodStart, async || {
+        until("the migration to end", Deadline::PodStart, async || {
             let phase = migrations.get(&name).await?.data["status"]["phase"].to_string();
             Ok(if phase.contains("Succeeded") { Ok(()) } else { Err(phase) })
         })
         .await?;
         let instances = virtual_machine_instances(&self.fixture.infra, HCP_NAMESPACE);
         let now = instances.get(&self.worker).await?.data["status"]["nodeName"].clone();
-        ensure!(now == node, "{} is on {now}", self.worker);
+        ensure!(now == node, "expected {} on {node}, saw it on {now}", self.worker);
         migrations.delete(&name, &DeleteParams::default()).await?;
         Ok(())
     }

@@ -19,14 +19,13 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{
-    super::{
-        ALONE,
-        provider::{Place, Provider},
-    },
-    LOOK,
+use crate::{
+    fixture::Fixture,
+    provider::{ALONE, Place, Provider},
 };
-use crate::fixture::Fixture;
+
+/// Requests of one check: with two pods and no affinity, all go to one by chance once in half a million checks.
+const REQUESTS: usize = 20;
 
 /// The way; it is closed when this is dropped.
 pub struct Way {
@@ -46,7 +45,7 @@ impl Way {
         Self::with(fixture, &json!({})).await
     }
 
-    /// Opens it with these keys in the cloud-config's section `loadBalancer`, and the rights to all that they may ask for.
+    /// Opens it with these keys in the cloud-config's section `loadBalancer`, and the rights that any of them needs.
     pub async fn with(fixture: &Fixture, keys: &Value) -> Result<Self> {
         let place = Place::over_workers(fixture).await?;
         place.grant(fixture, "endpoints").await?;
@@ -74,9 +73,9 @@ impl Way {
             .parse::<usize>()?
             .checked_sub(1)
             .and_then(|index| self.workers.get(index))
-            .context("no such worker")?;
+            .context("no worker of that number")?;
         self.pods.create(&PostParams::default(), &answering_pod(name, app, Some(worker))).await?;
-        until(&format!("pod {name}"), Deadline::PodStart, async || {
+        until(&format!("pod {name} to be Ready"), Deadline::PodStart, async || {
             let pod = self.pods.get(name).await?;
             Ok(if is_ready(&pod) { Ok(()) } else { Err("not Ready".to_owned()) })
         })
@@ -89,7 +88,7 @@ impl Way {
         until_gone(&self.pods, name, "pod", Deadline::PodStart).await
     }
 
-    /// Creates a Service before the pods of its name, and waits for its address; `spec` replaces fields.
+    /// Creates a Service that selects the pods of its name, and waits for its address; `spec` replaces fields.
     pub async fn service(&self, name: &str, mut spec: Value) -> Result<IpAddr> {
         spec["selector"] = json!({"app": name});
         self.place.create(name, spec).await?;
@@ -136,14 +135,14 @@ impl Way {
     }
 
     async fn pods_gone(&self) -> Result<()> {
-        until("the end of the pods", Deadline::PodStart, async || {
+        until("the pods to be gone", Deadline::PodStart, async || {
             let left = self.pods.list(&ListParams::default()).await?.items.len();
             Ok(if left == 0 { Ok(()) } else { Err(format!("{left} left")) })
         })
         .await
     }
 
-    /// Asks once.
+    /// Sends one request.
     pub async fn ask(
         &self,
         from: impl Into<IpAddr>,
@@ -154,10 +153,10 @@ impl Way {
         self.user.ask(Question { from: from.into(), to: SocketAddr::new(to, port), protocol }).await
     }
 
-    /// Asks [`LOOK`] times until all are answered, and so that `wanted` is content.
+    /// Sends [`REQUESTS`] requests, again until all are answered and `wanted` accepts the answers.
     pub async fn look(&self, what: &str, to: IpAddr, wanted: impl Fn(&[Answer]) -> bool) -> Result<()> {
         until(what, Deadline::Reaction, async || {
-            let answers = try_join_all((0..LOOK).map(|_| self.user.get(to, PORT))).await?;
+            let answers = try_join_all((0..REQUESTS).map(|_| self.user.get(to, PORT))).await?;
             Ok(if wanted(&answers) { Ok(()) } else { Err(format!("{answers:?}")) })
         })
         .await
@@ -178,7 +177,7 @@ impl Way {
         .await
     }
 
-    /// Waits until a client gets none any more.
+    /// Waits until a client gets no more answers.
     pub async fn silent(
         &self,
         from: impl Into<IpAddr>,

@@ -7,10 +7,12 @@
 mod client;
 mod protocol;
 mod server;
+mod turns;
 
 pub use client::Client;
-pub use protocol::{Answer, CommandOutput, Lock, PartStatus, Request};
+pub use protocol::{Answer, CommandOutput, PartStatus, Request};
 pub use server::serve;
+pub use turns::Lock;
 
 /// Names the run folder to a command that runs inside a bench.
 pub const RUN_VARIABLE: &str = "BENCH_RUN";

@@ -7,7 +7,10 @@ use tokio::{
     sync::Mutex,
 };
 
-use super::protocol::{Answer, CommandOutput, Lock, PartStatus, Request, socket};
+use super::{
+    protocol::{Answer, CommandOutput, PartStatus, Request, socket},
+    turns::Lock,
+};
 use crate::bring_up::Fault;
 
 /// A connection to the bench; see the module for what ends with it.
@@ -47,9 +50,9 @@ impl Client {
         }
     }
 
-    /// Waits for the bench, alone or shared.
-    pub async fn lock(&self, lock: Lock) -> Result<()> {
-        self.ask(&Request::Lock(lock)).await.map(drop)
+    /// Waits for the bench. Of those that wait the one with the lowest `place` is preferred.
+    pub async fn lock(&self, lock: Lock, place: u32) -> Result<()> {
+        self.ask(&Request::Lock { lock, place }).await.map(drop)
     }
 
     /// Makes a simulator inject a fault until this client is dropped.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::turns::Lock;
 use crate::{
     bring_up::Fault,
     paths,
@@ -21,8 +22,13 @@ pub(super) fn socket() -> PathBuf {
 pub enum Request {
     /// Everything that runs.
     Status,
-    /// Waits until the bench is this connection's: alone, or shared with others that do not break anything.
-    Lock(Lock),
+    /// Waits until the bench is this connection's.
+    Lock {
+        /// What of it, and whether alone.
+        lock: Lock,
+        /// Who of those that wait is preferred: whose number is the lowest.
+        place: u32,
+    },
     /// Makes a simulator inject a fault, until this connection closes.
     Fault(Fault),
     /// Runs a command in a worker through its guest agent.
@@ -78,16 +84,6 @@ pub enum Request {
     },
     /// The workers' names.
     Workers,
-}
-
-/// How a test uses the bench.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Lock {
-    /// Beside others.
-    Shared,
-    /// Alone, because it breaks a cluster or a worker.
-    Exclusive,
 }
 
 /// The answer to a request.

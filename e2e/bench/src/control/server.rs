@@ -6,10 +6,12 @@ use anyhow::{Context, Result};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream},
-    sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock},
 };
 
-use super::protocol::{Answer, CommandOutput, Lock, PartStatus, Request, socket};
+use super::{
+    protocol::{Answer, CommandOutput, PartStatus, Request, socket},
+    turns::{Lock, Turn, Turns},
+};
 use crate::{
     bring_up::{Bench, FaultGuard},
     supervise::ProcessStatus,
@@ -23,7 +25,7 @@ use crate::{
 pub async fn serve(bench: Arc<Bench>) -> Result<()> {
     let path = socket();
     let listener = UnixListener::bind(&path).with_context(|| format!("listen at {}", path.display()))?;
-    let turns = Arc::new(RwLock::new(()));
+    let turns = Turns::new(std::thread::available_parallelism().map_or(1, Into::into));
     loop {
         let (stream, _) = listener.accept().await.context("accept on the control socket")?;
         let connection = Connection {
@@ -37,17 +39,11 @@ pub async fn serve(bench: Arc<Bench>) -> Result<()> {
     }
 }
 
-/// A connection's turn with the bench; dropping it gives the turn to the next.
-#[derive(Debug)]
-enum Turn {
-    Shared(#[expect(dead_code, reason = "held for its Drop")] OwnedRwLockReadGuard<()>),
-    Exclusive(#[expect(dead_code, reason = "held for its Drop")] OwnedRwLockWriteGuard<()>),
-}
-
 /// One connection and what it was given.
 struct Connection {
     bench: Arc<Bench>,
-    turns: Arc<RwLock<()>>,
+    turns: Turns,
+    /// Held for its Drop.
     turn: Option<Turn>,
     faults: Vec<FaultGuard>,
     /// Its own disks: machine and name.
@@ -86,7 +82,7 @@ impl Connection {
     async fn answer(&mut self, request: Request) -> Result<Answer> {
         match request {
             Request::Status => return Ok(Answer::Status(self.status())),
-            Request::Lock(lock) => self.take_turn(lock).await,
+            Request::Lock { lock, place } => self.take_turn(lock, place).await,
             Request::Fault(fault) => self.faults.push(self.bench.faults.inject(fault)),
             Request::Run { worker, argv, stdin } => return self.run(&worker, &argv, stdin.as_deref()).await,
             Request::Spawn { worker, argv, log } => {
@@ -125,13 +121,10 @@ impl Connection {
         Ok(())
     }
 
-    async fn take_turn(&mut self, lock: Lock) {
+    async fn take_turn(&mut self, lock: Lock, place: u32) {
         // The old turn first: a connection that asks twice must not wait for itself.
         self.turn = None;
-        self.turn = Some(match lock {
-            Lock::Shared => Turn::Shared(self.turns.clone().read_owned().await),
-            Lock::Exclusive => Turn::Exclusive(self.turns.clone().write_owned().await),
-        });
+        self.turn = Some(self.turns.take(lock, place).await);
     }
 
     async fn run(&self, worker: &str, argv: &[String], stdin: Option<&str>) -> Result<Answer> {

@@ -57,6 +57,11 @@ pub async fn ensure_host_tools(progress: &dyn Progress) -> Result<()> {
     host::ensure(progress).await
 }
 
+/// Builds the end-to-end tests; the program that runs them.
+pub async fn suite(progress: &dyn Progress) -> Result<PathBuf> {
+    cargo::suite(progress).await
+}
+
 /// Builds and downloads what is missing. With everything in the store it takes about a second.
 pub async fn build(progress: &dyn Progress) -> Result<Artifacts> {
     let stages = Stages::default();

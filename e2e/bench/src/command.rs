@@ -3,6 +3,7 @@
 //! `demo`, `test`, `run` and `up` share one way: build what is missing with the machine's network, enter the sandbox, bring
 //! everything up, reach the goal, end. They differ in the goal only.
 
+mod checks;
 mod demo;
 pub mod goal;
 mod inside;
@@ -35,10 +36,13 @@ pub struct Bench {
 enum Command {
     /// Shows one guest PVC reaching one pod, step by step.
     Demo(Choices),
-    /// Proves everything: the quick checks, then the end-to-end tests on the bench; prints a table.
+    /// Proves everything: the end-to-end tests on the bench, the quick checks beside them; prints a table.
     Test {
         #[command(flatten)]
         choices: Choices,
+        /// Run what is long by nature too, and all rows of each matrix.
+        #[arg(long)]
+        all: bool,
         /// Run only the end-to-end tests whose name contains this.
         filter: Option<String>,
     },
@@ -80,6 +84,12 @@ enum Command {
     Down,
     /// Installs the Debian packages that the bench, and the tests of real disks, need; needs root if any is missing.
     Tools,
+    /// The quick checks of `test`, a process of their own.
+    #[command(hide = true)]
+    Checks {
+        /// The run folder.
+        folder: PathBuf,
+    },
     /// Enters the sandbox with the plan in a folder.
     #[command(hide = true)]
     Serve {
@@ -148,7 +158,10 @@ impl Bench {
         let console = Console::new();
         match self.command {
             Command::Demo(choices) => outer::reach(Goal::Demo, choices.into(), &console),
-            Command::Test { choices, filter } => outer::test(filter, choices.into(), &console),
+            Command::Test { choices, all, filter } => {
+                outer::test(outer::Wanted { all, filter }, choices.into(), &console)
+            }
+            Command::Checks { folder } => checks::run(folder),
             Command::Run { choices, argv } => outer::reach(Goal::Command(argv), choices.into(), &console),
             Command::Up(choices) => live::up(choices.into(), &console),
             Command::Tools => runtime()?.block_on(artifact::ensure_host_tools(&console)).map(|()| 0),

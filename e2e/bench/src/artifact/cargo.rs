@@ -22,15 +22,34 @@ pub(super) struct Ours {
 pub(super) async fn build(progress: &dyn Progress) -> Result<Ours> {
     let names = [DRIVER.program, CLOUD_CONTROLLER_MANAGER.program];
     progress.step(&format!("building {}", names.join(", ")));
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = cargo();
     // One selection of packages: with each alone, cargo would build shared dependencies twice, with other features.
     cargo.args(["build", "--locked", "--release", "-p", "driver", "-p", "ccm"]);
-    cargo.arg("--message-format=json-render-diagnostics");
-    let messages = run(cargo.current_dir(paths::repository())).await?;
+    let messages = run(cargo.arg(MESSAGES).current_dir(paths::repository())).await?;
     let [driver, ccm] = names.map(|name| {
         executable(&messages, name).with_context(|| format!("cargo does not say where {name} is"))
     });
     Ok(Ours { driver: driver?, ccm: ccm? })
+}
+
+/// Builds the end-to-end tests; the program that runs them. `--workspace`, because cargo chooses the features of shared dependencies
+/// by the selection of packages.
+pub(super) async fn suite(progress: &dyn Progress) -> Result<PathBuf> {
+    progress.step("building the end-to-end tests");
+    let mut cargo = cargo();
+    cargo.args(["test", "--locked", "--workspace", "--test", SUITE, "--no-run"]);
+    let messages = run(cargo.arg(MESSAGES).current_dir(paths::repository())).await?;
+    executable(&messages, SUITE).context("cargo does not say where the end-to-end tests are")
+}
+
+/// The target with the end-to-end tests.
+const SUITE: &str = "suite";
+
+/// Makes cargo print a JSON object per finished target.
+const MESSAGES: &str = "--message-format=json-render-diagnostics";
+
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
 /// cargo's message about one finished target (The Cargo Book, "External tools").

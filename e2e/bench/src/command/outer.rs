@@ -3,12 +3,13 @@
 //! The sandbox must be entered by a process without other threads ([`sandbox::enter`]), so the runtime that builds is
 //! dropped first.
 
-use std::process::Command;
+use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use tokio::runtime::Runtime;
 
 use super::{
+    checks::{self, Checks},
     goal::{Goal, Plan},
     rights, summary,
 };
@@ -26,32 +27,38 @@ pub fn reach(goal: Goal, options: Options, console: &Console) -> Result<u8> {
     let timings = Timings::of_run(claim.run());
     let artifacts = build(console, &timings)?;
     let code = enter(claim, &Plan { goal, options, artifacts })?;
-    summary::print_parts(&timings)?;
+    summary::print_parts(&timings, console.elapsed())?;
     Ok(code)
 }
 
-/// The quick checks, then the end-to-end tests on a bench, then the table of both.
-pub fn test(filter: Option<String>, options: Options, console: &Console) -> Result<u8> {
+/// Which of the end-to-end tests to run.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Those that are long by nature too, and all rows of each matrix.
+    pub all: bool,
+    /// Only those whose name contains this.
+    pub filter: Option<String>,
+}
+
+/// The end-to-end tests on a bench, the quick checks beside them, then the table of both.
+pub fn test(wanted: Wanted, options: Options, console: &Console) -> Result<u8> {
     let claim = Claim::new()?;
     let timings = Timings::of_run(claim.run());
+    runtime()?.block_on(artifact::ensure_host_tools(console))?;
+    let suite =
+        runtime()?.block_on(timings.measure_async("build", "end-to-end tests", artifact::suite(console)))?;
 
-    console.step("the quick checks: format, clippy, unit and property tests, docs, licences (make check)");
-    timings.measure("checks", "make check", || run_to_success("make", &["--no-print-directory", "check"]))?;
+    console.step("beside what follows: format, clippy, unit and property tests, docs, licences (make check)");
+    let mut checks = Checks::start(claim.run())?;
     let artifacts = build(console, &timings)?;
-    console.step("building the end-to-end tests");
-    let compile =
-        || run_to_success("cargo", &["test", "--locked", "--workspace", "--test", "suite", "--no-run"]);
-    timings.measure("build", "end-to-end tests", compile)?;
-
-    let mut argv: Vec<String> = ["cargo", "test", "--locked", "--offline", "--workspace", "--test", "suite"]
-        .map(str::to_owned)
-        .into();
-    let full = filter.is_none();
-    if let Some(filter) = filter {
-        argv.extend(["--".to_owned(), filter]);
+    if checks.have_failed()? {
+        checks.finish()?;
+        bail!("the quick checks failed; the end-to-end tests were not begun");
     }
+    let full = wanted.filter.is_none();
     let (run, programs) = (claim.run().clone(), artifacts.programs.clone());
-    let mut code = enter(claim, &Plan { goal: Goal::Command(argv), options, artifacts })?;
+    let goal = Goal::Command(arguments(&suite, wanted));
+    let mut code = enter(claim, &Plan { goal, options, artifacts })?;
     if full && code == 0 {
         let check = || runtime()?.block_on(rights::check(&run, &programs));
         if let Err(error) = timings.measure(summary::TESTS, rights::TEST, check) {
@@ -59,10 +66,21 @@ pub fn test(filter: Option<String>, options: Options, console: &Console) -> Resu
             code = 1;
         }
     }
-    summary::print_parts(&timings)?;
+    console.step("waiting for the quick checks");
+    let checked = checks.finish()?;
+    summary::print_parts(&timings, console.elapsed())?;
     summary::print_figures(&Figures::of_run(&run))?;
     summary::print_tests(&timings, code)?;
+    if !checked.success() {
+        bail!("the quick checks failed: see above, or {}", run.logs().join(checks::OUTPUT).display());
+    }
     Ok(code)
+}
+
+/// The command that runs the tests: libtest's command line.
+fn arguments(suite: &Path, wanted: Wanted) -> Vec<String> {
+    let long = wanted.all.then(|| "--include-ignored".to_owned());
+    [suite.display().to_string()].into_iter().chain(long).chain(wanted.filter).collect()
 }
 
 /// Enters the sandbox with a plan made before; used by `bench up`, which builds where it can be watched.
@@ -89,15 +107,4 @@ fn enter(claim: Claim, plan: &Plan) -> Result<u8> {
     plan.write(&run)?;
     let program = paths::program()?;
     sandbox::enter(claim, &[program.into(), "inside".into(), run.into()])
-}
-
-/// Runs a program in the repository; its output goes where ours goes.
-fn run_to_success(program: &str, arguments: &[&str]) -> Result<()> {
-    let mut command = Command::new(program);
-    command.args(arguments).current_dir(paths::repository());
-    let status = command.status().with_context(|| format!("run {program}"))?;
-    if !status.success() {
-        bail!("{program} {} ended with {status}", arguments.join(" "));
-    }
-    Ok(())
 }

@@ -1,6 +1,6 @@
 //! The tables at the end of a run: where the time went; what ran, what was skipped and why.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
 
@@ -9,8 +9,8 @@ use crate::report::{Figures, PartTime, Table, Timings, human};
 /// The group of the end-to-end tests in the timings.
 pub const TESTS: &str = "tests";
 
-/// Prints each part but the single tests, and the sum of each group.
-pub fn print_parts(timings: &Timings) -> Result<()> {
+/// Prints each part but the single tests, the sum of each group, and how long all of it took.
+pub fn print_parts(timings: &Timings, all: Duration) -> Result<()> {
     let parts = timings.read()?;
     let mut table = Table::new(["group", "part", "time", "result"]);
     let mut sums: BTreeMap<String, f64> = BTreeMap::new();
@@ -23,6 +23,7 @@ pub fn print_parts(timings: &Timings) -> Result<()> {
     for (group, sum) in sums {
         table.row([group, "(sum of its parts)".to_owned(), seconds(sum)]);
     }
+    table.row(["all".to_owned(), "(from begin to end)".to_owned(), human(all)]);
     println!("\nWhere the time went\n\n{table}");
     Ok(())
 }
@@ -36,10 +37,11 @@ pub fn print_figures(figures: &Figures) -> Result<()> {
     Ok(())
 }
 
-/// Prints each end-to-end test, and the closing line.
+/// Prints each end-to-end test, the longest first, and the closing line.
 pub fn print_tests(timings: &Timings, code: u8) -> Result<()> {
     let parts = timings.read()?;
-    let tests: Vec<&PartTime> = parts.iter().filter(|part| part.group == TESTS).collect();
+    let mut tests: Vec<&PartTime> = parts.iter().filter(|part| part.group == TESTS).collect();
+    tests.sort_by(|one, other| other.seconds.total_cmp(&one.seconds));
     let mut table = Table::new(["end-to-end test", "result", "time"]);
     for test in &tests {
         table.row([test.name.clone(), test.result.clone(), seconds(test.seconds)]);
@@ -54,5 +56,5 @@ pub fn print_tests(timings: &Timings, code: u8) -> Result<()> {
 }
 
 fn seconds(seconds: f64) -> String {
-    human(std::time::Duration::from_secs_f64(seconds.max(0.0)))
+    human(Duration::from_secs_f64(seconds.max(0.0)))
 }

@@ -1,24 +1,33 @@
-# The three commands of the project, the same for everybody. ARGS goes to the bench: `make demo ARGS=--workers=1`.
+# The commands of the project, the same for everybody. ARGS goes to the bench: `make demo ARGS=--workers=1`.
 
 CARGO := cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 BENCH := $(TARGET)/debug/bench
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: demo test bench image tools check format clippy unit docs deny
+.PHONY: demo test test-all bench dependencies image tools check format clippy unit docs deny
 
 ## Shows one guest PVC reaching one pod. Needs root: namespaces, mounts, tap devices.
 demo: bench
 	$(BENCH) demo $(ARGS)
 
-## Proves everything: `make check`, then the end-to-end tests on the bench. Needs root, as the demo.
+## Proves everything within half an hour: the end-to-end tests on the bench, `make check` beside them. Needs root, as the demo.
 test: bench
 	$(BENCH) test $(ARGS)
+	.ci/dependencies keep
+
+## The same, with what is long by nature: storms, churn, figures, resets, and all rows of each matrix of faults.
+test-all: bench
+	$(BENCH) test --all $(ARGS)
 
 # One selection of packages everywhere (--workspace): cargo chooses the features of shared dependencies by it, and another
 # selection would compile them once more.
-bench:
+bench: dependencies
 	$(CARGO) build --locked --workspace --bins
+
+# A fresh clone begins with the dependencies that an earlier one compiled.
+dependencies:
+	@.ci/dependencies restore
 
 ## The images of the driver and of the cloud controller manager, docker-archives. Needs buildah, and apt for the packages (see
 ## deploy/image). REGISTRY and VERSION make their names.

@@ -2,20 +2,25 @@
 
 use fault_proxy::{Action, Reply};
 
+use crate::rows::{
+    Row::{Kind, Like},
+    chosen,
+};
+
 /// The faults, each with a name; `words` is the API server's message in an injected answer.
 pub fn api_faults(words: &str) -> Vec<(&'static str, Action)> {
     let answer = |code| Action::Answer(Reply::kubernetes(code, words));
-    vec![
-        ("401", answer(401)),
-        ("403", answer(403)),
-        ("404", answer(404)),
-        ("409", answer(409)),
-        ("422", answer(422)),
-        ("429", Action::Answer(Reply::kubernetes(429, words).retry_after(1))),
-        ("500", answer(500)),
-        ("503", answer(503)),
-        ("hang", Action::Hang),
-        ("cut", Action::Cut),
-        ("lost", Action::LoseReply),
-    ]
+    chosen([
+        (Kind, ("401", answer(401))),
+        (Kind, ("403", answer(403))),
+        (Kind, ("404", answer(404))),
+        (Kind, ("409", answer(409))),
+        (Kind, ("422", answer(422))),
+        (Kind, ("429", Action::Answer(Reply::kubernetes(429, words).retry_after(1)))),
+        (Kind, ("500", answer(500))),
+        (Like("500: the server is in trouble, and does not say for how long"), ("503", answer(503))),
+        (Kind, ("hang", Action::Hang)),
+        (Kind, ("cut", Action::Cut)),
+        (Kind, ("lost", Action::LoseReply)),
+    ])
 }

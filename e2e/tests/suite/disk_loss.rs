@@ -15,7 +15,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Workers:
         a_disk_lost_while_it_is_formatted_is_formatted_again;
     Shared:
         a_disk_lost_before_publish_is_published_when_it_is_back,

@@ -18,7 +18,7 @@ use crate::{fixture::Fixture, provider::mirror_name};
 use scene::{CLUSTER, OURS, Ours, Scene};
 
 tests! {
-    Exclusive:
+    Services:
         they_follow_the_guest,
         they_follow_the_vms,
         handed_over_without_a_gap,

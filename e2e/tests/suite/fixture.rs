@@ -49,11 +49,11 @@ pub struct Fixture {
 }
 
 impl Fixture {
-    /// Waits for a turn with the bench.
-    pub async fn new(name: &str, lock: Lock) -> Result<Self> {
+    /// Waits for a turn with the bench; `place` is the test's in the suite.
+    pub async fn new(name: &str, lock: Lock, place: u32) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let control = Control::connect().await?;
-        control.lock(lock).await?;
+        control.lock(lock, place).await?;
         let run = PathBuf::from(std::env::var_os(control::RUN_VARIABLE).context("BENCH_RUN is not set")?);
         let test = name.rsplit("::").next().unwrap_or(name).replace('_', "-");
         let short: String = test.chars().take(24).collect();

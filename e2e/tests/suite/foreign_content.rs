@@ -23,7 +23,7 @@ tests! {
         what_was_asked_for_and_is_there_is_mounted,
         the_survey_of_a_large_disk_has_a_limit,
         two_disks_with_one_cut_serial_are_not_used;
-    Exclusive:
+    Workers:
         a_stale_link_to_another_disk_is_not_followed;
 }
 

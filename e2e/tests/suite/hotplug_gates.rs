@@ -28,7 +28,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Workers:
         both_ways_of_kubevirt_attach_and_detach;
 }
 

@@ -18,7 +18,7 @@ tests! {
     Shared:
         the_node_role_runs_as_it_is_shipped,
         the_probes_reach_the_pod;
-    Exclusive:
+    Workers:
         a_killed_node_process_comes_back_and_volumes_stay;
 }
 

@@ -29,7 +29,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Services:
         its_life_from_a_late_address_to_a_slow_end,
         every_change_and_drift_is_mirrored,
         what_the_reference_left_is_taken_over,

@@ -38,6 +38,7 @@ mod outage;
 mod provider;
 mod replicas;
 mod rights;
+mod rows;
 mod sanity;
 mod shapes;
 mod sidecar_faults;
@@ -54,8 +55,14 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
-    libtest_mimic::run(&arguments, trials()).exit_code()
+    let mut arguments = Arguments::from_args();
+    if arguments.include_ignored || arguments.ignored {
+        rows::run_all();
+    }
+    let trials = trials();
+    // Each test waits for its turn in a thread of its own: the bench says which are next.
+    arguments.test_threads.get_or_insert(trials.len());
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 /// The tests of all modules, in the order in which they run.

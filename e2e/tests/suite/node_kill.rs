@@ -24,7 +24,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Workers:
         each_call_killed_is_done_by_its_repetition,
         mkfs_killed_anywhere_ends_in_one_filesystem;
 }

@@ -30,14 +30,15 @@ use controllers::{Controllers, Rights};
 use guest_node::{GuestNode, NODE_IP, UNINITIALIZED, has_taint};
 
 tests! {
-    Exclusive:
+    Services:
         a_node_is_recognised_and_initialised,
         a_node_shows_what_its_vm_is,
         a_node_that_load_balancers_leave_out_is_told,
         a_node_follows_its_vm,
         a_node_follows_a_live_migration,
-        two_hundred_nodes_follow_their_vms,
         left_overs_go_and_foreign_nodes_stay;
+    Services, long:
+        two_hundred_nodes_follow_their_vms;
 }
 
 /// Taint of a Node whose VM is stopped.

@@ -17,7 +17,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Workers:
         the_other_ends_a_dead_leaders_attach;
 }
 

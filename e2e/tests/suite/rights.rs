@@ -9,7 +9,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Workers:
         a_volumes_life_needs_few_calls_and_no_other_right;
 }
 

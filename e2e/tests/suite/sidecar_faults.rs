@@ -11,7 +11,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Workers:
         a_broken_socket_doubles_nothing;
 }
 

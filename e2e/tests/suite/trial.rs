@@ -1,6 +1,9 @@
 //! How a test is registered: each module has a list of its own, and a test is called by its module and its function.
 
-use std::time::Instant;
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Instant,
+};
 
 use anyhow::Result;
 use bench::control::{Lock, RUN_VARIABLE};
@@ -11,19 +14,30 @@ use crate::fixture::Fixture;
 /// The group of the tests in the run's timings.
 const GROUP: &str = "tests";
 
-/// Makes `trials()` of a module from the names of its functions. A test of `Shared` shares the bench with others, a test of
-/// `Exclusive` has it alone.
+/// Makes `trials()` of a module from the names of its functions, grouped by what of the bench they have (`Lock`). A group whose
+/// lock is followed by `long` is of the long list: its tests run only where all were asked for.
 macro_rules! tests {
-    ($($lock:ident: $($test:ident),+ $(,)?;)+) => {
+    ($($lock:ident $(, $long:ident)?: $($test:ident),+ $(,)?;)+) => {
         /// The tests of this module.
         pub fn trials() -> Vec<libtest_mimic::Trial> {
-            vec![$($($crate::trial::trial(
-                $crate::trial::name(module_path!(), stringify!($test)),
-                bench::control::Lock::$lock,
-                $test,
-            )),+),+]
+            let mut all = Vec::new();
+            $(
+                let group = vec![$($crate::trial::trial(
+                    $crate::trial::name(module_path!(), stringify!($test)),
+                    bench::control::Lock::$lock,
+                    $test,
+                )),+];
+                $(let group = $crate::trial::$long(group);)?
+                all.extend(group);
+            )+
+            all
         }
     };
+}
+
+/// Tests of the long list: libtest calls them ignored, and runs them with `--include-ignored`.
+pub fn long(group: Vec<Trial>) -> Vec<Trial> {
+    group.into_iter().map(|trial| trial.with_ignored_flag(true)).collect()
 }
 
 /// The reported name: the top module of the test, and its function. A module inside it does not show.
@@ -41,11 +55,12 @@ pub fn trial<F>(
 where
     F: Future<Output = Result<()>>,
 {
-    let name = name.into();
+    static PLACES: AtomicU32 = AtomicU32::new(0);
+    let (name, place) = (name.into(), PLACES.fetch_add(1, Ordering::Relaxed));
     Trial::test(name.clone(), move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(async {
-            let fixture = Fixture::new(&name, lock).await.map_err(|error| failed(&name, &error))?;
+            let fixture = Fixture::new(&name, lock, place).await.map_err(|error| failed(&name, &error))?;
             let (timings, started) = (fixture.timings.clone(), Instant::now());
             let result = body(fixture).await;
             let word = if result.is_ok() { "ok" } else { "failed" };

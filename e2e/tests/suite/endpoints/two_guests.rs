@@ -17,7 +17,7 @@ use crate::fixture::Fixture;
 use crate::provider::mirror_name;
 
 tests! {
-    Exclusive:
+    Services:
         two_guests_of_one_namespace_stay_apart;
 }
 

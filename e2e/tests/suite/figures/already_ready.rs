@@ -26,7 +26,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Exclusive, long:
         publish_answers_soon_after_ready;
 }
 

@@ -22,7 +22,7 @@ use serde_json::json;
 use crate::fixture::Fixture;
 
 tests! {
-    Exclusive:
+    Exclusive, long:
         thirty_claims_with_pods;
 }
 

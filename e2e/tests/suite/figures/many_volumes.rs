@@ -27,7 +27,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Exclusive, long:
         fifty_volumes_of_one_vm_beside_the_bare_burst;
 }
 

@@ -15,7 +15,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Exclusive, long:
         two_hundred_are_served_soon;
 }
 

@@ -14,7 +14,7 @@ use crate::fixture::{Fixture, setting};
 use crate::provider::{ALONE, CLUSTER, Place, merge, mirror_name};
 
 tests! {
-    Exclusive:
+    Exclusive, long:
         churn_leaves_no_memory_behind;
 }
 

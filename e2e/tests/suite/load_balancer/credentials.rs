@@ -9,7 +9,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Services:
         changed_credentials_are_taken_up_without_a_restart;
 }
 

@@ -13,8 +13,9 @@ use crate::{
 };
 
 tests! {
+    Services:
+        conditions_tell_its_state;
     Exclusive:
-        conditions_tell_its_state,
         no_node_is_told;
 }
 

@@ -19,7 +19,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Services:
         every_change_survives_every_fault,
         a_killed_providers_work_is_finished_once,
         both_api_servers_are_away,

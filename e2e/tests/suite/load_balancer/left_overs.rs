@@ -17,7 +17,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Services:
         left_overs_go_and_nothing_else,
         an_owner_takes_all_with_it,
         a_guest_is_cleaned_up;

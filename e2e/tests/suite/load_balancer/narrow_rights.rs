@@ -17,7 +17,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Services:
         the_rights_that_installers_give_suffice;
 }
 

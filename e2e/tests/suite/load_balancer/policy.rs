@@ -14,7 +14,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Services:
         only_what_the_policy_allows_passes,
         a_quota_holds_and_is_used;
 }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Services:
         the_guest_says_who_reads_the_metrics;
 }
 

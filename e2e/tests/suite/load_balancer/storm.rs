@@ -19,8 +19,9 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
-        a_service_flips_a_hundred_times,
+    Services:
+        a_service_flips_a_hundred_times;
+    Exclusive, long:
         a_thousand_at_once;
 }
 

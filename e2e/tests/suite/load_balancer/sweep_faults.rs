@@ -13,7 +13,7 @@ use crate::{
 };
 
 tests! {
-    Exclusive:
+    Services:
         an_erring_guest_api_makes_no_left_overs;
 }
 

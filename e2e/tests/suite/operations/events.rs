@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::fixture::Fixture;
 
 tests! {
-    Exclusive:
+    Workers:
         an_exceeded_quota_is_an_event_of_the_claim;
     Shared:
         a_missing_infra_class_is_an_event_of_the_pod;

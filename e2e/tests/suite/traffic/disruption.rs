@@ -30,11 +30,12 @@ use super::{managed, pods_in, way::Way};
 use crate::fixture::{Fixture, setting};
 
 tests! {
-    Exclusive:
+    Exclusive, long:
         lost_in_a_rolling_restart,
-        lost_in_a_rolling_restart_with_our_endpoints,
         lost_in_a_live_migration,
         lost_in_a_reset_of_a_vm;
+    Exclusive:
+        lost_in_a_rolling_restart_with_our_endpoints;
 }
 
 /// Requests of one measurement, at least: two emulated workers answer some fifty in a second.

@@ -20,10 +20,10 @@ test: bench
 test-all: bench
 	$(BENCH) test --all $(ARGS)
 
-# One selection of packages everywhere (--workspace): cargo chooses the features of shared dependencies by it, and another
-# selection would compile them once more.
+# One selection of packages and a test everywhere: cargo chooses the features of shared dependencies by the packages, and adds those
+# of their tests where a test is built. Another selection would compile them, and all that uses them, once more.
 bench: dependencies
-	$(CARGO) build --locked --workspace --bins
+	$(CARGO) build --locked --workspace --bins --test suite
 
 # A fresh clone begins with the dependencies that an earlier one compiled.
 dependencies:

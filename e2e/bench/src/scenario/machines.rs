@@ -64,8 +64,18 @@ pub async fn admit_workers(infra: &Client, node: &str, admit: bool) -> Result<()
 }
 
 async fn start(infra: &Client, namespace: &str, name: &str, object: Value) -> Result<()> {
-    let object = serde_json::from_value(object)?;
-    virtual_machines(infra, namespace).create(&PostParams::default(), &object).await?;
+    let (object, machines) = (serde_json::from_value(object)?, virtual_machines(infra, namespace));
+    // On a busy machine the API server may wait in vain for virt-api's webhook, and refuse.
+    until(&format!("virtual machine {name} to be accepted"), Deadline::Reaction, async || {
+        match machines.create(&PostParams::default(), &object).await {
+            Ok(_) => Ok(Ok(())),
+            Err(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists" => {
+                Ok(Ok(()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    })
+    .await?;
     let instances = virtual_machine_instances(infra, namespace);
     until(&format!("virtual machine {name}"), Deadline::MachineStart, async || {
         let Some(instance) = instances.get_opt(name).await? else {

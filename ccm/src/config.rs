@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::address::{AddressPolicy, PolicyError};
-use crate::load_balancer::owner::OwnerChoice;
-use crate::tenant_policy::{self, TenantPolicy};
+use crate::{
+    load_balancer::owner::OwnerChoice,
+    nodes::address::{AddressPolicy, PolicyError},
+    tenant_policy::{self, TenantPolicy},
+};
 
 /// `loadBalancer.creationPollInterval` where it is absent or not positive (the reference's default).
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);

@@ -7,28 +7,28 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 
 pub mod access;
-pub mod address;
+pub mod announcer;
 pub mod call;
 pub mod cluster_name;
 pub mod config;
 pub mod controllers;
 pub mod endpoints;
-pub mod events;
 #[cfg(test)]
 mod fake_api;
 pub mod flags;
 pub mod framework_metrics;
-pub mod instance;
+pub mod guest;
+pub mod guest_names;
+pub mod handover;
+pub mod infra;
 pub mod lease;
 pub mod load_balancer;
-pub mod machine;
-pub mod node;
-pub mod node_lifecycle;
+pub mod nodes;
 pub mod program;
 pub mod provider_id;
+pub mod queue_metrics;
 #[cfg(test)]
 mod reference;
 pub mod secure_endpoint;
 pub mod tenant_policy;
-pub mod topology;
-pub mod work_queue;
+pub mod wire;

@@ -2,14 +2,25 @@
 //!
 //! [`plan`](mod@plan) decides and knows no client, clock or environment; [`controller`] observes and acts.
 
+mod ahead;
+mod announce;
+mod calls;
+mod changed;
+pub mod cleanup;
 pub mod conditions;
 pub mod controller;
-pub mod identity;
+mod explain;
 pub mod left_over;
+mod memory;
 pub mod metrics;
 pub mod mirror;
-pub mod node_set;
+mod nodes;
 pub mod owner;
+mod owner_lookup;
+pub mod places;
 pub mod plan;
 pub mod quota;
-pub mod service;
+mod reconcile;
+mod relay;
+mod sweep;
+pub mod watches;

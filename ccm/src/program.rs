@@ -14,31 +14,32 @@ use serving::shutdown::DRAIN_BOUND;
 use serving::{ProcessMetrics, Shutdown, Telemetry};
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{CallMetrics, GuestCluster, InfraCluster, chain};
-use crate::config::{CloudConfig, ManagedEndpoints};
-use crate::controllers::Controller;
-use crate::endpoints::{
-    choice::{EndpointChoice, EndpointSource, Slices},
-    controller::EndpointController,
-    gate::Gate,
-    metrics::EndpointMetrics,
+use crate::{
+    access::{CallMetrics, GuestCluster, InfraCluster, chain},
+    announcer::EventSink,
+    config::{CloudConfig, ManagedEndpoints},
+    controllers::Controller,
+    endpoints::{controller::EndpointController, metrics::EndpointMetrics},
+    flags::{Flags, LeaderFlags, path},
+    framework_metrics::FrameworkMetrics,
+    guest_names::Identity,
+    handover::{EndpointChoice, EndpointSource, Gate, Slices},
+    infra::machines::{feed::Feed, index::MachineIndex, reads::InfraReads},
+    lease::{Lease, Timing},
+    load_balancer::{
+        cleanup::Cleanup,
+        controller::{COMPONENT, ServiceController},
+        metrics::ServiceMetrics,
+        places::Places,
+        plan::Settings,
+        watches::Watches as ServiceWatches,
+    },
+    nodes::{
+        controller::{NodeController, Settings as NodeSettings},
+        metrics::NodeMetrics,
+    },
+    queue_metrics::QueueMetrics,
 };
-use crate::events::EventSink;
-use crate::flags::{Flags, LeaderFlags, path};
-use crate::framework_metrics::FrameworkMetrics;
-use crate::lease::{Lease, Timing};
-use crate::load_balancer::controller::{
-    COMPONENT, Places, ServiceController, ServiceWatches, cleanup::Cleanup,
-};
-use crate::load_balancer::identity::Identity;
-use crate::load_balancer::metrics::ServiceMetrics;
-use crate::load_balancer::plan::Settings;
-use crate::machine::{feed::Feed, index::MachineIndex, reads::InfraReads};
-use crate::node::{
-    controller::{NodeController, Settings as NodeSettings},
-    metrics::NodeMetrics,
-};
-use crate::work_queue::QueueMetrics;
 
 /// The crates whose debug lines `--v=4` and `--v=5` show.
 const OWN_CRATES: &[&str] = &["ccm", "kubevirt_cloud_controller_manager", "serving"];

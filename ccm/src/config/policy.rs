@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{ConfigError, Section, wrong};
-use crate::tenant_policy::{AnnotationPolicy, Choice, KeyPattern, Networks, PolicyError, TenantPolicy};
+use crate::{
+    config::{ConfigError, Section, wrong},
+    tenant_policy::{AnnotationPolicy, Choice, KeyPattern, Networks, PolicyError, TenantPolicy},
+};
 
 /// The section's whole name.
 const NAME: &str = "loadBalancer.policy";
@@ -13,7 +15,7 @@ const NAME: &str = "loadBalancer.policy";
 const ANNOTATIONS: &str = "loadBalancer.policy.annotations";
 
 /// Reads the section out of `loadBalancer`; adds the keys that nobody knows to `unknown`.
-pub(super) fn read(
+pub(crate) fn read(
     load_balancer: &mut Section<'_>,
     unknown: &mut Vec<String>,
 ) -> Result<TenantPolicy, ConfigError> {

@@ -4,15 +4,21 @@
 //! cluster, or whose system UUID is not the Node's, is not believed to be this guest's; and an address counts only when the VM's
 //! own status shows it, never because a Node says so.
 
+use crate::{
+    cluster_name::ClusterName,
+    guest::nodes::{Claims, GuestNode, INTERNAL_IP},
+    infra::machines::{
+        Phase, Vmi,
+        index::{Seen, Snapshot},
+    },
+    nodes::{
+        address::AddressPolicy,
+        recognise::{Identity, doubt, identify},
+    },
+    wire::{endpoint_slice::Conditions, ip_family::Family},
+};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-
-use crate::address::{AddressPolicy, Family, INTERNAL_IP};
-use crate::cluster_name::ClusterName;
-use crate::instance::{Claims, Identity, Seen, doubt, identify};
-use crate::machine::index::Snapshot;
-use crate::machine::{Phase, Vmi};
-use crate::node::guest_node::GuestNode;
 
 /// Label of a Node that load balancers leave out (k8s.io/api, `LabelNodeExcludeBalancers`).
 const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
@@ -32,17 +38,6 @@ pub struct Member {
     pub excluded: bool,
 }
 
-/// What an endpoint can do; the conditions of the `EndpointSlice` API.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Conditions {
-    /// It takes new connections.
-    pub ready: bool,
-    /// It answers, be it ready or about to end.
-    pub serving: bool,
-    /// It is about to end.
-    pub terminating: bool,
-}
-
 /// A VM that can have traffic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
@@ -60,36 +55,6 @@ pub struct Backend {
     pub addresses: Vec<IpAddr>,
     /// Whether its status shows all addresses that it has: without the guest agent some may be missing for a while.
     pub shows_all: bool,
-}
-
-impl Conditions {
-    /// Takes new connections.
-    pub const READY: Self = Self { ready: true, serving: true, terminating: false };
-
-    /// Those of several endpoints on one Node: those of the one that kube-proxy would send traffic to.
-    #[must_use]
-    pub fn or(self, other: Self) -> Self {
-        if other.rank() > self.rank() { other } else { self }
-    }
-
-    /// Those of an endpoint in a VM: what both can do.
-    #[must_use]
-    pub fn and(self, vm: Self) -> Self {
-        Self {
-            ready: self.ready && vm.ready,
-            serving: self.serving && vm.serving,
-            terminating: self.terminating || vm.terminating,
-        }
-    }
-
-    fn rank(self) -> u8 {
-        match self {
-            Self { ready: true, .. } => 3,
-            Self { serving: true, terminating: true, .. } => 2,
-            Self { serving: true, .. } => 1,
-            _ => 0,
-        }
-    }
 }
 
 impl From<&GuestNode> for Member {

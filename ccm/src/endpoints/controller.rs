@@ -1,13 +1,6 @@
 //! The endpoint controller: writes the slices of those infra Services whose endpoints are ours to write, as soon as the guest's
 //! slices or Nodes, a VM, or the Service changed.
 
-mod act;
-mod calls;
-mod observe;
-mod retries;
-mod session;
-mod watches;
-
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,21 +8,21 @@ use kube::api::{Api, ListParams};
 use kube::runtime::reflector::ObjectRef;
 use tokio::time;
 
-use crate::access::{GuestCluster, InfraCluster, chain};
-use crate::address::AddressPolicy;
-use crate::call::{CallError, call};
-use crate::load_balancer::controller::ServiceWatches;
-use crate::load_balancer::identity::{CLUSTER_NAME_LABEL, Identity};
-use crate::load_balancer::service::GuestService;
-use crate::machine::{feed::Feed, index::MachineIndex};
-use crate::work_queue::Queue;
-
-use super::choice::EndpointChoice;
-use super::gate::{Gate, Work};
-use super::metrics::EndpointMetrics;
-use super::rights;
-use super::slice::{MANAGER_LABEL, OUR_MANAGER, WireSlice};
-use session::Session;
+use crate::{
+    access::{GuestCluster, InfraCluster, chain},
+    call::{CallError, call},
+    endpoints::{metrics::EndpointMetrics, rights, session::Session},
+    guest::services::GuestService,
+    guest_names::{CLUSTER_NAME_LABEL, Identity},
+    handover::{EndpointChoice, Gate, Work},
+    infra::{
+        machines::{feed::Feed, index::MachineIndex},
+        slices::{MANAGER_LABEL, OUR_MANAGER, WireSlice},
+    },
+    load_balancer::watches::Watches as ServiceWatches,
+    nodes::address::AddressPolicy,
+    queue_metrics::Queue,
+};
 
 /// How long until a missing right is asked for again.
 const ASK_AGAIN: Duration = Duration::from_mins(1);
@@ -67,7 +60,7 @@ pub struct EndpointController {
 
 /// Why writing ended.
 #[derive(Debug)]
-enum Ended {
+pub(crate) enum Ended {
     /// Something was refused.
     Forbidden(String),
 }
@@ -154,14 +147,14 @@ impl EndpointController {
     }
 
     /// Tells the service controller whether slices can be written.
-    async fn set(&self, work: Work) {
+    pub(crate) async fn set(&self, work: Work) {
         if self.gate.set(work) {
             self.services.look_at_all().await;
         }
     }
 
     /// Tells the service controller whether a Service can do without its selector.
-    async fn wrote(&self, guest: &GuestService, is_written: bool) {
+    pub(crate) async fn wrote(&self, guest: &GuestService, is_written: bool) {
         if self.gate.wrote(guest.uid(), is_written) {
             self.services.look_at(ObjectRef::from_obj(guest)).await;
         }
@@ -194,6 +187,6 @@ impl EndpointController {
 }
 
 /// Selects what carries this guest's labels: infra's controllers give slices the labels of their Service.
-fn of_guest(identity: &Identity) -> String {
+pub(crate) fn of_guest(identity: &Identity) -> String {
     format!("{CLUSTER_NAME_LABEL}={}", identity.cluster_label())
 }

@@ -1,17 +1,12 @@
 //! Which endpoints an infra Service should have: the guest's own EndpointSlices laid over its VMs. Pure.
 
-use std::collections::BTreeMap;
+use crate::{
+    endpoints::backend::Backend,
+    guest::slices::GuestSlice,
+    infra::slices::Endpoint,
+    wire::{endpoint_slice::Conditions, ip_family::Family},
+};
 use std::net::IpAddr;
-
-use serde::Deserialize;
-
-use super::backend::{Backend, Conditions};
-use super::slice::{Endpoint, WireConditions};
-use crate::address::Family;
-use crate::machine::wire::null_as_default;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::Resource;
-use kube::api::ObjectMeta;
 
 /// Which VMs get the traffic of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,54 +15,6 @@ pub enum Spread {
     WithEndpoint,
     /// All: any Node forwards with policy Cluster, and it says nothing of where endpoints are.
     Everywhere,
-}
-
-/// An `EndpointSlice` of the guest: where endpoints are, and what they can do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuestSlice {
-    family: Option<Family>,
-    /// By Node.
-    nodes: BTreeMap<String, Conditions>,
-    /// Those that don't say on which Node they are; a Gateway's, for example, that every Node serves.
-    anywhere: Option<Conditions>,
-}
-
-/// What is read of it.
-#[derive(Clone, Debug, Deserialize, Resource)]
-#[resource(inherit = "EndpointSlice")]
-#[serde(rename_all = "camelCase")]
-pub struct WireGuestSlice {
-    /// Its name and its Service's.
-    pub metadata: ObjectMeta,
-    #[serde(default)]
-    address_type: String,
-    #[serde(default, deserialize_with = "null_as_default")]
-    endpoints: Vec<WireGuestEndpoint>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct WireGuestEndpoint {
-    node_name: Option<String>,
-    conditions: WireConditions,
-}
-
-impl From<&WireGuestSlice> for GuestSlice {
-    fn from(wire: &WireGuestSlice) -> Self {
-        let family = Family::parse(&wire.address_type);
-        let mut slice = Self { family, nodes: BTreeMap::new(), anywhere: None };
-        for endpoint in &wire.endpoints {
-            let conditions = Conditions::from(&endpoint.conditions);
-            match endpoint.node_name.as_ref().filter(|node| !node.is_empty()) {
-                Some(node) => {
-                    let known = slice.nodes.entry(node.clone()).or_default();
-                    *known = known.or(conditions);
-                }
-                None => slice.anywhere = Some(slice.anywhere.unwrap_or_default().or(conditions)),
-            }
-        }
-        slice
-    }
 }
 
 /// What is wanted of a Service.

@@ -7,10 +7,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::choice::Writer;
-use super::slice::{Content, Endpoint, InfraSlice, Manager};
-use crate::address::Family;
-use crate::load_balancer::service::InfraService;
+use crate::{
+    handover::Writer,
+    infra::{
+        mirrors::InfraService,
+        slices::{Content, Endpoint, InfraSlice, Manager},
+    },
+    wire::ip_family::Family,
+};
 
 /// Endpoints of one slice (Kubernetes' default of `--max-endpoints-per-slice`).
 pub const MAX_ENDPOINTS: usize = 100;

@@ -6,8 +6,10 @@ use k8s_openapi::api::authorization::v1::{
 };
 use kube::api::{Api, PostParams};
 
-use crate::access::{GuestCluster, InfraCluster};
-use crate::call::{CallError, call};
+use crate::{
+    access::{GuestCluster, InfraCluster},
+    call::{CallError, call},
+};
 
 /// API group of slices.
 const DISCOVERY: &str = "discovery.k8s.io";
@@ -18,7 +20,7 @@ const GUEST_VERBS: [&str; 2] = ["list", "watch"];
 
 /// What may be done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Rights {
+pub(crate) struct Rights {
     /// What is missing, in words; empty = slices can be written.
     pub missing: Vec<String>,
     /// Whether Endpoints may be deleted in infra, so that Services can be taken over from the selector.
@@ -26,7 +28,7 @@ pub(super) struct Rights {
 }
 
 /// Asks both clusters.
-pub(super) async fn ask(guest: &GuestCluster, infra: &InfraCluster) -> Result<Rights, CallError> {
+pub(crate) async fn ask(guest: &GuestCluster, infra: &InfraCluster) -> Result<Rights, CallError> {
     let mut missing = Vec::new();
     let slices = ("endpointslices", DISCOVERY);
     for verb in INFRA_VERBS {
@@ -46,7 +48,7 @@ pub(super) async fn ask(guest: &GuestCluster, infra: &InfraCluster) -> Result<Ri
 }
 
 /// Whether slices of infra may be listed.
-pub(super) async fn may_look(infra: &InfraCluster) -> Result<bool, CallError> {
+pub(crate) async fn may_look(infra: &InfraCluster) -> Result<bool, CallError> {
     may(&infra.client, Some(&infra.namespace), ("endpointslices", DISCOVERY), "list").await
 }
 

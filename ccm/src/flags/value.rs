@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 
 /// The spellings of Go's `strconv.ParseBool`.
-pub(super) fn parse_bool(text: &str) -> Result<bool, String> {
+pub(crate) fn parse_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
@@ -15,7 +15,7 @@ pub(super) fn parse_bool(text: &str) -> Result<bool, String> {
 }
 
 /// A duration of Go (`1h0m0s`, `1.5s`, `0`), not negative.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }

@@ -1,18 +1,15 @@
 //! What the guest's users read in `status.conditions` of a Service: whether infra gave a load balancer, and whether it has where to
 //! send traffic to. Pure. Conditions of others stay, and nothing is written that stands there already.
 
+use crate::{
+    guest::services::{GuestService, PROVISIONED, SERVING, is_ours},
+    guest_names::infra_name,
+    load_balancer::plan::{Plan, Refusal, Step, Wait},
+};
 use k8s_openapi::api::core::v1::LoadBalancerIngress;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::{Value, json};
 
-use super::identity::infra_name;
-use super::plan::{Plan, Refusal, Step, Wait};
-use super::service::GuestService;
-
-/// Whether infra has the load balancer, with an address.
-pub const PROVISIONED: &str = "kubevirt.io/LoadBalancerProvisioned";
-/// Whether there is something that traffic goes to.
-pub const SERVING: &str = "kubevirt.io/LoadBalancerServing";
 /// Reason of [`SERVING`]: all Nodes are excluded, or there is none.
 pub const NO_NODES: &str = "NoNodes";
 
@@ -110,11 +107,6 @@ fn ingress<'a>(guest: &'a GuestService, plan: &'a Plan) -> &'a [LoadBalancerIngr
         _ => None,
     });
     set.unwrap_or(&guest.status.load_balancer.ingress)
-}
-
-/// Whether this condition is ours.
-pub fn is_ours(condition: &Condition) -> bool {
-    [PROVISIONED, SERVING].contains(&condition.type_.as_str())
 }
 
 /// The entries of a strategic merge patch that make of `present` what is `wanted`; empty = nothing is to be written.

@@ -1,21 +1,6 @@
 //! The service controller: watches the Services of both clusters, has each looked at when either changed, and carries out
 //! the plan. Nothing in it waits for the world: what is missing comes as an event, and one Service holds up no other.
 
-mod act;
-mod ahead;
-mod api;
-mod changed;
-pub mod cleanup;
-mod explain;
-mod memory;
-mod nodes;
-mod owner;
-mod places;
-mod relay;
-mod sweep;
-mod tell;
-mod watches;
-
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -26,24 +11,27 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::access::{GuestCluster, InfraCluster};
-use crate::endpoints::choice::EndpointSource;
-use crate::endpoints::gate::Gate;
-use crate::events::EventSink;
-use crate::work_queue::Queue;
-
-use super::metrics::ServiceMetrics;
-use super::owner::OwnerChoice;
-use super::plan::Settings;
-use super::service::GuestService;
-use act::Failure;
-use api::Services;
-use memory::Memory;
-use nodes::Nodes;
-use owner::Owner;
-pub use places::Places;
-pub use watches::Watches as ServiceWatches;
-use watches::Watches;
+use crate::{
+    access::{GuestCluster, InfraCluster},
+    announcer::EventSink,
+    guest::services::GuestService,
+    handover::{EndpointSource, Gate},
+    load_balancer::{
+        announce,
+        calls::Services,
+        memory::Memory,
+        metrics::ServiceMetrics,
+        nodes::{self, Nodes},
+        owner::OwnerChoice,
+        owner_lookup::{self, Owner},
+        places::Places,
+        plan::Settings,
+        reconcile::{self, Failure},
+        relay, sweep,
+        watches::Watches,
+    },
+    queue_metrics::Queue,
+};
 
 /// The component that the events name, as in the framework.
 pub const COMPONENT: &str = "service-controller";
@@ -62,7 +50,7 @@ pub struct ServiceController {
     /// Who the guest is, and who writes endpoints.
     pub settings: Settings,
     /// The Services of both clusters, and which of them to look at.
-    pub services: (ServiceWatches, mpsc::Receiver<ObjectRef<GuestService>>),
+    pub services: (Watches, mpsc::Receiver<ObjectRef<GuestService>>),
     /// How far our own endpoints are.
     pub gate: Arc<Gate>,
     /// After this time without an address, the Service's users are told.
@@ -84,29 +72,29 @@ pub struct ServiceController {
 }
 
 /// What each pass uses.
-struct Context {
-    services: Services,
-    watches: Watches,
-    settings: RwLock<Arc<Settings>>,
-    owner: Option<Owner>,
-    gate: Arc<Gate>,
-    address_timeout: Duration,
-    events: EventSink,
-    metrics: ServiceMetrics,
-    queue: Queue,
-    memory: Memory,
-    places: Arc<Places>,
-    nodes: Nodes,
+pub(crate) struct Context {
+    pub(crate) services: Services,
+    pub(crate) watches: Watches,
+    pub(crate) settings: RwLock<Arc<Settings>>,
+    pub(crate) owner: Option<Owner>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) address_timeout: Duration,
+    pub(crate) events: EventSink,
+    pub(crate) metrics: ServiceMetrics,
+    pub(crate) queue: Queue,
+    pub(crate) memory: Memory,
+    pub(crate) places: Arc<Places>,
+    pub(crate) nodes: Nodes,
 }
 
 impl Context {
     /// What was configured, with what was found out about the clusters.
-    fn settings(&self) -> Arc<Settings> {
+    pub(crate) fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The same for one Service, with how far our own endpoints of it are.
-    fn settings_for(&self, guest: &GuestService) -> Settings {
+    pub(crate) fn settings_for(&self, guest: &GuestService) -> Settings {
         let settings = self.settings();
         let slices = self.gate.slices(guest.uid());
         let endpoints = EndpointSource { slices, ..settings.endpoints };
@@ -114,7 +102,7 @@ impl Context {
     }
 
     /// Changes what was found out.
-    fn learn(&self, change: impl FnOnce(&mut Settings)) {
+    pub(crate) fn learn(&self, change: impl FnOnce(&mut Settings)) {
         change(Arc::make_mut(&mut self.settings.write().unwrap_or_else(PoisonError::into_inner)));
     }
 }
@@ -128,7 +116,7 @@ impl ServiceController {
         let services = Services::new(&self.guest, &self.infra);
         // What infra has must be known first, or each mirror would be made a second time; and who the guest is.
         let (guest_cluster, (), ()) = tokio::join!(
-            owner::guest_cluster(&services),
+            owner_lookup::guest_cluster(&services),
             watches.wait_until_complete(),
             nodes.wait_until_known()
         );
@@ -153,7 +141,7 @@ impl ServiceController {
             places,
             nodes,
         });
-        owner::look_until_answered(&context).await;
+        owner_lookup::look_until_answered(&context).await;
         tokio::join!(
             Self::passes(Arc::clone(&context), guests, queue, concurrency),
             sweep::run(&context, self.sweep_interval),
@@ -209,7 +197,7 @@ async fn pass(guest: Arc<GuestService>, context: Arc<Context>) -> Result<Action,
     let _urgent = context.events.urgent();
     let ObjectMeta { namespace, name, .. } = &guest.metadata;
     context.queue.taken(&(namespace.clone().unwrap_or_default(), name.clone().unwrap_or_default()));
-    let passed = act::reconcile(&guest, &context).await;
+    let passed = reconcile::reconcile(&guest, &context).await;
     context.queue.done(began.elapsed().as_secs_f64(), passed.is_err());
     context.metrics.waiting(context.memory.waiting());
     match &passed {
@@ -230,6 +218,6 @@ fn retry(guest: Arc<GuestService>, failure: &Failure, context: Arc<Context>) -> 
         pause = pause.as_secs(),
         "a pass failed and is repeated"
     );
-    tell::failure(&guest, failure, &context);
+    announce::failure(&guest, failure, &context);
     Action::requeue(pause)
 }

@@ -1,11 +1,12 @@
 //! Whether an infra Service of this guest is one that nobody wants any more. Pure. A Service that is deleted by mistake loses its
 //! address: what is not proved is not a left-over.
 
-use super::identity::{
-    GUEST_CLUSTER_ANNOTATION, Identity, SERVICE_UID_ANNOTATION, infra_name, is_infra_name,
+use crate::{
+    cluster_name::ClusterName,
+    guest::services::GuestService,
+    guest_names::{GUEST_CLUSTER_ANNOTATION, Identity, annotation, infra_name},
+    infra::mirrors::InfraService,
 };
-use super::service::{GuestService, InfraService};
-use crate::cluster_name::ClusterName;
 
 /// `--cluster-name` where nobody gave one: the framework's default, which many guests may share.
 const DEFAULT_CLUSTER_NAME: &str = "kubernetes";
@@ -50,7 +51,7 @@ pub fn judge(infra: &InfraService, answer: Answer<'_>, known: Knowledge<'_>) -> 
     if let Answer::Present(guest) = answer
         && infra_name(guest.uid()) == name
     {
-        let is_wanted = guest.spec.kind == super::service::LOAD_BALANCER || guest.has_finalizer();
+        let is_wanted = guest.spec.kind == crate::wire::service::LOAD_BALANCER || guest.has_finalizer();
         return if is_wanted || guest.is_deleting() { Verdict::Stays } else { Verdict::LeftOver };
     }
     match (annotation(infra, GUEST_CLUSTER_ANNOTATION), known.guest_cluster) {
@@ -69,25 +70,6 @@ pub fn judge(infra: &InfraService, answer: Answer<'_>, known: Knowledge<'_>) -> 
 
 fn default_name() -> ClusterName {
     DEFAULT_CLUSTER_NAME.parse().expect("is a label value")
-}
-
-fn annotation<'a>(infra: &'a InfraService, key: &str) -> Option<&'a str> {
-    infra.metadata.annotations.as_ref()?.get(key).map(String::as_str)
-}
-
-impl Identity {
-    /// Whether an infra Service says in everything that it is one of this guest's: the three labels, the operator's, and a name
-    /// that only a mirror has.
-    pub fn owns(&self, infra: &InfraService) -> bool {
-        let Some(labels) = &infra.metadata.labels else { return false };
-        let named = [super::identity::SERVICE_NAME_LABEL, super::identity::SERVICE_NAMESPACE_LABEL];
-        let name = infra.metadata.name.as_deref().unwrap_or_default();
-        let uid = annotation(infra, SERVICE_UID_ANNOTATION);
-        named.iter().all(|key| labels.get(*key).is_some_and(|value| !value.is_empty()))
-            && self.common_labels().iter().all(|(key, value)| labels.get(key) == Some(value))
-            && is_infra_name(name)
-            && uid.is_none_or(|uid| infra_name(uid) == name)
-    }
 }
 
 #[cfg(test)]

@@ -7,10 +7,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Map, Value, json};
 
-use super::identity::{Identity, SERVICE_UID_ANNOTATION, infra_name};
-use super::service::{GuestService, InfraService, LOAD_BALANCER, NO_AFFINITY, ServicePort, ServiceSpec};
-use crate::endpoints::choice::EndpointSource;
-use crate::tenant_policy::{TenantPolicy, Withheld};
+use crate::{
+    guest::services::GuestService,
+    guest_names::{Identity, SERVICE_UID_ANNOTATION, infra_name},
+    handover::EndpointSource,
+    infra::mirrors::InfraService,
+    tenant_policy::{TenantPolicy, Withheld},
+    wire::service::{LOAD_BALANCER, NO_AFFINITY, ServicePort, ServiceSpec},
+};
 
 /// The guest's user said it to kubectl; in infra it would only be a copy that grows old.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";

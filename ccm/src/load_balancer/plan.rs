@@ -8,11 +8,14 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::LoadBalancerIngress;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
-use super::identity::{Foreign, GUEST_CLUSTER_ANNOTATION, Identity};
-use super::mirror::{Mirror, Refused};
-use super::service::{GuestService, InfraService};
-use crate::endpoints::choice::EndpointSource;
-use crate::tenant_policy::TenantPolicy;
+use crate::{
+    guest::services::GuestService,
+    guest_names::{Foreign, GUEST_CLUSTER_ANNOTATION, Identity},
+    handover::EndpointSource,
+    infra::mirrors::InfraService,
+    load_balancer::mirror::{Mirror, Refused},
+    tenant_policy::TenantPolicy,
+};
 
 /// What was configured.
 #[derive(Clone, Debug, PartialEq)]

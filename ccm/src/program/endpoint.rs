@@ -7,17 +7,17 @@ use anyhow::{Context, Result};
 use prometheus_client::registry::Registry;
 use serde_json::json;
 
-use super::Clusters;
-use crate::access::{CallMetrics, GuestCluster};
-use crate::config::CloudConfig;
-use crate::flags::{Flags, ServingFlags, names, path};
-use crate::framework_metrics::FrameworkMetrics;
-use crate::secure_endpoint::{
-    FrontProxyRules, ReviewTimes, Reviews, SecureEndpoint, Tls, Trust, TrustSources,
+use crate::{
+    access::{CallMetrics, GuestCluster},
+    config::CloudConfig,
+    flags::{Flags, ServingFlags, names, path},
+    framework_metrics::FrameworkMetrics,
+    program::Clusters,
+    secure_endpoint::{FrontProxyRules, ReviewTimes, Reviews, SecureEndpoint, Tls, Trust, TrustSources},
 };
 
 /// Binds it. What it needs of the guest cluster is not waited for.
-pub(super) async fn bind(
+pub(crate) async fn bind(
     flags: &Flags,
     config: &CloudConfig,
     clusters: &Clusters,

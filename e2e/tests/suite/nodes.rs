@@ -13,7 +13,7 @@ use bench::scenario::{
     CLUSTER_NAME, Deadline, HCP_NAMESPACE, until, until_gone, virtual_machine_instance_migrations,
     virtual_machine_instances, virtual_machines,
 };
-use ccm::node::controller::Settings;
+use ccm::nodes::controller::Settings;
 use futures::{StreamExt, TryStreamExt, stream::iter};
 use k8s_openapi::api::core::v1::Node;
 use kube::{

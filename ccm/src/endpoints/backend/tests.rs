@@ -1,8 +1,11 @@
 //! Which Nodes and VMs count, and what each can do.
 
 use super::*;
-use crate::machine::{Interface, SystemUuid, Vm, VmiConditions};
-use crate::node::guest_node::WireNode;
+use crate::{
+    guest::nodes::WireNode,
+    infra::machines::{Interface, Vm, VmiConditions},
+    wire::system_uuid::SystemUuid,
+};
 use rstest::rstest;
 use serde_json::{Value, json};
 

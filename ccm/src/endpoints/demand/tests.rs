@@ -1,6 +1,7 @@
 //! Endpoints of the guest laid over its VMs.
 
 use super::*;
+use crate::guest::slices::WireGuestSlice;
 use rstest::rstest;
 use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
 //! The laws of the planner over a small model of infra, and the cases by name.
 
 use super::*;
-use crate::endpoints::backend::Conditions;
+use crate::wire::endpoint_slice::Conditions;
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -1,8 +1,10 @@
 //! What is proved to be a left-over, and all that is not.
 
 use super::*;
-use crate::load_balancer::identity::{CLUSTER_NAME_LABEL, SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL};
-use crate::load_balancer::service::FINALIZER;
+use crate::{
+    guest::services::FINALIZER,
+    guest_names::{CLUSTER_NAME_LABEL, SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL, SERVICE_UID_ANNOTATION},
+};
 use proptest::prelude::*;
 use rstest::rstest;
 use serde_json::{Value, json};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::load_balancer::service::{FIELD_MANAGER, FINALIZER};
+use crate::{guest::services::FINALIZER, infra::mirrors::FIELD_MANAGER};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -254,7 +254,7 @@ fn what_we_made_goes_when_a_class_comes() {
 fn a_clone_under_another_name_neither_steals_nor_deletes() {
     let mut world = World::new();
     world.settle();
-    let key = crate::load_balancer::identity::CLUSTER_NAME_LABEL;
+    let key = crate::guest_names::CLUSTER_NAME_LABEL;
     world.infra.as_mut().unwrap()["metadata"]["labels"][key] = json!("original");
     let before = world.infra.clone();
     let plan = world.plan(false);
@@ -329,7 +329,7 @@ proptest! {
         }));
         if let Some(label) = label {
             world.infra.as_mut().unwrap()["metadata"]["labels"] =
-                json!({ crate::load_balancer::identity::CLUSTER_NAME_LABEL: label });
+                json!({ crate::guest_names::CLUSTER_NAME_LABEL: label });
         }
         let before = world.infra.clone();
         let plan = world.plan(false);

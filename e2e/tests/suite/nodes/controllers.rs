@@ -5,12 +5,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use bench::scenario::HCP_NAMESPACE;
 use ccm::{
-    machine::{feed::Feed, index::MachineIndex, reads::InfraReads},
-    node::{
+    infra::machines::{feed::Feed, index::MachineIndex, reads::InfraReads},
+    nodes::{
         controller::{NodeController, Settings},
         metrics::NodeMetrics,
     },
-    work_queue::QueueMetrics,
+    queue_metrics::QueueMetrics,
 };
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kube::{Api, Client, api::PostParams};

@@ -1,0 +1,118 @@
+//! The calls of the endpoint controller, each one request.
+
+use k8s_openapi::api::core::v1::Endpoints;
+use kube::Resource;
+use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
+use kube::client::Client;
+use kube::core::Request;
+use serde_json::Value;
+
+use crate::{
+    access::InfraCluster,
+    call::{CallError, call},
+    infra::{
+        mirrors::{FIELD_MANAGER, InfraService},
+        slices::{InfraSlice, WireSlice},
+    },
+    wire::endpoint_slice::SERVICE_LABEL,
+};
+
+/// Infra's slices.
+pub(crate) struct SliceCalls {
+    infra: Client,
+    slices: Api<WireSlice>,
+    services: Api<InfraService>,
+    endpoints: Api<Endpoints>,
+    /// Requests with whole objects.
+    whole: Request,
+}
+
+/// What came of a call that others may have been faster with.
+#[derive(Debug)]
+pub(crate) enum Answer<T> {
+    /// Done.
+    Done(T),
+    /// It is not as it was when it was looked at.
+    Changed,
+}
+
+impl SliceCalls {
+    pub(crate) fn new(infra: &InfraCluster) -> Self {
+        let (client, namespace) = (&infra.client, &infra.namespace);
+        Self {
+            infra: client.clone(),
+            slices: Api::namespaced(client.clone(), namespace),
+            services: Api::namespaced(client.clone(), namespace),
+            endpoints: Api::namespaced(client.clone(), namespace),
+            whole: Request::new(WireSlice::url_path(&(), Some(namespace))),
+        }
+    }
+
+    /// The Service as it is now; `None` = there is none.
+    pub(crate) async fn service(&self, name: &str) -> Result<Option<InfraService>, CallError> {
+        call(|| format!("get service {name}"), self.services.get_opt(name)).await
+    }
+
+    /// All slices of a Service as they are now.
+    pub(crate) async fn slices_of(&self, service: &str) -> Result<Vec<InfraSlice>, CallError> {
+        let of_service = ListParams::default().labels(&format!("{SERVICE_LABEL}={service}"));
+        let what = || format!("list endpointslices of service {service}");
+        Ok(call(what, self.slices.list(&of_service)).await?.items.into_iter().map(InfraSlice::from).collect())
+    }
+
+    /// One slice as it is now, whosever it is.
+    pub(crate) async fn slice(&self, name: &str) -> Result<Option<InfraSlice>, CallError> {
+        let what = || format!("get endpointslice {name}");
+        Ok(call(what, self.slices.get_opt(name)).await?.map(InfraSlice::from))
+    }
+
+    pub(crate) async fn create(&self, name: &str, object: &Value) -> Result<Answer<InfraSlice>, CallError> {
+        let request = self.whole.create(&post(), object.to_string().into_bytes());
+        self.write(format!("create endpointslice {name}"), request.map_err(kube::Error::BuildRequest)).await
+    }
+
+    pub(crate) async fn replace(&self, name: &str, object: &Value) -> Result<Answer<InfraSlice>, CallError> {
+        let request = self.whole.replace(name, &post(), object.to_string().into_bytes());
+        self.write(format!("replace endpointslice {name}"), request.map_err(kube::Error::BuildRequest)).await
+    }
+
+    async fn write(
+        &self,
+        what: String,
+        request: Result<http::Request<Vec<u8>>, kube::Error>,
+    ) -> Result<Answer<InfraSlice>, CallError> {
+        let made = async { self.infra.request::<WireSlice>(request?).await };
+        match call(|| what, made).await {
+            Ok(slice) => Ok(Answer::Done(slice.into())),
+            Err(error) if error.is_conflict() || error.is_not_found() => Ok(Answer::Changed),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes a slice, if it still is the one with this UID. One that is gone is as good.
+    pub(crate) async fn delete(&self, name: &str, uid: &str) -> Result<Answer<()>, CallError> {
+        let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        match call(|| format!("delete endpointslice {name}"), self.slices.delete(name, &params)).await {
+            Ok(_) => Ok(Answer::Done(())),
+            Err(error) if error.is_not_found() => Ok(Answer::Done(())),
+            Err(error) if error.is_conflict() => Ok(Answer::Changed),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes the Endpoints of a Service, where there are any.
+    pub(crate) async fn remove_endpoints(&self, service: &str) -> Result<Answer<()>, CallError> {
+        let params = DeleteParams::default();
+        let deleted = self.endpoints.delete(service, &params);
+        match call(|| format!("delete endpoints {service}"), deleted).await {
+            Ok(_) => Ok(Answer::Done(())),
+            Err(error) if error.is_not_found() => Ok(Answer::Done(())),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn post() -> PostParams {
+    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }
+}

@@ -1,0 +1,218 @@
+//! One pass over the endpoints of one Service: observe, plan, act. Nobody else's slice is removed, and none of ours that was
+//! handed over, before a fresh look.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
+use tokio::time::Instant;
+
+use crate::{
+    access::chain,
+    call::CallError,
+    endpoints::{
+        calls::Answer,
+        metrics::Count,
+        plan::{Observed, Plan, Step, plan},
+        session::Session,
+    },
+    guest::services::GuestService,
+    guest_names::infra_name,
+    handover::Writer,
+    infra::{
+        mirrors::InfraService,
+        slices::{Content, Endpoint, InfraSlice},
+    },
+    wire::ip_family::Family,
+};
+
+/// How often one pass looks: before it, after its writes, and when somebody else was faster.
+const MAX_LOOKS: usize = 6;
+
+/// Why a pass failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// A call failed.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// Somebody else changes the slices all the time.
+    #[error("the endpoint slices of infra service {0} were changed by others again and again")]
+    Unsettled(String),
+}
+
+/// What a pass looks at.
+struct View {
+    service: Arc<InfraService>,
+    slices: Vec<InfraSlice>,
+    /// Whether both were read just now.
+    is_fresh: bool,
+}
+
+/// What a pass found to do.
+struct Planned {
+    plan: Plan,
+    wanted: BTreeMap<Family, Vec<Endpoint>>,
+    /// Whether we write the endpoints, or did.
+    is_ours: bool,
+}
+
+/// One pass.
+pub(crate) async fn pass(guest: Arc<GuestService>, session: Arc<Session>) -> Result<Action, Failure> {
+    let (began, queue) = (Instant::now(), &session.controller.queue);
+    queue.taken(&(guest.namespace().unwrap_or_default(), guest.name_any()));
+    let passed = reconcile(&guest, &session).await;
+    queue.done(began.elapsed().as_secs_f64(), passed.is_err());
+    match &passed {
+        Ok(_) => session.retries.succeeded(guest.uid()),
+        Err(Failure::Call(error)) if error.is_forbidden() => {
+            session.is_refused(format!("refused: {}", chain(error)));
+        }
+        Err(_) => {}
+    }
+    passed
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature is kube's")]
+pub(crate) fn retry(guest: Arc<GuestService>, failure: &Failure, session: Arc<Session>) -> Action {
+    let conflict = matches!(failure, Failure::Call(error) if error.is_conflict());
+    let pause = session.retries.failed(guest.uid(), conflict);
+    tracing::warn!(
+        service = guest.metadata.name,
+        namespace = guest.metadata.namespace,
+        error = chain(failure),
+        pause = pause.as_secs(),
+        "endpoints could not be written, which is repeated"
+    );
+    Action::requeue(pause)
+}
+
+async fn reconcile(guest: &GuestService, session: &Session) -> Result<Action, Failure> {
+    let name = infra_name(guest.uid());
+    let mut view = session.seen(&name);
+    for _ in 0..MAX_LOOKS {
+        let Some(planned) = session.plan(guest, view.as_ref()) else {
+            session.controller.wrote(guest, false).await;
+            session.controller.metrics.count(guest.uid(), None);
+            return Ok(Action::await_change());
+        };
+        session.controller.wrote(guest, planned.plan.is_written).await;
+        if planned.plan.steps.is_empty() {
+            session.count(guest, &planned);
+            return Ok(Action::await_change());
+        }
+        let Some(seen) = view.take() else { return Ok(Action::await_change()) };
+        if !seen.is_fresh && planned.plan.steps.iter().any(Step::is_final) {
+            view = session.look(&name).await?;
+            continue;
+        }
+        for step in &planned.plan.steps {
+            if !session.act(&seen.service, step).await? {
+                break;
+            }
+        }
+        view = session.seen(&name);
+    }
+    Err(Failure::Unsettled(name))
+}
+
+impl Session {
+    /// The infra Service and its slices, as they were seen last.
+    fn seen(&self, name: &str) -> Option<View> {
+        let service = self.controller.services.mirror(name)?;
+        let slices = self.state.lock().infra_slices.of(&name.to_owned()).cloned().collect();
+        Some(View { service, slices, is_fresh: false })
+    }
+
+    /// The infra Service and its slices, as they are now.
+    async fn look(&self, name: &str) -> Result<Option<View>, Failure> {
+        let slices = self.calls.slices_of(name).await?;
+        let Some(service) = self.calls.service(name).await? else { return Ok(None) };
+        Ok(Some(View { service: Arc::new(service), slices, is_fresh: true }))
+    }
+
+    /// What to do; `None` = nothing that is ours, or not enough is known.
+    fn plan(&self, guest: &GuestService, view: Option<&View>) -> Option<Planned> {
+        let (controller, view) = (&self.controller, view?);
+        let is_served = guest.wants_load_balancer() && !guest.is_deleting() && !view.service.is_deleting();
+        let writer = controller.choice.writer(guest.spec.is_local());
+        if !is_served || writer == Writer::Others || controller.identity.check(guest, &*view.service).is_err()
+        {
+            return None;
+        }
+        let backends = self.backends()?;
+        let everywhere = controller.choice.slices_for_all;
+        let wanted = self.state.lock().wanted(guest, &view.service, &view.slices, &backends, everywhere);
+        let observed = Observed {
+            service: &view.service,
+            writer,
+            may_convert: self.may_convert,
+            slices: &view.slices,
+            wanted: &wanted,
+        };
+        let is_ours = writer == Writer::Ours;
+        Some(Planned { plan: plan(&observed), wanted, is_ours })
+    }
+
+    /// Carries one step out; false = somebody else was faster, look again.
+    async fn act(&self, service: &InfraService, step: &Step) -> Result<bool, Failure> {
+        let name = service.metadata.name.as_deref().unwrap_or_default();
+        let written = match step {
+            Step::Create { name: slice, family, content } => {
+                log(name, slice, "creating a slice", content);
+                self.calls.create(slice, &content.object(service, slice, *family, None)).await?
+            }
+            Step::Replace { name: slice, version, family, content } => {
+                log(name, slice, "writing a slice", content);
+                self.calls.replace(slice, &content.object(service, slice, *family, Some(version))).await?
+            }
+            Step::Drop { name: slice, uid } | Step::Remove { name: slice, uid } => {
+                tracing::info!(service = name, slice, "deleting a slice");
+                return match self.calls.delete(slice, uid).await? {
+                    Answer::Done(()) => {
+                        self.state.lock().infra_slices.remove(slice);
+                        Ok(true)
+                    }
+                    Answer::Changed => self.look_again(name, slice).await,
+                };
+            }
+            Step::RemoveEndpoints => {
+                tracing::info!(service = name, "deleting the Endpoints that the selector left");
+                return Ok(matches!(self.calls.remove_endpoints(name).await?, Answer::Done(())));
+            }
+        };
+        let (Step::Create { name: slice, .. } | Step::Replace { name: slice, .. }) = step else {
+            return Ok(true);
+        };
+        match written {
+            Answer::Done(now) => {
+                self.state.lock().infra_slices.put(slice, Some(name.to_owned()), now);
+                Ok(true)
+            }
+            Answer::Changed => self.look_again(name, slice).await,
+        }
+    }
+
+    /// A slice is not as it was seen: what it is now counts. The watch may be behind, and does not show what lost our labels.
+    async fn look_again(&self, service: &str, slice: &str) -> Result<bool, Failure> {
+        let now = self.calls.slice(slice).await?;
+        let mut seen = self.state.lock();
+        match now {
+            Some(now) => drop(seen.infra_slices.put(slice, Some(service.to_owned()), now)),
+            None => drop(seen.infra_slices.remove(slice)),
+        }
+        Ok(false)
+    }
+
+    fn count(&self, guest: &GuestService, planned: &Planned) {
+        let all = || planned.wanted.values().flatten();
+        let ready = all().filter(|endpoint| endpoint.conditions.ready).count();
+        let count = Count { ready, unready: all().count() - ready };
+        self.controller.metrics.count(guest.uid(), planned.is_ours.then_some(count));
+    }
+}
+
+fn log(service: &str, slice: &str, what: &str, content: &Content) {
+    let ready = content.endpoints.iter().filter(|endpoint| endpoint.conditions.ready).count();
+    tracing::info!(service, slice, endpoints = content.endpoints.len(), ready, "{what}");
+}

@@ -1,0 +1,63 @@
+//! An `EndpointSlice` of the guest, as far as it is read.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Resource;
+use kube::api::ObjectMeta;
+use serde::Deserialize;
+
+use crate::wire::{
+    endpoint_slice::{Conditions, WireConditions},
+    ip_family::Family,
+    metadata::null_as_default,
+};
+
+/// An `EndpointSlice` of the guest: where endpoints are, and what they can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestSlice {
+    /// Its family; one of names, for example, has none.
+    pub family: Option<Family>,
+    /// By Node.
+    pub nodes: BTreeMap<String, Conditions>,
+    /// Those that don't say on which Node they are; a Gateway's, for example, that every Node serves.
+    pub anywhere: Option<Conditions>,
+}
+
+/// What is read of it.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "EndpointSlice")]
+#[serde(rename_all = "camelCase")]
+pub struct WireGuestSlice {
+    /// Its name and its Service's.
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    address_type: String,
+    #[serde(default, deserialize_with = "null_as_default")]
+    endpoints: Vec<WireGuestEndpoint>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct WireGuestEndpoint {
+    node_name: Option<String>,
+    conditions: WireConditions,
+}
+
+impl From<&WireGuestSlice> for GuestSlice {
+    fn from(wire: &WireGuestSlice) -> Self {
+        let family = Family::parse(&wire.address_type);
+        let mut slice = Self { family, nodes: BTreeMap::new(), anywhere: None };
+        for endpoint in &wire.endpoints {
+            let conditions = Conditions::from(&endpoint.conditions);
+            match endpoint.node_name.as_ref().filter(|node| !node.is_empty()) {
+                Some(node) => {
+                    let known = slice.nodes.entry(node.clone()).or_default();
+                    *known = known.or(conditions);
+                }
+                None => slice.anywhere = Some(slice.anywhere.unwrap_or_default().or(conditions)),
+            }
+        }
+        slice
+    }
+}

@@ -1,0 +1,155 @@
+//! Whose an infra Service is. Many guests share an infra namespace; what is not this guest's is never touched.
+
+use std::collections::BTreeMap;
+
+use kube::Resource;
+
+use crate::cluster_name::ClusterName;
+
+/// Label: name of the guest's Service.
+pub const SERVICE_NAME_LABEL: &str = "cluster.x-k8s.io/tenant-service-name";
+/// Label: namespace of the guest's Service.
+pub const SERVICE_NAMESPACE_LABEL: &str = "cluster.x-k8s.io/tenant-service-namespace";
+/// Label: name of the guest cluster, also on its VMs.
+pub const CLUSTER_NAME_LABEL: &str = "cluster.x-k8s.io/cluster-name";
+/// Label of VMs: their role.
+pub const ROLE_LABEL: &str = "cluster.x-k8s.io/role";
+/// Value of [`ROLE_LABEL`] for VMs that carry workload.
+pub const WORKER_ROLE: &str = "worker";
+/// Annotation: UID of the guest's Service in full; the name has all but its last digit.
+pub const SERVICE_UID_ANNOTATION: &str = "cluster.x-k8s.io/tenant-service-uid";
+/// Annotation: UID of the guest cluster, which is that of its Service `default/kubernetes`. Two guests may have one name.
+pub const GUEST_CLUSTER_ANNOTATION: &str = "cluster.x-k8s.io/tenant-cluster-uid";
+
+/// Longest name of a load balancer (`cloudprovider.DefaultLoadBalancerName`).
+const MAX_NAME_LENGTH: usize = 32;
+
+/// The identity of this guest: what is on every infra Service of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The guest cluster's name.
+    pub cluster: ClusterName,
+    /// The operator's labels.
+    pub infra_labels: BTreeMap<String, String>,
+}
+
+/// Why an infra Service is not this guest Service's mirror.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Foreign {
+    /// It says another value.
+    #[error("infra service {name} is not ours: its {key} is {found:?}, ours would be {wanted:?}")]
+    Other {
+        /// Its name.
+        name: String,
+        /// Label or annotation.
+        key: String,
+        /// What it says.
+        found: String,
+        /// What it would say.
+        wanted: String,
+    },
+    /// It does not say whose it is.
+    #[error("infra service {name} is not ours: it has no label {CLUSTER_NAME_LABEL}")]
+    Unnamed {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// The name of the mirror of the Service with this UID: `a`, then the UID without dashes, cut to 32 characters.
+pub fn infra_name(uid: &str) -> String {
+    std::iter::once('a').chain(uid.chars().filter(|c| *c != '-')).take(MAX_NAME_LENGTH).collect()
+}
+
+/// Whether this is a name of the form that [`infra_name`] gives.
+pub fn is_infra_name(name: &str) -> bool {
+    name.len() == MAX_NAME_LENGTH
+        && name.strip_prefix('a').is_some_and(|uid| uid.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+impl Identity {
+    /// The labels that all infra Services of this guest have.
+    pub fn common_labels(&self) -> BTreeMap<String, String> {
+        let mut labels = BTreeMap::from([(CLUSTER_NAME_LABEL.to_owned(), self.cluster.to_string())]);
+        labels.extend(self.infra_labels.clone());
+        labels
+    }
+
+    /// The labels of the mirror of `guest`. The operator's are stronger, as the reference has it.
+    pub fn labels(&self, guest: &impl Resource) -> BTreeMap<String, String> {
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let mut labels = BTreeMap::from([
+            (SERVICE_NAME_LABEL.to_owned(), text(&guest.meta().name)),
+            (SERVICE_NAMESPACE_LABEL.to_owned(), text(&guest.meta().namespace)),
+        ]);
+        labels.extend(self.common_labels());
+        labels
+    }
+
+    /// The value of [`CLUSTER_NAME_LABEL`] on all that is this guest's.
+    pub fn cluster_label(&self) -> &str {
+        self.infra_labels.get(CLUSTER_NAME_LABEL).map_or(self.cluster.as_str(), String::as_str)
+    }
+
+    /// The selector of the VMs of this guest that carry workload.
+    pub fn selector(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([
+            (ROLE_LABEL.to_owned(), WORKER_ROLE.to_owned()),
+            (CLUSTER_NAME_LABEL.to_owned(), self.cluster.to_string()),
+        ])
+    }
+
+    /// Checks that `infra` is the mirror of `guest`.
+    ///
+    /// A label that is missing is drift, to be repaired, as long as something still says whose the object is. One with another
+    /// value is another cluster's, whoever wrote it: a clone of this guest under another name has the same UIDs, and with
+    /// them the same names.
+    ///
+    /// # Errors
+    /// The first that speaks against it.
+    pub fn check(&self, guest: &impl Resource, infra: &impl Resource) -> Result<(), Foreign> {
+        let name = || infra.meta().name.clone().unwrap_or_default();
+        let other = |key: &str, found: &str, wanted: &str| {
+            let (key, found, wanted) = (key.to_owned(), found.to_owned(), wanted.to_owned());
+            Err(Foreign::Other { name: name(), key, found, wanted })
+        };
+        let uid = infra.meta().annotations.as_ref().and_then(|all| all.get(SERVICE_UID_ANNOTATION));
+        if let Some(uid) = uid.filter(|uid| *uid != guest.meta().uid.as_deref().unwrap_or_default()) {
+            return other(SERVICE_UID_ANNOTATION, uid, guest.meta().uid.as_deref().unwrap_or_default());
+        }
+        let empty = BTreeMap::new();
+        let labels = infra.meta().labels.as_ref().unwrap_or(&empty);
+        for (key, wanted) in self.labels(guest) {
+            if let Some(found) = labels.get(&key).filter(|found| **found != wanted) {
+                return other(&key, found, &wanted);
+            }
+        }
+        if uid.is_none() && !labels.contains_key(CLUSTER_NAME_LABEL) {
+            return Err(Foreign::Unnamed { name: name() });
+        }
+        Ok(())
+    }
+}
+
+impl Identity {
+    /// Whether an infra Service says in everything that it is one of this guest's: the three labels, the operator's, and a name
+    /// that only a mirror has.
+    pub fn owns(&self, infra: &impl Resource) -> bool {
+        let Some(labels) = &infra.meta().labels else { return false };
+        let named = [SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL];
+        let name = infra.meta().name.as_deref().unwrap_or_default();
+        let uid = annotation(infra, SERVICE_UID_ANNOTATION);
+        named.iter().all(|key| labels.get(*key).is_some_and(|value| !value.is_empty()))
+            && self.common_labels().iter().all(|(key, value)| labels.get(key) == Some(value))
+            && is_infra_name(name)
+            && uid.is_none_or(|uid| infra_name(uid) == name)
+    }
+}
+
+/// The value of an annotation, where there is one.
+pub(crate) fn annotation<'a>(infra: &'a impl Resource, key: &str) -> Option<&'a str> {
+    infra.meta().annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+#[cfg(test)]
+mod tests;

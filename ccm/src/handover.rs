@@ -1,0 +1,212 @@
+//! Who writes the endpoints of an infra Service: the configuration decides, never the rights; and how far our own slices are, which
+//! the service controller has to know before it takes a selector away.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+/// What the cloud-config says about endpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointChoice {
+    /// `loadBalancer.selectorless`: no infra Service has a selector.
+    pub selectorless: bool,
+    /// `loadBalancer.enableEPSController`: we write those of Services with policy Local, and of all that have no selector.
+    pub slices_for_local: bool,
+    /// `loadBalancer.endpoints: Managed`: we write those of all.
+    pub slices_for_all: bool,
+}
+
+/// Who writes the endpoints of one Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// Infra's own controllers, by the selector.
+    Infra,
+    /// Somebody else; we touch nothing.
+    Others,
+    /// We.
+    Ours,
+}
+
+/// How far our own slices of one Service are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Slices {
+    /// They are written.
+    #[default]
+    Written,
+    /// They are about to be written.
+    Coming,
+    /// Whether we can write them is not known yet.
+    Unknown,
+    /// We can't write them: a right is missing, or the controller is switched off.
+    Off,
+}
+
+/// Where the endpoints of the Service at hand come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointSource {
+    /// The configuration.
+    pub choice: EndpointChoice,
+    /// How far our own slices are.
+    pub slices: Slices,
+}
+
+impl EndpointChoice {
+    /// Who writes the endpoints of a Service, whose policy is Local or not.
+    pub fn writer(self, local: bool) -> Writer {
+        if self.slices_for_all || (self.slices_for_local && (local || self.selectorless)) {
+            Writer::Ours
+        } else if self.selectorless {
+            Writer::Others
+        } else {
+            Writer::Infra
+        }
+    }
+
+    /// Whether there are Services whose endpoints are ours to write.
+    pub fn is_ours(self) -> bool {
+        self.slices_for_all || self.slices_for_local
+    }
+}
+
+impl EndpointSource {
+    /// Whether the infra Service is to have a selector; `has` says whether the one that is there does.
+    ///
+    /// A Service loses its selector when our slices are written, not before: it always has endpoints of somebody. One that
+    /// nobody could write for has its selector.
+    pub fn wants_selector(self, local: bool, has: Option<bool>) -> bool {
+        match (self.choice.writer(local), self.slices) {
+            (Writer::Infra, _) | (Writer::Ours, Slices::Off) => true,
+            (Writer::Others, _) | (Writer::Ours, Slices::Written) => false,
+            (Writer::Ours, Slices::Coming) => has.unwrap_or(false),
+            (Writer::Ours, Slices::Unknown) => has.unwrap_or(true),
+        }
+    }
+}
+
+/// How far our slices are. The endpoint controller says it, the service controller asks.
+#[derive(Debug, Default)]
+pub struct Gate {
+    state: Mutex<State>,
+    known: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    work: Work,
+    /// UIDs of the guest's Services whose slices are as they should be.
+    written: HashSet<String>,
+}
+
+/// Whether slices can be written at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Work {
+    /// Not known yet.
+    #[default]
+    Unknown,
+    /// They are written.
+    On,
+    /// Switched off, or a right is missing.
+    Off,
+}
+
+impl Gate {
+    /// Whether slices can be written. True = that is news.
+    pub fn set(&self, work: Work) -> bool {
+        let mut state = self.lock();
+        if work != Work::On {
+            state.written.clear();
+        }
+        if work != Work::Unknown {
+            self.known.notify_one();
+        }
+        std::mem::replace(&mut state.work, work) != work
+    }
+
+    /// Waits until it is known whether slices can be written. For one who waits.
+    pub async fn wait_until_known(&self) {
+        while self.lock().work == Work::Unknown {
+            self.known.notified().await;
+        }
+    }
+
+    /// Whether the slices of the guest's Service with this UID are as they should be. True = that is news.
+    pub fn wrote(&self, uid: &str, is_written: bool) -> bool {
+        let mut state = self.lock();
+        if is_written { state.written.insert(uid.to_owned()) } else { state.written.remove(uid) }
+    }
+
+    /// How far the slices of this Service are.
+    pub fn slices(&self, uid: &str) -> Slices {
+        let state = self.lock();
+        match state.work {
+            Work::Unknown => Slices::Unknown,
+            Work::Off => Slices::Off,
+            Work::On if state.written.contains(uid) => Slices::Written,
+            Work::On => Slices::Coming,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    const fn choice(selectorless: bool, slices_for_local: bool, slices_for_all: bool) -> EndpointChoice {
+        EndpointChoice { selectorless, slices_for_local, slices_for_all }
+    }
+
+    #[rstest]
+    #[case::nothing_set(choice(false, false, false), Writer::Infra, Writer::Infra)]
+    #[case::hypershift(choice(true, false, false), Writer::Others, Writer::Others)]
+    #[case::reference(choice(false, true, false), Writer::Infra, Writer::Ours)]
+    #[case::cozystack(choice(true, true, false), Writer::Ours, Writer::Ours)]
+    #[case::managed(choice(false, false, true), Writer::Ours, Writer::Ours)]
+    #[case::managed_wins(choice(true, false, true), Writer::Ours, Writer::Ours)]
+    fn the_configuration_decides(
+        #[case] choice: EndpointChoice,
+        #[case] cluster: Writer,
+        #[case] local: Writer,
+    ) {
+        assert_eq!((choice.writer(false), choice.writer(true)), (cluster, local));
+    }
+
+    #[rstest]
+    #[case(Slices::Written, Some(true), false)]
+    #[case(Slices::Coming, Some(true), true)]
+    #[case(Slices::Coming, Some(false), false)]
+    #[case(Slices::Coming, None, false)]
+    #[case(Slices::Unknown, Some(true), true)]
+    #[case(Slices::Unknown, Some(false), false)]
+    #[case(Slices::Unknown, None, true)]
+    #[case(Slices::Off, Some(false), true)]
+    fn a_selector_goes_when_our_slices_are_there(
+        #[case] slices: Slices,
+        #[case] has: Option<bool>,
+        #[case] wants: bool,
+    ) {
+        let source = EndpointSource { choice: choice(false, false, true), slices };
+        assert_eq!(source.wants_selector(false, has), wants);
+        let others = EndpointSource { choice: choice(true, false, false), slices };
+        assert!(!others.wants_selector(false, has), "rights decide nothing where others write");
+    }
+
+    #[test]
+    fn a_service_may_lose_its_selector_only_while_slices_are_written() {
+        let gate = Gate::default();
+        assert_eq!(gate.slices("a"), Slices::Unknown);
+        assert!(gate.set(Work::On) && !gate.set(Work::On));
+        assert_eq!(gate.slices("a"), Slices::Coming);
+        assert!(gate.wrote("a", true) && !gate.wrote("a", true));
+        assert_eq!((gate.slices("a"), gate.slices("b")), (Slices::Written, Slices::Coming));
+        assert!(gate.set(Work::Off));
+        assert_eq!(gate.slices("a"), Slices::Off);
+        gate.set(Work::On);
+        assert_eq!(gate.slices("a"), Slices::Coming, "what was written before is looked at again");
+    }
+}

@@ -1,0 +1,149 @@
+//! Keeps the index: by watches where watching is granted, else by looking again and again.
+//!
+//! A look costs one LIST per kind. While some Node needs its VM (it is new, or not ready) it is taken soon after it was asked for,
+//! else seldom. That watching is refused is said once and holds for the process's life, as with every right.
+
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::StreamExt;
+use kube::{
+    ResourceExt,
+    runtime::{WatchStreamExt, watcher},
+};
+use tokio::{sync::watch, time};
+
+use crate::{
+    access::chain,
+    call::status_code,
+    infra::machines::{
+        index::{Kept, MachineIndex},
+        reads::{InfraReads, PAGE, Wire},
+        wire::{WireVm, WireVmi},
+    },
+};
+
+/// Pause between looks while nobody needs one.
+const IDLE_LOOK: Duration = Duration::from_secs(30);
+/// Shortest pause between looks: a hundred new Nodes share one.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Fills an index. Cheap to clone.
+#[derive(Clone)]
+pub struct Feed {
+    reads: InfraReads,
+    index: Arc<MachineIndex>,
+    hurried: Arc<watch::Sender<()>>,
+    runs: Arc<AtomicBool>,
+}
+
+/// What went wrong last with one kind; each new trouble is said once.
+#[derive(Default)]
+struct Trouble {
+    said: Option<String>,
+}
+
+impl Feed {
+    /// A feed of `index`; nothing is read before it runs.
+    pub fn new(reads: InfraReads, index: Arc<MachineIndex>) -> Self {
+        Self { reads, index, hurried: Arc::new(watch::Sender::new(())), runs: Arc::default() }
+    }
+
+    /// Somebody needs a fresh look. Nothing where watches tell anyhow.
+    pub fn hurry(&self) {
+        self.hurried.send_replace(());
+    }
+
+    /// Runs until it is dropped. Of several that share it, the first runs it for all.
+    pub async fn run(&self) {
+        if self.runs.swap(true, Ordering::Relaxed) {
+            return std::future::pending().await;
+        }
+        tokio::join!(self.follow::<WireVm>(), self.follow::<WireVmi>());
+    }
+
+    async fn follow<K: Wire>(&self) {
+        self.watch::<K>().await;
+        let kind = K::Kept::RESOURCE;
+        tracing::info!(
+            kind,
+            "no right to watch in the infra cluster, so they are listed every {IDLE_LOOK:?}, or sooner where a node needs it"
+        );
+        self.look_again_and_again::<K>().await;
+    }
+
+    /// Watches; ends only when that is refused.
+    async fn watch<K: Wire>(&self) {
+        let config = watcher::Config::default().page_size(PAGE);
+        let mut events = pin!(watcher(self.reads.api::<K>(), config).default_backoff());
+        let (mut listed, mut trouble) = (Vec::new(), Trouble::default());
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(watcher::Event::Init) => listed.clear(),
+                Ok(watcher::Event::InitApply(object)) => listed.push(K::Kept::from(object)),
+                Ok(watcher::Event::InitDone) => {
+                    self.index.replace(std::mem::take(&mut listed));
+                    trouble.is_over();
+                }
+                Ok(watcher::Event::Apply(object)) => self.index.put(K::Kept::from(object)),
+                Ok(watcher::Event::Delete(object)) => self.index.remove::<K::Kept>(&object.name_any()),
+                Err(watcher::Error::WatchStartFailed(error)) if status_code(&error) == Some(403) => return,
+                Err(error) => {
+                    if let watcher::Error::InitialListFailed(cause) = &error
+                        && status_code(cause) == Some(403)
+                    {
+                        self.index.forget::<K::Kept>();
+                    }
+                    trouble.is::<K::Kept>(&error);
+                }
+            }
+        }
+    }
+
+    async fn look_again_and_again<K: Wire>(&self) {
+        let (mut hurried, mut trouble) = (self.hurried.subscribe(), Trouble::default());
+        loop {
+            hurried.mark_unchanged();
+            match self.reads.list::<K>().await {
+                Ok(objects) => {
+                    self.index.replace(objects);
+                    trouble.is_over();
+                }
+                Err(error) => {
+                    if error.is_forbidden() {
+                        self.index.forget::<K::Kept>();
+                    }
+                    trouble.is::<K::Kept>(&error);
+                }
+            }
+            time::sleep(SHORTEST_PAUSE).await;
+            // The sender lives as long as this feed; an elapsed time is as good as a call.
+            drop(time::timeout(IDLE_LOOK.saturating_sub(SHORTEST_PAUSE), hurried.changed()).await);
+        }
+    }
+}
+
+impl Trouble {
+    fn is<T: Kept>(&mut self, error: &(dyn std::error::Error + 'static)) {
+        let text = chain(error);
+        if self.said.as_ref() != Some(&text) {
+            let kind = T::RESOURCE;
+            tracing::warn!(
+                kind,
+                error = text,
+                "can't read the infra cluster; Nodes stay as they are, none is deleted"
+            );
+            self.said = Some(text);
+        }
+    }
+
+    fn is_over(&mut self) {
+        self.said = None;
+    }
+}

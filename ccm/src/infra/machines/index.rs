@@ -1,0 +1,231 @@
+//! All VMs and instances of the namespace as they were read last, and word of every change. No calls.
+//!
+//! It is behind the infra cluster by the time of a watch event, or of a poll: enough to add and to correct, never enough to delete.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use tokio::sync::watch;
+
+use crate::infra::machines::{Vm, Vmi};
+
+/// Objects of one kind by name, shared between snapshots.
+type Shelf<T> = Arc<BTreeMap<String, Arc<T>>>;
+
+/// The index.
+#[derive(Debug, Default)]
+pub struct MachineIndex {
+    snapshot: Mutex<Snapshot>,
+    /// Counts changes.
+    changes: watch::Sender<u64>,
+}
+
+/// What was known at one moment; cheap to clone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// `None` = not read yet, or not ours to read.
+    vms: Option<Shelf<Vm>>,
+    vmis: Option<Shelf<Vmi>>,
+}
+
+/// A thing that may not have been looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Seen<T> {
+    /// Not looked at, or the look failed.
+    #[default]
+    Unseen,
+    /// It does not exist: a read said so.
+    Absent,
+    /// It shows this.
+    Present(T),
+}
+
+/// All VMs and instances of the namespace that are known; `None` = not read.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// VMs by name.
+    pub vms: Option<&'a BTreeMap<String, Arc<Vm>>>,
+    /// Instances by name.
+    pub vmis: Option<&'a BTreeMap<String, Arc<Vmi>>>,
+}
+
+/// A kind that is kept here.
+pub trait Kept: Eq + Sized {
+    /// Name of the kind's resource.
+    const RESOURCE: &'static str;
+
+    /// Name of the object.
+    fn name(&self) -> &str;
+
+    /// Where the kind is kept.
+    fn shelf(snapshot: &mut Snapshot) -> &mut Option<Shelf<Self>>;
+}
+
+impl Kept for Vm {
+    const RESOURCE: &'static str = "virtualmachines";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn shelf(snapshot: &mut Snapshot) -> &mut Option<Shelf<Self>> {
+        &mut snapshot.vms
+    }
+}
+
+impl Kept for Vmi {
+    const RESOURCE: &'static str = "virtualmachineinstances";
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn shelf(snapshot: &mut Snapshot) -> &mut Option<Shelf<Self>> {
+        &mut snapshot.vmis
+    }
+}
+
+impl MachineIndex {
+    /// What is known now.
+    pub fn snapshot(&self) -> Snapshot {
+        self.lock().clone()
+    }
+
+    /// Tells of every change from now on; several changes may be told as one.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// These are all objects of the kind.
+    pub fn replace<T: Kept>(&self, objects: impl IntoIterator<Item = T>) {
+        let objects =
+            objects.into_iter().map(|object| (object.name().to_owned(), Arc::new(object))).collect();
+        let mut snapshot = self.lock();
+        let kept = T::shelf(&mut snapshot);
+        if kept.as_deref() != Some(&objects) {
+            *kept = Some(Arc::new(objects));
+            self.tell();
+        }
+    }
+
+    /// One object is there, new or changed. Nothing before all were read once.
+    pub fn put<T: Kept + Clone>(&self, object: T) {
+        let mut snapshot = self.lock();
+        if let Some(kept) = T::shelf(&mut snapshot)
+            && kept.get(object.name()).is_none_or(|known| **known != object)
+        {
+            Arc::make_mut(kept).insert(object.name().to_owned(), Arc::new(object));
+            self.tell();
+        }
+    }
+
+    /// One object is gone.
+    pub fn remove<T: Kept + Clone>(&self, name: &str) {
+        let mut snapshot = self.lock();
+        if let Some(kept) = T::shelf(&mut snapshot)
+            && kept.contains_key(name)
+        {
+            Arc::make_mut(kept).remove(name);
+            self.tell();
+        }
+    }
+
+    /// The kind may not be read any more: what was known of it counts no longer.
+    pub fn forget<T: Kept>(&self) {
+        let mut snapshot = self.lock();
+        if T::shelf(&mut snapshot).take().is_some() {
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Snapshot> {
+        self.snapshot.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl Snapshot {
+    /// A snapshot of whole lists.
+    pub fn of(machines: Vec<Vm>, instances: Vec<Vmi>) -> Self {
+        let index = MachineIndex::default();
+        index.replace(machines);
+        index.replace(instances);
+        index.snapshot()
+    }
+
+    /// Everything, to look for a Node in.
+    pub fn known(&self) -> Known<'_> {
+        Known { vms: self.vms.as_deref(), vmis: self.vmis.as_deref() }
+    }
+
+    /// One VM.
+    pub fn vm(&self, name: &str) -> Seen<Arc<Vm>> {
+        seen(self.vms.as_ref(), name)
+    }
+
+    /// One instance.
+    pub fn vmi(&self, name: &str) -> Seen<Arc<Vmi>> {
+        seen(self.vmis.as_ref(), name)
+    }
+}
+
+fn seen<T>(shelf: Option<&Shelf<T>>, name: &str) -> Seen<Arc<T>> {
+    shelf.map_or(Seen::Unseen, |shelf| shelf.get(name).cloned().map_or(Seen::Absent, Seen::Present))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm(name: &str, status: &str) -> Vm {
+        Vm { name: name.into(), printable_status: status.into(), ..Vm::default() }
+    }
+
+    #[test]
+    fn what_was_not_read_is_not_absent() {
+        let index = MachineIndex::default();
+        assert_eq!(index.snapshot().vm("a"), Seen::Unseen);
+        index.put(vm("a", ""));
+        assert_eq!(index.snapshot().vm("a"), Seen::Unseen, "one object is not all");
+        index.replace(Vec::<Vm>::new());
+        assert_eq!(index.snapshot().vm("a"), Seen::Absent);
+        assert_eq!(index.snapshot().vmi("a"), Seen::Unseen, "another kind");
+        index.forget::<Vm>();
+        assert_eq!(index.snapshot().vm("a"), Seen::Unseen);
+    }
+
+    #[test]
+    fn only_a_change_is_told() {
+        let index = MachineIndex::default();
+        let mut receiver = index.changes();
+        let mut tells = |what: &dyn Fn(&MachineIndex)| {
+            what(&index);
+            let told = receiver.has_changed().unwrap();
+            receiver.mark_unchanged();
+            told
+        };
+        assert!(tells(&|index| index.replace([vm("a", "x")])));
+        assert!(!tells(&|index| index.replace([vm("a", "x")])));
+        assert!(!tells(&|index| index.put(vm("a", "x"))));
+        assert!(tells(&|index| index.put(vm("a", "y"))));
+        assert!(!tells(&|index| index.remove::<Vm>("b")));
+        assert!(tells(&|index| index.remove::<Vm>("a")));
+        assert!(tells(&|index| index.forget::<Vm>()));
+        assert!(!tells(&|index| index.forget::<Vm>()));
+    }
+
+    #[test]
+    fn a_snapshot_stays_as_it_was() {
+        let index = MachineIndex::default();
+        index.replace([vm("a", "x")]);
+        let before = index.snapshot();
+        index.remove::<Vm>("a");
+        assert!(matches!(before.vm("a"), Seen::Present(_)));
+        assert_eq!(index.snapshot().vm("a"), Seen::Absent);
+    }
+}

@@ -1,0 +1,93 @@
+//! A Service of infra, as far as it is read. It is never written back: what is not named here would be lost. Changes are made to
+//! the whole object.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+use kube::Resource;
+use kube::api::ObjectMeta;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::wire::service::{ServiceSpec, ServiceStatus};
+
+/// Our name in `managedFields`: that of the reference, which is its program's name. So the entry that the reference left on
+/// an object is our own from the first change on, and what it wrote and nobody wants any more goes away.
+pub const FIELD_MANAGER: &str = "kubevirt-cloud-controller-manager";
+
+/// A Service of infra.
+#[derive(Clone, Debug, Default, Deserialize, Resource)]
+#[serde(from = "WrittenService")]
+#[resource(inherit = "Service")]
+pub struct InfraService {
+    /// Name, labels, annotations. `managedFields` are not kept: as JSON they are half of the object's memory.
+    pub metadata: ObjectMeta,
+    /// What is there.
+    pub spec: ServiceSpec,
+    /// What infra gave.
+    pub status: ServiceStatus,
+    /// What we or the reference wrote last.
+    own: OwnFields,
+}
+
+/// What `managedFields` say that we, or the reference, wrote last: as far as it is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct OwnFields {
+    /// Keys of annotations.
+    annotations: BTreeSet<String>,
+    /// `spec.loadBalancerIP`.
+    address: bool,
+}
+
+/// A Service of infra as the API has it.
+#[derive(Deserialize)]
+struct WrittenService {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: ServiceSpec,
+    #[serde(default)]
+    status: ServiceStatus,
+}
+
+impl InfraService {
+    /// Whether it is being deleted.
+    pub fn is_deleting(&self) -> bool {
+        self.metadata.deletion_timestamp.is_some()
+    }
+
+    /// The annotations that we or the reference wrote last.
+    pub fn own_annotations(&self) -> impl Iterator<Item = &str> {
+        self.own.annotations.iter().map(String::as_str)
+    }
+
+    /// Whether we or the reference wrote `spec.loadBalancerIP` last; some load balancers of infra write it themselves.
+    pub fn owns_address(&self) -> bool {
+        self.own.address
+    }
+}
+
+impl From<WrittenService> for InfraService {
+    fn from(written: WrittenService) -> Self {
+        let WrittenService { mut metadata, spec, mut status } = written;
+        status.conditions = Vec::new();
+        let own = OwnFields::of(&metadata.managed_fields.take().unwrap_or_default());
+        Self { metadata, spec, status, own }
+    }
+}
+
+impl OwnFields {
+    fn of(entries: &[ManagedFieldsEntry]) -> Self {
+        let ours: Vec<&Value> = entries
+            .iter()
+            .filter(|entry| entry.manager.as_deref() == Some(FIELD_MANAGER) && entry.subresource.is_none())
+            .filter_map(|entry| entry.fields_v1.as_ref().map(|fields| &fields.0))
+            .collect();
+        let at = |path: [&str; 2]| {
+            ours.iter().filter_map(move |fields| fields.get(path[0])?.get(path[1])).collect::<Vec<_>>()
+        };
+        let keys = at(["f:metadata", "f:annotations"]).into_iter().filter_map(Value::as_object).flatten();
+        let annotations = keys.filter_map(|(key, _)| key.strip_prefix("f:")).map(str::to_owned).collect();
+        Self { annotations, address: !at(["f:spec", "f:loadBalancerIP"]).is_empty() }
+    }
+}

@@ -1,0 +1,193 @@
+//! An `EndpointSlice` of infra, as far as it is read.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Resource;
+use kube::api::ObjectMeta;
+use serde::Deserialize;
+
+use crate::wire::{
+    endpoint_slice::{Conditions, SERVICE_LABEL, WireConditions},
+    ip_family::Family,
+    metadata::null_as_default,
+};
+
+/// Label: who writes a slice (`LabelManagedBy`).
+pub const MANAGER_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
+/// Our value of it, which is the reference's: what it left is ours.
+pub const OUR_MANAGER: &str = "kubevirt-eps-controller";
+/// Infra's controller of selectors (`k8s.io/endpointslice`).
+const SELECTOR_MANAGER: &str = "endpointslice-controller.k8s.io";
+/// Infra's controller that copies the older kind Endpoints (`k8s.io/kubernetes/pkg/controller/endpointslicemirroring`).
+const MIRROR_MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
+
+/// Who writes a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manager {
+    /// We, or the reference before us.
+    Ours,
+    /// Infra's controllers: of selectors, or of the copies of Endpoints.
+    Infra,
+    /// Somebody else.
+    Other,
+}
+
+/// One of its endpoints: a VM at one address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Name of VM and VMI.
+    pub vm: String,
+    /// UID of the VMI.
+    pub uid: String,
+    /// Where it is reached.
+    pub address: IpAddr,
+    /// The infra node that it runs on.
+    pub host: Option<String>,
+    /// What it can do.
+    pub conditions: Conditions,
+}
+
+/// A port, on which every endpoint of a slice is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Name of the Service's port; empty where it has none.
+    pub name: String,
+    /// `TCP`, `UDP`, `SCTP`.
+    pub protocol: String,
+    /// The VM's port.
+    pub port: i32,
+    /// `appProtocol`.
+    pub app_protocol: Option<String>,
+}
+
+/// What we write into a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// Labels, whole.
+    pub labels: BTreeMap<String, String>,
+    /// Ports, whole.
+    pub ports: Vec<Port>,
+    /// Endpoints, whole.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A slice, as it was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InfraSlice {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its version.
+    pub version: String,
+    /// Who writes it.
+    pub manager: Manager,
+    /// Its family; names, for example, are none.
+    pub family: Option<Family>,
+    /// UID of the object that it goes with.
+    pub owner: Option<String>,
+    /// Whether one of its endpoints is ready.
+    pub is_ready: bool,
+    /// What it holds, of ours; `None` = something that we would never write.
+    pub content: Option<Content>,
+}
+
+/// What is read of a slice.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "EndpointSlice")]
+#[serde(rename_all = "camelCase")]
+pub struct WireSlice {
+    /// Name, labels, owner.
+    pub metadata: ObjectMeta,
+    #[serde(default)]
+    address_type: String,
+    #[serde(default, deserialize_with = "null_as_default")]
+    endpoints: Vec<WireEndpoint>,
+    #[serde(default, deserialize_with = "null_as_default")]
+    ports: Vec<WirePort>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct WireEndpoint {
+    addresses: Vec<String>,
+    conditions: WireConditions,
+    node_name: Option<String>,
+    target_ref: Option<ObjectReference>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct WirePort {
+    name: Option<String>,
+    protocol: Option<String>,
+    port: Option<i32>,
+    app_protocol: Option<String>,
+}
+
+impl WireSlice {
+    /// The Service that it belongs to.
+    pub fn service(&self) -> Option<&str> {
+        self.metadata.labels.as_ref()?.get(SERVICE_LABEL).map(String::as_str)
+    }
+}
+
+impl From<WireSlice> for InfraSlice {
+    fn from(wire: WireSlice) -> Self {
+        let label = wire.metadata.labels.as_ref().and_then(|all| all.get(MANAGER_LABEL));
+        let manager = match label.map(String::as_str) {
+            Some(OUR_MANAGER) => Manager::Ours,
+            Some(SELECTOR_MANAGER | MIRROR_MANAGER) => Manager::Infra,
+            _ => Manager::Other,
+        };
+        let is_ready = wire.endpoints.iter().any(|endpoint| Conditions::from(&endpoint.conditions).ready);
+        let mut owners = wire.metadata.owner_references.into_iter().flatten();
+        let content = (manager == Manager::Ours)
+            .then(|| content(wire.metadata.labels, wire.ports, wire.endpoints))
+            .flatten();
+        Self {
+            name: wire.metadata.name.unwrap_or_default(),
+            uid: wire.metadata.uid.unwrap_or_default(),
+            version: wire.metadata.resource_version.unwrap_or_default(),
+            manager,
+            family: Family::parse(&wire.address_type),
+            owner: owners.next().map(|owner| owner.uid),
+            is_ready,
+            content,
+        }
+    }
+}
+
+fn content(
+    labels: Option<BTreeMap<String, String>>,
+    ports: Vec<WirePort>,
+    endpoints: Vec<WireEndpoint>,
+) -> Option<Content> {
+    let ports = ports.into_iter().map(|port| {
+        Some(Port {
+            name: port.name.unwrap_or_default(),
+            protocol: port.protocol?,
+            port: port.port?,
+            app_protocol: port.app_protocol,
+        })
+    });
+    let endpoints = endpoints.into_iter().map(|endpoint| {
+        let [address] = endpoint.addresses.as_slice() else { return None };
+        let target = endpoint.target_ref?;
+        Some(Endpoint {
+            vm: target.name?,
+            uid: target.uid?,
+            address: address.parse().ok()?,
+            host: endpoint.node_name,
+            conditions: Conditions::from(&endpoint.conditions),
+        })
+    });
+    Some(Content {
+        labels: labels.unwrap_or_default(),
+        ports: ports.collect::<Option<_>>()?,
+        endpoints: endpoints.collect::<Option<_>>()?,
+    })
+}

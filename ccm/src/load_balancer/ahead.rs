@@ -1,0 +1,209 @@
+//! What our own calls did and the watches do not show yet. Without it, a pass between a call and its event would do the same
+//! again: create a mirror a second time, believe in one that is gone, or write what stands there.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::{guest::services::GuestService, guest_names::infra_name};
+
+/// How long the event of an own call is waited for; a watch that works brings it within milliseconds. After that the pass asks.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the API servers answered.
+#[derive(Debug, Default)]
+pub(crate) struct Ahead {
+    /// By the infra Service's name.
+    known: Mutex<HashMap<String, Known>>,
+    /// The version that a patch of ours gave the guest Service with this UID, and since when.
+    patched: Mutex<HashMap<String, (u64, Instant)>>,
+}
+
+/// What an answer of infra said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Known {
+    /// It was created.
+    Created(Instant),
+    /// The one with this UID is gone.
+    Deleted(String),
+}
+
+impl Ahead {
+    /// Infra answered that it was created; `shown` = the UID that the watch shows by now.
+    pub(crate) fn created(&self, name: &str, shown: Option<&str>) {
+        if shown.is_none() {
+            self.lock().insert(name.to_owned(), Known::Created(Instant::now()));
+        }
+    }
+
+    /// Infra answered that the one with this UID is gone.
+    pub(crate) fn deleted(&self, name: &str, uid: &str, shown: Option<&str>) {
+        if shown == Some(uid) {
+            self.lock().insert(name.to_owned(), Known::Deleted(uid.to_owned()));
+        }
+    }
+
+    /// Whether the one with this UID, which the watch shows, is gone.
+    pub(crate) fn is_gone(&self, name: &str, uid: Option<&str>) -> bool {
+        matches!(self.lock().get(name), Some(Known::Deleted(gone)) if Some(gone.as_str()) == uid)
+    }
+
+    /// For how much longer the event of a create is waited for.
+    pub(crate) fn is_coming(&self, name: &str) -> Option<Duration> {
+        let mut known = self.lock();
+        let Some(Known::Created(since)) = known.get(name) else { return None };
+        let left = PATIENCE.saturating_sub(since.elapsed());
+        if left.is_zero() {
+            known.remove(name);
+            return None;
+        }
+        Some(left)
+    }
+
+    /// The watch told something about it, and shows this UID now.
+    pub(crate) fn told(&self, name: &str, shown: Option<&str>) {
+        let mut known = self.lock();
+        if !matches!(known.get(name), Some(Known::Deleted(gone)) if shown == Some(gone.as_str())) {
+            known.remove(name);
+        }
+    }
+
+    /// The watch began anew and shows all that there is: `shown` gives the UID by name.
+    pub(crate) fn told_all(&self, shown: impl Fn(&str) -> Option<String>) {
+        self.lock().retain(|name, known| match known {
+            Known::Created(_) => false,
+            Known::Deleted(gone) => shown(name).as_ref() == Some(gone),
+        });
+    }
+
+    /// The guest answered a patch with `now`; `shown` = what the watch shows by now.
+    pub(crate) fn patched(&self, shown: &GuestService, now: &GuestService) {
+        // The answer to the patch that ends an object has its old version.
+        let ended = now.is_deleting() && now.metadata.finalizers.iter().flatten().next().is_none();
+        let wrote = if ended { Some(u64::MAX) } else { version(now) };
+        if let (Some(shown), Some(wrote)) = (version(shown), wrote)
+            && shown < wrote
+        {
+            self.patches().insert(now.uid().to_owned(), (wrote, Instant::now()));
+        }
+    }
+
+    /// For how much longer the watch may take to show our patch of this Service, which it shows as it was before.
+    pub(crate) fn is_behind(&self, shown: &GuestService) -> Option<Duration> {
+        let mut patched = self.patches();
+        let (wrote, since) = *patched.get(shown.uid())?;
+        let left = PATIENCE.saturating_sub(since.elapsed());
+        if left.is_zero() || version(shown).is_none_or(|shown| shown >= wrote) {
+            patched.remove(shown.uid());
+            return None;
+        }
+        Some(left)
+    }
+
+    /// Nobody asks any more for the guest Service with this UID.
+    pub(crate) fn forget(&self, uid: &str) {
+        self.lock().remove(&infra_name(uid));
+        self.patches().remove(uid);
+    }
+
+    fn patches(&self) -> MutexGuard<'_, HashMap<String, (u64, Instant)>> {
+        self.patched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Versions of one object are numbers that grow (Kubernetes API concepts, "Resource versions"); what is none is not compared.
+fn version(guest: &GuestService) -> Option<u64> {
+    guest.metadata.resource_version.as_ref()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+    fn guest(version: &str) -> GuestService {
+        let mut guest = GuestService::default();
+        guest.metadata.uid = Some("u1".to_owned());
+        guest.metadata.resource_version = Some(version.to_owned());
+        guest
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_patch_is_waited_for_until_the_watch_shows_it_or_more_or_patience_ends() {
+        let ahead = Ahead::default();
+        assert_eq!(ahead.is_behind(&guest("9")), None);
+        ahead.patched(&guest("9"), &guest("10"));
+        assert_eq!(ahead.is_behind(&guest("9")), Some(PATIENCE), "as numbers");
+        assert_eq!(ahead.is_behind(&guest("10")), None);
+        assert_eq!(ahead.is_behind(&guest("9")), None, "what was shown is not waited for again");
+        ahead.patched(&guest("9"), &guest("10"));
+        assert_eq!(ahead.is_behind(&guest("11")), None);
+        ahead.patched(&guest("11"), &guest("12"));
+        tokio::time::advance(PATIENCE).await;
+        assert_eq!(ahead.is_behind(&guest("11")), None);
+        ahead.patched(&guest("12"), &guest("12"));
+        ahead.patched(&guest("12"), &guest("not a number"));
+        assert!(ahead.patches().is_empty());
+
+        let mut ended = guest("12");
+        ended.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
+        ahead.patched(&guest("12"), &ended);
+        assert_eq!(ahead.is_behind(&guest("12")), Some(PATIENCE), "the last finalizer went");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_created_one_is_waited_for_until_the_watch_tells_or_patience_ends() {
+        let ahead = Ahead::default();
+        assert_eq!(ahead.is_coming("a"), None);
+        ahead.created("a", None);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert_eq!(ahead.is_coming("a"), Some(Duration::from_secs(3)));
+        ahead.told("a", Some("u1"));
+        assert_eq!(ahead.is_coming("a"), None);
+
+        ahead.created("a", None);
+        tokio::time::advance(PATIENCE).await;
+        assert_eq!(ahead.is_coming("a"), None, "it may be gone: infra is asked");
+        ahead.created("a", Some("u1"));
+        assert_eq!(ahead.is_coming("a"), None, "the watch was faster");
+    }
+
+    #[test]
+    fn a_deleted_one_is_not_believed_in_until_the_watch_shows_its_end() {
+        let ahead = Ahead::default();
+        ahead.deleted("a", "u1", Some("u1"));
+        assert!(
+            ahead.is_gone("a", Some("u1"))
+                && !ahead.is_gone("a", Some("u2"))
+                && !ahead.is_gone("b", Some("u1"))
+        );
+        ahead.told("a", Some("u1"));
+        assert!(ahead.is_gone("a", Some("u1")), "an older event of it came late");
+        ahead.told_all(|_| Some("u1".to_owned()));
+        assert!(ahead.is_gone("a", Some("u1")), "the list was older than the answer");
+        ahead.told("a", None);
+        assert!(!ahead.is_gone("a", Some("u1")));
+        ahead.deleted("a", "u1", None);
+        assert!(!ahead.is_gone("a", Some("u1")), "the watch was faster");
+    }
+
+    #[test]
+    fn nothing_is_kept_of_what_the_watch_has_caught_up_with() {
+        let ahead = Ahead::default();
+        ahead.created("a", None);
+        ahead.deleted("b", "u2", Some("u2"));
+        ahead.deleted("c", "u3", Some("u3"));
+        ahead.told_all(|name| (name == "c").then(|| "u3".to_owned()));
+        assert!(ahead.lock().contains_key("c"));
+        ahead.deleted(&infra_name("u1"), "u4", Some("u4"));
+        ahead.patched(&guest("1"), &guest("2"));
+        ahead.forget("u1");
+        assert!(ahead.patches().is_empty() && ahead.lock().len() == 1);
+    }
+}

@@ -1,0 +1,90 @@
+//! What the guest's users are told in events, in the framework's words.
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::ResourceExt;
+
+use crate::{
+    access::chain,
+    announcer::Kind,
+    guest::services::GuestService,
+    load_balancer::{
+        controller::Context,
+        mirror::Refused,
+        plan::{Plan, Refusal, Step},
+        reconcile::Failure,
+    },
+};
+
+/// What the users are told about a step that was carried out.
+pub(crate) fn step(guest: &GuestService, step: &Step, plan: &Plan, context: &Context) {
+    let say = |reason, note| context.events.emit(&reference(guest), Kind::Normal, reason, note);
+    match step {
+        Step::SetStatus(ingress) if !ingress.is_empty() => {
+            if let Some(waited) = context.memory.has_address(guest.uid()) {
+                context.metrics.address_after(waited.as_secs_f64());
+            }
+            say("EnsuredLoadBalancer", "Ensured load balancer");
+        }
+        Step::Replace(..) => {
+            context.metrics.synced();
+            if plan.waits_for.is_none() {
+                say("EnsuredLoadBalancer", "Ensured load balancer");
+            }
+        }
+        Step::Create(_) | Step::Delete(_) => context.metrics.synced(),
+        Step::RemoveFinalizer => say("DeletedLoadBalancer", "Deleted load balancer"),
+        Step::AddFinalizer | Step::Confirm | Step::SetStatus(_) => {}
+    }
+}
+
+/// Tells what is not granted, once in each wording.
+pub(crate) fn refusals(guest: &GuestService, plan: &Plan, context: &Context) {
+    let wishes = plan.refused.iter().map(|wish| (reason_of(wish), wish.to_string()));
+    let whole = plan.refusal.iter().map(|refusal| {
+        let reason = match refusal {
+            Refusal::Quota(_) => "LoadBalancerQuotaExceeded",
+            Refusal::NoNodePort(_) | Refusal::Foreign(_) => "SyncLoadBalancerFailed",
+        };
+        (reason, format!("Error syncing load balancer: failed to ensure load balancer: {refusal}"))
+    });
+    let said: Vec<_> = whole.chain(wishes).collect();
+    let texts: Vec<_> = said.iter().map(|(_, text)| text.clone()).collect();
+    if !context.memory.is_news(guest.uid(), &texts) {
+        return;
+    }
+    for (reason, text) in said {
+        tracing::warn!(
+            service = guest.metadata.name,
+            namespace = guest.metadata.namespace,
+            "refused: {text}"
+        );
+        context.metrics.refused(reason);
+        context.events.emit(&reference(guest), Kind::Warning, reason, &text);
+    }
+}
+
+fn reason_of(wish: &Refused) -> &'static str {
+    match wish {
+        Refused::Policy(withheld) => withheld.reason(),
+        Refused::Family { .. } => "IPFamilyRefused",
+    }
+}
+
+/// Tells the users why a pass failed, in the framework's words.
+pub(crate) fn failure(guest: &GuestService, failure: &Failure, context: &Context) {
+    let note = format!("Error syncing load balancer: {}", chain(failure));
+    context.events.emit(&reference(guest), Kind::Warning, "SyncLoadBalancerFailed", &note);
+}
+
+/// The guest Service, as an event names it.
+pub(crate) fn reference(guest: &GuestService) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Service".to_owned()),
+        name: Some(guest.name_any()),
+        namespace: guest.metadata.namespace.clone(),
+        uid: guest.metadata.uid.clone(),
+        resource_version: guest.metadata.resource_version.clone(),
+        field_path: None,
+    }
+}

@@ -1,0 +1,75 @@
+//! Writes the conditions of a guest Service, with the events that go with a change of them.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::runtime::controller::Action;
+use serde_json::Value;
+
+use crate::{
+    announcer::Kind,
+    guest::services::GuestService,
+    handover::Writer,
+    load_balancer::{
+        announce::reference,
+        calls::Answer,
+        conditions::{Backends, NO_NODES, Said, conditions, patch, serving_reason},
+        controller::Context,
+        plan::{Plan, Step, Wait},
+        reconcile::{Failure, failed},
+    },
+};
+
+/// What the conditions should read once `plan` is carried out.
+pub(crate) fn wanted(guest: &GuestService, plan: &Plan, context: &Context) -> Vec<Said> {
+    let overdue = plan.waits_for == Some(Wait::Address)
+        && context.memory.waited(guest.uid()) >= context.address_timeout;
+    let backends = if context.settings().endpoints.choice.writer(guest.spec.is_local()) == Writer::Others {
+        Backends::Elsewhere
+    } else {
+        context.nodes.backends()
+    };
+    conditions(guest, plan, overdue, backends)
+}
+
+/// The entries of the patch that makes the conditions so; empty = they are.
+pub(crate) fn entries(guest: &GuestService, said: &[Said]) -> Vec<Value> {
+    patch(&guest.status.conditions, said, &Time(Timestamp::now()))
+}
+
+/// Writes the conditions, where a step did not do it already, and tells what changed between the Service as the watch `shown` it
+/// and as it is `now`. `next` is when to look again.
+pub(crate) async fn write(
+    (shown, now): (&GuestService, &GuestService),
+    plan: &Plan,
+    next: Action,
+    context: &Context,
+) -> Result<Action, Failure> {
+    // What goes at once needs no words.
+    let goes = |step: &Step| matches!(step, Step::RemoveFinalizer | Step::Delete(_));
+    if now.is_deleting() && plan.steps.iter().any(goes) {
+        return Ok(next);
+    }
+    let said = wanted(now, plan, context);
+    let entries = entries(now, &said);
+    if !entries.is_empty() {
+        let set = context.services.set_conditions(now, &entries).await;
+        if let Answer::Done(now) = set.map_err(failed("update the load balancer conditions"))? {
+            context.watches.patched(&now);
+        }
+    }
+    tell(shown, &said, context);
+    Ok(next)
+}
+
+/// The framework's events of a change of what traffic can go to.
+fn tell(guest: &GuestService, said: &[Said], context: &Context) {
+    let before = serving_reason(&guest.status.conditions);
+    let now = said.iter().find(|said| said.kind == crate::guest::services::SERVING);
+    let Some(now) = now.map(|said| said.reason) else { return };
+    let say = |kind, reason, note| context.events.emit(&reference(guest), kind, reason, note);
+    if now == NO_NODES && before != Some(NO_NODES) {
+        say(Kind::Warning, "UnAvailableLoadBalancer", "There are no available nodes for LoadBalancer");
+    } else if before == Some(NO_NODES) && now != NO_NODES {
+        say(Kind::Normal, "UpdatedLoadBalancer", "Updated load balancer with new hosts");
+    }
+}

@@ -1,0 +1,145 @@
+//! What the controller remembers of a Service between two passes: only what may be forgotten at any time.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// First pause after a failure (the framework's `minRetryDelay`).
+const MIN_PAUSE: Duration = Duration::from_secs(5);
+/// Longest pause after failures (the framework's `maxRetryDelay`).
+const MAX_PAUSE: Duration = Duration::from_mins(5);
+/// Longest pause while an API server does not answer: all Services wait for it, and should not for long when it is back.
+const MAX_OUTAGE_PAUSE: Duration = Duration::from_secs(30);
+
+/// By the guest Service's UID.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    services: Mutex<HashMap<String, Remembered>>,
+}
+
+#[derive(Debug, Default)]
+struct Remembered {
+    failures: u32,
+    /// Since when it waits for an address.
+    without_address: Option<Instant>,
+    /// What its users were told last about wishes that are not granted.
+    told: Vec<String>,
+}
+
+impl Memory {
+    /// How long to pause after one more failure in a row.
+    pub(crate) fn failed(&self, uid: &str, outage: bool) -> Duration {
+        let mut services = self.lock();
+        let service = services.entry(uid.to_owned()).or_default();
+        let doubled = MIN_PAUSE.saturating_mul(2u32.saturating_pow(service.failures));
+        service.failures = service.failures.saturating_add(1);
+        doubled.min(if outage { MAX_OUTAGE_PAUSE } else { MAX_PAUSE })
+    }
+
+    /// The failures in a row ended.
+    pub(crate) fn succeeded(&self, uid: &str) {
+        if let Some(service) = self.lock().get_mut(uid) {
+            service.failures = 0;
+        }
+    }
+
+    /// It waits for an address: for how long already.
+    pub(crate) fn waits(&self, uid: &str) -> Duration {
+        let mut services = self.lock();
+        let service = services.entry(uid.to_owned()).or_default();
+        service.without_address.get_or_insert_with(Instant::now).elapsed()
+    }
+
+    /// How long it has been waiting for an address; zero = it does not.
+    pub(crate) fn waited(&self, uid: &str) -> Duration {
+        let services = self.lock();
+        let since = services.get(uid).and_then(|service| service.without_address);
+        since.map(|since| since.elapsed()).unwrap_or_default()
+    }
+
+    /// It waits no more: how long it did.
+    pub(crate) fn has_address(&self, uid: &str) -> Option<Duration> {
+        self.lock().get_mut(uid)?.without_address.take().map(|since| since.elapsed())
+    }
+
+    /// Whether these texts are news to its users.
+    pub(crate) fn is_news(&self, uid: &str, texts: &[String]) -> bool {
+        let mut services = self.lock();
+        if texts.is_empty() && !services.contains_key(uid) {
+            return false;
+        }
+        let service = services.entry(uid.to_owned()).or_default();
+        let news = service.told != texts;
+        texts.clone_into(&mut service.told);
+        news && !texts.is_empty()
+    }
+
+    /// It is done with.
+    pub(crate) fn forget(&self, uid: &str) {
+        self.lock().remove(uid);
+    }
+
+    /// Forgets all but those that are there: one may go without us, its finalizer taken off by hand.
+    pub(crate) fn keep(&self, is_there: impl Fn(&str) -> bool) {
+        self.lock().retain(|uid, _| is_there(uid));
+    }
+
+    /// How many wait for an address.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().values().filter(|service| service.without_address.is_some()).count()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Remembered>> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_frameworks_and_begin_anew_after_success() {
+        let memory = Memory::default();
+        let pauses: Vec<_> = (0..8).map(|_| memory.failed("a", false).as_secs()).collect();
+        assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 300, 300]);
+        assert_eq!(memory.failed("b", false).as_secs(), 5, "each Service has its own");
+        assert_eq!(memory.failed("a", true).as_secs(), 30, "an outage concerns all");
+        memory.succeeded("a");
+        assert_eq!(memory.failed("a", false).as_secs(), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_for_an_address_counts_from_its_first_sight() {
+        let memory = Memory::default();
+        assert_eq!(memory.has_address("a"), None);
+        assert_eq!(memory.waits("a"), Duration::ZERO);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!((memory.waits("a"), memory.waiting()), (Duration::from_secs(3), 1));
+        assert_eq!((memory.waited("a"), memory.waited("b")), (Duration::from_secs(3), Duration::ZERO));
+        assert_eq!(memory.has_address("a"), Some(Duration::from_secs(3)));
+        assert_eq!((memory.has_address("a"), memory.waiting()), (None, 0));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_of_those_that_are_gone() {
+        let memory = Memory::default();
+        memory.failed("a", false);
+        memory.waits("b");
+        memory.keep(|uid| uid == "b");
+        assert_eq!(memory.lock().keys().collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn the_same_words_are_news_once() {
+        let memory = Memory::default();
+        let words = ["no".to_owned()];
+        assert!(!memory.is_news("a", &[]));
+        assert!(memory.is_news("a", &words));
+        assert!(!memory.is_news("a", &words));
+        assert!(!memory.is_news("a", &[]), "nothing to say");
+        assert!(memory.is_news("a", &words), "it came back");
+    }
+}

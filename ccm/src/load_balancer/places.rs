@@ -1,0 +1,158 @@
+//! The places of the quota: who has one, who was promised one, and who is next. Nothing is kept that the watches do not show
+//! again after a restart.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kube::runtime::reflector::{Lookup, ObjectRef};
+use tokio::sync::Notify;
+
+use crate::{
+    guest::services::GuestService,
+    guest_names::{Identity, infra_name},
+    load_balancer::{
+        plan::{Plan, Refusal, Step},
+        quota::{Waiting, admitted},
+        watches::Watches,
+    },
+};
+
+/// The places of one guest.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// How many; `None` = as many as are wanted.
+    max: Option<u32>,
+    given: Mutex<Given>,
+    /// Something may have become free.
+    freed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Given {
+    /// Names of mirrors that are being made, and that the watch does not show yet.
+    promised: HashSet<String>,
+    /// UIDs of Services whose last try came to nothing: they keep no place from others.
+    aside: HashSet<String>,
+    /// Who was told to wait, by UID.
+    told: HashMap<String, ObjectRef<GuestService>>,
+}
+
+impl Places {
+    /// So many places; `None` = as many as are wanted.
+    pub fn new(max: Option<u32>) -> Self {
+        Self { max, ..Self::default() }
+    }
+
+    /// `plan`, or as much of it as can be done without a place, where it needs one that is not to be had. A place that is to
+    /// be had is promised.
+    pub(crate) fn limit(
+        &self,
+        guest: &GuestService,
+        mut plan: Plan,
+        watches: &Watches,
+        identity: &Identity,
+    ) -> Plan {
+        let Some(max) = self.max else { return plan };
+        if !plan.steps.iter().any(|step| matches!(step, Step::Create(_))) {
+            return plan;
+        }
+        let (name, uid) = (infra_name(guest.uid()), guest.uid());
+        let mut given = self.lock();
+        if !given.promised.contains(&name) && !given.next(max, Some(guest), watches, identity).contains(uid) {
+            given.told.insert(uid.to_owned(), guest.to_object_ref(()));
+            plan.steps.retain(|step| !matches!(step, Step::AddFinalizer | Step::Create(_)));
+            plan.waits_for = None;
+            plan.refusal = Some(Refusal::Quota(max));
+            return plan;
+        }
+        given.promised.insert(name);
+        given.aside.remove(uid);
+        given.told.remove(uid);
+        plan
+    }
+
+    /// The try of this Service came to nothing: its place is another's, until it tries again.
+    pub(crate) fn set_aside(&self, uid: &str) {
+        if self.max.is_none() {
+            return;
+        }
+        let mut given = self.lock();
+        given.promised.remove(&infra_name(uid));
+        given.aside.insert(uid.to_owned());
+        self.freed.notify_one();
+    }
+
+    /// This Service does not want one any more.
+    pub(crate) fn forget(&self, uid: &str) {
+        if self.max.is_none() {
+            return;
+        }
+        let mut given = self.lock();
+        given.promised.remove(&infra_name(uid));
+        given.aside.remove(uid);
+        given.told.remove(uid);
+        self.freed.notify_one();
+    }
+
+    /// Forgets all but those that are there.
+    pub(crate) fn keep(&self, is_there: impl Fn(&str) -> bool) {
+        let mut given = self.lock();
+        given.aside.retain(|uid| is_there(uid));
+        given.told.retain(|uid, _| is_there(uid));
+    }
+
+    /// Something went that may have had a place, or stood before others.
+    pub(crate) fn freed(&self) {
+        self.freed.notify_one();
+    }
+
+    /// Waits until places may have become free; then who was told to wait and may have one.
+    pub(crate) async fn next(&self, watches: &Watches, identity: &Identity) -> Vec<ObjectRef<GuestService>> {
+        let Some(max) = self.max else { return std::future::pending().await };
+        self.freed.notified().await;
+        let mut given = self.lock();
+        if given.told.is_empty() {
+            return Vec::new();
+        }
+        let next = given.next(max, None, watches, identity);
+        next.iter().filter_map(|uid| given.told.get(uid).cloned()).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Given> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Given {
+    /// The UIDs of those that may have a place; `asking` is among those that want one, even if its last try came to nothing.
+    fn next(
+        &mut self,
+        max: u32,
+        asking: Option<&GuestService>,
+        watches: &Watches,
+        identity: &Identity,
+    ) -> HashSet<String> {
+        let mut taken = watches.own_mirrors(identity);
+        let guests = watches.guests().state();
+        // One whose Service is gone is not kept, however it went.
+        let wanted: HashSet<_> = guests.iter().map(|guest| infra_name(guest.uid())).collect();
+        self.promised.retain(|name| !taken.contains(name) && wanted.contains(name));
+        taken.extend(self.promised.iter().cloned());
+        let waits = |guest: &GuestService| {
+            let asks = asking.is_some_and(|asking| asking.uid() == guest.uid());
+            (asks || !self.aside.contains(guest.uid()))
+                && guest.wants_load_balancer()
+                && !guest.is_deleting()
+                && guest.spec.ports.iter().all(|port| port.node_port != 0)
+                && !taken.contains(&infra_name(guest.uid()))
+        };
+        let seen = guests.iter().map(AsRef::as_ref).filter(|guest| waits(guest));
+        let unseen = asking.filter(|asking| !guests.iter().any(|guest| guest.uid() == asking.uid()));
+        let waiting = seen.chain(unseen).map(|guest| Waiting {
+            created: guest.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
+            uid: guest.uid().to_owned(),
+        });
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        admitted(max, taken.len(), waiting.collect()).into_iter().collect()
+    }
+}

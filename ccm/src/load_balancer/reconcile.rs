@@ -1,0 +1,342 @@
+//! One pass over one guest Service: observe, plan, act. A change that could harm is not made on the word of a watch alone, which
+//! may be old.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::runtime::controller::Action;
+
+use crate::{
+    announcer::Kind,
+    guest::services::GuestService,
+    guest_names::infra_name,
+    infra::mirrors::InfraService,
+    load_balancer::{
+        announce::{self, reference},
+        calls::{Answer, Deleted},
+        controller::Context,
+        explain, owner_lookup,
+        plan::{Infra, Plan, Refusal, Step, Wait, plan},
+    },
+};
+
+/// How often infra is read again within one pass because somebody else was faster.
+const MAX_LOOKS: usize = 4;
+/// When a guest Service is looked at again of which the API says that it is another one, or gone: mostly its watch has shown that
+/// by then. If it still shows the same Service, the answer was wrong (a proxy's 404, say).
+const SUPERSEDED_INTERVAL: Duration = Duration::from_secs(5);
+/// How often an infra Service that is not ours is looked at again: we do not watch it.
+const FOREIGN_INTERVAL: Duration = Duration::from_mins(5);
+
+/// Why a pass failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// A call failed.
+    #[error("failed to {doing}")]
+    Call {
+        /// What was to be done.
+        doing: &'static str,
+        /// The API server's words.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// Somebody else changes the infra Service all the time.
+    #[error("infra service {0} was changed by others again and again")]
+    Unsettled(String),
+}
+
+impl Failure {
+    /// Whether the API server refused what was asked for, and nothing was done.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Call { source, .. }
+            if matches!(source.as_ref(), kube::Error::Api(status) if (400..500).contains(&status.code)))
+    }
+
+    /// Whether the API server did not serve at all.
+    pub(crate) fn is_outage(&self) -> bool {
+        match self {
+            Self::Unsettled(_) => false,
+            Self::Call { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) => status.code >= 500 || matches!(status.code, 401 | 429),
+                _ => true,
+            },
+        }
+    }
+}
+
+pub(crate) fn failed(doing: &'static str) -> impl FnOnce(kube::Error) -> Failure {
+    move |source| Failure::Call { doing, source: Box::new(source) }
+}
+
+/// How a plan ended.
+enum Outcome {
+    /// All of it was carried out.
+    Done,
+    /// Infra is to be read, and to be planned for anew.
+    Look,
+    /// Infra answered that its Service is gone: it is planned for anew.
+    Gone,
+    /// The guest Service is not there any more, or asks for something else: the watch shows it, or it is looked at again.
+    Superseded,
+}
+
+/// How a step ended.
+enum Stepped {
+    /// The next one may follow.
+    Done,
+    /// It ended the plan.
+    Ended(Outcome),
+}
+
+/// What is known of the infra Service.
+enum Seen {
+    Unknown,
+    Gone,
+    Present(Arc<InfraService>),
+}
+
+impl Seen {
+    fn as_infra(&self) -> Infra<'_> {
+        match self {
+            Self::Unknown => Infra::NotSeen,
+            Self::Gone => Infra::Gone,
+            Self::Present(infra) => Infra::Present(infra),
+        }
+    }
+}
+
+/// The guest Service of a pass.
+struct Subject<'a> {
+    /// As the watch showed it.
+    shown: &'a GuestService,
+    /// As its API answered last in this pass.
+    answered: Option<GuestService>,
+}
+
+impl Subject<'_> {
+    fn guest(&self) -> &GuestService {
+        self.answered.as_ref().unwrap_or(self.shown)
+    }
+
+    /// Keeps what the API answered.
+    fn keep(&mut self, answer: Answer<GuestService>, context: &Context) -> Stepped {
+        match answer {
+            Answer::Done(now) => {
+                context.watches.patched(&now);
+                self.answered = Some(now);
+                Stepped::Done
+            }
+            Answer::Absent | Answer::Changed => Stepped::Ended(Outcome::Superseded),
+        }
+    }
+}
+
+/// One pass. The calls of a life in which nothing goes wrong, and why each is needed:
+///
+/// 1. guest `patch services/status`: the finalizer, before there is anything in infra that could be left over; conditions go along.
+/// 2. infra `create services`: the mirror.
+/// 3. guest `patch services/status`: the address, with the conditions that change by it.
+/// 4. infra `delete services`: the mirror's end; where nothing holds it, the answer proves that it is gone.
+/// 5. guest `patch services/status`: the finalizer goes, after that proof.
+///
+/// Reads come only where an answer of these or a watch leaves something open: see [`change`] and [`Step::Confirm`].
+pub(crate) async fn reconcile(guest: &GuestService, context: &Context) -> Result<Action, Failure> {
+    if let Some(left) = context.watches.is_behind(guest) {
+        // Its event has this Service looked at again.
+        return Ok(Action::requeue(left));
+    }
+    let name = infra_name(guest.uid());
+    let mut seen = context.watches.mirror(&name).map_or(Seen::Unknown, Seen::Present);
+    let mut subject = Subject { shown: guest, answered: None };
+    for _ in 0..MAX_LOOKS {
+        let settings = context.settings_for(guest);
+        let plan = plan(subject.guest(), seen.as_infra(), &settings);
+        if let Some(left) = awaited(&plan, &seen, &name, context) {
+            return Ok(Action::requeue(left));
+        }
+        let plan = context.places.limit(guest, plan, &context.watches, &settings.identity);
+        match carry_out(&mut subject, &plan, seen.as_infra(), context).await? {
+            Outcome::Done => {
+                let next = conclude(guest, &plan, context);
+                return explain::write((guest, subject.guest()), &plan, next, context).await;
+            }
+            Outcome::Superseded => return Ok(Action::requeue(SUPERSEDED_INTERVAL)),
+            Outcome::Gone => seen = Seen::Gone,
+            Outcome::Look => {
+                let now =
+                    context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;
+                seen = now.map_or(Seen::Gone, |(_, infra)| Seen::Present(Arc::new(infra)));
+            }
+        }
+    }
+    Err(Failure::Unsettled(name))
+}
+
+/// For how long nothing is to be done, because the mirror was created already and only the watch does not show it yet.
+fn awaited(plan: &Plan, seen: &Seen, name: &str, context: &Context) -> Option<Duration> {
+    let creates = plan.steps.iter().any(|step| matches!(step, Step::Create(_)));
+    let is_open = creates && matches!(seen, Seen::Unknown);
+    is_open.then(|| context.watches.is_coming(name)).flatten()
+}
+
+async fn carry_out(
+    subject: &mut Subject<'_>,
+    plan: &Plan,
+    infra: Infra<'_>,
+    context: &Context,
+) -> Result<Outcome, Failure> {
+    let services = &context.services;
+    for step in &plan.steps {
+        let guest = subject.guest();
+        let entries = || explain::entries(guest, &explain::wanted(guest, plan, context));
+        let stepped = match step {
+            Step::AddFinalizer => {
+                let added = services.add_finalizer(guest, &entries()).await;
+                subject.keep(added.map_err(failed("add the load balancer cleanup finalizer"))?, context)
+            }
+            Step::SetStatus(ingress) => {
+                let set = services.set_status(guest, ingress, &entries()).await;
+                subject.keep(set.map_err(failed("update the load balancer status"))?, context)
+            }
+            Step::RemoveFinalizer => {
+                let removed = services.remove_finalizer(guest).await;
+                subject.keep(removed.map_err(failed("remove the load balancer cleanup finalizer"))?, context)
+            }
+            Step::Confirm => Stepped::Ended(Outcome::Look),
+            Step::Create(_) | Step::Delete(_) => change(subject, infra, step, context).await?,
+            Step::Replace(..) => replace(guest, context).await?,
+        };
+        if matches!(stepped, Stepped::Done | Stepped::Ended(Outcome::Gone)) {
+            announce::step(subject.shown, step, plan, context);
+        }
+        if let Stepped::Ended(outcome) = stepped {
+            return Ok(outcome);
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// Whether the guest Service as it is now asks for the same kind of step.
+fn still_planned(now: &GuestService, infra: Infra<'_>, step: &Step, context: &Context) -> bool {
+    let kind = std::mem::discriminant(step);
+    plan(now, infra, &context.settings_for(now)).steps.iter().any(|step| std::mem::discriminant(step) == kind)
+}
+
+/// Creates or deletes the mirror. What the watch showed may be old, so the guest Service is read again before; not if its API
+/// has answered in this pass, nor if it is being deleted, which is never taken back.
+async fn change(
+    subject: &mut Subject<'_>,
+    infra: Infra<'_>,
+    step: &Step,
+    context: &Context,
+) -> Result<Stepped, Failure> {
+    let is_final = matches!(step, Step::Delete(_)) && subject.shown.is_deleting();
+    if subject.answered.is_none() && !is_final {
+        let now =
+            context.services.guest_now(subject.shown).await.map_err(failed("read the service again"))?;
+        if let Stepped::Ended(outcome) = subject.keep(now, context) {
+            return Ok(Stepped::Ended(outcome));
+        }
+    }
+    if !still_planned(subject.guest(), infra, step, context) {
+        return Ok(Stepped::Ended(Outcome::Superseded));
+    }
+    match step {
+        Step::Delete(uid) => delete(subject.guest(), uid, context).await,
+        _ => create(subject, context).await,
+    }
+}
+
+async fn delete(guest: &GuestService, uid: &str, context: &Context) -> Result<Stepped, Failure> {
+    context.events.emit(&reference(guest), Kind::Normal, "DeletingLoadBalancer", "Deleting load balancer");
+    let name = infra_name(guest.uid());
+    let deleted = context.services.delete_mirror(&name, uid).await;
+    Ok(match deleted.map_err(failed("delete load balancer"))? {
+        Answer::Done(Deleted::Gone) => {
+            context.watches.deleted(&name, uid);
+            Stepped::Ended(Outcome::Gone)
+        }
+        Answer::Done(Deleted::Going) => Stepped::Done,
+        // Gone already, or another one: the next read proves it.
+        Answer::Absent | Answer::Changed => Stepped::Ended(Outcome::Look),
+    })
+}
+
+async fn create(subject: &Subject<'_>, context: &Context) -> Result<Stepped, Failure> {
+    let guest = subject.guest();
+    context.events.emit(&reference(guest), Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
+    if subject.shown.has_finalizer() {
+        // It had a mirror that somebody else deleted: perhaps with its owner.
+        owner_lookup::look(context).await;
+    }
+    let mirror = context.settings_for(guest).mirror(guest, None);
+    context.memory.waits(guest.uid());
+    let created = context.services.create_mirror(&mirror.new_object()).await;
+    let created = changed(&created.map_err(failed("ensure load balancer"))?);
+    if matches!(created, Stepped::Done) {
+        context.watches.created(&mirror.name);
+    }
+    Ok(created)
+}
+
+/// After a change of infra that was not done, infra is read.
+fn changed(answer: &Answer<()>) -> Stepped {
+    match answer {
+        Answer::Done(()) => Stepped::Done,
+        Answer::Absent | Answer::Changed => Stepped::Ended(Outcome::Look),
+    }
+}
+
+/// Makes the infra Service, as it is now, the mirror again. It is read before: the whole object is replaced, of which the watch
+/// keeps only a part.
+async fn replace(guest: &GuestService, context: &Context) -> Result<Stepped, Failure> {
+    let name = infra_name(guest.uid());
+    let now = context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;
+    let Some((mut object, infra)) = now else { return Ok(Stepped::Ended(Outcome::Look)) };
+    let planned = plan(guest, Infra::Present(&infra), &context.settings_for(guest)).steps;
+    let Some(Step::Replace(mirror, fields)) = planned.iter().find(|step| matches!(step, Step::Replace(..)))
+    else {
+        // Somebody else was faster, or it is not ours any more: plan for what is there now.
+        return Ok(Stepped::Ended(Outcome::Look));
+    };
+    tracing::info!(
+        service = guest.metadata.name,
+        namespace = guest.metadata.namespace,
+        ?fields,
+        "updating infra"
+    );
+    context.events.emit(&reference(guest), Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
+    mirror.write_into(&mut object, &infra);
+    let replaced = context.services.replace_mirror(&name, &object).await;
+    Ok(changed(&replaced.map_err(failed("ensure load balancer"))?))
+}
+
+/// What is left when all steps are done: waiting, and telling what is not granted.
+fn conclude(guest: &GuestService, plan: &Plan, context: &Context) -> Action {
+    announce::refusals(guest, plan, context);
+    if plan.steps.contains(&Step::RemoveFinalizer) {
+        context.memory.forget(guest.uid());
+        context.places.forget(guest.uid());
+        return Action::await_change();
+    }
+    if matches!(plan.refusal, Some(Refusal::Foreign(_))) {
+        context.places.set_aside(guest.uid());
+        return Action::requeue(FOREIGN_INTERVAL);
+    }
+    if plan.waits_for != Some(Wait::Address) {
+        context.memory.has_address(guest.uid());
+        return Action::await_change();
+    }
+    let left = context.address_timeout.saturating_sub(context.memory.waits(guest.uid()));
+    if !left.is_zero() {
+        return Action::requeue(left);
+    }
+    let note = format!(
+        "Error syncing load balancer: the infra cluster has assigned no address to service {} for {} s; \
+         it is taken over as soon as it comes",
+        infra_name(guest.uid()),
+        context.address_timeout.as_secs()
+    );
+    context.events.emit(&reference(guest), Kind::Warning, "SyncLoadBalancerFailed", &note);
+    Action::await_change()
+}

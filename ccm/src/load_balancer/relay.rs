@@ -1,0 +1,72 @@
+//! What infra says about a mirror (no address left in the pool, refused by the cloud) becomes an event of the guest's Service.
+//! Needs the right to watch events in the infra namespace, which not everybody gives; without it, it is off.
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Event as CoreEvent, ObjectReference};
+use kube::Resource;
+use kube::api::{Api, ObjectMeta};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Error, Event, watcher};
+use serde::Deserialize;
+
+use crate::{
+    access::InfraCluster,
+    announcer::{EventSink, Kind},
+    load_balancer::{announce::reference, watches::Watches},
+};
+
+/// Events about Services only.
+const ABOUT_SERVICES: &str = "involvedObject.kind=Service";
+
+/// An event, as far as it is read.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "CoreEvent")]
+#[serde(rename_all = "camelCase")]
+struct InfraEvent {
+    metadata: ObjectMeta,
+    involved_object: ObjectReference,
+    #[serde(default)]
+    reason: String,
+    #[serde(default)]
+    message: String,
+    #[serde(rename = "type", default)]
+    kind: String,
+}
+
+/// Starts relaying what is said from now on.
+pub(crate) fn start(infra: &InfraCluster, watches: Watches, events: EventSink) {
+    let api: Api<InfraEvent> = Api::namespaced(infra.client.clone(), &infra.namespace);
+    let config = watcher::Config::default().fields(ABOUT_SERVICES);
+    tokio::spawn(async move {
+        let mut said = std::pin::pin!(watcher(api, config).default_backoff());
+        while let Some(event) = said.next().await {
+            match event {
+                Ok(Event::Apply(event)) => relay(&event, &watches, &events),
+                Ok(_) => {}
+                Err(error) if is_forbidden(&error) => {
+                    tracing::info!(
+                        "no right to watch events in the infra namespace: its words about load balancers are not relayed"
+                    );
+                    return;
+                }
+                Err(error) => tracing::debug!(%error, "the watch of infra's events failed"),
+            }
+        }
+    });
+}
+
+fn is_forbidden(error: &Error) -> bool {
+    match error {
+        Error::InitialListFailed(kube::Error::Api(status))
+        | Error::WatchStartFailed(kube::Error::Api(status)) => status.is_forbidden(),
+        _ => false,
+    }
+}
+
+fn relay(event: &InfraEvent, watches: &Watches, events: &EventSink) {
+    let name = event.involved_object.name.as_deref().unwrap_or_default();
+    let Some(guest) = watches.guest_of(name) else { return };
+    let kind = if event.kind == "Warning" { Kind::Warning } else { Kind::Normal };
+    let note = format!("infra cluster: {}", event.message);
+    events.emit(&reference(&guest), kind, &event.reason, &note);
+}

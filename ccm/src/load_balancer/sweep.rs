@@ -1,0 +1,124 @@
+//! Looks from time to time for infra Services of this guest that nobody wants any more, and deletes them. That one is not wanted is
+//! believed only of the guest API's answer about its Service; where that does not answer, nothing is done.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::{
+    access::chain,
+    call::CallError,
+    guest_names::{SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL, infra_name},
+    infra::mirrors::InfraService,
+    load_balancer::{
+        calls::Answer as Called,
+        controller::Context,
+        left_over::{Answer, Knowledge, Verdict, judge},
+        owner_lookup,
+    },
+};
+
+/// Why a look ended early.
+#[derive(Debug, thiserror::Error)]
+enum Unswept {
+    /// A cluster did not answer.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// Infra did not answer.
+    #[error("infra could not be asked")]
+    Infra(#[from] kube::Error),
+    /// The guest is another than at the start.
+    #[error("the guest cluster is another than at the start")]
+    OtherGuest,
+}
+
+/// Looks at once, and then each `interval`, without end.
+pub(crate) async fn run(context: &Context, interval: Option<Duration>) {
+    let Some(interval) = interval else { return std::future::pending().await };
+    let mut seen = HashSet::new();
+    loop {
+        if let Err(error) = look(context, &mut seen).await {
+            tracing::info!(error = chain(&error), "left-overs in infra were not looked for to the end");
+        }
+        let is_there = |uid: &str| context.watches.guest_of(&infra_name(uid)).is_some();
+        context.memory.keep(is_there);
+        context.places.keep(is_there);
+        sleep(interval).await;
+        owner_lookup::look(context).await;
+    }
+}
+
+/// One look at all; `seen` are the infra Services (by UID) that the last look found unwanted without being sure.
+async fn look(context: &Context, seen: &mut HashSet<String>) -> Result<(), Unswept> {
+    let settings = context.settings();
+    let mirrors = context.watches.mirrors();
+    let suspects: Vec<_> = mirrors.iter().filter(|mirror| is_suspect(mirror, context)).collect();
+    if suspects.is_empty() {
+        seen.clear();
+        return Ok(());
+    }
+    if context.services.guest_cluster().await? != settings.guest_cluster {
+        return Err(Unswept::OtherGuest);
+    }
+    let before = std::mem::take(seen);
+    for mirror in suspects {
+        let uid = mirror.metadata.uid.clone().unwrap_or_default();
+        if sweep(mirror, before.contains(&uid), context).await? {
+            seen.insert(uid);
+        }
+    }
+    Ok(())
+}
+
+/// Whether the watches show no Service that this is the mirror of. Nothing is done on their word alone.
+fn is_suspect(mirror: &InfraService, context: &Context) -> bool {
+    let name = mirror.metadata.name.as_deref().unwrap_or_default();
+    let wanted = |guest: &crate::guest::services::GuestService| {
+        infra_name(guest.uid()) == name && (guest.wants_load_balancer() || guest.has_finalizer())
+    };
+    context.settings().identity.owns(mirror)
+        && !mirror.is_deleting()
+        && !context.watches.guest_of(name).is_some_and(|guest| wanted(&guest))
+}
+
+/// Asks the guest about one, and deletes it if it is proved to be left over. True = it may be found so at the next look.
+async fn sweep(mirror: &InfraService, seen_before: bool, context: &Context) -> Result<bool, Unswept> {
+    let label = |key: &str| mirror.metadata.labels.as_ref().and_then(|labels| labels.get(key)).cloned();
+    let (namespace, name) = (label(SERVICE_NAMESPACE_LABEL), label(SERVICE_NAME_LABEL));
+    let (Some(namespace), Some(name)) = (namespace, name) else { return Ok(false) };
+    let guest = context.services.guest_named(&namespace, &name).await?;
+    let infra = mirror.metadata.name.as_deref().unwrap_or_default();
+    let settings = context.settings();
+    let known = Knowledge {
+        identity: &settings.identity,
+        guest_cluster: settings.guest_cluster.as_deref(),
+        seen_before,
+    };
+    let answer = guest.as_ref().map_or(Answer::Absent, Answer::Present);
+    // What the watch showed may be old: it is judged as it is now.
+    let Some((_, now)) = context.services.mirror_now(infra).await? else { return Ok(false) };
+    if now.metadata.uid != mirror.metadata.uid {
+        return Ok(false);
+    }
+    match judge(&now, answer, known) {
+        Verdict::Stays => Ok(false),
+        Verdict::Unproved(why) => {
+            tracing::info!(infra, namespace, service = name, why, "an infra Service seems to be left over");
+            Ok(true)
+        }
+        Verdict::LeftOver => {
+            let uid = now.metadata.uid.as_deref().unwrap_or_default();
+            if let Called::Done(_) = context.services.delete_mirror(infra, uid).await? {
+                tracing::info!(
+                    infra,
+                    namespace,
+                    service = name,
+                    "deleted an infra Service that was left over"
+                );
+                context.metrics.left_over_deleted();
+            }
+            Ok(false)
+        }
+    }
+}

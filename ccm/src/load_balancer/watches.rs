@@ -1,0 +1,304 @@
+//! What both clusters show, kept, and which guest Service each change concerns.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use kube::Resource;
+use kube::api::Api;
+use kube::runtime::reflector::{ObjectRef, Store, store};
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::{WatchStreamExt, reflector::Lookup};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+
+use crate::{
+    access::{GuestCluster, InfraCluster},
+    guest::services::GuestService,
+    guest_names::{CLUSTER_NAME_LABEL, Identity, infra_name},
+    infra::mirrors::InfraService,
+    load_balancer::{ahead::Ahead, changed::Changed, places::Places},
+    queue_metrics::Queue,
+};
+
+/// Objects per page of a list: many pages cost calls, large ones memory.
+const PAGE: u32 = 100;
+
+/// Has guest Services looked at. Clones share the queue.
+#[derive(Clone)]
+struct Triggers {
+    sender: mpsc::Sender<ObjectRef<GuestService>>,
+    queue: Queue,
+}
+
+/// Which guest Service the infra Service of a name mirrors.
+type Names = Arc<Mutex<HashMap<String, ObjectRef<GuestService>>>>;
+
+/// Triggers not yet taken; the watches wait when so many are.
+const QUEUE: usize = 256;
+
+/// Both watches. Clones share them.
+#[derive(Clone)]
+pub struct Watches {
+    guests: Store<GuestService>,
+    mirrors: Store<InfraService>,
+    names: Names,
+    namespace: String,
+    triggers: Triggers,
+    changed: Arc<Changed>,
+    places: Arc<Places>,
+    ahead: Arc<Ahead>,
+}
+
+impl Watches {
+    /// Starts both watches; each change triggers. What is triggered has to be taken for as long as the watches are used.
+    pub fn start(
+        guest: &GuestCluster,
+        infra: &InfraCluster,
+        identity: &Identity,
+        places: Places,
+        queue: Queue,
+    ) -> (Self, mpsc::Receiver<ObjectRef<GuestService>>) {
+        let (guests, guest_writer) = store();
+        let (mirrors, mirror_writer) = store();
+        let (sender, triggered) = mpsc::channel(QUEUE);
+        let watches = Self {
+            guests,
+            mirrors,
+            names: Names::default(),
+            namespace: infra.namespace.clone(),
+            triggers: Triggers { sender, queue },
+            changed: Arc::default(),
+            places: Arc::new(places),
+            ahead: Arc::default(),
+        };
+
+        let config = watcher::Config::default().page_size(PAGE);
+        let all = watcher(Api::<GuestService>::all(guest.client.clone()), config.clone());
+        let all = all.default_backoff().modify(GuestService::slim).reflect(guest_writer);
+        let of_guest = watches.clone();
+        tokio::spawn(follow(all, "guest", move |event| {
+            let watches = of_guest.clone();
+            async move { watches.guest_event(event).await }
+        }));
+
+        let config = config.labels(&format!("{CLUSTER_NAME_LABEL}={}", identity.cluster_label()));
+        let own = watcher(Api::<InfraService>::namespaced(infra.client.clone(), &infra.namespace), config);
+        let own = own.default_backoff().reflect(mirror_writer);
+        let of_infra = watches.clone();
+        tokio::spawn(follow(own, "infra", move |event| {
+            let watches = of_infra.clone();
+            async move { watches.infra_event(event).await }
+        }));
+        (watches, triggered)
+    }
+
+    /// The guest's Services.
+    pub(crate) fn guests(&self) -> Store<GuestService> {
+        self.guests.clone()
+    }
+
+    /// Waits until both clusters have shown all that they have.
+    pub(crate) async fn wait_until_complete(&self) {
+        // The writers live as long as the process: their ends are no case.
+        let (guests, mirrors) = tokio::join!(self.guests.wait_until_ready(), self.mirrors.wait_until_ready());
+        if guests.is_err() || mirrors.is_err() {
+            tracing::error!("a watch of Services ended");
+        }
+    }
+
+    /// The infra Service of this name, as it was seen last; none if infra answered since that it is gone.
+    pub(crate) fn mirror(&self, name: &str) -> Option<Arc<InfraService>> {
+        self.shown(name).filter(|infra| !self.ahead.is_gone(name, infra.metadata.uid.as_deref()))
+    }
+
+    fn shown(&self, name: &str) -> Option<Arc<InfraService>> {
+        self.mirrors.get(&ObjectRef::new(name).within(&self.namespace))
+    }
+
+    fn shown_uid(&self, name: &str) -> Option<String> {
+        self.shown(name)?.metadata.uid.clone()
+    }
+
+    /// Infra answered that it was created.
+    pub(crate) fn created(&self, name: &str) {
+        self.ahead.created(name, self.shown_uid(name).as_deref());
+    }
+
+    /// Infra answered that the one with this UID is gone.
+    pub(crate) fn deleted(&self, name: &str, uid: &str) {
+        self.ahead.deleted(name, uid, self.shown_uid(name).as_deref());
+    }
+
+    /// The guest answered a patch with this.
+    pub(crate) fn patched(&self, now: &GuestService) {
+        let shown = self.guests.get(&now.to_object_ref(()));
+        if let Some(shown) = shown.filter(|shown| shown.uid() == now.uid()) {
+            self.ahead.patched(&shown, now);
+        }
+    }
+
+    /// For how much longer the watch may take to show what we patched.
+    pub(crate) fn is_behind(&self, shown: &GuestService) -> Option<Duration> {
+        self.ahead.is_behind(shown)
+    }
+
+    /// For how much longer the watch may take to show what we created.
+    pub(crate) fn is_coming(&self, name: &str) -> Option<Duration> {
+        self.ahead.is_coming(name)
+    }
+
+    /// All infra Services with the cluster's name.
+    pub(crate) fn mirrors(&self) -> Vec<Arc<InfraService>> {
+        self.mirrors.state()
+    }
+
+    /// The names of this guest's infra Services.
+    pub(crate) fn own_mirrors(&self, identity: &Identity) -> HashSet<String> {
+        let mirrors = self.mirrors.state();
+        let own = mirrors.iter().filter(|mirror| identity.owns(&***mirror));
+        own.filter_map(|mirror| mirror.metadata.name.clone()).collect()
+    }
+
+    /// The places that the quota leaves.
+    pub(crate) fn places(&self) -> Arc<Places> {
+        Arc::clone(&self.places)
+    }
+
+    /// The guest Service whose mirror has this name.
+    pub(crate) fn guest_of(&self, infra_name: &str) -> Option<Arc<GuestService>> {
+        let reference = self.names.lock().unwrap_or_else(PoisonError::into_inner).get(infra_name).cloned()?;
+        self.guests.get(&reference)
+    }
+
+    /// What changed since it was looked at last, for those beside the service controller.
+    pub(crate) fn changed(&self) -> &Changed {
+        &self.changed
+    }
+
+    /// Has the service controller look at a Service.
+    pub(crate) async fn look_at(&self, service: ObjectRef<GuestService>) {
+        self.triggers.send(service).await;
+    }
+
+    /// Has the service controller look at all Services.
+    pub(crate) async fn look_at_all(&self) {
+        for reference in self.load_balancers() {
+            self.look_at(reference).await;
+        }
+    }
+
+    /// The guest's Services that concern us.
+    pub(crate) fn load_balancers(&self) -> Vec<ObjectRef<GuestService>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    async fn tell(&self, service: ObjectRef<GuestService>) {
+        self.changed.mark([service.clone()]);
+        self.look_at(service).await;
+    }
+
+    async fn guest_event(&self, event: Event<GuestService>) {
+        let (service, deleted) = match event {
+            Event::Apply(service) | Event::InitApply(service) => (service, false),
+            Event::Delete(service) => (service, true),
+            Event::Init => return,
+            Event::InitDone => {
+                self.forget_vanished();
+                return self.tell_all().await;
+            }
+        };
+        let concerns_us = service.wants_load_balancer() || service.has_finalizer();
+        let (name, reference) = (infra_name(service.uid()), service.to_object_ref(()));
+        let known = {
+            let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+            if deleted {
+                names.remove(&name).is_some()
+            } else if concerns_us {
+                names.insert(name.clone(), reference.clone());
+                true
+            } else {
+                names.contains_key(&name)
+            }
+        };
+        if deleted {
+            self.ahead.forget(service.uid());
+        }
+        self.places.freed();
+        if known && !deleted {
+            self.tell(reference).await;
+        }
+    }
+
+    async fn infra_event(&self, event: Event<InfraService>) {
+        let name = match event {
+            Event::Apply(service) | Event::Delete(service) => service.metadata.name.unwrap_or_default(),
+            Event::Init | Event::InitApply(_) => return,
+            // After a gap in the watch, a mirror that went meanwhile shows by its absence only.
+            Event::InitDone => {
+                self.ahead.told_all(|name| self.shown_uid(name));
+                return self.tell_all().await;
+            }
+        };
+        self.ahead.told(&name, self.shown_uid(&name).as_deref());
+        self.places.freed();
+        let reference = self.names.lock().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
+        if let Some(reference) = reference {
+            self.tell(reference).await;
+        }
+    }
+
+    /// After a gap in the watch, a Service that went meanwhile shows by its absence only.
+    fn forget_vanished(&self) {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        // One of the same name is another one, unless it has the UID that the mirror's name is made of.
+        let is_there = |name: &String, service: &ObjectRef<GuestService>| {
+            self.guests.get(service).is_some_and(|guest| infra_name(guest.uid()) == *name)
+        };
+        names.retain(|name, service| is_there(name, service));
+    }
+
+    async fn tell_all(&self) {
+        self.changed.mark(self.load_balancers());
+        self.look_at_all().await;
+    }
+}
+
+impl Triggers {
+    /// Has this Service looked at. Nobody takes triggers any more when the controller was dropped.
+    async fn send(&self, service: ObjectRef<GuestService>) {
+        self.queue.added((service.namespace.clone().unwrap_or_default(), service.name.clone()));
+        if self.sender.send(service).await.is_err() {
+            tracing::debug!("the service controller has ended");
+        }
+    }
+}
+
+/// Hands on each event; says once when a watch fails, and once when it is back.
+async fn follow<K, F>(
+    events: impl futures::Stream<Item = watcher::Result<Event<K>>>,
+    cluster: &'static str,
+    mut hand_on: impl FnMut(Event<K>) -> F,
+) where
+    K: Resource + Clone + DeserializeOwned + Debug,
+    F: Future<Output = ()>,
+{
+    let mut failing = false;
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) => {
+                if std::mem::take(&mut failing) {
+                    tracing::info!(cluster, "the watch of Services is back");
+                }
+                hand_on(event).await;
+            }
+            Err(error) if !std::mem::replace(&mut failing, true) => {
+                tracing::warn!(cluster, error = crate::access::chain(&error), "the watch of Services failed");
+            }
+            Err(error) => tracing::debug!(cluster, %error, "the watch of Services fails still"),
+        }
+    }
+}

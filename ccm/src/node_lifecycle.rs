@@ -1,4 +1,0 @@
-//! Nodes of the guest whose VM was shut down or is gone.
-
-pub mod controller;
-pub mod plan;

@@ -1,0 +1,193 @@
+//! Which addresses a Node has, of all that its VM shows. Pure.
+//!
+//! One interface is the Node's; of it one address per family, none that is good on its own link only. An address that the Node
+//! has already and that is still there stays, so that nothing that follows it flips. What kubelet was given as its own address
+//! (`--node-ip`) is always satisfied and comes first. A guest agent that falls silent empties an instance's list for a while:
+//! the last known address of a family is kept then.
+
+use crate::{
+    guest::nodes::{INTERNAL_IP, NodeAddress},
+    infra::machines::{Interface, Network, Phase, Vmi},
+    wire::ip_family::Family,
+};
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+/// Name that the reference takes an interface by.
+const DEFAULT_INTERFACE: &str = "default";
+
+/// Which of a VM's addresses are the Node's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddressPolicy {
+    /// The interface.
+    pub interface: InterfaceChoice,
+    /// Only addresses in one of these; empty = all.
+    pub within: Vec<IpNet>,
+    /// No address in one of these.
+    pub outside: Vec<IpNet>,
+}
+
+/// The interface that is the Node's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum InterfaceChoice {
+    /// The one named `default`, as the reference has it; where there is none the one in the pod network, else the first that
+    /// the VM's spec names.
+    #[default]
+    Automatic,
+    /// The one of this name in the VM's spec.
+    Named(String),
+    /// The one in this network: a `NetworkAttachmentDefinition` as the VM's spec names it.
+    Network(String),
+}
+
+/// What of an address policy can't be understood.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// Not a network.
+    #[error("{0:?} is no network; write for example 10.0.0.0/8 or 2001:db8::/32")]
+    Network(String),
+    /// Two choices of the one interface.
+    #[error(
+        "a node's interface is chosen by its name or by its network; leave one of {name:?} and {network:?} out"
+    )]
+    TwoChoices {
+        /// The interface's name.
+        name: String,
+        /// The network's name.
+        network: String,
+    },
+}
+
+/// The addresses that a Node should have. `provided` is what kubelet was given as its own addresses, `current` what the
+/// Node has. Entries of other types than `InternalIP` are kubelet's or others' and stay; an empty list is never made of a list.
+pub fn addresses(
+    policy: &AddressPolicy,
+    vmi: Option<&Vmi>,
+    provided: &[IpAddr],
+    current: &[NodeAddress],
+) -> Vec<NodeAddress> {
+    // What the reference published on the link only is not worth keeping.
+    let had: Vec<IpAddr> = internal(current).filter(|ip| is_routable(*ip)).collect();
+    let internal = if provided.is_empty() { policy.choose(vmi, &had) } else { provided.to_vec() };
+    if internal.is_empty() {
+        return current.to_vec();
+    }
+    let entry = |address: IpAddr| NodeAddress { kind: INTERNAL_IP.to_owned(), address: address.to_string() };
+    let others = current.iter().filter(|address| address.kind != INTERNAL_IP).cloned();
+    internal.into_iter().map(entry).chain(others).collect()
+}
+
+fn internal(addresses: &[NodeAddress]) -> impl Iterator<Item = IpAddr> {
+    let internal = addresses.iter().filter(|address| address.kind == INTERNAL_IP);
+    internal.filter_map(|address| address.address.parse().ok())
+}
+
+impl AddressPolicy {
+    /// Reads a policy as an operator writes it; empty texts and lists choose nothing.
+    ///
+    /// # Errors
+    /// A text is no network, or both an interface and a network are named.
+    pub fn parse(
+        interface: &str,
+        network: &str,
+        within: &[String],
+        outside: &[String],
+    ) -> Result<Self, PolicyError> {
+        let networks = |texts: &[String]| -> Result<Vec<IpNet>, PolicyError> {
+            texts.iter().map(|it| it.trim().parse().map_err(|_| PolicyError::Network(it.clone()))).collect()
+        };
+        let interface = match (interface, network) {
+            ("", "") => InterfaceChoice::Automatic,
+            (name, "") => InterfaceChoice::Named(name.to_owned()),
+            ("", network) => InterfaceChoice::Network(network.to_owned()),
+            (name, network) => {
+                return Err(PolicyError::TwoChoices { name: name.to_owned(), network: network.to_owned() });
+            }
+        };
+        Ok(Self { interface, within: networks(within)?, outside: networks(outside)? })
+    }
+
+    /// The addresses that the VM shows itself, one per family: of those in `preferred` the first, else the best. What only
+    /// somebody else says of the VM, its own guest for example, is not among them.
+    pub fn shown(&self, vmi: &Vmi, preferred: &[IpAddr]) -> Vec<IpAddr> {
+        let usable = self.usable(vmi);
+        let of_family = |family: Family| {
+            let mut known = preferred.iter().filter(|ip| usable.contains(ip)).chain(&usable);
+            known.find(|ip| Family::of(**ip) == family).copied()
+        };
+        [Family::V4, Family::V6].into_iter().filter_map(of_family).collect()
+    }
+
+    /// One address per family; the family that the Node had first stays first.
+    fn choose(&self, vmi: Option<&Vmi>, had: &[IpAddr]) -> Vec<IpAddr> {
+        let shown = vmi.map(|vmi| self.usable(vmi)).unwrap_or_default();
+        // Without the guest agent KubeVirt shows only what it gave the VM itself.
+        let is_all = vmi.is_some_and(|vmi| vmi.phase == Phase::Running && vmi.agent_connected);
+        let mut chosen: Vec<IpAddr> = Vec::new();
+        for ip in had.iter().chain(&shown) {
+            let family = Family::of(*ip);
+            if chosen.iter().any(|other| Family::of(*other) == family) {
+                continue;
+            }
+            let of_family = |list: &[IpAddr]| list.iter().copied().find(|ip| Family::of(*ip) == family);
+            let stays = had.iter().copied().find(|ip| Family::of(*ip) == family && shown.contains(ip));
+            let last_known = || of_family(had).filter(|_| !is_all || shown.is_empty());
+            chosen.extend(stays.or_else(|| of_family(&shown)).or_else(last_known));
+        }
+        chosen
+    }
+
+    /// The addresses of the Node's interface that may be published, the best first.
+    fn usable(&self, vmi: &Vmi) -> Vec<IpAddr> {
+        let Some(interface) = self.interface.of(vmi) else { return Vec::new() };
+        let mut usable: Vec<IpAddr> =
+            interface.addresses.iter().copied().filter(|ip| self.allows(*ip)).collect();
+        // Stable: KubeVirt names the primary one first. An address made of the hardware's (SLAAC) is second to any other.
+        usable.sort_by_key(|ip| is_eui64(*ip));
+        usable
+    }
+
+    fn allows(&self, ip: IpAddr) -> bool {
+        let in_any = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&ip));
+        is_routable(ip) && (self.within.is_empty() || in_any(&self.within)) && !in_any(&self.outside)
+    }
+}
+
+impl InterfaceChoice {
+    fn of<'a>(&self, vmi: &'a Vmi) -> Option<&'a Interface> {
+        let find = |matches: &dyn Fn(&Interface) -> bool| vmi.interfaces.iter().find(|it| matches(it));
+        match self {
+            Self::Named(name) => find(&|it| it.name == *name),
+            Self::Network(network) => {
+                find(&|it| matches!(&it.network, Network::Multus(name) if name == network))
+            }
+            // The guest agent adds interfaces that the spec does not name: bridges and overlays of the guest's own.
+            Self::Automatic => find(&|it| it.name == DEFAULT_INTERFACE)
+                .or_else(|| find(&|it| it.network == Network::Pod))
+                .or_else(|| find(&|it| !it.name.is_empty())),
+        }
+    }
+}
+
+/// Whether an address means something beyond its own host and link.
+fn is_routable(ip: IpAddr) -> bool {
+    let on_link = match ip {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    !(on_link || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
+}
+
+/// Whether the interface part is a hardware address: it has `ff:fe` in its middle (RFC 4291, appendix A).
+fn is_eui64(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(v6) if middle(v6) == [0xff, 0xfe])
+}
+
+fn middle(ip: Ipv6Addr) -> [u8; 2] {
+    let octets = ip.octets();
+    [octets[11], octets[12]]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,401 @@
+//! One queue of the guest's Nodes: each is compared with its VM when either changes, and what is planned is written.
+//!
+//! Initialisation and upkeep are done here, shutdown and deletion by [`Lifecycle`]; each can be switched off, as `--controllers` and
+//! the cloud-config say.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt, TryStreamExt, stream};
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api, Client, ResourceExt,
+    runtime::{
+        WatchStreamExt,
+        controller::{Action, Config, Error, applier},
+        reflector::{ObjectRef, Store, store},
+        watcher::{self, watcher},
+    },
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    access::chain,
+    call::CallError,
+    cluster_name::ClusterName,
+    guest::nodes::{GuestNode, Ready, WireNode},
+    infra::{
+        hosts::{Host, Hosts},
+        machines::{
+            Vmi,
+            feed::Feed,
+            index::{MachineIndex, Seen, Snapshot},
+            reads::InfraReads,
+        },
+    },
+    nodes::{
+        NodeWrites,
+        address::AddressPolicy,
+        announcer::{Announcement, Announcer, NODE_SOURCE},
+        init::{Found, plan},
+        lifecycle::Lifecycle,
+        metrics::NodeMetrics,
+        recognise::{Identity, doubt, identify},
+    },
+    queue_metrics::{Item, Queue},
+};
+
+/// The framework's default of `--node-monitor-period`.
+pub const MONITOR_PERIOD: Duration = Duration::from_secs(5);
+/// The framework's default of `--node-status-update-frequency`.
+pub const STATUS_UPDATE_FREQUENCY: Duration = Duration::from_mins(5);
+/// Nodes that are worked on at a time.
+const CONCURRENCY: u16 = 16;
+/// After a conflict the watch brings the newer Node; this is for a watch that is behind.
+const AFTER_CONFLICT: Duration = Duration::from_millis(200);
+/// First and longest pause after a failure; it doubles in between.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LONGEST_RETRY: Duration = Duration::from_mins(1);
+/// A Node younger than this is not complained about.
+const COMPLAINT_AGE: Duration = Duration::from_secs(15);
+/// Nodes of which something is remembered; only those in trouble are.
+const MOST_REMEMBERED: usize = 10_000;
+/// Nodes per list page: a whole one has some tens of KiB on the wire.
+const NODE_PAGE: u32 = 20;
+/// A doubling more than this is beyond [`LONGEST_RETRY`] anyhow.
+const MOST_DOUBLINGS: u32 = 10;
+
+/// What the Node controllers do, and how often.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which addresses are a Node's.
+    pub addresses: AddressPolicy,
+    /// Whether zone and region are written (`instancesV2.zoneAndRegionEnabled`).
+    pub zone_and_region: bool,
+    /// Whether Nodes are initialised and kept true (`cloud-node-controller`).
+    pub upkeep: bool,
+    /// Whether Nodes are tainted and deleted (`cloud-node-lifecycle-controller`).
+    pub lifecycle: bool,
+    /// The guest, where its load balancers leave out a Node that [`doubt`] speaks against, so that it has to be told; `None` =
+    /// others write their endpoints, by rules of their own.
+    pub balanced: Option<ClusterName>,
+    /// How often a Node that is not ready is looked at.
+    pub monitor_period: Duration,
+    /// How often every other Node is looked at, events apart.
+    pub status_update_frequency: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            addresses: AddressPolicy::default(),
+            zone_and_region: true,
+            upkeep: true,
+            lifecycle: true,
+            balanced: None,
+            monitor_period: MONITOR_PERIOD,
+            status_update_frequency: STATUS_UPDATE_FREQUENCY,
+        }
+    }
+}
+
+/// The controllers of the guest's Nodes.
+pub struct NodeController {
+    settings: Settings,
+    guest: Client,
+    index: Arc<MachineIndex>,
+    feed: Feed,
+    hosts: Hosts,
+    writes: NodeWrites,
+    announcer: Announcer,
+    metrics: NodeMetrics,
+    queue: Queue,
+    lifecycle: Lifecycle,
+    memory: Mutex<HashMap<String, Memory>>,
+}
+
+/// What the process remembers of a Node, all of it dispensable.
+#[derive(Default)]
+struct Memory {
+    /// Failures in a row.
+    failures: u32,
+    /// What was said about it last.
+    complaint: Option<String>,
+}
+
+impl NodeController {
+    /// Controllers of the Nodes of `guest`, whose VMs `reads` reads and `index` keeps. `feed` has to run beside.
+    pub fn new(
+        settings: Settings,
+        guest: Client,
+        reads: InfraReads,
+        (index, feed): (Arc<MachineIndex>, Feed),
+        metrics: NodeMetrics,
+        queue: Queue,
+    ) -> Self {
+        Self {
+            settings,
+            index,
+            feed,
+            hosts: Hosts::new(reads.clone()),
+            writes: NodeWrites::new(guest.clone()),
+            announcer: Announcer::new(guest.clone()),
+            lifecycle: Lifecycle::new(&guest, reads, metrics.clone()),
+            guest,
+            metrics,
+            queue,
+            memory: Mutex::default(),
+        }
+    }
+
+    /// Runs until `stop`; what is under way then is finished.
+    pub async fn run(self, stop: CancellationToken) {
+        let (nodes, writer) = store();
+        let api: Api<WireNode> = Api::all(self.guest.clone());
+        let seen = watcher(api, watcher::Config::default().page_size(NODE_PAGE)).default_backoff();
+        let seen = seen.reflect(writer).applied_objects().map_ok(|node| ObjectRef::from_obj(&node));
+        let queue = self.queue.clone();
+        let due = stream::select(seen, self.changes(nodes.clone()).map(Ok))
+            .inspect_ok(|node| queue.added(item(&node.name)))
+            .take_until(stop.cancelled_owned());
+        applier(
+            |node, controller| Box::pin(reconcile(node, controller)),
+            after_failure,
+            Arc::new(self),
+            nodes,
+            Box::pin(due),
+            Config::default().concurrency(CONCURRENCY),
+        )
+        .for_each(async |result| match result {
+            Ok(_) => {}
+            Err(Error::ObjectNotFound(gone)) => queue.dropped(&item(&gone.name)),
+            Err(error) => tracing::debug!(error = chain(&error), "a Node was not reconciled"),
+        })
+        .await;
+    }
+
+    /// All Nodes at each change of a VM or instance. They are compared then, without a call where nothing differs.
+    fn changes(&self, nodes: Store<WireNode>) -> impl Stream<Item = ObjectRef<WireNode>> + Send + use<> {
+        let changes = stream::unfold(self.index.changes(), async |mut changes| {
+            changes.changed().await.ok()?;
+            Some(((), changes))
+        });
+        changes.flat_map(move |()| {
+            let all = nodes.state().into_iter().map(|node| ObjectRef::from_obj(&*node));
+            stream::iter(all)
+        })
+    }
+
+    async fn sync(&self, node: &GuestNode) -> Result<Action, CallError> {
+        let seen = self.index.snapshot();
+        let identity = identify(&node.claims, seen.known());
+        // Both are done whatever becomes of the other.
+        let life = if self.settings.lifecycle {
+            self.lifecycle.sync(node, &identity, &seen).await
+        } else {
+            Ok(false)
+        };
+        if let Ok(true) = life {
+            self.lock().remove(&node.claims.name);
+            return Ok(Action::await_change());
+        }
+        let is_whole = if self.settings.upkeep {
+            self.complain(node, &identity, &seen).await;
+            self.upkeep(node, &identity, &seen).await?
+        } else {
+            true
+        };
+        life?;
+        Ok(self.next_look(node, &identity, is_whole))
+    }
+
+    /// Writes what the Node lacks. False = something could not be found out this time.
+    async fn upkeep(
+        &self,
+        node: &GuestNode,
+        identity: &Identity,
+        seen: &Snapshot,
+    ) -> Result<bool, CallError> {
+        let Identity::Vm { id, by } = identity else { return Ok(true) };
+        let vmi = match seen.vmi(id.vm()) {
+            Seen::Present(vmi) => Some(vmi),
+            Seen::Absent | Seen::Unseen => None,
+        };
+        let host = self.host(vmi.as_deref()).await;
+        let is_whole = host != Host::Unknown || !self.settings.zone_and_region || vmi.is_none();
+        let found = Found { id: id.clone(), vmi: vmi.as_deref(), host };
+        let plan = plan(&self.settings.addresses, node, &found);
+        let mut node = node.clone();
+        // Addresses first: where the taint is gone pods come.
+        if let Some(addresses) = &plan.addresses {
+            node.resource_version = self.writes.addresses(&node, addresses).await?;
+        }
+        if let Some(identity) = &plan.identity {
+            self.writes.identity(&node, identity).await?;
+        }
+        if plan.initialises() {
+            tracing::info!(node = node.claims.name, vm = id.vm(), "initialised; recognised by {by}");
+            self.is_initialised(&node).await;
+        }
+        Ok(is_whole)
+    }
+
+    async fn host(&self, vmi: Option<&Vmi>) -> Host {
+        match vmi.and_then(|vmi| vmi.host.as_deref()) {
+            Some(host) if self.settings.zone_and_region => self.hosts.find(host).await,
+            Some(_) | None => Host::Unknown,
+        }
+    }
+
+    async fn is_initialised(&self, node: &GuestNode) {
+        if let Some(created) = node.created {
+            let seconds = Timestamp::now().as_second().saturating_sub(created);
+            self.metrics.initialised(u32::try_from(seconds).map_or(0.0, f64::from));
+        }
+        let message = "Node synced successfully".to_owned();
+        let said = Announcement { source: NODE_SOURCE, warning: false, reason: "Synced", message };
+        self.announcer.announce(node, &said).await;
+    }
+
+    /// Says once why a Node that waits for a cloud provider is not initialised, or why one that has all gets no traffic.
+    async fn complain(&self, node: &GuestNode, identity: &Identity, seen: &Snapshot) {
+        if seen.known().vmis.is_none() {
+            return;
+        }
+        let said = match identity {
+            Identity::Vm { id, .. } => self.doubted(node, id.vm(), seen),
+            _ if is_young(node) || !node.is_uninitialized() => None,
+            _ => complaint(node, identity),
+        };
+        let name = &node.claims.name;
+        let Some(said) = said else {
+            if let Some(memory) = self.lock().get_mut(name) {
+                memory.complaint = None;
+            }
+            return;
+        };
+        let is_new = self.remember(name, |memory| {
+            memory.complaint.replace(said.message.clone()) != Some(said.message.clone())
+        });
+        if is_new {
+            tracing::warn!(node = name, "{}", said.message);
+            self.announcer.announce(node, &said).await;
+        }
+    }
+
+    fn doubted(&self, node: &GuestNode, vm: &str, seen: &Snapshot) -> Option<Announcement> {
+        let cluster = self.settings.balanced.as_ref()?;
+        let Seen::Present(vmi) = seen.vmi(vm) else { return None };
+        let doubt = doubt(&vmi, &node.claims, cluster)?;
+        Some(Announcement {
+            source: NODE_SOURCE,
+            warning: true,
+            reason: "InstanceDoubted",
+            message: format!(
+                "load balancers leave this node out: it says that it is the VM {vm}, but {doubt}"
+            ),
+        })
+    }
+
+    fn next_look(&self, node: &GuestNode, identity: &Identity, is_whole: bool) -> Action {
+        self.succeeded(&node.claims.name);
+        if *identity == Identity::Foreign {
+            return Action::await_change();
+        }
+        if node.is_uninitialized() || node.ready != Ready::True {
+            self.feed.hurry();
+            return Action::requeue(self.settings.monitor_period);
+        }
+        let pause =
+            if is_whole { self.settings.status_update_frequency } else { self.settings.monitor_period };
+        Action::requeue(pause)
+    }
+
+    /// Only a Node in trouble is remembered.
+    fn succeeded(&self, name: &str) {
+        let mut memory = self.lock();
+        match memory.get_mut(name) {
+            Some(Memory { failures, complaint: Some(_) }) => *failures = 0,
+            Some(_) => drop(memory.remove(name)),
+            None => {}
+        }
+    }
+
+    fn remember<T>(&self, name: &str, change: impl FnOnce(&mut Memory) -> T) -> T {
+        let mut memory = self.lock();
+        if memory.len() >= MOST_REMEMBERED {
+            memory.clear();
+        }
+        change(memory.entry(name.to_owned()).or_default())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Memory>> {
+        self.memory.lock().expect("no holder of this lock panics")
+    }
+}
+
+async fn reconcile(node: Arc<WireNode>, controller: Arc<NodeController>) -> Result<Action, CallError> {
+    let began = Instant::now();
+    controller.queue.taken(&item(&node.name_any()));
+    let done = controller.sync(&GuestNode::from(&*node)).await;
+    controller.queue.done(began.elapsed().as_secs_f64(), done.is_err());
+    done
+}
+
+/// A Node in the queue.
+fn item(name: &str) -> Item {
+    (String::new(), name.to_owned())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "kube's Controller calls it with these")]
+fn after_failure(node: Arc<WireNode>, error: &CallError, controller: Arc<NodeController>) -> Action {
+    if error.is_conflict() {
+        return Action::requeue(AFTER_CONFLICT);
+    }
+    let name = GuestNode::from(&*node).claims.name;
+    let failures = controller.remember(&name, |memory| {
+        memory.failures = memory.failures.saturating_add(1);
+        memory.failures
+    });
+    let doublings = failures.saturating_sub(1).min(MOST_DOUBLINGS);
+    if doublings == 0 {
+        tracing::warn!(node = name, error = chain(error), "a Node is tried again");
+    }
+    Action::requeue(FIRST_RETRY.saturating_mul(1 << doublings).min(LONGEST_RETRY))
+}
+
+/// The last look at the VMs may be older than a Node that has just come.
+fn is_young(node: &GuestNode) -> bool {
+    node.created.is_none_or(|created| {
+        Timestamp::now().as_second().saturating_sub(created) < COMPLAINT_AGE.as_secs().cast_signed()
+    })
+}
+
+/// Why a Node can't be recognised, for those who look at it.
+fn complaint(node: &GuestNode, identity: &Identity) -> Option<Announcement> {
+    let said = |reason, message| Some(Announcement { source: NODE_SOURCE, warning: true, reason, message });
+    match identity {
+        Identity::Vm { .. } | Identity::Foreign => None,
+        Identity::Ambiguous { vms } => said(
+            "InstanceAmbiguous",
+            format!(
+                "not initialised: by its names and system UUID it could be any of the VMs {}; label it node.kubernetes.io/instance-id=<VM>",
+                vms.join(", ")
+            ),
+        ),
+        Identity::Unidentified | Identity::NoVm => said(
+            "InstanceNotFound",
+            format!(
+                "not initialised: no VM of the infra namespace has its name {:?}, its host name or its system UUID; label it node.kubernetes.io/instance-id=<VM>",
+                node.claims.name
+            ),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests;

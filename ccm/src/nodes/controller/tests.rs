@@ -1,0 +1,272 @@
+use super::*;
+use crate::{
+    fake_api::{FakeApi, failure},
+    infra::machines::{Interface, Network, Phase, Vm},
+    queue_metrics::QueueMetrics,
+    wire::{system_uuid::SystemUuid, topology_labels::ZONE_LABEL},
+};
+use prometheus_client::{encoding::text::encode, registry::Registry};
+use rstest::rstest;
+use serde_json::{Value, json};
+
+const NODE: &str = "/api/v1/nodes/vm-1";
+const HOST: &str = "GET /api/v1/nodes/infra-1";
+
+/// A guest and an infra cluster with one VM, known to the controllers.
+struct Clusters {
+    guest: FakeApi,
+    infra: FakeApi,
+    controller: NodeController,
+}
+
+impl Clusters {
+    fn new(settings: Settings) -> Self {
+        Self::counted(settings, &QueueMetrics::default())
+    }
+
+    fn counted(settings: Settings, metrics: &QueueMetrics) -> Self {
+        let (guest, infra) = (FakeApi::default(), FakeApi::default());
+        let written =
+            |version: &str| json!({"metadata": {"name": "vm-1", "resourceVersion": version}, "spec": {}});
+        guest.answer(&format!("PATCH {NODE}/status"), 200, written("8"));
+        guest.answer(&format!("PATCH {NODE}"), 200, written("9"));
+        guest.answer(
+            "POST /api/v1/namespaces/default/events",
+            201,
+            json!({"metadata": {}, "involvedObject": {}}),
+        );
+        infra.answer(
+            HOST,
+            200,
+            json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+            "metadata": {"name": "infra-1", "labels": {ZONE_LABEL: "z1"}}}),
+        );
+        let index = Arc::new(MachineIndex::default());
+        let reads = InfraReads::new(infra.client(), "hcp");
+        let feed = Feed::new(reads.clone(), Arc::clone(&index));
+        index.replace([Vm { name: "vm-1".into(), ..Vm::default() }]);
+        index.replace([vmi()]);
+        let controller = NodeController::new(
+            settings,
+            guest.client(),
+            reads,
+            (index, feed),
+            NodeMetrics::default(),
+            metrics.queue("Nodes"),
+        );
+        Self { guest, infra, controller }
+    }
+
+    async fn sync(&self, node: &Value) -> Result<Action, CallError> {
+        self.controller.sync(&read(node)).await
+    }
+}
+
+fn vmi() -> Vmi {
+    let addresses = vec!["10.0.0.7".parse().unwrap()];
+    let interfaces = vec![Interface { name: "default".into(), network: Network::Pod, addresses }];
+    Vmi {
+        name: "vm-1".into(),
+        phase: Phase::Running,
+        host: Some("infra-1".into()),
+        interfaces,
+        ..Vmi::default()
+    }
+}
+
+fn read(node: &Value) -> GuestNode {
+    GuestNode::from(&serde_json::from_value::<WireNode>(node.clone()).unwrap())
+}
+
+fn fresh() -> Value {
+    json!({
+        "metadata": {"name": "vm-1", "uid": "u", "resourceVersion": "7", "creationTimestamp": "2026-11-21T00:00:00Z"},
+        "spec": {"taints": [{"key": "node.cloudprovider.kubernetes.io/uninitialized", "effect": "NoSchedule"}]},
+    })
+}
+
+#[tokio::test]
+async fn a_node_gets_its_address_before_it_is_opened_for_pods() {
+    let clusters = Clusters::new(Settings::default());
+    clusters.sync(&fresh()).await.unwrap();
+    let [status, node] = &clusters.guest.made("PATCH")[..] else { panic!("not two writes") };
+    assert_eq!(status.call, format!("PATCH {NODE}/status"));
+    assert_eq!(status.body["status"]["addresses"], json!([{"type": "InternalIP", "address": "10.0.0.7"}]));
+    assert_eq!(status.body["metadata"]["resourceVersion"], "7");
+    assert_eq!(node.call, format!("PATCH {NODE}"));
+    assert_eq!(node.body["metadata"]["resourceVersion"], "8", "what the first write made");
+    assert_eq!(node.body["spec"], json!({"providerID": "kubevirt://vm-1", "taints": []}));
+    assert_eq!(node.body["metadata"]["labels"][ZONE_LABEL], "z1");
+    assert_eq!(clusters.guest.made("POST")[0].body["reason"], "Synced");
+}
+
+#[rstest]
+#[case::forbidden(403, 1)]
+#[case::broken(500, 2)]
+#[tokio::test]
+async fn an_infra_node_that_cannot_be_read_holds_nothing_up(#[case] code: u16, #[case] reads: usize) {
+    let clusters = Clusters::new(Settings::default());
+    let (code, body) = failure(code, "Broken", &json!({"name": "infra-1"}));
+    clusters.infra.answer(HOST, code, body);
+    for _ in 0..2 {
+        clusters.sync(&fresh()).await.unwrap();
+    }
+    let patched = clusters.guest.made("PATCH");
+    assert_eq!(patched[1].body["spec"]["providerID"], "kubevirt://vm-1");
+    assert_eq!(patched[1].body["metadata"]["labels"], json!({}));
+    assert_eq!(clusters.infra.made("GET").len(), reads, "what is forbidden is not asked for again");
+}
+
+#[tokio::test]
+async fn zone_and_region_can_be_switched_off() {
+    let clusters = Clusters::new(Settings { zone_and_region: false, ..Settings::default() });
+    clusters.sync(&fresh()).await.unwrap();
+    assert!(clusters.infra.made("GET").is_empty());
+}
+
+#[tokio::test]
+async fn a_node_that_changed_meanwhile_is_looked_at_again() {
+    let clusters = Clusters::new(Settings::default());
+    let (code, body) = failure(409, "Conflict", &json!({"name": "vm-1"}));
+    clusters.guest.answer(&format!("PATCH {NODE}/status"), code, body);
+    let error = clusters.sync(&fresh()).await.unwrap_err();
+    assert!(error.is_conflict());
+    assert_eq!(clusters.guest.made("PATCH").len(), 1, "nothing is written on top of it");
+    assert!(clusters.guest.made("POST").is_empty());
+    let node = Arc::new(serde_json::from_value::<WireNode>(fresh()).unwrap());
+    let again = after_failure(node, &error, Arc::new(clusters.controller));
+    assert_eq!(again, Action::requeue(AFTER_CONFLICT));
+}
+
+/// As the VM shows it.
+fn initialised() -> Value {
+    json!({
+        "metadata": {"name": "vm-1", "labels": {ZONE_LABEL: "z1", "failure-domain.beta.kubernetes.io/zone": "z1"}},
+        "spec": {"providerID": "kubevirt://vm-1"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.7"}],
+            "conditions": [{"type": "Ready", "status": "True"}]},
+    })
+}
+
+#[tokio::test]
+async fn a_live_migration_moves_the_zone() {
+    let clusters = Clusters::new(Settings::default());
+    let place = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+        "metadata": {"name": "infra-2", "labels": {ZONE_LABEL: "z2"}}});
+    clusters.infra.answer("GET /api/v1/nodes/infra-2", 200, place);
+    let mut changes = clusters.controller.index.changes();
+    clusters.controller.index.put(Vmi { host: Some("infra-2".into()), ..vmi() });
+    assert!(changes.has_changed().unwrap() && changes.changed().await.is_ok(), "all Nodes are looked at");
+    clusters.sync(&initialised()).await.unwrap();
+    let [moved] = &clusters.guest.made("PATCH")[..] else { panic!("not one write") };
+    let labels = json!({ZONE_LABEL: "z2", "failure-domain.beta.kubernetes.io/zone": "z2"});
+    assert_eq!(moved.body["metadata"]["labels"], labels);
+    assert_eq!(moved.body["spec"], json!({}));
+}
+
+#[tokio::test]
+async fn a_node_that_is_true_costs_no_write() {
+    let clusters = Clusters::new(Settings::default());
+    let next = clusters.sync(&initialised()).await.unwrap();
+    assert!(clusters.guest.made("").is_empty());
+    assert_eq!(next, Action::requeue(STATUS_UPDATE_FREQUENCY));
+}
+
+#[tokio::test]
+async fn another_providers_node_costs_nothing_at_all() {
+    let clusters = Clusters::new(Settings::default());
+    let mut node = fresh();
+    node["spec"]["providerID"] = json!("aws:///eu/i-1");
+    assert_eq!(clusters.sync(&node).await.unwrap(), Action::await_change());
+    assert!(clusters.guest.made("").is_empty() && clusters.infra.made("").is_empty());
+}
+
+#[tokio::test]
+async fn why_a_node_is_not_recognised_is_said_once() {
+    let clusters = Clusters::new(Settings::default());
+    let mut node = fresh();
+    node["metadata"]["name"] = json!("stranger");
+    for _ in 0..3 {
+        clusters.sync(&node).await.unwrap();
+    }
+    let events = clusters.guest.made("POST");
+    assert_eq!(events.len(), 1);
+    assert_eq!(
+        (&events[0].body["type"], &events[0].body["reason"]),
+        (&json!("Warning"), &json!("InstanceNotFound"))
+    );
+    node["metadata"]["creationTimestamp"] = json!(Timestamp::now().to_string());
+    node["metadata"]["name"] = json!("younger");
+    clusters.sync(&node).await.unwrap();
+    assert_eq!(clusters.guest.made("POST").len(), 1, "the VM may have come after the last look");
+}
+
+#[tokio::test]
+async fn a_node_that_load_balancers_leave_out_is_told_once_until_it_is_mended() {
+    const REAL: &str = "5d307ca9-b3ef-428c-8861-06e72d69f223";
+    const COPIED: &str = "00000000-b3ef-428c-8861-06e72d69f223";
+    let claiming = |uuid: &str| {
+        let mut node = initialised();
+        node["status"]["nodeInfo"] = json!({"systemUUID": uuid, "machineID": ""});
+        node
+    };
+    let clusters =
+        Clusters::new(Settings { balanced: Some("guest".parse().unwrap()), ..Settings::default() });
+    clusters.controller.index.put(Vmi { uuid: SystemUuid::parse(REAL), ..vmi() });
+    let said = || -> Vec<Value> {
+        let made = clusters.guest.made("POST").into_iter();
+        made.map(|event| event.body["message"].clone()).collect()
+    };
+    clusters.sync(&claiming(REAL)).await.unwrap();
+    assert!(said().is_empty());
+    for _ in 0..3 {
+        clusters.sync(&claiming(COPIED)).await.unwrap();
+    }
+    let uuid = "load balancers leave this node out: it says that it is the VM vm-1, but the Node's system UUID (status.nodeInfo.systemUUID) is not the VM's";
+    assert_eq!(said(), [uuid]);
+    clusters.controller.index.put(Vmi { cluster: Some("other".into()), ..vmi() });
+    clusters.sync(&claiming(REAL)).await.unwrap();
+    assert!(said()[1].as_str().unwrap().ends_with("names the cluster \"other\", not this one"));
+    clusters.controller.index.put(vmi());
+    clusters.sync(&claiming(REAL)).await.unwrap();
+    assert!(clusters.controller.lock().is_empty(), "nothing is remembered of a Node without trouble");
+}
+
+#[tokio::test]
+async fn whom_others_balance_is_told_nothing() {
+    let clusters = Clusters::new(Settings::default());
+    clusters.controller.index.put(Vmi { cluster: Some("other".into()), ..vmi() });
+    clusters.sync(&initialised()).await.unwrap();
+    assert!(clusters.guest.made("POST").is_empty());
+}
+
+#[tokio::test]
+async fn the_queue_is_counted_and_ends_with_the_controller() {
+    let (metrics, mut registry) = (QueueMetrics::default(), Registry::default());
+    metrics.register(&mut registry);
+    let clusters = Clusters::counted(Settings::default(), &metrics);
+    let nodes = json!({"apiVersion": "v1", "kind": "NodeList", "metadata": {"resourceVersion": "7"},
+        "items": [fresh()]});
+    clusters.guest.answer("GET /api/v1/nodes", 200, nodes);
+    let (code, refusal) = failure(500, "InternalError", &json!({}));
+    clusters.guest.answer(&format!("PATCH {NODE}/status"), code, refusal);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(clusters.controller.run(stop.clone()));
+    let shown = || {
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        text
+    };
+    let failed = async {
+        while !shown().contains("workqueue_retries_total{name=\"Nodes\"} 1\n") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), failed).await.unwrap();
+    let text = shown();
+    assert!(text.contains("workqueue_adds_total{name=\"Nodes\"} 1\n"), "{text}");
+    assert!(text.contains("workqueue_depth{name=\"Nodes\"} 0\n"), "{text}");
+    assert!(text.contains("workqueue_work_duration_seconds_count{name=\"Nodes\"} 1\n"), "{text}");
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(30), running).await.unwrap().unwrap();
+}

@@ -1,0 +1,124 @@
+//! Carries out what is planned for a Node whose VM is stopped or gone. The plan is made on the index; before a Node is deleted the
+//! infra cluster is read anew, and the plan made again on what it says.
+
+pub mod plan;
+
+use std::sync::Arc;
+
+use kube::Client;
+
+use crate::{
+    access::chain,
+    call::CallError,
+    guest::nodes::GuestNode,
+    infra::machines::{
+        index::{Seen, Snapshot},
+        reads::InfraReads,
+        wire::{WireVm, WireVmi},
+    },
+    nodes::{
+        NodeWrites,
+        announcer::{Announcement, Announcer, LIFECYCLE_SOURCE},
+        lifecycle::plan::{Fate, Step, plan},
+        metrics::NodeMetrics,
+        recognise::{Identity, Life, identify, life},
+    },
+    provider_id::ProviderId,
+};
+
+/// The lifecycle of the guest's Nodes.
+pub struct Lifecycle {
+    reads: InfraReads,
+    writes: NodeWrites,
+    announcer: Announcer,
+    metrics: NodeMetrics,
+}
+
+impl Lifecycle {
+    /// Nodes of `guest`, VMs of `reads`.
+    pub fn new(guest: &Client, reads: InfraReads, metrics: NodeMetrics) -> Self {
+        let (writes, announcer) = (NodeWrites::new(guest.clone()), Announcer::new(guest.clone()));
+        Self { reads, writes, announcer, metrics }
+    }
+
+    /// Does what is due for one Node. True = the Node is deleted.
+    pub async fn sync(
+        &self,
+        node: &GuestNode,
+        identity: &Identity,
+        seen: &Snapshot,
+    ) -> Result<bool, CallError> {
+        match plan(node, fate(node, identity, seen)) {
+            Step::Taint(taints) => {
+                let name = &node.claims.name;
+                tracing::info!(
+                    node = name,
+                    taints = taints.len(),
+                    "the shutdown taint follows the VM's state"
+                );
+                self.writes.taints(node, &taints).await.map(|()| false)
+            }
+            Step::Delete if self.is_proved(node, identity).await? => self.delete(node).await.map(|()| true),
+            Step::Leave | Step::Delete => Ok(false),
+        }
+    }
+
+    /// Whether reads made now lead to the same plan. A read that fails ends this with its error.
+    async fn is_proved(&self, node: &GuestNode, identity: &Identity) -> Result<bool, CallError> {
+        let fate = match identity {
+            Identity::Vm { id, .. } => Fate::Vm(self.life(id).await?),
+            Identity::NoVm => {
+                let everything = self.reads.everything().await?;
+                fate(node, &identify(&node.claims, everything.known()), &everything)
+            }
+            Identity::Foreign | Identity::Ambiguous { .. } | Identity::Unidentified => Fate::Undecided,
+        };
+        Ok(plan(node, fate) == Step::Delete)
+    }
+
+    /// The instance is read first: a VM makes its instance, so one that comes in between shows in the VM.
+    async fn life(&self, id: &ProviderId) -> Result<Life, CallError> {
+        let vmi = self.reads.get::<WireVmi>(id.vm()).await?.map(Arc::new);
+        let vm = self.reads.get::<WireVm>(id.vm()).await?.map(Arc::new);
+        Ok(life(&vm.map_or(Seen::Absent, Seen::Present), &vmi.map_or(Seen::Absent, Seen::Present)))
+    }
+
+    async fn delete(&self, node: &GuestNode) -> Result<(), CallError> {
+        let name = &node.claims.name;
+        let said =
+            |warning, reason, message| Announcement { source: LIFECYCLE_SOURCE, warning, reason, message };
+        let message = format!("Deleting node {name} because it does not exist in the cloud provider");
+        self.announcer.announce(node, &said(false, "DeletingNode", message)).await;
+        match self.writes.delete(node).await {
+            Ok(()) => {
+                self.metrics.deleted();
+                tracing::info!(node = name, provider_id = node.claims.provider_id, "deleted: its VM is gone");
+                Ok(())
+            }
+            Err(error) if error.proves_absence_of(name) => Ok(()),
+            Err(error) => {
+                if !error.is_conflict() {
+                    let message = format!("Unable to delete node {name}: {}", chain(&error));
+                    self.announcer.announce(node, &said(true, "DeletingNodeFailed", message)).await;
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// What is known of the Node's VM. A Node that no cloud provider was asked to initialise, and that carries no providerID, is
+/// somebody's own affair, whatever its name is like.
+fn fate(node: &GuestNode, identity: &Identity, seen: &Snapshot) -> Fate {
+    match identity {
+        Identity::Vm { .. } if node.claims.provider_id.is_empty() && !node.is_uninitialized() => {
+            Fate::Undecided
+        }
+        Identity::Vm { id, .. } => Fate::Vm(life(&seen.vm(id.vm()), &seen.vmi(id.vm()))),
+        Identity::NoVm => Fate::NoVm,
+        Identity::Foreign | Identity::Ambiguous { .. } | Identity::Unidentified => Fate::Undecided,
+    }
+}
+
+#[cfg(test)]
+mod tests;

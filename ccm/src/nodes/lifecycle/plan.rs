@@ -1,0 +1,158 @@
+//! What becomes of a Node that is not ready. Pure.
+//!
+//! A Node is deleted in two cases only, both proved by reads that succeeded: its VM has neither `VirtualMachine` nor
+//! `VirtualMachineInstance` any more; or it was never initialised, kubelet is silent, and no VM of the namespace is it. A VM that is
+//! there and stopped gets the shutdown taint, and its Node stays with everything that hangs on it.
+
+use k8s_openapi::api::core::v1::Taint;
+
+use crate::{
+    guest::nodes::{GuestNode, NO_SCHEDULE, Ready, SHUTDOWN_TAINT},
+    nodes::recognise::Life,
+};
+
+/// What is known of a Node's VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is one of our VMs, which lives like this.
+    Vm(Life),
+    /// Nobody's: every VM was read and none is it.
+    NoVm,
+    /// Another provider's, or nothing can be said.
+    Undecided,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Nothing.
+    Leave,
+    /// Write these taints, whole: the shutdown taint was added or taken away.
+    Taint(Vec<Taint>),
+    /// Delete the Node, if reads right before it show the same.
+    Delete,
+}
+
+/// What is to be done with `node`.
+pub fn plan(node: &GuestNode, fate: Fate) -> Step {
+    if node.deleting {
+        return Step::Leave;
+    }
+    let tainted = node.has_taint(SHUTDOWN_TAINT);
+    match (node.ready, fate) {
+        (Ready::True, Fate::Vm(_)) if tainted => Step::Taint(node.taints_without(SHUTDOWN_TAINT)),
+        (Ready::False | Ready::Unknown, Fate::Vm(Life::Gone)) => Step::Delete,
+        (Ready::False | Ready::Unknown, Fate::Vm(Life::ShutDown)) if !tainted => Step::Taint(shut_down(node)),
+        // Kubelet registers a Node as not ready; one that has gone silent had been heard.
+        (Ready::Unknown, Fate::NoVm) if node.is_uninitialized() => Step::Delete,
+        (Ready::True | Ready::False | Ready::Unknown, Fate::Vm(_) | Fate::NoVm | Fate::Undecided) => {
+            Step::Leave
+        }
+    }
+}
+
+fn shut_down(node: &GuestNode) -> Vec<Taint> {
+    let taint = Taint { key: SHUTDOWN_TAINT.into(), effect: NO_SCHEDULE.into(), ..Taint::default() };
+    node.taints.iter().cloned().chain([taint]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        guest::nodes::UNINITIALIZED_TAINT,
+        infra::machines::{Phase, RunStrategy, Vm, Vmi, index::Seen},
+        nodes::recognise::life,
+    };
+    use proptest::prelude::*;
+    use rstest::rstest;
+    use std::sync::Arc;
+
+    const UNINIT: &[&str] = &[UNINITIALIZED_TAINT];
+    const SHUT: &[&str] = &[SHUTDOWN_TAINT];
+
+    fn node(ready: Ready, taints: &[&str]) -> GuestNode {
+        let taint = |key: &&str| Taint { key: (*key).into(), effect: NO_SCHEDULE.into(), ..Taint::default() };
+        GuestNode { ready, taints: taints.iter().map(taint).collect(), ..GuestNode::default() }
+    }
+
+    fn keys(step: &Step) -> Option<Vec<&str>> {
+        match step {
+            Step::Taint(taints) => Some(taints.iter().map(|taint| taint.key.as_str()).collect()),
+            Step::Leave | Step::Delete => None,
+        }
+    }
+
+    #[rstest]
+    #[case::running(Ready::True, &[], Fate::Vm(Life::Exists), Step::Leave)]
+    #[case::booting(Ready::False, &[], Fate::Vm(Life::Exists), Step::Leave)]
+    #[case::restarting(Ready::Unknown, &[], Fate::Vm(Life::Exists), Step::Leave)]
+    #[case::unknown(Ready::Unknown, &[], Fate::Vm(Life::Unknown), Step::Leave)]
+    #[case::tainted_already(Ready::Unknown, SHUT, Fate::Vm(Life::ShutDown), Step::Leave)]
+    #[case::starting_again(Ready::False, SHUT, Fate::Vm(Life::Exists), Step::Leave)]
+    #[case::gone(Ready::Unknown, &[], Fate::Vm(Life::Gone), Step::Delete)]
+    #[case::gone_at_once(Ready::False, &[], Fate::Vm(Life::Gone), Step::Delete)]
+    #[case::gone_but_ready(Ready::True, &[], Fate::Vm(Life::Gone), Step::Leave)]
+    #[case::gone_before_initialised(Ready::False, UNINIT, Fate::Vm(Life::Gone), Step::Delete)]
+    #[case::nobodys_and_silent(Ready::Unknown, UNINIT, Fate::NoVm, Step::Delete)]
+    #[case::nobodys_and_booting(Ready::False, UNINIT, Fate::NoVm, Step::Leave)]
+    #[case::nobodys_and_initialised(Ready::Unknown, &[], Fate::NoVm, Step::Leave)]
+    #[case::foreign(Ready::Unknown, UNINIT, Fate::Undecided, Step::Leave)]
+    #[case::foreign_and_ready(Ready::True, SHUT, Fate::Undecided, Step::Leave)]
+    fn steps(#[case] ready: Ready, #[case] taints: &[&str], #[case] fate: Fate, #[case] expected: Step) {
+        assert_eq!(plan(&node(ready, taints), fate), expected);
+        let deleting = GuestNode { deleting: true, ..node(ready, taints) };
+        assert_eq!(plan(&deleting, fate), Step::Leave);
+    }
+
+    #[test]
+    fn the_shutdown_taint_comes_and_goes_without_touching_others() {
+        let stopped = plan(&node(Ready::Unknown, &["other"]), Fate::Vm(Life::ShutDown));
+        assert_eq!(keys(&stopped), Some(vec!["other", SHUTDOWN_TAINT]));
+        let back = plan(&node(Ready::True, &["other", SHUTDOWN_TAINT]), Fate::Vm(Life::Exists));
+        assert_eq!(keys(&back), Some(vec!["other"]));
+    }
+
+    fn reads<T: Clone + std::fmt::Debug + 'static>(shown: Vec<T>) -> impl Strategy<Value = Seen<Arc<T>>> {
+        let present = prop::sample::select(shown).prop_map(|shown| Seen::Present(Arc::new(shown)));
+        prop_oneof![Just(Seen::Unseen), Just(Seen::Absent), present]
+    }
+
+    fn vms() -> Vec<Vm> {
+        let strategies = [RunStrategy::Always, RunStrategy::Halted, RunStrategy::Depends];
+        let with = |strategy: RunStrategy, status: &str| Vm {
+            strategy,
+            printable_status: status.into(),
+            ..Vm::default()
+        };
+        strategies.into_iter().flat_map(|s| [with(s.clone(), "Stopped"), with(s, "Starting")]).collect()
+    }
+
+    fn vmis() -> Vec<Vmi> {
+        let unknown = Phase::Unknown("Unknown".into());
+        let phases = [Phase::Starting, Phase::Running, Phase::Succeeded, Phase::Failed, unknown];
+        phases.into_iter().map(|phase| Vmi { phase, ..Vmi::default() }).collect()
+    }
+
+    proptest! {
+        /// No read that failed and nothing unknown leads to a deletion; what was done leaves nothing to do.
+        #[test]
+        fn only_proved_absence_deletes(
+            vm in reads(vms()), vmi in reads(vmis()),
+            ready in prop::sample::select(vec![Ready::True, Ready::False, Ready::Unknown]),
+            taints in prop::sample::subsequence(vec!["other", UNINITIALIZED_TAINT, SHUTDOWN_TAINT], 0..=3),
+        ) {
+            let mut node = node(ready, &taints);
+            let fate = Fate::Vm(life(&vm, &vmi));
+            match plan(&node, fate) {
+                Step::Delete => prop_assert!(vm == Seen::Absent && vmi == Seen::Absent && ready != Ready::True),
+                Step::Taint(taints) => {
+                    node.taints = taints;
+                    prop_assert_eq!(plan(&node, fate), Step::Leave);
+                }
+                Step::Leave => {}
+            }
+            prop_assert_ne!(plan(&node, Fate::Undecided), Step::Delete);
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Which VM a Node is, and whether that VM still exists. Pure.
+//!
+//! A VM exists as long as its `VirtualMachine` or its `VirtualMachineInstance` does: a stopped VM has no instance, an instance
+//! may have been made without a VM. *Gone* is proved only by two successful reads. What was not read, and a phase that nobody
+//! knows, is neither gone nor stopped.
+
+use crate::{
+    cluster_name::ClusterName,
+    guest::nodes::Claims,
+    guest_names::CLUSTER_NAME_LABEL,
+    infra::machines::{
+        Phase, RunStrategy, Vm, Vmi,
+        index::{Known, Seen},
+    },
+    provider_id::{Claimed, ProviderId},
+    wire::system_uuid::SystemUuid,
+};
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+/// `status.printableStatus` of a VM that is stopped (kubevirt.io/api, `VirtualMachineStatusStopped`).
+const STOPPED: &str = "Stopped";
+
+/// Whether the VM of a Node lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// It exists, and runs or is about to.
+    Exists,
+    /// It exists and nothing will start it.
+    ShutDown,
+    /// Neither VM nor instance exists.
+    Gone,
+    /// What is known does not tell.
+    Unknown,
+}
+
+/// The life that VM and instance show.
+pub fn life(vm: &Seen<Arc<Vm>>, vmi: &Seen<Arc<Vmi>>) -> Life {
+    match (vm, vmi) {
+        (vm, Seen::Present(vmi)) => match &vmi.phase {
+            Phase::Starting | Phase::Running => Life::Exists,
+            Phase::Unknown(_) => Life::Unknown,
+            Phase::Succeeded | Phase::Failed => match vm {
+                Seen::Present(vm) => ended(vm),
+                Seen::Unseen | Seen::Absent => Life::ShutDown,
+            },
+        },
+        (Seen::Present(vm), Seen::Absent) => ended(vm),
+        (Seen::Present(_), Seen::Unseen) => Life::Exists,
+        (Seen::Absent, Seen::Absent) => Life::Gone,
+        (Seen::Unseen, _) | (Seen::Absent, Seen::Unseen) => Life::Unknown,
+    }
+}
+
+/// The life of a VM whose instance has ended or is not there: a restart looks the same for a moment.
+fn ended(vm: &Vm) -> Life {
+    match vm.strategy {
+        RunStrategy::Halted => Life::ShutDown,
+        RunStrategy::Depends if vm.printable_status == STOPPED => Life::ShutDown,
+        RunStrategy::Always | RunStrategy::Depends => Life::Exists,
+    }
+}
+
+/// By what a Node was recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// `spec.providerID`.
+    ProviderId,
+    /// The label `node.kubernetes.io/instance-id`.
+    InstanceId,
+    /// Its name is the VM's.
+    Name,
+    /// One of its names is the guest's host name.
+    Hostname,
+    /// The first part of one of its full names is the VM's name or the guest's host name.
+    ShortName,
+    /// SMBIOS system UUID.
+    Uuid,
+}
+
+/// Which VM a Node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// This one.
+    Vm {
+        /// Its id.
+        id: ProviderId,
+        /// How it was recognised.
+        by: Key,
+    },
+    /// Not one of ours: its providerID says so.
+    Foreign,
+    /// It could be several, or names and system UUID contradict each other.
+    Ambiguous {
+        /// The VMs in question, sorted.
+        vms: Vec<String>,
+    },
+    /// None of those that are known, which proves nothing.
+    Unidentified,
+    /// None: all VMs and instances were read, each has a system UUID, and none is the Node's.
+    NoVm,
+}
+
+/// Which VM a Node is. Only a match that is unique counts. A providerID and an instance-id label are somebody's explicit word
+/// and count by themselves; a name can be like another's by accident, so a system UUID of another VM contradicts it.
+pub fn identify(node: &Claims, known: Known<'_>) -> Identity {
+    match Claimed::parse(&node.provider_id) {
+        Claimed::Vm(id) => return Identity::Vm { id, by: Key::ProviderId },
+        Claimed::Foreign => return Identity::Foreign,
+        Claimed::Nothing => {}
+    }
+    let candidates = known.candidates();
+    let named = |by, name: &str| ProviderId::of(name).map(|id| Identity::Vm { id, by });
+    if let Some(name) = node.instance_id.as_deref().filter(|name| candidates.contains_key(*name)) {
+        return named(Key::InstanceId, name).unwrap_or(Identity::Unidentified);
+    }
+    let by_uuid: Vec<&str> = matching(&candidates, |c| node.uuid.is_some() && c.uuid == node.uuid.as_ref());
+    for key in [Key::Name, Key::Hostname, Key::ShortName, Key::Uuid] {
+        let mut found = matching(&candidates, |candidate| node.is_like(candidate, key));
+        if found.len() > 1 && by_uuid.len() == 1 {
+            found.retain(|name| by_uuid.contains(name));
+        }
+        match found.as_slice() {
+            [] => {}
+            [name] if by_uuid.is_empty() || by_uuid.contains(name) => {
+                return named(key, name).unwrap_or(Identity::Unidentified);
+            }
+            several => {
+                let mut vms: Vec<String> =
+                    several.iter().chain(&by_uuid).map(|&name| name.to_owned()).collect();
+                vms.sort();
+                vms.dedup();
+                return Identity::Ambiguous { vms };
+            }
+        }
+    }
+    let all_read = known.vms.is_some() && known.vmis.is_some();
+    let comparable = node.uuid.is_some() && candidates.values().all(|candidate| candidate.uuid.is_some());
+    if all_read && comparable { Identity::NoVm } else { Identity::Unidentified }
+}
+
+/// Why a VM is not believed to be the machine of the Node that says it is, however the Node was recognised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// The VM's label names this cluster, which is not the guest.
+    Cluster(String),
+    /// Both have a system UUID, each another.
+    Uuid,
+}
+
+/// What speaks against the instance being the machine of this Node of the guest `cluster`.
+pub fn doubt(vmi: &Vmi, node: &Claims, cluster: &ClusterName) -> Option<Doubt> {
+    match (&vmi.cluster, &vmi.uuid, &node.uuid) {
+        (Some(other), ..) if other != cluster.as_str() => Some(Doubt::Cluster(other.clone())),
+        (_, Some(vm), Some(node)) if vm != node => Some(Doubt::Uuid),
+        _ => None,
+    }
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cluster(other) => {
+                write!(f, "the VM's label {CLUSTER_NAME_LABEL} names the cluster {other:?}, not this one")
+            }
+            Self::Uuid => f.write_str("the Node's system UUID (status.nodeInfo.systemUUID) is not the VM's"),
+        }
+    }
+}
+
+/// A VM or instance by what a Node can be like.
+struct Candidate<'a> {
+    name: &'a str,
+    hostname: &'a str,
+    uuid: Option<&'a SystemUuid>,
+}
+
+fn matching<'a>(
+    candidates: &BTreeMap<&'a str, Candidate<'a>>,
+    matches: impl Fn(&Candidate<'a>) -> bool,
+) -> Vec<&'a str> {
+    candidates.values().filter(|candidate| matches(candidate)).map(|candidate| candidate.name).collect()
+}
+
+impl<'a> Known<'a> {
+    /// Each VM once; what its instance shows is what the guest has.
+    fn candidates(&self) -> BTreeMap<&'a str, Candidate<'a>> {
+        let of_vm = |vm: &'a Arc<Vm>| Candidate {
+            name: &vm.name,
+            hostname: vm.hostname.as_deref().unwrap_or(&vm.name),
+            uuid: vm.uuid.as_ref(),
+        };
+        let of_vmi = |vmi: &'a Arc<Vmi>| Candidate {
+            name: &vmi.name,
+            hostname: vmi.hostname.as_deref().unwrap_or(&vmi.name),
+            uuid: vmi.uuid.as_ref(),
+        };
+        let templates = self.vms.into_iter().flat_map(BTreeMap::values).map(of_vm);
+        let instances = self.vmis.into_iter().flat_map(BTreeMap::values).map(of_vmi);
+        let mut all: BTreeMap<&str, Candidate<'_>> = templates.map(|it| (it.name, it)).collect();
+        for instance in instances {
+            let template = all.get(instance.name).and_then(|vm| vm.uuid);
+            let instance = Candidate { uuid: instance.uuid.or(template), ..instance };
+            all.insert(instance.name, instance);
+        }
+        all
+    }
+}
+
+impl Claims {
+    fn is_like(&self, candidate: &Candidate<'_>, key: Key) -> bool {
+        let mut names = std::iter::once(&self.name).chain(&self.hostnames);
+        match key {
+            Key::Name => self.name == candidate.name,
+            Key::Hostname => names.any(|name| name == candidate.hostname),
+            Key::ShortName => names.any(|name| {
+                name.split_once('.')
+                    .is_some_and(|(short, _)| short == candidate.hostname || short == candidate.name)
+            }),
+            Key::Uuid => self.uuid.is_some() && candidate.uuid == self.uuid.as_ref(),
+            Key::ProviderId | Key::InstanceId => false,
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ProviderId => "its providerID",
+            Self::InstanceId => "its label node.kubernetes.io/instance-id",
+            Self::Name => "its name",
+            Self::Hostname => "its host name",
+            Self::ShortName => "the first part of its full name",
+            Self::Uuid => "its system UUID",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

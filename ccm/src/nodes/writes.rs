@@ -1,0 +1,91 @@
+//! Every write to a Node of the guest. Each carries the version that it was planned on, so that it changes nothing where the
+//! Node changed meanwhile; and each names only the fields that it is about, so that no other is lost.
+
+use k8s_openapi::api::core::v1::Taint;
+use kube::{
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    call::{CallError, call},
+    guest::nodes::{GuestNode, NodeAddress, WireNode},
+    nodes::init::Identity,
+};
+
+/// Name under which the fields that we write are kept in `managedFields`.
+const FIELD_MANAGER: &str = "kubevirt-cloud-controller-manager";
+
+/// Writes Nodes.
+#[derive(Clone)]
+pub(crate) struct NodeWrites {
+    nodes: Api<WireNode>,
+}
+
+impl NodeWrites {
+    pub(crate) fn new(guest: Client) -> Self {
+        Self { nodes: Api::all(guest) }
+    }
+
+    /// Writes `status.addresses` whole and gives the Node's new version. Not a strategic merge: that goes by the type of an
+    /// address, of which a Node can have two.
+    pub(crate) async fn addresses(
+        &self,
+        node: &GuestNode,
+        addresses: &[NodeAddress],
+    ) -> Result<String, CallError> {
+        let list: Vec<Value> =
+            addresses.iter().map(|it| json!({"type": it.kind, "address": it.address})).collect();
+        let patch = Patch::Merge(versioned(node, json!({"status": {"addresses": list}})));
+        let name = &node.claims.name;
+        let what = || format!("patch status of node {name}");
+        let written = call(what, self.nodes.patch_status(name, &params(), &patch)).await?;
+        Ok(GuestNode::from(&written).resource_version)
+    }
+
+    /// Writes labels, providerID and taints in one go.
+    pub(crate) async fn identity(&self, node: &GuestNode, identity: &Identity) -> Result<(), CallError> {
+        let mut body = json!({"metadata": {"labels": identity.labels}, "spec": {}});
+        if let Some(provider_id) = &identity.provider_id {
+            body["spec"]["providerID"] = json!(provider_id);
+        }
+        if let Some(taints) = &identity.taints {
+            body["spec"]["taints"] = json!(taints);
+        }
+        self.patch(node, body).await
+    }
+
+    /// Writes `spec.taints` whole.
+    pub(crate) async fn taints(&self, node: &GuestNode, taints: &[Taint]) -> Result<(), CallError> {
+        self.patch(node, json!({"spec": {"taints": taints}})).await
+    }
+
+    /// Deletes exactly this Node, as it was seen: one that changed, by a kubelet's word for example, stays.
+    pub(crate) async fn delete(&self, node: &GuestNode) -> Result<(), CallError> {
+        let preconditions = Preconditions {
+            uid: Some(node.uid.clone()),
+            resource_version: Some(node.resource_version.clone()),
+        };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        let name = &node.claims.name;
+        call(|| format!("delete node {name}"), self.nodes.delete(name, &params)).await.map(drop)
+    }
+
+    async fn patch(&self, node: &GuestNode, body: Value) -> Result<(), CallError> {
+        let name = &node.claims.name;
+        let patch = Patch::Merge(versioned(node, body));
+        call(|| format!("patch node {name}"), self.nodes.patch(name, &params(), &patch)).await.map(drop)
+    }
+}
+
+/// The API server refuses the patch of an object with another version, or another object of the name.
+fn versioned(node: &GuestNode, mut body: Value) -> Value {
+    body["metadata"]["resourceVersion"] = json!(node.resource_version);
+    body["metadata"]["uid"] = json!(node.uid);
+    body
+}
+
+fn params() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }
+}

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use node::{GuestNode, NodeIdentitySource};
+use node::{NodeIdentitySource, NodeObject};
 use tenant::Tenant;
 
 /// This worker's Node object, read through the guest cluster's API.
@@ -15,8 +15,8 @@ pub struct OwnNode {
 }
 
 impl NodeIdentitySource for OwnNode {
-    async fn node(&self) -> Result<GuestNode, Box<dyn Error + Send + Sync>> {
+    async fn node(&self) -> Result<NodeObject, Box<dyn Error + Send + Sync>> {
         let tenant::GuestNode { provider_id, annotations } = self.tenant.node(&self.name).await?;
-        Ok(GuestNode { provider_id, annotations })
+        Ok(NodeObject { provider_id, annotations })
     }
 }

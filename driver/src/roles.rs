@@ -154,7 +154,9 @@ async fn controller(flags: &Flags, registry: &mut Registry, shown: &mut String) 
 async fn node(flags: &Flags) -> Result<Node<OwnNode>> {
     let credentials = Credentials::load(path(&flags.tenant_cluster_kubeconfig).as_deref()).await?;
     let source = OwnNode { tenant: Tenant::new(credentials), name: flags.node_name.clone() };
-    let settings =
-        node::Settings { allow_format_nonzero: flags.allow_format_nonzero, ..node::Settings::default() };
+    let settings = node::NodeSettings {
+        allow_format_nonzero: flags.allow_format_nonzero,
+        ..node::NodeSettings::default()
+    };
     Ok(Node::new(settings, source))
 }

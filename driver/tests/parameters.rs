@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use controller::key::{INFRA_ANNOTATIONS, Key, PARAMETERS, POLICY, VOLUME_CONTEXT};
-use node::identity::{CLUSTER_NAMESPACE, INFRA_VM_NAME, INFRA_VM_NAMESPACE, PROVIDER_SCHEME};
+use node::node_id::{CLUSTER_NAMESPACE, INFRA_VM_NAME, INFRA_VM_NAMESPACE, PROVIDER_SCHEME};
 use serde_json::Value;
 
 /// Set it to write the page instead of comparing it.

@@ -5,10 +5,10 @@
 
 use std::fmt;
 use std::path::Path;
-use std::str::FromStr;
 
+use crate::device_number::DeviceNumber;
 use crate::error::{Error, Result};
-use crate::mount_table::MountTable;
+use crate::mount_table::{Mount, MountTable};
 
 /// What virtio-blk keeps of a serial, in bytes (`VIRTIO_BLK_ID_BYTES`); QEMU cuts the rest off without a word.
 pub const VIRTIO_SERIAL_BYTES: usize = 20;
@@ -51,40 +51,9 @@ impl fmt::Display for Serial {
     }
 }
 
-/// Major and minor number of a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DeviceNumber {
-    /// Major number.
-    pub major: u64,
-    /// Minor number.
-    pub minor: u64,
-}
-
-impl DeviceNumber {
-    /// From its two halves.
-    pub fn new(major: u64, minor: u64) -> Self {
-        Self { major, minor }
-    }
-}
-
-impl fmt::Display for DeviceNumber {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.major, self.minor)
-    }
-}
-
-impl FromStr for DeviceNumber {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (major, minor) = text.trim().split_once(':').ok_or(())?;
-        Ok(Self { major: major.parse().map_err(drop)?, minor: minor.parse().map_err(drop)? })
-    }
-}
-
 /// How a disk names itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Identity {
+pub enum DiskIdentity {
     /// A SCSI disk: unit serial (page 0x80), and the vendor's designators (page 0x83) for disks without one.
     Scsi {
         /// Page 0x80.
@@ -98,7 +67,7 @@ pub enum Identity {
     None,
 }
 
-impl Identity {
+impl DiskIdentity {
     /// The disk with this identity is the one with this serial.
     ///
     /// Only virtio may match by prefix, and only with all of its 20 bytes. Page 0x83 counts where page 0x80 is missing.
@@ -114,7 +83,7 @@ impl Identity {
     }
 }
 
-impl fmt::Display for Identity {
+impl fmt::Display for DiskIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Scsi { unit_serial: Some(serial), .. } | Self::Virtio(serial) => serial.fmt(f),
@@ -147,7 +116,7 @@ pub struct Disk {
     /// The kernel refuses writes.
     pub read_only: bool,
     /// How it names itself.
-    pub identity: Identity,
+    pub identity: DiskIdentity,
     /// Its partitions.
     pub partitions: Vec<Partition>,
     /// Devices stacked on it or on its partitions (device mapper, md).
@@ -181,7 +150,7 @@ pub fn find(disks: &[Disk], wanted: &Serial) -> Found {
 fn seen(disks: &[Disk]) -> String {
     let named: Vec<String> = disks
         .iter()
-        .filter(|disk| disk.identity != Identity::None)
+        .filter(|disk| disk.identity != DiskIdentity::None)
         .map(|disk| format!("{}={}", disk.name, disk.identity))
         .collect();
     if named.is_empty() {
@@ -193,7 +162,7 @@ fn seen(disks: &[Disk]) -> String {
 
 /// What a disk is wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Use {
+pub enum DiskUse {
     /// To hold one filesystem over its whole length.
     Filesystem,
     /// To be handed to a pod as it is: what is on it is the pod's own business, so partitions and LVM are none of ours.
@@ -203,15 +172,15 @@ pub enum Use {
 /// Refuses a disk that can not be the volume although its serial fits.
 ///
 /// `path` is where the volume is to be mounted: a disk that carries one of its parents is the system's disk.
-pub fn check(disk: &Disk, wanted_for: Use, mounts: &MountTable, path: &Path) -> Result<()> {
+pub fn check(disk: &Disk, wanted_for: DiskUse, mounts: &MountTable, path: &Path) -> Result<()> {
     let refused = |reason: String| Err(Error::DiskRefused { name: disk.name.clone(), reason });
     let numbers: Vec<DeviceNumber> =
         disk.partitions.iter().map(|partition| partition.number).chain([disk.number]).collect();
-    let parent = |mount: &&crate::mount_table::Mount| mount.point != path && path.starts_with(&mount.point);
+    let parent = |mount: &&Mount| mount.point != path && path.starts_with(&mount.point);
     if let Some(mount) = mounts.0.iter().filter(|m| numbers.contains(&m.number)).find(parent) {
         return refused(format!("it is the system's own disk, mounted at {}", mount.point.display()));
     }
-    if wanted_for == Use::Block {
+    if wanted_for == DiskUse::Block {
         return Ok(());
     }
     if !disk.holders.is_empty() {

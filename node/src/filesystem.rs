@@ -143,7 +143,7 @@ pub const GROW_THRESHOLD_BYTES: u64 = 4 << 20;
 
 /// How far a filesystem came, as far as its superblock tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub enum Completion {
     /// mkfs did not come to its end.
     Unfinished,
     /// Never mounted for writing; whether all that mkfs wrote is on the disk can not be told.
@@ -158,7 +158,7 @@ pub struct Superblock {
     /// Size of the filesystem in bytes.
     pub bytes: u64,
     /// How far it came.
-    pub stage: Stage,
+    pub completion: Completion,
     /// Bytes of the size that statfs(2) leaves out: the internal log of xfs.
     pub log_bytes: u64,
 }
@@ -184,8 +184,8 @@ fn ext_superblock(head: &[u8]) -> Option<Superblock> {
     let blocks = (u64::from(high) << 32) | u64::from(u32_at(0x4)?);
     let block_bytes = 1024_u64.checked_shl(u32_at(0x18)?)?;
     let unused = u32_at(MOUNT_TIME)? == 0 && u16_at(MOUNT_COUNT)? == 0;
-    let stage = if unused { Stage::Unused } else { Stage::Finished };
-    Some(Superblock { bytes: blocks.checked_mul(block_bytes)?, stage, log_bytes: 0 })
+    let completion = if unused { Completion::Unused } else { Completion::Finished };
+    Some(Superblock { bytes: blocks.checked_mul(block_bytes)?, completion, log_bytes: 0 })
 }
 
 /// xfs: `struct xfs_dsb` at offset 0, big endian. mkfs.xfs writes past the page cache, sets `sb_inprogress` first and
@@ -202,7 +202,7 @@ fn xfs_superblock(head: &[u8]) -> Option<Superblock> {
     let log_blocks = if u64_at(48)? == 0 { 0 } else { u64::from(u32_at(96)?) };
     Some(Superblock {
         bytes: u64_at(8)?.checked_mul(block_bytes)?,
-        stage: if *head.get(IN_PROGRESS)? == 0 { Stage::Finished } else { Stage::Unfinished },
+        completion: if *head.get(IN_PROGRESS)? == 0 { Completion::Finished } else { Completion::Unfinished },
         log_bytes: log_blocks.checked_mul(block_bytes)?,
     })
 }
@@ -249,12 +249,12 @@ mod tests {
         head[8..16].copy_from_slice(&1000_u64.to_be_bytes());
         head[48..56].copy_from_slice(&8_u64.to_be_bytes());
         head[96..100].copy_from_slice(&10_u32.to_be_bytes());
-        let whole = Superblock { bytes: 4_096_000, stage: Stage::Finished, log_bytes: 40_960 };
+        let whole = Superblock { bytes: 4_096_000, completion: Completion::Finished, log_bytes: 40_960 };
         assert_eq!(FilesystemType::Xfs.superblock(&head), Some(whole));
         head[126] = 1;
         assert_eq!(
             FilesystemType::Xfs.superblock(&head),
-            Some(Superblock { stage: Stage::Unfinished, ..whole })
+            Some(Superblock { completion: Completion::Unfinished, ..whole })
         );
         assert_eq!(FilesystemType::Ext4.superblock(&head), None);
     }
@@ -263,12 +263,13 @@ mod tests {
     fn an_ext_that_was_never_mounted_is_unused_until_its_first_mount() {
         let mut head = vec![0_u8; SUPERBLOCK_BYTES];
         head[1024 + 0x38..1024 + 0x3a].copy_from_slice(&0xef53_u16.to_le_bytes());
-        let stage = |head: &[u8]| FilesystemType::Ext4.superblock(head).map(|superblock| superblock.stage);
-        assert_eq!(stage(&head), Some(Stage::Unused));
+        let stage =
+            |head: &[u8]| FilesystemType::Ext4.superblock(head).map(|superblock| superblock.completion);
+        assert_eq!(stage(&head), Some(Completion::Unused));
         for field in [0x2c, 0x34] {
             let mut used = head.clone();
             used[1024 + field] = 1;
-            assert_eq!(stage(&used), Some(Stage::Finished), "{field:#x}");
+            assert_eq!(stage(&used), Some(Completion::Finished), "{field:#x}");
         }
     }
 

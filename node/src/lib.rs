@@ -6,21 +6,26 @@
 //! [`NodeIdentitySource`].
 //!
 //! Every mutating call is *observe → plan → act*, repeated until the plan is empty: [`stage`] and [`publish`] plan,
-//! [`host`] observes and acts, [`operation`] is the loop, and [`volumes`] gives each call its lock, its thread and its
+//! [`host`] observes and acts, [`mutation`] is the loop, and [`volumes`] gives each call its lock, its thread and its
 //! deadline.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed"))]
 
 mod deadline;
 pub mod device;
+pub mod device_number;
 pub mod error;
 pub mod filesystem;
 pub mod host;
-pub mod identity;
 mod inflight;
+pub mod linux;
 mod metrics;
+#[cfg(test)]
+mod model;
 pub mod mount_options;
 pub mod mount_table;
-pub mod operation;
+pub mod mutation;
+pub mod node_id;
+pub mod path_state;
 mod pool;
 pub mod probe;
 pub mod publish;
@@ -31,11 +36,12 @@ pub mod stage;
 pub mod stats;
 pub mod step;
 mod unstage;
+pub mod usage;
 pub mod volumes;
 
 pub use error::{Error, Result};
-pub use identity::{GuestNode, NodeIdentitySource};
 pub use inflight::Progress;
 pub use metrics::Metrics;
+pub use node_id::{NodeIdentitySource, NodeObject};
 pub use service::Node;
-pub use settings::{Roots, Settings};
+pub use settings::{HostPaths, NodeSettings};

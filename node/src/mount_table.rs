@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use procfs::FromRead;
 use procfs::process::MountInfos;
 
-use crate::device::DeviceNumber;
+use crate::device_number::DeviceNumber;
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::fmt;
 use std::iter::once;
 use std::ops::Range;
 
-use crate::filesystem::{FilesystemType, Stage};
+use crate::filesystem::{Completion, FilesystemType};
 
 /// How much of the beginning and of the end is read whole. Partition tables, and the superblocks of all filesystems,
 /// RAIDs and volume managers that blkid knows, begin within this distance of an end.
@@ -67,7 +67,7 @@ pub enum Content {
         /// blkid's name for it.
         kind: String,
         /// How far it came.
-        stage: Stage,
+        completion: Completion,
         /// Of the bytes read.
         fingerprint: u64,
     },
@@ -109,7 +109,9 @@ impl fmt::Display for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Blank { .. } => f.write_str("nothing"),
-            Self::Filesystem { kind, stage: Stage::Unfinished, .. } => write!(f, "an unfinished {kind}"),
+            Self::Filesystem { kind, completion: Completion::Unfinished, .. } => {
+                write!(f, "an unfinished {kind}")
+            }
             Self::Filesystem { kind, .. } | Self::Mounted { kind } | Self::Foreign { kind } => {
                 f.write_str(kind)
             }
@@ -151,8 +153,8 @@ fn signature(output: &str, samples: &Samples) -> Content {
         (Some(kind), None, Some("filesystem")) => {
             let superblock = FilesystemType::parse(&kind).and_then(|known| known.superblock(&samples.head));
             // A filesystem that we can not read ourselves counts as finished: it is never formatted.
-            let stage = superblock.map_or(Stage::Finished, |superblock| superblock.stage);
-            Content::Filesystem { kind, stage, fingerprint: samples.fingerprint }
+            let completion = superblock.map_or(Completion::Finished, |superblock| superblock.completion);
+            Content::Filesystem { kind, completion, fingerprint: samples.fingerprint }
         }
         (Some(kind), None, _) => Content::Foreign { kind },
         (None, Some(table), _) => Content::Partitioned { table },
@@ -255,7 +257,7 @@ mod tests {
     #[rstest]
     #[case(Some(2), "", samples(true), Content::Blank { fingerprint: 7 })]
     #[case(Some(2), "", samples(false), Content::UnknownData { at: 9, fingerprint: 7 })]
-    #[case(Some(0), EXT4, samples(false), Content::Filesystem { kind: "ext4".into(), stage: Stage::Finished, fingerprint: 7 })]
+    #[case(Some(0), EXT4, samples(false), Content::Filesystem { kind: "ext4".into(), completion: Completion::Finished, fingerprint: 7 })]
     #[case(Some(0), GPT, samples(false), Content::Partitioned { table: "gpt".into() })]
     #[case(Some(0), "TYPE=LVM2_member\nUSAGE=raid\n", samples(false), Content::Foreign { kind: "LVM2_member".into() })]
     #[case(Some(0), "TYPE=crypto_LUKS\nUSAGE=crypto\n", samples(true), Content::Foreign { kind: "crypto_LUKS".into() })]

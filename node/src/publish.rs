@@ -5,11 +5,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::device::DeviceNumber;
+use crate::device_number::DeviceNumber;
 use crate::error::{Error, Result};
-use crate::host::PathState;
 use crate::mount_options::MountOptions;
 use crate::mount_table::{Mount, MountTable};
+use crate::path_state::PathState;
 use crate::step::Step;
 
 /// What is published.

@@ -42,7 +42,7 @@ pub struct Capability {
 
 /// `NodeStageVolume`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stage {
+pub struct StageRequest {
     /// Volume id.
     pub volume: String,
     /// Its disk's serial.
@@ -55,7 +55,7 @@ pub struct Stage {
 
 /// `NodePublishVolume`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Publish {
+pub struct PublishRequest {
     /// Volume id.
     pub volume: String,
     /// Its disk's serial.
@@ -72,7 +72,7 @@ pub struct Publish {
 
 /// `NodeUnstageVolume` and `NodeUnpublishVolume`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Remove {
+pub struct RemoveRequest {
     /// Volume id.
     pub volume: String,
     /// Staging or target path.
@@ -81,14 +81,14 @@ pub struct Remove {
 
 /// `NodeGetVolumeStats`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stats {
+pub struct StatsRequest {
     /// Volume id.
     pub volume: String,
     /// Any path; whether a volume is there is found out later.
     pub path: PathBuf,
 }
 
-impl TryFrom<v1::NodeStageVolumeRequest> for Stage {
+impl TryFrom<v1::NodeStageVolumeRequest> for StageRequest {
     type Error = Error;
 
     fn try_from(request: v1::NodeStageVolumeRequest) -> Result<Self> {
@@ -101,7 +101,7 @@ impl TryFrom<v1::NodeStageVolumeRequest> for Stage {
     }
 }
 
-impl TryFrom<v1::NodePublishVolumeRequest> for Publish {
+impl TryFrom<v1::NodePublishVolumeRequest> for PublishRequest {
     type Error = Error;
 
     fn try_from(request: v1::NodePublishVolumeRequest) -> Result<Self> {
@@ -117,7 +117,7 @@ impl TryFrom<v1::NodePublishVolumeRequest> for Publish {
     }
 }
 
-impl TryFrom<v1::NodeUnstageVolumeRequest> for Remove {
+impl TryFrom<v1::NodeUnstageVolumeRequest> for RemoveRequest {
     type Error = Error;
 
     fn try_from(request: v1::NodeUnstageVolumeRequest) -> Result<Self> {
@@ -128,7 +128,7 @@ impl TryFrom<v1::NodeUnstageVolumeRequest> for Remove {
     }
 }
 
-impl TryFrom<v1::NodeUnpublishVolumeRequest> for Remove {
+impl TryFrom<v1::NodeUnpublishVolumeRequest> for RemoveRequest {
     type Error = Error;
 
     fn try_from(request: v1::NodeUnpublishVolumeRequest) -> Result<Self> {
@@ -139,7 +139,7 @@ impl TryFrom<v1::NodeUnpublishVolumeRequest> for Remove {
     }
 }
 
-impl TryFrom<v1::NodeGetVolumeStatsRequest> for Stats {
+impl TryFrom<v1::NodeGetVolumeStatsRequest> for StatsRequest {
     type Error = Error;
 
     fn try_from(request: v1::NodeGetVolumeStatsRequest) -> Result<Self> {
@@ -265,13 +265,13 @@ mod tests {
 
     #[test]
     fn a_whole_request_is_read() {
-        let read = Stage::try_from(stage()).unwrap();
+        let read = StageRequest::try_from(stage()).unwrap();
         assert_eq!(read.staging, Path::new("/var/lib/kubelet/plugins/x/globalmount"));
         assert_eq!(read.staging.as_os_str(), "/var/lib/kubelet/plugins/x/globalmount");
         let options = MountOptions::parse(&["noatime"]).unwrap();
         let access = Access::Filesystem { filesystem: FilesystemType::Ext4, options };
         assert_eq!(read.capability, Capability { access, exclusive: false });
-        assert_eq!(Publish::try_from(publish()).unwrap().staging, None);
+        assert_eq!(PublishRequest::try_from(publish()).unwrap().staging, None);
     }
 
     #[rstest]
@@ -294,7 +294,7 @@ mod tests {
     ) {
         let mut request = stage();
         spoil(&mut request);
-        assert!(matches!(Stage::try_from(request), Err(Error::InvalidRequest(_))));
+        assert!(matches!(StageRequest::try_from(request), Err(Error::InvalidRequest(_))));
     }
 
     #[test]
@@ -328,7 +328,7 @@ mod tests {
             volume_path: "some/path".into(),
             ..Default::default()
         };
-        assert_eq!(Stats::try_from(request).unwrap().path, Path::new("some/path"));
+        assert_eq!(StatsRequest::try_from(request).unwrap().path, Path::new("some/path"));
     }
 
     proptest! {

@@ -13,12 +13,14 @@ use tonic::{Request, Response, Status};
 
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
-use crate::host::{Host, Linux};
-use crate::identity::{NodeIdentitySource, node_id};
+use crate::host::Host;
+use crate::linux::Linux;
 use crate::metrics::Metrics;
+use crate::node_id::{NodeIdentitySource, node_id};
 use crate::request;
-use crate::settings::Settings;
-use crate::stats::{Amount, Stats};
+use crate::settings::NodeSettings;
+use crate::stats::Stats;
+use crate::usage::Amount;
 use crate::volumes::Volumes;
 
 /// Header with the caller's time-out.
@@ -47,13 +49,13 @@ impl<S> Clone for Node<S> {
 
 impl<S: NodeIdentitySource> Node<S> {
     /// On this machine. Nothing is read or started yet.
-    pub fn new(settings: Settings, identity: S) -> Self {
-        let host = Linux::new(settings.roots.clone());
+    pub fn new(settings: NodeSettings, identity: S) -> Self {
+        let host = Linux::new(settings.paths.clone());
         Self::with_host(Arc::new(host), settings, identity)
     }
 
     /// On a given machine.
-    pub fn with_host(host: Arc<dyn Host>, settings: Settings, identity: S) -> Self {
+    pub fn with_host(host: Arc<dyn Host>, settings: NodeSettings, identity: S) -> Self {
         let metrics = Metrics::default();
         Self {
             volumes: Volumes::new(host, settings, metrics.clone()),
@@ -101,7 +103,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         request: Request<v1::NodeStageVolumeRequest>,
     ) -> Result<Response<v1::NodeStageVolumeResponse>, Status> {
         let deadline = deadline(&request);
-        let request = request::Stage::try_from(request.into_inner())?;
+        let request = request::StageRequest::try_from(request.into_inner())?;
         self.volumes.stage(request, deadline).await?;
         Ok(Response::new(v1::NodeStageVolumeResponse {}))
     }
@@ -111,7 +113,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         request: Request<v1::NodeUnstageVolumeRequest>,
     ) -> Result<Response<v1::NodeUnstageVolumeResponse>, Status> {
         let deadline = deadline(&request);
-        let request = request::Remove::try_from(request.into_inner())?;
+        let request = request::RemoveRequest::try_from(request.into_inner())?;
         self.volumes.unstage(request, deadline).await?;
         Ok(Response::new(v1::NodeUnstageVolumeResponse {}))
     }
@@ -121,7 +123,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         request: Request<v1::NodePublishVolumeRequest>,
     ) -> Result<Response<v1::NodePublishVolumeResponse>, Status> {
         let deadline = deadline(&request);
-        let request = request::Publish::try_from(request.into_inner())?;
+        let request = request::PublishRequest::try_from(request.into_inner())?;
         self.volumes.publish(request, deadline).await?;
         Ok(Response::new(v1::NodePublishVolumeResponse {}))
     }
@@ -131,7 +133,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         request: Request<v1::NodeUnpublishVolumeRequest>,
     ) -> Result<Response<v1::NodeUnpublishVolumeResponse>, Status> {
         let deadline = deadline(&request);
-        let request = request::Remove::try_from(request.into_inner())?;
+        let request = request::RemoveRequest::try_from(request.into_inner())?;
         self.volumes.unpublish(request, deadline).await?;
         Ok(Response::new(v1::NodeUnpublishVolumeResponse {}))
     }
@@ -141,7 +143,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         request: Request<v1::NodeGetVolumeStatsRequest>,
     ) -> Result<Response<v1::NodeGetVolumeStatsResponse>, Status> {
         let deadline = deadline(&request);
-        let request = request::Stats::try_from(request.into_inner())?;
+        let request = request::StatsRequest::try_from(request.into_inner())?;
         let stats = self.volumes.stats(request, deadline).await?;
         Ok(Response::new(v1::NodeGetVolumeStatsResponse { usage: usage(stats), volume_condition: None }))
     }

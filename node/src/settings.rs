@@ -9,7 +9,7 @@ const DEVICE_WAIT: Duration = Duration::from_secs(90);
 
 /// The operator's choices for one node.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct NodeSettings {
     /// Format a disk that carries no signature although some of its bytes are not zero.
     ///
     /// Off by default: such bytes may be data of an unknown kind. Needed where the infra storage hands out volumes
@@ -18,18 +18,18 @@ pub struct Settings {
     /// Longest wait for a disk to appear, within the call's own deadline.
     pub device_wait: Duration,
     /// Where the kernel's trees are mounted.
-    pub roots: Roots,
+    pub paths: HostPaths,
 }
 
-impl Default for Settings {
+impl Default for NodeSettings {
     fn default() -> Self {
-        Self { allow_format_nonzero: false, device_wait: DEVICE_WAIT, roots: Roots::default() }
+        Self { allow_format_nonzero: false, device_wait: DEVICE_WAIT, paths: HostPaths::default() }
     }
 }
 
 /// Mount points of the kernel's trees; tests put trees of their own in their place.
 #[derive(Debug, Clone)]
-pub struct Roots {
+pub struct HostPaths {
     /// sysfs.
     pub sys: PathBuf,
     /// Device nodes.
@@ -38,7 +38,7 @@ pub struct Roots {
     pub proc: PathBuf,
 }
 
-impl Default for Roots {
+impl Default for HostPaths {
     fn default() -> Self {
         Self { sys: "/sys".into(), dev: "/dev".into(), proc: "/proc".into() }
     }

@@ -4,12 +4,12 @@
 
 use std::path::PathBuf;
 
-use crate::device::{Disk, Serial, Use, check};
+use crate::device::{Disk, DiskUse, Serial, check};
 use crate::error::{Error, Result};
-use crate::filesystem::{FilesystemType, GROW_THRESHOLD_BYTES, Stage};
-use crate::host::PathState;
+use crate::filesystem::{Completion, FilesystemType, GROW_THRESHOLD_BYTES};
 use crate::mount_options::{Flag, MountOptions};
 use crate::mount_table::{Mount, MountTable};
+use crate::path_state::PathState;
 use crate::probe::Content;
 use crate::step::{MkfsRecord, Step};
 
@@ -105,12 +105,14 @@ pub fn decide(
     let decision = match content {
         Content::Mounted { kind } if kind == wanted.filesystem.name() => Decision::Share,
         // The record says that mkfs was not seen to end, and the superblock that nothing was written since.
-        Content::Filesystem { kind, stage: Stage::Unfinished | Stage::Unused, fingerprint }
-            if resumed && kind == wanted.filesystem.name() =>
-        {
-            Decision::ClearResumed(*fingerprint)
+        Content::Filesystem {
+            kind,
+            completion: Completion::Unfinished | Completion::Unused,
+            fingerprint,
+        } if resumed && kind == wanted.filesystem.name() => Decision::ClearResumed(*fingerprint),
+        Content::Filesystem { completion: Completion::Unfinished, .. } => {
+            return not_blank(UNFINISHED_REMEDY);
         }
-        Content::Filesystem { stage: Stage::Unfinished, .. } => return not_blank(UNFINISHED_REMEDY),
         Content::Filesystem { kind, .. } if kind == wanted.filesystem.name() => Decision::Use,
         Content::Filesystem { kind, .. } | Content::Mounted { kind } => {
             let (found, wanted) = (kind.clone(), wanted.filesystem.to_string());
@@ -143,7 +145,7 @@ pub fn plan(wanted: &Wanted, observed: &Observed, allow_nonzero: bool) -> Result
         }
         return mounted(wanted, observed, top);
     }
-    check(&observed.disk, Use::Filesystem, &observed.mounts, &wanted.staging)?;
+    check(&observed.disk, DiskUse::Filesystem, &observed.mounts, &wanted.staging)?;
     let content = observed.content.as_ref().ok_or(Error::NotSettled("the probe of the disk"))?;
     let decision = decide(wanted, observed, content, allow_nonzero)?;
     let mut steps = directory(wanted, observed)?;

@@ -20,12 +20,12 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::inflight::{Inflight, Progress};
 use crate::metrics::{Metrics, Work};
-use crate::operation::{self, Context, Published};
+use crate::mutation::{self, Context, Published};
 use crate::pool::Pool;
-use crate::request::{Access, Publish, Remove, Stage};
-use crate::settings::Settings;
+use crate::request::{Access, PublishRequest, RemoveRequest, StageRequest, StatsRequest};
+use crate::settings::NodeSettings;
 use crate::stats::{self, Stats};
-use crate::{publish, request, stage};
+use crate::{publish, stage};
 
 /// Mutating calls at work at once; each may be a mkfs. More volumes than this come only after a restart of the node.
 const MUTATING_THREADS: usize = 16;
@@ -48,7 +48,7 @@ const WAIT_MARGIN: Duration = Duration::from_millis(500);
 /// All volumes of this node.
 pub struct Volumes {
     host: Arc<dyn Host>,
-    settings: Settings,
+    settings: NodeSettings,
     metrics: Metrics,
     inflight: Inflight,
     measuring: Inflight,
@@ -62,7 +62,7 @@ pub struct Volumes {
 
 impl Volumes {
     /// On this machine.
-    pub fn new(host: Arc<dyn Host>, settings: Settings, metrics: Metrics) -> Arc<Self> {
+    pub fn new(host: Arc<dyn Host>, settings: NodeSettings, metrics: Metrics) -> Arc<Self> {
         Arc::new(Self {
             host,
             settings,
@@ -90,7 +90,7 @@ impl Volumes {
     }
 
     /// `NodeStageVolume`.
-    pub async fn stage(self: &Arc<Self>, request: Stage, deadline: Deadline) -> Result<()> {
+    pub async fn stage(self: &Arc<Self>, request: StageRequest, deadline: Deadline) -> Result<()> {
         let volume = request.volume.clone();
         self.mutate("NodeStageVolume", &volume, deadline, |volumes, progress| async move {
             let disk = volumes.wait_for_disk(&request.serial, deadline, &progress).await?;
@@ -99,7 +99,7 @@ impl Volumes {
                     let staging = request.staging;
                     volumes
                         .blocking(deadline, progress, move |context| {
-                            operation::stage_block(context, &disk, &staging)
+                            mutation::stage_block(context, &disk, &staging)
                         })
                         .await
                 }
@@ -114,7 +114,7 @@ impl Volumes {
     }
 
     /// `NodePublishVolume`.
-    pub async fn publish(self: &Arc<Self>, request: Publish, deadline: Deadline) -> Result<()> {
+    pub async fn publish(self: &Arc<Self>, request: PublishRequest, deadline: Deadline) -> Result<()> {
         let volume = request.volume.clone();
         self.mutate("NodePublishVolume", &volume, deadline, |volumes, progress| async move {
             match request.capability.access.clone() {
@@ -126,12 +126,12 @@ impl Volumes {
     }
 
     /// `NodeUnpublishVolume`.
-    pub async fn unpublish(self: &Arc<Self>, request: Remove, deadline: Deadline) -> Result<()> {
-        let Remove { volume, path } = request;
+    pub async fn unpublish(self: &Arc<Self>, request: RemoveRequest, deadline: Deadline) -> Result<()> {
+        let RemoveRequest { volume, path } = request;
         self.mutate("NodeUnpublishVolume", &volume, deadline, |volumes, progress| async move {
             volumes
                 .blocking(deadline, progress, move |context| {
-                    operation::unpublish(context, &context.host.canonical(&path)?)
+                    mutation::unpublish(context, &context.host.canonical(&path)?)
                 })
                 .await
         })
@@ -139,20 +139,20 @@ impl Volumes {
     }
 
     /// `NodeUnstageVolume`.
-    pub async fn unstage(self: &Arc<Self>, request: Remove, deadline: Deadline) -> Result<()> {
-        let Remove { volume, path } = request;
+    pub async fn unstage(self: &Arc<Self>, request: RemoveRequest, deadline: Deadline) -> Result<()> {
+        let RemoveRequest { volume, path } = request;
         let key = volume.clone();
         self.mutate("NodeUnstageVolume", &volume, deadline, |volumes, progress| async move {
             let inner = Arc::clone(&volumes);
             volumes
                 .blocking(deadline, progress, move |context| {
                     let staging = context.host.canonical(&path)?;
-                    let unmounted = operation::unstage(context, &staging)?;
+                    let unmounted = mutation::unstage(context, &staging)?;
                     let mut disks = inner.unreleased().get(&key).cloned().unwrap_or_default();
                     disks.extend(unmounted);
                     inner.unreleased().insert(key.clone(), disks.clone());
                     for disk in &disks {
-                        operation::wait_released(context, disk, &staging)?;
+                        mutation::wait_released(context, disk, &staging)?;
                     }
                     inner.unreleased().remove(&key);
                     Ok(())
@@ -163,7 +163,7 @@ impl Volumes {
     }
 
     /// `NodeGetVolumeStats`. Not a mutating call: it takes no volume's lock, and one that hangs keeps none but itself.
-    pub async fn stats(self: &Arc<Self>, request: request::Stats, deadline: Deadline) -> Result<Stats> {
+    pub async fn stats(self: &Arc<Self>, request: StatsRequest, deadline: Deadline) -> Result<Stats> {
         let key = request.path.to_string_lossy().into_owned();
         let hung = || Error::Hung { what: format!("volume {} at {key}", request.volume) };
         let Ok(claim) = self.measuring.claim(&key, "NodeGetVolumeStats") else { return Err(hung()) };
@@ -179,14 +179,19 @@ impl Volumes {
             .unwrap_or_else(|_| Err(hung()))
     }
 
-    async fn publish_block(&self, deadline: Deadline, progress: Progress, request: Publish) -> Result<()> {
+    async fn publish_block(
+        &self,
+        deadline: Deadline,
+        progress: Progress,
+        request: PublishRequest,
+    ) -> Result<()> {
         let disk = self.wait_for_disk(&request.serial, deadline, &progress).await?;
         self.blocking(deadline, progress, move |context| {
             let source = publish::Source::Node { path: context.host.node_path(&disk), number: disk.number };
             let target = context.host.canonical(&request.target)?;
             let (read_only, exclusive) = (request.read_only, request.capability.exclusive);
             let wanted = publish::Wanted { source, target, read_only, exclusive };
-            operation::publish_block(context, &wanted, &disk)
+            mutation::publish_block(context, &wanted, &disk)
         })
         .await
     }
@@ -197,14 +202,14 @@ impl Volumes {
         &self,
         deadline: Deadline,
         progress: Progress,
-        request: Publish,
+        request: PublishRequest,
     ) -> Result<()> {
         let Some(staging) = request.staging.clone() else { return Err(Error::StagingPathMissing) };
         let Access::Filesystem { filesystem, options } = request.capability.access.clone() else {
             return Err(Error::StagingPathMissing);
         };
         let wanted = stage::Wanted { serial: request.serial.clone(), staging, filesystem, options };
-        let bind = |request: Publish| {
+        let bind = |request: PublishRequest| {
             move |context: Context<'_>| {
                 let staging = request.staging.as_ref().ok_or(Error::StagingPathMissing)?;
                 let wanted = publish::Wanted {
@@ -213,7 +218,7 @@ impl Volumes {
                     read_only: request.read_only,
                     exclusive: request.capability.exclusive,
                 };
-                operation::publish_filesystem(context, &wanted, &request.serial)
+                mutation::publish_filesystem(context, &wanted, &request.serial)
             }
         };
         if self.blocking(deadline, progress.clone(), bind(request.clone())).await? == Published::Done {
@@ -237,7 +242,7 @@ impl Volumes {
     ) -> Result<()> {
         self.blocking(deadline, progress, move |context| {
             let staging: PathBuf = context.host.canonical(&wanted.staging)?;
-            operation::stage_filesystem(context, &stage::Wanted { staging, ..wanted }, &disk)
+            mutation::stage_filesystem(context, &stage::Wanted { staging, ..wanted }, &disk)
         })
         .await
     }

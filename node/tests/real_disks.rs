@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use bench::{Bench, Loop, in_namespace, is_zero, run};
-use node::host::{Host, Linux};
+use node::host::Host;
 use node::step::{MkfsRecord, Step};
 use tonic::Code;
 
@@ -204,7 +204,7 @@ fn a_half_done_mkfs_is_resumed_by_its_record_alone_needs_root() {
 fn record(bench: &Bench, serial: &str, kind: &str) {
     let filesystem = node::filesystem::FilesystemType::parse(kind).unwrap();
     let record = MkfsRecord { serial: serial.to_owned(), filesystem };
-    Linux::new(bench.roots().clone())
+    Linux::new(bench.paths().clone())
         .apply(&Step::WriteMkfsRecord { staging: bench.staging().to_owned(), record })
         .unwrap();
 }

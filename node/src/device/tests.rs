@@ -10,11 +10,11 @@ fn serial(text: &str) -> Serial {
     Serial::new(text).unwrap()
 }
 
-fn scsi(text: &str) -> Identity {
-    Identity::Scsi { unit_serial: Some(serial(text)), designators: Vec::new() }
+fn scsi(text: &str) -> DiskIdentity {
+    DiskIdentity::Scsi { unit_serial: Some(serial(text)), designators: Vec::new() }
 }
 
-fn disk(name: &str, minor: u64, identity: Identity) -> Disk {
+fn disk(name: &str, minor: u64, identity: DiskIdentity) -> Disk {
     Disk {
         name: name.to_owned(),
         number: DeviceNumber::new(8, minor),
@@ -34,24 +34,24 @@ fn page(code: u8, payload: &[u8]) -> Vec<u8> {
 #[rstest]
 #[case(scsi(UID), true)]
 #[case(scsi(&UID[..20]), false)] // a cut serial on SCSI is another disk
-#[case(Identity::Scsi { unit_serial: None, designators: vec![serial(UID)] }, true)]
-#[case(Identity::Scsi { unit_serial: Some(serial("other")), designators: vec![serial(UID)] }, false)]
-#[case(Identity::Virtio(serial(UID)), true)]
-#[case(Identity::Virtio(serial(&UID[..20])), true)]
-#[case(Identity::Virtio(serial(&UID[..19])), false)] // shorter than virtio's own limit: not cut by virtio
-#[case(Identity::Virtio(serial("298d9cd3-9791-4830-9")), false)]
-#[case(Identity::None, false)]
-fn a_serial_fits(#[case] identity: Identity, #[case] fits: bool) {
+#[case(DiskIdentity::Scsi { unit_serial: None, designators: vec![serial(UID)] }, true)]
+#[case(DiskIdentity::Scsi { unit_serial: Some(serial("other")), designators: vec![serial(UID)] }, false)]
+#[case(DiskIdentity::Virtio(serial(UID)), true)]
+#[case(DiskIdentity::Virtio(serial(&UID[..20])), true)]
+#[case(DiskIdentity::Virtio(serial(&UID[..19])), false)] // shorter than virtio's own limit: not cut by virtio
+#[case(DiskIdentity::Virtio(serial("298d9cd3-9791-4830-9")), false)]
+#[case(DiskIdentity::None, false)]
+fn a_serial_fits(#[case] identity: DiskIdentity, #[case] fits: bool) {
     assert_eq!(identity.is(&serial(UID)), fits);
 }
 
 #[test]
 fn one_disk_is_found_two_are_ambiguous_and_an_unfinished_one_is_not_there_yet() {
     let ours = disk("sdb", 16, scsi(UID));
-    let disks = [disk("sda", 0, scsi("root")), ours.clone(), disk("vda", 32, Identity::None)];
+    let disks = [disk("sda", 0, scsi("root")), ours.clone(), disk("vda", 32, DiskIdentity::None)];
     assert_eq!(find(&disks, &serial(UID)), Found::One(Box::new(ours.clone())));
 
-    let twice = [ours.clone(), disk("vdb", 48, Identity::Virtio(serial(&UID[..20])))];
+    let twice = [ours.clone(), disk("vdb", 48, DiskIdentity::Virtio(serial(&UID[..20])))];
     assert_eq!(find(&twice, &serial(UID)), Found::Ambiguous(vec!["sdb".into(), "vdb".into()]));
 
     let Found::NotYet(text) = find(&disks[..1], &serial(UID)) else {
@@ -110,23 +110,24 @@ fn the_systems_disk_a_held_disk_and_a_partitioned_disk_are_refused() {
     let path = Path::new("/var/lib/kubelet/plugins/x/globalmount");
     let plain = disk("sdb", 16, scsi(UID));
     let none = MountTable::default();
-    check(&plain, Use::Filesystem, &none, path).unwrap();
-    check(&plain, Use::Filesystem, &mounted(plain.number, path.to_str().unwrap()), path).unwrap();
-    check(&plain, Use::Filesystem, &mounted(plain.number, "/var/lib/kubelet/pods/p/mount"), path).unwrap();
+    check(&plain, DiskUse::Filesystem, &none, path).unwrap();
+    check(&plain, DiskUse::Filesystem, &mounted(plain.number, path.to_str().unwrap()), path).unwrap();
+    check(&plain, DiskUse::Filesystem, &mounted(plain.number, "/var/lib/kubelet/pods/p/mount"), path)
+        .unwrap();
     for system in ["/", "/var/lib/kubelet"] {
-        check(&plain, Use::Block, &mounted(plain.number, system), path).unwrap_err();
+        check(&plain, DiskUse::Block, &mounted(plain.number, system), path).unwrap_err();
     }
 
     let partition = Partition { name: "sdb1".into(), number: DeviceNumber::new(8, 17) };
     let partitioned = Disk { partitions: vec![partition.clone()], ..plain.clone() };
-    check(&partitioned, Use::Filesystem, &none, path).unwrap_err();
-    check(&partitioned, Use::Block, &none, path).unwrap();
-    check(&partitioned, Use::Block, &mounted(partition.number, "/"), path).unwrap_err();
+    check(&partitioned, DiskUse::Filesystem, &none, path).unwrap_err();
+    check(&partitioned, DiskUse::Block, &none, path).unwrap();
+    check(&partitioned, DiskUse::Block, &mounted(partition.number, "/"), path).unwrap_err();
 
     let held = Disk { holders: vec!["dm-0".into()], ..plain };
-    let error = check(&held, Use::Filesystem, &none, path).unwrap_err();
+    let error = check(&held, DiskUse::Filesystem, &none, path).unwrap_err();
     assert!(error.to_string().contains("dm-0"), "{error}");
-    check(&held, Use::Block, &none, path).unwrap();
+    check(&held, DiskUse::Block, &none, path).unwrap();
 }
 
 proptest! {

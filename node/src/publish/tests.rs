@@ -1,7 +1,7 @@
 use rstest::rstest;
 
 use super::*;
-use crate::host::model::{disk, mount};
+use crate::model::{disk, mount};
 use crate::mount_table::DEVTMPFS;
 
 const STAGING: &str = "/stage";

@@ -10,15 +10,17 @@ use csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume, Moun
 use tonic::Code;
 
 use super::*;
-use crate::device::{DeviceNumber, Disk};
+use crate::device::Disk;
+use crate::device_number::DeviceNumber;
 use crate::filesystem::FilesystemType;
-use crate::host::model::{Held, Model, SERIAL, disk};
-use crate::host::{HeldDisk, PathState};
-use crate::identity::GuestNode;
+use crate::host::HeldDisk;
+use crate::model::{Held, Model, SERIAL, disk};
 use crate::mount_table::MountTable;
+use crate::node_id::NodeObject;
+use crate::path_state::PathState;
 use crate::probe::Evidence;
-use crate::stats::{Capacity, Usage};
 use crate::step::{MkfsRecord, Step};
+use crate::usage::{Capacity, Usage};
 use std::path::{Path, PathBuf};
 
 /// The model, whose steps and measurements can be held up.
@@ -113,11 +115,11 @@ impl Host for Gate {
 struct Annotated(AtomicUsize);
 
 impl NodeIdentitySource for Annotated {
-    async fn node(&self) -> Result<GuestNode, Box<dyn std::error::Error + Send + Sync>> {
+    async fn node(&self) -> Result<NodeObject, Box<dyn std::error::Error + Send + Sync>> {
         match self.0.fetch_add(1, Ordering::SeqCst) {
             0 => Err("connection refused".into()),
-            1 => Ok(GuestNode::default()),
-            _ => Ok(GuestNode {
+            1 => Ok(NodeObject::default()),
+            _ => Ok(NodeObject {
                 provider_id: Some("kubevirt://worker-0".into()),
                 annotations: [("cluster.x-k8s.io/cluster-namespace".into(), "tenant-1".into())].into(),
             }),
@@ -126,7 +128,7 @@ impl NodeIdentitySource for Annotated {
 }
 
 fn node(host: &Arc<Gate>) -> Node<Annotated> {
-    let settings = Settings { device_wait: Duration::from_millis(300), ..Settings::default() };
+    let settings = NodeSettings { device_wait: Duration::from_millis(300), ..NodeSettings::default() };
     Node::with_host(Arc::clone(host) as Arc<dyn Host>, settings, Annotated::default())
 }
 
@@ -244,7 +246,7 @@ async fn an_absent_disk_is_unavailable_with_what_was_seen_and_within_the_callers
 async fn a_disk_that_comes_late_is_found() {
     let gate = Gate::with_disk(Held::Blank);
     gate.model.state().disks.clear();
-    let settings = Settings { device_wait: Duration::from_secs(20), ..Settings::default() };
+    let settings = NodeSettings { device_wait: Duration::from_secs(20), ..NodeSettings::default() };
     let node = Node::with_host(Arc::clone(&gate) as Arc<dyn Host>, settings, Annotated::default());
     let (late, staged) = (Arc::clone(&gate), node.clone());
     let call = tokio::spawn(async move { staged.node_stage_volume(stage(SERIAL)).await });

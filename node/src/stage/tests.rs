@@ -1,7 +1,7 @@
 use rstest::rstest;
 
 use super::*;
-use crate::host::model::{DISK_BYTES, disk, mount, serial};
+use crate::model::{DISK_BYTES, disk, mount, serial};
 
 const STAGING: &str = "/stage";
 

@@ -12,7 +12,7 @@ use csi_proto::v1;
 use csi_proto::v1::node_server::Node as _;
 use csi_proto::v1::volume_capability::access_mode::Mode;
 use csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
-use node::{GuestNode, Node, NodeIdentitySource, Roots, Settings};
+use node::{HostPaths, Node, NodeIdentitySource, NodeObject, NodeSettings};
 use tonic::{Request, Status};
 
 pub const SERIAL: &str = "298d9cd3-9791-4830-8f00-0123456789ab";
@@ -189,7 +189,7 @@ pub fn is_zero(path: &Path) -> bool {
 struct Nobody;
 
 impl NodeIdentitySource for Nobody {
-    async fn node(&self) -> Result<GuestNode, Box<dyn std::error::Error + Send + Sync>> {
+    async fn node(&self) -> Result<NodeObject, Box<dyn std::error::Error + Send + Sync>> {
         Err("no guest API in this test".into())
     }
 }
@@ -197,7 +197,7 @@ impl NodeIdentitySource for Nobody {
 /// A Node service that sees one disk with a serial, and the folders of one volume.
 pub struct Bench {
     node: Node<Nobody>,
-    settings: Settings,
+    settings: NodeSettings,
     root: PathBuf,
     runtime: tokio::runtime::Runtime,
 }
@@ -208,21 +208,21 @@ impl Bench {
         let sys = root.join("sys");
         sysfs(&sys, disk);
         fs::create_dir_all(root.join("staging")).unwrap();
-        let settings = Settings {
-            roots: Roots { sys, ..Roots::default() },
+        let settings = NodeSettings {
+            paths: HostPaths { sys, ..HostPaths::default() },
             device_wait: Duration::from_millis(200),
-            ..Settings::default()
+            ..NodeSettings::default()
         };
         Self::with(settings, root)
     }
 
-    fn with(settings: Settings, root: PathBuf) -> Self {
+    fn with(settings: NodeSettings, root: PathBuf) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Self { node: Node::new(settings.clone(), Nobody), settings, root, runtime }
     }
 
     pub fn allowing_nonzero(&self) -> Self {
-        Self::with(Settings { allow_format_nonzero: true, ..self.settings.clone() }, self.root.clone())
+        Self::with(NodeSettings { allow_format_nonzero: true, ..self.settings.clone() }, self.root.clone())
     }
 
     /// Puts another disk's device node where this one's should be.
@@ -230,12 +230,12 @@ impl Bench {
         let dev = self.root.join("dev");
         fs::create_dir_all(&dev).unwrap();
         symlink(other.device(), dev.join(disk.name())).unwrap();
-        self.settings.roots.dev = dev;
+        self.settings.paths.dev = dev;
         self.node = Node::new(self.settings.clone(), Nobody);
     }
 
-    pub fn roots(&self) -> &Roots {
-        &self.settings.roots
+    pub fn paths(&self) -> &HostPaths {
+        &self.settings.paths
     }
 
     pub fn staging(&self) -> &Path {

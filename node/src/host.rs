@@ -1,63 +1,22 @@
-//! The one place with system calls and child processes: a trait that observes and acts, and its Linux implementation.
+//! The machine as the rest of the crate sees it: what can be observed, and the one way to change something.
 //!
 //! Decides nothing about volumes. All of it blocks, so it is only called from the threads of a bounded pool.
 
-mod command;
-mod disk;
-mod holders;
-mod linux;
-#[cfg(test)]
-pub(crate) mod model;
-mod mounts;
-mod record;
-mod sysfs;
+mod held_disk;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::device::{DeviceNumber, Disk};
+use crate::device::Disk;
+use crate::device_number::DeviceNumber;
 use crate::error::Result;
 use crate::filesystem::FilesystemType;
 use crate::mount_table::MountTable;
+use crate::path_state::PathState;
 use crate::probe::Evidence;
-use crate::stats::{Capacity, Usage};
 use crate::step::{MkfsRecord, Step};
+use crate::usage::{Capacity, Usage};
 
-pub use disk::HeldDisk;
-pub use linux::Linux;
-
-/// What lies at a path, symbolic links not followed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PathState {
-    /// Nothing.
-    Missing,
-    /// A directory.
-    Directory,
-    /// A regular file.
-    File {
-        /// Its size.
-        bytes: u64,
-    },
-    /// A block device node.
-    Node(DeviceNumber),
-    /// Anything else, in words.
-    Other(&'static str),
-    /// It answers as mounts of lost disks and servers do.
-    Corrupted(String),
-}
-
-impl fmt::Display for PathState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Missing => f.write_str("nothing"),
-            Self::Directory => f.write_str("a directory"),
-            Self::File { .. } => f.write_str("a file"),
-            Self::Node(number) => write!(f, "a device node ({number})"),
-            Self::Other(what) => f.write_str(what),
-            Self::Corrupted(reason) => write!(f, "a broken mount ({reason})"),
-        }
-    }
-}
+pub use held_disk::HeldDisk;
 
 /// The machine.
 pub trait Host: Send + Sync + 'static {

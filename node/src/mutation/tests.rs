@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::host::model::{DISK_BYTES, Fault, Held, Model, disk, mount, serial};
+use crate::model::{DISK_BYTES, Fault, Held, Model, disk, mount, serial};
 use crate::mount_options::MountOptions;
 use crate::mount_table::DEVTMPFS;
 use crate::step::MkfsRecord;
@@ -111,7 +111,7 @@ fn a_mount_whose_disk_is_gone_is_replaced_and_one_of_a_living_disk_is_not() {
 
     let alive = Setup::new(ext4(DISK_BYTES));
     let mut other = disk(32);
-    other.identity = crate::device::Identity::None;
+    other.identity = crate::device::DiskIdentity::None;
     alive.model.state().disks.push((other, ext4(DISK_BYTES)));
     alive.model.state().mounts.push(mount(disk(32).number, "/", STAGING.as_ref(), "ext4", false));
     assert!(matches!(alive.stage(FilesystemType::Ext4, &[]), Err(Error::MountConflict { .. })));
@@ -146,7 +146,7 @@ fn the_older_layout_is_served() {
 #[test]
 fn a_staging_mount_of_another_volume_is_not_published() {
     let setup = Setup::new(ext4(DISK_BYTES));
-    setup.model.state().disks[0].0.identity = crate::device::Identity::None;
+    setup.model.state().disks[0].0.identity = crate::device::DiskIdentity::None;
     setup.model.state().mounts.push(mount(disk(16).number, "/", STAGING.as_ref(), "ext4", false));
     assert!(matches!(setup.publish(false), Err(Error::MountConflict { .. })));
     assert_eq!(setup.model.take_applied(), []);

@@ -18,7 +18,7 @@ pub const INFRA_VM_NAMESPACE: &str = "csi.kubevirt.io/infra-vm-namespace";
 
 /// What is needed of this worker's Node object.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct GuestNode {
+pub struct NodeObject {
     /// `spec.providerID`.
     pub provider_id: Option<String>,
     /// `metadata.annotations`.
@@ -30,7 +30,7 @@ pub trait NodeIdentitySource: Send + Sync + 'static {
     /// One read, bounded by a deadline of its own.
     fn node(
         &self,
-    ) -> impl Future<Output = Result<GuestNode, Box<dyn std::error::Error + Send + Sync>>> + Send;
+    ) -> impl Future<Output = Result<NodeObject, Box<dyn std::error::Error + Send + Sync>>> + Send;
 }
 
 /// The node id: `<namespace>/<vm>`.
@@ -39,7 +39,7 @@ pub trait NodeIdentitySource: Send + Sync + 'static {
 ///
 /// # Errors
 /// `NotIdentified`, with what is missing.
-pub fn node_id(node: &GuestNode) -> Result<String> {
+pub fn node_id(node: &NodeObject) -> Result<String> {
     let annotation = |name: &str| node.annotations.get(name).map(String::as_str);
     let provider = node.provider_id.as_deref().and_then(|id| id.strip_prefix(PROVIDER_SCHEME));
     let by_provider = provider.zip(annotation(CLUSTER_NAMESPACE));
@@ -87,7 +87,7 @@ mod tests {
         #[case] annotations: &[(&str, &str)],
         #[case] id: Option<&str>,
     ) {
-        let node = GuestNode {
+        let node = NodeObject {
             provider_id: provider_id.map(str::to_owned),
             annotations: annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         };

@@ -6,15 +6,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
-use super::{HeldDisk, Host, PathState};
-use crate::device::{DeviceNumber, Disk, Identity, Serial};
+use crate::device::{Disk, DiskIdentity, Serial};
+use crate::device_number::DeviceNumber;
 use crate::error::{Error, Result};
 use crate::filesystem::{FilesystemType, SUPERBLOCK_BYTES};
+use crate::host::{HeldDisk, Host};
 use crate::mount_options::Flag;
 use crate::mount_table::{DEVTMPFS, Mount, MountTable};
 use crate::probe::{Evidence, Samples};
-use crate::stats::{Amount, Capacity, Usage};
 use crate::step::{MkfsRecord, Step};
+use crate::usage::{Amount, Capacity, Usage};
 
 /// What a disk of the model holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +84,7 @@ pub fn disk(minor: u64) -> Disk {
         number: DeviceNumber::new(8, minor),
         bytes: DISK_BYTES,
         read_only: false,
-        identity: Identity::Scsi { unit_serial: Some(serial()), designators: Vec::new() },
+        identity: DiskIdentity::Scsi { unit_serial: Some(serial()), designators: Vec::new() },
         partitions: Vec::new(),
         holders: Vec::new(),
     }

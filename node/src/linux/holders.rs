@@ -6,9 +6,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::device::DeviceNumber;
+use crate::device_number::DeviceNumber;
 use crate::mount_table::MountTable;
-use crate::settings::Roots;
+use crate::settings::HostPaths;
 
 /// More names do not help anybody.
 const MAX_NAMED: usize = 5;
@@ -17,26 +17,26 @@ const MAX_NAMED: usize = 5;
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 /// Processes that have something open below `path`, mounts below it, loop devices over its files.
-pub fn of_path(roots: &Roots, path: &Path, mounts: &MountTable) -> String {
+pub fn of_path(paths: &HostPaths, path: &Path, mounts: &MountTable) -> String {
     let below = mounts.below(path).into_iter().map(|point| format!("mount {}", point.display()));
-    let loops = loops(&roots.sys)
+    let loops = loops(&paths.sys)
         .filter(|(_, file)| file.starts_with(path))
         .map(|(name, file)| format!("loop device {name} over {}", file.display()));
-    let processes = processes(&roots.proc).filter_map(|(pid, directory)| {
+    let processes = processes(&paths.proc).filter_map(|(pid, directory)| {
         let open = open_files(&directory).find(|file| file.starts_with(path))?;
         Some(format!("process {pid} ({}) has {} open", command(&directory), open.display()))
     });
-    say(roots, path, below.chain(loops).chain(processes))
+    say(paths, path, below.chain(loops).chain(processes))
 }
 
 /// Devices stacked on the disk, mount namespaces in which its filesystem is mounted, processes that have its node open.
-pub fn of_disk(roots: &Roots, number: DeviceNumber, node: &Path) -> String {
-    let stacked = roots.sys.join("dev/block").join(number.to_string()).join("holders");
+pub fn of_disk(paths: &HostPaths, number: DeviceNumber, node: &Path) -> String {
+    let stacked = paths.sys.join("dev/block").join(number.to_string()).join("holders");
     let stacked = names(&stacked).map(|name| format!("device {name} is stacked on it"));
-    let loops = loops(&roots.sys)
+    let loops = loops(&paths.sys)
         .filter(|(_, file)| file == node)
         .map(|(name, _)| format!("loop device {name} is on it"));
-    let processes = processes(&roots.proc).filter_map(|(pid, directory)| {
+    let processes = processes(&paths.proc).filter_map(|(pid, directory)| {
         let command = command(&directory);
         let table = fs::read(directory.join("mountinfo")).ok().and_then(|text| MountTable::parse(&text).ok());
         if let Some(mount) = table.and_then(|table| table.of(number).pop()) {
@@ -45,13 +45,13 @@ pub fn of_disk(roots: &Roots, number: DeviceNumber, node: &Path) -> String {
         let opened = open_files(&directory).any(|file| file == node);
         opened.then(|| format!("process {pid} ({command}) has {} open", node.display()))
     });
-    say(roots, node, stacked.chain(loops).chain(processes))
+    say(paths, node, stacked.chain(loops).chain(processes))
 }
 
-fn say(roots: &Roots, what: &Path, all: impl Iterator<Item = String>) -> String {
+fn say(paths: &HostPaths, what: &Path, all: impl Iterator<Item = String>) -> String {
     let mut named: Vec<String> = all.take(MAX_NAMED + 1).collect();
     if named.is_empty() {
-        return if sees_all_processes(&roots.proc) {
+        return if sees_all_processes(&paths.proc) {
             "by no process of this node any more, or by the kernel itself".to_owned()
         } else {
             format!(
@@ -118,52 +118,55 @@ mod tests {
     const CONTAINER: &str = "pid:[4026532401]";
 
     /// Trees of a node with one process that has a file open and a disk mounted, a loop device and a mapper device.
-    fn node(namespace: &str) -> (tempfile::TempDir, Roots) {
+    fn node(namespace: &str) -> (tempfile::TempDir, HostPaths) {
         let tree = tempfile::tempdir().unwrap();
-        let roots =
-            Roots { proc: tree.path().join("proc"), sys: tree.path().join("sys"), ..Roots::default() };
-        let process = roots.proc.join("4294967295");
+        let paths = HostPaths {
+            proc: tree.path().join("proc"),
+            sys: tree.path().join("sys"),
+            ..HostPaths::default()
+        };
+        let process = paths.proc.join("4294967295");
         fs::create_dir_all(process.join("fd")).unwrap();
         fs::write(process.join("comm"), "postgres\n").unwrap();
         fs::write(process.join("mountinfo"), "1 2 8:0 / /data rw - ext4 /dev/sda rw\n").unwrap();
         symlink("/stage/base/1", process.join("fd/3")).unwrap();
-        fs::create_dir_all(roots.proc.join("self/ns")).unwrap();
-        symlink(namespace, roots.proc.join("self/ns/pid")).unwrap();
-        fs::create_dir_all(roots.sys.join("block/loop0/loop")).unwrap();
-        fs::write(roots.sys.join("block/loop0/loop/backing_file"), "/pods/a/disk.img\n").unwrap();
-        fs::create_dir_all(roots.sys.join("dev/block/8:32/holders/dm-0")).unwrap();
-        (tree, roots)
+        fs::create_dir_all(paths.proc.join("self/ns")).unwrap();
+        symlink(namespace, paths.proc.join("self/ns/pid")).unwrap();
+        fs::create_dir_all(paths.sys.join("block/loop0/loop")).unwrap();
+        fs::write(paths.sys.join("block/loop0/loop/backing_file"), "/pods/a/disk.img\n").unwrap();
+        fs::create_dir_all(paths.sys.join("dev/block/8:32/holders/dm-0")).unwrap();
+        (tree, paths)
     }
 
-    fn disk(roots: &Roots, minor: u64) -> String {
-        of_disk(roots, DeviceNumber::new(8, minor), Path::new("/dev/sdx"))
+    fn disk(paths: &HostPaths, minor: u64) -> String {
+        of_disk(paths, DeviceNumber::new(8, minor), Path::new("/dev/sdx"))
     }
 
     #[test]
     fn an_open_file_and_a_mount_elsewhere_name_their_process() {
-        let (_tree, roots) = node(FIRST);
+        let (_tree, paths) = node(FIRST);
         assert_eq!(
-            of_path(&roots, Path::new("/stage"), &MountTable::default()),
+            of_path(&paths, Path::new("/stage"), &MountTable::default()),
             "process 4294967295 (postgres) has /stage/base/1 open"
         );
-        assert_eq!(disk(&roots, 0), "mounted at /data for process 4294967295 (postgres)");
+        assert_eq!(disk(&paths, 0), "mounted at /data for process 4294967295 (postgres)");
     }
 
     #[test]
     fn what_is_stacked_is_named_from_inside_a_container_too() {
-        let (_tree, roots) = node(CONTAINER);
+        let (_tree, paths) = node(CONTAINER);
         assert_eq!(
-            of_path(&roots, Path::new("/pods/a"), &MountTable::default()),
+            of_path(&paths, Path::new("/pods/a"), &MountTable::default()),
             "loop device loop0 over /pods/a/disk.img"
         );
-        assert_eq!(disk(&roots, 32), "device dm-0 is stacked on it");
+        assert_eq!(disk(&paths, 32), "device dm-0 is stacked on it");
     }
 
     #[test]
     fn nobody_seen_is_nobody_only_where_all_processes_are_seen() {
         let unseen = |namespace| {
-            let (_tree, roots) = node(namespace);
-            of_path(&roots, Path::new("/other"), &MountTable::default())
+            let (_tree, paths) = node(namespace);
+            of_path(&paths, Path::new("/other"), &MountTable::default())
         };
         assert!(unseen(FIRST).contains("no process of this node"), "{}", unseen(FIRST));
         assert!(unseen(CONTAINER).contains("outside the node plugin's container"), "{}", unseen(CONTAINER));

@@ -4,72 +4,49 @@ use std::collections::hash_map::DefaultHasher;
 use std::fs::{File, OpenOptions};
 use std::hash::Hasher;
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
-use nix::sys::stat::{major, minor};
 
-use crate::device::{DeviceNumber, Disk};
+use crate::device::Disk;
+use crate::device_number::DeviceNumber;
 use crate::error::{Error, Result};
 use crate::filesystem::{FilesystemType, SUPERBLOCK_BYTES, Tool};
-use crate::host::command::{self, FORMAT_LIMIT, PROBE_LIMIT};
-use crate::host::linux::Linux;
-use crate::host::{Host, holders};
+use crate::host::HeldDisk;
+use crate::linux::command::{self, FORMAT_LIMIT, PROBE_LIMIT};
+use crate::linux::{holders, sysfs};
 use crate::probe::{EDGE_BYTES, Evidence, SURVEY_ALIGNMENT, Samples, sample_ranges, survey_ranges};
+use crate::settings::HostPaths;
 
 /// How long udev's own probe of a new disk is waited for; it holds a shared lock (systemd: block device locking).
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Pause between two tries for the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
-/// A disk that is held open.
-///
-/// The kernel frees a disk's name and number only when its last descriptor is closed, so while this lives both mean
-/// this disk. The lock keeps udev from probing it, and others that honour it from writing.
-#[derive(Debug)]
-pub struct HeldDisk {
-    disk: Disk,
-    /// `None` in the tests' model, which has no descriptors.
-    _lock: Option<Flock<File>>,
+/// Path of a disk's device node.
+pub fn node_path(paths: &HostPaths, disk: &Disk) -> PathBuf {
+    paths.dev.join(&disk.name)
 }
 
-impl HeldDisk {
-    /// The disk.
-    pub fn disk(&self) -> &Disk {
-        &self.disk
-    }
-
-    #[cfg(test)]
-    pub(crate) fn without_descriptor(disk: Disk) -> Self {
-        Self { disk, _lock: None }
-    }
-}
-
-/// Number of a device node that is open or was looked at.
-pub fn number_of(metadata: &std::fs::Metadata) -> Option<DeviceNumber> {
-    let device = metadata.rdev();
-    metadata.file_type().is_block_device().then(|| DeviceNumber::new(major(device), minor(device)))
-}
-
-/// See [`Host::hold`].
-pub fn hold(host: &Linux, disk: &Disk) -> Result<HeldDisk> {
-    let node = host.node_path(disk);
+/// See [`crate::host::Host::hold`].
+pub fn hold(paths: &HostPaths, disk: &Disk) -> Result<HeldDisk> {
+    let node = node_path(paths, disk);
     let file = open(&node, disk, OpenOptions::new().read(true))?;
-    prove_identity(host, disk)?;
+    prove_identity(paths, disk)?;
     let mut file = file;
     let begin = Instant::now();
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(HeldDisk { disk: disk.clone(), _lock: Some(lock) }),
+            Ok(lock) => return Ok(HeldDisk::new(disk.clone(), lock)),
             Err((back, Errno::EWOULDBLOCK)) if begin.elapsed() < LOCK_WAIT => {
                 file = back;
                 std::thread::sleep(LOCK_PAUSE);
             }
             Err((_, Errno::EWOULDBLOCK)) => {
-                let holders = holders::of_disk(host.roots(), disk.number, &node);
+                let holders = holders::of_disk(paths, disk.number, &node);
                 let by = format!("another program's lock: {holders}");
                 return Err(Error::DiskBusy { name: disk.name.clone(), by });
             }
@@ -79,9 +56,9 @@ pub fn hold(host: &Linux, disk: &Disk) -> Result<HeldDisk> {
 }
 
 /// The disk that has this number now still names itself as the one that was found.
-fn prove_identity(host: &Linux, disk: &Disk) -> Result<()> {
+fn prove_identity(paths: &HostPaths, disk: &Disk) -> Result<()> {
     let changed = |detail: String| Err(Error::DiskChanged { name: disk.name.clone(), detail });
-    match host.disk(disk.number)? {
+    match sysfs::disk(&paths.sys, disk.number)? {
         None => changed("it is gone".to_owned()),
         Some(now) if now.name != disk.name || now.identity != disk.identity => {
             changed(format!("{} is now {} with serial {}", disk.number, now.name, now.identity))
@@ -94,7 +71,7 @@ fn prove_identity(host: &Linux, disk: &Disk) -> Result<()> {
 fn open(node: &Path, disk: &Disk, options: &OpenOptions) -> Result<File> {
     let file = options.open(node).map_err(Error::observe(format!("open {}", node.display())))?;
     let metadata = file.metadata().map_err(Error::observe(format!("read {}", node.display())))?;
-    match number_of(&metadata) {
+    match DeviceNumber::of_node(&metadata) {
         Some(number) if number == disk.number => Ok(file),
         other => {
             let detail = format!("{} leads to {other:?}, not to {}", node.display(), disk.number);
@@ -104,26 +81,26 @@ fn open(node: &Path, disk: &Disk, options: &OpenOptions) -> Result<File> {
 }
 
 /// Opens it so that nobody else (a mount in any namespace, device mapper, another mkfs) can have it.
-fn open_exclusively(host: &Linux, disk: &Disk, write: bool) -> Result<File> {
-    let node = host.node_path(disk);
+fn open_exclusively(paths: &HostPaths, disk: &Disk, write: bool) -> Result<File> {
+    let node = node_path(paths, disk);
     let mut options = OpenOptions::new();
     options.read(true).write(write).custom_flags(OFlag::O_EXCL.bits());
     match open(&node, disk, &options) {
         Err(Error::Observe { source, .. }) if source.raw_os_error() == Some(Errno::EBUSY as i32) => {
-            let by = holders::of_disk(host.roots(), disk.number, &node);
+            let by = holders::of_disk(paths, disk.number, &node);
             Err(Error::DiskBusy { name: disk.name.clone(), by })
         }
         other => other,
     }
 }
 
-/// See [`Host::in_use`].
-pub fn in_use(host: &Linux, disk: &Disk) -> Result<Option<String>> {
+/// See [`crate::host::Host::in_use`].
+pub fn in_use(paths: &HostPaths, disk: &Disk) -> Result<Option<String>> {
     // A disk that is gone, or whose number another one has by now, is not used any more.
-    if prove_identity(host, disk).is_err_and(|error| matches!(error, Error::DiskChanged { .. })) {
+    if prove_identity(paths, disk).is_err_and(|error| matches!(error, Error::DiskChanged { .. })) {
         return Ok(None);
     }
-    match open_exclusively(host, disk, false) {
+    match open_exclusively(paths, disk, false) {
         Ok(_) | Err(Error::DiskChanged { .. }) => Ok(None),
         Err(Error::DiskBusy { by, .. }) => Ok(Some(by)),
         Err(Error::Observe { source, .. }) if is_gone(&source) => Ok(None),
@@ -137,16 +114,16 @@ fn is_gone(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(Errno::ENODEV as i32)
 }
 
-/// See [`Host::examine`].
-pub fn examine(host: &Linux, held: &HeldDisk) -> Result<Evidence> {
+/// See [`crate::host::Host::examine`].
+pub fn examine(paths: &HostPaths, held: &HeldDisk) -> Result<Evidence> {
     let disk = held.disk();
-    let exclusive = open_exclusively(host, disk, false)?;
+    let exclusive = open_exclusively(paths, disk, false)?;
     let blkid = Tool {
         program: "blkid",
         arguments: ["-p", "-o", "export"]
             .into_iter()
             .map(str::to_owned)
-            .chain([host.node_path(disk).to_string_lossy().into_owned()])
+            .chain([node_path(paths, disk).to_string_lossy().into_owned()])
             .collect(),
     };
     let ended = command::run(&blkid, &disk.name, PROBE_LIMIT)?;
@@ -219,8 +196,8 @@ fn data_in(part: &[u8], at: u64) -> Option<u64> {
 }
 
 /// The first bytes of a disk that may be mounted.
-pub fn head(host: &Linux, disk: &Disk) -> Result<Vec<u8>> {
-    let node = host.node_path(disk);
+pub fn head(paths: &HostPaths, disk: &Disk) -> Result<Vec<u8>> {
+    let node = node_path(paths, disk);
     let file = open(&node, disk, OpenOptions::new().read(true))?;
     let mut head = vec![0_u8; SUPERBLOCK_BYTES];
     let read = |head: &mut [u8]| -> io::Result<()> {
@@ -232,10 +209,10 @@ pub fn head(host: &Linux, disk: &Disk) -> Result<Vec<u8>> {
 }
 
 /// Proves, under an exclusive open, that the disk is the judged one and holds the judged bytes.
-fn open_as_judged(host: &Linux, disk: &Disk, fingerprint: u64, write: bool) -> Result<File> {
-    let exclusive = open_exclusively(host, disk, write)?;
-    prove_identity(host, disk)?;
-    if host.disk(disk.number)?.is_none_or(|now| now.bytes != disk.bytes) {
+fn open_as_judged(paths: &HostPaths, disk: &Disk, fingerprint: u64, write: bool) -> Result<File> {
+    let exclusive = open_exclusively(paths, disk, write)?;
+    prove_identity(paths, disk)?;
+    if sysfs::disk(&paths.sys, disk.number)?.is_none_or(|now| now.bytes != disk.bytes) {
         return Err(Error::DiskChanged { name: disk.name.clone(), detail: "its size changed".to_owned() });
     }
     let samples = sample(&exclusive, disk.bytes)
@@ -250,9 +227,9 @@ fn open_as_judged(host: &Linux, disk: &Disk, fingerprint: u64, write: bool) -> R
 /// Makes the filesystem on a disk that is still as it was judged.
 ///
 /// The exclusive open ends right before mkfs, which opens exclusively itself and gets no force flag.
-pub fn format(host: &Linux, disk: &Disk, filesystem: FilesystemType, fingerprint: u64) -> Result<()> {
-    let node = host.node_path(disk);
-    drop(open_as_judged(host, disk, fingerprint, false)?);
+pub fn format(paths: &HostPaths, disk: &Disk, filesystem: FilesystemType, fingerprint: u64) -> Result<()> {
+    let node = node_path(paths, disk);
+    drop(open_as_judged(paths, disk, fingerprint, false)?);
     tracing::info!(disk = disk.name, number = %disk.number, serial = %disk.identity, %filesystem, "formatting");
     command::run_successfully(&filesystem.mkfs(&node), &disk.name, FORMAT_LIMIT)?;
     let file = open(&node, disk, OpenOptions::new().read(true).write(true))?;
@@ -260,8 +237,8 @@ pub fn format(host: &Linux, disk: &Disk, filesystem: FilesystemType, fingerprint
 }
 
 /// Zeroes the first edge of a disk that is still as it was judged.
-pub fn clear(host: &Linux, disk: &Disk, fingerprint: u64) -> Result<()> {
-    let exclusive = open_as_judged(host, disk, fingerprint, true)?;
+pub fn clear(paths: &HostPaths, disk: &Disk, fingerprint: u64) -> Result<()> {
+    let exclusive = open_as_judged(paths, disk, fingerprint, true)?;
     let length = usize::try_from(EDGE_BYTES.min(disk.bytes)).unwrap_or(SUPERBLOCK_BYTES);
     tracing::warn!(disk = disk.name, serial = %disk.identity, "clearing what an unfinished mkfs left");
     let write = || -> io::Result<()> {

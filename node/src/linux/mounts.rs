@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::device_number::DeviceNumber;
 use crate::error::{Error, Result};
 use crate::filesystem::FilesystemType;
-use crate::host::PathState;
-use crate::host::disk::number_of;
 use crate::mount_options::{Flag, MountOptions};
 use crate::mount_table::MountTable;
+use crate::path_state::PathState;
 
 /// Mode of a directory that is mounted on (as kubevirt/csi-driver makes it).
 const DIRECTORY_MODE: u32 = 0o750;
@@ -44,7 +44,7 @@ pub fn state(path: &Path) -> Result<PathState> {
         }
         Err(error) => return Err(Error::observe(format!("read {}", path.display()))(error)),
     };
-    if let Some(number) = number_of(&metadata) {
+    if let Some(number) = DeviceNumber::of_node(&metadata) {
         return Ok(PathState::Node(number));
     }
     Ok(match metadata.file_type() {

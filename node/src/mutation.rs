@@ -7,10 +7,11 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::device::{DeviceNumber, Disk, Serial, Use, check};
+use crate::device::{Disk, DiskUse, Serial, check};
+use crate::device_number::DeviceNumber;
 use crate::error::{Error, Result};
 use crate::filesystem::FilesystemType;
-use crate::host::{HeldDisk, Host, PathState};
+use crate::host::{HeldDisk, Host};
 use crate::inflight::Progress;
 use crate::metrics::Metrics;
 use crate::mount_table::MountTable;
@@ -132,7 +133,7 @@ fn count_decision(context: Context<'_>, wanted: &stage::Wanted, observed: &stage
 
 /// Verifies the disk of a block volume; nothing is made at the staging path.
 pub fn stage_block(context: Context<'_>, disk: &Disk, staging: &Path) -> Result<()> {
-    check(disk, Use::Block, &context.host.mounts()?, staging)?;
+    check(disk, DiskUse::Block, &context.host.mounts()?, staging)?;
     context.host.hold(disk).map(drop)
 }
 
@@ -193,7 +194,7 @@ fn is_volume(host: &dyn Host, number: DeviceNumber, serial: &Serial) -> Result<b
 
 /// Publishes the device node of a disk.
 pub fn publish_block(context: Context<'_>, wanted: &publish::Wanted, disk: &Disk) -> Result<()> {
-    check(disk, Use::Block, &context.host.mounts()?, &wanted.target)?;
+    check(disk, DiskUse::Block, &context.host.mounts()?, &wanted.target)?;
     // Held until it is published, so that the node is this disk's all the time.
     let held = context.host.hold(disk)?;
     for _ in 0..MAX_ROUNDS {

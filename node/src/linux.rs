@@ -1,36 +1,40 @@
-//! The real machine.
+//! The real machine: the one place with system calls and child processes.
+
+mod command;
+mod disk;
+mod holders;
+mod mkfs_record;
+mod mounts;
+mod sysfs;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statvfs::statvfs;
 
-use crate::device::{DeviceNumber, Disk};
+use crate::device::Disk;
+use crate::device_number::DeviceNumber;
 use crate::error::{Error, Result};
 use crate::filesystem::{CheckResult, FilesystemType};
-use crate::host::command::{self, CHECK_LIMIT, GROW_LIMIT};
-use crate::host::{HeldDisk, Host, PathState, disk, holders, mounts, record, sysfs};
+use crate::host::{HeldDisk, Host};
+use crate::linux::command::{CHECK_LIMIT, GROW_LIMIT};
 use crate::mount_table::MountTable;
+use crate::path_state::PathState;
 use crate::probe::Evidence;
-use crate::settings::Roots;
-use crate::stats::{Amount, Capacity, Usage};
+use crate::settings::HostPaths;
 use crate::step::{MkfsRecord, Step};
+use crate::usage::{Amount, Capacity, Usage};
 
 /// This machine, through the kernel trees at the given roots.
 #[derive(Debug, Clone)]
 pub struct Linux {
-    roots: Roots,
+    paths: HostPaths,
 }
 
 impl Linux {
     /// With its trees at these places.
-    pub fn new(roots: Roots) -> Self {
-        Self { roots }
-    }
-
-    /// Where its trees are.
-    pub fn roots(&self) -> &Roots {
-        &self.roots
+    pub fn new(paths: HostPaths) -> Self {
+        Self { paths }
     }
 
     fn check(&self, disk: &Disk, filesystem: FilesystemType) -> Result<()> {
@@ -58,42 +62,42 @@ impl Linux {
         if mounts::unmount(target)? {
             return Ok(());
         }
-        let holders = holders::of_path(&self.roots, target, &self.mounts()?);
+        let holders = holders::of_path(&self.paths, target, &self.mounts()?);
         Err(Error::MountBusy { path: target.to_owned(), holders })
     }
 }
 
 impl Host for Linux {
     fn disks(&self) -> Result<Vec<Disk>> {
-        sysfs::disks(&self.roots.sys)
+        sysfs::disks(&self.paths.sys)
     }
 
     fn disk(&self, number: DeviceNumber) -> Result<Option<Disk>> {
-        sysfs::disk(&self.roots.sys, number)
+        sysfs::disk(&self.paths.sys, number)
     }
 
     fn rescan(&self) -> Result<()> {
-        sysfs::rescan(&self.roots.sys)
+        sysfs::rescan(&self.paths.sys)
     }
 
     fn node_path(&self, disk: &Disk) -> PathBuf {
-        self.roots.dev.join(&disk.name)
+        disk::node_path(&self.paths, disk)
     }
 
     fn hold(&self, disk: &Disk) -> Result<HeldDisk> {
-        disk::hold(self, disk)
+        disk::hold(&self.paths, disk)
     }
 
     fn examine(&self, disk: &HeldDisk) -> Result<Evidence> {
-        disk::examine(self, disk)
+        disk::examine(&self.paths, disk)
     }
 
     fn in_use(&self, disk: &Disk) -> Result<Option<String>> {
-        disk::in_use(self, disk)
+        disk::in_use(&self.paths, disk)
     }
 
     fn mounts(&self) -> Result<MountTable> {
-        let file = self.roots.proc.join("self/mountinfo");
+        let file = self.paths.proc.join("self/mountinfo");
         let observe = || Error::observe(format!("read {}", file.display()));
         MountTable::parse(&fs::read(&file).map_err(observe())?).map_err(observe())
     }
@@ -107,7 +111,7 @@ impl Host for Linux {
     }
 
     fn mkfs_record(&self, staging: &Path) -> Result<Option<MkfsRecord>> {
-        record::read(staging)
+        mkfs_record::read(staging)
     }
 
     fn filesystem_bytes(
@@ -116,7 +120,9 @@ impl Host for Linux {
         filesystem: FilesystemType,
         mount_point: &Path,
     ) -> Result<Option<u64>> {
-        let Some(superblock) = filesystem.superblock(&disk::head(self, disk)?) else { return Ok(None) };
+        let Some(superblock) = filesystem.superblock(&disk::head(&self.paths, disk)?) else {
+            return Ok(None);
+        };
         if filesystem != FilesystemType::Xfs {
             return Ok(Some(superblock.bytes));
         }
@@ -141,7 +147,7 @@ impl Host for Linux {
     }
 
     fn capacity(&self, number: DeviceNumber) -> Result<Option<Capacity>> {
-        Ok(sysfs::bytes(&self.roots.sys, number)?.map(Capacity))
+        Ok(sysfs::bytes(&self.paths.sys, number)?.map(Capacity))
     }
 
     fn apply(&self, step: &Step) -> Result<()> {
@@ -149,11 +155,11 @@ impl Host for Linux {
         match step {
             Step::CreateDirectory(path) => mounts::create_directory(path),
             Step::CreateFile(path) => mounts::create_file(path),
-            Step::WriteMkfsRecord { staging, record } => record::write(staging, record),
-            Step::RemoveMkfsRecord { staging } => record::remove(staging),
-            Step::ClearUnfinished { disk, fingerprint } => disk::clear(self, disk, *fingerprint),
+            Step::WriteMkfsRecord { staging, record } => mkfs_record::write(staging, record),
+            Step::RemoveMkfsRecord { staging } => mkfs_record::remove(staging),
+            Step::ClearUnfinished { disk, fingerprint } => disk::clear(&self.paths, disk, *fingerprint),
             Step::Format { disk, filesystem, fingerprint } => {
-                disk::format(self, disk, *filesystem, *fingerprint)
+                disk::format(&self.paths, disk, *filesystem, *fingerprint)
             }
             Step::Check { disk, filesystem } => self.check(disk, *filesystem),
             Step::Mount { disk, filesystem, options, target } => {

@@ -5,8 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::device::{
-    DeviceNumber, Disk, Identity, Partition, parse_designators, parse_unit_serial, parse_virtio_serial,
+    Disk, DiskIdentity, Partition, parse_designators, parse_unit_serial, parse_virtio_serial,
 };
+use crate::device_number::DeviceNumber;
 use crate::error::{Error, Result};
 
 /// Unit of sysfs `size` files, whatever the disk's own sectors are (Documentation/ABI/stable/sysfs-block).
@@ -96,20 +97,23 @@ fn size(text: &str) -> Option<u64> {
 }
 
 /// An identity that can not be read is none, and fits no serial.
-fn identity(directory: &Path, name: &str) -> Identity {
+fn identity(directory: &Path, name: &str) -> DiskIdentity {
     let page = |file: &str| fs::read(directory.join("device").join(file)).ok();
     let (unit_serial, device_id) = (page("vpd_pg80"), page("vpd_pg83"));
     if unit_serial.is_some() || device_id.is_some() {
-        return Identity::Scsi {
+        return DiskIdentity::Scsi {
             unit_serial: unit_serial.as_deref().and_then(parse_unit_serial),
             designators: device_id.as_deref().map(parse_designators).unwrap_or_default(),
         };
     }
     if name.starts_with(VIRTIO_PREFIX) {
         let serial = fs::read(directory.join("serial")).ok();
-        return serial.as_deref().and_then(parse_virtio_serial).map_or(Identity::None, Identity::Virtio);
+        return serial
+            .as_deref()
+            .and_then(parse_virtio_serial)
+            .map_or(DiskIdentity::None, DiskIdentity::Virtio);
     }
-    Identity::None
+    DiskIdentity::None
 }
 
 fn partitions(directory: &Path) -> Result<Vec<Partition>> {
@@ -194,7 +198,7 @@ mod tests {
         let sys = tree();
         let found = disks(sys.path()).unwrap();
         assert_eq!(found.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>(), ["loop0", "sda", "vda"]);
-        assert_eq!(found[0].identity, Identity::None);
+        assert_eq!(found[0].identity, DiskIdentity::None);
         assert!(found[1].identity.is(&Serial::new("abc").unwrap()));
         assert_eq!(found[1].bytes, 1 << 20);
         assert_eq!(found[1].partitions, [Partition { name: "sda1".into(), number: DeviceNumber::new(8, 1) }]);

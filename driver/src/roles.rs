@@ -11,8 +11,8 @@ use csi_proto::v1::node_server::NodeServer;
 use infra::{Infra, TenantGuard};
 use node::Node;
 use prometheus_client::registry::Registry;
-use serving::Wedged;
 use serving::shutdown::DRAIN_BOUND;
+use serving::{Endpoint, Wedged};
 use tenant::{Credentials, Tenant};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -154,9 +154,15 @@ async fn controller(flags: &Flags, registry: &mut Registry, shown: &mut String) 
 async fn node(flags: &Flags) -> Result<Node<OwnNode>> {
     let credentials = Credentials::load(path(&flags.tenant_cluster_kubeconfig).as_deref()).await?;
     let source = OwnNode { tenant: Tenant::new(credentials), name: flags.node_name.clone() };
-    let settings = node::NodeSettings {
+    let mut settings = node::NodeSettings {
         allow_format_nonzero: flags.allow_format_nonzero,
         ..node::NodeSettings::default()
     };
+    // The kubelet reaches the socket, so its folder is one of the worker, which outlives this container.
+    if let Endpoint::Unix(socket) = &flags.endpoint
+        && let Some(folder) = socket.parent()
+    {
+        settings.paths.disk_records = folder.join(node::DISK_RECORDS);
+    }
     Ok(Node::new(settings, source))
 }

@@ -1,17 +1,17 @@
-//! When a call must be answered: the caller's `grpc-timeout`, less a margin, so that the answer (and its reason) leaves
+//! When a call must be answered: the caller's `grpc-timeout`, less a margin, so that the answer (and its reason) is sent
 //! before the transport drops the handler.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// For callers that name no time-out; the kubelet's own is 2 minutes (`csiTimeout`).
+/// For callers that give no time-out; the kubelet's own is 2 minutes (`csiTimeout`).
 const DEFAULT_TIMEOUT: Duration = Duration::from_mins(2);
 /// Longest margin.
 const MAX_MARGIN: Duration = Duration::from_secs(1);
 /// A short time-out gives up this fraction of itself.
 const MARGIN_FRACTION: u32 = 10;
-/// No call is planned further ahead; also keeps absurd values from overflowing the clock.
+/// Longer time-outs are cut to this; it also keeps absurd values from overflowing the clock.
 const MAX_TIMEOUT: Duration = Duration::from_hours(1);
 /// Digits of a value (gRPC over HTTP/2: `TimeoutValue`).
 const MAX_DIGITS: usize = 8;
@@ -24,7 +24,7 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// From the value of a `grpc-timeout` header that came in at `now`. A value that can not be read counts as none.
+    /// From the value of a `grpc-timeout` header that came in at `now`. A value that can not be read counts as missing.
     pub fn new(header: Option<&str>, now: Instant) -> Self {
         let timeout = header.and_then(parse).unwrap_or(DEFAULT_TIMEOUT).min(MAX_TIMEOUT);
         let margin = (timeout / MARGIN_FRACTION).min(MAX_MARGIN);

@@ -1,14 +1,17 @@
-//! Which disk is the volume's: a listing of sysfs and a serial → one disk, or the reason why there is none.
+//! Which disk is the volume's: a listing of sysfs and a serial → one disk, or the reason why no disk is used.
 //!
 //! Decides only. Reading sysfs and opening device nodes is [`crate::host`]'s. The links under `/dev/disk` are never
 //! used: they lag behind hotplug, need udev, and cut serials (kubevirt/csi-driver#363, hetznercloud/csi-driver#1455).
 
-use std::fmt;
-use std::path::Path;
+use std::{fmt, path::Path};
 
-use crate::device_number::DeviceNumber;
-use crate::error::{Error, Result};
-use crate::mount_table::{Mount, MountTable};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    device_number::DeviceNumber,
+    error::{Error, Result},
+    mount_table::{Mount, MountTable},
+};
 
 /// What virtio-blk keeps of a serial, in bytes (`VIRTIO_BLK_ID_BYTES`); QEMU cuts the rest off without a word.
 pub const VIRTIO_SERIAL_BYTES: usize = 20;
@@ -26,7 +29,8 @@ const VPD_DEVICE_ID: u8 = 0x83;
 const CODE_SET_ASCII: u8 = 2;
 
 /// A disk's serial as the controller gave it to the VM: the UID of its `DataVolume`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Serial(String);
 
 impl Serial {
@@ -45,14 +49,29 @@ impl Serial {
     }
 }
 
+impl TryFrom<String> for Serial {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::new(&text).ok_or("not a serial")
+    }
+}
+
+impl From<Serial> for String {
+    fn from(serial: Serial) -> Self {
+        serial.0
+    }
+}
+
 impl fmt::Display for Serial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-/// How a disk names itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// How a disk identifies itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum DiskIdentity {
     /// A SCSI disk: unit serial (page 0x80), and the vendor's designators (page 0x83) for disks without one.
     Scsi {
@@ -63,7 +82,7 @@ pub enum DiskIdentity {
     },
     /// A virtio disk: at most 20 bytes.
     Virtio(Serial),
-    /// None that could be read.
+    /// No identity could be read.
     None,
 }
 
@@ -79,6 +98,23 @@ impl DiskIdentity {
                 serial == wanted || (serial.0.len() == VIRTIO_SERIAL_BYTES && wanted.0.starts_with(&serial.0))
             }
             Self::None => false,
+        }
+    }
+
+    /// Both name the same disk, or two disks; `None` when what could be read of them does not tell.
+    pub fn same_as(&self, other: &Self) -> Option<bool> {
+        match (self, other) {
+            (Self::None, _) | (_, Self::None) => None,
+            (Self::Virtio(one), Self::Virtio(two)) => Some(one == two),
+            (Self::Virtio(_), Self::Scsi { .. }) | (Self::Scsi { .. }, Self::Virtio(_)) => Some(false),
+            (
+                Self::Scsi { unit_serial: one, designators: ones },
+                Self::Scsi { unit_serial: two, designators: twos },
+            ) => match (one, two) {
+                (Some(one), Some(two)) => Some(one == two),
+                _ if ones.is_empty() || twos.is_empty() => None,
+                _ => Some(ones.iter().any(|one| twos.contains(one))),
+            },
         }
     }
 }
@@ -123,7 +159,7 @@ pub struct Disk {
     pub holders: Vec<String>,
 }
 
-/// What a listing says about a serial.
+/// What a listing of disks shows for a serial.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// Exactly one disk.
@@ -165,7 +201,7 @@ fn seen(disks: &[Disk]) -> String {
 pub enum DiskUse {
     /// To hold one filesystem over its whole length.
     Filesystem,
-    /// To be handed to a pod as it is: what is on it is the pod's own business, so partitions and LVM are none of ours.
+    /// To be handed to a pod as it is. Partitions and LVM on it are the pod's.
     Block,
 }
 

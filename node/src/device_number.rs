@@ -1,14 +1,18 @@
 //! The number by which the kernel names a block device.
 
-use std::fmt;
-use std::fs::Metadata;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::str::FromStr;
+use std::{
+    fmt,
+    fs::Metadata,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    str::FromStr,
+};
 
 use nix::sys::stat::{major, minor};
+use serde::{Deserialize, Serialize};
 
 /// Major and minor number of a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DeviceNumber {
     /// Major number.
     pub major: u64,

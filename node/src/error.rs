@@ -1,14 +1,10 @@
 //! Every way in which a call can fail, and the gRPC code of each.
 //!
 //! The codes decide what the kubelet does next: `ABORTED`, `DEADLINE_EXCEEDED`, `UNAVAILABLE`, `CANCELLED` and
-//! `RESOURCE_EXHAUSTED` leave a volume *uncertain*, so that it is unstaged before it is forgotten; every other code says
+//! `RESOURCE_EXHAUSTED` leave a volume *uncertain*, so that it is unstaged before it is forgotten; every other code means
 //! that nothing was mounted. A failed observation is therefore never final, and nor is a failure after the mount.
 
-use std::error::Error as StdError;
-use std::fmt::Write as _;
-use std::io;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::{error::Error as StdError, fmt::Write as _, io, path::PathBuf, time::Duration};
 
 use tonic::{Code, Status};
 
@@ -70,8 +66,16 @@ pub enum Error {
     NotRemovable { path: PathBuf, why: String },
     #[error("{path} is busy: {holders}; it stays mounted until they let go", path = path.display())]
     MountBusy { path: PathBuf, holders: String },
-    #[error("disk {name} is unmounted from {path} but still in use: {holders}; it must not be detached yet", path = path.display())]
+    #[error(
+        "disk {name} of {path} is still in use: {holders}; it must not be detached yet: end what uses it, or restart this node",
+        path = path.display()
+    )]
     StillInUse { name: String, path: PathBuf, holders: String },
+    #[error(
+        "{record} does not say which disk the volume was on, and disk {name} is in use: {holders}; if {name} is not this volume's disk, remove that file",
+        record = record.display()
+    )]
+    ReleaseUnknown { record: PathBuf, name: String, holders: String },
     #[error("no volume at {path}", path = path.display())]
     VolumeNotFound { path: PathBuf },
 
@@ -142,7 +146,8 @@ impl Error {
             | Self::AlreadyPublished { .. }
             | Self::NotRemovable { .. }
             | Self::MountBusy { .. }
-            | Self::StillInUse { .. } => Code::FailedPrecondition,
+            | Self::StillInUse { .. }
+            | Self::ReleaseUnknown { .. } => Code::FailedPrecondition,
             Self::MountConflict { .. } => Code::AlreadyExists,
             Self::VolumeNotFound { .. } => Code::NotFound,
             Self::FilesystemDamaged { .. }
@@ -212,6 +217,10 @@ mod tests {
             (Error::NotRemovable { path: path(), why: text() }, Code::FailedPrecondition),
             (Error::MountBusy { path: path(), holders: text() }, Code::FailedPrecondition),
             (Error::StillInUse { name: name(), path: path(), holders: text() }, Code::FailedPrecondition),
+            (
+                Error::ReleaseUnknown { record: path(), name: name(), holders: text() },
+                Code::FailedPrecondition,
+            ),
             (Error::VolumeNotFound { path: path() }, Code::NotFound),
             (Error::NotIdentified(text()), Code::Unavailable),
             (Error::IdentitySource("x".into()), Code::Unavailable),
@@ -235,7 +244,7 @@ mod tests {
             assert!(seen.insert(std::mem::discriminant(&error)), "listed twice: {error:?}");
         }
         // A new variant must come into the table: this number is the number of variants.
-        assert_eq!(seen.len(), 31);
+        assert_eq!(seen.len(), 32);
     }
 
     #[test]

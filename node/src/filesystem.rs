@@ -1,10 +1,9 @@
-//! The table of filesystems: how each is made, checked, mounted and grown, and what its superblock says.
+//! The table of filesystems: how each is made, checked, mounted and grown, and how its superblock is read.
 //!
 //! Decides only; [`crate::host`] runs the programs. No force flag stands in any argument list: mkfs.xfs itself refuses
 //! a disk with a known signature, and mke2fs opens the disk exclusively.
 
-use std::fmt;
-use std::path::Path;
+use std::{fmt, path::Path};
 
 /// A filesystem that this driver makes and mounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -111,7 +110,7 @@ impl FilesystemType {
     }
 
     /// Options it is always mounted with. A clone or a restored snapshot has its source's UUID, and xfs refuses the
-    /// second of two on one node unless told not to look.
+    /// second of two on one node unless `nouuid` is given.
     pub fn mount_defaults(self) -> &'static [&'static str] {
         match self {
             Self::Ext2 | Self::Ext3 | Self::Ext4 => &[],
@@ -141,23 +140,23 @@ pub const SUPERBLOCK_BYTES: usize = 4096;
 /// drops a last group without room for its own tables, xfs a last allocation group under 64 blocks.
 pub const GROW_THRESHOLD_BYTES: u64 = 4 << 20;
 
-/// How far a filesystem came, as far as its superblock tells.
+/// How far mkfs came with a filesystem, by its superblock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Completion {
-    /// mkfs did not come to its end.
+    /// mkfs did not end.
     Unfinished,
-    /// Never mounted for writing; whether all that mkfs wrote is on the disk can not be told.
+    /// Never mounted for writing: it is not known whether all that mkfs wrote is on the disk.
     Unused,
     /// mkfs ended, and all it wrote is there.
     Finished,
 }
 
-/// What a superblock says.
+/// What a superblock holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Superblock {
     /// Size of the filesystem in bytes.
     pub bytes: u64,
-    /// How far it came.
+    /// How far mkfs came.
     pub completion: Completion,
     /// Bytes of the size that statfs(2) leaves out: the internal log of xfs.
     pub log_bytes: u64,

@@ -6,15 +6,18 @@ mod held_disk;
 
 use std::path::{Path, PathBuf};
 
-use crate::device::Disk;
-use crate::device_number::DeviceNumber;
-use crate::error::Result;
-use crate::filesystem::FilesystemType;
-use crate::mount_table::MountTable;
-use crate::path_state::PathState;
-use crate::probe::Evidence;
-use crate::step::{MkfsRecord, Step};
-use crate::usage::{Capacity, Usage};
+use crate::{
+    device::Disk,
+    device_number::DeviceNumber,
+    disk_record::DiskRecordFile,
+    error::Result,
+    filesystem::FilesystemType,
+    mount_table::MountTable,
+    path_state::PathState,
+    probe::Evidence,
+    step::{MkfsRecord, Step},
+    usage::{Capacity, Usage},
+};
 
 pub use held_disk::HeldDisk;
 
@@ -24,7 +27,7 @@ pub trait Host: Send + Sync + 'static {
     fn disks(&self) -> Result<Vec<Disk>>;
     /// The disk that has this number now; `None` when there is none.
     fn disk(&self, number: DeviceNumber) -> Result<Option<Disk>>;
-    /// Makes the SCSI hosts look for disks whose announcement was lost.
+    /// Makes the SCSI hosts scan for disks whose announcement was lost.
     fn rescan(&self) -> Result<()>;
     /// Path of a disk's device node.
     fn node_path(&self, disk: &Disk) -> PathBuf;
@@ -36,7 +39,8 @@ pub trait Host: Send + Sync + 'static {
     /// # Errors
     /// `DiskBusy` when someone does; a read error is part of the evidence.
     fn examine(&self, disk: &HeldDisk) -> Result<Evidence>;
-    /// Who uses the disk, in any mount namespace; `None` when nobody does, or when it is gone.
+    /// Who has claimed the disk, in any mount namespace; `None` when nobody has, so that all that was written to it is on
+    /// it.
     fn in_use(&self, disk: &Disk) -> Result<Option<String>>;
     /// The mount table.
     fn mounts(&self) -> Result<MountTable>;
@@ -46,6 +50,12 @@ pub trait Host: Send + Sync + 'static {
     fn path(&self, path: &Path) -> Result<PathState>;
     /// The record in an unmounted staging directory; one that can not be read as ours is `None`.
     fn mkfs_record(&self, staging: &Path) -> Result<Option<MkfsRecord>>;
+    /// The record of the disks that a volume was used from.
+    fn disk_record(&self, volume: &str) -> Result<DiskRecordFile>;
+    /// Names the kernel's boot: another one has none of its mounts.
+    fn boot_id(&self) -> Result<String>;
+    /// Disks that other mount namespaces have mounted at a staging path, as far as their processes are seen.
+    fn mounted_elsewhere(&self, staging: &Path) -> Result<Vec<DeviceNumber>>;
     /// Size of a mounted filesystem; `None` where its superblock is not understood.
     fn filesystem_bytes(
         &self,

@@ -1,21 +1,22 @@
-//! One operation per volume: who has it, since when, and what it is doing.
+//! One operation per volume: which one runs, since when, and what it is doing.
 //!
 //! Kept in memory only: after a restart nothing is running.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use crate::error::{Error, Result};
 
-/// What an operation is doing right now, readable by those who wait for it.
+/// What an operation is doing right now; later calls for the same volume report it.
 #[derive(Debug, Clone, Default)]
 pub struct Progress(Arc<Mutex<String>>);
 
 impl Progress {
-    /// Says what is being done.
+    /// Sets what is being done.
     pub fn set(&self, text: impl Into<String>) {
         *lock(&self.0) = text.into();
     }
@@ -28,7 +29,7 @@ impl fmt::Display for Progress {
     }
 }
 
-/// A panic elsewhere leaves these values whole.
+/// These values are valid after any panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -56,7 +57,7 @@ impl Inflight {
     /// Takes the key.
     ///
     /// # Errors
-    /// `OperationRunning` while somebody has it.
+    /// `OperationRunning` while another operation has it.
     pub fn claim(&self, key: &str, operation: &'static str) -> Result<Claim> {
         match lock(&self.0).entry(key.to_owned()) {
             Entry::Occupied(running) => Err(Error::OperationRunning {
@@ -82,7 +83,7 @@ impl Inflight {
 }
 
 impl Claim {
-    /// Where the holder says what it does.
+    /// Where the holder reports what it does.
     pub fn progress(&self) -> Progress {
         self.progress.clone()
     }

@@ -8,11 +8,13 @@
 //! Every mutating call is *observe → plan → act*, repeated until the plan is empty: [`stage`] and [`publish`] plan,
 //! [`host`] observes and acts, [`mutation`] is the loop, and [`volumes`] gives each call its lock, its thread and its
 //! deadline.
-#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed"))]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap fails the test"))]
 
+pub mod context;
 mod deadline;
 pub mod device;
 pub mod device_number;
+pub mod disk_record;
 pub mod error;
 pub mod filesystem;
 pub mod host;
@@ -29,6 +31,7 @@ pub mod path_state;
 mod pool;
 pub mod probe;
 pub mod publish;
+mod release;
 pub mod request;
 mod service;
 mod settings;
@@ -44,4 +47,4 @@ pub use inflight::Progress;
 pub use metrics::Metrics;
 pub use node_id::{NodeIdentitySource, NodeObject};
 pub use service::Node;
-pub use settings::{HostPaths, NodeSettings};
+pub use settings::{DISK_RECORDS, HostPaths, NodeSettings};

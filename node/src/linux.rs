@@ -2,28 +2,38 @@
 
 mod command;
 mod disk;
+mod disk_record;
+mod durable_file;
 mod holders;
 mod mkfs_record;
 mod mounts;
 mod sysfs;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use nix::sys::statvfs::statvfs;
 
-use crate::device::Disk;
-use crate::device_number::DeviceNumber;
-use crate::error::{Error, Result};
-use crate::filesystem::{CheckResult, FilesystemType};
-use crate::host::{HeldDisk, Host};
-use crate::linux::command::{CHECK_LIMIT, GROW_LIMIT};
-use crate::mount_table::MountTable;
-use crate::path_state::PathState;
-use crate::probe::Evidence;
-use crate::settings::HostPaths;
-use crate::step::{MkfsRecord, Step};
-use crate::usage::{Amount, Capacity, Usage};
+use crate::{
+    device::Disk,
+    device_number::DeviceNumber,
+    disk_record::DiskRecordFile,
+    error::{Error, Result},
+    filesystem::{CheckResult, FilesystemType},
+    host::{HeldDisk, Host},
+    linux::command::{CHECK_LIMIT, GROW_LIMIT},
+    mount_table::MountTable,
+    path_state::PathState,
+    probe::Evidence,
+    settings::HostPaths,
+    step::{MkfsRecord, Step},
+    usage::{Amount, Capacity, Usage},
+};
+
+/// Below procfs (Documentation/admin-guide/sysctl/kernel.rst, `random`).
+const BOOT_ID: &str = "sys/kernel/random/boot_id";
 
 /// This machine, through the kernel trees at the given roots.
 #[derive(Debug, Clone)]
@@ -114,6 +124,20 @@ impl Host for Linux {
         mkfs_record::read(staging)
     }
 
+    fn disk_record(&self, volume: &str) -> Result<DiskRecordFile> {
+        disk_record::read(&self.paths.disk_records, volume)
+    }
+
+    fn boot_id(&self) -> Result<String> {
+        let file = self.paths.proc.join(BOOT_ID);
+        let text = fs::read_to_string(&file).map_err(Error::observe(format!("read {}", file.display())))?;
+        Ok(text.trim().to_owned())
+    }
+
+    fn mounted_elsewhere(&self, staging: &Path) -> Result<Vec<DeviceNumber>> {
+        holders::mounted_elsewhere(&self.paths.proc, staging)
+    }
+
     fn filesystem_bytes(
         &self,
         disk: &Disk,
@@ -155,6 +179,8 @@ impl Host for Linux {
         match step {
             Step::CreateDirectory(path) => mounts::create_directory(path),
             Step::CreateFile(path) => mounts::create_file(path),
+            Step::WriteDiskRecord(record) => disk_record::write(&self.paths.disk_records, record),
+            Step::RemoveDiskRecord { volume } => disk_record::remove(&self.paths.disk_records, volume),
             Step::WriteMkfsRecord { staging, record } => mkfs_record::write(staging, record),
             Step::RemoveMkfsRecord { staging } => mkfs_record::remove(staging),
             Step::ClearUnfinished { disk, fingerprint } => disk::clear(&self.paths, disk, *fingerprint),

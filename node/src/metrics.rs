@@ -1,21 +1,20 @@
-//! What the node counts about disks. Calls are counted elsewhere, for all services alike.
+//! What the node counts about disks. The driver counts calls, for all its services alike.
 
-use std::fmt;
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::ConstGauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
 
-use crate::error::{Error, Result};
-use crate::inflight::Inflight;
-use crate::pool::Pool;
-use crate::stage::Decision;
+use crate::{
+    error::{Error, Result},
+    inflight::Inflight,
+    pool::Pool,
+    stage::Decision,
+};
 
 /// Bounds in seconds: hotplug shows within half a second, a late disk after a rescan, a lost one never.
 const WAIT_BOUNDS: [f64; 10] = [0.01, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 45.0, 90.0];
@@ -26,7 +25,7 @@ const REFUSED_UNREADABLE: &str = "refused_unreadable";
 const REFUSED_READ_ONLY: &str = "refused_read_only";
 const REFUSED_IN_USE: &str = "refused_in_use";
 const REFUSED_NOT_PROBED: &str = "refused_not_probed";
-/// What the label says of a disk that was refused.
+/// The label's values for disks that were refused.
 const REFUSALS: [&str; 6] = [
     REFUSED_OTHER_FILESYSTEM,
     REFUSED_NOT_BLANK,
@@ -59,7 +58,7 @@ impl Default for Metrics {
     }
 }
 
-/// Asks at each scrape how long the oldest operation has been running and how many threads work.
+/// Reads at each scrape how long the oldest operation has been running and how many threads work.
 #[derive(Debug)]
 pub(crate) struct Work {
     pub inflight: Inflight,
@@ -95,7 +94,7 @@ impl Metrics {
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "kubevirt_csi_node_format_decisions",
-            "Disks that were looked at before staging, by what was decided",
+            "Disks that were probed before staging, by decision",
             self.decisions.clone(),
         );
         registry.register(

@@ -1,21 +1,27 @@
 //! A machine in memory, for the tests: the same trait, the same rules as the kernel's where the planners rely on them,
 //! and faults at any step.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard},
+};
 
-use crate::device::{Disk, DiskIdentity, Serial};
-use crate::device_number::DeviceNumber;
-use crate::error::{Error, Result};
-use crate::filesystem::{FilesystemType, SUPERBLOCK_BYTES};
-use crate::host::{HeldDisk, Host};
-use crate::mount_options::Flag;
-use crate::mount_table::{DEVTMPFS, Mount, MountTable};
-use crate::probe::{Evidence, Samples};
-use crate::step::{MkfsRecord, Step};
-use crate::usage::{Amount, Capacity, Usage};
+use crate::{
+    device::{Disk, DiskIdentity, Serial},
+    device_number::DeviceNumber,
+    disk_record::DiskRecordFile,
+    error::{Error, Result},
+    filesystem::{FilesystemType, SUPERBLOCK_BYTES},
+    host::{HeldDisk, Host},
+    mount_options::Flag,
+    mount_table::{DEVTMPFS, Mount, MountTable},
+    path_state::PathState,
+    probe::{Evidence, Samples},
+    step::{MkfsRecord, Step},
+    usage::{Amount, Capacity, Usage},
+};
 
 /// What a disk of the model holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +63,9 @@ pub struct State {
     pub paths: BTreeMap<PathBuf, Option<u64>>,
     pub corrupted: BTreeSet<PathBuf>,
     pub records: BTreeMap<PathBuf, MkfsRecord>,
+    pub disk_records: BTreeMap<String, DiskRecordFile>,
+    pub boot_id: String,
+    pub mounted_elsewhere: Vec<DeviceNumber>,
     pub applied: Vec<Step>,
     pub faults: Vec<(usize, Fault)>,
     pub busy: BTreeSet<PathBuf>,
@@ -136,6 +145,16 @@ impl State {
                 );
                 assert!(self.paths.contains_key(staging), "no directory for the record");
                 self.records.insert(staging.clone(), record.clone());
+            }
+            Step::WriteDiskRecord(record) => {
+                drop(self.disk_records.insert(record.volume.clone(), DiskRecordFile::Read(record.clone())));
+            }
+            Step::RemoveDiskRecord { volume } => {
+                assert!(
+                    !self.used_elsewhere || self.disks.is_empty(),
+                    "the record of a disk in use was removed"
+                );
+                drop(self.disk_records.remove(volume));
             }
             Step::RemoveMkfsRecord { staging } => drop(self.records.remove(staging)),
             Step::ClearUnfinished { disk, .. } => *self.held(disk) = Held::Bytes,
@@ -312,6 +331,18 @@ impl Host for Model {
 
     fn mkfs_record(&self, staging: &Path) -> Result<Option<MkfsRecord>> {
         Ok(self.state().records.get(staging).cloned())
+    }
+
+    fn disk_record(&self, volume: &str) -> Result<DiskRecordFile> {
+        Ok(self.state().disk_records.get(volume).cloned().unwrap_or(DiskRecordFile::Missing))
+    }
+
+    fn boot_id(&self) -> Result<String> {
+        Ok(self.state().boot_id.clone())
+    }
+
+    fn mounted_elsewhere(&self, _: &Path) -> Result<Vec<DeviceNumber>> {
+        Ok(self.state().mounted_elsewhere.clone())
     }
 
     fn filesystem_bytes(&self, disk: &Disk, _: FilesystemType, _: &Path) -> Result<Option<u64>> {

@@ -1,9 +1,8 @@
 //! Mount flags of a volume capability → what mount(2) takes: generic flags, and the rest as text for the filesystem.
 //!
-//! Decides only how a word is classed. Whether a filesystem knows an option is the kernel's answer at mount time.
+//! Decides only how an option is classed. Whether a filesystem knows an option is the kernel's answer at mount time.
 
-use std::collections::BTreeSet;
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 /// A generic flag of mount(2), named as `/proc/self/mountinfo` prints it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,7 +21,7 @@ pub enum Flag {
     LazyTime,
 }
 
-/// Word, its flag, and whether the word sets or clears it. mount(8) lists them as filesystem-independent options.
+/// Option, its flag, and whether the option sets or clears it. mount(8) lists them as filesystem-independent options.
 const WORDS: &[(&str, Flag, bool)] = &[
     ("ro", Flag::ReadOnly, true),
     ("rw", Flag::ReadOnly, false),
@@ -47,11 +46,11 @@ const WORDS: &[(&str, Flag, bool)] = &[
     ("nolazytime", Flag::LazyTime, false),
 ];
 
-/// Words that speak to mount(8) or to fstab and never reach the kernel.
+/// Options for mount(8) or fstab, which never reach the kernel.
 const FOR_MOUNT_PROGRAM: &[&str] =
     &["defaults", "auto", "noauto", "_netdev", "nofail", "user", "nouser", "users", "group", "owner"];
 
-/// Words that would make another mount than the one that was asked for.
+/// Options that would make another mount than the one that was asked for.
 const REFUSED: &[&str] = &[
     "bind",
     "rbind",

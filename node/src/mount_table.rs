@@ -3,14 +3,15 @@
 //! The text of `/proc/self/mountinfo` is parsed by the `procfs` crate, which leaves the octal escapes in; they are
 //! undone here.
 
-use std::collections::{BTreeSet, HashMap};
-use std::ffi::OsString;
-use std::io;
-use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::{
+    collections::{BTreeSet, HashMap},
+    ffi::OsString,
+    io,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
 
-use procfs::FromRead;
-use procfs::process::MountInfos;
+use procfs::{FromRead, process::MountInfos};
 
 use crate::device_number::DeviceNumber;
 
@@ -37,7 +38,7 @@ impl Mount {
         self.options.contains("ro") || self.super_options.contains("ro")
     }
 
-    /// All words that say how it is mounted.
+    /// All options, of the mount and of its filesystem.
     pub fn words(&self) -> BTreeSet<String> {
         self.options.union(&self.super_options).cloned().collect()
     }
@@ -102,6 +103,8 @@ impl MountTable {
 
 /// Filesystem type of `/dev`.
 pub const DEVTMPFS: &str = "devtmpfs";
+/// Filesystem type of a `/dev` that a container runtime made.
+pub const TMPFS: &str = "tmpfs";
 
 fn invalid(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)

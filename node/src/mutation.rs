@@ -4,66 +4,24 @@
 //! host's, what is planned the planners'; here is only their order.
 
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
 
-use crate::device::{Disk, DiskUse, Serial, check};
-use crate::device_number::DeviceNumber;
-use crate::error::{Error, Result};
-use crate::filesystem::FilesystemType;
-use crate::host::{HeldDisk, Host};
-use crate::inflight::Progress;
-use crate::metrics::Metrics;
-use crate::mount_table::MountTable;
-use crate::probe::{Content, judge};
-use crate::step::Step;
-use crate::{publish, stage, unstage};
+use crate::{
+    context::{Context, NO_DEVICE},
+    device::{Disk, DiskUse, Serial, check},
+    device_number::DeviceNumber,
+    error::{Error, Result},
+    filesystem::FilesystemType,
+    host::{HeldDisk, Host},
+    mount_table::{DEVTMPFS, MountTable, TMPFS},
+    path_state::PathState,
+    probe::{Content, judge},
+    publish, release, stage,
+    step::Step,
+    unstage,
+};
 
 /// A plan is followed by at most: clear, format and mount, grow, nothing; each may be preceded by taking off a broken mount.
 const MAX_ROUNDS: usize = 6;
-/// How long a disk may stay in use after its last mount is gone: the kernel ends a filesystem after umount(2) when
-/// another mount namespace is just being torn down.
-const RELEASE_WAIT: Duration = Duration::from_secs(5);
-/// Pause between two looks at a disk that is being released.
-const RELEASE_PAUSE: Duration = Duration::from_millis(100);
-
-/// What each operation works with.
-#[derive(Clone, Copy)]
-pub struct Context<'a> {
-    /// The machine.
-    pub host: &'a dyn Host,
-    /// The operator allows to format data of an unknown kind.
-    pub allow_format_nonzero: bool,
-    /// Where decisions are counted.
-    pub metrics: &'a Metrics,
-    /// What is being done, for those who ask.
-    pub progress: &'a Progress,
-}
-
-impl Context<'_> {
-    fn apply(&self, steps: &[Step]) -> Result<()> {
-        for step in steps {
-            self.progress.set(step.to_string());
-            self.host.apply(step)?;
-        }
-        Ok(())
-    }
-
-    /// The top mount at `path` belongs to a disk that is gone, or the path answers as such mounts do.
-    fn is_stale(&self, path: &Path, state: &PathState, mounts: &MountTable) -> Result<bool> {
-        let Some(top) = mounts.at(path).pop() else { return Ok(false) };
-        let gone = |number| Ok::<_, Error>(self.host.capacity(number)?.is_none());
-        Ok(match state {
-            PathState::Corrupted(_) => true,
-            PathState::Directory => top.number.major != NO_DEVICE && gone(top.number)?,
-            PathState::Node(number) => gone(*number)?,
-            PathState::Missing | PathState::File { .. } | PathState::Other(_) => false,
-        })
-    }
-}
-
-/// Major number of filesystems without a disk.
-const NO_DEVICE: u64 = 0;
 
 /// Stages a filesystem on its disk.
 pub fn stage_filesystem(context: Context<'_>, wanted: &stage::Wanted, disk: &Disk) -> Result<()> {
@@ -111,7 +69,13 @@ fn observe_stage(
         }
         Some(_) => {}
     }
-    Ok(stage::Observed { disk: disk.clone(), mounts, path, stale, record, content: probed, filesystem_bytes })
+    let disk_record = host.disk_record(&wanted.volume)?.extended(
+        &wanted.volume,
+        &host.boot_id()?,
+        std::slice::from_ref(disk),
+    );
+    let (disk, content) = (disk.clone(), probed);
+    Ok(stage::Observed { disk, mounts, path, stale, disk_record, record, content, filesystem_bytes })
 }
 
 /// What is on the disk. One that is mounted on this node already (the older layout) can not be opened exclusively; its
@@ -126,18 +90,19 @@ fn probe(host: &dyn Host, held: &HeldDisk, mounts: &MountTable) -> Result<Conten
 fn count_decision(context: Context<'_>, wanted: &stage::Wanted, observed: &stage::Observed) {
     if let Some(content) = &observed.content {
         let decision = stage::decide(wanted, observed, content, context.allow_format_nonzero);
-        tracing::info!(disk = observed.disk.name, serial = %wanted.serial, %content, ?decision, "looked at the disk");
+        tracing::info!(disk = observed.disk.name, serial = %wanted.serial, %content, ?decision, "probed the disk");
         context.metrics.count_decision(decision.as_ref().copied());
     }
 }
 
-/// Verifies the disk of a block volume; nothing is made at the staging path.
-pub fn stage_block(context: Context<'_>, disk: &Disk, staging: &Path) -> Result<()> {
+/// Verifies and records the disk of a block volume; nothing is made at the staging path.
+pub fn stage_block(context: Context<'_>, volume: &str, disk: &Disk, staging: &Path) -> Result<()> {
     check(disk, DiskUse::Block, &context.host.mounts()?, staging)?;
-    context.host.hold(disk).map(drop)
+    let _held = context.host.hold(disk)?;
+    context.record_disks(volume, std::slice::from_ref(disk))
 }
 
-/// What became of a publication.
+/// The result of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Published {
     /// It is done.
@@ -193,10 +158,16 @@ fn is_volume(host: &dyn Host, number: DeviceNumber, serial: &Serial) -> Result<b
 }
 
 /// Publishes the device node of a disk.
-pub fn publish_block(context: Context<'_>, wanted: &publish::Wanted, disk: &Disk) -> Result<()> {
+pub fn publish_block(
+    context: Context<'_>,
+    volume: &str,
+    wanted: &publish::Wanted,
+    disk: &Disk,
+) -> Result<()> {
     check(disk, DiskUse::Block, &context.host.mounts()?, &wanted.target)?;
     // Held until it is published, so that the node is this disk's all the time.
     let held = context.host.hold(disk)?;
+    context.record_disks(volume, std::slice::from_ref(disk))?;
     for _ in 0..MAX_ROUNDS {
         let mounts = context.host.mounts()?;
         let observed = observe_publish(context, wanted, mounts, |number| Ok(number == held.disk().number))?;
@@ -226,69 +197,74 @@ fn observe_publish(
     Ok(publish::Observed { mounts, target, stale, target_is_ours })
 }
 
-/// Ends a target.
-pub fn unpublish(context: Context<'_>, target: &Path) -> Result<()> {
+/// Unmounts a target and removes it.
+///
+/// A volume that an older driver published may have no record of its disk, and its target may be the last place that
+/// leads to it.
+pub fn unpublish(context: Context<'_>, volume: &str, target: &Path) -> Result<()> {
     for _ in 0..MAX_ROUNDS {
         let mounts = context.host.mounts()?;
-        // Looking at what is mounted could hang; the mount table suffices.
+        // Reading the mounted filesystem could hang; the mount table suffices.
         let state =
             if mounts.at(target).is_empty() { context.host.path(target)? } else { PathState::Directory };
         let steps = publish::plan_removal(target, &mounts, &state)?;
         if steps.is_empty() {
             return Ok(());
         }
+        if let Some(number) = published_device(context, target, &mounts)?
+            && let Some(disk) = context.host.disk(number)?
+        {
+            context.record_disks(volume, &[disk])?;
+        }
         context.apply(&steps)?;
     }
     Err(Error::NotSettled("unpublishing"))
 }
 
-/// Ends a staging mount, and returns the disks that were mounted there.
-pub fn unstage(context: Context<'_>, staging: &Path) -> Result<Vec<Disk>> {
-    let mut disks: Vec<Disk> = Vec::new();
+/// The device of the filesystem at a target, or that a bound device node leads to.
+fn published_device(
+    context: Context<'_>,
+    target: &Path,
+    mounts: &MountTable,
+) -> Result<Option<DeviceNumber>> {
+    let Some(top) = mounts.at(target).pop() else { return Ok(None) };
+    if top.number.major != NO_DEVICE {
+        return Ok(Some(top.number));
+    }
+    // Of filesystems without a disk only those that hold device nodes are asked: others may hang.
+    if ![DEVTMPFS, TMPFS].contains(&top.fs_type.as_str()) {
+        return Ok(None);
+    }
+    Ok(match context.host.path(target)? {
+        PathState::Node(number) => Some(number),
+        _ => None,
+    })
+}
+
+/// Unmounts a staging path, and proves that the volume's disks are released.
+pub fn unstage(context: Context<'_>, volume: &str, staging: &Path) -> Result<()> {
     for _ in 0..MAX_ROUNDS {
-        let mounts = context.host.mounts()?;
-        let here = mounts.at(staging);
-        for mount in &here {
-            if let Some(disk) = context.host.disk(mount.number)?
-                && !disks.contains(&disk)
-            {
-                disks.push(disk);
-            }
-        }
-        let record = if here.is_empty() { context.host.mkfs_record(staging)? } else { None };
-        let steps = unstage::plan(staging, &mounts, record.as_ref());
+        let observed = observe_unstage(context, volume, staging)?;
+        let steps = unstage::plan(staging, &observed);
         if steps.is_empty() {
-            return Ok(disks);
+            return release::prove(context, volume, staging);
         }
         context.apply(&steps)?;
     }
     Err(Error::NotSettled("unstaging"))
 }
 
-/// Waits until nobody on this node uses the disk any more, so that it may be detached.
-///
-/// # Errors
-/// `StillInUse` with the mount points or processes that keep it.
-pub fn wait_released(context: Context<'_>, disk: &Disk, staging: &Path) -> Result<()> {
-    context.progress.set(format!("waiting until {} is released", disk.name));
-    let still_in_use =
-        |holders: String| Error::StillInUse { name: disk.name.clone(), path: staging.to_owned(), holders };
-    let begin = Instant::now();
-    loop {
-        // Another disk may have the number by now: then nobody can be using this one.
-        if context.host.disk(disk.number)?.is_none_or(|now| now.identity != disk.identity) {
-            return Ok(());
-        }
-        // A mount that this process sees ends by another call, not by waiting.
-        if let Some(mount) = context.host.mounts()?.of(disk.number).first() {
-            return Err(still_in_use(format!("mounted at {}", mount.point.display())));
-        }
-        let Some(holders) = context.host.in_use(disk)? else { return Ok(()) };
-        if begin.elapsed() >= RELEASE_WAIT {
-            return Err(still_in_use(holders));
-        }
-        thread::sleep(RELEASE_PAUSE);
+fn observe_unstage(context: Context<'_>, volume: &str, staging: &Path) -> Result<unstage::Observed> {
+    let host = context.host;
+    let mounts = host.mounts()?;
+    let here = mounts.at(staging);
+    let mut disks: Vec<Disk> = Vec::new();
+    for mount in &here {
+        disks.extend(host.disk(mount.number)?.filter(|disk| !disks.contains(disk)));
     }
+    let mkfs_record = if here.is_empty() { host.mkfs_record(staging)? } else { None };
+    let disk_record = host.disk_record(volume)?.extended(volume, &host.boot_id()?, &disks);
+    Ok(unstage::Observed { mounts, mkfs_record, disk_record })
 }
 
 #[cfg(test)]

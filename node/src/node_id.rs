@@ -1,9 +1,8 @@
 //! Which VM this worker is: the guest's Node object → `<namespace>/<vm>`.
 //!
-//! Decides only. The one read of the Node is the caller's, so that this crate knows no API client.
+//! Decides only. The caller reads the Node, so that this crate needs no API client.
 
-use std::collections::BTreeMap;
-use std::future::Future;
+use std::{collections::BTreeMap, future::Future};
 
 use crate::error::{Error, Result};
 
@@ -11,12 +10,12 @@ use crate::error::{Error, Result};
 pub const PROVIDER_SCHEME: &str = "kubevirt://";
 /// Cluster API writes the namespace of the infra objects of a node here.
 pub const CLUSTER_NAMESPACE: &str = "cluster.x-k8s.io/cluster-namespace";
-/// Set by hand or by an installer where Cluster API is not used.
+/// Set by an administrator or an installer where Cluster API is not used.
 pub const INFRA_VM_NAME: &str = "csi.kubevirt.io/infra-vm-name";
 /// Goes with [`INFRA_VM_NAME`].
 pub const INFRA_VM_NAMESPACE: &str = "csi.kubevirt.io/infra-vm-namespace";
 
-/// What is needed of this worker's Node object.
+/// The part of this worker's Node object that names its VM.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeObject {
     /// `spec.providerID`.
@@ -25,7 +24,7 @@ pub struct NodeObject {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Reads this worker's Node object from the guest API; asked until the Node says which VM it is, then never again.
+/// Reads this worker's Node object from the guest API; read until the Node names its VM, then never again.
 pub trait NodeIdentitySource: Send + Sync + 'static {
     /// One read, bounded by a deadline of its own.
     fn node(
@@ -50,13 +49,13 @@ pub fn node_id(node: &NodeObject) -> Result<String> {
         .find(|(vm, namespace)| is_name(vm) && is_name(namespace));
     named.map(|(vm, namespace)| format!("{namespace}/{vm}")).ok_or_else(|| {
         Error::NotIdentified(format!(
-            "this Node says not which VM it is: it needs spec.providerID {PROVIDER_SCHEME}<vm> with annotation \
+            "this Node does not say which VM it is: it needs spec.providerID {PROVIDER_SCHEME}<vm> with annotation \
              {CLUSTER_NAMESPACE}, or annotations {INFRA_VM_NAME} and {INFRA_VM_NAMESPACE}"
         ))
     })
 }
 
-/// Fits between the slashes of a node id.
+/// May be one half of a node id.
 fn is_name(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'))
 }

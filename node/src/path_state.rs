@@ -18,7 +18,7 @@ pub enum PathState {
     },
     /// A block device node.
     Node(DeviceNumber),
-    /// Anything else, in words.
+    /// Anything else, as text.
     Other(&'static str),
     /// It answers as mounts of lost disks and servers do.
     Corrupted(String),

@@ -3,11 +3,12 @@
 //! They are plain threads rather than the runtime's: a runtime that is dropped waits for its own, and a thread that hangs
 //! in the kernel would hold up the end of the process for ever.
 
-use std::sync::Arc;
-use std::thread;
+use std::{sync::Arc, thread};
 
-use tokio::sync::{Semaphore, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::{Instant, timeout_at},
+};
 use tracing::Span;
 
 use crate::error::{Error, Result};

@@ -1,11 +1,9 @@
 //! What is on a disk: the evidence of blkid and of our own reads → one verdict.
 //!
-//! Decides only. The one rule that everything else serves: *blank* is proved, never assumed. blkid answers 2 both for
+//! Decides only. The rule: *blank* is proved, never assumed. blkid answers 2 both for
 //! "nothing found" and for "could not read" (kubernetes/kubernetes#142243), so its answer alone proves nothing.
 
-use std::fmt;
-use std::iter::once;
-use std::ops::Range;
+use std::{fmt, iter::once, ops::Range};
 
 use crate::filesystem::{Completion, FilesystemType};
 
@@ -66,7 +64,7 @@ pub enum Content {
     Filesystem {
         /// blkid's name for it.
         kind: String,
-        /// How far it came.
+        /// How far mkfs came.
         completion: Completion,
         /// Of the bytes read.
         fingerprint: u64,
@@ -88,7 +86,7 @@ pub enum Content {
     },
     /// Several signatures that contradict each other.
     Ambiguous {
-        /// In words.
+        /// As text.
         detail: String,
     },
     /// No signature, but not all bytes are zero.
@@ -100,7 +98,7 @@ pub enum Content {
     },
     /// It could not be read, so nothing is known.
     Unreadable {
-        /// In words.
+        /// As text.
         reason: String,
     },
 }
@@ -219,7 +217,7 @@ pub fn survey_gap(bytes: u64) -> u64 {
 /// Number of pieces of a survey.
 const PIECES: u64 = SURVEY_BYTES / PIECE_BYTES;
 
-/// Where filesystems keep copies of their superblock: what is left of one whose beginning was lost or overwritten.
+/// Where filesystems keep copies of their superblock, which remain when the beginning was lost or overwritten.
 fn landmarks(bytes: u64) -> Vec<u64> {
     // ext2/3/4 (`sparse_super`): the groups 1 and powers of 3, 5, 7; a group has 8 blocks for each byte of a block.
     const EXT_BLOCKS: [u64; 3] = [1 << 10, 2 << 10, 4 << 10];

@@ -5,12 +5,14 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::device_number::DeviceNumber;
-use crate::error::{Error, Result};
-use crate::mount_options::MountOptions;
-use crate::mount_table::{Mount, MountTable};
-use crate::path_state::PathState;
-use crate::step::Step;
+use crate::{
+    device_number::DeviceNumber,
+    error::{Error, Result},
+    mount_options::MountOptions,
+    mount_table::{Mount, MountTable},
+    path_state::PathState,
+    step::Step,
+};
 
 /// What is published.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +55,7 @@ pub struct Observed {
     pub target_is_ours: bool,
 }
 
-/// Plans the next steps; none when the volume is published as asked.
+/// Plans the next steps. Empty when the volume is published as asked.
 ///
 /// # Errors
 /// The target has another mount; a second target of an exclusive volume; nothing is mounted at the staging path.
@@ -165,7 +167,7 @@ fn refuse_second_target(wanted: &Wanted, mounts: &MountTable) -> Result<()> {
     }
 }
 
-/// Plans the end of a target: each mount on it, then the empty directory or file; none when nothing is left.
+/// Plans the removal of a target: each mount on it, then the empty directory or file. Empty when nothing is left.
 pub fn plan_removal(target: &Path, mounts: &MountTable, state: &PathState) -> Result<Vec<Step>> {
     let depth = mounts.at(target).len();
     let refused = |why: String| Err(Error::NotRemovable { path: target.to_owned(), why });

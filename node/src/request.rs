@@ -1,20 +1,25 @@
-//! Requests off the wire → what they ask for; the only source of `INVALID_ARGUMENT`. Looks at the shape of a request and
-//! at nothing outside it.
+//! Requests as received → what they ask for; the only source of `INVALID_ARGUMENT`. It checks the shape of a request and
+//! nothing outside it.
 
-use std::collections::HashMap;
-use std::path::{Component, Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Component, Path, PathBuf},
+};
 
-use csi_proto::v1;
-use csi_proto::v1::volume_capability::AccessType;
-use csi_proto::v1::volume_capability::access_mode::Mode;
+use csi_proto::v1::{
+    self,
+    volume_capability::{AccessType, access_mode::Mode},
+};
 
-use crate::device::Serial;
-use crate::error::{Error, Result};
-use crate::filesystem::{self, FilesystemType};
-use crate::mount_options::{Flag, MountOptions};
+use crate::{
+    device::Serial,
+    error::{Error, Result},
+    filesystem::{self, FilesystemType},
+    mount_options::{Flag, MountOptions},
+};
 
 /// Key of the volume context that carries the disk's serial, as kubevirt/csi-driver writes it. Its other key, `bus`, is
-/// not read: the disk tells its bus itself.
+/// not read: sysfs shows which bus the disk is on.
 const SERIAL_KEY: &str = "serial";
 
 /// What the volume is to a pod.
@@ -60,7 +65,7 @@ pub struct PublishRequest {
     pub volume: String,
     /// Its disk's serial.
     pub serial: Serial,
-    /// Where it is staged, if the caller says so.
+    /// Where it is staged, if the caller gives it.
     pub staging: Option<PathBuf>,
     /// Where to publish.
     pub target: PathBuf,
@@ -168,7 +173,7 @@ fn path(value: &str, field: &str) -> Result<PathBuf> {
     if !path.is_absolute() || !plain || path.file_name().is_none() || value.contains('\0') {
         return invalid(format!("{field} {value:?} is not an absolute path below the root, without .."));
     }
-    // Collected from its components, so that it compares equal to what the mount table says.
+    // Collected from its components, so that it compares equal to the mount table's text.
     Ok(path.components().collect())
 }
 
@@ -193,12 +198,12 @@ fn capability(capability: Option<v1::VolumeCapability>) -> Result<Capability> {
     };
     let access = match capability.access_type {
         Some(AccessType::Block(_)) => Access::Block,
-        // Two kernels on one disk would corrupt it. The words are those that users of kubevirt/csi-driver know.
+        // Two kernels on one disk would corrupt it. The text is kubevirt/csi-driver's, which its users and tests know.
         Some(AccessType::Mount(_)) if several_nodes => {
             return invalid("non-block volume with RWX access mode is not supported");
         }
         Some(AccessType::Mount(mount)) => filesystem_access(&mount, read_only)?,
-        None => return invalid("volume_capability says neither block nor mount"),
+        None => return invalid("volume_capability is neither block nor mount"),
     };
     Ok(Capability { access, exclusive })
 }

@@ -1,27 +1,32 @@
-//! The gRPC service: takes requests in, hands them to [`Volumes`], puts answers out. Without policy of its own.
+//! The gRPC service: takes requests in, hands them to [`Volumes`], returns answers. It has no policy of its own.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use csi_proto::v1;
-use csi_proto::v1::node_service_capability::{self, Rpc, rpc};
-use csi_proto::v1::volume_usage::Unit;
+use csi_proto::v1::{
+    self,
+    node_service_capability::{self, Rpc, rpc},
+    volume_usage::Unit,
+};
 use prometheus_client::registry::Registry;
-use tokio::sync::OnceCell;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, timeout_at},
+};
 use tonic::{Request, Response, Status};
 
-use crate::deadline::Deadline;
-use crate::error::{Error, Result};
-use crate::host::Host;
-use crate::linux::Linux;
-use crate::metrics::Metrics;
-use crate::node_id::{NodeIdentitySource, node_id};
-use crate::request;
-use crate::settings::NodeSettings;
-use crate::stats::Stats;
-use crate::usage::Amount;
-use crate::volumes::Volumes;
+use crate::{
+    deadline::Deadline,
+    error::{Error, Result},
+    host::Host,
+    linux::Linux,
+    metrics::Metrics,
+    node_id::{NodeIdentitySource, node_id},
+    request,
+    settings::NodeSettings,
+    stats::Stats,
+    usage::Amount,
+    volumes::Volumes,
+};
 
 /// Header with the caller's time-out.
 const TIMEOUT_HEADER: &str = "grpc-timeout";
@@ -170,7 +175,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         Ok(Response::new(v1::NodeGetCapabilitiesResponse { capabilities }))
     }
 
-    /// No limit of volumes is told: it depends on the VM's other disks and ports, which the guest can not see.
+    /// Reports no limit of volumes: it depends on the VM's other disks and ports, which the guest can not see.
     async fn node_get_info(
         &self,
         request: Request<v1::NodeGetInfoRequest>,

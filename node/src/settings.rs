@@ -1,11 +1,22 @@
 //! What the operator may choose, and where the kernel's own trees are. Nothing here is read from a file or an environment.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// How long a call waits for a disk that the controller says is attached. Hotplug shows within half a second
 /// (measured on QEMU); the kubelet gives a call 2 minutes, and the answer must leave before that.
 const DEVICE_WAIT: Duration = Duration::from_secs(90);
+
+/// How long a disk may stay in use after its last mount is gone: the kernel ends a filesystem after umount(2) when another
+/// mount namespace is just being torn down.
+const RELEASE_WAIT: Duration = Duration::from_secs(5);
+
+/// Where each known installer mounts the driver's folder on the worker, `/var/lib/kubelet/plugins/csi.kubevirt.io`.
+const PLUGIN_FOLDER: &str = "/csi";
+/// The folder of records in the driver's folder.
+pub const DISK_RECORDS: &str = "disk-records";
 
 /// The operator's choices for one node.
 #[derive(Debug, Clone)]
@@ -17,17 +28,24 @@ pub struct NodeSettings {
     pub allow_format_nonzero: bool,
     /// Longest wait for a disk to appear, within the call's own deadline.
     pub device_wait: Duration,
-    /// Where the kernel's trees are mounted.
+    /// How long NodeUnstageVolume waits for a disk that is unmounted and still in use.
+    pub release_wait: Duration,
+    /// Where the kernel's trees and the driver's own folder are.
     pub paths: HostPaths,
 }
 
 impl Default for NodeSettings {
     fn default() -> Self {
-        Self { allow_format_nonzero: false, device_wait: DEVICE_WAIT, paths: HostPaths::default() }
+        Self {
+            allow_format_nonzero: false,
+            device_wait: DEVICE_WAIT,
+            release_wait: RELEASE_WAIT,
+            paths: HostPaths::default(),
+        }
     }
 }
 
-/// Mount points of the kernel's trees; tests put trees of their own in their place.
+/// Where the kernel's trees and the driver's own folder are; tests put others in their place.
 #[derive(Debug, Clone)]
 pub struct HostPaths {
     /// sysfs.
@@ -36,10 +54,17 @@ pub struct HostPaths {
     pub dev: PathBuf,
     /// procfs.
     pub proc: PathBuf,
+    /// The records of volumes' disks. A folder of the worker, not of the container: it must outlive a restart of either.
+    pub disk_records: PathBuf,
 }
 
 impl Default for HostPaths {
     fn default() -> Self {
-        Self { sys: "/sys".into(), dev: "/dev".into(), proc: "/proc".into() }
+        Self {
+            sys: "/sys".into(),
+            dev: "/dev".into(),
+            proc: "/proc".into(),
+            disk_records: Path::new(PLUGIN_FOLDER).join(DISK_RECORDS),
+        }
     }
 }

@@ -4,18 +4,23 @@
 
 use std::path::PathBuf;
 
-use crate::device::{Disk, DiskUse, Serial, check};
-use crate::error::{Error, Result};
-use crate::filesystem::{Completion, FilesystemType, GROW_THRESHOLD_BYTES};
-use crate::mount_options::{Flag, MountOptions};
-use crate::mount_table::{Mount, MountTable};
-use crate::path_state::PathState;
-use crate::probe::Content;
-use crate::step::{MkfsRecord, Step};
+use crate::{
+    device::{Disk, DiskUse, Serial, check},
+    disk_record::DiskRecord,
+    error::{Error, Result},
+    filesystem::{Completion, FilesystemType, GROW_THRESHOLD_BYTES},
+    mount_options::{Flag, MountOptions},
+    mount_table::{Mount, MountTable},
+    path_state::PathState,
+    probe::Content,
+    step::{MkfsRecord, Step},
+};
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
+    /// Volume id.
+    pub volume: String,
     /// Serial of the volume.
     pub serial: Serial,
     /// Where to mount.
@@ -37,9 +42,11 @@ pub struct Observed {
     pub path: PathState,
     /// The topmost mount at the staging path belongs to a disk that is gone, or answers with an error.
     pub stale: bool,
+    /// The record of the disk, where it is not written yet.
+    pub disk_record: Option<DiskRecord>,
     /// Record of a mkfs that was started from here; only readable while nothing is mounted.
     pub record: Option<MkfsRecord>,
-    /// What the disk holds; only looked at while nothing is mounted at the staging path.
+    /// What the disk holds; probed only while nothing is mounted at the staging path.
     pub content: Option<Content>,
     /// Size of the mounted filesystem, where it is known.
     pub filesystem_bytes: Option<u64>,
@@ -104,7 +111,7 @@ pub fn decide(
     });
     let decision = match content {
         Content::Mounted { kind } if kind == wanted.filesystem.name() => Decision::Share,
-        // The record says that mkfs was not seen to end, and the superblock that nothing was written since.
+        // The record shows that mkfs did not end, and the superblock that nothing was written since.
         Content::Filesystem {
             kind,
             completion: Completion::Unfinished | Completion::Unused,
@@ -136,7 +143,7 @@ pub fn decide(
     Ok(decision)
 }
 
-/// Plans the next steps; none when the volume is staged as asked.
+/// Plans the next steps. Empty when the volume is staged as asked.
 pub fn plan(wanted: &Wanted, observed: &Observed, allow_nonzero: bool) -> Result<Vec<Step>> {
     let here = observed.mounts.at(&wanted.staging);
     if let Some(top) = here.last() {
@@ -151,6 +158,7 @@ pub fn plan(wanted: &Wanted, observed: &Observed, allow_nonzero: bool) -> Result
     let mut steps = directory(wanted, observed)?;
     steps.extend(prepare(wanted, observed, decision));
     if !matches!(decision, Decision::ClearResumed(_)) {
+        steps.extend(observed.disk_record.clone().map(Step::WriteDiskRecord));
         steps.push(mount(wanted, observed));
     }
     Ok(steps)
@@ -177,7 +185,7 @@ fn prepare(wanted: &Wanted, observed: &Observed, decision: Decision) -> Vec<Step
         Decision::Share => remove.into_iter().collect(),
         Decision::Use if wanted.options.read_only() || disk.read_only => remove.into_iter().collect(),
         Decision::Use => remove.into_iter().chain([Step::Check { disk, filesystem }]).collect(),
-        // The bytes change, so the disk is looked at again before it is formatted.
+        // The bytes change, so the disk is probed again before it is formatted.
         Decision::ClearResumed(fingerprint) => vec![Step::ClearUnfinished { disk, fingerprint }],
         Decision::FormatBlank(fingerprint)
         | Decision::FormatResumed(fingerprint)
@@ -221,10 +229,11 @@ fn mounted(wanted: &Wanted, observed: &Observed, top: &Mount) -> Result<Vec<Step
     }
     if let Some(flag) = wanted.options.difference(&top.words()) {
         let has = top.words().contains(flag);
-        let say = |set: bool| if set { format!("with {flag}") } else { format!("without {flag}") };
-        return conflict(say(has), say(!has));
+        let with = |set: bool| if set { format!("with {flag}") } else { format!("without {flag}") };
+        return conflict(with(has), with(!has));
     }
-    Ok(grow(wanted, observed).into_iter().collect())
+    let record = observed.disk_record.clone().map(Step::WriteDiskRecord);
+    Ok(record.into_iter().chain(grow(wanted, observed)).collect())
 }
 
 fn grow(wanted: &Wanted, observed: &Observed) -> Option<Step> {

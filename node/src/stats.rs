@@ -1,12 +1,14 @@
-//! `NodeGetVolumeStats`: what is at the path → usage. The volume is looked for before its path is judged, so that a
-//! nonsensical path is *not found* rather than invalid (csi-sanity).
+//! `NodeGetVolumeStats`: what is at the path → usage. A path that is no volume's is *not found*, even when it is not a valid
+//! path: csi-sanity asks for that.
 
 use std::path::Path;
 
-use crate::error::{Error, Result};
-use crate::host::Host;
-use crate::path_state::PathState;
-use crate::usage::{Capacity, Usage};
+use crate::{
+    error::{Error, Result},
+    host::Host,
+    path_state::PathState,
+    usage::{Capacity, Usage},
+};
 
 /// What a volume reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,14 +1,15 @@
-//! The single changes that a plan is made of. Each is done by [`crate::host`], and each may be done again.
+//! The single changes that a plan is made of. [`crate::host`] makes each of them, and each may be repeated.
 
-use std::collections::BTreeSet;
-use std::fmt;
-use std::path::PathBuf;
+use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::Disk;
-use crate::filesystem::FilesystemType;
-use crate::mount_options::{Flag, MountOptions};
+use crate::{
+    device::Disk,
+    disk_record::DiskRecord,
+    filesystem::FilesystemType,
+    mount_options::{Flag, MountOptions},
+};
 
 /// Written, and on the disk, before mkfs starts; removed before the filesystem is mounted.
 ///
@@ -30,11 +31,18 @@ pub enum Step {
     CreateDirectory(PathBuf),
     /// Make an empty file to bind a device node on.
     CreateFile(PathBuf),
+    /// Make the record of a volume's disks durable.
+    WriteDiskRecord(DiskRecord),
+    /// Remove the record of a volume's disks, durably: they are proved to be released.
+    RemoveDiskRecord {
+        /// Volume id.
+        volume: String,
+    },
     /// Make the record durable.
     WriteMkfsRecord {
         /// Unmounted staging directory.
         staging: PathBuf,
-        /// What it says.
+        /// Its content.
         record: MkfsRecord,
     },
     /// Remove the record, durably.
@@ -112,6 +120,10 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CreateDirectory(path) | Self::CreateFile(path) => write!(f, "creating {}", path.display()),
+            Self::WriteDiskRecord(record) => write!(f, "recording the disk of volume {}", record.volume),
+            Self::RemoveDiskRecord { volume } => {
+                write!(f, "removing the record of the disk of volume {volume}")
+            }
             Self::WriteMkfsRecord { .. } => f.write_str("recording that mkfs starts"),
             Self::RemoveMkfsRecord { .. } => f.write_str("removing the record of mkfs"),
             Self::ClearUnfinished { disk, .. } => {

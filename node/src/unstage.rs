@@ -4,16 +4,36 @@
 
 use std::path::Path;
 
-use crate::mount_table::MountTable;
-use crate::step::{MkfsRecord, Step};
+use crate::{
+    disk_record::DiskRecord,
+    mount_table::MountTable,
+    step::{MkfsRecord, Step},
+};
 
-/// Plans the end of a staging mount; the directory stays, it is the kubelet's.
+/// What is there.
+#[derive(Debug, Clone, Default)]
+pub struct Observed {
+    /// The whole mount table.
+    pub mounts: MountTable,
+    /// Record of an unfinished mkfs; only readable while nothing is mounted.
+    pub mkfs_record: Option<MkfsRecord>,
+    /// The record of the disks that are mounted here, where it is not written yet.
+    pub disk_record: Option<DiskRecord>,
+}
+
+/// Plans the unmounting of a staging path; the directory stays, it is the kubelet's.
 ///
-/// The record of an unfinished mkfs goes with it: the kubelet could not remove the directory otherwise.
-pub fn plan(staging: &Path, mounts: &MountTable, record: Option<&MkfsRecord>) -> Vec<Step> {
-    let depth = mounts.at(staging).len();
-    if depth > 0 {
-        return vec![Step::Unmount { target: staging.to_owned() }; depth];
+/// The mount is the last thing that leads to its disk, so the disk is recorded first. The record of an unfinished mkfs
+/// goes with the mount: the kubelet could not remove the directory otherwise.
+pub fn plan(staging: &Path, observed: &Observed) -> Vec<Step> {
+    let unmount = || Step::Unmount { target: staging.to_owned() };
+    let record = observed.disk_record.clone().map(Step::WriteDiskRecord);
+    match observed.mounts.at(staging).len() {
+        0 => observed
+            .mkfs_record
+            .iter()
+            .map(|_| Step::RemoveMkfsRecord { staging: staging.to_owned() })
+            .collect(),
+        depth => record.into_iter().chain(std::iter::repeat_with(unmount).take(depth)).collect(),
     }
-    record.map(|_| Step::RemoveMkfsRecord { staging: staging.to_owned() }).into_iter().collect()
 }

@@ -1,48 +1,47 @@
-//! The life of a call: its lock, the wait for its disk, a thread for what blocks, and an answer in time.
+//! The course of a call: its lock, the wait for its disk, a thread for what blocks, and an answer in time.
 //!
 //! A mutating call runs in a task of its own, which owns the volume's lock: a caller that goes away cancels nothing, and
-//! the next call sees what came of it.
+//! the next call sees the result.
 
-use std::collections::HashMap;
-use std::future::Future;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument;
 
-use crate::deadline::Deadline;
-use crate::device::{Disk, Found, Serial, find};
-use crate::error::{Error, Result};
-use crate::host::Host;
-use crate::inflight::{Inflight, Progress};
-use crate::metrics::{Metrics, Work};
-use crate::mutation::{self, Context, Published};
-use crate::pool::Pool;
-use crate::request::{Access, PublishRequest, RemoveRequest, StageRequest, StatsRequest};
-use crate::settings::NodeSettings;
-use crate::stats::{self, Stats};
-use crate::{publish, stage};
+use crate::{
+    context::Context,
+    deadline::Deadline,
+    device::{Disk, Found, Serial, find},
+    error::{Error, Result},
+    host::Host,
+    inflight::{Inflight, Progress},
+    metrics::{Metrics, Work},
+    mutation::{self, Published},
+    pool::Pool,
+    publish,
+    request::{Access, PublishRequest, RemoveRequest, StageRequest, StatsRequest},
+    settings::NodeSettings,
+    stage,
+    stats::{self, Stats},
+};
 
-/// Mutating calls at work at once; each may be a mkfs. More volumes than this come only after a restart of the node.
+/// Mutating calls that run at once; each may be a mkfs. Only after a restart of the node do more come at a time.
 const MUTATING_THREADS: usize = 16;
 /// Reads of sysfs at once; they are short, and only a kernel in trouble holds one up.
 const SCANNING_THREADS: usize = 4;
-/// Measurements at once. Each may hang as long as its disk does, and only one per volume is ever under way.
+/// Measurements at once. Each may hang as long as its disk does, and only one runs per volume.
 const MEASURING_THREADS: usize = 16;
-/// A measurement that takes longer is given up: the kubelet asks again every minute.
+/// A measurement that takes longer is given up: the kubelet repeats the call every minute.
 const MEASURE_LIMIT: Duration = Duration::from_secs(10);
 
-/// First pause between two looks for a disk.
+/// First pause between two searches for a disk.
 const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause.
 const LAST_LOOK_PAUSE: Duration = Duration::from_secs(1);
-/// The SCSI hosts are asked to look again after this, and then as often: an announcement may have been lost.
+/// The SCSI hosts are asked to scan after this time, and again at this interval: an announcement may have been lost.
 const RESCAN_AFTER: Duration = Duration::from_secs(5);
-/// The wait for a disk ends this long before the answer is due, so that the answer says what was seen.
+/// The wait for a disk ends this long before the answer is due, so that the answer can report what was seen.
 const WAIT_MARGIN: Duration = Duration::from_millis(500);
 
 /// All volumes of this node.
@@ -56,8 +55,6 @@ pub struct Volumes {
     mutating_threads: Pool,
     scanning_threads: Pool,
     measuring_threads: Pool,
-    /// Disks that were unmounted but not let go of; a cache, so that a repeated unstage looks at them again.
-    unreleased: Mutex<HashMap<String, Vec<Disk>>>,
 }
 
 impl Volumes {
@@ -73,7 +70,6 @@ impl Volumes {
             mutating_threads: Pool::new("volume", MUTATING_THREADS),
             scanning_threads: Pool::new("scan", SCANNING_THREADS),
             measuring_threads: Pool::new("measure", MEASURING_THREADS),
-            unreleased: Mutex::default(),
         })
     }
 
@@ -83,7 +79,7 @@ impl Volumes {
         timeout(grace, self.tasks.wait()).await.is_ok()
     }
 
-    /// What is at work, for the metrics.
+    /// What runs, for the metrics.
     pub(crate) fn work(&self) -> Work {
         let pools = [&self.mutating_threads, &self.scanning_threads, &self.measuring_threads];
         Work { inflight: self.inflight.clone(), pools: pools.map(Pool::clone).into() }
@@ -96,16 +92,16 @@ impl Volumes {
             let disk = volumes.wait_for_disk(&request.serial, deadline, &progress).await?;
             match request.capability.access {
                 Access::Block => {
-                    let staging = request.staging;
+                    let (volume, staging) = (request.volume, request.staging);
                     volumes
                         .blocking(deadline, progress, move |context| {
-                            mutation::stage_block(context, &disk, &staging)
+                            mutation::stage_block(context, &volume, &disk, &staging)
                         })
                         .await
                 }
                 Access::Filesystem { filesystem, options } => {
-                    let staging = request.staging;
-                    let wanted = stage::Wanted { serial: request.serial, staging, filesystem, options };
+                    let (volume, serial, staging) = (request.volume, request.serial, request.staging);
+                    let wanted = stage::Wanted { volume, serial, staging, filesystem, options };
                     volumes.stage_filesystem(deadline, progress, wanted, disk).await
                 }
             }
@@ -128,10 +124,11 @@ impl Volumes {
     /// `NodeUnpublishVolume`.
     pub async fn unpublish(self: &Arc<Self>, request: RemoveRequest, deadline: Deadline) -> Result<()> {
         let RemoveRequest { volume, path } = request;
+        let name = volume.clone();
         self.mutate("NodeUnpublishVolume", &volume, deadline, |volumes, progress| async move {
             volumes
                 .blocking(deadline, progress, move |context| {
-                    mutation::unpublish(context, &context.host.canonical(&path)?)
+                    mutation::unpublish(context, &name, &context.host.canonical(&path)?)
                 })
                 .await
         })
@@ -141,28 +138,18 @@ impl Volumes {
     /// `NodeUnstageVolume`.
     pub async fn unstage(self: &Arc<Self>, request: RemoveRequest, deadline: Deadline) -> Result<()> {
         let RemoveRequest { volume, path } = request;
-        let key = volume.clone();
+        let name = volume.clone();
         self.mutate("NodeUnstageVolume", &volume, deadline, |volumes, progress| async move {
-            let inner = Arc::clone(&volumes);
             volumes
                 .blocking(deadline, progress, move |context| {
-                    let staging = context.host.canonical(&path)?;
-                    let unmounted = mutation::unstage(context, &staging)?;
-                    let mut disks = inner.unreleased().get(&key).cloned().unwrap_or_default();
-                    disks.extend(unmounted);
-                    inner.unreleased().insert(key.clone(), disks.clone());
-                    for disk in &disks {
-                        mutation::wait_released(context, disk, &staging)?;
-                    }
-                    inner.unreleased().remove(&key);
-                    Ok(())
+                    mutation::unstage(context, &name, &context.host.canonical(&path)?)
                 })
                 .await
         })
         .await
     }
 
-    /// `NodeGetVolumeStats`. Not a mutating call: it takes no volume's lock, and one that hangs keeps none but itself.
+    /// `NodeGetVolumeStats`. Not a mutating call: it takes no volume's lock, and one that hangs blocks only itself.
     pub async fn stats(self: &Arc<Self>, request: StatsRequest, deadline: Deadline) -> Result<Stats> {
         let key = request.path.to_string_lossy().into_owned();
         let hung = || Error::Hung { what: format!("volume {} at {key}", request.volume) };
@@ -191,7 +178,7 @@ impl Volumes {
             let target = context.host.canonical(&request.target)?;
             let (read_only, exclusive) = (request.read_only, request.capability.exclusive);
             let wanted = publish::Wanted { source, target, read_only, exclusive };
-            mutation::publish_block(context, &wanted, &disk)
+            mutation::publish_block(context, &request.volume, &wanted, &disk)
         })
         .await
     }
@@ -208,7 +195,8 @@ impl Volumes {
         let Access::Filesystem { filesystem, options } = request.capability.access.clone() else {
             return Err(Error::StagingPathMissing);
         };
-        let wanted = stage::Wanted { serial: request.serial.clone(), staging, filesystem, options };
+        let (volume, serial) = (request.volume.clone(), request.serial.clone());
+        let wanted = stage::Wanted { volume, serial, staging, filesystem, options };
         let bind = |request: PublishRequest| {
             move |context: Context<'_>| {
                 let staging = request.staging.as_ref().ok_or(Error::StagingPathMissing)?;
@@ -266,7 +254,7 @@ impl Volumes {
         let _hang_up = unheard.clone().drop_guard();
         let task = async move {
             let result = work.await;
-            // Nobody else tells how it ended: the caller has had its answer.
+            // Only the log reports how it ended: the caller has had its answer.
             if unheard.is_cancelled() {
                 match &result {
                     Ok(()) => tracing::info!("done after its caller was gone"),
@@ -290,16 +278,16 @@ impl Volumes {
         J: FnOnce(Context<'_>) -> Result<T> + Send + 'static,
     {
         let (host, metrics) = (Arc::clone(&self.host), self.metrics.clone());
-        let allow_format_nonzero = self.settings.allow_format_nonzero;
+        let NodeSettings { allow_format_nonzero, release_wait, .. } = self.settings;
         self.mutating_threads
             .run(deadline.answer_by, move || {
                 let (metrics, progress) = (&metrics, &progress);
-                job(Context { host: host.as_ref(), allow_format_nonzero, metrics, progress })
+                job(Context { host: host.as_ref(), allow_format_nonzero, release_wait, metrics, progress })
             })
             .await
     }
 
-    /// Looks for the disk until it is there, but not beyond the call's deadline.
+    /// Searches for the disk until it is there, but not beyond the call's deadline.
     async fn wait_for_disk(&self, serial: &Serial, deadline: Deadline, progress: &Progress) -> Result<Disk> {
         let begin = Instant::now();
         let end = (begin + self.settings.device_wait).min(deadline.answer_by - WAIT_MARGIN);
@@ -331,15 +319,11 @@ impl Volumes {
         result
     }
 
-    /// A last resort, whose failure changes nothing: the wait goes on.
+    /// A last resort. When it fails the wait goes on.
     async fn rescan(&self, deadline: Deadline) {
         let host = Arc::clone(&self.host);
         if let Err(error) = self.scanning_threads.run(deadline.answer_by, move || host.rescan()).await {
-            tracing::warn!(error = error.chain(), "the SCSI hosts could not be asked to look for new disks");
+            tracing::warn!(error = error.chain(), "the SCSI hosts could not be asked to scan for new disks");
         }
-    }
-
-    fn unreleased(&self) -> MutexGuard<'_, HashMap<String, Vec<Disk>>> {
-        self.unreleased.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,18 +4,25 @@
 //! devices are detached by the parent, however the child ended. Loop devices have no serial, so sysfs is a tree in a
 //! temporary directory that names the loop device's number; the device nodes are the machine's own.
 
-#![allow(clippy::unwrap_used, reason = "a test that unwraps in vain has failed")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 #[path = "real_disks/bench.rs"]
 mod bench;
+#[path = "real_disks/release.rs"]
+mod release;
 
-use std::fs;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use bench::{Bench, Loop, in_namespace, is_zero, run};
-use node::host::Host;
-use node::step::{MkfsRecord, Step};
+use node::{
+    host::Host,
+    linux::Linux,
+    step::{MkfsRecord, Step},
+};
 use tonic::Code;
 
 const MIB: u64 = 1 << 20;
@@ -221,7 +228,7 @@ fn an_ext4_smaller_than_its_disk_is_grown_needs_root() {
             return grows("ext4", EXT4_BYTES);
         }
         // Without the capability the kernel refuses to grow a mounted ext4; the plugin's container is privileged and has
-        // it. What remains to be seen here is how a failed growth is told.
+        // it. What remains to be tested here is how a failed growth is reported.
         println!("no CAP_SYS_RESOURCE: seeing only that a refused growth is not final");
         let mut disk = Loop::blank(EXT4_BYTES);
         Bench::new(&disk, "small").stage("ext4", &[]).unwrap();

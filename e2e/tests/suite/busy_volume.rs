@@ -2,7 +2,10 @@
 //! call succeeds once the process has ended.
 
 use anyhow::{Context, Result, ensure};
-use bench::scenario::{Deadline, until};
+use bench::{
+    bring_up::PLUGIN_FOLDER,
+    scenario::{Deadline, until},
+};
 use tonic::Code;
 
 use crate::{
@@ -16,6 +19,8 @@ use crate::{
 tests! {
     Shared:
         what_is_in_use_stays_and_says_by_whom;
+    Exclusive:
+        what_is_in_use_stays_when_the_node_role_is_killed;
 }
 
 /// The worker that these tests use.
@@ -61,6 +66,58 @@ async fn what_is_in_use_stays_and_says_by_whom(fixture: Fixture) -> Result<()> {
     }
     release(&node).await?;
     node.unstage(volume).await.context("unstage after the mount namespace ended")?;
+    disk.unplug().await
+}
+
+/// The node role is killed after it has unmounted a volume and before it has proved that the disk is free, and so are the
+/// next two. A process has its directory in the volume: what the pod wrote last would be lost with the disk.
+async fn what_is_in_use_stays_when_the_node_role_is_killed(fixture: Fixture) -> Result<()> {
+    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let disk = BareDisk::blank(&fixture, WORKER, "killed", DISK_BYTES)?;
+    let (volume, ext4) = (&disk.volume, filesystem("ext4"));
+    let (staged, published) = (staging(volume), target(volume));
+    disk.plug().await?;
+    node.stage(volume, &ext4).await?;
+    node.publish(volume, &ext4).await?;
+    let script = format!("cd {staged} && {BECOME_HOLDER}");
+    node.spawn(&["unshare", "--mount", "--propagation", "private", "sh", "-c", &script]).await?;
+    until_running(&node).await?;
+    node.run(&["sh", "-c", &format!("echo last-words > {published}/last")]).await?;
+    node.unpublish(volume).await?;
+
+    let kill = async {
+        until("the unmount", Deadline::Reaction, async || {
+            let script = format!("grep -c ' {staged} ' /proc/self/mountinfo || true");
+            let mounts = node.run(&["sh", "-c", &script]).await?.trim().to_owned();
+            Ok(if mounts == "0" { Ok(()) } else { Err(format!("{mounts} mounts")) })
+        })
+        .await?;
+        node.send_kill().await
+    };
+    // It does not matter whether the call was answered before the kill: the answers of the next node roles count.
+    let (answer, killed) = tokio::join!(node.unstage(volume), kill);
+    ensure!(answer.is_err(), "expected no answer or a refusal, saw OK while the disk was in use");
+    node.until_replaced(&killed?).await?;
+    for _ in 0..2 {
+        let said = refused_with(node.unstage(volume).await, Code::FailedPrecondition)?;
+        ensure!(
+            said.contains("must not be detached"),
+            "expected a refusal that names the holder, saw {said}"
+        );
+        names_holder(&node, &said).await?;
+        node.kill_driver().await?;
+    }
+    release(&node).await?;
+    node.unstage(volume).await.context("unstage after the mount namespace ended")?;
+    let records = node.run(&["ls", &format!("{PLUGIN_FOLDER}/disk-records")]).await?;
+    ensure!(!records.contains(&volume.volume_id), "expected no record of the volume, saw {records}");
+    disk.unplug().await?;
+
+    disk.plug().await?;
+    node.stage(volume, &ext4).await?;
+    let last = node.run(&["cat", &format!("{staged}/last")]).await?;
+    ensure!(last.trim() == "last-words", "expected the last write, saw {last:?}");
+    node.unstage(volume).await?;
     disk.unplug().await
 }
 

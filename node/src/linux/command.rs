@@ -1,16 +1,22 @@
-//! Child processes: an argument array, `LC_ALL=C`, no input, a time limit, and all that was said in the answer.
+//! Child processes: an argument array, `LC_ALL=C`, no input, a time limit, and their output in the result.
 
-use std::io;
-use std::process::{Command, Output, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
-use std::time::Duration;
+use std::{
+    io,
+    process::{Command, Output, Stdio},
+    sync::mpsc::{RecvTimeoutError, channel},
+    thread,
+    time::Duration,
+};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
-use crate::error::{Error, Result};
-use crate::filesystem::Tool;
+use crate::{
+    error::{Error, Result},
+    filesystem::Tool,
+};
 
 /// blkid reads a few MiB.
 pub const PROBE_LIMIT: Duration = Duration::from_mins(1);
@@ -29,7 +35,7 @@ const SPOKEN_CHARS: usize = 1500;
 pub struct Ended {
     /// Exit code; `None` when a signal ended it.
     pub code: Option<i32>,
-    /// How it ended, in words.
+    /// How it ended, as text.
     pub status: String,
     /// Standard output.
     pub output: String,
@@ -38,7 +44,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// What it said, errors first, on one line and of bounded length.
+    /// Its output, standard error first, on one line and of bounded length.
     pub fn spoken(&self) -> String {
         let all = format!("{} {}", self.errors, self.output);
         let line = all.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -1,25 +1,33 @@
 //! Disks as open files: proving that the opened disk is the one that was found, reading it, formatting it.
 
-use std::collections::hash_map::DefaultHasher;
-use std::fs::{File, OpenOptions};
-use std::hash::Hasher;
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::{
+    collections::hash_map::DefaultHasher,
+    fs::{File, OpenOptions},
+    hash::Hasher,
+    io,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, Flock, FlockArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, Flock, FlockArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise},
+};
 
-use crate::device::Disk;
-use crate::device_number::DeviceNumber;
-use crate::error::{Error, Result};
-use crate::filesystem::{FilesystemType, SUPERBLOCK_BYTES, Tool};
-use crate::host::HeldDisk;
-use crate::linux::command::{self, FORMAT_LIMIT, PROBE_LIMIT};
-use crate::linux::{holders, sysfs};
-use crate::probe::{EDGE_BYTES, Evidence, SURVEY_ALIGNMENT, Samples, sample_ranges, survey_ranges};
-use crate::settings::HostPaths;
+use crate::{
+    device::Disk,
+    device_number::DeviceNumber,
+    error::{Error, Result},
+    filesystem::{FilesystemType, SUPERBLOCK_BYTES, Tool},
+    host::HeldDisk,
+    linux::{
+        command::{self, FORMAT_LIMIT, PROBE_LIMIT},
+        holders, sysfs,
+    },
+    probe::{EDGE_BYTES, Evidence, SURVEY_ALIGNMENT, Samples, sample_ranges, survey_ranges},
+    settings::HostPaths,
+};
 
 /// How long udev's own probe of a new disk is waited for; it holds a shared lock (systemd: block device locking).
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -96,22 +104,24 @@ fn open_exclusively(paths: &HostPaths, disk: &Disk, write: bool) -> Result<File>
 
 /// See [`crate::host::Host::in_use`].
 pub fn in_use(paths: &HostPaths, disk: &Disk) -> Result<Option<String>> {
-    // A disk that is gone, or whose number another one has by now, is not used any more.
-    if prove_identity(paths, disk).is_err_and(|error| matches!(error, Error::DiskChanged { .. })) {
-        return Ok(None);
-    }
     match open_exclusively(paths, disk, false) {
-        Ok(_) | Err(Error::DiskChanged { .. }) => Ok(None),
+        Ok(exclusive) => {
+            // Without an exclusive claim a block volume's node may still be open somewhere: what was written through it is
+            // written back now. A disk that can not take it any more must be detachable all the same.
+            if let Err(error) = exclusive.sync_all() {
+                tracing::warn!(disk = disk.name, %error, "the disk did not take what was left to write to it");
+            }
+            Ok(None)
+        }
         Err(Error::DiskBusy { by, .. }) => Ok(Some(by)),
-        Err(Error::Observe { source, .. }) if is_gone(&source) => Ok(None),
+        Err(Error::Observe { source, .. }) if answers_no_more(&source) => Ok(None),
         Err(other) => Err(other),
     }
 }
 
-fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
-        || error.raw_os_error() == Some(Errno::ENXIO as i32)
-        || error.raw_os_error() == Some(Errno::ENODEV as i32)
+/// The disk behind the node is gone or offline. The kernel answers so only after it has found the disk unclaimed.
+fn answers_no_more(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ENXIO as i32) || error.raw_os_error() == Some(Errno::ENODEV as i32)
 }
 
 /// See [`crate::host::Host::examine`].

@@ -1,16 +1,22 @@
-//! Who keeps a mount or a disk busy: best effort, for error texts only.
+//! What keeps a mount or a disk busy: best effort, for error texts; and where else a staging path is mounted.
 //!
 //! Mounts and devices stacked on others are seen from everywhere. Processes are seen only in the own PID namespace: in a
-//! container without `hostPID`, as the reference's installers run it, those of other pods are not, and the text says so.
+//! container without `hostPID`, as installers of kubevirt/csi-driver run it, those of other pods are not, and the text says so.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+};
 
-use crate::device_number::DeviceNumber;
-use crate::mount_table::MountTable;
-use crate::settings::HostPaths;
+use crate::{
+    device_number::DeviceNumber,
+    error::{Error, Result},
+    mount_table::MountTable,
+    settings::HostPaths,
+};
 
-/// More names do not help anybody.
+/// More names do not help the reader.
 const MAX_NAMED: usize = 5;
 
 /// The first PID namespace, which sees all processes (`PROC_PID_INIT_INO` of the kernel's `proc_ns.h`).
@@ -26,7 +32,8 @@ pub fn of_path(paths: &HostPaths, path: &Path, mounts: &MountTable) -> String {
         let open = open_files(&directory).find(|file| file.starts_with(path))?;
         Some(format!("process {pid} ({}) has {} open", command(&directory), open.display()))
     });
-    say(paths, path, below.chain(loops).chain(processes))
+    let command = format!("`fuser -vm {}` names it", path.display());
+    say(paths, &command, below.chain(loops).chain(processes))
 }
 
 /// Devices stacked on the disk, mount namespaces in which its filesystem is mounted, processes that have its node open.
@@ -45,19 +52,46 @@ pub fn of_disk(paths: &HostPaths, number: DeviceNumber, node: &Path) -> String {
         let opened = open_files(&directory).any(|file| file == node);
         opened.then(|| format!("process {pid} ({command}) has {} open", node.display()))
     });
-    say(paths, node, stacked.chain(loops).chain(processes))
+    let command =
+        format!("`fuser -vm {}` or `grep -l ' {number} ' /proc/[0-9]*/mountinfo` names it", node.display());
+    say(paths, &command, stacked.chain(loops).chain(processes))
 }
 
-fn say(paths: &HostPaths, what: &Path, all: impl Iterator<Item = String>) -> String {
+/// See [`crate::host::Host::mounted_elsewhere`]. A container may see the path below another root, so only its end is
+/// compared: the kubelet's staging paths end in a folder that is named after the volume, and `globalmount`.
+pub fn mounted_elsewhere(proc: &Path, staging: &Path) -> Result<Vec<DeviceNumber>> {
+    let own = proc.join("self/ns/mnt");
+    let own = fs::read_link(&own).map_err(Error::observe(format!("read {}", own.display())))?;
+    let mut seen = HashSet::from([own]);
+    let Some(end) = staging.parent().and_then(Path::file_name).zip(staging.file_name()) else {
+        return Ok(Vec::new());
+    };
+    let end = Path::new(end.0).join(end.1);
+    let mut numbers = Vec::new();
+    for (_, directory) in processes(proc) {
+        // A process that ended meanwhile has no mounts; its namespace lives on only with other processes.
+        let Ok(namespace) = fs::read_link(directory.join("ns/mnt")) else { continue };
+        let Ok(text) = fs::read(directory.join("mountinfo")) else { continue };
+        if seen.insert(namespace) {
+            let table = MountTable::parse(&text).map_err(Error::observe("read a process's mount table"))?;
+            let there = table.0.into_iter().filter(|mount| mount.point.ends_with(&end));
+            numbers.extend(there.map(|mount| mount.number));
+        }
+    }
+    Ok(numbers)
+}
+
+fn say(paths: &HostPaths, command: &str, all: impl Iterator<Item = String>) -> String {
     let mut named: Vec<String> = all.take(MAX_NAMED + 1).collect();
     if named.is_empty() {
         return if sees_all_processes(&paths.proc) {
-            "by no process of this node any more, or by the kernel itself".to_owned()
+            format!(
+                "by no process of this node that shows it: by the kernel itself, or by a process inside a mount that was \
+                 detached; {command}"
+            )
         } else {
             format!(
-                "by a process outside the node plugin's container, which does not see it; on the node, \
-                 `fuser -vm {}` names it",
-                what.display()
+                "by a process outside the node plugin's container, which does not see it; on the node, {command}"
             )
         };
     }
@@ -68,7 +102,7 @@ fn say(paths: &HostPaths, what: &Path, all: impl Iterator<Item = String>) -> Str
     named.join(", ")
 }
 
-/// Not sure is no: then nothing is said about processes that may be there.
+/// False when unsure: then the text does not claim that no process holds it.
 fn sees_all_processes(proc: &Path) -> bool {
     fs::read_link(proc.join("self/ns/pid")).is_ok_and(|namespace| namespace == Path::new(FIRST_PID_NAMESPACE))
 }

@@ -1,20 +1,26 @@
 //! mount(2), umount(2), and the paths that are mounted on.
 
-use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs::{self, DirBuilder, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
 
-use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+};
 
-use crate::device_number::DeviceNumber;
-use crate::error::{Error, Result};
-use crate::filesystem::FilesystemType;
-use crate::mount_options::{Flag, MountOptions};
-use crate::mount_table::MountTable;
-use crate::path_state::PathState;
+use crate::{
+    device_number::DeviceNumber,
+    error::{Error, Result},
+    filesystem::FilesystemType,
+    mount_options::{Flag, MountOptions},
+    mount_table::MountTable,
+    path_state::PathState,
+};
 
 /// Mode of a directory that is mounted on (as kubevirt/csi-driver makes it).
 const DIRECTORY_MODE: u32 = 0o750;

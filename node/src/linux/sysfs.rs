@@ -1,14 +1,15 @@
 //! Reads disks from sysfs. No udev, no device links, no programs.
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
-
-use crate::device::{
-    Disk, DiskIdentity, Partition, parse_designators, parse_unit_serial, parse_virtio_serial,
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
 };
-use crate::device_number::DeviceNumber;
-use crate::error::{Error, Result};
+
+use crate::{
+    device::{Disk, DiskIdentity, Partition, parse_designators, parse_unit_serial, parse_virtio_serial},
+    device_number::DeviceNumber,
+    error::{Error, Result},
+};
 
 /// Unit of sysfs `size` files, whatever the disk's own sectors are (Documentation/ABI/stable/sysfs-block).
 const SECTOR_BYTES: u64 = 512;
@@ -51,7 +52,7 @@ pub fn bytes(sys: &Path, number: DeviceNumber) -> Result<Option<u64>> {
     Ok(text.and_then(|text| size(&text)))
 }
 
-/// Asks each SCSI host to look for disks. All are tried; the first failure is told.
+/// Asks each SCSI host to scan for disks. All are tried; the first failure is returned.
 pub fn rescan(sys: &Path) -> Result<()> {
     let directory = sys.join("class/scsi_host");
     let entries =
@@ -96,7 +97,7 @@ fn size(text: &str) -> Option<u64> {
     text.trim().parse::<u64>().ok()?.checked_mul(SECTOR_BYTES)
 }
 
-/// An identity that can not be read is none, and fits no serial.
+/// An identity that can not be read is `None`, which matches no serial.
 fn identity(directory: &Path, name: &str) -> DiskIdentity {
     let page = |file: &str| fs::read(directory.join("device").join(file)).ok();
     let (unit_serial, device_id) = (page("vpd_pg80"), page("vpd_pg83"));

@@ -1,14 +1,21 @@
 //! The loops on the model machine: what they end in, and that being killed at any step changes nothing about it.
 
-use proptest::prelude::*;
-use proptest::sample::select;
+use std::time::Duration;
+
+use proptest::{prelude::*, sample::select};
 
 use super::*;
-use crate::model::{DISK_BYTES, Fault, Held, Model, disk, mount, serial};
-use crate::mount_options::MountOptions;
-use crate::mount_table::DEVTMPFS;
-use crate::step::MkfsRecord;
+use crate::{
+    disk_record::DiskRecordFile,
+    inflight::Progress,
+    metrics::Metrics,
+    model::{DISK_BYTES, Fault, Held, Model, disk, mount, serial},
+    mount_options::MountOptions,
+    mount_table::DEVTMPFS,
+    step::MkfsRecord,
+};
 
+const VOLUME: &str = "pvc-1";
 const STAGING: &str = "/stage";
 const TARGET: &str = "/pods/a/mount";
 
@@ -35,6 +42,7 @@ impl Setup {
         Context {
             host: &self.model,
             allow_format_nonzero: self.allow_format_nonzero,
+            release_wait: Duration::ZERO,
             metrics: &self.metrics,
             progress: &self.progress,
         }
@@ -44,6 +52,22 @@ impl Setup {
         stage_filesystem(self.context(), &staged(filesystem, flags), &disk(16))
     }
 
+    fn unpublish(&self, target: &str) -> Result<()> {
+        unpublish(self.context(), VOLUME, target.as_ref())
+    }
+
+    fn unstage(&self) -> Result<()> {
+        unstage(self.context(), VOLUME, STAGING.as_ref())
+    }
+
+    /// Who keeps the volume from being unstaged.
+    fn holders(&self) -> String {
+        match self.unstage() {
+            Err(Error::StillInUse { holders, .. }) => holders,
+            other => panic!("released: {other:?}"),
+        }
+    }
+
     fn publish(&self, read_only: bool) -> Result<Published> {
         publish_filesystem(self.context(), &published(read_only), &serial())
     }
@@ -51,7 +75,7 @@ impl Setup {
 
 fn staged(filesystem: FilesystemType, flags: &[&str]) -> stage::Wanted {
     let options = MountOptions::parse(flags).unwrap();
-    stage::Wanted { serial: serial(), staging: STAGING.into(), filesystem, options }
+    stage::Wanted { volume: VOLUME.into(), serial: serial(), staging: STAGING.into(), filesystem, options }
 }
 
 fn published(read_only: bool) -> publish::Wanted {
@@ -78,12 +102,14 @@ fn a_blank_disk_goes_all_the_way_and_back() {
     assert_eq!(setup.publish(true).unwrap(), Published::Done);
     assert_eq!(setup.model.take_applied(), [], "published already");
 
-    unpublish(setup.context(), TARGET.as_ref()).unwrap();
-    unpublish(setup.context(), TARGET.as_ref()).unwrap();
-    let disks = unstage(setup.context(), STAGING.as_ref()).unwrap();
-    assert_eq!(disks, [disk(16)]);
-    wait_released(setup.context(), &disks[0], STAGING.as_ref()).unwrap();
-    assert_eq!(unstage(setup.context(), STAGING.as_ref()).unwrap(), []);
+    assert_eq!(setup.model.state().disk_records.len(), 1);
+    for _ in 0..2 {
+        setup.unpublish(TARGET).unwrap();
+    }
+    for _ in 0..2 {
+        setup.unstage().unwrap();
+        assert!(setup.model.state().disk_records.is_empty());
+    }
     assert!(setup.model.state().mounts.is_empty());
     assert!(!setup.model.state().paths.contains_key(Path::new(TARGET)));
     assert!(
@@ -97,7 +123,13 @@ fn a_restored_smaller_filesystem_is_grown_once_it_is_mounted() {
     let setup = Setup::new(ext4(DISK_BYTES / 2));
     setup.stage(FilesystemType::Ext4, &[]).unwrap();
     let kinds: Vec<String> = setup.model.take_applied().iter().map(ToString::to_string).collect();
-    assert_eq!(kinds, ["checking the ext4 on sdb", "mounting sdb at /stage", "growing the ext4 on sdb"]);
+    let expected = [
+        "checking the ext4 on sdb",
+        "recording the disk of volume pvc-1",
+        "mounting sdb at /stage",
+        "growing the ext4 on sdb",
+    ];
+    assert_eq!(kinds, expected);
     assert_eq!(setup.model.state().disks[0].1, ext4(DISK_BYTES));
 }
 
@@ -131,15 +163,15 @@ fn the_older_layout_is_served() {
     assert_eq!(outcome, Published::NotStaged);
     setup.stage(FilesystemType::Ext4, &[]).unwrap();
     assert!(
-        matches!(setup.model.take_applied().as_slice(), [Step::Mount { .. }]),
+        matches!(setup.model.take_applied().as_slice(), [Step::WriteDiskRecord(_), Step::Mount { .. }]),
         "no check of what is mounted"
     );
     let outcome = publish_filesystem(setup.context(), &second, &serial()).unwrap();
     assert_eq!(outcome, Published::Done);
 
-    unpublish(setup.context(), TARGET.as_ref()).unwrap();
-    unpublish(setup.context(), "/pods/b/mount".as_ref()).unwrap();
-    unstage(setup.context(), STAGING.as_ref()).unwrap();
+    setup.unpublish(TARGET).unwrap();
+    setup.unpublish("/pods/b/mount").unwrap();
+    setup.unstage().unwrap();
     assert!(setup.model.state().mounts.is_empty());
 }
 
@@ -173,19 +205,24 @@ fn a_block_volume_is_bound_and_taken_back() {
     let setup = Setup::new(Held::Partitions);
     let source = publish::Source::Node { path: "/dev/sdb".into(), number: disk(16).number };
     let wanted = publish::Wanted { source, target: TARGET.into(), read_only: false, exclusive: true };
-    stage_block(setup.context(), &disk(16), STAGING.as_ref()).unwrap();
-    publish_block(setup.context(), &wanted, &disk(16)).unwrap();
+    stage_block(setup.context(), VOLUME, &disk(16), STAGING.as_ref()).unwrap();
+    publish_block(setup.context(), VOLUME, &wanted, &disk(16)).unwrap();
     assert_eq!(setup.model.state().mounts[0].fs_type, DEVTMPFS);
     setup.model.take_applied();
-    publish_block(setup.context(), &wanted, &disk(16)).unwrap();
+    publish_block(setup.context(), VOLUME, &wanted, &disk(16)).unwrap();
     assert_eq!(setup.model.take_applied(), []);
     let second = publish::Wanted { target: "/pods/b/block".into(), ..wanted };
     assert!(matches!(
-        publish_block(setup.context(), &second, &disk(16)),
+        publish_block(setup.context(), VOLUME, &second, &disk(16)),
         Err(Error::AlreadyPublished { .. })
     ));
-    unpublish(setup.context(), TARGET.as_ref()).unwrap();
+    setup.unpublish(TARGET).unwrap();
     assert!(setup.model.state().mounts.is_empty());
+    setup.model.state().used_elsewhere = true;
+    assert_eq!(setup.holders(), "process 7 (leak)");
+    setup.model.state().used_elsewhere = false;
+    setup.unstage().unwrap();
+    assert!(setup.model.state().disk_records.is_empty());
 }
 
 #[test]
@@ -193,21 +230,81 @@ fn what_is_still_used_is_not_released() {
     let setup = Setup::new(ext4(DISK_BYTES));
     setup.stage(FilesystemType::Ext4, &[]).unwrap();
     setup.model.state().busy.insert(STAGING.into());
-    assert!(matches!(unstage(setup.context(), STAGING.as_ref()), Err(Error::MountBusy { .. })));
+    assert!(matches!(setup.unstage(), Err(Error::MountBusy { .. })));
     setup.model.state().busy.clear();
     setup.publish(false).unwrap();
-    let disks = unstage(setup.context(), STAGING.as_ref()).unwrap();
-    let released = || wait_released(setup.context(), &disks[0], STAGING.as_ref());
-    let holders = |result: Result<()>| match result {
-        Err(Error::StillInUse { holders, .. }) => holders,
-        other => panic!("released: {other:?}"),
-    };
-    assert_eq!(holders(released()), format!("mounted at {TARGET}"));
-    unpublish(setup.context(), TARGET.as_ref()).unwrap();
+    assert_eq!(setup.holders(), format!("mounted at {TARGET}"));
+    setup.unpublish(TARGET).unwrap();
     setup.model.state().used_elsewhere = true;
-    assert_eq!(holders(released()), "process 7 (leak)");
+    assert_eq!(setup.holders(), "process 7 (leak)");
     setup.model.state().disks.clear();
-    released().unwrap();
+    setup.unstage().unwrap();
+    assert!(setup.model.state().disk_records.is_empty());
+}
+
+#[test]
+fn a_volume_that_was_never_here_is_unstaged_without_a_disk() {
+    let setup = Setup::new(ext4(DISK_BYTES));
+    setup.model.state().used_elsewhere = true;
+    setup.unstage().unwrap();
+    assert_eq!(setup.model.take_applied(), []);
+}
+
+#[test]
+fn without_a_record_a_mount_at_the_staging_path_elsewhere_is_found() {
+    let setup = Setup::new(ext4(DISK_BYTES));
+    setup.model.state().used_elsewhere = true;
+    setup.model.state().mounted_elsewhere = vec![disk(16).number];
+    assert_eq!(setup.holders(), "process 7 (leak)");
+    setup.model.state().disks.clear();
+    setup.unstage().unwrap();
+}
+
+#[test]
+fn a_record_that_can_not_be_read_accuses_each_named_disk_in_use_that_no_mount_explains() {
+    let setup = Setup::new(ext4(DISK_BYTES));
+    let unreadable = DiskRecordFile::Unreadable("/csi/disk-records/pvc-1.json".into());
+    setup.model.state().disk_records.insert(VOLUME.into(), unreadable);
+    setup.model.state().used_elsewhere = true;
+    let error = setup.unstage().unwrap_err();
+    assert!(matches!(&error, Error::ReleaseUnknown { name, .. } if name == "sdb"), "{error:?}");
+
+    setup.model.state().mounts.push(mount(disk(16).number, "/", "/".as_ref(), "ext4", false));
+    setup.model.state().used_elsewhere = false;
+    setup.unstage().unwrap();
+    assert!(setup.model.state().disk_records.is_empty());
+}
+
+#[test]
+fn the_record_of_an_earlier_boot_names_its_disk_by_serial_only() {
+    let setup = Setup::new(ext4(DISK_BYTES));
+    setup.stage(FilesystemType::Ext4, &[]).unwrap();
+    setup.model.state().mounts.clear();
+    setup.model.state().boot_id = "the next boot".into();
+    setup.model.state().used_elsewhere = true;
+    assert_eq!(setup.holders(), "process 7 (leak)");
+    // The number went to a disk without a name.
+    setup.model.state().disks[0].0.identity = crate::device::DiskIdentity::None;
+    setup.model.state().used_elsewhere = false;
+    setup.unstage().unwrap();
+    assert!(setup.model.state().disk_records.is_empty());
+}
+
+#[test]
+fn what_an_older_driver_published_is_recorded_before_it_is_taken_away() {
+    let setup = Setup::new(ext4(DISK_BYTES));
+    setup.model.state().paths.insert(TARGET.into(), None);
+    setup.model.state().mounts.push(mount(disk(16).number, "/", TARGET.as_ref(), "ext4", false));
+    setup.model.state().used_elsewhere = true;
+    setup.unpublish(TARGET).unwrap();
+    assert_eq!(setup.holders(), "process 7 (leak)");
+
+    let block = Setup::new(Held::Partitions);
+    block.model.state().paths.insert(TARGET.into(), Some(0));
+    block.model.state().mounts.push(mount(DeviceNumber::new(0, 5), "/sdb", TARGET.as_ref(), DEVTMPFS, false));
+    block.model.state().used_elsewhere = true;
+    block.unpublish(TARGET).unwrap();
+    assert_eq!(block.holders(), "process 7 (leak)");
 }
 
 #[test]
@@ -216,7 +313,7 @@ fn unstage_needs_no_disk() {
     setup.stage(FilesystemType::Ext4, &[]).unwrap();
     setup.model.state().disks.clear();
     setup.model.state().corrupted.insert(STAGING.into());
-    assert_eq!(unstage(setup.context(), STAGING.as_ref()).unwrap(), []);
+    setup.unstage().unwrap();
     assert!(setup.model.state().mounts.is_empty());
 }
 
@@ -343,13 +440,39 @@ proptest! {
         prop_assert_eq!(setup.model.take_applied(), vec![]);
 
         setup.model.state().faults = end_faults;
-        until_unkilled(&setup, || unpublish(setup.context(), TARGET.as_ref())).unwrap();
+        until_unkilled(&setup, || setup.unpublish(TARGET)).unwrap();
         prop_assert_eq!(setup.model.state().mounts.len(), 1, "the staging mount stays");
         prop_assert!(!setup.model.state().paths.contains_key(Path::new(TARGET)));
 
         setup.model.take_applied();
         setup.model.state().faults.clear();
-        unpublish(setup.context(), TARGET.as_ref()).unwrap();
+        setup.unpublish(TARGET).unwrap();
         prop_assert_eq!(setup.model.take_applied(), vec![]);
+    }
+
+    #[test]
+    fn unstaging_never_succeeds_while_the_disk_is_used_elsewhere_however_often_it_is_killed(
+        staged_by_older_version in any::<bool>(),
+        faults in any_faults(),
+        end_faults in any_faults(),
+    ) {
+        let setup = Setup::new(ext4(DISK_BYTES));
+        setup.stage(FilesystemType::Ext4, &[]).unwrap();
+        if staged_by_older_version {
+            setup.model.state().disk_records.clear();
+        }
+        setup.model.take_applied();
+        setup.model.state().used_elsewhere = true;
+        setup.model.state().faults = faults;
+        let refused = until_unkilled(&setup, || setup.unstage());
+        prop_assert!(matches!(refused, Err(Error::StillInUse { .. })), "{refused:?}");
+        prop_assert!(setup.model.state().mounts.is_empty());
+        prop_assert_eq!(setup.model.state().disk_records.len(), 1);
+
+        setup.model.take_applied();
+        setup.model.state().used_elsewhere = false;
+        setup.model.state().faults = end_faults;
+        until_unkilled(&setup, || setup.unstage()).unwrap();
+        prop_assert!(setup.model.state().disk_records.is_empty());
     }
 }

@@ -1,8 +1,10 @@
 use rstest::rstest;
 
 use super::*;
-use crate::model::{disk, mount};
-use crate::mount_table::DEVTMPFS;
+use crate::{
+    model::{disk, mount},
+    mount_table::DEVTMPFS,
+};
 
 const STAGING: &str = "/stage";
 const TARGET: &str = "/pods/a/mount";

@@ -1,27 +1,35 @@
 //! The service on the model machine: codes, locks, deadlines, and work that outlives its caller.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::sync::{Condvar, Mutex};
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Condvar, Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+};
 
-use csi_proto::v1::node_server::Node as _;
-use csi_proto::v1::volume_capability::access_mode::Mode;
-use csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use csi_proto::v1::{
+    node_server::Node as _,
+    volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
+};
 use tonic::Code;
 
 use super::*;
-use crate::device::Disk;
-use crate::device_number::DeviceNumber;
-use crate::filesystem::FilesystemType;
-use crate::host::HeldDisk;
-use crate::model::{Held, Model, SERIAL, disk};
-use crate::mount_table::MountTable;
-use crate::node_id::NodeObject;
-use crate::path_state::PathState;
-use crate::probe::Evidence;
-use crate::step::{MkfsRecord, Step};
-use crate::usage::{Capacity, Usage};
-use std::path::{Path, PathBuf};
+use crate::{
+    device::Disk,
+    device_number::DeviceNumber,
+    disk_record::DiskRecordFile,
+    filesystem::FilesystemType,
+    host::HeldDisk,
+    model::{Held, Model, SERIAL, disk},
+    mount_table::MountTable,
+    node_id::NodeObject,
+    path_state::PathState,
+    probe::Evidence,
+    step::{MkfsRecord, Step},
+    usage::{Capacity, Usage},
+};
 
 /// The model, whose steps and measurements can be held up.
 #[derive(Default)]
@@ -93,6 +101,15 @@ impl Host for Gate {
     }
     fn mkfs_record(&self, staging: &Path) -> Result<Option<MkfsRecord>> {
         self.model.mkfs_record(staging)
+    }
+    fn disk_record(&self, volume: &str) -> Result<DiskRecordFile> {
+        self.model.disk_record(volume)
+    }
+    fn boot_id(&self) -> Result<String> {
+        self.model.boot_id()
+    }
+    fn mounted_elsewhere(&self, staging: &Path) -> Result<Vec<DeviceNumber>> {
+        self.model.mounted_elsewhere(staging)
     }
     fn filesystem_bytes(&self, disk: &Disk, filesystem: FilesystemType, point: &Path) -> Result<Option<u64>> {
         self.model.filesystem_bytes(disk, filesystem, point)

@@ -7,7 +7,7 @@ const STAGING: &str = "/stage";
 
 fn wanted(filesystem: FilesystemType, flags: &[&str]) -> Wanted {
     let options = MountOptions::parse(flags).unwrap();
-    Wanted { serial: serial(), staging: STAGING.into(), filesystem, options }
+    Wanted { volume: "pvc-1".into(), serial: serial(), staging: STAGING.into(), filesystem, options }
 }
 
 fn observed(content: Content) -> Observed {
@@ -16,6 +16,7 @@ fn observed(content: Content) -> Observed {
         mounts: MountTable::default(),
         path: PathState::Directory,
         stale: false,
+        disk_record: None,
         record: None,
         content: Some(content),
         filesystem_bytes: None,
@@ -26,14 +27,14 @@ fn record(filesystem: FilesystemType) -> MkfsRecord {
     MkfsRecord { serial: serial().as_str().to_owned(), filesystem }
 }
 
-fn found(kind: &str, stage: Stage) -> Content {
-    Content::Filesystem { kind: kind.into(), stage, fingerprint: 1 }
+fn found(kind: &str, completion: Completion) -> Content {
+    Content::Filesystem { kind: kind.into(), completion, fingerprint: 1 }
 }
 
 const BLANK: Content = Content::Blank { fingerprint: 1 };
 const BYTES: Content = Content::UnknownData { at: 0, fingerprint: 1 };
+use Completion::{Finished, Unfinished, Unused};
 use FilesystemType::{Ext4, Xfs};
-use Stage::{Finished, Unfinished, Unused};
 
 #[rstest]
 #[case::blank(Ext4, BLANK, None, false, Ok("format_blank"))]

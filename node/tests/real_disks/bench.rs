@@ -1,18 +1,21 @@
 //! What the tests stand on: a namespace, loop devices, a made-up sysfs, and a Node service over them.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::{MetadataExt, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Read},
+    os::unix::fs::{MetadataExt, symlink},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-use csi_proto::v1;
-use csi_proto::v1::node_server::Node as _;
-use csi_proto::v1::volume_capability::access_mode::Mode;
-use csi_proto::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
-use node::{HostPaths, Node, NodeIdentitySource, NodeObject, NodeSettings};
+use csi_proto::v1::{
+    self,
+    node_server::Node as _,
+    volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
+};
+use node::{DISK_RECORDS, HostPaths, Node, NodeIdentitySource, NodeObject, NodeSettings};
 use tonic::{Request, Status};
 
 pub const SERIAL: &str = "298d9cd3-9791-4830-8f00-0123456789ab";
@@ -92,6 +95,17 @@ pub fn has_capability(number: u32) -> bool {
 pub struct Held(Child);
 
 impl Held {
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Waits for its end; what it printed.
+    pub fn output(mut self) -> String {
+        let mut text = String::new();
+        self.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        text
+    }
+
     pub fn spawn(command: &mut Command) -> Self {
         Self(command.spawn().unwrap())
     }
@@ -158,7 +172,7 @@ impl Loop {
         self.device.file_name().unwrap().to_str().unwrap()
     }
 
-    fn number(&self) -> (u64, u64) {
+    pub fn number(&self) -> (u64, u64) {
         let device = fs::metadata(&self.device).unwrap().rdev();
         (nix::sys::stat::major(device), nix::sys::stat::minor(device))
     }
@@ -208,9 +222,17 @@ impl Bench {
         let sys = root.join("sys");
         sysfs(&sys, disk);
         fs::create_dir_all(root.join("staging")).unwrap();
+        Self::existing(name)
+    }
+
+    /// Another process's view of the same folders.
+    pub fn existing(name: &str) -> Self {
+        let root = work_dir().join(name);
+        let sys = root.join("sys");
         let settings = NodeSettings {
-            paths: HostPaths { sys, ..HostPaths::default() },
+            paths: HostPaths { sys, disk_records: root.join(DISK_RECORDS), ..HostPaths::default() },
             device_wait: Duration::from_millis(200),
+            release_wait: Duration::from_millis(500),
             ..NodeSettings::default()
         };
         Self::with(settings, root)
@@ -241,6 +263,19 @@ impl Bench {
     pub fn staging(&self) -> &Path {
         // Leaked: the tests are short, and read better with a plain path.
         Box::leak(self.root.join("staging").into_boxed_path())
+    }
+
+    /// Where the record of the volume's disk is, while there is one.
+    pub fn disk_record(&self) -> PathBuf {
+        self.root.join(DISK_RECORDS).join(format!("{VOLUME}.json"))
+    }
+
+    /// Takes the disk out of sysfs, as the kernel does when it is unplugged.
+    pub fn lose(&self) {
+        for folder in ["block", "dev/block"] {
+            fs::remove_dir_all(self.paths().sys.join(folder)).unwrap();
+            fs::create_dir_all(self.paths().sys.join(folder)).unwrap();
+        }
     }
 
     pub fn target(&self, pod: &str) -> PathBuf {

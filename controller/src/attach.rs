@@ -2,8 +2,8 @@
 //! gives the same answer.
 //!
 //! *Attached* = in VM spec and VMI spec, and VMI status Ready with hotplug entry and target. *Gone* = absent from VM spec,
-//! volume requests, VMI spec and VMI status. What has not been looked at, and a phase that nobody knows, is neither. An
-//! addition is asked for only where everything was seen and nothing names the volume; so a pending change is never repeated.
+//! volume requests, VMI spec and VMI status. What has not been read, and a phase that this driver does not know, is neither. An
+//! addition is asked for only where everything was read and nothing names the volume, so a pending change is never repeated.
 
 use std::fmt;
 
@@ -12,10 +12,10 @@ use infra::{
     VolumeStatus,
 };
 
-/// A thing that may not have been looked at.
+/// An object that may not have been read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Seen<T> {
-    /// Not looked at since it may have changed.
+    /// Not read since it may have changed.
     #[default]
     Unseen,
     /// It does not exist.
@@ -40,9 +40,9 @@ pub(crate) struct VmView {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SpecEntry {
     Absent,
-    /// Hotplugged under its own name: as this driver and the reference do.
+    /// Hotplugged under its own name: as this driver and kubevirt/csi-driver do.
     Hotplugged,
-    /// A disk of the VM that is not ours to unplug: fixed, or under another name.
+    /// A disk of the VM that this driver must not unplug: fixed, or under another name.
     Fixed {
         name: String,
     },
@@ -71,43 +71,43 @@ pub(crate) struct Observed {
     pub vmi: Seen<VmiView>,
 }
 
-/// What is wanted of it.
+/// What it should become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
     Attached,
     Detached,
 }
 
-/// The one next thing.
+/// The one next step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Ask KubeVirt for the change.
-    Call(Call),
-    /// Look again.
+    Call(HotplugCall),
+    /// Read again.
     Wait(Cause),
     /// It is as wanted.
     Done,
-    /// It can't be; waiting does not help.
+    /// It can't become so; waiting does not help.
     Refuse(Refusal),
 }
 
 /// A hotplug call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Call {
+pub(crate) enum HotplugCall {
     Add,
     Remove,
 }
 
-/// Why there is nothing to do but to look again.
+/// Why there is nothing to do but to read again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// The VM has to be looked at.
+    /// The VM has to be read.
     VmUnseen,
-    /// The VMI has to be looked at.
+    /// The VMI has to be read.
     VmiUnseen,
     /// KubeVirt has accepted a call and not carried it out.
     Requested(Request),
-    /// The VM has the volume, its instance does not yet.
+    /// The VM has the volume, its VMI does not yet.
     NotInVmi,
     /// On its way in.
     Attaching(VolumeStatus),
@@ -115,28 +115,28 @@ pub(crate) enum Cause {
     Detaching(Option<VolumeStatus>),
     /// The VM is coming up.
     Starting(String),
-    /// The VM's instance is going.
+    /// The VMI is being stopped.
     Stopping,
-    /// An instance phase that nobody knows.
+    /// A VMI phase that this driver does not know.
     UnknownVmiPhase(String),
 }
 
-/// Why it can't be.
+/// Why it can't become so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// There is no such VM.
     NoSuchVm,
     /// The VM is being deleted.
     VmDeleting,
-    /// The VM is not running and nothing starts it: the disk would come at its next start, wanted or not.
+    /// The VM is not running and nothing starts it: the disk would come at its next start, with no VolumeAttachment that wants it.
     Halted(String),
-    /// A disk of the VM that is not ours to plug or unplug.
+    /// A disk of the VM that this driver must not plug or unplug.
     Fixed(String),
-    /// The VM is gone, its instance still has the disk; KubeVirt refuses to unplug it then (400 since 1.9).
+    /// The VM is gone, its VMI still has the disk; KubeVirt then refuses to unplug it (400 since 1.9).
     InstanceOutlivesVm,
 }
 
-/// The next thing to do.
+/// The next step.
 pub(crate) fn next(observed: &Observed, wanted: Wanted) -> Step {
     match wanted {
         Wanted::Attached => attach(observed),
@@ -177,12 +177,12 @@ fn attach(observed: &Observed) -> Step {
         (SpecEntry::Hotplugged, true, Some(status)) if is_ready(status) => Step::Done,
         (SpecEntry::Hotplugged, true, Some(status)) => Step::Wait(Cause::Attaching(status.clone())),
         (SpecEntry::Hotplugged, _, _) => Step::Wait(Cause::NotInVmi),
-        (_, false, None) => Step::Call(Call::Add),
+        (_, false, None) => Step::Call(HotplugCall::Add),
         (_, _, status) => Step::Wait(Cause::Detaching(status.clone())),
     }
 }
 
-/// After our own call the VM is looked at only once its instance shows the end: that saves a call per look.
+/// After our own call the VM is read only once its VMI shows the end: that saves one call per read.
 fn attach_without_vm(vmi: &Seen<VmiView>) -> Step {
     match vmi {
         Seen::Unseen => Step::Wait(Cause::VmiUnseen),
@@ -228,8 +228,8 @@ fn detach(observed: &Observed) -> Step {
     }
     match (&vm.spec, &observed.vmi) {
         (SpecEntry::Fixed { name }, _) => Step::Refuse(Refusal::Fixed(name.clone())),
-        // Asked for by name of a disk that is ours: right whatever the instance shows, also where its phase is unknown.
-        (SpecEntry::Hotplugged, _) => Step::Call(Call::Remove),
+        // The call names a disk that this driver plugged in, so it is right whatever the VMI shows, also in an unknown phase.
+        (SpecEntry::Hotplugged, _) => Step::Call(HotplugCall::Remove),
         (SpecEntry::Absent, Seen::Unseen) => Step::Wait(Cause::VmiUnseen),
         (SpecEntry::Absent, Seen::Present(vmi)) if vmi.has_volume() => {
             Step::Wait(Cause::Detaching(vmi.status.clone()))
@@ -245,14 +245,14 @@ fn detach_without_vm(vmi: &Seen<VmiView>) -> Step {
     }
 }
 
-/// Where a change that was asked for stands, by the instance alone. A set of changes settles by this before the next begins.
+/// How far a change is that KubeVirt accepted, by the VMI alone. A set of changes settles by this before the next begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Settling {
     /// As wanted.
     Settled,
-    /// Its attachment pod is at work: another change now would replace the pod.
+    /// Its attachment pod is at work, and another change now would replace the pod.
     Moving,
-    /// Waits for its claim or its pod; that can last for ever.
+    /// It waits for its claim or its pod, which can last for ever.
     Pending,
 }
 
@@ -275,9 +275,14 @@ pub(crate) fn settling(vmi: &VmiView, wanted: Wanted) -> Settling {
 }
 
 impl Cause {
-    /// Whether only a look at the VM can show that it is over.
+    /// Whether only a read of the VM can show that it is over.
     pub(crate) fn is_about_vm(&self) -> bool {
         matches!(self, Self::VmUnseen | Self::Requested(_) | Self::Starting(_) | Self::Stopping)
+    }
+
+    /// Whether it states what the infra cluster shows, as opposed to a read that is still to come.
+    pub(crate) fn is_observed(&self) -> bool {
+        !matches!(self, Self::VmUnseen | Self::VmiUnseen)
     }
 }
 
@@ -343,19 +348,17 @@ impl fmt::Display for Request {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::VmUnseen => f.write_str("the VM is looked at"),
-            Self::VmiUnseen => f.write_str("the VM's instance is looked at"),
+            Self::VmUnseen => f.write_str("the VM is being read"),
+            Self::VmiUnseen => f.write_str("the VMI is being read"),
             Self::Requested(request) => write!(f, "KubeVirt has not carried out {request} of the volume"),
-            Self::NotInVmi => f.write_str("the volume is in the VM and not yet in its instance"),
+            Self::NotInVmi => f.write_str("the volume is in the VM and not yet in its VMI"),
             Self::Attaching(status) => write!(f, "the volume is being attached: {}", Status(status)),
             Self::Detaching(Some(status)) => write!(f, "the volume is being detached: {}", Status(status)),
-            Self::Detaching(None) => {
-                f.write_str("the volume is being detached: still in the instance's spec")
-            }
+            Self::Detaching(None) => f.write_str("the volume is being detached: still in the VMI's spec"),
             Self::Starting(status) => write!(f, "the VM is not running yet: {}", known(status)),
-            Self::Stopping => f.write_str("the VM's instance is being stopped"),
+            Self::Stopping => f.write_str("the VMI is being stopped"),
             Self::UnknownVmiPhase(phase) => {
-                write!(f, "the VM's instance is in phase {phase}, which is not known")
+                write!(f, "the VMI is in phase {phase}, which this driver does not know")
             }
         }
     }
@@ -372,7 +375,7 @@ impl fmt::Display for Refusal {
                 "the volume is disk {name:?} of the VM and was not plugged in by this driver; detach it in the VM"
             ),
             Self::InstanceOutlivesVm => {
-                f.write_str("the VM is deleted and its instance, which still has the volume, is not gone yet")
+                f.write_str("the VM is deleted and its VMI, which still has the volume, is not gone yet")
             }
         }
     }
@@ -382,7 +385,7 @@ fn known(status: &str) -> &str {
     if status.is_empty() { "no status" } else { status }
 }
 
-/// A volume's status in KubeVirt's own words.
+/// A volume's status as KubeVirt reports it.
 struct Status<'a>(&'a VolumeStatus);
 
 impl fmt::Display for Status<'_> {

@@ -1,9 +1,10 @@
-//! `CreateVolume`: one conditional call; the object that is there already is read only when the name is taken.
+//! `CreateVolume`: one conditional call; an existing object is read only when the name is taken.
 
 use infra::{Class, DataVolume, Infra, Owned};
 
 use crate::{
-    error::Error, operation::Operation, request::Create, storage_class_policy::StorageClassPolicy, volume,
+    controller_operation::ControllerOperation, error::Error, request::Create,
+    storage_class_policy::StorageClassPolicy, volume,
 };
 
 /// A volume that exists.
@@ -13,11 +14,11 @@ pub(crate) struct Created {
     pub size: u64,
 }
 
-/// Creates the volume, or finds it. Does not wait for its disk: with `WaitForFirstConsumer` there is none before it is used.
+/// Creates the volume, or finds it. Does not wait for its disk: with `WaitForFirstConsumer` there is none before the first use.
 pub(crate) async fn create(
     infra: &Infra,
     policy: &StorageClassPolicy,
-    operation: &Operation,
+    operation: &ControllerOperation,
     request: &Create,
 ) -> Result<Created, Error> {
     policy.permit(request.storage_class.as_deref())?;
@@ -36,7 +37,7 @@ pub(crate) async fn create(
         _ => return Err(error.into()),
     }
     let existing = operation.wait(infra.data_volume(&desired.name)).await??;
-    // Gone again, or the conflict was about something else: the infra's own words tell.
+    // Gone again, or the conflict was about something else: the infra API's message states it.
     let existing = existing.ok_or(error)?;
     let existing = infra.guard().admit(existing).map_err(|_| Error::NameTaken(desired.name.clone()))?;
     if existing.deleting() {

@@ -1,16 +1,16 @@
-//! `DeleteVolume`: only what is ours, and only while no VM has it. With CDI the `DataVolume` of a plugged disk would vanish at
-//! once, and the claim with its data as soon as the VM lets go.
+//! `DeleteVolume`: only our volumes, and only while no VM has them. With CDI the `DataVolume` of a plugged disk would vanish at once,
+//! and the claim with its data as soon as the VM releases it.
 
 use infra::{Class, Infra, ObjectName};
 
-use crate::{error::Error, operation::Operation, publish::audit, unpublish::list};
+use crate::{controller_operation::ControllerOperation, error::Error, node_id::node_ids, usable};
 
-/// Deletes the volume; what does not exist is deleted.
-pub(crate) async fn delete(infra: &Infra, operation: &Operation, id: &str) -> Result<(), Error> {
+/// Deletes the volume. A volume that does not exist counts as deleted.
+pub(crate) async fn delete(infra: &Infra, operation: &ControllerOperation, id: &str) -> Result<(), Error> {
     let Some(name) = ObjectName::parse(id) else { return Ok(()) };
     let Some(volume) = operation.wait(infra.data_volume(&name)).await?? else { return Ok(()) };
     let volume = infra.guard().admit(volume).map_err(|_| {
-        audit(&name, "delete");
+        usable::audit(&name, "delete");
         Error::NotOurs
     })?;
     if volume.deleting() {
@@ -19,12 +19,12 @@ pub(crate) async fn delete(infra: &Infra, operation: &Operation, id: &str) -> Re
     let census = operation.wait(infra.census()).await??;
     let holders = census.holders(&name);
     if !holders.is_empty() {
-        return Err(Error::InUse { holders: list(infra, &holders) });
+        return Err(Error::InUse { holders: node_ids(infra, &holders) });
     }
     match operation.change(|| infra.delete_data_volume(&name, &volume)).await? {
         Ok(()) => Ok(()),
         Err(error) if error.class() == Class::NotFound => Ok(()),
-        // Also where another volume took the name: the next try looks at that one.
+        // Also where another volume took the name: the next try reads that one.
         Err(error) => Err(error.into()),
     }
 }

@@ -4,14 +4,13 @@
 //! be in progress" and everything else as final. So a final code is given only after a successful read proved it; whatever
 //! could not be observed is `UNAVAILABLE`.
 
-use std::time::Duration;
-
+use csi_call::{Busy, Unanswered};
 use infra::{Class, Foreign, ObjectName};
 use tonic::{Code, Status};
 
 use crate::{attach::Refusal, request::Invalid, storage_class_policy::NotAllowed, volume::Incompatible};
 
-/// How an RPC fails.
+/// Why an RPC failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The request is malformed.
@@ -20,13 +19,13 @@ pub enum Error {
     /// The infra administrator does not allow the storage class.
     #[error(transparent)]
     NotAllowed(#[from] NotAllowed),
-    /// The infra API refused the volume for what it is; nothing was created.
+    /// The infra API refused the volume because of its content; nothing was created.
     #[error("the infra cluster refuses the volume: {0}")]
     RefusedVolume(infra::Error),
     /// The infra quota is used up; nothing was created.
     #[error("the infra quota does not allow the volume: {0}")]
     Quota(infra::Error),
-    /// There is no such volume, or it is not ours: the guest learns no difference.
+    /// There is no such volume, or it is not ours: the guest can't tell one from the other.
     #[error(transparent)]
     NoSuchVolume(#[from] Foreign),
     /// A volume that is not ours must not be deleted or detached.
@@ -81,54 +80,38 @@ pub enum Error {
     Failed {
         /// Volume.
         volume: ObjectName,
-        /// CDI's words.
+        /// What CDI reports.
         progress: String,
     },
-    /// CDI has not made the volume's claim; a call that comes again may find it.
+    /// CDI has not made the volume's claim; the next try may find it.
     #[error(
         "the volume has no infra claim yet (infra storage class {}): {progress}",
         class.as_deref().unwrap_or("infra's default")
     )]
     Unclaimed {
-        /// The infra storage class that was asked for; CDI does not name one that is missing.
+        /// The requested infra storage class; CDI does not name one that is missing.
         class: Option<String>,
-        /// CDI's words.
+        /// What CDI reports.
         progress: String,
     },
-    /// Many nodes want a volume that was made for one.
+    /// A volume that was made for one node is asked for on many.
     #[error("volume {0} was not created for ReadWriteMany")]
     NotShared(ObjectName),
-    /// The infra API refuses the hotplug call for what it asks.
+    /// The infra API refuses the hotplug call because of its content.
     #[error("the infra cluster refuses the change of the VM: {0}")]
     RefusedChange(infra::Error),
-    /// Another operation on the volume is under way.
-    #[error("an operation on volume {volume} has been under way for {} s; last: {last}", age.as_secs())]
-    Busy {
-        /// Volume.
-        volume: String,
-        /// Since when.
-        age: Duration,
-        /// The last thing that the infra said to it.
-        last: String,
-    },
-    /// The volume changed while it was worked on.
+    /// Another call has the volume.
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    /// The volume changed during the operation.
     #[error("volume {0} changed meanwhile, try again")]
     Changed(ObjectName),
-    /// The time is over; it ends with the last thing the infra said.
-    #[error("not finished in time: {0}")]
-    Deadline(String),
-    /// The caller hung up.
-    #[error("the caller gave up; last: {0}")]
-    Cancelled(String),
-    /// The process ends; another goes on with it.
-    #[error("the driver is being stopped, try again; last: {0}")]
-    Stopping(String),
-    /// The infra cluster could not be asked.
+    /// The call has no answer of its own.
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
+    /// A call to the infra API failed.
     #[error("the infra cluster can't be asked: {0}")]
     Infra(#[from] infra::Error),
-    /// A fault of this program.
-    #[error("internal error: the operation ended without an answer")]
-    Panicked,
 }
 
 /// Why the planner refused; see the error's text.
@@ -157,10 +140,8 @@ impl Error {
                 Refusal::VmDeleting | Refusal::Halted(_) | Refusal::Fixed(_) => Code::FailedPrecondition,
                 Refusal::InstanceOutlivesVm => Code::Aborted,
             },
-            Self::Busy { .. } | Self::Changed(_) | Self::Unclaimed { .. } => Code::Aborted,
-            Self::Stopping(_) => Code::Unavailable,
-            Self::Deadline(_) => Code::DeadlineExceeded,
-            Self::Cancelled(_) => Code::Cancelled,
+            Self::Busy(_) | Self::Changed(_) | Self::Unclaimed { .. } => Code::Aborted,
+            Self::Unanswered(unanswered) => unanswered.code(),
             Self::Infra(error) => match error.class() {
                 Class::Conflict => Code::Aborted,
                 Class::NotFound
@@ -173,7 +154,6 @@ impl Error {
                 | Class::Timeout
                 | Class::Transport => Code::Unavailable,
             },
-            Self::Panicked => Code::Internal,
         }
     }
 }

@@ -1,22 +1,23 @@
-//! Who may plug a volume that is for one node at a time.
+//! Which VM may have a volume that one node at a time may use: its holder.
 //!
 //! Hotplug calls are not conditional, and two replicas of this driver may serve at once. So the infra claim carries an
-//! annotation with the VM that is to have the volume; it changes only by a conditional JSON patch, and so there is one winner.
-//! The order is: hold, then look who has the volume (the truth is in VMs and VMIs, also for what the reference plugged in
-//! without an annotation), then plug, then look that it is still held, then answer.
+//! annotation that names the VM that is to have the volume; it changes only by a conditional JSON patch, so there is one winner.
+//! The order is: write the annotation; read which VM has the volume (the truth is in VMs and VMIs, also for volumes that
+//! kubevirt/csi-driver plugged in without an annotation); hotplug; check that the annotation is still ours; answer.
 //!
-//! It is an intent, not the state: detaching gives it up first, because a VM that still shows the volume keeps every other
-//! away. A holder that died is replaced when no other VM's spec, volume request or VMI status names the volume.
+//! The annotation is an intent, not the state: a detach releases it first, because a VM that still shows the volume keeps every
+//! other VM away. A holder that is gone is replaced when no other VM's spec, volume request or VMI status names the volume.
 
 use std::time::Duration;
 
 use infra::{Claim, Class, Infra, ObjectName, PatchOp, annotation_path};
 use tokio::time::Instant;
 
-use crate::{error::Error, operation::Operation, waits::WaitCause};
+use crate::{
+    controller_operation::ControllerOperation, error::Error, keys::HOLDER_ANNOTATION, metrics::WaitCause,
+    node_id::node_id, usable,
+};
 
-/// Annotation of the infra claim: `<namespace>/<vm>` of the VM that may plug the volume.
-pub(crate) const HOLDER_ANNOTATION: &str = "csi.kubevirt.io/holder";
 /// Parent of the annotation.
 const ANNOTATIONS: &str = "/metadata/annotations";
 /// Version of the claim.
@@ -25,19 +26,19 @@ const RESOURCE_VERSION: &str = "/metadata/resourceVersion";
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// CDI makes a claim at once or needs somebody's help (a quota, a class that does not exist). After this time the answer tells
-/// why, so that it becomes an event of the guest's while the sidecar calls again; its own time-out is minutes.
+/// CDI makes a claim at once, or a person has to help (a quota, a class that does not exist). After this time the RPC answers with
+/// the reason, which becomes an event in the guest while the sidecar tries again; the sidecar's own timeout is minutes.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(20);
-/// A holder without the volume is replaced after this time only: one that lives is about to plug it in. Not a matter of safety,
-/// which the confirmation gives, but so that two nodes do not take a volume from each other in turns.
+/// A holder without the volume is replaced only after this time: a live one is about to plug it in. Safety does not depend on it (see
+/// [`Holder::confirm`]); it keeps two nodes from taking a volume from each other in turns.
 const IDLE_LIMIT: Duration = Duration::from_secs(3);
 
-/// What stands between two VMs that want one volume.
+/// What keeps a second VM from the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hold {
     /// The annotation names our VM.
     Held,
-    /// We may not patch the claim: look before and after plugging, and give way.
+    /// We may not patch the claim: read all VMs before and after the hotplug call, and withdraw if another VM has the volume.
     Unarbitrated,
 }
 
@@ -54,11 +55,11 @@ impl<'a> Holder<'a> {
     }
 
     fn value(&self) -> String {
-        display(self.infra, self.vm)
+        node_id(self.infra, self.vm)
     }
 
-    /// Becomes the holder. Waits a while for a claim that CDI has not made yet.
-    pub(crate) async fn acquire(&self, operation: &Operation) -> Result<Hold, Error> {
+    /// Makes our VM the holder. Waits a while for a claim that CDI has not made yet.
+    pub(crate) async fn acquire(&self, operation: &ControllerOperation) -> Result<Hold, Error> {
         let began = Instant::now();
         let mut pause = FIRST_PAUSE;
         let mut idle = None;
@@ -78,7 +79,7 @@ impl<'a> Holder<'a> {
                         return Err(unclaimed);
                     }
                 }
-                // A test failed: somebody holds it, or the claim has no annotations, or not our labels.
+                // A test of the patch failed: there is a holder, or the claim has no annotations, or not our labels.
                 Class::Invalid | Class::Conflict | Class::BadRequest => {
                     if let Some(hold) = self.acquire_from_other(&mut idle, operation).await? {
                         return Ok(hold);
@@ -91,11 +92,11 @@ impl<'a> Holder<'a> {
         }
     }
 
-    /// `None` = try again. `idle` is the other holder that was seen without the volume, and since when.
+    /// `None` = try again. `idle` is the holder that was found without the volume, and since when.
     async fn acquire_from_other(
         &self,
         idle: &mut Option<(String, Instant)>,
-        operation: &Operation,
+        operation: &ControllerOperation,
     ) -> Result<Option<Hold>, Error> {
         let claim = match operation.wait(self.infra.claim(self.volume)).await? {
             Ok(Some(claim)) => claim,
@@ -104,7 +105,7 @@ impl<'a> Holder<'a> {
             Err(error) => return Err(error.into()),
         };
         let Ok(claim) = self.infra.guard().admit(claim) else {
-            tracing::warn!("claim lacks the infra labels, attaching without the holder annotation");
+            tracing::warn!("the claim lacks the infra labels; attaching without the holder annotation");
             return Ok(Some(Hold::Unarbitrated));
         };
         match claim.metadata.annotations.get(HOLDER_ANNOTATION) {
@@ -118,12 +119,13 @@ impl<'a> Holder<'a> {
                     .filter(|(seen, _)| seen == holder)
                     .map_or_else(Instant::now, |(_, since)| since);
                 if holders.is_empty() && since.elapsed() < IDLE_LIMIT {
-                    operation
-                        .note(format_args!("the volume is promised to {holder}, which does not have it yet"));
+                    operation.report(format_args!(
+                        "the holder annotation names {holder}, which does not have the volume yet"
+                    ));
                     *idle = Some((holder.clone(), since));
                     return Ok(None);
                 }
-                tracing::info!(%holder, "no other VM has the volume, its holder is replaced");
+                tracing::info!(%holder, "no other VM has the volume; replacing its holder");
             }
             None => {}
         }
@@ -131,7 +133,7 @@ impl<'a> Holder<'a> {
         match operation.change(patch).await? {
             Ok(claim) => self.held(&claim).map(Some),
             Err(error) if matches!(error.class(), Class::Invalid | Class::Conflict | Class::NotFound) => {
-                operation.note(&error);
+                operation.report(&error);
                 Ok(None)
             }
             Err(error) => Err(error.into()),
@@ -142,18 +144,18 @@ impl<'a> Holder<'a> {
         if claim.deleting() { Err(Error::Deleting(self.volume.clone())) } else { Ok(Hold::Held) }
     }
 
-    /// Why there is no claim yet, which is noted; fails where there will be none.
-    async fn unclaimed(&self, operation: &Operation) -> Result<Error, Error> {
+    /// The error for a claim that does not exist yet, which is also reported; fails where there will be none.
+    async fn unclaimed(&self, operation: &ControllerOperation) -> Result<Error, Error> {
         let volume = operation.wait(self.infra.data_volume(self.volume)).await??;
         let volume = volume.ok_or(infra::Foreign)?;
-        crate::publish::check_usable(&volume, self.volume)?;
+        usable::check(&volume, self.volume)?;
         let unclaimed = Error::Unclaimed { class: volume.storage_class.clone(), progress: volume.progress() };
-        operation.note(&unclaimed);
+        operation.report(&unclaimed);
         Ok(unclaimed)
     }
 
-    /// Proves, once the volume is plugged in, that nobody else may have it.
-    pub(crate) async fn confirm(&self, hold: Hold, operation: &Operation) -> Result<(), Error> {
+    /// Proves, once the volume is plugged in, that no other VM may have it.
+    pub(crate) async fn confirm(&self, hold: Hold, operation: &ControllerOperation) -> Result<(), Error> {
         match hold {
             Hold::Held => {
                 let claim = operation.wait(self.infra.claim(self.volume)).await??;
@@ -172,17 +174,17 @@ impl<'a> Holder<'a> {
         }
     }
 
-    /// An error that names another VM than ours.
+    /// Fails where `holders` has another VM than ours.
     pub(crate) fn nobody_else(&self, holders: &[ObjectName]) -> Result<(), Error> {
         match holders.iter().find(|holder| *holder != self.vm) {
-            Some(holder) => Err(Error::HeldElsewhere { holder: display(self.infra, holder) }),
+            Some(holder) => Err(Error::HeldElsewhere { holder: node_id(self.infra, holder) }),
             None => Ok(()),
         }
     }
 
-    /// Gives up the intent if it is our VM's. The claim as it is then, which proves that it carries our labels; `None` where it
-    /// was not ours to give up, or there is no claim, or no right to patch it.
-    pub(crate) async fn release(&self, operation: &Operation) -> Result<Option<Claim>, Error> {
+    /// Removes the annotation if it names our VM. Returns the claim, which proves that it carries our labels; `None` where the
+    /// annotation was not ours, or there is no claim, or no right to patch it.
+    pub(crate) async fn release(&self, operation: &ControllerOperation) -> Result<Option<Claim>, Error> {
         let patch = || self.infra.patch_claim(self.volume, when_held(&self.value()));
         match operation.change(patch).await? {
             Ok(claim) => Ok(Some(claim)),
@@ -200,13 +202,8 @@ impl<'a> Holder<'a> {
 }
 
 fn unarbitrated(error: &infra::Error) -> Hold {
-    tracing::warn!(%error, "the claim can't be patched, attaching without the holder annotation");
+    tracing::warn!(%error, "the claim can't be patched; attaching without the holder annotation");
     Hold::Unarbitrated
-}
-
-/// `<namespace>/<vm>`: the form of the node id.
-pub(crate) fn display(infra: &Infra, vm: &ObjectName) -> String {
-    format!("{}/{vm}", infra.namespace())
 }
 
 fn when_free(holder: &str) -> Vec<PatchOp> {
@@ -219,7 +216,7 @@ fn when_held(holder: &str) -> Vec<PatchOp> {
     vec![PatchOp::test(&*path, holder), PatchOp::remove(path)]
 }
 
-/// Replaces whatever `claim` shows, unless it changed meanwhile.
+/// Replaces the annotation of `claim`, unless the claim changed meanwhile.
 fn replacing(claim: &Claim, holder: &str) -> Vec<PatchOp> {
     let unchanged = PatchOp::test(RESOURCE_VERSION, claim.metadata.resource_version.as_str());
     let set = if claim.metadata.annotations.is_empty() {

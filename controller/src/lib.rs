@@ -1,30 +1,36 @@
 //! CSI Controller and Identity: guest volumes become `DataVolumes` of the infra cluster, hotplugged into the worker VMs.
 //!
-//! Every RPC goes the same way: `service` reads the wire, `request` validates it, a short loop observes the infra cluster,
-//! asks a pure planner what is next, and does that one thing. The planners are `attach` (is the disk there, may it be added),
-//! `volume` (names, objects, compatibility) and `storage_class_policy`. What can go wrong, and its gRPC code, is in `error`.
+//! Every RPC goes the same way: `service` reads the wire, `request` validates it, a short loop observes the infra cluster, asks a
+//! pure planner for the next step and carries it out. The planners are `attach` (is the disk there, may it be added), `volume`
+//! (names, objects, compatibility) and `storage_class_policy`. `error` has every error with its gRPC code.
+//!
+//! From the bottom up, and no file uses one above it: `keys`; `request`, `storage_class_policy`, `attach`; `volume`; `error`,
+//! `metrics`; `controller_operation`, `node_id`, `usable`; `view`, `holder`; `vm_queue`; `hotplug`; one file for each RPC;
+//! `service`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 
 mod attach;
+mod controller_operation;
 mod create;
 mod delete;
 mod error;
 mod holder;
-mod identity;
-pub mod key;
-mod operation;
+mod hotplug;
+pub mod keys;
+mod metrics;
+mod node_id;
 mod publish;
 mod request;
 mod service;
 mod storage_class_policy;
 mod unpublish;
+mod usable;
+mod validate;
 mod view;
 mod vm_queue;
 mod volume;
-mod waits;
 
 pub use error::Error;
-pub use identity::{Identity, Wedged};
-pub use service::{Controller, Settings};
+pub use service::{Controller, ControllerSettings};
 pub use storage_class_policy::{PolicyError, StorageClassPolicy};

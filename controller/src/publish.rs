@@ -1,39 +1,42 @@
 //! `ControllerPublishVolume`: from a volume and a node to a disk that the VM's status shows as ready.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use infra::{Class, DataVolume, HotplugDisk, Infra, ObjectName, Owned};
+use infra::{DataVolume, HotplugDisk, Infra, ObjectName, Owned};
 use tokio::time::Instant;
 
 use crate::{
     attach::{self, Cause, Step, Wanted},
+    controller_operation::ControllerOperation,
     error::{Error, RefusalReason},
-    holder::{Hold, Holder, display},
-    operation::Operation,
-    request::{NodeId, Publish, Sharing},
+    holder::{Hold, Holder},
+    hotplug::change,
+    metrics::WaitCause,
+    node_id::{node_id, vm_of_node},
+    request::{Publish, Sharing},
+    usable,
     view::View,
-    vm_queue::{Change, Outcome, VmQueues, What},
+    vm_queue::{VmQueues, What},
     volume,
-    waits::WaitCause,
 };
 
-/// While a volume is pending in the infra cluster, CDI's words on it are read this often: seldom beside the looks at the VM.
-const VOLUME_LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// While a volume is pending in the infra cluster, its `DataVolume` is read this often: seldom beside the reads of the VM.
+const VOLUME_READ_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Attaches the volume, or says why not.
+/// Attaches the volume.
 pub(crate) async fn publish(
     infra: &Infra,
     queues: &VmQueues,
-    operation: &Arc<Operation>,
+    operation: &ControllerOperation,
     request: &Publish,
 ) -> Result<(), Error> {
     let name = infra.guard().volume_name(&request.volume)?;
-    let vm = vm_of(infra, &request.node)?;
+    let vm = vm_of_node(infra, &request.node)?;
     let volume = operation.wait(infra.data_volume(&name)).await??.ok_or(infra::Foreign)?;
-    let volume = Arc::new(infra.guard().admit(volume).inspect_err(|_| audit(&name, "attach"))?);
+    let volume = Arc::new(infra.guard().admit(volume).inspect_err(|_| usable::audit(&name, "attach"))?);
     if request.sharing == Sharing::ManyNodes && !volume::is_shared(&volume) {
         return Err(Error::NotShared(name));
     }
@@ -47,44 +50,14 @@ pub(crate) async fn publish(
     }
 }
 
-/// The VM of a node id.
-pub(crate) fn vm_of(infra: &Infra, node: &NodeId) -> Result<ObjectName, Error> {
-    match node {
-        NodeId::Unknown(id) => Err(Error::NoSuchNode(id.clone())),
-        NodeId::Vm { namespace, name } if namespace == infra.namespace() => Ok(name.clone()),
-        NodeId::Vm { namespace, name } => Err(Error::ForeignNode {
-            node: name.clone(),
-            namespace: namespace.clone(),
-            ours: infra.namespace().to_owned(),
-        }),
-    }
-}
-
-/// For the infra operator: a guest asked for what is not its own.
-pub(crate) fn audit(volume: &ObjectName, what: &str) {
-    tracing::warn!(%volume, "refused to {what} a volume that lacks the infra labels of this guest");
-}
-
-/// Whether a volume may be plugged in. That it is not populated yet is no obstacle: with `WaitForFirstConsumer` the VM is the
-/// consumer.
-pub(crate) fn check_usable(volume: &DataVolume, name: &ObjectName) -> Result<(), Error> {
-    if volume.deleting() {
-        Err(Error::Deleting(name.clone()))
-    } else if volume::has_failed(volume) {
-        Err(Error::Failed { volume: name.clone(), progress: volume.progress() })
-    } else {
-        Ok(())
-    }
-}
-
 struct Publication<'a> {
     infra: &'a Infra,
     queues: &'a VmQueues,
-    operation: &'a Arc<Operation>,
+    operation: &'a ControllerOperation,
     name: &'a ObjectName,
     vm: &'a ObjectName,
     volume: Arc<Owned<DataVolume>>,
-    /// CDI's words on the volume, and when they were read.
+    /// What CDI reports on the volume, and when it was read.
     progress: Mutex<(String, Instant)>,
     disk: HotplugDisk,
 }
@@ -92,11 +65,11 @@ struct Publication<'a> {
 impl Publication<'_> {
     async fn attach_shared(&self) -> Result<(), Error> {
         let mut view = View::new(self.infra, self.vm, self.name);
-        self.operation.wait(view.look()).await??;
+        self.operation.wait(view.read()).await??;
         self.attach(view, None).await.map_err(|failure| failure.error)
     }
 
-    /// Holds, looks, plugs, confirms (see [`crate::holder`] for why in this order).
+    /// Becomes the holder, reads, hotplugs, confirms (see [`crate::holder`] for why in this order).
     async fn attach_alone(&self) -> Result<(), Error> {
         let holder = Holder::new(self.infra, self.name, self.vm);
         let hold = holder.acquire(self.operation).await?;
@@ -105,17 +78,17 @@ impl Publication<'_> {
         if failure.plugged && failure.lost_to_other() {
             self.withdraw().await;
         }
-        // What can't be here must not keep the volume from other nodes. What may still come keeps the hold.
+        // A refused VM must not keep the volume from other nodes. An attach that may still succeed keeps the holder annotation.
         if hold == Hold::Held
             && failure.is_refusal()
             && let Err(error) = holder.release(self.operation).await
         {
-            tracing::warn!(%error, "the holder annotation stays until another node wants the volume");
+            tracing::warn!(%error, "the holder annotation stays until another node asks for the volume");
         }
         Err(failure.error)
     }
 
-    async fn attach_held(&self, holder: &Holder<'_>, hold: Hold) -> Result<(), Failure> {
+    async fn attach_held(&self, holder: &Holder<'_>, hold: Hold) -> Result<(), AttachError> {
         let since = Instant::now();
         let census = self.operation.wait(self.infra.census()).await??;
         holder.nobody_else(&census.holders(self.name))?;
@@ -126,154 +99,104 @@ impl Publication<'_> {
     }
 
     /// The loop around the planner.
-    async fn attach(&self, mut view: View, alone: Option<(&Holder<'_>, Hold)>) -> Result<(), Failure> {
+    async fn attach(&self, mut view: View, alone: Option<(&Holder<'_>, Hold)>) -> Result<(), AttachError> {
         let mut plugged = false;
         loop {
             let step =
-                self.step(&mut view, &mut plugged).await.map_err(|error| Failure { error, plugged })?;
+                self.step(&mut view, &mut plugged).await.map_err(|error| AttachError { error, plugged })?;
             let confirm = match (step, alone) {
-                (Progress::Attached, alone) => alone,
-                (Progress::Plugged, Some((_, Hold::Unarbitrated))) => alone,
-                (Progress::Plugged | Progress::Waiting, _) => None,
+                (Reached::Attached, alone) => alone,
+                (Reached::Plugged, Some((_, Hold::Unarbitrated))) => alone,
+                (Reached::Plugged | Reached::Waiting, _) => None,
             };
             if let Some((holder, hold)) = confirm {
-                holder.confirm(hold, self.operation).await.map_err(|error| Failure { error, plugged })?;
+                holder.confirm(hold, self.operation).await.map_err(|error| AttachError { error, plugged })?;
             }
-            if step == Progress::Attached {
+            if step == Reached::Attached {
                 return Ok(());
             }
         }
     }
 
-    async fn step(&self, view: &mut View, plugged: &mut bool) -> Result<Progress, Error> {
+    async fn step(&self, view: &mut View, plugged: &mut bool) -> Result<Reached, Error> {
         self.operation.check()?;
         match attach::next(view.observed(), Wanted::Attached) {
-            Step::Done => Ok(Progress::Attached),
+            Step::Done => Ok(Reached::Attached),
             Step::Refuse(refusal) => {
-                Err(Error::Refused { vm: display(self.infra, self.vm), refusal: RefusalReason(refusal) })
+                Err(Error::Refused { vm: node_id(self.infra, self.vm), refusal: RefusalReason(refusal) })
             }
             Step::Wait(cause) => {
-                // A look to come must not hide the words of the change that failed before it.
-                if is_observed(&cause) {
+                // A read that is still to come must not hide the error of the call before it.
+                if cause.is_observed() {
                     let progress = self.progress(&cause).await;
                     self.operation
-                        .note(format_args!("VM {}: {cause} ({progress})", display(self.infra, self.vm)));
+                        .report(format_args!("VM {}: {cause} ({progress})", node_id(self.infra, self.vm)));
                 }
                 view.wait(self.operation, &cause).await?;
-                Ok(Progress::Waiting)
+                Ok(Reached::Waiting)
             }
             Step::Call(_) => {
-                check_usable(&self.volume, self.name)?;
+                usable::check(&self.volume, self.name)?;
                 let what = What::Add { volume: Arc::clone(&self.volume), disk: self.disk.clone() };
                 if !change(self.queues, self.vm, self.name, what, view, self.operation).await? {
-                    return Ok(Progress::Waiting);
+                    return Ok(Reached::Waiting);
                 }
                 *plugged = true;
-                Ok(Progress::Plugged)
+                Ok(Reached::Plugged)
             }
         }
     }
 
-    /// How far the volume itself is. Read again now and then: while it is pending, CDI knows why and the VM does not.
+    /// What CDI reports on the volume. Read again now and then: while the volume is pending, CDI knows why and the VM does not.
     async fn progress(&self, cause: &Cause) -> String {
-        let (known, read) = self.progress.lock().expect("no holder of this lock panics").clone();
-        if WaitCause::from(cause) != WaitCause::VolumePending || read.elapsed() < VOLUME_LOOK_INTERVAL {
+        let (known, read) = self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if WaitCause::from(cause) != WaitCause::VolumePending || read.elapsed() < VOLUME_READ_INTERVAL {
             return known;
         }
-        let looked = self.operation.wait(self.infra.data_volume(self.name)).await;
-        // What can't be read now is read at the next look; the last known words stay.
-        let newest = if let Ok(Ok(Some(volume))) = looked { volume.progress() } else { known };
-        *self.progress.lock().expect("no holder of this lock panics") = (newest.clone(), Instant::now());
+        let read = self.operation.wait(self.infra.data_volume(self.name)).await;
+        // A failed read changes nothing: the last report stays until the next.
+        let newest = if let Ok(Ok(Some(volume))) = read { volume.progress() } else { known };
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = (newest.clone(), Instant::now());
         newest
     }
 
-    /// Takes back the own fresh call: another VM has the volume.
+    /// Unplugs what this RPC has just plugged in: another VM has the volume.
     async fn withdraw(&self) {
         let mut view = View::new(self.infra, self.vm, self.name);
-        let looked = self.operation.wait(view.look()).await;
-        let withdrawn = match looked {
+        let read = self.operation.wait(view.read()).await;
+        let withdrawn = match read {
             Ok(Ok(())) => {
                 change(self.queues, self.vm, self.name, What::Remove, &mut view, self.operation).await
             }
             Ok(Err(error)) => Err(error.into()),
-            Err(error) => Err(error),
+            Err(unanswered) => Err(unanswered.into()),
         };
         match withdrawn {
             Ok(_) => {
-                tracing::warn!(vm = %self.vm, "another VM has the volume, took it back");
+                tracing::warn!(vm = %self.vm, "another VM has the volume; unplugged it here again");
             }
             Err(error) => {
-                tracing::warn!(vm = %self.vm, %error, "another VM has the volume; it stays here until it is unpublished");
+                tracing::warn!(vm = %self.vm, %error, "another VM has the volume; it stays plugged in here until it is unpublished");
             }
         }
     }
 }
 
-/// Makes one change through the VM's queue. True when KubeVirt accepted it; false when the view has to be asked again.
-pub(crate) async fn change(
-    queues: &VmQueues,
-    vm: &ObjectName,
-    volume: &ObjectName,
-    what: What,
-    view: &mut View,
-    operation: &Arc<Operation>,
-) -> Result<bool, Error> {
-    let taken = view.take();
-    let change = Change { volume: volume.clone(), what, view: taken, operation: Arc::clone(operation) };
-    operation.note_own(format_args!("waiting for the turn of this volume among the changes of VM {vm}"));
-    match operation.wait_for(WaitCause::VmQueue, queues.change(vm, change)).await? {
-        Outcome::Accepted(back) => {
-            *view = back;
-            view.changed();
-            Ok(true)
-        }
-        Outcome::Overtaken(back) => {
-            *view = back;
-            Ok(false)
-        }
-        Outcome::Expired => Err(operation.check().err().unwrap_or_else(|| operation.expired())),
-        Outcome::Unobserved(error) => Err(error.into()),
-        Outcome::Failed(_, error) if error.is_content_refusal() => Err(Error::RefusedChange(error)),
-        Outcome::Failed(back, error) => match error.class() {
-            Class::BadRequest => Err(Error::RefusedChange(error)),
-            Class::Forbidden | Class::Unauthorized => Err(error.into()),
-            // Won or lost, only the VM tells: the race of concurrent calls, a lost reply, a pause that the API asked for.
-            Class::NotFound
-            | Class::Conflict
-            | Class::Invalid
-            | Class::Throttled
-            | Class::Server
-            | Class::Timeout
-            | Class::Transport => {
-                operation.note(&error);
-                *view = back;
-                view.doubted(error.retry_after());
-                Ok(false)
-            }
-        },
-    }
-}
-
-/// Whether a cause tells what the infra cluster shows, as opposed to a look to come.
-pub(crate) fn is_observed(cause: &Cause) -> bool {
-    !matches!(cause, Cause::VmUnseen | Cause::VmiUnseen)
-}
-
-/// How far one turn of the loop came.
+/// What one turn of the loop reached.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Progress {
+enum Reached {
     Waiting,
     Plugged,
     Attached,
 }
 
-/// A publication that failed, and whether this very RPC plugged the volume in.
-struct Failure {
+/// A failed attach, and whether this RPC plugged the volume in.
+struct AttachError {
     error: Error,
     plugged: bool,
 }
 
-impl Failure {
+impl AttachError {
     fn lost_to_other(&self) -> bool {
         matches!(self.error, Error::HeldElsewhere { .. } | Error::Changed(_))
     }
@@ -290,7 +213,7 @@ impl Failure {
     }
 }
 
-impl<E: Into<Error>> From<E> for Failure {
+impl<E: Into<Error>> From<E> for AttachError {
     fn from(error: E) -> Self {
         Self { error: error.into(), plugged: false }
     }

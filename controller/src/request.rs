@@ -1,8 +1,9 @@
-//! From the wire to the domain: shape, limits and parameters. Nothing here looks at a cluster. An id that merely is not one of
-//! ours is no fault of shape; it is found absent later.
+//! From the wire to the domain: checks shape, limits and parameters, and reads no cluster. An id of another form than ours is not an
+//! invalid request: the volume is found absent later.
 
 use std::collections::HashMap;
 
+use csi_call::contract;
 use csi_proto::v1::{
     CapacityRange, ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateVolumeRequest,
     DeleteVolumeRequest, ValidateVolumeCapabilitiesRequest, VolumeCapability,
@@ -10,7 +11,7 @@ use csi_proto::v1::{
 };
 use infra::ObjectName;
 
-use crate::key::{PARAMETERS, known_parameters};
+use crate::keys::{BUS, PARAMETERS, SERIAL, STORAGE_CLASS, known_parameters};
 
 /// Longest string field (CSI specification, "Size Limits").
 const MAX_STRING: usize = 128;
@@ -18,16 +19,10 @@ const MAX_STRING: usize = 128;
 const MAX_MAP: usize = 4096;
 /// Longest node id (CSI specification, `NodeGetInfoResponse`).
 const MAX_NODE_ID: usize = 256;
-/// Size where the CO asks for none; the reference passes 0 on and CDI refuses it (422).
+/// Size where the CO asks for none; kubevirt/csi-driver passes 0 on, which CDI refuses (422).
 const DEFAULT_SIZE: u64 = 1 << 30;
 /// Longest serial that QEMU's SCSI disk shows; the UID of a `DataVolume` is exactly as long.
 const MAX_SERIAL: usize = 36;
-/// `StorageClass` parameter: the infra storage class.
-pub(crate) const STORAGE_CLASS: &str = "infraStorageClassName";
-/// `StorageClass` parameter and volume context: the bus of the disk.
-pub(crate) const BUS: &str = "bus";
-/// Volume context: the serial of the disk.
-pub(crate) const SERIAL: &str = "serial";
 /// Keys of this prefix are the sidecars' own (names of claim and PV, filesystem type, secrets).
 const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
 
@@ -45,7 +40,7 @@ pub enum Invalid {
         /// Its limit in bytes.
         limit: usize,
     },
-    /// Many nodes and a filesystem (the reference's text: its e2e tests look for it).
+    /// Many nodes and a filesystem (the text of kubevirt/csi-driver, whose e2e tests expect it).
     #[error("non-block volume with RWX access mode is not supported")]
     SharedFilesystem,
     /// An access mode that is not served.
@@ -53,7 +48,7 @@ pub enum Invalid {
         "access mode {0} is not supported; use a single-node mode, or MULTI_NODE_MULTI_WRITER with a block volume"
     )]
     AccessMode(String),
-    /// A parameter that this driver does not know.
+    /// An unknown parameter.
     #[error("unknown parameter {0:?}; known are {known}", known = known_parameters())]
     UnknownParameter(String),
     /// A bus that KubeVirt does not hotplug.
@@ -147,14 +142,14 @@ pub struct Create {
 /// Where a volume is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeId {
-    /// A VM, as this driver's node service names it.
+    /// A VM, as the node role names it.
     Vm {
         /// Namespace half.
         namespace: String,
         /// VM.
         name: ObjectName,
     },
-    /// Not an id that this driver gives.
+    /// Not an id that the node role gives.
     Unknown(String),
 }
 
@@ -187,7 +182,7 @@ pub struct Unpublish {
 pub struct Validate {
     /// Volume id.
     pub volume: String,
-    /// One node or many; an error tells why the capabilities are not served.
+    /// One node or many; an error is the reason why the capabilities are not served.
     pub sharing: Result<Sharing, Invalid>,
 }
 
@@ -241,9 +236,9 @@ impl Capacity {
 
 impl NodeId {
     fn read(id: &str) -> Self {
-        let vm = id.split_once('/').and_then(|(namespace, name)| {
-            let name = ObjectName::parse(name)?;
-            (!namespace.is_empty()).then(|| Self::Vm { namespace: namespace.to_owned(), name })
+        let vm = contract::NodeId::parse(id).and_then(|id| {
+            let name = ObjectName::parse(id.vm())?;
+            Some(Self::Vm { namespace: id.namespace().to_owned(), name })
         });
         vm.unwrap_or_else(|| Self::Unknown(id.to_owned()))
     }
@@ -332,7 +327,7 @@ fn is_serial(serial: &str) -> bool {
     serial.len() <= MAX_SERIAL && serial.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.+-".contains(&b))
 }
 
-/// What all capabilities together ask for.
+/// The sharing that all capabilities together need.
 fn sharing(capabilities: &[VolumeCapability]) -> Result<Sharing, Invalid> {
     if capabilities.is_empty() {
         return Err(Invalid::Missing("volume capabilities"));

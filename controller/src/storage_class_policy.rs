@@ -1,22 +1,15 @@
 //! Which infra storage classes this guest may use: the text of `INFRA_STORAGE_CLASS_ENFORCEMENT`, and its decision.
 //!
-//! `HyperShift` writes the keys in lower camel case; the reference's documentation prints some of them capitalised, and the
-//! reference then drops them without a word. Both spellings are read here, and unknown keys are reported.
+//! `HyperShift` writes the keys in lower camel case. The documentation of kubevirt/csi-driver prints some of them capitalised, and
+//! kubevirt/csi-driver then ignores them silently. Both spellings are read here, and unknown keys are reported.
 
 use std::{collections::BTreeSet, fmt};
 
 use serde_json::Value;
 
-/// Key: everything is allowed.
-pub(crate) const ALLOW_ALL: &str = "allowAll";
-/// Key: infra's default class is allowed.
-pub(crate) const ALLOW_DEFAULT: &str = "allowDefault";
-/// Key: the classes that are allowed.
-pub(crate) const ALLOW_LIST: &str = "allowList";
-/// Key: which snapshot classes go with which storage classes.
-pub(crate) const SNAPSHOT_MAPPING: &str = "storageSnapshotMapping";
+use crate::keys::{ALLOW_ALL, ALLOW_DEFAULT, ALLOW_LIST, SNAPSHOT_MAPPING};
 
-/// Which infra storage classes may be used. The default allows everything, as the reference does without a text.
+/// Which infra storage classes may be used. The default allows everything, as kubevirt/csi-driver does without a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageClassPolicy {
     all: bool,
@@ -40,7 +33,7 @@ pub enum PolicyError {
     },
 }
 
-/// The class may not be used (the reference's text).
+/// The class may not be used (the text of kubevirt/csi-driver).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("infraStorageclass is not in the allowed list: {class}; ask the infra administrator for one that is")]
 pub struct NotAllowed {
@@ -67,8 +60,8 @@ impl fmt::Display for StorageClassPolicy {
 }
 
 impl StorageClassPolicy {
-    /// Reads the text; also returns the keys that nobody knows, to be warned about. A blank text is the default; a key that is
-    /// absent in any other is false or empty.
+    /// Reads the text; also returns the unknown keys, for a warning. A blank text is the default; a key that is absent in any other
+    /// text is false or empty.
     pub fn parse(text: &str) -> Result<(Self, Vec<String>), PolicyError> {
         if text.trim().is_empty() {
             return Ok((Self::default(), Vec::new()));
@@ -167,7 +160,7 @@ mod tests {
         policy
     }
 
-    // The texts of HyperShift's storage drivers Default and Manual, and both spellings of the reference's documentation.
+    // The texts of HyperShift's storage drivers Default and Manual, and both spellings of the documentation of kubevirt/csi-driver.
     const DEFAULT: &str = "allowAll: false\nallowDefault: true\nallowList: []\n";
     const MANUAL: &str = "allowAll: false\nallowList: [a, b]\nstorageSnapshotMapping:\n- storageClasses: [a]\n  volumeSnapshotClasses: [s]\n";
     const CAPITALS: &str = "AllowList: [a]\nStorageSnapshotMapping:\n- StorageClasses:\n  - a\n  VolumeSnapshotClasses:\n  - s\n";
@@ -201,6 +194,16 @@ mod tests {
     }
 
     #[test]
+    fn the_policy_knows_each_key_of_its_table_and_no_other() {
+        for key in crate::keys::POLICY {
+            let (_, unknown) = StorageClassPolicy::parse(&format!("{}: null", key.name)).unwrap();
+            assert_eq!(unknown, Vec::<String>::new());
+        }
+        let (_, unknown) = StorageClassPolicy::parse("denyList: null").unwrap();
+        assert_eq!(unknown, ["denyList"]);
+    }
+
+    #[test]
     fn unknown_keys_are_reported_wherever_they_are() {
         let text = "allowall: true\nstorageSnapshotMapping:\n- classes: [a]\n";
         let (policy, mut unknown) = StorageClassPolicy::parse(text).unwrap();
@@ -214,12 +217,12 @@ mod tests {
     #[case("allowList: a")]
     #[case("[1, 2]")]
     #[case("allowList: [")]
-    fn what_is_no_policy_is_refused(#[case] text: &str) {
+    fn another_text_is_refused(#[case] text: &str) {
         assert!(StorageClassPolicy::parse(text).is_err());
     }
 
     #[test]
-    fn the_refusal_has_the_text_of_the_reference() {
+    fn the_refusal_has_the_text_of_the_upstream_driver() {
         let error = policy(MANUAL).permit(Some("c")).unwrap_err();
         assert!(error.to_string().starts_with("infraStorageclass is not in the allowed list"));
     }

@@ -1,16 +1,16 @@
-//! `ControllerUnpublishVolume`: until neither VM nor VMI shows the volume.
-
-use std::sync::Arc;
+//! `ControllerUnpublishVolume`: done when neither VM nor VMI shows the volume.
 
 use infra::{Infra, ObjectName};
 
 use crate::{
     attach::{self, Seen, Step, Wanted},
+    controller_operation::ControllerOperation,
     error::{Error, RefusalReason},
-    holder::{Holder, display},
-    operation::Operation,
-    publish::{audit, change, is_observed},
+    holder::Holder,
+    hotplug::change,
+    node_id::{node_id, node_ids},
     request::{NodeId, Unpublish},
+    usable,
     view::View,
     vm_queue::{VmQueues, What},
 };
@@ -19,7 +19,7 @@ use crate::{
 pub(crate) async fn unpublish(
     infra: &Infra,
     queues: &VmQueues,
-    operation: &Arc<Operation>,
+    operation: &ControllerOperation,
     request: &Unpublish,
 ) -> Result<(), Error> {
     let Some(volume) = ObjectName::parse(&request.volume) else {
@@ -29,7 +29,7 @@ pub(crate) async fn unpublish(
     match &request.node {
         Some(NodeId::Vm { namespace, name }) if namespace == infra.namespace() => {
             let holder = Holder::new(infra, &volume, name);
-            // A successful release proves the labels; it changes nothing on a foreign claim.
+            // A successful release proves that the claim carries our labels; the patch changes nothing on a foreign claim.
             let released = infra.guard().admits_name(volume.as_str()) && release(&holder, operation).await?;
             if released || is_ours_or_gone(infra, operation, &volume).await? {
                 detach(infra, queues, operation, &volume, name).await
@@ -37,7 +37,7 @@ pub(crate) async fn unpublish(
                 refuse_unless_absent(infra, operation, &volume, name).await
             }
         }
-        // Not a node of this driver, or of another namespace: nothing is touched, and it is done only if nobody has the volume.
+        // A node that is not of this driver, or of another namespace: change nothing, and succeed only where no VM has the volume.
         Some(_) => in_use(infra, operation, &volume).await,
         None => {
             if !is_ours_or_gone(infra, operation, &volume).await? {
@@ -53,13 +53,17 @@ pub(crate) async fn unpublish(
     }
 }
 
-async fn release(holder: &Holder<'_>, operation: &Operation) -> Result<bool, Error> {
+async fn release(holder: &Holder<'_>, operation: &ControllerOperation) -> Result<bool, Error> {
     Ok(holder.release(operation).await?.is_some())
 }
 
-/// Whether the volume is ours, by its `DataVolume` or, where that is gone, by its claim. Where both are gone, only the name is
-/// left to judge by: there is no volume any more that could be another's.
-async fn is_ours_or_gone(infra: &Infra, operation: &Operation, volume: &ObjectName) -> Result<bool, Error> {
+/// Whether the volume is ours, by its `DataVolume` or, where that is gone, by its claim. Where both are gone, only the name is left
+/// to judge by; then no volume exists that could be another guest's.
+async fn is_ours_or_gone(
+    infra: &Infra,
+    operation: &ControllerOperation,
+    volume: &ObjectName,
+) -> Result<bool, Error> {
     let guard = infra.guard();
     if let Some(found) = operation.wait(infra.data_volume(volume)).await?? {
         return Ok(guard.admit(found).is_ok());
@@ -74,7 +78,7 @@ async fn is_ours_or_gone(infra: &Infra, operation: &Operation, volume: &ObjectNa
 async fn detach(
     infra: &Infra,
     queues: &VmQueues,
-    operation: &Arc<Operation>,
+    operation: &ControllerOperation,
     volume: &ObjectName,
     vm: &ObjectName,
 ) -> Result<(), Error> {
@@ -84,11 +88,11 @@ async fn detach(
         match attach::next(view.observed(), Wanted::Detached) {
             Step::Done => return Ok(()),
             Step::Refuse(refusal) => {
-                return Err(Error::Refused { vm: display(infra, vm), refusal: RefusalReason(refusal) });
+                return Err(Error::Refused { vm: node_id(infra, vm), refusal: RefusalReason(refusal) });
             }
             Step::Wait(cause) => {
-                if is_observed(&cause) {
-                    operation.note(format_args!("VM {}: {cause}", display(infra, vm)));
+                if cause.is_observed() {
+                    operation.report(format_args!("VM {}: {cause}", node_id(infra, vm)));
                 }
                 view.wait(operation, &cause).await?;
             }
@@ -99,33 +103,28 @@ async fn detach(
     }
 }
 
-/// A foreign volume is never touched. Where it is not on the node there is nothing to do; a publish of it was refused.
+/// A foreign volume is never changed. Where it is not on the node there is nothing to do: its publish was refused.
 async fn refuse_unless_absent(
     infra: &Infra,
-    operation: &Operation,
+    operation: &ControllerOperation,
     volume: &ObjectName,
     vm: &ObjectName,
 ) -> Result<(), Error> {
     let mut view = View::new(infra, vm, volume);
-    operation.wait(view.look()).await??;
+    operation.wait(view.read()).await??;
     let seen = view.observed();
     let in_vm =
         matches!(&seen.vm, Seen::Present(vm) if vm.spec != attach::SpecEntry::Absent || vm.request.is_some());
     let in_vmi = matches!(&seen.vmi, Seen::Present(vmi) if vmi.in_spec || vmi.status.is_some());
     if in_vm || in_vmi {
-        audit(volume, "detach");
+        usable::audit(volume, "detach");
         return Err(Error::NotOurs);
     }
     Ok(())
 }
 
-async fn in_use(infra: &Infra, operation: &Operation, volume: &ObjectName) -> Result<(), Error> {
+async fn in_use(infra: &Infra, operation: &ControllerOperation, volume: &ObjectName) -> Result<(), Error> {
     let census = operation.wait(infra.census()).await??;
     let holders = census.holders(volume);
-    if holders.is_empty() { Ok(()) } else { Err(Error::InUse { holders: list(infra, &holders) }) }
-}
-
-/// VMs for an error text.
-pub(crate) fn list(infra: &Infra, vms: &[ObjectName]) -> String {
-    vms.iter().map(|vm| display(infra, vm)).collect::<Vec<_>>().join(", ")
+    if holders.is_empty() { Ok(()) } else { Err(Error::InUse { holders: node_ids(infra, &holders) }) }
 }

@@ -1,12 +1,12 @@
 //! One set of hotplug changes at a time per VM.
 //!
 //! Concurrent hotplug calls on one VM lose a race against each other (422), and every change replaces the VM's attachment pod.
-//! So the calls of one VM go one after another without waiting in between; those that come in meanwhile join the set; then the
-//! set settles before the next begins. Settling is bounded: a volume that stays pending must not block the others for ever.
+//! So the calls of one VM are made one after another, without a wait in between; changes that arrive meanwhile join the set. Then
+//! the set settles before the next begins. Settling is bounded: a volume that stays pending must not block the others for ever.
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -19,20 +19,20 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 
 use crate::{
-    attach::{self, Call, Settling, Step, VmiView, Wanted},
-    operation::Operation,
+    attach::{self, HotplugCall, Settling, Step, VmiView, Wanted},
+    controller_operation::ControllerOperation,
+    metrics::{Queued, WaitCause, Waits},
     view::View,
-    waits::{Queued, WaitCause, Waits},
 };
 
-/// An observation younger than this is made "right before" a call; an older one is made again, once for all whose turn it is.
+/// VM and VMI are read again before a call unless the last read is younger than this. All changes of a set share one read.
 const FRESH: Duration = Duration::from_secs(2);
 /// Most calls of one set: half of the disks that KubeVirt allows a VM (256), so that a busy VM settles now and then.
 const SET_LIMIT: usize = 128;
 /// Longest time for a set to settle. Below some 8 s between changes an attachment pod may never get ready
 /// (kubevirt/kubevirt#16937).
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
-/// A set of which all that is left is pending is waited for this long: it may wait for a claim, that is for ever.
+/// Time for a set of which only pending volumes are left: they may wait for a claim, that is for ever.
 const PENDING_LIMIT: Duration = Duration::from_secs(3);
 
 /// A change of one volume on one VM.
@@ -40,7 +40,7 @@ pub(crate) struct Change {
     pub volume: ObjectName,
     pub what: What,
     pub view: View,
-    pub operation: Arc<Operation>,
+    pub operation: ControllerOperation,
 }
 
 /// What to change.
@@ -49,18 +49,20 @@ pub(crate) enum What {
     Remove,
 }
 
-/// How a change ended; the view comes back with what was seen last.
+/// How a change ended. The view comes back with what was read last.
 pub(crate) enum Outcome {
     /// KubeVirt accepted the call.
     Accepted(View),
-    /// The call is not due any more: the view has something newer.
+    /// The call is no longer due; the view shows why.
     Overtaken(View),
     /// The call failed.
     Failed(View, infra::Error),
-    /// The VM could not be looked at; no call was made.
+    /// VM or VMI could not be read; no call was made.
     Unobserved(infra::Error),
-    /// The operation's time was over before its turn came; no call was made.
+    /// The operation ended before its turn came; no call was made.
     Expired,
+    /// The queue's worker panicked; whether a call was made is not known.
+    QueueFailed,
 }
 
 /// The queues of all VMs. Cheap to clone.
@@ -72,22 +74,22 @@ pub(crate) struct VmQueues {
     queues: Arc<Mutex<HashMap<ObjectName, mpsc::UnboundedSender<Entry>>>>,
 }
 
-/// A change in a queue, and who is told its outcome.
+/// A change in a queue, and where its outcome goes.
 struct Entry {
     change: Change,
     reply: oneshot::Sender<Outcome>,
-    /// Of the RPC that wants it.
+    /// Of the RPC that asked for it.
     span: Span,
     _counted: Queued,
 }
 
 impl VmQueues {
-    /// While calls are made, `tasks` counts one task for each VM; while they settle, none.
+    /// `tasks` counts one task for each VM while its calls are made, and none while they settle.
     pub(crate) fn new(infra: &Infra, tasks: &TaskTracker, waits: &Waits) -> Self {
         Self { infra: infra.clone(), tasks: tasks.clone(), waits: waits.clone(), queues: Arc::default() }
     }
 
-    /// Makes a change in its turn. The caller may stop waiting; a call under way is finished all the same.
+    /// Makes a change in its turn. The caller may stop waiting; a call that is being made is still finished.
     pub(crate) async fn change(&self, vm: &ObjectName, change: Change) -> Outcome {
         let (reply, answer) = oneshot::channel();
         {
@@ -99,15 +101,18 @@ impl VmQueues {
                 sender
             });
             let entry = Entry { change, reply, span: Span::current(), _counted: self.waits.queued() };
-            sender.send(entry).expect("a worker leaves the map, under its lock, before it ends");
+            if sender.send(entry).is_err() {
+                return Outcome::QueueFailed;
+            }
         }
-        answer.await.unwrap_or(Outcome::Expired)
+        answer.await.unwrap_or(Outcome::QueueFailed)
     }
 
     async fn run(self, vm: ObjectName, mut incoming: mpsc::UnboundedReceiver<Entry>) {
+        let _leave = LeaveOnPanic { queues: self.clone(), vm: vm.clone() };
         let mut waiting = Vec::new();
-        // The looks at this VM are remembered from one change to the next.
-        let _looks = self.infra.machine(&vm);
+        // Keeps what was read of this VM from one change to the next.
+        let _reads = self.infra.machine(&vm);
         loop {
             incoming.recv_many(&mut waiting, SET_LIMIT).await;
             let set = self.carry_out_set(&vm, waiting.drain(..).collect(), &mut incoming).await;
@@ -120,7 +125,7 @@ impl VmQueues {
         }
     }
 
-    /// Makes the calls of one set, and of what joins it meanwhile. Gives what was accepted.
+    /// Makes the calls of one set and of the changes that join it meanwhile. Returns what KubeVirt accepted.
     async fn carry_out_set(
         &self,
         vm: &ObjectName,
@@ -136,7 +141,7 @@ impl VmQueues {
                 if matches!(outcome, Outcome::Accepted(_)) {
                     accepted.push((volume, wanted));
                 }
-                // A caller that stopped waiting does not need the answer; the infra cluster holds the truth.
+                // A caller that stopped waiting needs no answer; the infra cluster holds the truth.
                 drop(reply.send(outcome));
             }
             if accepted.len() + waiting.len() < SET_LIMIT
@@ -150,14 +155,15 @@ impl VmQueues {
 
     async fn carry_out(&self, vm: &ObjectName, change: Change) -> Outcome {
         let Change { volume, what, mut view, operation } = change;
-        match operation.wait(view.look_within(FRESH)).await {
+        match operation.wait(view.read_within(FRESH)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Outcome::Unobserved(error),
             Err(_) => return Outcome::Expired,
         }
         let due = matches!(
             (attach::next(view.observed(), what.wanted()), &what),
-            (Step::Call(Call::Add), What::Add { .. }) | (Step::Call(Call::Remove), What::Remove)
+            (Step::Call(HotplugCall::Add), What::Add { .. })
+                | (Step::Call(HotplugCall::Remove), What::Remove)
         );
         if !due {
             return Outcome::Overtaken(view);
@@ -181,11 +187,11 @@ impl VmQueues {
         }
         let began = Instant::now();
         let mut limit = SETTLE_LIMIT;
-        let mut looks = self.infra.wait_for_vmi(vm);
-        while let Ok(look) = tokio::time::timeout_at(began + limit, looks.next()).await {
-            let vmi = match look {
+        let mut reads = self.infra.wait_for_vmi(vm);
+        while let Ok(read) = tokio::time::timeout_at(began + limit, reads.next()).await {
+            let vmi = match read {
                 Ok(Some(vmi)) => vmi,
-                // No instance, nothing to settle.
+                // Without a VMI there is nothing to settle.
                 Ok(None) => {
                     set.clear();
                     break;
@@ -204,13 +210,28 @@ impl VmQueues {
             limit = if moving { SETTLE_LIMIT } else { PENDING_LIMIT };
         }
         if !set.is_empty() {
-            tracing::info!(%vm, unsettled = set.len(), "hotplug changes are still pending, the next ones go on");
+            tracing::info!(%vm, unsettled = set.len(), "hotplug changes are still pending; the next ones go on");
         }
         self.waits.add(WaitCause::Settling, began.elapsed());
     }
 
+    /// The map is whole after any panic: each change of it is one insertion or removal.
     fn lock(&self) -> MutexGuard<'_, HashMap<ObjectName, mpsc::UnboundedSender<Entry>>> {
-        self.queues.lock().expect("no holder of this lock panics")
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Removes a queue from the map when its worker panics, so that no later change is sent into it.
+struct LeaveOnPanic {
+    queues: VmQueues,
+    vm: ObjectName,
+}
+
+impl Drop for LeaveOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.queues.lock().remove(&self.vm);
+        }
     }
 }
 

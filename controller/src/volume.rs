@@ -1,22 +1,23 @@
-//! What a guest volume is in the infra cluster: its name, its object, and whether an existing object is the one asked for.
+//! A guest volume in the infra cluster: its name, its object, and whether an existing object is the requested one.
 
 use std::collections::BTreeMap;
 
 use infra::{DataVolume, DataVolumeSource, NewDataVolume, ObjectName, is_dns_label};
 use sha2::{Digest, Sha256};
 
-use crate::request::{Create, Sharing};
+use crate::{
+    keys::NAME_ANNOTATION,
+    request::{Create, Sharing},
+};
 
-/// Annotation with the CO's name of a volume whose object name is a hash.
-pub(crate) const NAME_ANNOTATION: &str = "csi.kubevirt.io/volume-name";
 /// Access mode of an infra volume that many nodes share.
 const READ_WRITE_MANY: &str = "ReadWriteMany";
-/// Bytes of the hash in a name: 128 bits, no two names of a cluster's life meet.
+/// Bytes of the hash in a name: with 128 bits no two names collide in the life of a cluster.
 const HASH_BYTES: usize = 16;
 /// `status.phase` of a `DataVolume` that will not become a disk.
 const FAILED: &str = "Failed";
 
-/// An existing volume is not the one asked for.
+/// An existing volume is not the requested one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("volume {name} exists with another {what}: {has}, asked for {asked}")]
 pub struct Incompatible {
@@ -54,7 +55,7 @@ pub(crate) fn desired(request: &Create, prefix: &str) -> NewDataVolume {
     }
 }
 
-/// Whether an existing object answers the request; gives its size in bytes.
+/// Whether an existing object satisfies the request; returns its size in bytes.
 pub(crate) fn compatible(
     existing: &DataVolume,
     request: &Create,
@@ -69,7 +70,7 @@ pub(crate) fn compatible(
         return differs("original name", original.to_owned(), request.name.clone());
     }
     if existing.source != DataVolumeSource::Blank || !existing.uses_storage {
-        return differs("source", "one that this driver did not make".into(), "a blank disk".into());
+        return differs("source", "not made by this driver".into(), "a blank disk".into());
     }
     if existing.access_modes != desired.access_modes {
         let asked = format!("{:?}", desired.access_modes);

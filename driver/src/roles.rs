@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use controller::{Controller, Identity, StorageClassPolicy};
+use controller::{Controller, ControllerSettings, StorageClassPolicy};
+use csi_call::Identity;
 use csi_proto::v1::controller_server::ControllerServer;
 use csi_proto::v1::identity_server::IdentityServer;
 use csi_proto::v1::node_server::NodeServer;
@@ -141,7 +142,7 @@ async fn controller(flags: &Flags, registry: &mut Registry, shown: &mut String) 
     })
     .await?;
     rights::report(infra.clone(), registry);
-    let settings = controller::Settings {
+    let settings = ControllerSettings {
         driver_name: DRIVER_NAME.to_owned(),
         vendor_version: VERSION.to_owned(),
         storage_classes,

@@ -54,6 +54,7 @@ fn reachable(graph: &BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet
 #[case::infra_is_not_tenant("infra", &["tenant", "controller", "node", "serving"])]
 #[case::tenant_is_not_infra("tenant", &["infra", "controller", "node", "serving"])]
 #[case::access_knows_no_cluster("cluster", &["infra", "tenant", "controller", "node", "serving", "csi-proto"])]
+#[case::csi_call_reaches_no_api_server("csi-call", &["infra", "tenant", "cluster", "kube", "k8s-openapi", "controller", "node", "serving"])]
 #[case::serving_knows_no_domain("serving", &["infra", "tenant", "controller", "node", "csi-proto", "kube"])]
 #[case::the_bench_links_no_product("bench", &["infra", "tenant", "cluster", "controller", "node", "driver", "ccm", "fault-proxy"])]
 #[case::the_fault_proxy_links_no_product("fault-proxy", &["infra", "tenant", "cluster", "controller", "node", "driver", "ccm", "bench"])]
@@ -66,7 +67,8 @@ fn a_room_does_not_reach(#[case] room: &str, #[case] forbidden: &[&str]) {
 #[test]
 fn the_graph_is_read_rightly() {
     let reachable = reachable(&graph(), "driver");
-    for room in ["infra", "tenant", "serving", "controller", "node", "csi-proto", "kube", "tonic"] {
+    for room in ["infra", "tenant", "serving", "csi-call", "controller", "node", "csi-proto", "kube", "tonic"]
+    {
         assert!(reachable.contains(room), "the driver depends on {room}");
     }
 }

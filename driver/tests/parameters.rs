@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use controller::key::{INFRA_ANNOTATIONS, Key, PARAMETERS, POLICY, VOLUME_CONTEXT};
+use controller::keys::{INFRA_ANNOTATIONS, Key, PARAMETERS, POLICY, VOLUME_CONTEXT};
 use node::node_id::{CLUSTER_NAMESPACE, INFRA_VM_NAME, INFRA_VM_NAMESPACE, PROVIDER_SCHEME};
 use serde_json::Value;
 

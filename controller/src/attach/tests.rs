@@ -33,11 +33,11 @@ fn seen(vm: VmView, vmi: VmiView) -> Observed {
 #[test]
 fn a_free_volume_is_added_and_a_ready_one_is_done() {
     let free = seen(vm(SpecEntry::Absent), vmi(false, None));
-    assert_eq!(next(&free, Wanted::Attached), Step::Call(Call::Add));
+    assert_eq!(next(&free, Wanted::Attached), Step::Call(HotplugCall::Add));
     assert_eq!(next(&free, Wanted::Detached), Step::Done);
     let ready = seen(vm(SpecEntry::Hotplugged), vmi(true, Some(VolumePhase::Ready)));
     assert_eq!(next(&ready, Wanted::Attached), Step::Done);
-    assert_eq!(next(&ready, Wanted::Detached), Step::Call(Call::Remove));
+    assert_eq!(next(&ready, Wanted::Detached), Step::Call(HotplugCall::Remove));
 }
 
 #[rstest]
@@ -94,7 +94,7 @@ fn a_halted_vm_is_refused_without_a_call_and_a_starting_one_is_waited_for() {
         halted,
         "in the spec of a halted VM is not attached"
     );
-    assert_eq!(next(&observed(&machine), Wanted::Detached), Step::Call(Call::Remove));
+    assert_eq!(next(&observed(&machine), Wanted::Detached), Step::Call(HotplugCall::Remove));
 }
 
 #[test]
@@ -188,7 +188,7 @@ proptest! {
         let both_present = matches!((&observed.vm, &observed.vmi), (Seen::Present(_), Seen::Present(_)));
         match next(&observed, Wanted::Attached) {
             Step::Call(call) => {
-                prop_assert_eq!(call, Call::Add, "attaching never removes");
+                prop_assert_eq!(call, HotplugCall::Add, "attaching never removes");
                 prop_assert!(both_present && !names_volume(&observed), "an addition where nothing names the volume");
                 let Seen::Present(vmi) = &observed.vmi else { unreachable!() };
                 prop_assert!(vmi.phase == VmiPhase::Running && !vmi.deleting, "only on a running VM");
@@ -201,7 +201,7 @@ proptest! {
         }
         match next(&observed, Wanted::Detached) {
             Step::Call(call) => {
-                prop_assert_eq!(call, Call::Remove, "detaching never adds");
+                prop_assert_eq!(call, HotplugCall::Remove, "detaching never adds");
                 let ours = matches!(&observed.vm, Seen::Present(vm) if vm.spec == SpecEntry::Hotplugged);
                 prop_assert!(ours, "a removal only of our own hotplugged disk");
             }
@@ -227,9 +227,9 @@ struct Model {
 
 #[derive(Clone, Copy, Debug)]
 enum Turn {
-    /// The driver looks, plans and acts.
+    /// The driver reads, plans and acts.
     Driver,
-    /// The driver acts on a look from before the last turn (a slow reply).
+    /// The driver acts on a read from before the last turn (a slow reply).
     SlowDriver,
     /// virt-controller carries out a volume request.
     Request,
@@ -237,7 +237,7 @@ enum Turn {
     Sync,
     /// virt-handler moves the volume on.
     Handler,
-    /// Somebody else unplugs it.
+    /// Another client unplugs it.
     Stranger,
 }
 
@@ -253,19 +253,19 @@ impl Model {
     }
 
     /// virt-api's answer to a call: refused calls change nothing.
-    fn call(&mut self, call: Call) {
+    fn call(&mut self, call: HotplugCall) {
         let accepted = match call {
-            Call::Add => !self.spec && self.request.is_none(),
-            Call::Remove => self.spec && self.request != Some(Request::Remove),
+            HotplugCall::Add => !self.spec && self.request.is_none(),
+            HotplugCall::Remove => self.spec && self.request != Some(Request::Remove),
         };
         if !accepted {
             return;
         }
-        self.adds_accepted += u32::from(call == Call::Add);
+        self.adds_accepted += u32::from(call == HotplugCall::Add);
         match (self.declarative, call) {
-            (true, call) => self.spec = call == Call::Add,
-            (false, Call::Add) => self.request = Some(Request::Add),
-            (false, Call::Remove) => self.request = Some(Request::Remove),
+            (true, call) => self.spec = call == HotplugCall::Add,
+            (false, HotplugCall::Add) => self.request = Some(Request::Add),
+            (false, HotplugCall::Remove) => self.request = Some(Request::Remove),
         }
     }
 
@@ -288,7 +288,7 @@ impl Model {
                     (false, Some(_)) => Some(VolumePhase::Detaching),
                 };
             }
-            Turn::Stranger => self.call(Call::Remove),
+            Turn::Stranger => self.call(HotplugCall::Remove),
         }
     }
 

@@ -98,14 +98,19 @@ fn every_error_has_its_code_and_text() {
         (Error::NotShared(name()), Code::FailedPrecondition, "ReadWriteMany"),
         (Error::RefusedChange(infra_error(422)), Code::FailedPrecondition, "words of the infra"),
         (
-            Error::Busy { volume: "pvc-1".into(), age: Duration::from_secs(1), last: "phase Pending".into() },
+            Error::Busy(Busy {
+                volume: "pvc-1".into(),
+                rpc: "CreateVolume",
+                age: Duration::from_secs(1),
+                last_report: "phase Pending".into(),
+            }),
             Code::Aborted,
             "phase Pending",
         ),
-        (Error::Stopping("phase Pending".into()), Code::Unavailable, "phase Pending"),
+        (Unanswered::Stopping("phase Pending".into()).into(), Code::Unavailable, "phase Pending"),
         (Error::Changed(name()), Code::Aborted, "try again"),
-        (Error::Deadline("phase Pending".into()), Code::DeadlineExceeded, "phase Pending"),
-        (Error::Cancelled("phase Pending".into()), Code::Cancelled, "phase Pending"),
+        (Unanswered::Late("phase Pending".into()).into(), Code::DeadlineExceeded, "phase Pending"),
+        (Unanswered::CallerGone("phase Pending".into()).into(), Code::Cancelled, "phase Pending"),
         (Error::Infra(infra_error(401)), Code::Unavailable, "words of the infra"),
         (Error::Infra(infra_error(403)), Code::Unavailable, "words of the infra"),
         (Error::Infra(infra_error(404)), Code::Unavailable, "words of the infra"),
@@ -113,7 +118,7 @@ fn every_error_has_its_code_and_text() {
         (Error::Infra(infra_error(500)), Code::Unavailable, "words of the infra"),
         (Error::Infra(infra_error(429)), Code::Unavailable, "words of the infra"),
         (Error::Infra(lost()), Code::Unavailable, "no answer within 1 s"),
-        (Error::Panicked, Code::Internal, "internal"),
+        (Unanswered::Panicked("phase Pending".into()).into(), Code::Unavailable, "internal"),
     ];
     for (error, code, text) in table {
         let said = error.to_string();

@@ -29,7 +29,7 @@ async fn the_life_of_a_lone_volume_costs_no_more_calls_than_the_reference() {
     fixture.delete("pvc-1").await.unwrap();
     count("delete");
     assert_eq!(calls, [("create", 1), ("publish", 8), ("unpublish", 5), ("delete", 4)]);
-    assert!(calls.iter().map(|(_, calls)| calls).sum::<usize>() <= 18, "the reference makes 18");
+    assert!(calls.iter().map(|(_, calls)| calls).sum::<usize>() <= 18, "kubevirt/csi-driver makes 18");
     assert!(fake.get("datavolumes", "pvc-1").is_none());
 }
 

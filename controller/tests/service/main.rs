@@ -8,7 +8,7 @@ mod unpublish;
 
 use std::time::Duration;
 
-use controller::{Controller, Settings, StorageClassPolicy};
+use controller::{Controller, ControllerSettings, StorageClassPolicy};
 use csi_proto::v1::{
     self as csi,
     controller_client::ControllerClient,
@@ -44,7 +44,7 @@ fn controller_over(fake: &FakeInfra) -> Controller {
     let infra = Infra::from_client(fake.client(), settings).unwrap();
     Controller::new(
         infra,
-        Settings {
+        ControllerSettings {
             driver_name: "csi.kubevirt.io".into(),
             vendor_version: "0.1.0".into(),
             storage_classes: StorageClassPolicy::default(),

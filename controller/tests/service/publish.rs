@@ -47,7 +47,7 @@ async fn a_volume_in_the_spec_that_is_not_ready_is_not_attached() {
     fake.volume("pvc-1", true);
     let controller = controller_over(&fake);
     let first = publish_directly(&controller, SIDECAR_TIMEOUT).await;
-    assert_fails(first, Code::DeadlineExceeded, "not yet in its instance");
+    assert_fails(first, Code::DeadlineExceeded, "not yet in its VMI");
     // The answer may come before its operation has let go of the volume.
     tokio::time::sleep(RETRY).await;
     fake.edit("virtualmachineinstances", "vm1", |vmi| {
@@ -134,7 +134,7 @@ async fn a_volume_without_its_claim_yet_is_waited_for() {
     assert_eq!(fake.plugged_into("pvc-1"), ["vm1"]);
 }
 
-/// After these answers the VM is looked at, and the volume ends up there once.
+/// After these answers the VM is read again, and the volume ends up there once.
 #[tokio::test]
 async fn answers_that_prove_nothing_are_looked_through() {
     let race = Effect::Answer(422, "the server rejected our request due to an error in our request");
@@ -423,7 +423,7 @@ async fn a_volume_that_infra_does_not_provide_is_told_in_its_words() {
                  ErrExceededQuota: exceeded quota: storage";
     let began = tokio::time::Instant::now();
     assert_fails(publish_directly(&controller, SIDECAR_TIMEOUT).await, Code::Aborted, words);
-    assert!(began.elapsed() < SIDECAR_TIMEOUT / 4, "told long before the time is over");
+    assert!(began.elapsed() < SIDECAR_TIMEOUT / 4, "answered long before the time is over");
     tokio::time::sleep(RETRY).await;
     assert_fails(publish_directly(&controller, SHORT).await, Code::DeadlineExceeded, words);
     assert_eq!(puts(&fake, "addvolume"), 0);
@@ -442,21 +442,21 @@ async fn a_stop_answers_who_merely_waits_and_says_what_was_seen_last() {
     while !fake.calls().last().is_some_and(|call| call.contains("virtualmachineinstances/vm1")) {
         tokio::task::yield_now().await;
     }
-    // Who meets the lock is told the same; so it is known that the operation was told.
+    // A second call gets the same report, which shows that the first has it.
     let busy = async {
         while !fixture
             .unpublish("pvc-1", "infra/vm1")
             .await
             .unwrap_err()
             .message()
-            .contains("not yet in its instance")
+            .contains("not yet in its VMI")
         {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), busy).await.expect("the other call is told");
+    tokio::time::timeout(Duration::from_secs(10), busy).await.expect("the second call gets the report");
     fixture.controller.close();
-    assert_fails(publishing.await.unwrap(), Code::Unavailable, "not yet in its instance");
+    assert_fails(publishing.await.unwrap(), Code::Unavailable, "not yet in its VMI");
     assert!(fixture.controller.shutdown(Duration::from_secs(5)).await);
     assert_eq!(fixture.controller.wedged(), None);
 }

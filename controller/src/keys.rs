@@ -1,21 +1,31 @@
-//! The keys that others write or find: parameters, volume context, annotations, and the storage class policy's text. The code
-//! reads and writes them by the constants beside it; these tables are what `docs/reference/parameters.md` is written of.
+//! The keys that this crate reads and writes: parameters, volume context, annotations, and the keys of the storage class policy.
+//! `docs/reference/parameters.md` is generated from the tables.
 
-use crate::{
-    holder::HOLDER_ANNOTATION,
-    request::{BUS, SERIAL, STORAGE_CLASS},
-    storage_class_policy::{ALLOW_ALL, ALLOW_DEFAULT, ALLOW_LIST, SNAPSHOT_MAPPING},
-    volume::NAME_ANNOTATION,
-};
+pub(crate) use csi_call::contract::{BUS, SERIAL};
+
+/// `StorageClass` parameter: the infra storage class.
+pub(crate) const STORAGE_CLASS: &str = "infraStorageClassName";
+/// Annotation of the infra claim: `<namespace>/<vm>` of the VM that may plug the volume.
+pub(crate) const HOLDER_ANNOTATION: &str = "csi.kubevirt.io/holder";
+/// Annotation with the CO's name of a volume whose object name is a hash.
+pub(crate) const NAME_ANNOTATION: &str = "csi.kubevirt.io/volume-name";
+/// Policy key: everything is allowed.
+pub(crate) const ALLOW_ALL: &str = "allowAll";
+/// Policy key: infra's default class is allowed.
+pub(crate) const ALLOW_DEFAULT: &str = "allowDefault";
+/// Policy key: the classes that are allowed.
+pub(crate) const ALLOW_LIST: &str = "allowList";
+/// Policy key: which snapshot classes go with which storage classes.
+pub(crate) const SNAPSHOT_MAPPING: &str = "storageSnapshotMapping";
 
 /// One key, its values, and what it means.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
     /// The key.
     pub name: &'static str,
-    /// What may stand there.
+    /// Its values.
     pub values: &'static str,
-    /// What it does, or tells.
+    /// What it does.
     pub meaning: &'static str,
 }
 
@@ -33,7 +43,7 @@ pub const PARAMETERS: [Key; 2] = [
     key(
         BUS,
         "`scsi` (default), `virtio`",
-        "How the disk is plugged. A virtio disk shows the guest 20 characters of its serial",
+        "Bus of the hotplugged disk. A virtio disk shows the guest 20 characters of its serial",
     ),
 ];
 
@@ -48,12 +58,12 @@ pub const INFRA_ANNOTATIONS: [Key; 3] = [
     key(
         HOLDER_ANNOTATION,
         "`<namespace>/<VM>`",
-        "On the claim: the VM to which a volume for one node is promised. Taken away by the detach; replaced when no VM has the volume",
+        "On the claim: the VM that may have a volume for one node. Removed by the detach; replaced when no VM has the volume",
     ),
     key(
         NAME_ANNOTATION,
         "name",
-        "On the DataVolume: the name that was asked for, where it is no legal object name and a hash stands in its place",
+        "On the DataVolume: the requested name, where it is not a legal object name and a hash takes its place",
     ),
     key(
         infra::KEEP_AFTER_COMPLETION,
@@ -64,13 +74,13 @@ pub const INFRA_ANNOTATIONS: [Key; 3] = [
 
 /// Keys of the policy's YAML text. The first letter may be a capital.
 pub const POLICY: [Key; 4] = [
-    key(ALLOW_ALL, "`true`, `false` (default)", "Every infra class may be named, and the default one used"),
+    key(ALLOW_ALL, "`true`, `false` (default)", "Every infra class is allowed, and the default one too"),
     key(
         ALLOW_DEFAULT,
         "`true`, `false` (default)",
-        "A guest class may leave the infra class to infra's default",
+        "A guest class may omit the infra class and so use infra's default",
     ),
-    key(ALLOW_LIST, "list of infra StorageClasses", "The classes that may be named"),
+    key(ALLOW_LIST, "list of infra StorageClasses", "The allowed classes"),
     key(
         SNAPSHOT_MAPPING,
         "list of maps with `storageClasses` and `volumeSnapshotClasses`",
@@ -81,20 +91,4 @@ pub const POLICY: [Key; 4] = [
 /// The names of [`PARAMETERS`], for the refusal of another.
 pub(crate) fn known_parameters() -> String {
     PARAMETERS.map(|key| key.name).join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::StorageClassPolicy;
-
-    #[test]
-    fn the_policy_knows_each_key_of_its_table_and_no_other() {
-        for key in POLICY {
-            let (_, unknown) = StorageClassPolicy::parse(&format!("{}: null", key.name)).unwrap();
-            assert_eq!(unknown, Vec::<String>::new());
-        }
-        let (_, unknown) = StorageClassPolicy::parse("denyList: null").unwrap();
-        assert_eq!(unknown, ["denyList"]);
-    }
 }

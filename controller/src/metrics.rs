@@ -1,7 +1,8 @@
-//! What the controller waits for, in seconds by cause, and how long its oldest operation has been running.
+//! Metrics: what the controller waits for, in seconds by cause, and how long its oldest operation has been running.
 
 use std::{fmt, sync::atomic::AtomicU64, time::Duration};
 
+use csi_call::InFlight;
 use infra::VolumePhase;
 use prometheus_client::{
     collector::Collector,
@@ -10,26 +11,26 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::{attach::Cause, operation::Locks};
+use crate::attach::Cause;
 
-/// Why time goes by. A metric's label: a closed set, without any object's name.
+/// What an operation waits for. The label of a metric: a closed set, without any object's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitCause {
-    /// VM or instance is looked at.
+    /// A read of VM or VMI.
     Observation,
     /// Other changes of the VM come first.
     VmQueue,
-    /// A set of changes of one VM settles; what waits for its turn meanwhile counts as `VmQueue` too.
+    /// A set of changes of one VM settles; a change that waits for its turn meanwhile counts as `VmQueue` too.
     Settling,
     /// CDI has not made the infra claim yet.
     InfraClaim,
-    /// The volume is promised to another VM, which does not have it.
+    /// The holder annotation names another VM, which does not have the volume.
     OtherHolder,
     /// The infra API asked for a pause before a change.
     InfraPause,
     /// KubeVirt accepted a hotplug call and has not carried it out.
     HotplugRequest,
-    /// The volume is in the VM and not in its instance.
+    /// The volume is in the VM and not in its VMI.
     VmiUpdate,
     /// The volume waits for its infra volume: to be provisioned, populated, bound.
     VolumePending,
@@ -39,9 +40,9 @@ pub(crate) enum WaitCause {
     Detaching,
     /// The VM comes up.
     VmStarting,
-    /// The VM's instance goes.
+    /// The VMI is being stopped.
     VmStopping,
-    /// A phase that nobody knows.
+    /// A phase that this driver does not know.
     UnknownPhase,
 }
 
@@ -164,9 +165,9 @@ impl Drop for Queued {
     }
 }
 
-/// Asks the locks at each scrape for the age of the oldest operation.
+/// Reads the age of the oldest operation at each scrape.
 #[derive(Debug)]
-pub(crate) struct OldestOperation(pub Locks);
+pub(crate) struct OldestOperation(pub InFlight);
 
 impl Collector for OldestOperation {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {

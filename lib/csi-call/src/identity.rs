@@ -8,10 +8,10 @@ use csi_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
-/// Tells why the process will not recover by itself, if so.
+/// Returns why the process will not recover by itself, if so.
 pub type Wedged = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
-/// Answers who we are. Cheap to clone.
+/// The CSI Identity service. Cheap to clone.
 #[derive(Clone)]
 pub struct Identity {
     name: String,
@@ -67,7 +67,7 @@ impl identity_server::Identity for Identity {
     }
 
     /// Ready whenever the process answers and is not wedged. An outage of the infra API is no reason to restart us: a restart
-    /// would not help, and each RPC says by itself what it can't reach. `FAILED_PRECONDITION` = restart me (CSI, `Probe`).
+    /// would not help, and each RPC reports by itself what it can't reach. `FAILED_PRECONDITION` = restart me (CSI, `Probe`).
     async fn probe(&self, _request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
         if let Some(reason) = (self.wedged)() {
             return Err(Status::failed_precondition(reason));

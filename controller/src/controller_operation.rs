@@ -1,0 +1,95 @@
+//! One call of the controller under way: its deadline, its caller and its reports (see [`csi_call::Operation`]), and what it waits for.
+
+use std::{fmt::Display, time::Duration};
+
+use csi_call::{Operation, Unanswered};
+use tokio::time::Instant;
+
+use crate::{
+    error::Error,
+    metrics::{WaitCause, Waits},
+};
+
+/// Pause where the infra API asks for one without its length (as client-go).
+const DEFAULT_PAUSE: Duration = Duration::from_secs(1);
+
+/// A call under way. Clones are the same call.
+#[derive(Clone, Debug)]
+pub(crate) struct ControllerOperation {
+    operation: Operation,
+    waits: Waits,
+}
+
+impl ControllerOperation {
+    pub(crate) fn new(operation: Operation, waits: Waits) -> Self {
+        Self { operation, waits }
+    }
+
+    /// Reports what the infra cluster answered last.
+    pub(crate) fn report(&self, answered: impl Display) {
+        self.operation.report(answered);
+    }
+
+    /// Reports what is being waited for, unless the infra cluster answered something, which explains more.
+    pub(crate) fn report_first(&self, waiting: impl Display) {
+        self.operation.last_report().set_first(waiting);
+    }
+
+    /// Fails once the time is over or the caller gone. Asked before every change.
+    pub(crate) fn check(&self) -> Result<(), Unanswered> {
+        self.operation.check()
+    }
+
+    /// The answer when the time is over.
+    pub(crate) fn late(&self) -> Unanswered {
+        self.operation.late()
+    }
+
+    /// The answer when a task that this operation needs panicked.
+    pub(crate) fn panicked(&self) -> Unanswered {
+        self.operation.panicked()
+    }
+
+    /// Waits, at most as long as the caller does. Never around a change that is being made.
+    pub(crate) async fn wait<F: Future>(&self, future: F) -> Result<F::Output, Unanswered> {
+        self.operation.wait(future).await
+    }
+
+    /// As [`Self::wait`], and counts the time.
+    pub(crate) async fn wait_for<F: Future>(
+        &self,
+        cause: WaitCause,
+        future: F,
+    ) -> Result<F::Output, Unanswered> {
+        let began = Instant::now();
+        let waited = self.wait(future).await;
+        self.waits.add(cause, began.elapsed());
+        waited
+    }
+
+    /// Where time is counted that was not spent in [`Self::wait_for`].
+    pub(crate) fn waits(&self) -> &Waits {
+        &self.waits
+    }
+
+    /// Makes a conditional change. Where the infra API asks for a pause, it is repeated after the pause while there is time.
+    pub(crate) async fn change<T, F>(
+        &self,
+        mut change: impl FnMut() -> F,
+    ) -> Result<Result<T, infra::Error>, Error>
+    where
+        F: Future<Output = Result<T, infra::Error>>,
+    {
+        loop {
+            self.check()?;
+            match change().await {
+                Err(error) if error.class() == infra::Class::Throttled => {
+                    self.report(&error);
+                    let pause = error.retry_after().unwrap_or(DEFAULT_PAUSE);
+                    self.wait_for(WaitCause::InfraPause, tokio::time::sleep(pause)).await?;
+                }
+                answer => return Ok(answer),
+            }
+        }
+    }
+}

@@ -4,11 +4,11 @@
 mod flags;
 mod go_flags;
 mod guest_node;
+mod methods;
 #[cfg(test)]
 mod reference;
 mod rights;
 mod roles;
-mod subject;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,7 +24,8 @@ use crate::flags::Flags;
 use crate::roles::Roles;
 
 /// The crates whose debug lines `--v=4` and `--v=5` show.
-const OWN_CRATES: &[&str] = &["kubevirt_csi_driver", "controller", "node", "infra", "tenant", "serving"];
+const OWN_CRATES: &[&str] =
+    &["kubevirt_csi_driver", "controller", "node", "csi_call", "infra", "tenant", "serving"];
 
 /// The first word of every metric of this program.
 const METRICS_PREFIX: &str = "kubevirt_csi";
@@ -62,7 +63,7 @@ async fn run(flags: Flags) -> Result<()> {
     let bound = readiness.condition("socket");
     let mut registry = Registry::default();
     ProcessMetrics::register(&mut registry, METRICS_PREFIX, roles::VERSION);
-    let layer = RpcLayer::new(registry.sub_registry_with_prefix(METRICS_PREFIX), subject::subject);
+    let layer = RpcLayer::new(registry.sub_registry_with_prefix(METRICS_PREFIX), methods::method);
     let roles = Roles::new(&flags, &mut registry).await?;
 
     let listener = flags.endpoint.bind().await.context("--endpoint")?;

@@ -15,7 +15,7 @@ use tower::{Layer, ServiceExt};
 
 use crate::flags::Flags;
 use crate::roles::{Roles, VERSION};
-use crate::{METRICS_PREFIX, subject};
+use crate::{METRICS_PREFIX, methods};
 
 const HEAD: &str = "# Metrics of kubevirt-csi-driver
 
@@ -52,7 +52,7 @@ async fn exposition() -> String {
     ]);
     let mut registry = Registry::default();
     ProcessMetrics::register(&mut registry, METRICS_PREFIX, VERSION);
-    let layer = RpcLayer::new(registry.sub_registry_with_prefix(METRICS_PREFIX), subject::subject);
+    let layer = RpcLayer::new(registry.sub_registry_with_prefix(METRICS_PREFIX), methods::method);
     let roles = Roles::new(&flags, &mut registry).await.expect("starts");
     let request = http::Request::post("/csi.v1.Identity/Probe").body(Body::empty()).expect("a request");
     let answer = layer.layer(roles.routes).oneshot(request).await.expect("is answered");
@@ -76,7 +76,7 @@ fn values(metric: &str, label: &str, seen: &BTreeSet<String>) -> String {
     let list =
         |values: BTreeSet<&str>| values.into_iter().map(|value| format!("`{value}`")).collect::<Vec<_>>();
     let values = match (metric, label) {
-        (_, "method") => list(subject::methods().collect()),
+        (_, "method") => list(methods::names().collect()),
         ("kubevirt_csi_rpcs", "code") => list(serving::rpc::CODE_NAMES.into_iter().collect()),
         (_, "code") => vec!["HTTP status".to_owned(), "`timeout`".to_owned(), "`transport`".to_owned()],
         (_, "verb") => list(infra::REQUIRED_RIGHTS.iter().map(|right| right.verb).collect()),

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use csi_call::log_fields::record_volume;
 use csi_proto::v1::{
     self,
     node_service_capability::{self, Rpc, rpc},
@@ -107,6 +108,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         &self,
         request: Request<v1::NodeStageVolumeRequest>,
     ) -> Result<Response<v1::NodeStageVolumeResponse>, Status> {
+        record_volume(&request.get_ref().volume_id);
         let deadline = deadline(&request);
         let request = request::StageRequest::try_from(request.into_inner())?;
         self.volumes.stage(request, deadline).await?;
@@ -117,6 +119,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         &self,
         request: Request<v1::NodeUnstageVolumeRequest>,
     ) -> Result<Response<v1::NodeUnstageVolumeResponse>, Status> {
+        record_volume(&request.get_ref().volume_id);
         let deadline = deadline(&request);
         let request = request::RemoveRequest::try_from(request.into_inner())?;
         self.volumes.unstage(request, deadline).await?;
@@ -127,6 +130,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         &self,
         request: Request<v1::NodePublishVolumeRequest>,
     ) -> Result<Response<v1::NodePublishVolumeResponse>, Status> {
+        record_volume(&request.get_ref().volume_id);
         let deadline = deadline(&request);
         let request = request::PublishRequest::try_from(request.into_inner())?;
         self.volumes.publish(request, deadline).await?;
@@ -137,6 +141,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         &self,
         request: Request<v1::NodeUnpublishVolumeRequest>,
     ) -> Result<Response<v1::NodeUnpublishVolumeResponse>, Status> {
+        record_volume(&request.get_ref().volume_id);
         let deadline = deadline(&request);
         let request = request::RemoveRequest::try_from(request.into_inner())?;
         self.volumes.unpublish(request, deadline).await?;
@@ -147,6 +152,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         &self,
         request: Request<v1::NodeGetVolumeStatsRequest>,
     ) -> Result<Response<v1::NodeGetVolumeStatsResponse>, Status> {
+        record_volume(&request.get_ref().volume_id);
         let deadline = deadline(&request);
         let request = request::StatsRequest::try_from(request.into_inner())?;
         let stats = self.volumes.stats(request, deadline).await?;
@@ -156,8 +162,9 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
     /// Growth happens when a volume is staged; growing in place is not offered yet, and so not advertised.
     async fn node_expand_volume(
         &self,
-        _: Request<v1::NodeExpandVolumeRequest>,
+        request: Request<v1::NodeExpandVolumeRequest>,
     ) -> Result<Response<v1::NodeExpandVolumeResponse>, Status> {
+        record_volume(&request.get_ref().volume_id);
         Err(Status::unimplemented(
             "this driver does not expand volumes in place; a volume grows when it is staged",
         ))

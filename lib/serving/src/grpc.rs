@@ -1,8 +1,7 @@
 //! Serves gRPC on a bound endpoint until told to stop, then drains.
 //!
-//! On the stop: no new connection, `GOAWAY` on the others, RPCs in flight are answered; then the socket is removed. A client
-//! that holds its connection open and asks nothing does not hold up the end. How long an RPC may take is not bounded
-//! here; [`crate::shutdown`] does that.
+//! At the stop it takes no new connection, sends `GOAWAY` on the others, answers the RPCs in flight and removes the socket. An idle
+//! client that keeps its connection open does not delay the end. Nothing here bounds the time of an RPC; [`crate::shutdown`] does.
 
 use std::time::Duration;
 
@@ -14,9 +13,9 @@ use tonic::transport::{Error, Server};
 use crate::endpoint::Listener;
 use crate::rpc::RpcLayer;
 
-/// How long a connection may take to say goodbye once nothing is asked on it. HTTP/2's graceful end is two round trips on
-/// a local socket; a client that needs longer is frozen.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// How long a connection may take to close once it has no RPC. HTTP/2's graceful end is two round trips on a local socket; a client
+/// that needs longer is frozen.
+const CLOSE_BOUND: Duration = Duration::from_secs(1);
 
 /// Serves `routes` on `listener` behind `layer` until `stop` is cancelled and every RPC is answered.
 pub async fn serve(
@@ -40,7 +39,7 @@ pub async fn serve(
     }
 }
 
-/// Ends with the server, or without it when only silent connections are left.
+/// Ends with the server, or without it when only idle connections are left.
 async fn drained(
     served: impl Future<Output = Result<(), Error>>,
     layer: &RpcLayer,
@@ -52,12 +51,12 @@ async fn drained(
     }
 }
 
-/// Ends when `stop` is cancelled and nothing has been asked for the time of a goodbye.
+/// Ends once `stop` is cancelled and no RPC was in flight for [`CLOSE_BOUND`].
 async fn answered(layer: &RpcLayer, stop: &CancellationToken) {
     stop.cancelled().await;
     loop {
         layer.answered().await;
-        tokio::time::sleep(GOODBYE).await;
+        tokio::time::sleep(CLOSE_BOUND).await;
         if layer.is_idle() {
             return;
         }

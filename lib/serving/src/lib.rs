@@ -20,6 +20,6 @@ pub use admin::{Admin, Wedged};
 pub use endpoint::{Endpoint, EndpointError, Listener};
 pub use process::ProcessMetrics;
 pub use readiness::{Condition, Readiness};
-pub use rpc::{Describe, RpcLayer, RpcSubject};
+pub use rpc::{FindMethod, RpcLayer, RpcMethod};
 pub use shutdown::{Shutdown, ShutdownError};
 pub use telemetry::{LogFormat, Telemetry, TelemetryError};

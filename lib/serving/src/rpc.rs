@@ -1,9 +1,8 @@
 //! A tower layer around a gRPC server: one span, one log line and three metrics per RPC.
 //!
-//! What a request is about is said by the program ([`Describe`]): it gets the undecoded message and returns only the
-//! ids worth logging. No other part of a request or answer is ever logged, so a CSI `secrets` map can't be.
-//! Messages are read once more for this; CSI's are a few KiB and unary, and the ids then stand in the span of
-//! everything that the RPC logs, without a handler having to help.
+//! The layer knows an RPC by its path alone. Which volume and node it is about is in the message, which only its handler decodes:
+//! the span has the empty fields `volume_id` and `node_id`, and the handler records them. They then stand in every log line of the
+//! RPC, also in the last one. No other part of a request or answer is ever logged, so a CSI `secrets` map can't be.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,7 +12,6 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use http_body_util::{BodyExt, Full, Limited};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -26,33 +24,24 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
+use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
-/// The largest request read: tonic's own limit for a message it decodes, plus its 5-byte prefix.
-const MAX_REQUEST: usize = 4 * 1024 * 1024 + FRAME_PREFIX;
-
-/// gRPC over HTTP/2, "Length-Prefixed-Message": one byte compressed flag, four bytes length.
-const FRAME_PREFIX: usize = 5;
-
-/// Bounds of the duration histogram in seconds: from a cached answer to the three minutes that the manifests give
-/// provisioner and attacher (`--timeout=3m`).
+/// Bounds of the duration histogram in seconds: from a cached answer to the three minutes of csi-provisioner and csi-attacher in our
+/// manifests (`--timeout=3m`).
 const DURATION_BUCKETS: [f64; 11] = [0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 120.0, 180.0];
 
-/// What one request is about, as span, log line and metrics show it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RpcSubject {
+/// What the path of a request tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RpcMethod {
     /// The RPC's name, from a fixed list: it is a metric label. `unknown` for what the program does not know.
-    pub method: &'static str,
-    /// The volume (or snapshot), if the request names one.
-    pub volume_id: Option<String>,
-    /// The node, if the request names one.
-    pub node_id: Option<String>,
-    /// Asked all the time and not worth a line at the info level when it goes well.
+    pub name: &'static str,
+    /// It comes all the time, so its line is at the debug level when it goes well.
     pub routine: bool,
 }
 
-/// Says what a request is about: `(path, message) → subject`. It must not return anything secret.
-pub type Describe = fn(&str, &[u8]) -> RpcSubject;
+/// Finds the method of a path (`/package.Service/Method`).
+pub type FindMethod = fn(&str) -> RpcMethod;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct MethodLabel {
@@ -76,7 +65,7 @@ struct Metrics {
 #[derive(Clone, Debug)]
 pub struct RpcLayer {
     metrics: Arc<Metrics>,
-    describe: Describe,
+    method: FindMethod,
     unanswered: TaskTracker,
     stop: CancellationToken,
 }
@@ -90,7 +79,7 @@ pub struct RpcService<S> {
 
 impl RpcLayer {
     /// Registers `rpcs_total`, `rpc_duration_seconds` and `rpcs_in_flight` in `registry`.
-    pub fn new(registry: &mut Registry, describe: Describe) -> Self {
+    pub fn new(registry: &mut Registry, method: FindMethod) -> Self {
         let metrics = Metrics {
             finished: Family::default(),
             duration: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
@@ -107,36 +96,32 @@ impl RpcLayer {
         let unanswered = TaskTracker::new();
         // Closed from the start: the tracker counts, and waiting ends whenever it counts none.
         unanswered.close();
-        Self { metrics: Arc::new(metrics), describe, unanswered, stop: CancellationToken::new() }
+        Self { metrics: Arc::new(metrics), method, unanswered, stop: CancellationToken::new() }
     }
 
-    /// The same, and refuses what still comes once `stop` is cancelled: a client may not have read yet that we say goodbye.
+    /// The same, but refuses new RPCs once `stop` is cancelled: a client may not have read the `GOAWAY` yet.
     pub(crate) fn until(self, stop: CancellationToken) -> Self {
         Self { stop, ..self }
     }
 
-    /// Waits until no RPC is without its answer.
+    /// Waits until every RPC has its answer.
     pub(crate) async fn answered(&self) {
         self.unanswered.wait().await;
     }
 
-    /// Whether no RPC is without its answer now.
+    /// Whether every RPC has its answer now.
     pub(crate) fn is_idle(&self) -> bool {
         self.unanswered.is_empty()
     }
 
-    fn observe(&self, subject: RpcSubject) -> Observation {
-        let span = tracing::info_span!(
-            "rpc",
-            method = subject.method,
-            volume_id = subject.volume_id.as_deref(),
-            node_id = subject.node_id.as_deref()
-        );
-        self.metrics.in_flight.get_or_create(&MethodLabel { method: subject.method }).inc();
+    fn observe(&self, path: &str) -> Observation {
+        let method = (self.method)(path);
+        let span = tracing::info_span!("rpc", method = method.name, volume_id = Empty, node_id = Empty);
+        self.metrics.in_flight.get_or_create(&MethodLabel { method: method.name }).inc();
         Observation {
             metrics: self.metrics.clone(),
             _unanswered: self.unanswered.token(),
-            subject,
+            method,
             span,
             started: Instant::now(),
             outcome: (Code::Cancelled, "the caller went away or its deadline passed".to_owned()),
@@ -166,37 +151,19 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // The service that was polled ready goes into the future, its clone stays for the next request.
+        // The service that was polled ready is moved into the future; its clone stays for the next request.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        let layer = self.layer.clone();
+        let stopping = self.layer.stop.is_cancelled();
+        let observation = self.layer.observe(request.uri().path());
         Box::pin(async move {
-            let (head, body) = request.into_parts();
-            let read = Limited::new(body, MAX_REQUEST).collect().await;
-            let (subject, read) = match read {
-                Ok(body) => {
-                    let bytes = body.to_bytes();
-                    let message = bytes.get(FRAME_PREFIX..).unwrap_or_default();
-                    ((layer.describe)(head.uri.path(), message), Ok(bytes))
-                }
-                Err(error) => ((layer.describe)(head.uri.path(), &[]), Err(error)),
-            };
-            let mut observation = layer.observe(subject);
-            let bytes = match read {
-                Ok(bytes) => bytes,
-                Err(error) => {
-                    let status = Status::invalid_argument(format!("the request can not be read: {error}"));
-                    observation.outcome = (status.code(), status.message().to_owned());
-                    return Ok(status.into_http());
-                }
-            };
-            if layer.stop.is_cancelled() {
+            let mut observation = observation;
+            if stopping {
                 let status = Status::unavailable("the driver is being stopped, try again");
                 observation.outcome = (status.code(), status.message().to_owned());
                 return Ok(status.into_http());
             }
             let span = observation.span.clone();
-            let request = Request::from_parts(head, Body::new(Full::new(bytes)));
             let response = inner.call(request).instrument(span).await?;
             // An answer without a message carries its status here, every other one in its trailers.
             observation.read_status(response.headers());
@@ -205,11 +172,11 @@ where
     }
 }
 
-/// One RPC under observation. Its end, of whichever kind, is when it is dropped.
+/// One RPC under observation. When it is dropped the RPC has ended, however it ended.
 struct Observation {
     metrics: Arc<Metrics>,
     _unanswered: TaskTrackerToken,
-    subject: RpcSubject,
+    method: RpcMethod,
     span: Span,
     started: Instant,
     outcome: (Code, String),
@@ -225,7 +192,7 @@ impl Observation {
 
 impl Drop for Observation {
     fn drop(&mut self) {
-        let method = self.subject.method;
+        let method = self.method.name;
         let elapsed = self.started.elapsed();
         let (code, message) = (&self.outcome.0, self.outcome.1.as_str());
         let label = MethodLabel { method };
@@ -236,7 +203,7 @@ impl Drop for Observation {
         let (code, ms) = (code_name(*code), elapsed.as_millis());
         if self.outcome.0 != Code::Ok {
             tracing::warn!(code, ms, message, "answered");
-        } else if self.subject.routine {
+        } else if self.method.routine {
             tracing::debug!(code, ms, "answered");
         } else {
             tracing::info!(code, ms, "answered");
@@ -244,7 +211,7 @@ impl Drop for Observation {
     }
 }
 
-/// A response body that reads the status off its trailers.
+/// A response body that reads the status from its trailers.
 struct ObservedBody {
     inner: Body,
     observation: Observation,
@@ -276,7 +243,7 @@ impl HttpBody for ObservedBody {
     }
 }
 
-/// The names that grpc-go's Prometheus metrics use, so that dashboards fit; in the order of the codes' numbers.
+/// The names of grpc-go's Prometheus metrics, so that dashboards fit; in the order of the codes' numbers.
 pub const CODE_NAMES: [&str; 17] = [
     "OK",
     "Canceled",

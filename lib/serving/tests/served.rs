@@ -10,7 +10,7 @@ use csi_proto::v1::identity_server::{Identity, IdentityServer};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use rstest::rstest;
-use serving::{Endpoint, RpcLayer, RpcSubject};
+use serving::{Endpoint, RpcLayer, RpcMethod};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
@@ -53,14 +53,14 @@ impl Identity for Fixture {
     }
 }
 
-fn describe(path: &str, _message: &[u8]) -> RpcSubject {
-    let method = match path {
+fn method(path: &str) -> RpcMethod {
+    let name = match path {
         "/csi.v1.Identity/GetPluginInfo" => "GetPluginInfo",
         "/csi.v1.Identity/GetPluginCapabilities" => "GetPluginCapabilities",
         "/csi.v1.Identity/Probe" => "Probe",
         _ => "unknown",
     };
-    RpcSubject { method, ..RpcSubject::default() }
+    RpcMethod { name, routine: false }
 }
 
 struct Served {
@@ -80,7 +80,7 @@ impl Served {
         let listener = endpoint.bind().await.expect("binds");
         let fixture = Arc::new(Fixture::default());
         let mut registry = Registry::default();
-        let layer = RpcLayer::new(&mut registry, describe);
+        let layer = RpcLayer::new(&mut registry, method);
         let stop = CancellationToken::new();
         let routes = Routes::new(IdentityServer::from_arc(fixture.clone()));
         let server = tokio::spawn(serving::grpc::serve(listener, routes, layer, stop.clone()));

@@ -2,11 +2,12 @@
 
 use std::{path::Path, time::Duration};
 
+use csi_call::LastReport;
+
 use crate::{
     device::Disk,
     error::{Error, Result},
     host::Host,
-    inflight::Progress,
     metrics::Metrics,
     mount_table::MountTable,
     path_state::PathState,
@@ -28,7 +29,7 @@ pub struct Context<'a> {
     /// Where decisions are counted.
     pub metrics: &'a Metrics,
     /// What is being done; reported to later calls for the volume.
-    pub progress: &'a Progress,
+    pub progress: &'a LastReport,
 }
 
 impl Context<'_> {

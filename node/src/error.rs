@@ -6,6 +6,7 @@
 
 use std::{error::Error as StdError, fmt::Write as _, io, path::PathBuf, time::Duration};
 
+use csi_call::{Busy, Unanswered};
 use tonic::{Code, Status};
 
 /// Result of this crate.
@@ -17,10 +18,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     #[error("{0}")]
     InvalidRequest(String),
-    #[error("{operation} of volume {volume} has been running for {}s ({progress}); retry when it has ended", age.as_secs())]
-    OperationRunning { volume: String, operation: &'static str, age: Duration, progress: String },
-    #[error("{operation} is still running ({progress}); it goes on, and the next call sees its result")]
-    DeadlineExceeded { operation: &'static str, progress: String },
+    #[error(transparent)]
+    Busy(#[from] Busy),
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
     #[error(
         "all {size} {pool} threads are busy, which points to storage that does not answer; retry, and look for hung devices on this node"
     )]
@@ -123,8 +124,8 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::InvalidRequest(_) => Code::InvalidArgument,
-            Self::OperationRunning { .. } => Code::Aborted,
-            Self::DeadlineExceeded { .. } => Code::DeadlineExceeded,
+            Self::Busy(_) => Code::Aborted,
+            Self::Unanswered(unanswered) => unanswered.code(),
             Self::PoolExhausted { .. }
             | Self::Hung { .. }
             | Self::JobLost
@@ -190,11 +191,8 @@ mod tests {
         let second = Duration::from_secs(1);
         vec![
             (Error::InvalidRequest(text()), Code::InvalidArgument),
-            (
-                Error::OperationRunning { volume: text(), operation: "o", age: second, progress: text() },
-                Code::Aborted,
-            ),
-            (Error::DeadlineExceeded { operation: "o", progress: text() }, Code::DeadlineExceeded),
+            (Busy { volume: text(), rpc: "o", age: second, last_report: text() }.into(), Code::Aborted),
+            (Unanswered::Late(text()).into(), Code::DeadlineExceeded),
             (Error::PoolExhausted { pool: "p", size: 1 }, Code::Unavailable),
             (Error::Hung { what: text() }, Code::Unavailable),
             (Error::JobLost, Code::Unavailable),

@@ -11,14 +11,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed unwrap fails the test"))]
 
 pub mod context;
-mod deadline;
 pub mod device;
 pub mod device_number;
 pub mod disk_record;
 pub mod error;
 pub mod filesystem;
 pub mod host;
-mod inflight;
 pub mod linux;
 mod metrics;
 #[cfg(test)]
@@ -43,7 +41,6 @@ pub mod usage;
 pub mod volumes;
 
 pub use error::{Error, Result};
-pub use inflight::Progress;
 pub use metrics::Metrics;
 pub use node_id::{NodeIdentitySource, NodeObject};
 pub use service::Node;

@@ -2,6 +2,7 @@
 
 use std::{fmt, time::Duration};
 
+use csi_call::InFlight;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
@@ -11,7 +12,6 @@ use prometheus_client::{
 
 use crate::{
     error::{Error, Result},
-    inflight::Inflight,
     pool::Pool,
     stage::Decision,
 };
@@ -61,13 +61,13 @@ impl Default for Metrics {
 /// Reads at each scrape how long the oldest operation has been running and how many threads work.
 #[derive(Debug)]
 pub(crate) struct Work {
-    pub inflight: Inflight,
+    pub in_flight: InFlight,
     pub pools: Vec<Pool>,
 }
 
 impl Collector for Work {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let age = ConstGauge::new(self.inflight.oldest().unwrap_or_default().as_secs_f64());
+        let age = ConstGauge::new(self.in_flight.oldest().unwrap_or_default().as_secs_f64());
         let metric = encoder.encode_descriptor(
             "kubevirt_csi_node_oldest_operation",
             "Age of the oldest operation of the node that runs, also when its caller is gone; 0 when none does",

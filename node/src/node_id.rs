@@ -4,6 +4,8 @@
 
 use std::{collections::BTreeMap, future::Future};
 
+use csi_call::contract::NodeId;
+
 use crate::error::{Error, Result};
 
 /// Scheme of `Node.spec.providerID` for KubeVirt VMs.
@@ -43,21 +45,14 @@ pub fn node_id(node: &NodeObject) -> Result<String> {
     let provider = node.provider_id.as_deref().and_then(|id| id.strip_prefix(PROVIDER_SCHEME));
     let by_provider = provider.zip(annotation(CLUSTER_NAMESPACE));
     let by_annotation = annotation(INFRA_VM_NAME).zip(annotation(INFRA_VM_NAMESPACE));
-    let named = [by_provider, by_annotation]
-        .into_iter()
-        .flatten()
-        .find(|(vm, namespace)| is_name(vm) && is_name(namespace));
-    named.map(|(vm, namespace)| format!("{namespace}/{vm}")).ok_or_else(|| {
+    let mut named = [by_provider, by_annotation].into_iter().flatten();
+    let id = named.find_map(|(vm, namespace)| NodeId::new(namespace, vm));
+    id.map(|id| id.to_string()).ok_or_else(|| {
         Error::NotIdentified(format!(
             "this Node does not say which VM it is: it needs spec.providerID {PROVIDER_SCHEME}<vm> with annotation \
              {CLUSTER_NAMESPACE}, or annotations {INFRA_VM_NAME} and {INFRA_VM_NAMESPACE}"
         ))
     })
-}
-
-/// May be one half of a node id.
-fn is_name(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use csi_call::contract::SERIAL;
 use csi_proto::v1::{
     self,
     volume_capability::{AccessType, access_mode::Mode},
@@ -17,10 +18,6 @@ use crate::{
     filesystem::{self, FilesystemType},
     mount_options::{Flag, MountOptions},
 };
-
-/// Key of the volume context that carries the disk's serial, as kubevirt/csi-driver writes it. Its other key, `bus`, is
-/// not read: sysfs shows which bus the disk is on.
-const SERIAL_KEY: &str = "serial";
 
 /// What the volume is to a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,7 +175,7 @@ fn path(value: &str, field: &str) -> Result<PathBuf> {
 }
 
 fn serial(context: &HashMap<String, String>) -> Result<Serial> {
-    match context.get(SERIAL_KEY).map(|text| Serial::new(text)) {
+    match context.get(SERIAL).map(|text| Serial::new(text)) {
         Some(Some(serial)) => Ok(serial),
         Some(None) => invalid("volume_context.serial is empty or has characters that no serial has"),
         None => invalid("volume_context.serial is missing; was this volume made by this driver?"),

@@ -2,21 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use csi_call::log_fields::record_volume;
+use csi_call::{Deadline, log_fields::record_volume};
 use csi_proto::v1::{
     self,
     node_service_capability::{self, Rpc, rpc},
     volume_usage::Unit,
 };
 use prometheus_client::registry::Registry;
-use tokio::{
-    sync::OnceCell,
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::OnceCell, time::timeout_at};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    deadline::Deadline,
     error::{Error, Result},
     host::Host,
     linux::Linux,
@@ -28,9 +24,6 @@ use crate::{
     usage::Amount,
     volumes::Volumes,
 };
-
-/// Header with the caller's time-out.
-const TIMEOUT_HEADER: &str = "grpc-timeout";
 
 /// The CSI Node service of this worker.
 ///
@@ -97,11 +90,6 @@ impl<S: NodeIdentitySource> Node<S> {
     }
 }
 
-fn deadline<T>(request: &Request<T>) -> Deadline {
-    let header = request.metadata().get(TIMEOUT_HEADER).and_then(|value| value.to_str().ok());
-    Deadline::new(header, Instant::now())
-}
-
 #[tonic::async_trait]
 impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
     async fn node_stage_volume(
@@ -109,7 +97,8 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         request: Request<v1::NodeStageVolumeRequest>,
     ) -> Result<Response<v1::NodeStageVolumeResponse>, Status> {
         record_volume(&request.get_ref().volume_id);
-        let deadline = deadline(&request);
+        record_volume(&request.get_ref().volume_id);
+        let deadline = Deadline::read(request.metadata());
         let request = request::StageRequest::try_from(request.into_inner())?;
         self.volumes.stage(request, deadline).await?;
         Ok(Response::new(v1::NodeStageVolumeResponse {}))
@@ -120,7 +109,8 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         request: Request<v1::NodeUnstageVolumeRequest>,
     ) -> Result<Response<v1::NodeUnstageVolumeResponse>, Status> {
         record_volume(&request.get_ref().volume_id);
-        let deadline = deadline(&request);
+        record_volume(&request.get_ref().volume_id);
+        let deadline = Deadline::read(request.metadata());
         let request = request::RemoveRequest::try_from(request.into_inner())?;
         self.volumes.unstage(request, deadline).await?;
         Ok(Response::new(v1::NodeUnstageVolumeResponse {}))
@@ -131,7 +121,8 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         request: Request<v1::NodePublishVolumeRequest>,
     ) -> Result<Response<v1::NodePublishVolumeResponse>, Status> {
         record_volume(&request.get_ref().volume_id);
-        let deadline = deadline(&request);
+        record_volume(&request.get_ref().volume_id);
+        let deadline = Deadline::read(request.metadata());
         let request = request::PublishRequest::try_from(request.into_inner())?;
         self.volumes.publish(request, deadline).await?;
         Ok(Response::new(v1::NodePublishVolumeResponse {}))
@@ -142,7 +133,8 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         request: Request<v1::NodeUnpublishVolumeRequest>,
     ) -> Result<Response<v1::NodeUnpublishVolumeResponse>, Status> {
         record_volume(&request.get_ref().volume_id);
-        let deadline = deadline(&request);
+        record_volume(&request.get_ref().volume_id);
+        let deadline = Deadline::read(request.metadata());
         let request = request::RemoveRequest::try_from(request.into_inner())?;
         self.volumes.unpublish(request, deadline).await?;
         Ok(Response::new(v1::NodeUnpublishVolumeResponse {}))
@@ -153,7 +145,8 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         request: Request<v1::NodeGetVolumeStatsRequest>,
     ) -> Result<Response<v1::NodeGetVolumeStatsResponse>, Status> {
         record_volume(&request.get_ref().volume_id);
-        let deadline = deadline(&request);
+        record_volume(&request.get_ref().volume_id);
+        let deadline = Deadline::read(request.metadata());
         let request = request::StatsRequest::try_from(request.into_inner())?;
         let stats = self.volumes.stats(request, deadline).await?;
         Ok(Response::new(v1::NodeGetVolumeStatsResponse { usage: usage(stats), volume_condition: None }))
@@ -165,6 +158,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         request: Request<v1::NodeExpandVolumeRequest>,
     ) -> Result<Response<v1::NodeExpandVolumeResponse>, Status> {
         record_volume(&request.get_ref().volume_id);
+        record_volume(&request.get_ref().volume_id);
         Err(Status::unimplemented(
             "this driver does not expand volumes in place; a volume grows when it is staged",
         ))
@@ -172,7 +166,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
 
     async fn node_get_capabilities(
         &self,
-        _: Request<v1::NodeGetCapabilitiesRequest>,
+        request: Request<v1::NodeGetCapabilitiesRequest>,
     ) -> Result<Response<v1::NodeGetCapabilitiesResponse>, Status> {
         let capability = |kind: rpc::Type| v1::NodeServiceCapability {
             r#type: Some(node_service_capability::Type::Rpc(Rpc { r#type: kind.into() })),
@@ -187,7 +181,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         &self,
         request: Request<v1::NodeGetInfoRequest>,
     ) -> Result<Response<v1::NodeGetInfoResponse>, Status> {
-        let node_id = self.identify(deadline(&request)).await?;
+        let node_id = self.identify(Deadline::read(request.metadata())).await?;
         Ok(Response::new(v1::NodeGetInfoResponse {
             node_id,
             max_volumes_per_node: 0,

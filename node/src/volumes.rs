@@ -5,17 +5,14 @@
 
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::Instrument;
+use csi_call::{Deadline, InFlight, LastReport, Operation, Operations, Scope};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
     context::Context,
-    deadline::Deadline,
     device::{Disk, Found, Serial, find},
     error::{Error, Result},
     host::Host,
-    inflight::{Inflight, Progress},
     metrics::{Metrics, Work},
     mutation::{self, Published},
     pool::Pool,
@@ -49,9 +46,8 @@ pub struct Volumes {
     host: Arc<dyn Host>,
     settings: NodeSettings,
     metrics: Metrics,
-    inflight: Inflight,
-    measuring: Inflight,
-    tasks: TaskTracker,
+    operations: Operations,
+    measuring: InFlight,
     mutating_threads: Pool,
     scanning_threads: Pool,
     measuring_threads: Pool,
@@ -64,9 +60,8 @@ impl Volumes {
             host,
             settings,
             metrics,
-            inflight: Inflight::default(),
-            measuring: Inflight::default(),
-            tasks: TaskTracker::new(),
+            operations: Operations::default(),
+            measuring: InFlight::default(),
             mutating_threads: Pool::new("volume", MUTATING_THREADS),
             scanning_threads: Pool::new("scan", SCANNING_THREADS),
             measuring_threads: Pool::new("measure", MEASURING_THREADS),
@@ -75,14 +70,13 @@ impl Volumes {
 
     /// Waits for the operations that run, but not longer than `grace`. True: all have ended.
     pub async fn shutdown(&self, grace: Duration) -> bool {
-        self.tasks.close();
-        timeout(grace, self.tasks.wait()).await.is_ok()
+        self.operations.shutdown(grace).await
     }
 
     /// What runs, for the metrics.
     pub(crate) fn work(&self) -> Work {
         let pools = [&self.mutating_threads, &self.scanning_threads, &self.measuring_threads];
-        Work { inflight: self.inflight.clone(), pools: pools.map(Pool::clone).into() }
+        Work { in_flight: self.operations.in_flight().clone(), pools: pools.map(Pool::clone).into() }
     }
 
     /// `NodeStageVolume`.
@@ -153,12 +147,13 @@ impl Volumes {
     pub async fn stats(self: &Arc<Self>, request: StatsRequest, deadline: Deadline) -> Result<Stats> {
         let key = request.path.to_string_lossy().into_owned();
         let hung = || Error::Hung { what: format!("volume {} at {key}", request.volume) };
-        let Ok(claim) = self.measuring.claim(&key, "NodeGetVolumeStats") else { return Err(hung()) };
+        let measured = self.measuring.lock("NodeGetVolumeStats", &key, Scope::Volume, deadline);
+        let Ok(lock) = measured else { return Err(hung()) };
         let answer_by = deadline.answer_by.min(Instant::now() + MEASURE_LIMIT);
         let (host, path) = (Arc::clone(&self.host), request.path.clone());
         let job = move || {
             let result = stats::measure(host.as_ref(), &path);
-            drop(claim);
+            drop(lock);
             result
         };
         timeout_at(answer_by, self.measuring_threads.run(answer_by, job))
@@ -169,7 +164,7 @@ impl Volumes {
     async fn publish_block(
         &self,
         deadline: Deadline,
-        progress: Progress,
+        progress: LastReport,
         request: PublishRequest,
     ) -> Result<()> {
         let disk = self.wait_for_disk(&request.serial, deadline, &progress).await?;
@@ -188,7 +183,7 @@ impl Volumes {
     async fn publish_filesystem(
         &self,
         deadline: Deadline,
-        progress: Progress,
+        progress: LastReport,
         request: PublishRequest,
     ) -> Result<()> {
         let Some(staging) = request.staging.clone() else { return Err(Error::StagingPathMissing) };
@@ -224,7 +219,7 @@ impl Volumes {
     async fn stage_filesystem(
         &self,
         deadline: Deadline,
-        progress: Progress,
+        progress: LastReport,
         wanted: stage::Wanted,
         disk: Disk,
     ) -> Result<()> {
@@ -235,44 +230,26 @@ impl Volumes {
         .await
     }
 
-    /// Runs a mutating call in a task that owns the volume's lock, and answers by the deadline whatever becomes of it.
+    /// Runs a mutating operation in a task that owns the volume's lock, and answers by the deadline whatever becomes of it.
     async fn mutate<W, F>(
         self: &Arc<Self>,
-        operation: &'static str,
+        rpc: &'static str,
         volume: &str,
         deadline: Deadline,
         work: W,
     ) -> Result<()>
     where
-        W: FnOnce(Arc<Self>, Progress) -> F,
+        W: FnOnce(Arc<Self>, LastReport) -> F,
         F: Future<Output = Result<()>> + Send + 'static,
     {
-        let claim = self.inflight.claim(volume, operation)?;
-        let progress = claim.progress();
-        let work = work(Arc::clone(self), progress.clone());
-        let unheard = CancellationToken::new();
-        let _hang_up = unheard.clone().drop_guard();
-        let task = async move {
-            let result = work.await;
-            // Only the log reports how it ended: the caller has had its answer.
-            if unheard.is_cancelled() {
-                match &result {
-                    Ok(()) => tracing::info!("done after its caller was gone"),
-                    Err(error) => tracing::warn!(error = error.chain(), "ended after its caller was gone"),
-                }
-            }
-            drop(claim);
-            result
-        };
-        let task = self.tasks.spawn(task.in_current_span());
-        match timeout_at(deadline.answer_by, task).await {
-            Ok(ended) => ended.unwrap_or(Err(Error::JobLost)),
-            Err(_) => Err(Error::DeadlineExceeded { operation, progress: progress.to_string() }),
-        }
+        let lock = self.operations.in_flight().lock(rpc, volume, Scope::Volume, deadline)?;
+        let operation = Operation::new(deadline, Some(&lock));
+        let work = work(Arc::clone(self), operation.last_report().clone());
+        self.operations.run(&operation, Some(lock), work).await
     }
 
     /// Runs what blocks on a thread for mutating calls.
-    async fn blocking<T, J>(&self, deadline: Deadline, progress: Progress, job: J) -> Result<T>
+    async fn blocking<T, J>(&self, deadline: Deadline, progress: LastReport, job: J) -> Result<T>
     where
         T: Send + 'static,
         J: FnOnce(Context<'_>) -> Result<T> + Send + 'static,
@@ -288,7 +265,12 @@ impl Volumes {
     }
 
     /// Searches for the disk until it is there, but not beyond the call's deadline.
-    async fn wait_for_disk(&self, serial: &Serial, deadline: Deadline, progress: &Progress) -> Result<Disk> {
+    async fn wait_for_disk(
+        &self,
+        serial: &Serial,
+        deadline: Deadline,
+        progress: &LastReport,
+    ) -> Result<Disk> {
         let begin = Instant::now();
         let end = (begin + self.settings.device_wait).min(deadline.answer_by - WAIT_MARGIN);
         let mut pause = FIRST_LOOK_PAUSE;

@@ -5,9 +5,10 @@ use std::time::Duration;
 use proptest::{prelude::*, sample::select};
 
 use super::*;
+use csi_call::LastReport;
+
 use crate::{
     disk_record::DiskRecordFile,
-    inflight::Progress,
     metrics::Metrics,
     model::{DISK_BYTES, Fault, Held, Model, disk, mount, serial},
     mount_options::MountOptions,
@@ -22,7 +23,7 @@ const TARGET: &str = "/pods/a/mount";
 struct Setup {
     model: Model,
     metrics: Metrics,
-    progress: Progress,
+    progress: LastReport,
     allow_format_nonzero: bool,
 }
 
@@ -33,7 +34,7 @@ impl Setup {
         Self {
             model,
             metrics: Metrics::default(),
-            progress: Progress::default(),
+            progress: LastReport::default(),
             allow_format_nonzero: false,
         }
     }

@@ -13,6 +13,7 @@ use csi_proto::v1::{
     node_server::Node as _,
     volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
 };
+use tokio::time::Instant;
 use tonic::Code;
 
 use super::*;
@@ -197,7 +198,7 @@ fn stats(path: &str) -> Request<v1::NodeGetVolumeStatsRequest> {
 }
 
 fn within<T>(mut request: Request<T>, timeout: &'static str) -> Request<T> {
-    request.metadata_mut().insert(TIMEOUT_HEADER, timeout.parse().unwrap());
+    request.metadata_mut().insert("grpc-timeout", timeout.parse().unwrap());
     request
 }
 

@@ -3,6 +3,10 @@
 
 use std::{
     fmt,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -35,6 +39,16 @@ const WORKER: &str = "worker-1";
 /// Longest time between the sending of a call and the kill that comes while it works: what staging takes on an emulated
 /// processor.
 const WORKING: Duration = Duration::from_millis(700);
+
+/// kubelet's first pause after a failed call (`initialDurationBeforeRetry`).
+const KUBELET_BACKOFF: Duration = Duration::from_millis(500);
+
+/// Sizes of the disks on which mkfs is killed. Each disk is read as a whole before mkfs starts, and eight at once share the
+/// worker's one emulated processor: with 512 MiB each, reading took a minute on a busy machine, which is all that the test
+/// waits. mkfs writes as much on the smaller disks.
+const EXT4_BYTES: u64 = 64 * MIB;
+/// See [`EXT4_BYTES`]; mkfs.xfs requires more than 300 MiB.
+const XFS_BYTES: u64 = 320 * MIB;
 
 /// Where mkfs is killed: up to so much of what it writes (measured on such a disk: ext4 0.4 MiB, xfs 64 MiB).
 const EXT4_WRITES: u64 = MIB / 4;
@@ -180,19 +194,22 @@ async fn mkfs_killed_anywhere_ends_in_one_filesystem(fixture: Fixture) -> Result
     let node = NodeSocket::connect(&fixture, WORKER).await?;
     let mut random = Random::new();
     let mut volumes = Vec::new();
-    for (index, (kind, most)) in
-        [("ext4", EXT4_WRITES), ("xfs", XFS_WRITES)].into_iter().cycle().take(8).enumerate()
-    {
+    let kinds = [("ext4", EXT4_WRITES, EXT4_BYTES), ("xfs", XFS_WRITES, XFS_BYTES)];
+    for (index, (kind, most, size)) in kinds.into_iter().cycle().take(8).enumerate() {
         let bytes = random.below_bytes(most);
         let name = format!("{kind}-{index}-cut-at-{bytes}");
         let faults = DiskFaults { frozen_after: Some(bytes), ..DiskFaults::default() };
-        let disk = BareDisk::blank(&fixture, WORKER, &name, DISK_BYTES)?.faulty(faults);
+        let disk = BareDisk::blank(&fixture, WORKER, &name, size)?.faulty(faults);
         disk.plug().await?;
         volumes.push((kind, Used { disk, capability: filesystem(kind) }));
     }
-    let send = join_all(volumes.iter().map(|(_, used)| node.stage(&used.disk.volume, &used.capability)));
+    let (killing, earlier) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    let send = join_all(volumes.iter().map(|(_, used)| stage_until_killed(&node, used, &killing, &earlier)));
     let kill = async {
-        node.until_formatting(volumes.len()).await?;
+        let formatting = node.until_formatting(volumes.len()).await;
+        killing.store(true, Ordering::SeqCst);
+        let earlier = || earlier.lock().unwrap_or_else(PoisonError::into_inner).join("; ");
+        formatting.with_context(|| format!("calls that failed before: [{}]", earlier()))?;
         node.send_kill().await
     };
     let (answers, killed) = tokio::join!(send, kill);
@@ -223,6 +240,27 @@ async fn mkfs_killed_anywhere_ends_in_one_filesystem(fixture: Fixture) -> Result
         wrong.join("; ")
     );
     Ok(())
+}
+
+/// Stages as kubelet does: again after an error, until the driver is about to be killed. Returns the answer to the last
+/// call.
+async fn stage_until_killed(
+    node: &NodeSocket<'_>,
+    used: &Used<'_>,
+    killing: &AtomicBool,
+    earlier: &Mutex<Vec<String>>,
+) -> Result<(), Status> {
+    loop {
+        let answer = node.stage(&used.disk.volume, &used.capability).await;
+        match &answer {
+            Err(status) if !killing.load(Ordering::SeqCst) => {
+                let text = format!("{}: {status}", used.disk.volume.volume_id);
+                earlier.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+                tokio::time::sleep(KUBELET_BACKOFF).await;
+            }
+            _ => return answer,
+        }
+    }
 }
 
 /// The same call again makes one sound filesystem, which keeps what is written to it.

@@ -251,7 +251,12 @@ impl<'a> NodeSocket<'a> {
     pub async fn until_formatting(&self, programs: usize) -> Result<()> {
         until(&format!("{programs} running mkfs in the worker"), Deadline::Reaction, async || {
             let seen = self.run(&["sh", "-c", "pidof mkfs.ext4 mkfs.xfs | wc -w"]).await?.trim().to_owned();
-            Ok(if seen == programs.to_string() { Ok(()) } else { Err(seen) })
+            if seen == programs.to_string() {
+                return Ok(Ok(()));
+            }
+            let probing =
+                self.run(&["sh", "-c", "pidof blkid | wc -w; cut -d ' ' -f 1-3 /proc/loadavg"]).await?;
+            Ok(Err(format!("{seen}; blkid and load: {}", probing.trim().replace('\n', ", "))))
         })
         .await
     }

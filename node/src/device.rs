@@ -101,7 +101,7 @@ impl DiskIdentity {
         }
     }
 
-    /// Both name the same disk, or two disks; `None` when what could be read of them does not tell.
+    /// Whether both are the same disk; `None` when too little of them could be read.
     pub fn same_as(&self, other: &Self) -> Option<bool> {
         match (self, other) {
             (Self::None, _) | (_, Self::None) => None,
@@ -205,7 +205,7 @@ pub enum DiskUse {
     Block,
 }
 
-/// Refuses a disk that can not be the volume although its serial fits.
+/// Refuses a disk that cannot be the volume although its serial fits.
 ///
 /// `path` is where the volume is to be mounted: a disk that carries one of its parents is the system's disk.
 pub fn check(disk: &Disk, wanted_for: DiskUse, mounts: &MountTable, path: &Path) -> Result<()> {

@@ -2,8 +2,8 @@
 //!
 //! NodeUnstageVolume names a volume and a path, but no disk, and once the volume is unmounted nothing in this process's
 //! mount table leads to its disk. The record does: it is written before the volume is first mounted or published, and
-//! removed only when [`crate::release`] has proved that nobody on this node uses the disk. So the proof does not depend on
-//! the process that unmounted the volume. Decides only; the file is [`crate::linux`]'s.
+//! removed only when [`crate::release`] has proved that nothing on this node uses the disk. So the proof does not depend
+//! on the process that unmounted the volume. Decides only; the file is [`crate::linux`]'s.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ use crate::{
 pub struct DiskRecord {
     /// Volume id.
     pub volume: String,
-    /// The boot in which the record was written. Mounts end with their boot, and device numbers are given anew.
+    /// The boot in which the record was written. Mounts end with their boot, and the kernel assigns device numbers anew.
     pub boot_id: String,
     /// Never empty.
     pub disks: Vec<RecordedDisk>,
@@ -32,7 +32,7 @@ pub struct DiskRecord {
 pub struct RecordedDisk {
     /// Device number in the boot of the record.
     pub number: DeviceNumber,
-    /// How the disk named itself.
+    /// How the disk identified itself.
     pub identity: DiskIdentity,
 }
 
@@ -50,8 +50,8 @@ pub enum DiskRecordFile {
 impl DiskRecord {
     /// This disk is, or may be, one of the record's.
     ///
-    /// A disk is another one only if both names are known and differ. A disk whose name can not be read is one of the
-    /// record's if it has the recorded number, which the kernel gives to no other disk while a mount uses it.
+    /// A disk is another one only if both identities are known and differ. A disk whose identity cannot be read is one of
+    /// the record's if it has the recorded number, which the kernel gives to no other disk while a mount uses it.
     pub fn may_name(&self, disk: &Disk, boot_id: &str) -> bool {
         self.disks.iter().any(|recorded| {
             let same_number = self.boot_id == boot_id && recorded.number == disk.number;
@@ -108,7 +108,7 @@ mod tests {
     #[case(named("a"), named("a"), 32, BOOT, true)] // plugged again under another number
     #[case(named("a"), named("a"), 32, NEXT_BOOT, true)]
     #[case(named("a"), named("b"), 16, BOOT, false)] // the number went to another disk
-    #[case(named("a"), DiskIdentity::None, 16, BOOT, true)] // its name can not be read now
+    #[case(named("a"), DiskIdentity::None, 16, BOOT, true)] // its name cannot be read now
     #[case(named("a"), unnamed(), 16, BOOT, true)]
     #[case(named("a"), unnamed(), 32, BOOT, false)]
     #[case(named("a"), unnamed(), 16, NEXT_BOOT, false)]

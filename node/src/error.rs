@@ -28,7 +28,7 @@ pub enum Error {
     PoolExhausted { pool: &'static str, size: usize },
     #[error("{what} has not answered in time; the filesystem or its disk seems to hang")]
     Hung { what: String },
-    #[error("a worker thread ended unexpectedly; see the log of the node plugin")]
+    #[error("a worker thread ended unexpectedly; see the log of the node role")]
     JobLost,
 
     #[error("no disk with serial {serial} after {}s; {seen}; check that the volume is attached to this VM (VMI volumeStatus Ready)", waited.as_secs())]
@@ -39,7 +39,7 @@ pub enum Error {
     DiskChanged { name: String, detail: String },
     #[error("disk {name} is not used: {reason}")]
     DiskRefused { name: String, reason: String },
-    #[error("disk {name} can not be read, so it is not known to be blank: {reason}")]
+    #[error("disk {name} cannot be read, so it is not known to be blank: {reason}")]
     DiskUnreadable { name: String, reason: String },
     #[error("disk {name} is in use: {by}; release it first")]
     DiskBusy { name: String, by: String },
@@ -82,7 +82,7 @@ pub enum Error {
 
     #[error("{0}; the node id is not known yet")]
     NotIdentified(String),
-    #[error("can not read this Node from the guest API")]
+    #[error("cannot read this Node from the guest API")]
     IdentitySource(#[source] Box<dyn StdError + Send + Sync>),
 
     #[error("{tool} on {name} failed with {status}: {stderr}")]
@@ -91,19 +91,19 @@ pub enum Error {
     ToolTimedOut { tool: &'static str, name: String, limit: Duration },
     #[error("the volume is mounted, but growing its filesystem failed")]
     GrowFailed(#[source] Box<Error>),
-    #[error("can not {action}")]
+    #[error("cannot {action}")]
     Observe {
         action: String,
         #[source]
         source: io::Error,
     },
-    #[error("can not {action}")]
+    #[error("cannot {action}")]
     Act {
         action: String,
         #[source]
         source: io::Error,
     },
-    #[error("{0} did not settle; see the log of the node plugin")]
+    #[error("{0} did not settle; see the log of the node role")]
     NotSettled(&'static str),
 }
 
@@ -163,7 +163,7 @@ impl Error {
         let mut text = self.to_string();
         let mut cause = self.source();
         while let Some(error) = cause {
-            write!(text, ": {error}").expect("writing to a String can not fail");
+            write!(text, ": {error}").expect("writing to a String cannot fail");
             cause = error.source();
         }
         text
@@ -248,10 +248,10 @@ mod tests {
     #[test]
     fn the_chain_names_each_cause_once() {
         let error = Error::Act { action: "mount /dev/sda".into(), source: io::Error::other("refused") };
-        assert_eq!(error.chain(), "can not mount /dev/sda: refused");
+        assert_eq!(error.chain(), "cannot mount /dev/sda: refused");
         assert_eq!(
             Error::GrowFailed(Box::new(error)).chain(),
-            "the volume is mounted, but growing its filesystem failed: can not mount /dev/sda: refused"
+            "the volume is mounted, but growing its filesystem failed: cannot mount /dev/sda: refused"
         );
     }
 }

@@ -39,8 +39,8 @@ pub trait Host: Send + Sync + 'static {
     /// # Errors
     /// `DiskBusy` when someone does; a read error is part of the evidence.
     fn examine(&self, disk: &HeldDisk) -> Result<Evidence>;
-    /// Who has claimed the disk, in any mount namespace; `None` when nobody has, so that all that was written to it is on
-    /// it.
+    /// What has claimed the disk, in any mount namespace; `None` when nothing has, and all that was written to the disk is
+    /// on it.
     fn in_use(&self, disk: &Disk) -> Result<Option<String>>;
     /// The mount table.
     fn mounts(&self) -> Result<MountTable>;
@@ -48,13 +48,13 @@ pub trait Host: Send + Sync + 'static {
     fn canonical(&self, path: &Path) -> Result<PathBuf>;
     /// What lies at a path.
     fn path(&self, path: &Path) -> Result<PathState>;
-    /// The record in an unmounted staging directory; one that can not be read as ours is `None`.
+    /// The record in an unmounted staging directory; one that cannot be read as ours is `None`.
     fn mkfs_record(&self, staging: &Path) -> Result<Option<MkfsRecord>>;
     /// The record of the disks that a volume was used from.
     fn disk_record(&self, volume: &str) -> Result<DiskRecordFile>;
-    /// Names the kernel's boot: another one has none of its mounts.
+    /// Identifies this boot of the kernel: mounts and device numbers end with it.
     fn boot_id(&self) -> Result<String>;
-    /// Disks that other mount namespaces have mounted at a staging path, as far as their processes are seen.
+    /// Disks that other mount namespaces have mounted at a staging path, as far as this process sees their processes.
     fn mounted_elsewhere(&self, staging: &Path) -> Result<Vec<DeviceNumber>>;
     /// Size of a mounted filesystem; `None` where its superblock is not understood.
     fn filesystem_bytes(

@@ -78,7 +78,7 @@ fn observe_stage(
     Ok(stage::Observed { disk, mounts, path, stale, disk_record, record, content, filesystem_bytes })
 }
 
-/// What is on the disk. One that is mounted on this node already (the older layout) can not be opened exclusively; its
+/// What is on the disk. One that is mounted on this node already (the older layout) cannot be opened exclusively; its
 /// filesystem is known from the mount table.
 fn probe(host: &dyn Host, held: &HeldDisk, mounts: &MountTable) -> Result<Content> {
     if let Some(mount) = mounts.of(held.disk().number).first() {
@@ -231,7 +231,7 @@ fn published_device(
     if top.number.major != NO_DEVICE {
         return Ok(Some(top.number));
     }
-    // Of filesystems without a disk only those that hold device nodes are asked: others may hang.
+    // Of filesystems without a disk only those that hold device nodes are read: others may hang.
     if ![DEVTMPFS, TMPFS].contains(&top.fs_type.as_str()) {
         return Ok(None);
     }

@@ -69,7 +69,7 @@ pub enum Content {
         /// Of the bytes read.
         fingerprint: u64,
     },
-    /// Its filesystem is mounted on this node already, so it can not be opened exclusively and need not be probed.
+    /// Its filesystem is mounted on this node already, so it cannot be opened exclusively and need not be probed.
     Mounted {
         /// As the mount table names it.
         kind: String,
@@ -150,7 +150,7 @@ fn signature(output: &str, samples: &Samples) -> Content {
     match (value("TYPE"), value("PTTYPE"), value("USAGE").as_deref()) {
         (Some(kind), None, Some("filesystem")) => {
             let superblock = FilesystemType::parse(&kind).and_then(|known| known.superblock(&samples.head));
-            // A filesystem that we can not read ourselves counts as finished: it is never formatted.
+            // A filesystem that we cannot read ourselves counts as finished: it is never formatted.
             let completion = superblock.map_or(Completion::Finished, |superblock| superblock.completion);
             Content::Filesystem { kind, completion, fingerprint: samples.fingerprint }
         }

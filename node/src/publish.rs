@@ -186,7 +186,7 @@ pub fn plan_removal(target: &Path, mounts: &MountTable, state: &PathState) -> Re
             refused(format!("it is {state}, which this driver did not make"))
         }
         PathState::Corrupted(reason) => {
-            refused(format!("it can not be read ({reason}) although nothing is mounted there"))
+            refused(format!("it cannot be read ({reason}) although nothing is mounted there"))
         }
     }
 }

@@ -1,9 +1,9 @@
 //! The proof that a volume's disks are used by nobody on this node any more, so that they may be detached.
 //!
 //! Another mount namespace may still use a filesystem that is unmounted here, and a pod's own mount or a device-mapper
-//! table may use a block volume. What such a user has not written back would be lost with the disk. The kernel knows:
-//! it refuses an exclusive open of a disk that anybody has claimed. Which disks to ask about comes from the volume's
-//! [`crate::disk_record`], and never from the memory of this process.
+//! table may use a block volume. Data that they have not written back would be lost with the disk. The kernel
+//! knows about them: it refuses an exclusive open of a disk that something has claimed. Which disks are the volume's is read
+//! from its [`crate::disk_record`], never from the memory of this process.
 
 use std::{
     path::Path,
@@ -47,7 +47,7 @@ pub fn prove(context: Context<'_>, volume: &str, staging: &Path) -> Result<()> {
     context.apply(&[Step::RemoveDiskRecord { volume: volume.to_owned() }])
 }
 
-/// Why the volume is not released yet; an error when waiting can not change that.
+/// Why the volume is not released yet; an error when waiting cannot change that.
 fn obstacle(context: Context<'_>, file: &DiskRecordFile, staging: &Path) -> Result<Option<Error>> {
     let mounts = context.host.mounts()?;
     for disk in candidates(context, file, &mounts, staging)? {
@@ -66,7 +66,7 @@ fn obstacle(context: Context<'_>, file: &DiskRecordFile, staging: &Path) -> Resu
         match context.host.in_use(&disk) {
             Ok(None) => {}
             Ok(Some(holders)) => return Ok(Some(in_use(holders))),
-            // The disk may have gone since it was listed, or another may have taken its place: the next listing tells.
+            // The disk may have gone since it was listed, or another may have taken its place: the next listing shows it.
             Err(error) => return Ok(Some(error)),
         }
     }
@@ -75,9 +75,9 @@ fn obstacle(context: Context<'_>, file: &DiskRecordFile, staging: &Path) -> Resu
 
 /// The disks that must be free before the volume counts as released.
 ///
-/// Without a record, a disk that another mount namespace has mounted at the volume's staging path: so does a volume
-/// look that a version without records unmounted. With a record that can not be read, each disk that has a name, as the
-/// volume's has, and whose use this node's mount table does not explain.
+/// Without a record: each disk that another mount namespace has mounted at the volume's staging path. A version without
+/// records leaves a volume like that. With a record that cannot be read: each disk that reports a serial, as the volume's
+/// does, and that is not mounted in this process's mount table.
 fn candidates(
     context: Context<'_>,
     file: &DiskRecordFile,

@@ -176,7 +176,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         Ok(Response::new(v1::NodeGetCapabilitiesResponse { capabilities }))
     }
 
-    /// Reports no limit of volumes: it depends on the VM's other disks and ports, which the guest can not see.
+    /// Reports no limit of volumes: it depends on the VM's other disks and ports, which the guest cannot see.
     async fn node_get_info(
         &self,
         request: Request<v1::NodeGetInfoRequest>,

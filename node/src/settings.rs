@@ -54,7 +54,7 @@ pub struct HostPaths {
     pub dev: PathBuf,
     /// procfs.
     pub proc: PathBuf,
-    /// The records of volumes' disks. A folder of the worker, not of the container: it must outlive a restart of either.
+    /// The records of volumes' disks. A folder of the worker, not of the container: it must survive a restart of both.
     pub disk_records: PathBuf,
 }
 

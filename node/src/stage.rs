@@ -88,7 +88,7 @@ impl Decision {
 
 /// Tells the user how to go on with data of an unknown kind.
 const UNKNOWN_DATA_REMEDY: &str = "if nothing on it is needed, zero the whole disk (blkdiscard --zeroout), or let the \
-     node plugin format such disks (--allow-format-nonzero)";
+     node role format such disks (--allow-format-nonzero)";
 /// Tells the user how to go on with what an mkfs that was not recorded here has left.
 const UNFINISHED_REMEDY: &str = "if nothing on it is needed, zero the whole disk (blkdiscard --zeroout)";
 /// Tells the user how to go on with something known that is no filesystem of ours.

@@ -33,7 +33,7 @@ pub enum Step {
     CreateFile(PathBuf),
     /// Make the record of a volume's disks durable.
     WriteDiskRecord(DiskRecord),
-    /// Remove the record of a volume's disks, durably: they are proved to be released.
+    /// Remove the record of a volume's disks, durably: their release is proved.
     RemoveDiskRecord {
         /// Volume id.
         volume: String,

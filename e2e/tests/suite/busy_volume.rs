@@ -144,7 +144,7 @@ async fn release(node: &NodeSocket<'_>) -> Result<()> {
 async fn names_holder(node: &NodeSocket<'_>, said: &str) -> Result<()> {
     if !node.sees_all_processes().await? {
         ensure!(
-            said.contains("outside the node plugin's container") && said.contains("fuser"),
+            said.contains("outside the node role's container") && said.contains("fuser"),
             "expected a refusal that names the holder, saw {said}"
         );
         return Ok(());

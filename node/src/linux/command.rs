@@ -154,6 +154,6 @@ mod tests {
     #[test]
     fn a_missing_program_is_named() {
         let tool = Tool { program: "mkfs.none", arguments: Vec::new() };
-        assert!(run(&tool, "sda", PROBE_LIMIT).unwrap_err().chain().starts_with("can not run mkfs.none: "));
+        assert!(run(&tool, "sda", PROBE_LIMIT).unwrap_err().chain().starts_with("cannot run mkfs.none: "));
     }
 }

@@ -106,10 +106,10 @@ fn open_exclusively(paths: &HostPaths, disk: &Disk, write: bool) -> Result<File>
 pub fn in_use(paths: &HostPaths, disk: &Disk) -> Result<Option<String>> {
     match open_exclusively(paths, disk, false) {
         Ok(exclusive) => {
-            // Without an exclusive claim a block volume's node may still be open somewhere: what was written through it is
-            // written back now. A disk that can not take it any more must be detachable all the same.
+            // A process may still have a block volume's device open, which claims nothing: what it wrote is flushed now. A
+            // disk that cannot take the data any more must be detachable all the same.
             if let Err(error) = exclusive.sync_all() {
-                tracing::warn!(disk = disk.name, %error, "the disk did not take what was left to write to it");
+                tracing::warn!(disk = disk.name, %error, "flushing the disk failed; what was not on it is lost");
             }
             Ok(None)
         }

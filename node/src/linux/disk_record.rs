@@ -55,7 +55,7 @@ pub fn remove(folder: &Path, volume: &str) -> Result<()> {
 }
 
 /// A file's name for any volume id: what is not a letter, a digit, `-` or `.` is written as `%` and two hexadecimal digits,
-/// and so is a first dot.
+/// and so is a dot at the beginning.
 fn path(folder: &Path, volume: &str) -> PathBuf {
     let mut name = String::with_capacity(volume.len());
     for (index, byte) in volume.bytes().enumerate() {

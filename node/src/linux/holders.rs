@@ -91,7 +91,7 @@ fn say(paths: &HostPaths, command: &str, all: impl Iterator<Item = String>) -> S
             )
         } else {
             format!(
-                "by a process outside the node plugin's container, which does not see it; on the node, {command}"
+                "by a process outside the node role's container, which does not see it; on the node, {command}"
             )
         };
     }
@@ -203,7 +203,7 @@ mod tests {
             of_path(&paths, Path::new("/other"), &MountTable::default())
         };
         assert!(unseen(FIRST).contains("no process of this node"), "{}", unseen(FIRST));
-        assert!(unseen(CONTAINER).contains("outside the node plugin's container"), "{}", unseen(CONTAINER));
+        assert!(unseen(CONTAINER).contains("outside the node role's container"), "{}", unseen(CONTAINER));
         assert!(unseen(CONTAINER).contains("`fuser -vm /other`"), "{}", unseen(CONTAINER));
     }
 }

@@ -11,7 +11,7 @@ use crate::{
 /// Name of the record. Removed before the filesystem is mounted over its directory.
 const FILE: &str = ".kubevirt-csi-mkfs.json";
 
-/// Reads it. What can not be read as a record is no record: it permits nothing.
+/// Reads it. What cannot be read as a record is no record: it permits nothing.
 pub fn read(staging: &Path) -> Result<Option<MkfsRecord>> {
     let path = staging.join(FILE);
     let content = durable_file::read(&path).map_err(Error::observe(format!("read {}", path.display())))?;

@@ -97,7 +97,7 @@ fn size(text: &str) -> Option<u64> {
     text.trim().parse::<u64>().ok()?.checked_mul(SECTOR_BYTES)
 }
 
-/// An identity that can not be read is `None`, which matches no serial.
+/// An identity that cannot be read is `None`, which matches no serial.
 fn identity(directory: &Path, name: &str) -> DiskIdentity {
     let page = |file: &str| fs::read(directory.join("device").join(file)).ok();
     let (unit_serial, device_id) = (page("vpd_pg80"), page("vpd_pg83"));

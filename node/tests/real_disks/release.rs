@@ -1,8 +1,8 @@
-//! NodeUnstageVolume answers OK only when nobody on the node uses the disk any more, whichever process unmounted it.
+//! NodeUnstageVolume answers OK only when nothing on the node uses the disk any more, whichever process unmounted it.
 //!
-//! A user of the disk is a process in a mount namespace of its own that has its directory in the volume: when the kubelet
-//! removes the staging directory the kernel takes the mount from all other namespaces, and a holder that does not stand
-//! in it loses the filesystem with that, written back.
+//! What uses the disk here is a process in a mount namespace of its own, with its working directory in the volume. Without
+//! that directory nothing would be lost: when the kubelet removes the staging directory, the kernel detaches the mount in
+//! all other namespaces, and the filesystem ends and is written back unless something is still in it.
 
 use std::{
     fs,
@@ -21,28 +21,28 @@ use super::{
     text,
 };
 
-/// What a process that plays the plugin does.
+/// Set for a process that plays another node role: the folder of its volume.
 const CALL: &str = "NODE_TEST_CALL";
 /// What a pod writes last, without fsync.
 const MARKER: &[u8] = b"what the pod wrote last, and nobody has written back yet";
 /// How long a condition of these tests may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Runs a test; a process that was started by [`plugin`] makes its call instead.
+/// Runs a test; a process that [`node_role`] started makes its call instead.
 fn test(name: &str, body: impl FnOnce()) {
     in_namespace(&format!("release::{name}"), || match std::env::var(CALL) {
         Ok(folder) => {
             let answer = Bench::existing(&folder).unstage();
             println!("ANSWER {answer:?}");
-            // As a plugin that is killed: nothing of it is tidied up.
+            // Killed: no cleanup of any kind runs.
             nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
         }
         Err(_) => body(),
     });
 }
 
-/// Another plugin's process, which unstages the volume.
-fn plugin(name: &str, folder: &str) -> Held {
+/// Another process of the node role, which unstages the volume.
+fn node_role(name: &str, folder: &str) -> Held {
     let mut process = Command::new(std::env::current_exe().unwrap());
     process.args(["--exact", &format!("release::{name}"), "--nocapture", "--test-threads=1"]);
     Held::spawn(process.env(CALL, folder).stdout(Stdio::piped()))
@@ -77,7 +77,7 @@ fn is_written(disk: &Loop) -> bool {
     fs::read(disk.image()).unwrap().windows(MARKER.len()).any(|window| window == MARKER)
 }
 
-/// It says that the disk must stay, and names the holder; and again when it is asked again.
+/// NodeUnstageVolume refuses and names the process, and does so again when it is repeated.
 fn is_refused(bench: &Bench, holder: &Held) {
     for _ in 0..2 {
         let status = bench.unstage().unwrap_err();
@@ -89,11 +89,11 @@ fn is_refused(bench: &Bench, holder: &Held) {
     }
 }
 
-/// By its mount, or by its directory where the mount was taken from it.
+/// By its mount; a process whose mount was detached is not seen.
 fn names(status: &Status, holder: &Held) -> bool {
     status.message().contains(&format!("process {} (sleep)", holder.id()))
         || status.message().contains("by no process of this node that shows it")
-        || status.message().contains("outside the node plugin's container")
+        || status.message().contains("outside the node role's container")
 }
 
 fn is_released(bench: &Bench) {
@@ -102,7 +102,7 @@ fn is_released(bench: &Bench) {
     bench.unstage().unwrap();
 }
 
-/// Staged and published, its last file written and not written back, a holder in it, unpublished.
+/// Staged and published; its last file written but not written back; a process in it; unpublished.
 fn used(disk: &Loop, folder: &str) -> (Bench, Held) {
     let bench = Bench::new(disk, folder);
     bench.stage("ext4", &[]).unwrap();
@@ -114,12 +114,12 @@ fn used(disk: &Loop, folder: &str) -> (Bench, Held) {
 }
 
 #[test]
-fn a_plugin_killed_between_unmount_and_proof_needs_root() {
-    const NAME: &str = "a_plugin_killed_between_unmount_and_proof_needs_root";
+fn a_kill_between_unmount_and_proof_needs_root() {
+    const NAME: &str = "a_kill_between_unmount_and_proof_needs_root";
     test(NAME, || {
         let disk = Loop::blank(EXT4_BYTES);
         let (bench, holder) = used(&disk, "killed");
-        let first = plugin(NAME, "killed");
+        let first = node_role(NAME, "killed");
         until("the unmount", || !is_mounted(bench.staging()));
         drop(first);
         is_refused(&bench, &holder);
@@ -131,14 +131,14 @@ fn a_plugin_killed_between_unmount_and_proof_needs_root() {
 }
 
 #[test]
-fn a_plugin_that_is_started_again_while_the_holder_is_there_needs_root() {
-    const NAME: &str = "a_plugin_that_is_started_again_while_the_holder_is_there_needs_root";
+fn a_restart_while_the_disk_is_used_needs_root() {
+    const NAME: &str = "a_restart_while_the_disk_is_used_needs_root";
     test(NAME, || {
         let disk = Loop::blank(EXT4_BYTES);
         let (bench, holder) = used(&disk, "again");
-        let answer = plugin(NAME, "again").output();
+        let answer = node_role(NAME, "again").output();
         assert!(answer.contains("must not be detached yet"), "{answer}");
-        // Somebody removes the staging directory: no other mount namespace shows the mount any more.
+        // The staging directory is removed: no other mount namespace shows the mount any more.
         fs::remove_dir(bench.staging()).unwrap();
         is_refused(&bench, &holder);
         assert!(!is_written(&disk));
@@ -160,7 +160,7 @@ fn the_record_of_an_earlier_boot_needs_root() {
             .replace(ours.trim(), "00000000-0000-0000-0000-000000000000")
             .replace(&format!("\"major\":{major},\"minor\":{minor}"), "\"major\":8,\"minor\":16");
         assert!(!earlier.contains(ours.trim()) && earlier.contains("\"minor\":16"), "{earlier}");
-        // Unmounted as by a reboot. Its number means nothing any more, but a disk with its serial is in use now.
+        // Unmounted as by a reboot. The recorded number means nothing any more, but a disk with the serial is in use.
         run("umount", &[&text(bench.staging())]);
         fs::write(bench.disk_record(), &earlier).unwrap();
         is_refused(&bench, &holder);
@@ -194,7 +194,7 @@ fn a_block_volume_whose_pod_left_a_mount_needs_root() {
         let (node, there) = (node.display(), there.display());
         let holder = in_own_namespace(&format!("mkfs.ext4 -q {node} && mount {node} {there} && cd {there}"));
         bench.unpublish("a").unwrap();
-        let answer = plugin(NAME, "block").output();
+        let answer = node_role(NAME, "block").output();
         assert!(answer.contains("must not be detached yet"), "{answer}");
         is_refused(&bench, &holder);
         drop(holder);
@@ -209,7 +209,7 @@ fn a_block_volume_is_written_back_before_it_is_let_go_needs_root() {
         let bench = Bench::new(&disk, "open");
         bench.stage_block().unwrap();
         bench.publish_block("a").unwrap();
-        // A process that left the pod keeps the device open, which claims nothing.
+        // A process keeps the device open, which claims nothing.
         let mut file = fs::File::options().write(true).open(disk.device()).unwrap();
         file.write_all(MARKER).unwrap();
         bench.unpublish("a").unwrap();

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::json;
+use serving::Tasks;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -81,10 +82,10 @@ struct Written {
 
 impl EventSink {
     /// Starts the writer. `component` is the source that users see.
-    pub fn start(guest: GuestCluster, component: &'static str) -> Self {
+    pub fn start(guest: GuestCluster, component: &'static str, tasks: &Tasks) -> Self {
         let (queue, notes) = mpsc::channel(QUEUE);
         let urgent = watch::Sender::default();
-        tokio::spawn(write(guest, component, notes, urgent.subscribe()));
+        tasks.spawn_until_done("the writer of events", write(guest, component, notes, urgent.subscribe()));
         Self { queue, urgent }
     }
 
@@ -197,7 +198,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_event_waits_for_what_is_urgent_but_not_for_long() {
         let api = FakeApi::default();
-        let sink = EventSink::start(GuestCluster { client: api.client() }, "test");
+        let sink = EventSink::start(GuestCluster { client: api.client() }, "test", &Tasks::default());
         let urgent = [sink.urgent(), sink.urgent()];
         let about = ObjectReference { name: Some("web".to_owned()), ..ObjectReference::default() };
         for reason in ["First", "Second"] {

@@ -7,12 +7,5 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let flags = Flags::parse_from(with_dashes(std::env::args_os()));
-    match ccm::program::start(flags) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Logging may not be set up: the reason of a failed start must be readable in any case.
-            eprintln!("kubevirt-cloud-controller-manager: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    serving::program::exit_code("kubevirt-cloud-controller-manager", ccm::program::start(flags))
 }

@@ -2,6 +2,7 @@
 
 mod endpoint;
 
+use std::error::Error;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -10,8 +11,7 @@ use clap::Parser;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use serving::shutdown::DRAIN_BOUND;
-use serving::{ProcessMetrics, Shutdown, Telemetry};
+use serving::{ProcessMetrics, Shutdown, Tasks, Telemetry};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -106,25 +106,22 @@ impl Machines {
 ///
 /// # Errors
 /// What was given can't be used, a part failed, or the lease was lost.
-pub fn start(flags: Flags) -> Result<()> {
+pub fn start(flags: Flags) -> Result<(), Box<dyn Error + Send + Sync>> {
     let telemetry =
         Telemetry { format: flags.logging_format, verbosity: flags.verbosity, own_crates: OWN_CRATES };
     telemetry.install()?;
     for flag in &flags.ignored.given {
         tracing::info!("--{flag} has no effect here");
     }
-    // One thread for all that waits: nothing here computes.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(run(flags));
-    runtime.shutdown_background();
-    ended
+    serving::program::run(|shutdown| serve(flags, shutdown))
 }
 
-async fn run(flags: Flags) -> Result<()> {
-    let shutdown = Shutdown::on_signals()?;
+async fn serve(flags: Flags, shutdown: Shutdown) -> Result<()> {
     let config = read_config(&flags).await?;
     if flags.cleanup {
-        let ended = shutdown.stopping().run_until_cancelled_owned(Box::pin(clean_up(&flags, config))).await;
+        let stop = shutdown.stopping();
+        let ended = stop.clone().run_until_cancelled_owned(Box::pin(clean_up(&flags, config))).await;
+        stop.cancel();
         return ended.unwrap_or_else(|| bail!("stopped before the end"));
     }
     let mut registry = Registry::default();
@@ -142,16 +139,18 @@ async fn run(flags: Flags) -> Result<()> {
     let served = CancellationToken::new();
     let last = served.clone().drop_guard();
     if flags.serving.secure_port != 0 {
-        let endpoint = endpoint::bind(&flags, &config, &clusters, (registry, &metrics.framework)).await?;
+        let endpoint =
+            endpoint::bind(&flags, &config, &clusters, (registry, &metrics.framework), shutdown.tasks())
+                .await?;
         tracing::info!(address = %endpoint.local_addr(), "serving HTTPS");
         shutdown.spawn("the HTTPS endpoint", endpoint.serve(served));
     }
-    let stop = shutdown.stopping();
+    let tasks = shutdown.tasks().clone();
     shutdown.spawn("the controllers", async move {
         let _last = last;
-        lead(flags, config, clusters, metrics, leads, stop).await
+        lead(flags, config, clusters, metrics, leads, tasks).await
     });
-    Ok(shutdown.drained(DRAIN_BOUND).await?)
+    Ok(())
 }
 
 async fn read_config(flags: &Flags) -> Result<CloudConfig> {
@@ -172,11 +171,12 @@ async fn lead(
     clusters: Clusters,
     metrics: Metrics,
     leads: Gauge,
-    stop: CancellationToken,
+    tasks: Tasks,
 ) -> Result<(), anyhow::Error> {
+    let stop = tasks.stopping();
     if !flags.leader.leader_elect {
         leads.set(1);
-        let controllers = control(&flags, &config, clusters, metrics);
+        let controllers = control(&flags, &config, clusters, metrics, &tasks);
         stop.run_until_cancelled(controllers).await;
         return Ok(());
     }
@@ -191,7 +191,7 @@ async fn lead(
             // Dropping the runtime ends every task of the controllers: nothing is done without the lease.
             bail!("leader election lost: {lost}");
         }
-        () = control(&flags, &config, clusters, metrics) => {}
+        () = control(&flags, &config, clusters, metrics, &tasks) => {}
         () = stop.cancelled() => {}
     }
     held.release().await;
@@ -213,14 +213,20 @@ fn lease(flags: &LeaderFlags, guest: &GuestCluster) -> Result<Lease> {
 }
 
 /// Runs the controllers that were asked for, until it is dropped.
-async fn control(flags: &Flags, config: &CloudConfig, clusters: Clusters, metrics: Metrics) {
+async fn control(
+    flags: &Flags,
+    config: &CloudConfig,
+    clusters: Clusters,
+    metrics: Metrics,
+    tasks: &Tasks,
+) {
     if flags.controllers.runs(Controller::Route) {
         tracing::info!("node-route-controller: KubeVirt has no routes to make, nothing is done");
     }
     let machines = Machines::new(&clusters.infra);
     tokio::join!(
         Box::pin(serve_nodes(flags, config, clusters.clone(), machines.clone(), metrics.clone())),
-        Box::pin(serve_services(flags, config, clusters, machines, metrics)),
+        Box::pin(serve_services(flags, config, clusters, machines, metrics, tasks)),
     );
 }
 
@@ -266,6 +272,7 @@ async fn serve_services(
     clusters: Clusters,
     machines: Machines,
     metrics: Metrics,
+    tasks: &Tasks,
 ) {
     let balancers = flags.controllers.runs(Controller::Service) && config.load_balancer.enabled;
     let endpoints = flags.controllers.runs(Controller::Endpoints) && config.load_balancer.enabled;
@@ -300,7 +307,7 @@ async fn serve_services(
             return;
         }
         metrics.framework.runs(SERVICE_NAME);
-        let events = EventSink::start(clusters.guest.clone(), COMPONENT);
+        let events = EventSink::start(clusters.guest.clone(), COMPONENT, tasks);
         let controller = ServiceController {
             guest: clusters.guest,
             infra: clusters.infra,

@@ -23,6 +23,7 @@ use axum::routing::get;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
+use serving::Tasks;
 use tokio_util::sync::CancellationToken;
 
 use crate::framework_metrics::FrameworkMetrics;
@@ -60,8 +61,9 @@ impl SecureEndpoint {
         reviews: Reviews,
         (registry, health): (Arc<Registry>, FrameworkMetrics),
         config: Value,
+        tasks: &Tasks,
     ) -> Result<Self, TlsError> {
-        let listener = tls::TlsListener::bind(address, tls).await?;
+        let listener = tls::TlsListener::bind(address, tls, tasks).await?;
         let router = Router::new()
             .route("/healthz", get(async |State(shown): State<Arc<Shown>>| ok(&shown, "healthz")))
             .route("/livez", get(async |State(shown): State<Arc<Shown>>| ok(&shown, "livez")))

@@ -10,12 +10,14 @@ mod reference;
 mod rights;
 mod roles;
 
+use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use prometheus_client::registry::Registry;
+use serving::program::{exit_code, run};
 use serving::shutdown::DRAIN_BOUND;
 use serving::{Admin, ProcessMetrics, Readiness, RpcLayer, Shutdown, Telemetry};
 use tokio_util::sync::CancellationToken;
@@ -32,39 +34,26 @@ const METRICS_PREFIX: &str = "kubevirt_csi";
 
 fn main() -> ExitCode {
     let flags = Flags::parse_from(go_flags::with_two_dashes(std::env::args_os()));
-    match start(flags) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Logging may not be set up: the reason of a failed start must be readable in any case.
-            eprintln!("kubevirt-csi-driver: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("kubevirt-csi-driver", start(flags))
 }
 
-fn start(flags: Flags) -> Result<()> {
+fn start(flags: Flags) -> Result<(), Box<dyn Error + Send + Sync>> {
     flags.check()?;
     Telemetry { format: flags.log_format, verbosity: flags.verbosity, own_crates: OWN_CRATES }.install()?;
     if !flags.klog.given.is_empty() {
         tracing::info!(flags = ?flags.klog.given, "klog flags have no effect here");
     }
-    // One thread for all that waits; what blocks has threads of its own.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ended = runtime.block_on(run(flags));
-    // A system call that hangs must not hold up the end of the process.
-    runtime.shutdown_background();
-    ended
+    run(|shutdown| serve(flags, shutdown))
 }
 
-async fn run(flags: Flags) -> Result<()> {
-    let shutdown = Shutdown::on_signals()?;
+async fn serve(flags: Flags, shutdown: Shutdown) -> Result<()> {
     let stop = shutdown.stopping();
     let readiness = Readiness::until(stop.clone());
     let bound = readiness.condition("socket");
     let mut registry = Registry::default();
     ProcessMetrics::register(&mut registry, METRICS_PREFIX, roles::VERSION);
     let layer = RpcLayer::new(registry.sub_registry_with_prefix(METRICS_PREFIX), methods::method);
-    let roles = Roles::new(&flags, &mut registry).await?;
+    let roles = Roles::new(&flags, &mut registry, shutdown.tasks()).await?;
 
     let listener = flags.endpoint.bind().await.context("--endpoint")?;
     bound.set(true);
@@ -72,9 +61,9 @@ async fn run(flags: Flags) -> Result<()> {
     // Probes and metrics are answered until the last RPC is.
     let drained = CancellationToken::new();
     let last = drained.clone().drop_guard();
+    roles.close_after(stop.clone(), shutdown.tasks());
     shutdown.spawn("the CSI socket", async move {
         let _last = last;
-        roles.close_after(stop.clone());
         serving::grpc::serve(listener, roles.routes.clone(), layer, stop).await?;
         roles.finish(DRAIN_BOUND).await
     });
@@ -84,5 +73,5 @@ async fn run(flags: Flags) -> Result<()> {
         shutdown.spawn("the admin endpoint", admin.serve(drained));
     }
     tracing::info!(version = roles::VERSION, "serving: {settings}");
-    Ok(shutdown.drained(DRAIN_BOUND).await?)
+    Ok(())
 }

@@ -9,7 +9,7 @@ use clap::Parser;
 use docs_pages::{Metric, compare, metrics};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
-use serving::{ProcessMetrics, RpcLayer};
+use serving::{ProcessMetrics, RpcLayer, Tasks};
 use tonic::body::Body;
 use tower::{Layer, ServiceExt};
 
@@ -53,7 +53,7 @@ async fn exposition() -> String {
     let mut registry = Registry::default();
     ProcessMetrics::register(&mut registry, METRICS_PREFIX, VERSION);
     let layer = RpcLayer::new(registry.sub_registry_with_prefix(METRICS_PREFIX), methods::method);
-    let roles = Roles::new(&flags, &mut registry).await.expect("starts");
+    let roles = Roles::new(&flags, &mut registry, &Tasks::default()).await.expect("starts");
     let request = http::Request::post("/csi.v1.Identity/Probe").body(Body::empty()).expect("a request");
     let answer = layer.layer(roles.routes).oneshot(request).await.expect("is answered");
     drop(answer);

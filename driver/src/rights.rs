@@ -4,16 +4,17 @@
 use infra::{Infra, REQUIRED_RIGHTS};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use serving::Tasks;
 
 /// Asks beside the serving, so that an infra cluster that does not answer holds up nothing.
-pub fn report(infra: Infra, registry: &mut Registry) {
+pub fn report(infra: Infra, registry: &mut Registry, tasks: &Tasks) {
     let missing = Gauge::<i64>::default();
     registry.register(
         "kubevirt_csi_missing_rights",
         "Rights on the infra cluster that the driver uses and was not given, as of its start",
         missing.clone(),
     );
-    tokio::spawn(async move {
+    tasks.spawn_until_done("the report of missing rights", async move {
         let rights = match infra.rights().await {
             Ok(rights) => rights,
             Err(error) => {

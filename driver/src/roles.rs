@@ -13,7 +13,7 @@ use infra::{Infra, TenantGuard};
 use node::Node;
 use prometheus_client::registry::Registry;
 use serving::shutdown::DRAIN_BOUND;
-use serving::{Endpoint, Wedged};
+use serving::{Endpoint, Tasks, Wedged};
 use tenant::{Credentials, Tenant};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -43,12 +43,12 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Roles {
     /// Makes the chosen roles. It asks no other system: what is not reachable is a matter of the first call.
-    pub async fn new(flags: &Flags, registry: &mut Registry) -> Result<Self> {
+    pub async fn new(flags: &Flags, registry: &mut Registry, tasks: &Tasks) -> Result<Self> {
         // Both roles say it: these are the plugin's capabilities, not the process's (CSI "GetPluginCapabilities").
         let capabilities = vec![Identity::controller_service()];
         let mut storage_classes = String::new();
         let controller = if flags.run_controller_service {
-            Some(controller(flags, registry, &mut storage_classes).await?)
+            Some(controller(flags, registry, &mut storage_classes, tasks).await?)
         } else {
             None
         };
@@ -93,9 +93,9 @@ impl Roles {
     }
 
     /// Once told to stop: lets calls finish for a while, then ends those that merely wait, so that each caller is answered.
-    pub fn close_after(&self, stop: CancellationToken) {
+    pub fn close_after(&self, stop: CancellationToken, tasks: &Tasks) {
         let Some(controller) = self.controller.clone() else { return };
-        tokio::spawn(async move {
+        tasks.spawn("the end of waiting calls", async move {
             stop.cancelled().await;
             tokio::time::sleep(CLOSE_AFTER).await;
             controller.close();
@@ -127,7 +127,12 @@ fn wedged(controller: Option<Controller>) -> Wedged {
     Arc::new(move || controller.as_ref().and_then(Controller::wedged))
 }
 
-async fn controller(flags: &Flags, registry: &mut Registry, shown: &mut String) -> Result<Controller> {
+async fn controller(
+    flags: &Flags,
+    registry: &mut Registry,
+    shown: &mut String,
+    tasks: &Tasks,
+) -> Result<Controller> {
     let (storage_classes, unknown) = StorageClassPolicy::parse(&flags.infra_storage_class_enforcement)
         .context("INFRA_STORAGE_CLASS_ENFORCEMENT (key infraStorageClassEnforcement of driver-config)")?;
     if !unknown.is_empty() {
@@ -141,7 +146,7 @@ async fn controller(flags: &Flags, registry: &mut Registry, shown: &mut String) 
         volume_prefix: flags.volume_prefix.clone(),
     })
     .await?;
-    rights::report(infra.clone(), registry);
+    rights::report(infra.clone(), registry, tasks);
     let settings = ControllerSettings {
         driver_name: DRIVER_NAME.to_owned(),
         vendor_version: VERSION.to_owned(),

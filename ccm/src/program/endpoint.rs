@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use prometheus_client::registry::Registry;
 use serde_json::json;
+use serving::Tasks;
 
 use crate::{
     access::{CallMetrics, GuestCluster},
@@ -22,6 +23,7 @@ pub(crate) async fn bind(
     config: &CloudConfig,
     clusters: &Clusters,
     (registry, health): (Registry, &FrameworkMetrics),
+    tasks: &Tasks,
 ) -> Result<SecureEndpoint> {
     let ServingFlags { bind_address, secure_port, .. } = &flags.serving;
     let ip =
@@ -41,7 +43,7 @@ pub(crate) async fn bind(
     let authentication = reviewer(&serving.authentication_kubeconfig, clusters).await?;
     let authorization = reviewer(&serving.authorization_kubeconfig, clusters).await?;
     let always = serving.authorization_always_allow_paths.clone();
-    let trust = Trust::start(trust(serving, authentication.clone())?)?;
+    let trust = Trust::start(trust(serving, authentication.clone())?, tasks)?;
     let reviews = Reviews::new(trust, authentication, authorization, always, times);
     let shown = json!({ "kubevirt-cloud-controller-manager": {
         "clusterName": flags.cluster_name.as_str(),
@@ -55,7 +57,8 @@ pub(crate) async fn bind(
         },
     } });
     let address = SocketAddr::new(ip, *secure_port);
-    Ok(SecureEndpoint::bind(address, &tls, reviews, (Arc::new(registry), health.clone()), shown).await?)
+    let metrics = (Arc::new(registry), health.clone());
+    Ok(SecureEndpoint::bind(address, &tls, reviews, metrics, shown, tasks).await?)
 }
 
 async fn reviewer(kubeconfig: &str, clusters: &Clusters) -> Result<kube::Client> {

@@ -147,7 +147,8 @@ async fn endpoint_trusting(trust: Trust, client: Client, tls: &Tls) -> (SocketAd
     let reviews = Reviews::new(trust, client.clone(), client, free, TIMES);
     let address = "127.0.0.1:0".parse().unwrap();
     let registry = (Arc::new(Registry::default()), FrameworkMetrics::default());
-    let endpoint = SecureEndpoint::bind(address, tls, reviews, registry, json!({ "a": 1 })).await.unwrap();
+    let (config, tasks) = (json!({ "a": 1 }), Tasks::default());
+    let endpoint = SecureEndpoint::bind(address, tls, reviews, registry, config, &tasks).await.unwrap();
     let (address, stop) = (endpoint.local_addr(), CancellationToken::new());
     tokio::spawn(endpoint.serve(stop.clone()));
     (address, stop)
@@ -217,7 +218,8 @@ async fn a_renewed_certificate_is_taken_up_when_it_is_whole() {
     std::fs::write(&certificate, &first.0).unwrap();
     std::fs::write(&key, &first.1).unwrap();
     let tls = Tls { files: Some((certificate.clone(), key.clone())), ..Tls::default() };
-    let listener = tls::TlsListener::bind_rereading("127.0.0.1:0".parse().unwrap(), &tls, INTERVAL).await;
+    let (address, tasks) = ("127.0.0.1:0".parse().unwrap(), Tasks::default());
+    let listener = tls::TlsListener::bind_rereading(address, &tls, INTERVAL, &tasks).await;
     let listener = listener.unwrap();
     let address = listener.address;
     assert_eq!(shown(address).await, first.2);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::Listener;
+use serving::Tasks;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
@@ -137,14 +138,15 @@ pub(super) struct TlsListener {
 }
 
 impl TlsListener {
-    pub(super) async fn bind(address: SocketAddr, tls: &Tls) -> Result<Self, TlsError> {
-        Self::bind_rereading(address, tls, REREAD_INTERVAL).await
+    pub(super) async fn bind(address: SocketAddr, tls: &Tls, tasks: &Tasks) -> Result<Self, TlsError> {
+        Self::bind_rereading(address, tls, REREAD_INTERVAL, tasks).await
     }
 
     pub(super) async fn bind_rereading(
         address: SocketAddr,
         tls: &Tls,
         interval: Duration,
+        tasks: &Tasks,
     ) -> Result<Self, TlsError> {
         // Read before they are used: what changes meanwhile is seen the next time.
         let last = tls.read()?;
@@ -153,9 +155,10 @@ impl TlsListener {
         let listener = TcpListener::bind(address).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         let (done, ready) = mpsc::channel(BACKLOG);
-        tokio::spawn(accept(listener, config, done));
+        tasks.spawn_until_done("the HTTPS listener", accept(listener, config, done));
         if tls.files.is_some() {
-            tokio::spawn(follow(tls.clone(), last, interval, newer));
+            let follow = follow(tls.clone(), last, interval, newer);
+            tasks.spawn_until_done("the renewal of the HTTPS certificate", follow);
         }
         Ok(Self { address, ready })
     }
@@ -202,6 +205,7 @@ async fn accept(
             }
         };
         let (acceptor, done) = (TlsAcceptor::from(Arc::clone(&config.borrow())), done.clone());
+        // Not supervised: it is one client's and ends in time, and what one client sends must not end the process.
         tokio::spawn(async move {
             match timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => drop(done.send((stream, peer)).await),

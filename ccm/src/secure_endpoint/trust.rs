@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use axum::http::HeaderMap;
 use kube::Client;
+use serving::Tasks;
 use tokio::sync::watch;
 use tokio_rustls::rustls::pki_types::UnixTime;
 
@@ -59,28 +60,32 @@ impl Trust {
     ///
     /// # Errors
     /// A file can't be used.
-    pub fn start(sources: TrustSources) -> Result<Self, TrustError> {
-        Self::rereading(sources, REREAD_INTERVAL)
+    pub fn start(sources: TrustSources, tasks: &Tasks) -> Result<Self, TrustError> {
+        Self::rereading(sources, REREAD_INTERVAL, tasks)
     }
 
-    pub(super) fn rereading(sources: TrustSources, interval: Duration) -> Result<Self, TrustError> {
+    pub(super) fn rereading(
+        sources: TrustSources,
+        interval: Duration,
+        tasks: &Tasks,
+    ) -> Result<Self, TrustError> {
         let (trusted, now) = watch::channel(Trusted::default());
         let trusted = Arc::new(trusted);
         let wanted =
             Wanted { clients: sources.client_ca.is_none(), front_proxy: sources.front_proxy.is_none() };
         if let Some(path) = sources.client_ca {
             let take = |trusted: &mut Trusted, authority| trusted.clients = Some(authority);
-            CaFile::follow(path, interval, &trusted, take)?;
+            CaFile::follow(path, interval, &trusted, tasks, take)?;
         }
         if let Some((path, rules)) = sources.front_proxy {
             let take = move |trusted: &mut Trusted, authority| {
                 trusted.front_proxy = Some(Arc::new(FrontProxy { authority, rules: rules.clone() }));
             };
-            CaFile::follow(path, interval, &trusted, take)?;
+            CaFile::follow(path, interval, &trusted, tasks, take)?;
         }
         if let Some(client) = sources.lookup.filter(|_| wanted != Wanted::default()) {
             let lookup = Lookup::new(wanted, sources.tolerate_failure, Arc::clone(&trusted));
-            tokio::spawn(async move {
+            tasks.spawn_until_done("the reader of the guest's certificate authorities", async move {
                 tokio::select! {
                     () = trusted.closed() => {}
                     () = lookup.run(client, interval) => {}

@@ -15,6 +15,8 @@ use kube::{
 };
 use tower::{BoxError, ServiceBuilder};
 
+pub use serving::chain;
+
 /// Longest time for TCP and TLS; a dead address must not eat a whole call's deadline.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -58,13 +60,4 @@ pub fn client(config: Config) -> Result<Client, kube::Error> {
         .map_err(BoxError::from)
         .service(HttpClient::builder(TokioExecutor::new()).build::<_, Body>(connector));
     Ok(Client::new(service, config.default_namespace))
-}
-
-/// An error with its causes, in one line; those are left out that the text has already.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| {
-        let cause = cause.to_string();
-        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
-    })
 }

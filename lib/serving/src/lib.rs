@@ -5,21 +5,28 @@
 //! - [`endpoint`] and [`grpc`]: the socket of a gRPC program, and serving on it until told to drain;
 //! - [`rpc`]: one span, one log line and three metrics per RPC;
 //! - [`process`]: what the process takes of the machine, and its version;
-//! - [`shutdown`]: one signal drains, a second one aborts, a part that ends early ends the program.
+//! - [`program`]: runs a program from its first line to its exit code;
+//! - [`shutdown`]: one signal drains, a second one aborts;
+//! - [`tasks`]: the owner of all long-lived tasks: one that panics or ends early ends the program.
 
 pub mod admin;
+mod chain;
 pub mod endpoint;
 pub mod grpc;
 pub mod process;
+pub mod program;
 pub mod readiness;
 pub mod rpc;
 pub mod shutdown;
+pub mod tasks;
 pub mod telemetry;
 
 pub use admin::{Admin, Wedged};
+pub use chain::chain;
 pub use endpoint::{Endpoint, EndpointError, Listener};
 pub use process::ProcessMetrics;
 pub use readiness::{Condition, Readiness};
 pub use rpc::{FindMethod, RpcLayer, RpcMethod};
 pub use shutdown::{Shutdown, ShutdownError};
+pub use tasks::{TaskError, Tasks};
 pub use telemetry::{LogFormat, Telemetry, TelemetryError};

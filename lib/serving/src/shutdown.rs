@@ -1,53 +1,48 @@
-//! The end of a program, and when it comes: the first signal stops accepting and drains for a bounded time, the
-//! second one aborts; a part that ends early ends the program with that part's error.
+//! How a program ends: the first signal stops accepting work and drains for a bounded time, a second signal aborts; a
+//! task that fails stops the program with that task's error.
 
-use std::error::Error;
-use std::future::Future;
-use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::{borrow::Cow, error::Error, future::Future, io, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::tasks::{TaskError, Tasks};
 
 /// How long RPCs in flight may take after the first signal. Kubernetes kills 30 s after it
 /// (`terminationGracePeriodSeconds`, default); the difference is for the last log lines.
 pub const DRAIN_BOUND: Duration = Duration::from_secs(25);
+/// How long cancelled tasks may take to end. A task ends at its next wait, so only one that blocks its thread needs longer.
+const CANCEL_BOUND: Duration = Duration::from_secs(1);
 
 /// Why a program did not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum ShutdownError {
-    /// A part failed.
-    #[error("{part} failed")]
-    Failed {
-        /// The part's name.
-        part: &'static str,
-        /// Its error.
-        #[source]
-        source: Box<dyn Error + Send + Sync>,
-    },
-    /// A part ended although nobody asked for it.
-    #[error("{part} ended although the program was not told to stop")]
-    Ended {
-        /// The part's name.
-        part: &'static str,
-    },
+    /// A task failed, panicked, or ended too early.
+    #[error(transparent)]
+    Task(#[from] TaskError),
     /// Work was left when the time was over.
-    #[error("work was still going on {} s after the stop; it will be found and finished at the next start", .0.as_secs())]
-    DrainTimedOut(Duration),
+    #[error("{} did not end within {} s of the stop; the next start finds that work and finishes it", names(.running), .bound.as_secs())]
+    StillRunning {
+        /// The names of the tasks that did not end.
+        running: Vec<Cow<'static, str>>,
+        /// How long they were waited for.
+        bound: Duration,
+    },
     /// A second signal came.
     #[error("a second signal ended the program before it had drained")]
     Aborted,
 }
 
-/// The one token and the one task tracker of a program. Clones share them.
+fn names(running: &[Cow<'static, str>]) -> String {
+    running.join(", ")
+}
+
+/// The stop of a program and the owner of its tasks. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
-    stop: CancellationToken,
+    tasks: Tasks,
+    parts: TaskTracker,
     abort: CancellationToken,
-    tasks: TaskTracker,
-    failure: Arc<Mutex<Option<ShutdownError>>>,
 }
 
 impl Shutdown {
@@ -57,8 +52,7 @@ impl Shutdown {
         let (mut terminate, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let signalled = shutdown.clone();
-        // Not tracked: it waits for ever by design and ends with the runtime.
-        tokio::spawn(async move {
+        shutdown.tasks.spawn("the signal handler", async move {
             loop {
                 tokio::select! {
                     _ = terminate.recv() => {}
@@ -72,50 +66,53 @@ impl Shutdown {
 
     /// What one signal does: the first stops, each later one aborts.
     fn signal(&self) {
-        if self.stop.is_cancelled() {
+        if self.stopping().is_cancelled() {
             tracing::warn!("second signal: aborting");
             self.abort.cancel();
         } else {
             tracing::info!("signal: draining");
-            self.stop.cancel();
+            self.stopping().cancel();
         }
     }
 
     /// Cancelled when the program is to stop accepting work.
     pub fn stopping(&self) -> CancellationToken {
-        self.stop.clone()
+        self.tasks.stopping()
     }
 
-    /// Starts a part that should live as long as the program. Its end before the stop, or its error at any time,
-    /// ends the program.
+    /// Spawns long-lived tasks that need no orderly end.
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    /// Spawns a part of the program: a task that ends by itself after the stop, once it has finished what it has begun. If
+    /// it ends before the stop, or with an error at any time, the program stops with an error.
     pub fn spawn<F, E>(&self, part: &'static str, work: F)
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
-        let shutdown = self.clone();
-        self.tasks.spawn(async move {
-            let failure = match work.await {
-                Ok(()) if shutdown.stop.is_cancelled() => return,
-                Ok(()) => ShutdownError::Ended { part },
-                Err(error) => ShutdownError::Failed { part, source: error.into() },
-            };
-            shutdown.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure);
-            shutdown.stop.cancel();
-        });
+        self.tasks.spawn_part(&self.parts, part, async move { work.await.map_err(Into::into) });
     }
 
-    /// Waits for the stop, then at most `bound` for the parts to end. The first thing that went wrong is the error.
+    /// Waits for the stop, then at most `bound` for the parts to end, then drops all other tasks. The first thing that went
+    /// wrong is the error.
     pub async fn drained(self, bound: Duration) -> Result<(), ShutdownError> {
-        self.stop.cancelled().await;
-        self.tasks.close();
-        let late = tokio::select! {
-            () = self.tasks.wait() => None,
-            () = tokio::time::sleep(bound) => Some(ShutdownError::DrainTimedOut(bound)),
-            () = self.abort.cancelled() => Some(ShutdownError::Aborted),
-        };
-        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-        failure.or(late).map_or(Ok(()), Err)
+        self.stopping().cancelled().await;
+        self.parts.close();
+        tokio::select! {
+            () = self.parts.wait() => {}
+            () = tokio::time::sleep(bound) => {}
+            () = self.abort.cancelled() => return Err(self.failure().unwrap_or(ShutdownError::Aborted)),
+        }
+        self.tasks.cancel(CANCEL_BOUND).await;
+        let running = self.tasks.running();
+        let late = (!running.is_empty()).then_some(ShutdownError::StillRunning { running, bound });
+        self.failure().or(late).map_or(Ok(()), Err)
+    }
+
+    fn failure(&self) -> Option<ShutdownError> {
+        self.tasks.take_failure().map(ShutdownError::Task)
     }
 }
 
@@ -146,7 +143,12 @@ mod tests {
         let shutdown = Shutdown::default();
         shutdown.spawn("worker", pending::<Result<(), io::Error>>());
         shutdown.signal();
-        assert!(matches!(shutdown.drained(BOUND).await, Err(ShutdownError::DrainTimedOut(BOUND))));
+        shutdown.tasks().spawn("watch", pending());
+        let error = shutdown.drained(BOUND).await.expect_err("is late");
+        assert!(
+            matches!(&error, ShutdownError::StillRunning { running, bound: BOUND } if running == &["worker"]),
+            "{error:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -172,7 +174,10 @@ mod tests {
             }
         });
         let error = shutdown.drained(BOUND).await.expect_err("fails");
-        assert!(matches!(&error, ShutdownError::Failed { part: "socket", .. }), "{error:?}");
+        assert!(
+            matches!(&error, ShutdownError::Task(TaskError::Failed { task, .. }) if task == "socket"),
+            "{error:?}"
+        );
         assert_eq!(error.source().expect("has a source").to_string(), "no more files");
     }
 
@@ -180,6 +185,41 @@ mod tests {
     async fn a_part_that_ends_unasked_ends_the_program() {
         let shutdown = Shutdown::default();
         shutdown.spawn("socket", async { Ok::<(), io::Error>(()) });
-        assert!(matches!(shutdown.drained(BOUND).await, Err(ShutdownError::Ended { part: "socket" })));
+        let error = shutdown.drained(BOUND).await.expect_err("fails");
+        assert!(
+            matches!(&error, ShutdownError::Task(TaskError::Ended { task }) if task == "socket"),
+            "{error:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_panics_ends_the_program_once_the_others_have_drained() {
+        let shutdown = Shutdown::default();
+        shutdown.tasks().spawn("watch", pending());
+        shutdown.spawn("worker", {
+            let stop = shutdown.stopping();
+            async move {
+                stop.cancelled().await;
+                tokio::time::sleep(BOUND / 2).await;
+                Ok::<(), io::Error>(())
+            }
+        });
+        shutdown.spawn::<_, io::Error>("socket", async { panic!("no slot {}", 3) });
+        let started = tokio::time::Instant::now();
+        let error = shutdown.drained(BOUND).await.expect_err("fails");
+        assert_eq!(
+            (error.to_string().as_str(), started.elapsed()),
+            ("socket panicked: no slot 3", BOUND / 2)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tasks_that_are_no_parts_hold_up_nothing() {
+        let shutdown = Shutdown::default();
+        shutdown.tasks().spawn("watch", pending());
+        shutdown.signal();
+        let started = tokio::time::Instant::now();
+        shutdown.drained(BOUND).await.expect("drains");
+        assert_eq!(started.elapsed(), Duration::ZERO);
     }
 }

@@ -55,6 +55,7 @@ impl World {
                 ..TrustSources::default()
             },
             INTERVAL,
+            &Tasks::default(),
         );
         let reviewed = Arc::<Mutex<Vec<Value>>>::default();
         let kept = reviewed.clone();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serving::Tasks;
 use tokio::sync::watch;
 use tokio_rustls::rustls::pki_types::pem::Error as PemError;
 
@@ -23,6 +24,7 @@ impl CaFile {
         path: PathBuf,
         interval: Duration,
         trusted: &Arc<watch::Sender<Trusted>>,
+        tasks: &Tasks,
         take: impl Fn(&mut Trusted, Authority) + Send + Sync + 'static,
     ) -> Result<(), TrustError> {
         let mut file = Self { path, content: None };
@@ -30,9 +32,9 @@ impl CaFile {
             trusted.send_modify(|trusted| take(trusted, authority));
         }
         let trusted = Arc::clone(trusted);
-        tokio::spawn(async move {
+        let what = format!("certificate authorities of {}", file.path.display());
+        tasks.spawn_until_done(format!("the renewal of the {what}"), async move {
             let take = |authority| trusted.send_modify(|trusted| take(trusted, authority));
-            let what = format!("certificate authorities of {}", file.path.display());
             reread(&trusted, interval, &what, || file.read(), take).await;
         });
         Ok(())

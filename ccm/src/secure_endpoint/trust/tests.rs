@@ -4,6 +4,7 @@ use futures::stream;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::runtime::watcher::{Error, Event, Result as Watched};
 use serde_json::json;
+use serving::Tasks;
 
 use super::super::pki::{Ca, Identity, client};
 use super::*;
@@ -179,7 +180,7 @@ async fn a_right_that_comes_later_is_used() {
     let (code, body) = failure(403, "Forbidden", &json!({}));
     api.answer(CONFIG_MAPS, code, body);
     let sources = TrustSources { lookup: Some(api.client()), ..TrustSources::default() };
-    let trust = Trust::rereading(sources, INTERVAL).unwrap();
+    let trust = Trust::rereading(sources, INTERVAL, &Tasks::default()).unwrap();
     let becomes = async |wanted: Option<&str>, calls: usize| {
         while user(&trust, &reader).unwrap().as_deref() != wanted || api.made("GET").len() < calls {
             tokio::time::sleep(INTERVAL).await;
@@ -202,11 +203,13 @@ async fn files_must_be_usable_at_the_start() {
             std::fs::write(&file, content).unwrap();
         }
         let sources = || TrustSources { client_ca: Some(file.clone()), ..TrustSources::default() };
-        let error = Trust::start(sources()).err().expect("is refused");
+        let error = Trust::start(sources(), &Tasks::default()).err().expect("is refused");
         assert!(error.to_string().contains("ca as a bundle"), "{error}");
         let front_proxy = Some((file.clone(), FrontProxyRules::default()));
-        assert!(Trust::start(TrustSources { front_proxy, ..TrustSources::default() }).is_err());
+        let sources = TrustSources { front_proxy, ..TrustSources::default() };
+        assert!(Trust::start(sources, &Tasks::default()).is_err());
     }
     std::fs::write(&file, Ca::new("clients").pem).unwrap();
-    assert!(Trust::start(TrustSources { client_ca: Some(file), ..TrustSources::default() }).is_ok());
+    let sources = TrustSources { client_ca: Some(file), ..TrustSources::default() };
+    assert!(Trust::start(sources, &Tasks::default()).is_ok());
 }

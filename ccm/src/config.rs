@@ -4,19 +4,19 @@
 //! A key that nobody knows is no error, because the reference drops it too, but it is told, so that a misspelt one
 //! shows. A value of a wrong type is an error that names the key.
 
-mod policy;
+pub mod policy;
+mod section;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
-
 use crate::{
     load_balancer::owner::OwnerChoice,
     nodes::address::{AddressPolicy, PolicyError},
-    tenant_policy::{self, TenantPolicy},
 };
+use policy::GuestPolicy;
+use section::Section;
 
 /// `loadBalancer.creationPollInterval` where it is absent or not positive (the reference's default).
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
@@ -57,7 +57,7 @@ pub struct LoadBalancerConfig {
     /// `enableEPSController`: endpoints of infra Services with policy Local are ours to write.
     pub endpoint_slices: bool,
     /// `policy`: what of the guest's wishes may reach infra. The reference does not have it.
-    pub policy: TenantPolicy,
+    pub policy: GuestPolicy,
     /// `owner`: the infra object with which all infra Services of this guest go. The reference does not have it.
     pub owner: Option<OwnerChoice>,
     /// `sweepInterval`: how often left-overs are looked for; `None` = never. The reference does not have it.
@@ -102,7 +102,7 @@ pub enum ConfigError {
         /// The key, with its section.
         key: String,
         /// Why.
-        why: tenant_policy::PolicyError,
+        why: policy::PolicyError,
     },
     /// A key that another one needs is missing.
     #[error("{0} of the cloud-config is missing")]
@@ -137,7 +137,7 @@ impl Default for LoadBalancerConfig {
             poll_timeout: DEFAULT_POLL_TIMEOUT,
             selectorless: false,
             endpoint_slices: false,
-            policy: TenantPolicy::default(),
+            policy: GuestPolicy::default(),
             owner: None,
             sweep_interval: Some(DEFAULT_SWEEP_INTERVAL),
             endpoints: ManagedEndpoints::default(),
@@ -176,7 +176,7 @@ impl CloudConfig {
                 poll_timeout: load_balancer.seconds("creationPollTimeout", DEFAULT_POLL_TIMEOUT)?,
                 selectorless: load_balancer.flag("selectorless")?.unwrap_or(false),
                 endpoint_slices: load_balancer.flag("enableEPSController")?.unwrap_or(false),
-                policy: policy::read(&mut load_balancer, &mut unknown)?,
+                policy: policy::read::policy(&mut load_balancer, &mut unknown)?,
                 owner: owner(&mut load_balancer, &mut unknown)?,
                 sweep_interval: load_balancer.seconds_or_never("sweepInterval", DEFAULT_SWEEP_INTERVAL)?,
                 endpoints: if load_balancer.word("endpoints", MANAGED)? {
@@ -219,141 +219,6 @@ fn owner(
         OwnerChoice { api_version: needed("apiVersion")?, kind: needed("kind")?, name: needed("name")? };
     unknown.extend(owner.left());
     Ok(Some(choice))
-}
-
-/// One map of the file, from which each known key is taken out once.
-struct Section<'a> {
-    name: &'a str,
-    keys: Map<String, Value>,
-}
-
-impl<'a> Section<'a> {
-    fn of(name: &'a str, value: &Value) -> Result<Self, ConfigError> {
-        match value {
-            Value::Null => Ok(Self { name, keys: Map::new() }),
-            Value::Object(keys) => Ok(Self { name, keys: keys.clone() }),
-            other => Err(wrong(if name.is_empty() { "the text" } else { name }, "a map of keys", other)),
-        }
-    }
-
-    fn section(&mut self, key: &'a str) -> Result<Self, ConfigError> {
-        Self::of(key, &self.take(key))
-    }
-
-    /// A section of a section, whose whole name is given.
-    fn section_of(&mut self, key: &str, name: &'a str) -> Result<Self, ConfigError> {
-        Self::of(name, &self.take(key))
-    }
-
-    /// A key that is absent and one without a value are the same, as for the reference's parser.
-    fn take(&mut self, key: &str) -> Value {
-        self.keys.remove(key).unwrap_or_default()
-    }
-
-    fn path(&self, key: &str) -> String {
-        if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
-    }
-
-    fn text(&mut self, key: &str) -> Result<String, ConfigError> {
-        match self.take(key) {
-            Value::Null => Ok(String::new()),
-            Value::String(text) => Ok(text),
-            other => Err(wrong(&self.path(key), "a text", &other)),
-        }
-    }
-
-    fn flag(&mut self, key: &str) -> Result<Option<bool>, ConfigError> {
-        match self.take(key) {
-            Value::Null => Ok(None),
-            Value::Bool(flag) => Ok(Some(flag)),
-            other => Err(wrong(&self.path(key), "true or false", &other)),
-        }
-    }
-
-    /// A key that has this one value, or none.
-    fn word(&mut self, key: &str, word: &'static str) -> Result<bool, ConfigError> {
-        match self.take(key) {
-            Value::Null => Ok(false),
-            Value::String(text) if text == word => Ok(true),
-            Value::String(text) => Err(ConfigError::Word { key: self.path(key), word, found: text }),
-            other => Err(wrong(&self.path(key), "a text", &other)),
-        }
-    }
-
-    /// Whole seconds; not positive is the default, as for the reference (`HyperShift` writes 0).
-    fn seconds(&mut self, key: &str, default: Duration) -> Result<Duration, ConfigError> {
-        let value = self.take(key);
-        if value.is_null() {
-            return Ok(default);
-        }
-        let seconds = value.as_i64().ok_or_else(|| wrong(&self.path(key), "whole seconds", &value))?;
-        Ok(u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map_or(default, Duration::from_secs))
-    }
-
-    /// Whole seconds; not positive is never.
-    fn seconds_or_never(&mut self, key: &str, default: Duration) -> Result<Option<Duration>, ConfigError> {
-        let never = self.keys.get(key).and_then(Value::as_i64).is_some_and(|seconds| seconds <= 0);
-        let seconds = self.seconds(key, default)?;
-        Ok((!never).then_some(seconds))
-    }
-
-    fn list(&mut self, key: &str) -> Result<Vec<String>, ConfigError> {
-        Ok(self.list_if_there(key)?.unwrap_or_default())
-    }
-
-    /// Where a list that is empty says another thing than none.
-    fn list_if_there(&mut self, key: &str) -> Result<Option<Vec<String>>, ConfigError> {
-        let items = match self.take(key) {
-            Value::Null => return Ok(None),
-            Value::Array(items) => items,
-            other => return Err(wrong(&self.path(key), "a list of texts", &other)),
-        };
-        let texts = items.into_iter().map(|item| match item {
-            Value::String(text) => Ok(text),
-            other => Err(wrong(&self.path(key), "a list of texts", &other)),
-        });
-        texts.collect::<Result<_, _>>().map(Some)
-    }
-
-    /// A map, whatever its values are; null where there is none.
-    fn take_map(&mut self, key: &str) -> Result<Value, ConfigError> {
-        match self.take(key) {
-            map @ (Value::Null | Value::Object(_)) => Ok(map),
-            other => Err(wrong(&self.path(key), "a map of lists", &other)),
-        }
-    }
-
-    fn texts(&mut self, key: &str) -> Result<BTreeMap<String, String>, ConfigError> {
-        let map = match self.take(key) {
-            Value::Null => return Ok(BTreeMap::new()),
-            Value::Object(map) => map,
-            other => return Err(wrong(&self.path(key), "a map of texts", &other)),
-        };
-        map.into_iter()
-            .map(|(name, value)| match value {
-                Value::String(text) => Ok((name, text)),
-                other => Err(wrong(&format!("{}.{name}", self.path(key)), "a text (quote it)", &other)),
-            })
-            .collect()
-    }
-
-    /// The keys that nobody took.
-    fn left(self) -> Vec<String> {
-        let prefix = if self.name.is_empty() { String::new() } else { format!("{}.", self.name) };
-        self.keys.into_iter().map(|(key, _)| format!("{prefix}{key}")).collect()
-    }
-}
-
-fn wrong(key: &str, wanted: &'static str, found: &Value) -> ConfigError {
-    let found = match found {
-        Value::Null => "empty",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "a map",
-    };
-    ConfigError::Type { key: key.to_owned(), wanted, found }
 }
 
 #[cfg(test)]

@@ -1,20 +1,21 @@
 //! The command line: every flag that people pass to a cloud controller manager (k8s.io/cloud-provider v0.34), as pflag
 //! reads it. What has no meaning here is accepted and named in one log line, so that no manifest has to change.
 
+mod controllers;
 mod ignored;
-mod value;
+mod names;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 use serving::LogFormat;
+use serving::go_flags::{Ignored, parse_bool, parse_duration};
 
 use crate::cluster_name::ClusterName;
-use crate::controllers::Controllers;
-pub use ignored::Ignored;
-pub use value::{names, with_dashes};
-use value::{parse_bool, parse_duration};
+pub use controllers::{Controller, Controllers};
+pub use ignored::Others;
+pub use names::names;
 
 /// The command line, parsed.
 #[derive(Clone, Debug, Parser)]
@@ -95,7 +96,7 @@ pub struct Flags {
 
     /// Flags that other providers obey.
     #[command(flatten)]
-    pub ignored: Ignored,
+    pub ignored: Ignored<Others>,
 }
 
 /// Flags of the leader election.

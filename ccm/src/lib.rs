@@ -11,7 +11,8 @@ pub mod announcer;
 pub mod call;
 pub mod cluster_name;
 pub mod config;
-pub mod controllers;
+#[cfg(test)]
+mod docs;
 pub mod endpoints;
 #[cfg(test)]
 mod fake_api;
@@ -27,8 +28,5 @@ pub mod nodes;
 pub mod program;
 pub mod provider_id;
 pub mod queue_metrics;
-#[cfg(test)]
-mod reference;
 pub mod secure_endpoint;
-pub mod tenant_policy;
 pub mod wire;

@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-use ccm::flags::{Flags, with_dashes};
+use ccm::flags::Flags;
 use clap::Parser;
+use serving::go_flags::with_dashes;
 
 fn main() -> ExitCode {
     let flags = Flags::parse_from(with_dashes(std::env::args_os()));

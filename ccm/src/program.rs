@@ -18,9 +18,8 @@ use crate::{
     access::{CallMetrics, GuestCluster, InfraCluster, chain},
     announcer::EventSink,
     config::{CloudConfig, ManagedEndpoints},
-    controllers::Controller,
     endpoints::{controller::EndpointController, metrics::EndpointMetrics},
-    flags::{Flags, LeaderFlags, path},
+    flags::{Controller, Flags, LeaderFlags, path},
     framework_metrics::FrameworkMetrics,
     guest_names::Identity,
     handover::{EndpointChoice, EndpointSource, Gate, Slices},
@@ -213,13 +212,7 @@ fn lease(flags: &LeaderFlags, guest: &GuestCluster) -> Result<Lease> {
 }
 
 /// Runs the controllers that were asked for, until it is dropped.
-async fn control(
-    flags: &Flags,
-    config: &CloudConfig,
-    clusters: Clusters,
-    metrics: Metrics,
-    tasks: &Tasks,
-) {
+async fn control(flags: &Flags, config: &CloudConfig, clusters: Clusters, metrics: Metrics, tasks: &Tasks) {
     if flags.controllers.runs(Controller::Route) {
         tracing::info!("node-route-controller: KubeVirt has no routes to make, nothing is done");
     }

@@ -20,10 +20,9 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
-use serving::Tasks;
+use serving::{Tasks, metrics_page::metrics_page};
 use tokio_util::sync::CancellationToken;
 
 use crate::framework_metrics::FrameworkMetrics;
@@ -33,9 +32,6 @@ use reviews::{Asked, Verdict};
 pub use reviews::{ReviewTimes, Reviews};
 pub use tls::{Tls, TlsError};
 pub use trust::{Trust, TrustError, TrustSources};
-
-/// The media type of `prometheus-client`'s text encoding (`OpenMetrics` specification 1.0.0, "Text format").
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// A bound endpoint.
 pub struct SecureEndpoint {
@@ -118,11 +114,7 @@ fn ok(shown: &Shown, check: &'static str) -> &'static str {
 }
 
 async fn metrics(State(shown): State<Arc<Shown>>) -> Response {
-    let mut text = String::new();
-    match encode(&mut text, &shown.registry) {
-        Ok(()) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+    metrics_page(&shown.registry)
 }
 
 async fn configz(State(shown): State<Arc<Shown>>) -> Response {

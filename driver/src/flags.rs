@@ -5,9 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 use clap::{ArgAction, Parser};
+use serving::go_flags::{Ignored, IgnoredList, parse_bool};
 use serving::{Endpoint, LogFormat};
-
-use crate::go_flags::{KlogIgnored, parse_bool};
 
 /// The command line, parsed.
 #[derive(Clone, Debug, Parser)]
@@ -88,9 +87,27 @@ pub struct Flags {
     #[arg(long = "v", value_name = "LEVEL", default_value_t = 0)]
     pub verbosity: u8,
 
-    /// klog flags of manifests written for the reference.
+    /// klog flags of manifests written for kubevirt/csi-driver.
     #[command(flatten)]
-    pub klog: KlogIgnored,
+    pub klog: Ignored<Klog>,
+}
+
+/// The flags that klog registers (k8s.io/klog/v2 `InitFlags`), except `v`, which has an effect here.
+#[derive(Clone, Copy, Debug)]
+pub struct Klog;
+
+impl IgnoredList for Klog {
+    const WITH_VALUE: &'static [&'static str] =
+        &["log_backtrace_at", "log_dir", "log_file", "log_file_max_size", "stderrthreshold", "vmodule"];
+    const BOOLEAN: &'static [&'static str] = &[
+        "add_dir_header",
+        "alsologtostderr",
+        "legacy_stderr_threshold_behavior",
+        "logtostderr",
+        "one_output",
+        "skip_headers",
+        "skip_log_headers",
+    ];
 }
 
 impl Flags {

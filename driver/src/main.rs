@@ -1,12 +1,11 @@
 //! `kubevirt-csi-driver`: the controller and the node role of the CSI driver, chosen by flags. It only composes: what the
 //! roles do is in `controller` and `node`, what every program shows and obeys in `serving`.
 
+#[cfg(test)]
+mod docs;
 mod flags;
-mod go_flags;
 mod guest_node;
 mod methods;
-#[cfg(test)]
-mod reference;
 mod rights;
 mod roles;
 
@@ -17,6 +16,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use clap::Parser;
 use prometheus_client::registry::Registry;
+use serving::go_flags::with_two_dashes;
 use serving::program::{exit_code, run};
 use serving::shutdown::DRAIN_BOUND;
 use serving::{Admin, ProcessMetrics, Readiness, RpcLayer, Shutdown, Telemetry};
@@ -33,7 +33,7 @@ const OWN_CRATES: &[&str] =
 const METRICS_PREFIX: &str = "kubevirt_csi";
 
 fn main() -> ExitCode {
-    let flags = Flags::parse_from(go_flags::with_two_dashes(std::env::args_os()));
+    let flags = Flags::parse_from(with_two_dashes(std::env::args_os()));
     exit_code("kubevirt-csi-driver", start(flags))
 }
 

@@ -1,68 +1,296 @@
-//! The section `loadBalancer.policy`: what of a guest's wishes may reach infra.
+//! What of a guest's wishes may reach the infra cluster, by the policy of its operator in the cloud-config. Pure.
+//!
+//! Without a policy everything passes as with the reference, but new `externalIPs`: they would catch traffic of the infra cluster
+//! itself (CVE-2020-8554). What is left out is named, so that the guest's users read why; the rest of the Service is served.
+
+pub(super) mod read;
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
+use std::net::IpAddr;
+use std::str::FromStr;
 
-use serde_json::Value;
+use ipnet::IpNet;
 
-use crate::{
-    config::{ConfigError, Section, wrong},
-    tenant_policy::{AnnotationPolicy, Choice, KeyPattern, Networks, PolicyError, TenantPolicy},
-};
+/// Annotations with which a load balancer of infra is asked for addresses, as `loadBalancerIP` does it: `MetalLB`, kube-vip, Cilium.
+const ADDRESS_ANNOTATIONS: [&str; 5] = [
+    "io.cilium/lb-ipam-ips",
+    "kube-vip.io/loadbalancerIPs",
+    "lbipam.cilium.io/ips",
+    "metallb.io/loadBalancerIPs",
+    "metallb.universe.tf/loadBalancerIPs",
+];
+/// Stands for any rest of an annotation's key.
+const ANY_REST: char = '*';
 
-/// The section's whole name.
-const NAME: &str = "loadBalancer.policy";
-/// The name of its own section.
-const ANNOTATIONS: &str = "loadBalancer.policy.annotations";
-
-/// Reads the section out of `loadBalancer`; adds the keys that nobody knows to `unknown`.
-pub(crate) fn read(
-    load_balancer: &mut Section<'_>,
-    unknown: &mut Vec<String>,
-) -> Result<TenantPolicy, ConfigError> {
-    let mut policy = load_balancer.section_of("policy", NAME)?;
-    let mut annotations = policy.section_of("annotations", ANNOTATIONS)?;
-    let read = TenantPolicy {
-        annotations: AnnotationPolicy {
-            allow: patterns(&mut annotations, "allow")?,
-            deny: patterns(&mut annotations, "deny")?.unwrap_or_default(),
-            values: choices(&mut annotations, "values")?,
-            defaults: annotations.texts("defaults")?,
-            overrides: annotations.texts("overrides")?,
-        },
-        external_ips: networks(&mut policy, "externalIPs")?,
-        load_balancer_ips: networks(&mut policy, "loadBalancerIPs")?,
-        max_load_balancers: count(&mut policy, "maxLoadBalancers")?,
-    };
-    unknown.extend(policy.left().into_iter().chain(annotations.left()));
-    Ok(read)
+/// The operator's policy: the section `loadBalancer.policy` of the cloud-config.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuestPolicy {
+    /// `annotations`.
+    pub annotations: AnnotationPolicy,
+    /// `externalIPs`: those in these networks pass, no others, also where infra has them already. `None` = what infra has already
+    /// stays, and nothing new passes.
+    pub external_ips: Option<Networks>,
+    /// `loadBalancerIPs`: addresses that may be asked for, by the field or by an annotation. `None` = any.
+    pub load_balancer_ips: Option<Networks>,
+    /// `maxLoadBalancers`: how many infra Services this guest may have. `None` = any number.
+    pub max_load_balancers: Option<u32>,
 }
 
-fn patterns(section: &mut Section<'_>, key: &str) -> Result<Option<Vec<KeyPattern>>, ConfigError> {
-    let path = section.path(key);
-    let Some(texts) = section.list_if_there(key)? else { return Ok(None) };
-    let patterns: Result<_, PolicyError> = texts.iter().map(|text| text.parse()).collect();
-    patterns.map(Some).map_err(|why| ConfigError::Policy { key: path, why })
+/// Which annotations pass, and which the operator adds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AnnotationPolicy {
+    /// `allow`: only these pass; `None` = all.
+    pub allow: Option<Vec<KeyPattern>>,
+    /// `deny`: these do not pass, even where `allow` names them.
+    pub deny: Vec<KeyPattern>,
+    /// `values`: of these annotations, only these values pass.
+    pub values: BTreeMap<String, Choice>,
+    /// `defaults`: added where the guest has none that passes.
+    pub defaults: BTreeMap<String, String>,
+    /// `overrides`: always there, whatever the guest says.
+    pub overrides: BTreeMap<String, String>,
 }
 
-fn networks(section: &mut Section<'_>, key: &str) -> Result<Option<Networks>, ConfigError> {
-    let path = section.path(key);
-    let Some(texts) = section.list_if_there(key)? else { return Ok(None) };
-    Networks::parse(&texts).map(Some).map_err(|why| ConfigError::Policy { key: path, why })
+/// A key of an annotation, or all keys that begin alike.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyPattern {
+    /// This one.
+    Exact(String),
+    /// All that begin so.
+    Prefix(String),
 }
 
-fn choices(section: &mut Section<'_>, key: &str) -> Result<BTreeMap<String, Choice>, ConfigError> {
-    let path = section.path(key);
-    let Value::Object(map) = section.take_map(key)? else { return Ok(BTreeMap::new()) };
-    let mut values = Section { name: &path, keys: map };
-    let keys: Vec<_> = values.keys.keys().cloned().collect();
-    keys.into_iter().map(|key| Ok((key.clone(), Choice::new(values.list(&key)?)))).collect()
+/// The values that an annotation may have: words, and networks whose addresses are meant. Of a list, separated by commas, each
+/// item has to be allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    words: Vec<String>,
+    networks: Networks,
 }
 
-fn count(section: &mut Section<'_>, key: &str) -> Result<Option<u32>, ConfigError> {
-    let value = section.take(key);
-    if value.is_null() {
-        return Ok(None);
+/// Networks in CIDR notation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Networks(Vec<IpNet>);
+
+/// What of a policy can't be understood.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// Not a pattern.
+    #[error("{0:?} is no key of an annotation; a {ANY_REST} may stand at the end only")]
+    Pattern(String),
+    /// Not a network.
+    #[error("{0:?} is no network; write for example 192.0.2.0/24 or 2001:db8::/64")]
+    Network(String),
+}
+
+/// A wish that is left out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Withheld {
+    /// Annotations that are not allowed.
+    #[error("annotations {} are not passed to the infra cluster: its operator does not allow them", .0.join(", "))]
+    Annotations(Vec<String>),
+    /// Annotations whose value is the operator's.
+    #[error("annotations {} have the value that the infra cluster's operator gave", .0.join(", "))]
+    Overridden(Vec<String>),
+    /// A value that is not allowed.
+    #[error("annotation {key} is not passed to the infra cluster: its value is {value:?}, allowed {allowed}")]
+    Value {
+        /// The annotation.
+        key: String,
+        /// The guest's.
+        value: String,
+        /// The operator's.
+        allowed: String,
+    },
+    /// An address that is not allowed.
+    #[error("loadBalancerIP {address:?} is not passed to the infra cluster: allowed {allowed}")]
+    LoadBalancerIp {
+        /// The guest's.
+        address: String,
+        /// The operator's.
+        allowed: Networks,
+    },
+    /// External addresses that are not allowed.
+    #[error(
+        "externalIPs {} are not passed to the infra cluster, whose own traffic they would catch: allowed {allowed}",
+        .addresses.join(", ")
+    )]
+    ExternalIps {
+        /// The guest's.
+        addresses: Vec<String>,
+        /// The operator's.
+        allowed: Networks,
+    },
+}
+
+impl GuestPolicy {
+    /// The annotations that reach infra of those that the guest `asked` for.
+    pub fn annotations(
+        &self,
+        asked: BTreeMap<String, String>,
+        withheld: &mut Vec<Withheld>,
+    ) -> BTreeMap<String, String> {
+        let policy = &self.annotations;
+        let (mut passed, mut refused, mut overridden) = (BTreeMap::new(), Vec::new(), Vec::new());
+        for (key, value) in asked {
+            if policy.overrides.get(&key).is_some_and(|own| *own != value) {
+                overridden.push(key);
+            } else if !policy.passes(&key) {
+                refused.push(key);
+            } else if let Some(allowed) = self.forbids(&key, &value) {
+                withheld.push(Withheld::Value { key, value, allowed });
+            } else {
+                passed.insert(key, value);
+            }
+        }
+        if !refused.is_empty() {
+            withheld.push(Withheld::Annotations(refused));
+        }
+        if !overridden.is_empty() {
+            withheld.push(Withheld::Overridden(overridden));
+        }
+        for (key, value) in &policy.defaults {
+            passed.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+        passed.extend(policy.overrides.clone());
+        passed
     }
-    let count = value.as_u64().and_then(|count| u32::try_from(count).ok());
-    count.map(Some).ok_or_else(|| wrong(&section.path(key), "a whole number, 0 or more", &value))
+
+    /// What would be allowed, where this value is not.
+    fn forbids(&self, key: &str, value: &str) -> Option<String> {
+        if let Some(choice) = self.annotations.values.get(key) {
+            return (!choice.allows(value)).then(|| choice.to_string());
+        }
+        let networks = self.load_balancer_ips.as_ref().filter(|_| ADDRESS_ANNOTATIONS.contains(&key))?;
+        (!items(value).all(|item| networks.allow(item))).then(|| networks.to_string())
+    }
+
+    /// `loadBalancerIP` as it reaches infra; empty = none.
+    pub fn load_balancer_ip<'a>(&self, asked: &'a str, withheld: &mut Vec<Withheld>) -> &'a str {
+        match &self.load_balancer_ips {
+            Some(allowed) if !asked.is_empty() && !allowed.allow(asked) => {
+                let (address, allowed) = (asked.to_owned(), allowed.clone());
+                withheld.push(Withheld::LoadBalancerIp { address, allowed });
+                ""
+            }
+            _ => asked,
+        }
+    }
+
+    /// `externalIPs` as they reach infra, which has `present` already. Without a policy these stay as long as the guest wants
+    /// them: the reference passed them on, and a swap takes nothing away.
+    pub fn external_ips(
+        &self,
+        asked: &[String],
+        present: &[String],
+        withheld: &mut Vec<Withheld>,
+    ) -> Vec<String> {
+        let allows = |ip: &String| match &self.external_ips {
+            Some(networks) => networks.allow(ip),
+            None => present.contains(ip),
+        };
+        let (passed, addresses): (Vec<_>, Vec<_>) = asked.iter().cloned().partition(allows);
+        if !addresses.is_empty() {
+            let allowed = self.external_ips.clone().unwrap_or_default();
+            withheld.push(Withheld::ExternalIps { addresses, allowed });
+        }
+        passed
+    }
 }
+
+impl AnnotationPolicy {
+    fn passes(&self, key: &str) -> bool {
+        let named = |patterns: &[KeyPattern]| patterns.iter().any(|pattern| pattern.fits(key));
+        !named(&self.deny) && self.allow.as_deref().is_none_or(named)
+    }
+}
+
+impl KeyPattern {
+    fn fits(&self, key: &str) -> bool {
+        match self {
+            Self::Exact(exact) => key == exact,
+            Self::Prefix(prefix) => key.starts_with(prefix.as_str()),
+        }
+    }
+}
+
+impl FromStr for KeyPattern {
+    type Err = PolicyError;
+
+    fn from_str(text: &str) -> Result<Self, PolicyError> {
+        let (start, is_prefix) = text.strip_suffix(ANY_REST).map_or((text, false), |start| (start, true));
+        if start.contains(ANY_REST) || (start.is_empty() && !is_prefix) {
+            return Err(PolicyError::Pattern(text.to_owned()));
+        }
+        Ok(if is_prefix { Self::Prefix(start.to_owned()) } else { Self::Exact(start.to_owned()) })
+    }
+}
+
+impl Choice {
+    /// Reads the values as the operator writes them.
+    pub fn new(values: Vec<String>) -> Self {
+        let networks = values.iter().filter_map(|value| value.parse().ok()).collect();
+        Self { words: values, networks: Networks(networks) }
+    }
+
+    fn allows(&self, value: &str) -> bool {
+        let known = |item: &str| self.words.iter().any(|word| word == item) || self.networks.allow(item);
+        known(value) || items(value).all(known)
+    }
+}
+
+impl Display for Choice {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        list(formatter, &self.words)
+    }
+}
+
+impl Networks {
+    /// Reads networks as the operator writes them.
+    ///
+    /// # Errors
+    /// One is none.
+    pub fn parse(texts: &[String]) -> Result<Self, PolicyError> {
+        let networks = texts.iter().map(|text| text.parse().map_err(|_| PolicyError::Network(text.clone())));
+        networks.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Whether an address is in one of them; what is no address is not.
+    fn allow(&self, address: &str) -> bool {
+        let Ok(address) = address.parse::<IpAddr>() else { return false };
+        self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+impl Display for Networks {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        list(formatter, &self.0)
+    }
+}
+
+fn list<T: Display>(formatter: &mut Formatter<'_>, items: &[T]) -> fmt::Result {
+    if items.is_empty() {
+        return formatter.write_str("are none");
+    }
+    let items: Vec<_> = items.iter().map(ToString::to_string).collect();
+    write!(formatter, "are {}", items.join(", "))
+}
+
+fn items(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',').map(str::trim)
+}
+
+impl Withheld {
+    /// The `reason` of the event that says it, and the label of the metric that counts it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Annotations(_) | Self::Overridden(_) | Self::Value { .. } => "AnnotationsRefused",
+            Self::LoadBalancerIp { .. } => "LoadBalancerIPRefused",
+            Self::ExternalIps { .. } => "ExternalIPsRefused",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! The shapes of the field, the defaults, and what is refused.
 
 use super::*;
-use crate::tenant_policy::{AnnotationPolicy, Choice, KeyPattern, Networks};
+use crate::config::policy::{AnnotationPolicy, Choice, KeyPattern, Networks};
 use proptest::prelude::*;
 use rstest::rstest;
 

@@ -5,8 +5,9 @@ use std::ffi::OsString;
 use clap::CommandFactory;
 use rstest::rstest;
 
+use serving::go_flags::with_dashes;
+
 use super::*;
-use crate::controllers::Controller;
 
 fn parse(arguments: &[&str]) -> Result<Flags, clap::Error> {
     let arguments = ["kubevirt-cloud-controller-manager"].iter().chain(arguments).map(OsString::from);

@@ -12,7 +12,7 @@ use crate::{
     guest_names::{Identity, SERVICE_UID_ANNOTATION, infra_name},
     handover::EndpointSource,
     infra::mirrors::InfraService,
-    tenant_policy::{TenantPolicy, Withheld},
+    config::policy::{GuestPolicy, Withheld},
     wire::service::{LOAD_BALANCER, NO_AFFINITY, ServicePort, ServiceSpec},
 };
 
@@ -65,7 +65,7 @@ impl Mirror {
         existing: Option<&InfraService>,
         identity: &Identity,
         endpoints: EndpointSource,
-        policy: &TenantPolicy,
+        policy: &GuestPolicy,
     ) -> Self {
         let (mut refused, mut withheld) = (Vec::new(), Vec::new());
         let has_selector = existing.map(|infra| !infra.spec.selector.is_empty());

@@ -14,7 +14,7 @@ use crate::{
     handover::EndpointSource,
     infra::mirrors::InfraService,
     load_balancer::mirror::{Mirror, Refused},
-    tenant_policy::TenantPolicy,
+    config::policy::GuestPolicy,
 };
 
 /// What was configured.
@@ -25,7 +25,7 @@ pub struct Settings {
     /// Which endpoints its infra Services have.
     pub endpoints: EndpointSource,
     /// What of the guest's wishes may reach infra; shared, for each pass has settings of its own.
-    pub policy: Arc<TenantPolicy>,
+    pub policy: Arc<GuestPolicy>,
     /// UID of the guest cluster; `None` = not known.
     pub guest_cluster: Option<String>,
     /// The infra object with which all that is this guest's goes.

@@ -2,6 +2,8 @@
 
 mod certificates;
 
+use serving::metrics_page::OPENMETRICS;
+
 use super::*;
 use kube::client::{Body, Client};
 use serde_json::json;

@@ -1,29 +1,13 @@
-//! The command lines of the known manifests, the mistakes that are refused, and `docs/reference/flags.md`.
+//! The command lines of the known manifests, and the mistakes that are refused.
 
 use std::ffi::OsString;
-use std::fmt::Write;
 use std::path::Path;
 
-use clap::CommandFactory;
 use rstest::rstest;
 
+use serving::go_flags::with_two_dashes;
+
 use super::*;
-use crate::go_flags::with_two_dashes;
-
-/// Set it to write `docs/reference/flags.md` instead of comparing it.
-const REWRITE_ENV: &str = "UPDATE_DOCS";
-
-const HEAD: &str = "# Flags of kubevirt-csi-driver
-
-<!-- Written by `UPDATE_DOCS=1 cargo test -p driver`; a test compares it. -->
-
-Each flag may be written with one dash or two, and its value after `=` or, unless it is a BOOL, as the next argument.
-`--flag` alone means true for a BOOL. klog's other flags (`--logtostderr`, `--vmodule` and so on) are accepted without effect.
-Environment: `RUST_LOG` (filter directives such as `info,controller=debug`) overrides `--v`.
-
-| flag | default | meaning |
-|---|---|---|
-";
 
 fn parse(arguments: &[&str]) -> Result<Flags, clap::Error> {
     let arguments = ["kubevirt-csi-driver"].iter().chain(arguments).map(OsString::from);
@@ -150,35 +134,4 @@ const CONTROLLER: [&str; 3] =
 fn what_a_role_needs_is_named(#[case] arguments: &[&str], #[case] named: &str) {
     let error = parse(arguments).expect("parses").check().expect_err("is incomplete");
     assert!(error.to_string().contains(named), "{error}");
-}
-
-#[test]
-fn the_reference_page_is_true() {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/flags.md");
-    let wanted = reference_page();
-    if std::env::var_os(REWRITE_ENV).is_some() {
-        std::fs::write(&page, &wanted).expect("writes the page");
-    }
-    let found = std::fs::read_to_string(&page).unwrap_or_default();
-    assert!(
-        found == wanted,
-        "{} is not up to date; run {REWRITE_ENV}=1 cargo test -p driver",
-        page.display()
-    );
-}
-
-fn reference_page() -> String {
-    let mut page = HEAD.to_owned();
-    for arg in Flags::command().get_arguments().filter(|arg| !arg.is_hide_set()) {
-        let name = arg.get_long().expect("each flag has a long name");
-        let value = arg.get_value_names().and_then(<[_]>::first).expect("each flag takes a value");
-        let default =
-            arg.get_default_values().first().map(|value| value.to_string_lossy()).unwrap_or_default();
-        let default = if default.is_empty() { String::new() } else { format!("`{default}`") };
-        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        let env = arg.get_env().map(|env| format!(". Environment: `{}`", env.to_string_lossy()));
-        writeln!(page, "| `--{name}={value}` | {default} | {help}{} |", env.unwrap_or_default())
-            .expect("writes to a String");
-    }
-    page
 }

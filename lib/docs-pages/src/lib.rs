@@ -1,29 +1,49 @@
-//! The pages of `docs/reference`: a test of each program writes them of what the program registers, and compares them. For
-//! tests: what is wrong is a panic that says so.
+//! The pages of `docs/reference`: a test of each program renders them from what the program registers and compares them with the
+//! files. It is for tests, so an error is a panic with its reason.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    path::Path,
+};
 
-/// Set it to write pages instead of comparing them.
+use clap::Command;
+use prometheus_client::{encoding::text::encode, registry::Registry};
+
+/// Set it to write the pages instead of comparing them.
 const REWRITE_ENV: &str = "UPDATE_DOCS";
-/// A bucket's bound is no label to choose by.
+/// The label of a histogram's bucket. Nobody selects by it, so it is not documented.
 const BUCKET: &str = "le";
 
-/// What an exposition says of one metric.
+/// Writing to a `String` can't fail.
+const TO_STRING: &str = "writes to a String";
+
+/// One metric of an exposition.
 #[derive(Debug, Default)]
 pub struct Metric {
     /// `counter`, `gauge`, `histogram` and so on.
     pub kind: String,
     /// Without the full stop at its end.
     pub help: String,
-    /// Its labels, each with the values that were seen.
+    /// Its labels, each with the values that the exposition has.
     pub labels: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// Reads an exposition in the `OpenMetrics` text format, as `prometheus-client` writes it.
+/// What a registry shows now, as text.
 ///
 /// # Panics
-/// It is none.
+/// The registry can't be encoded.
+pub fn exposition(registry: &Registry) -> String {
+    let mut text = String::new();
+    encode(&mut text, registry).expect("encodes");
+    text
+}
+
+/// Reads an exposition in the `OpenMetrics` text format, as `prometheus-client` writes it. A metric's labels show only where it has
+/// a sample.
+///
+/// # Panics
+/// The text is no exposition.
 pub fn metrics(exposition: &str) -> BTreeMap<String, Metric> {
     let mut metrics: BTreeMap<String, Metric> = BTreeMap::new();
     for line in exposition.lines() {
@@ -49,12 +69,47 @@ pub fn metrics(exposition: &str) -> BTreeMap<String, Metric> {
     metrics
 }
 
-/// Compares a page with the file of that name, or writes it; `package` is whose test does it.
+/// The flags of a program as a table, hidden ones left out.
 ///
 /// # Panics
-/// The file is another one, or can't be written.
+/// A flag has no long name.
+pub fn flags_table(command: &Command) -> String {
+    let mut table = String::from("| flag | default | meaning |\n|---|---|---|\n");
+    let shown = |flag: &&clap::Arg| !flag.is_hide_set() && flag.get_action().takes_values();
+    for flag in command.get_arguments().filter(shown) {
+        let name = flag.get_long().expect("each flag has a long name");
+        let values: Vec<_> = flag.get_value_names().into_iter().flatten().map(|name| name.as_str()).collect();
+        let default: Vec<_> = flag.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+        let default = default.join(",");
+        let default = if default.is_empty() { String::new() } else { format!("`{default}`") };
+        let help = flag.get_help().map(ToString::to_string).unwrap_or_default();
+        let env = flag.get_env().map(|env| format!(". Environment: `{}`", env.to_string_lossy()));
+        let env = env.unwrap_or_default();
+        writeln!(table, "| `--{name}={}` | {default} | {help}{env} |", values.join(",")).expect(TO_STRING);
+    }
+    table
+}
+
+/// Metrics as a table.
+///
+/// # Panics
+/// Never: it writes to a `String`.
+pub fn metrics_table(metrics: &BTreeMap<String, Metric>) -> String {
+    let mut table = String::from("| metric | type | labels | meaning |\n|---|---|---|---|\n");
+    for (name, Metric { kind, help, labels }) in metrics {
+        let labels: Vec<_> = labels.keys().map(|label| format!("`{label}`")).collect();
+        writeln!(table, "| `{name}` | {kind} | {} | {help} |", labels.join(", ")).expect(TO_STRING);
+    }
+    table
+}
+
+/// Compares a page with the file of that name, or writes the file where [`REWRITE_ENV`] is set; `package` is the crate whose
+/// test this is.
+///
+/// # Panics
+/// The file differs, or can't be written.
 pub fn compare(file: &str, wanted: &str, package: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference").join(file);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference").join(file);
     if std::env::var_os(REWRITE_ENV).is_some() {
         std::fs::write(&path, wanted).expect("writes the page");
     }

@@ -11,19 +11,16 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::endpoint::{EndpointError, TcpAddress};
+use crate::metrics_page::metrics_page;
 use crate::readiness::Readiness;
-
-/// The media type of `prometheus-client`'s text encoding (`OpenMetrics` specification 1.0.0, "Text format").
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// A bound admin endpoint, which serves once [`Admin::serve`] is awaited.
 #[derive(Debug)]
@@ -88,21 +85,14 @@ async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
     }
 }
 
-async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
-    let mut text = String::new();
-    match encode(&mut text, &shown.registry) {
-        Ok(()) => (StatusCode::OK, [(header::CONTENT_TYPE, OPENMETRICS)], text),
-        Err(error) => (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
-            format!("can not encode the metrics: {error}"),
-        ),
-    }
+async fn metrics(State(shown): State<Shown>) -> Response {
+    metrics_page(&shown.registry)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics_page::OPENMETRICS;
     use prometheus_client::metrics::counter::Counter;
     use std::sync::atomic::{AtomicBool, Ordering};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -4,6 +4,8 @@
 //! - [`telemetry`]: logs, their format and how klog's verbosity maps to levels;
 //! - [`endpoint`] and [`grpc`]: the socket of a gRPC program, and serving on it until told to drain;
 //! - [`rpc`]: one span, one log line and three metrics per RPC;
+//! - [`go_flags`]: what Go's flag packages accept on a command line and clap does not;
+//! - [`metrics_page`]: the answer of `/metrics`;
 //! - [`process`]: what the process takes of the machine, and its version;
 //! - [`program`]: runs a program from its first line to its exit code;
 //! - [`shutdown`]: one signal drains, a second one aborts;
@@ -12,7 +14,9 @@
 pub mod admin;
 mod chain;
 pub mod endpoint;
+pub mod go_flags;
 pub mod grpc;
+pub mod metrics_page;
 pub mod process;
 pub mod program;
 pub mod readiness;

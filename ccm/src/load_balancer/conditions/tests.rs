@@ -1,7 +1,7 @@
 //! Each story by name, and the laws of the patch.
 
 use super::*;
-use crate::{load_balancer::mirror::Refused, tenant_policy::Withheld};
+use crate::{load_balancer::mirror::Refused, config::policy::Withheld};
 use proptest::prelude::*;
 use rstest::rstest;
 

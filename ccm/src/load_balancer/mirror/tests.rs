@@ -1,7 +1,7 @@
 //! Each field of the mirror, and that making it leaves nothing to make.
 
 use super::*;
-use crate::{guest_names::CLUSTER_NAME_LABEL, handover::EndpointChoice, tenant_policy::Networks};
+use crate::{guest_names::CLUSTER_NAME_LABEL, handover::EndpointChoice, config::policy::Networks};
 use rstest::rstest;
 
 const UID: &str = "0e4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3";
@@ -25,7 +25,7 @@ fn guest(spec: &Value) -> GuestService {
 }
 
 fn mirror(guest: &GuestService, existing: Option<&InfraService>) -> Mirror {
-    Mirror::of(guest, existing, &identity(), EndpointSource::default(), &TenantPolicy::default())
+    Mirror::of(guest, existing, &identity(), EndpointSource::default(), &GuestPolicy::default())
 }
 
 fn read(object: &Value) -> InfraService {
@@ -235,7 +235,7 @@ fn the_configuration_decides_who_writes_the_endpoints(
     let guest = guest(&json!({ "externalTrafficPolicy": policy }));
     let choice = EndpointChoice { selectorless, slices_for_local, ..EndpointChoice::default() };
     let source = EndpointSource { choice, ..EndpointSource::default() };
-    let mirror = Mirror::of(&guest, None, &identity(), source, &TenantPolicy::default());
+    let mirror = Mirror::of(&guest, None, &identity(), source, &GuestPolicy::default());
     assert_eq!(mirror.spec.selector.is_empty(), !selected);
     assert_eq!(mirror.new_object()["spec"].get("selector").is_some(), selected);
 }
@@ -248,8 +248,11 @@ fn a_policy_that_became_tighter_takes_back_what_passed() {
     object["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"] = json!({ "f:loadBalancerIP": {} });
     let spec = json!({ "externalIPs": ["192.0.2.1"], "loadBalancerIP": "192.0.2.9" });
     let (guest, infra) = (guest(&spec), read(&object));
-    let policy = TenantPolicy {
-        annotations: crate::tenant_policy::AnnotationPolicy { allow: Some(Vec::new()), ..Default::default() },
+    let policy = GuestPolicy {
+        annotations: crate::config::policy::AnnotationPolicy {
+            allow: Some(Vec::new()),
+            ..Default::default()
+        },
         external_ips: Some(Networks::default()),
         load_balancer_ips: Some(Networks::default()),
         max_load_balancers: None,

@@ -1,13 +1,12 @@
-//! `docs/reference/metrics.md`: written of what the program registers, and compared with it.
+//! `docs/reference/flags.md` and `docs/reference/metrics.md` are what the program accepts and registers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 use std::time::Duration;
 
-use clap::Parser;
-use docs_pages::{Metric, compare, metrics};
-use prometheus_client::encoding::text::encode;
+use clap::{CommandFactory, Parser};
+use docs_pages::{Metric, compare, exposition, flags_table, metrics, metrics_table};
 use prometheus_client::registry::Registry;
 use serving::{ProcessMetrics, RpcLayer, Tasks};
 use tonic::body::Body;
@@ -17,7 +16,20 @@ use crate::flags::Flags;
 use crate::roles::{Roles, VERSION};
 use crate::{METRICS_PREFIX, methods};
 
-const HEAD: &str = "# Metrics of kubevirt-csi-driver
+/// The crate whose pages these are.
+const PACKAGE: &str = "driver";
+
+const FLAGS_HEAD: &str = "# Flags of kubevirt-csi-driver
+
+<!-- Written by `UPDATE_DOCS=1 cargo test -p driver`; a test compares it. -->
+
+Each flag may be written with one dash or two, and its value after `=` or, unless it is a BOOL, as the next argument.
+`--flag` alone means true for a BOOL. klog's other flags (`--logtostderr`, `--vmodule` and so on) are accepted without effect.
+Environment: `RUST_LOG` (filter directives such as `info,controller=debug`) overrides `--v`.
+
+";
+
+const METRICS_HEAD: &str = "# Metrics of kubevirt-csi-driver
 
 <!-- Written by `UPDATE_DOCS=1 cargo test -p driver`; a test compares it. -->
 
@@ -25,8 +37,6 @@ At `/metrics` of `--http-endpoint`, in the OpenMetrics text format. A counter's 
 `_bucket`, `_sum` and `_count`. No label carries the name of an object. `controller` metrics are shown by the controller
 role, `node` metrics by the node role, all others by both.
 
-| metric | type | labels | meaning |
-|---|---|---|---|
 ";
 
 const KUBECONFIG: &str = "apiVersion: v1
@@ -38,7 +48,7 @@ contexts: [{name: c, context: {cluster: c, user: u}}]
 ";
 
 /// What a process of both roles shows once it has made a call and answered one.
-async fn exposition() -> String {
+async fn shown() -> String {
     let directory = tempfile::tempdir().expect("a directory");
     let kubeconfig = directory.path().join("kubeconfig");
     fs::write(&kubeconfig, KUBECONFIG).expect("writes");
@@ -57,11 +67,10 @@ async fn exposition() -> String {
     let request = http::Request::post("/csi.v1.Identity/Probe").body(Body::empty()).expect("a request");
     let answer = layer.layer(roles.routes).oneshot(request).await.expect("is answered");
     drop(answer);
-    // Asked at the start, in a task of its own: which rights do we have?
+    // A task of its own reads our rights at the start.
     let called = async {
         loop {
-            let mut text = String::new();
-            encode(&mut text, &registry).expect("encodes");
+            let text = exposition(&registry);
             if text.contains("kubevirt_csi_infra_requests_total{") {
                 return text;
             }
@@ -88,11 +97,7 @@ fn values(metric: &str, label: &str, seen: &BTreeSet<String>) -> String {
 }
 
 fn page(metrics: &BTreeMap<String, Metric>) -> String {
-    let mut page = HEAD.to_owned();
-    for (name, Metric { kind, help, labels }) in metrics {
-        let keys: Vec<_> = labels.keys().map(|key| format!("`{key}`")).collect();
-        writeln!(page, "| `{name}` | {kind} | {} | {help} |", keys.join(", ")).expect("writes to a String");
-    }
+    let mut page = METRICS_HEAD.to_owned() + &metrics_table(metrics);
     page.push_str("\n## Label values\n\n| metric | label | values |\n|---|---|---|\n");
     for (name, metric) in metrics {
         for (label, seen) in &metric.labels {
@@ -103,7 +108,12 @@ fn page(metrics: &BTreeMap<String, Metric>) -> String {
     page
 }
 
+#[test]
+fn the_page_of_flags_is_true() {
+    compare("flags.md", &(FLAGS_HEAD.to_owned() + &flags_table(&Flags::command())), PACKAGE);
+}
+
 #[tokio::test]
 async fn the_page_of_metrics_is_true() {
-    compare("metrics.md", &page(&metrics(&exposition().await)), "driver");
+    compare("metrics.md", &page(&metrics(&shown().await)), PACKAGE);
 }

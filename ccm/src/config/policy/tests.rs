@@ -21,14 +21,14 @@ fn networks(items: &[&str]) -> Networks {
 }
 
 fn passed(policy: &AnnotationPolicy, asked: &[(&str, &str)]) -> (BTreeMap<String, String>, Vec<Withheld>) {
-    let policy = TenantPolicy { annotations: policy.clone(), ..TenantPolicy::default() };
+    let policy = GuestPolicy { annotations: policy.clone(), ..GuestPolicy::default() };
     let mut withheld = Vec::new();
     (policy.annotations(map(asked), &mut withheld), withheld)
 }
 
 #[test]
 fn without_a_policy_every_annotation_and_address_passes() {
-    let policy = TenantPolicy::default();
+    let policy = GuestPolicy::default();
     let (mut withheld, asked) = (Vec::new(), map(&[("a", "1"), ("metallb.io/loadBalancerIPs", "x")]));
     assert_eq!(policy.annotations(asked.clone(), &mut withheld), asked);
     assert_eq!(policy.load_balancer_ip("192.0.2.1", &mut withheld), "192.0.2.1");
@@ -127,7 +127,7 @@ fn an_address_outside_the_allowed_networks_is_not_asked_for(
     #[case] says: Option<&str>,
 ) {
     let policy =
-        TenantPolicy { load_balancer_ips: Some(networks(&["192.0.2.0/24"])), ..TenantPolicy::default() };
+        GuestPolicy { load_balancer_ips: Some(networks(&["192.0.2.0/24"])), ..GuestPolicy::default() };
     let mut withheld = Vec::new();
     assert_eq!(policy.load_balancer_ip(asked, &mut withheld), wanted);
     assert_eq!(withheld.len(), usize::from(says.is_some()));
@@ -147,7 +147,7 @@ fn the_annotations_that_ask_for_addresses_are_no_way_around(
     #[case] passes: bool,
 ) {
     let policy =
-        TenantPolicy { load_balancer_ips: Some(networks(&["192.0.2.0/24"])), ..TenantPolicy::default() };
+        GuestPolicy { load_balancer_ips: Some(networks(&["192.0.2.0/24"])), ..GuestPolicy::default() };
     let mut withheld = Vec::new();
     let got = policy.annotations(map(&[(key, value)]), &mut withheld);
     assert_eq!((got.is_empty(), withheld.is_empty()), (!passes, passes));
@@ -157,7 +157,7 @@ fn the_annotations_that_ask_for_addresses_are_no_way_around(
 fn external_addresses_stay_without_a_policy_and_obey_one() {
     let (asked, present) = (texts(&["192.0.2.1", "203.0.113.1", "oops"]), texts(&["203.0.113.1", "x"]));
     let external = |policy: Option<&[&str]>| {
-        let policy = TenantPolicy { external_ips: policy.map(networks), ..TenantPolicy::default() };
+        let policy = GuestPolicy { external_ips: policy.map(networks), ..GuestPolicy::default() };
         let mut withheld = Vec::new();
         (policy.external_ips(&asked, &present, &mut withheld), withheld.first().map(ToString::to_string))
     };
@@ -184,12 +184,12 @@ prop_compose! {
         values in proptest::collection::btree_map("[ab]{1,2}", proptest::collection::vec("[0-2]", 0..2), 0..2),
         defaults in proptest::collection::btree_map("[ab]{1,2}", "[0-2]", 0..2),
         overrides in proptest::collection::btree_map("[ab]{1,2}", "[0-2]", 0..2),
-    ) -> TenantPolicy {
+    ) -> GuestPolicy {
         let patterns = |texts: Vec<String>| texts.iter().map(|text| text.parse().unwrap()).collect();
         let values = values.into_iter().map(|(key, list)| (key, Choice::new(list))).collect();
         let annotations =
             AnnotationPolicy { allow: allow.map(patterns), deny: patterns(deny), values, defaults, overrides };
-        TenantPolicy { annotations, ..TenantPolicy::default() }
+        GuestPolicy { annotations, ..GuestPolicy::default() }
     }
 }
 

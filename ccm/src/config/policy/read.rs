@@ -1,0 +1,69 @@
+//! The section `loadBalancer.policy`: what of a guest's wishes may reach infra.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{AnnotationPolicy, Choice, GuestPolicy, KeyPattern, Networks, PolicyError};
+use crate::config::{
+    ConfigError,
+    section::{Section, wrong},
+};
+
+/// The section's whole name.
+const NAME: &str = "loadBalancer.policy";
+/// The name of its own section.
+const ANNOTATIONS: &str = "loadBalancer.policy.annotations";
+
+/// Reads the section out of `loadBalancer`; adds the keys that nobody knows to `unknown`.
+pub(in crate::config) fn policy(
+    load_balancer: &mut Section<'_>,
+    unknown: &mut Vec<String>,
+) -> Result<GuestPolicy, ConfigError> {
+    let mut policy = load_balancer.section_of("policy", NAME)?;
+    let mut annotations = policy.section_of("annotations", ANNOTATIONS)?;
+    let read = GuestPolicy {
+        annotations: AnnotationPolicy {
+            allow: patterns(&mut annotations, "allow")?,
+            deny: patterns(&mut annotations, "deny")?.unwrap_or_default(),
+            values: choices(&mut annotations, "values")?,
+            defaults: annotations.texts("defaults")?,
+            overrides: annotations.texts("overrides")?,
+        },
+        external_ips: networks(&mut policy, "externalIPs")?,
+        load_balancer_ips: networks(&mut policy, "loadBalancerIPs")?,
+        max_load_balancers: count(&mut policy, "maxLoadBalancers")?,
+    };
+    unknown.extend(policy.left().into_iter().chain(annotations.left()));
+    Ok(read)
+}
+
+fn patterns(section: &mut Section<'_>, key: &str) -> Result<Option<Vec<KeyPattern>>, ConfigError> {
+    let path = section.path(key);
+    let Some(texts) = section.list_if_there(key)? else { return Ok(None) };
+    let patterns: Result<_, PolicyError> = texts.iter().map(|text| text.parse()).collect();
+    patterns.map(Some).map_err(|why| ConfigError::Policy { key: path, why })
+}
+
+fn networks(section: &mut Section<'_>, key: &str) -> Result<Option<Networks>, ConfigError> {
+    let path = section.path(key);
+    let Some(texts) = section.list_if_there(key)? else { return Ok(None) };
+    Networks::parse(&texts).map(Some).map_err(|why| ConfigError::Policy { key: path, why })
+}
+
+fn choices(section: &mut Section<'_>, key: &str) -> Result<BTreeMap<String, Choice>, ConfigError> {
+    let path = section.path(key);
+    let Value::Object(map) = section.take_map(key)? else { return Ok(BTreeMap::new()) };
+    let mut values = Section { name: &path, keys: map };
+    let keys: Vec<_> = values.keys.keys().cloned().collect();
+    keys.into_iter().map(|key| Ok((key.clone(), Choice::new(values.list(&key)?)))).collect()
+}
+
+fn count(section: &mut Section<'_>, key: &str) -> Result<Option<u32>, ConfigError> {
+    let value = section.take(key);
+    if value.is_null() {
+        return Ok(None);
+    }
+    let count = value.as_u64().and_then(|count| u32::try_from(count).ok());
+    count.map(Some).ok_or_else(|| wrong(&section.path(key), "a whole number, 0 or more", &value))
+}

@@ -1,0 +1,146 @@
+//! One map of the cloud-config: its keys are taken out one by one, so that the unknown ones are left.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde_json::{Map, Value};
+
+use super::ConfigError;
+
+/// One map of the file, from which each known key is taken out once.
+pub(super) struct Section<'a> {
+    pub(super) name: &'a str,
+    pub(super) keys: Map<String, Value>,
+}
+
+impl<'a> Section<'a> {
+    pub(super) fn of(name: &'a str, value: &Value) -> Result<Self, ConfigError> {
+        match value {
+            Value::Null => Ok(Self { name, keys: Map::new() }),
+            Value::Object(keys) => Ok(Self { name, keys: keys.clone() }),
+            other => Err(wrong(if name.is_empty() { "the text" } else { name }, "a map of keys", other)),
+        }
+    }
+
+    pub(super) fn section(&mut self, key: &'a str) -> Result<Self, ConfigError> {
+        Self::of(key, &self.take(key))
+    }
+
+    /// A section of a section, whose whole name is given.
+    pub(super) fn section_of(&mut self, key: &str, name: &'a str) -> Result<Self, ConfigError> {
+        Self::of(name, &self.take(key))
+    }
+
+    /// A key that is absent and one without a value are the same, as for the reference's parser.
+    pub(super) fn take(&mut self, key: &str) -> Value {
+        self.keys.remove(key).unwrap_or_default()
+    }
+
+    pub(super) fn path(&self, key: &str) -> String {
+        if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) }
+    }
+
+    pub(super) fn text(&mut self, key: &str) -> Result<String, ConfigError> {
+        match self.take(key) {
+            Value::Null => Ok(String::new()),
+            Value::String(text) => Ok(text),
+            other => Err(wrong(&self.path(key), "a text", &other)),
+        }
+    }
+
+    pub(super) fn flag(&mut self, key: &str) -> Result<Option<bool>, ConfigError> {
+        match self.take(key) {
+            Value::Null => Ok(None),
+            Value::Bool(flag) => Ok(Some(flag)),
+            other => Err(wrong(&self.path(key), "true or false", &other)),
+        }
+    }
+
+    /// A key that has this one value, or none.
+    pub(super) fn word(&mut self, key: &str, word: &'static str) -> Result<bool, ConfigError> {
+        match self.take(key) {
+            Value::Null => Ok(false),
+            Value::String(text) if text == word => Ok(true),
+            Value::String(text) => Err(ConfigError::Word { key: self.path(key), word, found: text }),
+            other => Err(wrong(&self.path(key), "a text", &other)),
+        }
+    }
+
+    /// Whole seconds; not positive is the default, as for the reference (`HyperShift` writes 0).
+    pub(super) fn seconds(&mut self, key: &str, default: Duration) -> Result<Duration, ConfigError> {
+        let value = self.take(key);
+        if value.is_null() {
+            return Ok(default);
+        }
+        let seconds = value.as_i64().ok_or_else(|| wrong(&self.path(key), "whole seconds", &value))?;
+        Ok(u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map_or(default, Duration::from_secs))
+    }
+
+    /// Whole seconds; not positive is never.
+    pub(super) fn seconds_or_never(
+        &mut self,
+        key: &str,
+        default: Duration,
+    ) -> Result<Option<Duration>, ConfigError> {
+        let never = self.keys.get(key).and_then(Value::as_i64).is_some_and(|seconds| seconds <= 0);
+        let seconds = self.seconds(key, default)?;
+        Ok((!never).then_some(seconds))
+    }
+
+    pub(super) fn list(&mut self, key: &str) -> Result<Vec<String>, ConfigError> {
+        Ok(self.list_if_there(key)?.unwrap_or_default())
+    }
+
+    /// Where a list that is empty says another thing than none.
+    pub(super) fn list_if_there(&mut self, key: &str) -> Result<Option<Vec<String>>, ConfigError> {
+        let items = match self.take(key) {
+            Value::Null => return Ok(None),
+            Value::Array(items) => items,
+            other => return Err(wrong(&self.path(key), "a list of texts", &other)),
+        };
+        let texts = items.into_iter().map(|item| match item {
+            Value::String(text) => Ok(text),
+            other => Err(wrong(&self.path(key), "a list of texts", &other)),
+        });
+        texts.collect::<Result<_, _>>().map(Some)
+    }
+
+    /// A map, whatever its values are; null where there is none.
+    pub(super) fn take_map(&mut self, key: &str) -> Result<Value, ConfigError> {
+        match self.take(key) {
+            map @ (Value::Null | Value::Object(_)) => Ok(map),
+            other => Err(wrong(&self.path(key), "a map of lists", &other)),
+        }
+    }
+
+    pub(super) fn texts(&mut self, key: &str) -> Result<BTreeMap<String, String>, ConfigError> {
+        let map = match self.take(key) {
+            Value::Null => return Ok(BTreeMap::new()),
+            Value::Object(map) => map,
+            other => return Err(wrong(&self.path(key), "a map of texts", &other)),
+        };
+        map.into_iter()
+            .map(|(name, value)| match value {
+                Value::String(text) => Ok((name, text)),
+                other => Err(wrong(&format!("{}.{name}", self.path(key)), "a text (quote it)", &other)),
+            })
+            .collect()
+    }
+
+    /// The keys that nobody took.
+    pub(super) fn left(self) -> Vec<String> {
+        let prefix = if self.name.is_empty() { String::new() } else { format!("{}.", self.name) };
+        self.keys.into_iter().map(|(key, _)| format!("{prefix}{key}")).collect()
+    }
+}
+
+pub(super) fn wrong(key: &str, wanted: &'static str, found: &Value) -> ConfigError {
+    let found = match found {
+        Value::Null => "empty",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a map",
+    };
+    ConfigError::Type { key: key.to_owned(), wanted, found }
+}

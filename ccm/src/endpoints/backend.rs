@@ -13,19 +13,13 @@ use crate::{
     },
     nodes::{
         address::AddressPolicy,
+        backends::exclusion_by,
         recognise::{Identity, doubt, identify},
     },
     wire::{endpoint_slice::Conditions, ip_family::Family},
 };
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-
-/// Label of a Node that load balancers leave out (k8s.io/api, `LabelNodeExcludeBalancers`).
-const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
-/// Taint of a Node that the cluster autoscaler is about to remove (k8s.io/cloud-provider, `ToBeDeletedTaint`).
-const TO_BE_DELETED_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
-/// What Go's `strconv.ParseBool` reads as false: with any other value the label excludes, as in the framework.
-const FALSE: [&str; 6] = ["0", "f", "F", "false", "False", "FALSE"];
 
 /// A Node of the guest, as far as load balancers go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,15 +53,12 @@ pub struct Backend {
 
 impl From<&GuestNode> for Member {
     fn from(node: &GuestNode) -> Self {
-        let label = node.labels.get(EXCLUDE_LABEL);
         let internal = node.addresses.iter().filter(|address| address.kind == INTERNAL_IP);
         let internal = internal.filter_map(|address| address.address.parse().ok());
         Self {
             claims: node.claims.clone(),
             addresses: node.provided.iter().copied().chain(internal).collect(),
-            excluded: node.deleting
-                || label.is_some_and(|value| !FALSE.contains(&value.as_str()))
-                || node.has_taint(TO_BE_DELETED_TAINT)
+            excluded: exclusion_by(node.deleting, Some(&node.labels), &node.taints).is_some()
                 // Nothing serves node ports there yet.
                 || node.is_uninitialized(),
         }

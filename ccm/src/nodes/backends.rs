@@ -29,8 +29,17 @@ pub type NodeSet = BTreeMap<String, String>;
 
 /// Why this Node takes no traffic; `None` = it does.
 pub fn exclusion(metadata: &ObjectMeta, taints: &[Taint]) -> Option<Exclusion> {
-    let excluded = metadata.labels.as_ref().and_then(|labels| labels.get(EXCLUDE_LABEL));
-    if metadata.deletion_timestamp.is_some() {
+    exclusion_by(metadata.deletion_timestamp.is_some(), metadata.labels.as_ref(), taints)
+}
+
+/// The same of a Node of which only these are known.
+pub fn exclusion_by(
+    deleting: bool,
+    labels: Option<&BTreeMap<String, String>>,
+    taints: &[Taint],
+) -> Option<Exclusion> {
+    let excluded = labels.and_then(|labels| labels.get(EXCLUDE_LABEL));
+    if deleting {
         Some(Exclusion::Deleting)
     } else if excluded.is_some_and(|value| !FALSE_WORDS.contains(&value.as_str())) {
         Some(Exclusion::Label)

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     guest::nodes::WireNode,
     infra::machines::{Interface, Vm, VmiConditions},
+    nodes::backends::{AUTOSCALER_TAINT, EXCLUDE_LABEL},
     wire::system_uuid::SystemUuid,
 };
 use rstest::rstest;
@@ -52,7 +53,7 @@ fn found(members: &[Member], vmis: Vec<Vmi>) -> Vec<Backend> {
 #[case(json!({"metadata": {"labels": {EXCLUDE_LABEL: "no"}}}), true)]
 #[case(json!({"metadata": {"labels": {EXCLUDE_LABEL: "false"}}}), false)]
 #[case(json!({"metadata": {"deletionTimestamp": "2026-11-21T00:00:10Z"}}), true)]
-#[case(json!({"spec": {"taints": [{"key": TO_BE_DELETED_TAINT, "effect": "NoSchedule"}]}}), true)]
+#[case(json!({"spec": {"taints": [{"key": AUTOSCALER_TAINT, "effect": "NoSchedule"}]}}), true)]
 #[case(json!({"spec": {"taints": [{"key": "node.cloudprovider.kubernetes.io/uninitialized", "effect": "NoSchedule"}]}}), true)]
 #[case(json!({"spec": {"taints": [{"key": "other", "effect": "NoSchedule"}]}}), false)]
 #[case(json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}), false)]

@@ -1,4 +1,4 @@
-//! The infra cluster's storage as its users see it: the classes of one provisioner, and their StorageProfiles for CDI.
+//! The infra cluster's storage as its users see it: the classes of one provisioner, and their `StorageProfiles` for CDI.
 //!
 //! The provisioner itself is `simulator`'s.
 

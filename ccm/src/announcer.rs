@@ -198,7 +198,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_event_waits_for_what_is_urgent_but_not_for_long() {
         let api = FakeApi::default();
-        let sink = EventSink::start(GuestCluster { client: api.client() }, "test", &Tasks::default());
+        let sink = EventSink::start(GuestCluster::over(api.client()), "test", &Tasks::default());
         let urgent = [sink.urgent(), sink.urgent()];
         let about = ObjectReference { name: Some("web".to_owned()), ..ObjectReference::default() };
         for reason in ["First", "Second"] {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// The longest one call may take: an API server that needs longer for one object is not serving.
-pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
+pub use cluster::{CALL_DEADLINE, is_absent, status_code};
+use kube::Resource;
 
 /// A call that failed; nothing is known from it.
 #[derive(Debug, thiserror::Error)]
@@ -38,35 +38,23 @@ impl CallError {
         self.code() == Some(409)
     }
 
-    /// Whether the API says that there is no such thing; what a proxy says looks the same.
+    /// Whether the answer was a 404, which proves nothing by itself: a proxy's page is one too.
     pub fn is_not_found(&self) -> bool {
         self.code() == Some(404)
     }
 
-    /// Whether the API says of this very object that it does not exist. A 404 of a proxy, or of an API that is not served,
-    /// says nothing about an object.
-    pub fn proves_absence_of(&self, name: &str) -> bool {
+    /// Whether the API server says that the `K` of this name does not exist.
+    pub fn proves_absence_of<K: Resource<DynamicType = ()>>(&self, name: &str) -> bool {
         let Self::Failed { source, .. } = self else { return false };
-        proves_absence(source, name)
+        is_absent::<K>(source, name)
     }
 
     fn code(&self) -> Option<u16> {
         match self {
-            Self::Failed { source, .. } => status_code(source),
+            Self::Failed { source, .. } => cluster::status_code(source),
             Self::TimedOut { .. } => None,
         }
     }
-}
-
-/// Whether the API says of this very object that it does not exist, see [`CallError::proves_absence_of`].
-pub fn proves_absence(error: &kube::Error, name: &str) -> bool {
-    let kube::Error::Api(status) = error else { return false };
-    status.code == 404 && status.details.as_ref().is_some_and(|details| details.name == name)
-}
-
-/// The HTTP status code of an API server's refusal.
-pub fn status_code(error: &kube::Error) -> Option<u16> {
-    if let kube::Error::Api(status) = error { Some(status.code) } else { None }
 }
 
 /// Makes a call that may take [`CALL_DEADLINE`]; `what` is said when it fails.
@@ -93,7 +81,7 @@ pub async fn call_within<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rstest::rstest;
+    use k8s_openapi::api::core::v1::Node;
     use serde_json::json;
 
     fn answer(value: serde_json::Value) -> CallError {
@@ -101,19 +89,16 @@ mod tests {
         CallError::Failed { what: "get x".into(), source: Box::new(kube::Error::Api(status.boxed())) }
     }
 
-    #[rstest]
-    #[case(json!({"code": 404, "details": {"name": "vm-1", "kind": "virtualmachines"}}), true)]
-    #[case(json!({"code": 404, "details": {"name": "vm-2"}}), false)]
-    #[case(json!({"code": 404, "message": "404 page not found"}), false)]
-    #[case(json!({"code": 404, "details": {}}), false)]
-    #[case(json!({"code": 403, "details": {"name": "vm-1"}}), false)]
-    #[case(json!({"code": 410, "details": {"name": "vm-1"}}), false)]
-    #[case(json!({"code": 500, "details": {"name": "vm-1"}}), false)]
-    fn only_a_404_about_the_object_proves_its_absence(
-        #[case] status: serde_json::Value,
-        #[case] proved: bool,
-    ) {
-        assert_eq!(answer(status).proves_absence_of("vm-1"), proved);
+    #[test]
+    fn only_the_api_server_s_answer_about_the_object_proves_its_absence() {
+        let about =
+            |kind: &str| json!({"code": 404, "reason": "NotFound", "details": {"name": "w1", "kind": kind}});
+        assert!(answer(about("nodes")).proves_absence_of::<Node>("w1"));
+        assert!(!answer(about("nodes")).proves_absence_of::<Node>("w2"));
+        assert!(!answer(about("pods")).proves_absence_of::<Node>("w1"));
+        assert!(
+            !answer(json!({"code": 404, "message": "404 page not found"})).proves_absence_of::<Node>("w1")
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -121,6 +106,6 @@ mod tests {
         let error =
             call(|| "get x".into(), std::future::pending::<Result<(), kube::Error>>()).await.unwrap_err();
         assert_eq!(error.to_string(), "get x got no answer within 10 s");
-        assert!(!error.proves_absence_of("x") && !error.is_forbidden() && !error.is_conflict());
+        assert!(!error.proves_absence_of::<Node>("x") && !error.is_forbidden() && !error.is_conflict());
     }
 }

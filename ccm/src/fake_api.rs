@@ -55,8 +55,9 @@ impl FakeApi {
 }
 
 fn absent(path: &str) -> (u16, Value) {
-    let name = path.rsplit('/').next().unwrap_or_default();
-    failure(404, "NotFound", &json!({"name": name}))
+    let mut parts = path.rsplit('/');
+    let (name, kind) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    failure(404, "NotFound", &json!({"name": name, "kind": kind}))
 }
 
 /// An answer that says no.

@@ -127,7 +127,8 @@ async fn serve(flags: Flags, shutdown: Shutdown) -> Result<()> {
     ProcessMetrics::register(&mut registry, METRICS_PREFIX, VERSION);
     let calls = CallMetrics::default();
     calls.register(&mut registry);
-    let guest = GuestCluster::open(path(&flags.kubeconfig), &flags.master, calls.clone()).await;
+    let guest =
+        GuestCluster::open("--kubeconfig", path(&flags.kubeconfig), &flags.master, calls.clone()).await;
     let guest = guest.context("--kubeconfig")?;
     let infra = InfraCluster::open(config.kubeconfig.clone(), &config.namespace, calls).await;
     let clusters = Clusters { guest, infra: infra.context("kubeconfig of the cloud-config")? };
@@ -347,7 +348,8 @@ fn identity(flags: &Flags, config: &CloudConfig) -> Identity {
 /// `--cleanup`.
 async fn clean_up(flags: &Flags, config: CloudConfig) -> Result<()> {
     let calls = CallMetrics::default();
-    let guest = GuestCluster::open(path(&flags.kubeconfig), &flags.master, calls.clone()).await;
+    let guest =
+        GuestCluster::open("--kubeconfig", path(&flags.kubeconfig), &flags.master, calls.clone()).await;
     let infra = InfraCluster::open(config.kubeconfig.clone(), &config.namespace, calls).await;
     let leader = &flags.leader;
     let cleanup = Cleanup {

@@ -4,8 +4,8 @@
 #[cfg(test)]
 mod docs;
 mod flags;
-mod guest_node;
 mod methods;
+mod node_identity;
 mod rights;
 mod roles;
 
@@ -27,7 +27,7 @@ use crate::roles::Roles;
 
 /// The crates whose debug lines `--v=4` and `--v=5` show.
 const OWN_CRATES: &[&str] =
-    &["kubevirt_csi_driver", "controller", "node", "csi_call", "infra", "tenant", "serving"];
+    &["kubevirt_csi_driver", "controller", "node", "csi_call", "infra", "cluster", "serving"];
 
 /// The first word of every metric of this program.
 const METRICS_PREFIX: &str = "kubevirt_csi";

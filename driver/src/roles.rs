@@ -14,12 +14,11 @@ use node::Node;
 use prometheus_client::registry::Registry;
 use serving::shutdown::DRAIN_BOUND;
 use serving::{Endpoint, Tasks, Wedged};
-use tenant::{Credentials, Tenant};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::flags::{Flags, path};
-use crate::guest_node::OwnNode;
+use crate::node_identity::OwnNode;
 use crate::rights;
 
 /// The driver's name in guest objects (`CSIDriver`, `StorageClass`): the reference's, or its volumes would not be ours.
@@ -158,8 +157,7 @@ async fn controller(
 }
 
 async fn node(flags: &Flags) -> Result<Node<OwnNode>> {
-    let credentials = Credentials::load(path(&flags.tenant_cluster_kubeconfig).as_deref()).await?;
-    let source = OwnNode { tenant: Tenant::new(credentials), name: flags.node_name.clone() };
+    let source = OwnNode::open(path(&flags.tenant_cluster_kubeconfig), flags.node_name.clone()).await?;
     let mut settings = node::NodeSettings {
         allow_format_nonzero: flags.allow_format_nonzero,
         ..node::NodeSettings::default()

@@ -7,9 +7,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use cluster::Error;
 use tokio::time::Instant;
-
-use crate::error::Error;
 
 type Answer<T> = Result<Arc<T>, Error>;
 

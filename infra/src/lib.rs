@@ -10,29 +10,32 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 
-mod call;
 mod census;
 mod claim;
+mod claims;
 mod coalesce;
-mod connection;
 mod data_volume;
-mod error;
+mod hotplug;
 mod infra;
 mod machine;
 mod machine_looks;
+mod metrics;
 mod object;
 mod quantity;
+mod reader;
 mod rights;
 mod tenant_guard;
 mod vmi_watch;
+mod volumes;
 mod wait;
 
-pub use call::{CALL_DEADLINE, MAX_RETRY_AFTER};
+pub use cluster::{CALL_DEADLINE, Class, Error, Failure, MAX_RETRY_AFTER, Right, Rights};
+
 pub use census::Census;
 pub use claim::{Claim, PatchOp, annotation_path, label_path};
 pub use data_volume::{Condition, DataVolume, DataVolumeSource, KEEP_AFTER_COMPLETION, NewDataVolume};
-pub use error::{Class, ConnectError, Error, Failure};
-pub use infra::{HotplugDisk, Infra, Settings};
+pub use hotplug::HotplugDisk;
+pub use infra::{ConnectError, Infra, Settings};
 pub use machine::{
     RunStrategy, VirtualMachine, VirtualMachineInstance, VmiPhase, Volume, VolumePhase, VolumeRequest,
     VolumeSource, VolumeStatus,
@@ -40,6 +43,6 @@ pub use machine::{
 pub use machine_looks::{Looked, MachineLooks};
 pub use object::{Metadata, ObjectName, is_dns_label};
 pub use quantity::parse_quantity;
-pub use rights::{REQUIRED_RIGHTS, Right, Rights, WATCH_INSTANCES};
+pub use rights::{REQUIRED_RIGHTS, WATCH_INSTANCES};
 pub use tenant_guard::{Foreign, GuardError, Guarded, MAX_PREFIX_LENGTH, Owned, TenantGuard};
 pub use wait::VmiWait;

@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
+use cluster::Error;
 use tokio::time::Instant;
 
 use crate::{
     coalesce::{Coalesced, CoalescedBy},
-    error::Error,
-    infra::Reader,
     machine::{VirtualMachine, VirtualMachineInstance},
     object::ObjectName,
+    reader::Reader,
 };
 
 /// What a look gave, and when it began.

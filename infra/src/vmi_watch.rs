@@ -3,11 +3,12 @@
 
 use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
 
+use cluster::Error;
 use futures::{Stream, TryStreamExt};
 use kube::core::WatchEvent;
 use tokio::time::{Instant, sleep_until};
 
-use crate::{error::Error, infra::Reader, machine::VirtualMachineInstance, object::ObjectName};
+use crate::{machine::VirtualMachineInstance, object::ObjectName, reader::Reader};
 
 /// How long one watch lasts; then the poller looks afresh, which also ends a connection that died without a word.
 const LASTING: Duration = Duration::from_secs(30);

@@ -14,17 +14,17 @@ use std::{
     time::Duration,
 };
 
+use cluster::{Class, Error};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
 
 use crate::{
-    error::{Class, Error},
-    infra::Reader,
     machine::VirtualMachineInstance,
     machine_looks::Looks,
     object::ObjectName,
+    reader::Reader,
     vmi_watch::{State as Seen, VmiWatch},
 };
 

@@ -47,10 +47,17 @@ impl Api {
             async move {
                 let (parts, body) = request.into_parts();
                 let accept = parts.headers["accept"].to_str().unwrap().to_owned();
-                let content = parts.headers["content-type"].to_str().unwrap();
-                let call = format!("{} {} [{content}]", parts.method, parts.uri);
-                let object = parts.uri.path().split('/').next_back().unwrap();
-                let absent = json!({"kind": "Status", "code": 404, "details": {"name": object}}).to_string();
+                let content = parts.headers.get("content-type").map(|content| content.to_str().unwrap());
+                let content = content.map(|content| format!(" [{content}]")).unwrap_or_default();
+                // Without the question mark of a query that is empty or follows.
+                let uri = parts.uri.to_string().replace("?&", "?");
+                let call = format!("{} {}{content}", parts.method, uri.trim_end_matches('?'));
+                let [.., kind, object] = parts.uri.path().split('/').collect::<Vec<_>>()[..] else {
+                    panic!()
+                };
+                let absent = json!({"kind": "Status", "code": 404, "reason": "NotFound",
+                    "details": {"name": object, "kind": kind}})
+                .to_string();
                 let body = body.collect_bytes().await.unwrap().to_vec();
                 api.calls.lock().unwrap().push((call, accept, body));
                 let missing = || Response::builder().status(404).body(absent.clone().into_bytes()).unwrap();
@@ -161,9 +168,9 @@ async fn lists_are_read_page_by_page() {
     assert_eq!(
         api.calls(),
         [
-            format!("{path}/virtualmachineinstances?limit=100 [application/json]"),
-            format!("{path}/virtualmachineinstances?limit=100&continue=to%2Fken%3D [application/json]"),
-            format!("{path}/virtualmachines?limit=100 [application/json]"),
+            format!("{path}/virtualmachineinstances?limit=100"),
+            format!("{path}/virtualmachineinstances?limit=100&continue=to%2Fken%3D"),
+            format!("{path}/virtualmachines?limit=100"),
         ]
     );
 }
@@ -212,10 +219,19 @@ async fn errors_keep_code_and_words_also_of_a_proxy() {
 }
 
 #[tokio::test]
-async fn a_404_of_who_does_not_serve_the_api_is_not_absence() {
-    let api = Api::default().then(404, &[], &json!("404 page not found"));
-    let error = vm(&api.infra()).await.unwrap_err();
-    assert_eq!(error.class(), Class::Server);
+async fn a_404_that_does_not_prove_absence_is_a_failure() {
+    let proof = |name: &str, kind: &str, reason: &str| json!({"kind": "Status", "code": 404, "reason": reason, "details": {"name": name, "kind": kind}});
+    let api = Api::default()
+        .then(404, &[], &json!("404 page not found"))
+        .then_text(404, "<html><body>404 Not Found</body></html>".into())
+        .then(404, &[], &proof("vm2", "virtualmachines", "NotFound"))
+        .then(404, &[], &proof("vm1", "nodes", "NotFound"))
+        .then(404, &[], &proof("vm1", "virtualmachines", ""));
+    let infra = api.infra();
+    for _ in 0..5 {
+        assert_eq!(vm(&infra).await.unwrap_err().class(), Class::Server);
+    }
+    assert!(vm(&infra).await.unwrap().is_none(), "the API server says so itself");
 }
 
 #[tokio::test]
@@ -276,8 +292,8 @@ async fn the_poller_gets_one_vmi_lists_several_and_stops_with_its_waiters() {
     assert_eq!(a.next().await.unwrap_err().class(), Class::Server);
     drop(a);
     let calls = api.calls();
-    assert!(calls[0].contains("virtualmachineinstances/a "));
-    assert!(calls[1].contains("virtualmachineinstances?limit=100 "));
+    assert!(calls[0].contains("virtualmachineinstances/a"));
+    assert!(calls[1].contains("virtualmachineinstances?limit=100"));
     assert!(calls.iter().all(|call| !call.contains("resourceVersion") && !call.contains("watch")));
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert_eq!(api.calls().len(), calls.len(), "nobody waits, nothing is called");
@@ -315,7 +331,7 @@ async fn where_watching_is_granted_one_call_shows_what_there_is_and_what_changes
         }
     }
     let calls = api.calls();
-    assert!(calls[0].contains("watch=true&sendInitialEvents=true"), "{calls:?}");
+    assert!(calls[0].contains("watch=true&") && calls[0].contains("sendInitialEvents=true"), "{calls:?}");
     assert!(calls[0].contains("fieldSelector=metadata.name%3Da"), "{calls:?}");
 }
 

@@ -50,7 +50,7 @@ impl SliceCalls {
 
     /// The Service as it is now; `None` = there is none.
     pub(crate) async fn service(&self, name: &str) -> Result<Option<InfraService>, CallError> {
-        call(|| format!("get service {name}"), self.services.get_opt(name)).await
+        call(|| format!("get service {name}"), cluster::get(&self.services, name)).await
     }
 
     /// All slices of a Service as they are now.
@@ -63,7 +63,7 @@ impl SliceCalls {
     /// One slice as it is now, whosever it is.
     pub(crate) async fn slice(&self, name: &str) -> Result<Option<InfraSlice>, CallError> {
         let what = || format!("get endpointslice {name}");
-        Ok(call(what, self.slices.get_opt(name)).await?.map(InfraSlice::from))
+        Ok(call(what, cluster::get(&self.slices, name)).await?.map(InfraSlice::from))
     }
 
     pub(crate) async fn create(&self, name: &str, object: &Value) -> Result<Answer<InfraSlice>, CallError> {

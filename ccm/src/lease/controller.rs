@@ -70,7 +70,7 @@ impl Lease {
         if timing.lease <= timing.renew || timing.renew <= timing.retry || timing.retry.is_zero() {
             return Err(LeaseError::Timing);
         }
-        let api = Api::namespaced(guest.client.clone(), namespace);
+        let api = Api::namespaced(guest.lease_client.clone(), namespace);
         Ok(Self { api, name: name.to_owned(), me, timing, seen: None })
     }
 
@@ -96,7 +96,7 @@ impl Lease {
     /// One look, and one write if it is to be ours; true when it is.
     async fn attempt(&mut self) -> Result<bool, kube::Error> {
         let now = Instant::now();
-        let object = self.api.get_opt(&self.name).await?;
+        let object = cluster::get(&self.api, &self.name).await?;
         let version = |object: &Object| object.metadata.resource_version.clone();
         self.seen = match (object, self.seen.take()) {
             (None, _) => None,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     access::{GuestCluster, InfraCluster},
-    call::{CallError, call, proves_absence},
+    call::{CallError, call, is_absent},
     guest::services::{FINALIZER, GuestService},
     infra::mirrors::{FIELD_MANAGER, InfraService},
 };
@@ -64,7 +64,7 @@ impl Services {
     /// The guest Service as it is now; absent also when it is another of the same name.
     pub(crate) async fn guest_now(&self, guest: &GuestService) -> Result<Answer<GuestService>, kube::Error> {
         let name = guest.metadata.name.as_deref().unwrap_or_default();
-        Ok(match self.guests(guest).get_opt(name).await? {
+        Ok(match cluster::get(&self.guests(guest), name).await? {
             Some(now) if now.metadata.uid == guest.metadata.uid => Answer::Done(now),
             _ => Answer::Absent,
         })
@@ -142,7 +142,7 @@ impl Services {
         let api: Api<GuestService> = Api::namespaced(self.guest.clone(), namespace);
         match call(|| "reading a service of the guest".to_owned(), api.get(name)).await {
             Ok(service) => Ok(Some(service)),
-            Err(error) if error.proves_absence_of(name) => Ok(None),
+            Err(error) if error.proves_absence_of::<GuestService>(name) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -158,7 +158,7 @@ impl Services {
             self.whole.get(name, &kube::api::GetParams::default()).map_err(kube::Error::BuildRequest)?;
         let whole: Value = match self.infra.request(request).await {
             Ok(whole) => whole,
-            Err(error) if proves_absence(&error, name) => return Ok(None),
+            Err(error) if is_absent::<InfraService>(&error, name) => return Ok(None),
             Err(error) => return Err(error),
         };
         let read = serde_json::from_value(whole.clone()).map_err(kube::Error::SerdeError)?;
@@ -232,7 +232,7 @@ mod tests {
 
     fn services(api: &FakeApi) -> Services {
         let infra = InfraCluster { client: api.client(), namespace: "hcp".to_owned() };
-        Services::new(&GuestCluster { client: api.client() }, &infra)
+        Services::new(&GuestCluster::over(api.client()), &infra)
     }
 
     #[rstest]
@@ -264,7 +264,8 @@ mod tests {
     }
 
     #[rstest]
-    #[case::of_it(json!({"name": "a"}), true)]
+    #[case::of_it(json!({"name": "a", "kind": "services"}), true)]
+    #[case::of_another_kind(json!({"name": "a", "kind": "pods"}), false)]
     #[case::of_a_proxy(json!({}), false)]
     #[tokio::test]
     async fn only_a_404_about_the_infra_service_proves_its_absence(

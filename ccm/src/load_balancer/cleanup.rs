@@ -104,7 +104,7 @@ impl Cleanup {
     async fn no_manager_acts(&self, guest: &GuestCluster) -> Result<()> {
         let (namespace, name) = &self.lease;
         let api: Api<Lease> = Api::namespaced(guest.client.clone(), namespace);
-        let Some(first) = api.get_opt(name).await.context("reading the lease")? else { return Ok(()) };
+        let Some(first) = cluster::get(&api, name).await.context("reading the lease")? else { return Ok(()) };
         let spec = first.spec.unwrap_or_default();
         let holder = spec.holder_identity.unwrap_or_default();
         if holder.is_empty() {
@@ -116,7 +116,7 @@ impl Cleanup {
         let began = Instant::now();
         while began.elapsed() < respected {
             sleep(LOOK).await;
-            let now = api.get_opt(name).await.context("reading the lease")?;
+            let now = cluster::get(&api, name).await.context("reading the lease")?;
             if now.is_some_and(|now| now.metadata.resource_version != first.metadata.resource_version) {
                 bail!(
                     "a cloud controller manager of this guest runs ({holder} renews lease {namespace}/{name}) and would make \

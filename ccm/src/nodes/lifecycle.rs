@@ -5,6 +5,7 @@ pub mod plan;
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 
 use crate::{
@@ -95,7 +96,7 @@ impl Lifecycle {
                 tracing::info!(node = name, provider_id = node.claims.provider_id, "deleted: its VM is gone");
                 Ok(())
             }
-            Err(error) if error.proves_absence_of(name) => Ok(()),
+            Err(error) if error.proves_absence_of::<Node>(name) => Ok(()),
             Err(error) => {
                 if !error.is_conflict() {
                     let message = format!("Unable to delete node {name}: {}", chain(&error));

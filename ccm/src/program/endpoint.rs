@@ -40,8 +40,10 @@ pub(crate) async fn bind(
         allowed: serving.authorization_webhook_cache_authorized_ttl,
         denied: serving.authorization_webhook_cache_unauthorized_ttl,
     };
-    let authentication = reviewer(&serving.authentication_kubeconfig, clusters).await?;
-    let authorization = reviewer(&serving.authorization_kubeconfig, clusters).await?;
+    let (by, of) = ("--authentication-kubeconfig", &serving.authentication_kubeconfig);
+    let authentication = reviewer(by, of, clusters).await?;
+    let (by, of) = ("--authorization-kubeconfig", &serving.authorization_kubeconfig);
+    let authorization = reviewer(by, of, clusters).await?;
     let always = serving.authorization_always_allow_paths.clone();
     let trust = Trust::start(trust(serving, authentication.clone())?, tasks)?;
     let reviews = Reviews::new(trust, authentication, authorization, always, times);
@@ -61,10 +63,10 @@ pub(crate) async fn bind(
     Ok(SecureEndpoint::bind(address, &tls, reviews, metrics, shown, tasks).await?)
 }
 
-async fn reviewer(kubeconfig: &str, clusters: &Clusters) -> Result<kube::Client> {
+async fn reviewer(setting: &'static str, kubeconfig: &str, clusters: &Clusters) -> Result<kube::Client> {
     match path(kubeconfig) {
         None => Ok(clusters.guest.client.clone()),
-        file => Ok(GuestCluster::open(file, "", CallMetrics::default()).await?.client),
+        file => Ok(GuestCluster::open(setting, file, "", CallMetrics::default()).await?.client),
     }
 }
 

@@ -22,16 +22,16 @@ fn infra_error(code: u16) -> infra::Error {
         reason: String::new(),
         message,
         has_causes: false,
-        object: None,
+        proves_absence: false,
         retry_after: None,
     };
-    infra::Error { verb: "get", resource: "datavolumes", name: None, failure: Box::new(failure) }
+    infra::Error { verb: "get", resource: "datavolumes".into(), name: None, failure: Box::new(failure) }
 }
 
 fn lost() -> infra::Error {
     infra::Error {
         verb: "get",
-        resource: "datavolumes",
+        resource: "datavolumes".into(),
         name: None,
         failure: Box::new(Failure::Timeout(Duration::from_secs(1))),
     }

@@ -187,7 +187,7 @@ impl FakeInfra {
         let parts: Vec<_> = at.split('/').collect();
         match (method.as_str(), parts.as_slice()) {
             ("GET", [kind, name]) => {
-                self.get(kind, name).map_or_else(|| absent(name), |o| json_answer(200, &o))
+                self.get(kind, name).map_or_else(|| absent(kind, name), |o| json_answer(200, &o))
             }
             ("GET", [kind]) => {
                 let state = self.lock();
@@ -226,7 +226,7 @@ impl FakeInfra {
 
     fn delete(&self, name: &str, body: &Value) -> Response<Body> {
         match self.get(DATA_VOLUMES, name) {
-            None => absent(name),
+            None => absent(DATA_VOLUMES, name),
             Some(object) if object["metadata"]["uid"] != body["preconditions"]["uid"] => {
                 status(409, "uid differs")
             }
@@ -239,7 +239,7 @@ impl FakeInfra {
     }
 
     fn patch(&self, name: &str, ops: &Value) -> Response<Body> {
-        let Some(mut object) = self.get(CLAIMS, name) else { return absent(name) };
+        let Some(mut object) = self.get(CLAIMS, name) else { return absent(CLAIMS, name) };
         for op in ops.as_array().unwrap() {
             let path = op["path"].as_str().unwrap();
             let (parent, key) = path.rsplit_once('/').unwrap();
@@ -275,7 +275,7 @@ impl FakeInfra {
         tokio::time::sleep(self.work).await;
         let mut state = self.lock();
         state.hotplugs_under_way -= 1;
-        let Some(before) = before else { return absent(vm) };
+        let Some(before) = before else { return absent("virtualmachine", vm) };
         let adding = body.get("disk").is_some();
         let object = state.objects.get_mut(&(VMS.into(), vm.into())).unwrap();
         if *vm_volumes(object) != before {
@@ -345,11 +345,12 @@ fn json_answer(code: u16, value: &Value) -> Response<Body> {
 }
 
 /// An API server's answer about an object that does not exist.
-fn absent(name: &str) -> Response<Body> {
-    let details = json!({"name": name});
+fn absent(kind: &str, name: &str) -> Response<Body> {
+    let details = json!({"name": name, "kind": kind});
     json_answer(
         404,
-        &json!({"kind": "Status", "status": "Failure", "code": 404, "message": "not found", "details": details}),
+        &json!({"kind": "Status", "status": "Failure", "code": 404, "message": "not found", "reason": "NotFound",
+            "details": details}),
     )
 }
 

@@ -4,6 +4,10 @@
 //! Each module has one duty; `docs/explanation/bench.md` describes how they work together.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that panics there has failed"))]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the bench talks to its own API servers, with no proxy between"
+)]
 
 pub mod artifact;
 pub mod audit;

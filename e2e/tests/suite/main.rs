@@ -4,6 +4,11 @@
 //! They run under libtest's command line and under nextest (libtest-mimic). Ordinary tests share the bench, those that break
 //! something have it alone; what a test holds (faults, its turn) ends with its connection.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the tests talk to the bench's own API servers, with no proxy between"
+)]
+
 #[macro_use]
 mod trial;
 

@@ -62,7 +62,7 @@ impl InfraReads {
         let what = || format!("get {} {name}", K::Kept::RESOURCE);
         match call(what, self.api::<K>().get(name)).await {
             Ok(object) => Ok(Some(object.into())),
-            Err(error) if error.proves_absence_of(name) => Ok(None),
+            Err(error) if error.proves_absence_of::<K>(name) => Ok(None),
             Err(error) => Err(error),
         }
     }

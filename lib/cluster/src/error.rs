@@ -1,50 +1,25 @@
-//! What can go wrong with a call, in the infra's own words, and what kind of failure it is for a caller.
+//! How a call can fail, in the API server's own text, and what kind of failure that is for a caller.
 
 use std::{sync::Arc, time::Duration};
 
-/// The infra cluster cannot be reached with these settings; nothing was called.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// The kubeconfig is unreadable or wrong.
-    #[error("infra kubeconfig {path} is not usable")]
-    Kubeconfig {
-        /// Its path.
-        path: String,
-        /// Why.
-        #[source]
-        source: Box<kube::config::KubeconfigError>,
-    },
-    /// The kubeconfig file can't be read.
-    #[error("infra kubeconfig {path} can't be read")]
-    Read {
-        /// Its path.
-        path: String,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// No in-cluster service account.
-    #[error("no in-cluster configuration; run in a pod or pass --infra-cluster-kubeconfig")]
-    InCluster(#[source] kube::config::InClusterError),
-    /// The HTTP client can't be made.
-    #[error("the infra client can't be made")]
-    Client(#[source] Box<kube::Error>),
-    /// The namespace is missing or no legal name.
-    #[error("infra namespace {0:?} is not a namespace name; set --infra-cluster-namespace")]
-    Namespace(String),
-    /// Labels or prefix are wrong.
-    #[error(transparent)]
-    Guard(#[from] crate::GuardError),
-}
+use http::{StatusCode, header, response::Parts};
+use kube::core::Status;
+
+use crate::{absence::proves_absence, call::Call, chain};
+
+/// A proxy's page must not fill an event: the first characters are enough.
+const MAX_PLAIN_TEXT: usize = 300;
+/// The pause after a 429 that names none (client-go takes one second too).
+const DEFAULT_PAUSE: u64 = 1;
 
 /// A call that failed: which one, and how.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{verb} {resource}{}: {failure}", name.as_deref().map(|n| format!(" {n}")).unwrap_or_default())]
 pub struct Error {
-    /// `get`, `list`, `create`, `delete`, `patch` or `update`.
+    /// The verb, as in [`Call::verb`].
     pub verb: &'static str,
     /// Resource, with its subresource.
-    pub resource: &'static str,
+    pub resource: String,
     /// Object, where the call names one.
     pub name: Option<String>,
     /// How it failed.
@@ -54,7 +29,7 @@ pub struct Error {
 /// How a call failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
-    /// The infra API answered with an error; message and code are its own.
+    /// The API server answered with an error; message and code are its own.
     #[error("{message} ({code})")]
     Answer {
         /// HTTP status code.
@@ -65,19 +40,20 @@ pub enum Failure {
         message: String,
         /// Whether the answer lists field errors.
         has_causes: bool,
-        /// Name of the object that the answer is about; `None` where it is about none, as a proxy's or a missing API's.
-        object: Option<String>,
+        /// Whether it proves that the object of the call does not exist. A proxy's page, or the answer about an API that is
+        /// not served, does not.
+        proves_absence: bool,
         /// Pause that the API asked for.
         retry_after: Option<Duration>,
     },
     /// Not sent: the API asked for a pause that is not over.
-    #[error("the infra API asked to wait {} ms more", .0.as_millis())]
+    #[error("the API server asked to wait {} ms more", .0.as_millis())]
     Paused(Duration),
     /// No answer within the deadline; the call may have been carried out.
     #[error("no answer within {} s", .0.as_secs_f32())]
     Timeout(Duration),
     /// The connection failed; the call may have been carried out.
-    #[error("{0}")]
+    #[error("{}", chain(&**.0))]
     Transport(Arc<kube::Error>),
     /// The answer is not what the API promises.
     #[error("the answer can't be read: {0}")]
@@ -87,7 +63,7 @@ pub enum Failure {
 /// What a failure means for a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// 404 about this very object: it does not exist.
+    /// The API server says that this very object does not exist.
     NotFound,
     /// 409.
     Conflict,
@@ -117,13 +93,24 @@ const VALIDATION_MARKS: [&str; 4] = [" is invalid: ", "Invalid value", "Unsuppor
 const QUOTA_MARK: &str = "exceeded quota";
 
 impl Error {
+    pub(crate) fn of(call: &Call, failure: Failure) -> Self {
+        let Call { verb, resource, name, .. } = call.clone();
+        Self { verb, resource, name, failure: Box::new(failure) }
+    }
+
+    /// The same about the object `name`, of a call whose URL does not name it: a create.
+    #[must_use]
+    pub fn about(self, name: &str) -> Self {
+        Self { name: Some(name.to_owned()), ..self }
+    }
+
     /// The kind of failure.
     pub fn class(&self) -> Class {
         match &*self.failure {
-            Failure::Answer { code, object, .. } => match code {
+            Failure::Answer { code, proves_absence, .. } => match code {
                 401 => Class::Unauthorized,
                 403 => Class::Forbidden,
-                404 if object.is_some() && *object == self.name => Class::NotFound,
+                404 if *proves_absence => Class::NotFound,
                 409 => Class::Conflict,
                 422 => Class::Invalid,
                 429 => Class::Throttled,
@@ -160,6 +147,54 @@ impl Error {
     }
 }
 
+impl Failure {
+    /// The error of a non-2xx answer. Its body is a `Status`, or a proxy's text.
+    pub(crate) fn answer(call: &Call, parts: &Parts, body: &[u8]) -> Self {
+        let status = serde_json::from_slice::<Status>(body).unwrap_or_default();
+        let header = parts.headers.get(header::RETRY_AFTER);
+        let asked = header.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let message =
+            if status.message.is_empty() { plain_text(body, parts.status) } else { status.message.clone() };
+        Self::refusal(call, parts.status.as_u16(), Status { message, ..status }, asked)
+    }
+
+    /// The error of a typed call; pauses and credentials were taken care of below it.
+    pub(crate) fn of_kube(call: &Call, error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::refusal(call, status.code, *status, None),
+            kube::Error::Service(error) => match error.downcast::<Self>() {
+                Ok(failure) => *failure,
+                Err(error) => Self::Transport(Arc::new(kube::Error::Service(error))),
+            },
+            error => Self::Transport(Arc::new(error)),
+        }
+    }
+
+    /// `asked` is the pause of the answer's header, in seconds.
+    fn refusal(call: &Call, code: u16, status: Status, asked: Option<u64>) -> Self {
+        let details = status.details.as_ref();
+        let in_body =
+            details.map(|details| u64::from(details.retry_after_seconds)).filter(|seconds| *seconds > 0);
+        let seconds = asked.or(in_body).or((code == 429).then_some(DEFAULT_PAUSE));
+        Self::Answer {
+            code,
+            has_causes: details.is_some_and(|details| !details.causes.is_empty()),
+            proves_absence: call
+                .name
+                .as_ref()
+                .is_some_and(|name| proves_absence(code, &status, &call.resource, name)),
+            retry_after: seconds.filter(|_| matches!(code, 429 | 503)).map(Duration::from_secs),
+            reason: status.reason,
+            message: status.message,
+        }
+    }
+}
+
+fn plain_text(body: &[u8], status: StatusCode) -> String {
+    let text: String = String::from_utf8_lossy(body).trim().chars().take(MAX_PLAIN_TEXT).collect();
+    if text.is_empty() { status.canonical_reason().unwrap_or("no message").to_owned() } else { text }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,14 +203,14 @@ mod tests {
     fn answer(code: u16, message: &str) -> Error {
         Error {
             verb: "update",
-            resource: "virtualmachines/addvolume",
+            resource: "virtualmachines/addvolume".into(),
             name: Some("vm1".into()),
             failure: Box::new(Failure::Answer {
                 code,
                 reason: String::new(),
                 message: message.into(),
                 has_causes: false,
-                object: Some("vm1".into()),
+                proves_absence: code == 404,
                 retry_after: None,
             }),
         }
@@ -196,13 +231,11 @@ mod tests {
         assert_eq!(answer(code, "x").class(), class);
     }
 
-    #[rstest]
-    #[case(None)]
-    #[case(Some("other"))]
-    fn a_404_that_is_not_about_the_object_proves_no_absence(#[case] about: Option<&str>) {
+    #[test]
+    fn a_404_that_is_not_about_the_object_proves_no_absence() {
         let mut error = answer(404, "404 page not found");
-        let Failure::Answer { object, .. } = &mut *error.failure else { unreachable!() };
-        *object = about.map(str::to_owned);
+        let Failure::Answer { proves_absence, .. } = &mut *error.failure else { unreachable!() };
+        *proves_absence = false;
         assert_eq!(error.class(), Class::Server);
     }
 

@@ -1,0 +1,113 @@
+//! The metrics of the calls to both clusters.
+
+use std::{borrow::Cow, time::Duration};
+
+use cluster::{Call, Meter, Outcome};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+/// client-go's code of a request without an answer.
+const NO_CODE: &str = "<error>";
+/// Bounds of the time of a request, in seconds (client-go).
+const DURATION_BOUNDS: [f64; 12] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CallLabels {
+    cluster: &'static str,
+    verb: &'static str,
+    resource: String,
+    code: Cow<'static, str>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RequestLabels {
+    code: Cow<'static, str>,
+    method: String,
+    host: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DurationLabels {
+    verb: String,
+    host: String,
+}
+
+/// Counts the calls to both clusters: under names of our own, and under those of client-go (`k8s.io/component-base`,
+/// `restclient/metrics.go`).
+#[derive(Clone, Debug)]
+pub struct CallMetrics {
+    calls: Family<CallLabels, Counter>,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<DurationLabels, Histogram, fn() -> Histogram>,
+}
+
+impl Default for CallMetrics {
+    fn default() -> Self {
+        Self {
+            calls: Family::default(),
+            requests: Family::default(),
+            durations: Family::new_with_constructor(|| Histogram::new(DURATION_BOUNDS)),
+        }
+    }
+}
+
+impl CallMetrics {
+    /// Registers the counter.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "kubevirt_ccm_requests",
+            "Calls to the API servers, by cluster, verb, resource and HTTP code; the code is timeout or transport where \
+             none came",
+            self.calls.clone(),
+        );
+        registry.register(
+            "rest_client_requests",
+            "HTTP requests to the API servers, by status code, method and host; the code is <error> where no answer came",
+            self.requests.clone(),
+        );
+        registry.register_with_unit(
+            "rest_client_request_duration",
+            "Time until an API server answered; of a watch, until it was opened",
+            Unit::Seconds,
+            self.durations.clone(),
+        );
+    }
+
+    /// Counts the calls to `cluster`.
+    pub(super) fn of(self, cluster: &'static str) -> impl Meter {
+        OneCluster { cluster, metrics: self }
+    }
+
+    /// Counts a call that nobody made, so that the labels show.
+    #[cfg(test)]
+    pub(crate) fn sample(&self) {
+        let call = Call::of(&http::Request::get("/api/v1/services").body(()).expect("is a request"));
+        self.clone().of("guest").called(&call, "host", Outcome::Timeout, Duration::ZERO);
+    }
+}
+
+/// Counts the calls to one cluster.
+struct OneCluster {
+    cluster: &'static str,
+    metrics: CallMetrics,
+}
+
+impl Meter for OneCluster {
+    fn called(&self, call: &Call, host: &str, outcome: Outcome, time: Duration) {
+        let CallMetrics { calls, requests, durations } = &self.metrics;
+        let (host, method) = (host.to_owned(), call.method.to_string());
+        let duration = DurationLabels { verb: method.clone(), host: host.clone() };
+        durations.get_or_create(&duration).observe(time.as_secs_f64());
+        let code = match outcome {
+            Outcome::Answered(_) => outcome.label(),
+            Outcome::Timeout | Outcome::Transport => Cow::Borrowed(NO_CODE),
+        };
+        requests.get_or_create(&RequestLabels { code, method, host }).inc();
+        let (verb, resource) = (call.verb, call.resource.clone());
+        let labels = CallLabels { cluster: self.cluster, verb, resource, code: outcome.label() };
+        calls.get_or_create(&labels).inc();
+    }
+}

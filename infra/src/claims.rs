@@ -1,0 +1,32 @@
+//! Calls on claims: get and patch.
+
+use cluster::{Error, WhenPaused};
+use http::header;
+
+use crate::{
+    claim::{Claim, PatchOp},
+    infra::Infra,
+    object::ObjectName,
+    reader::{CLAIMS, accepting_all},
+};
+
+const JSON_PATCH: &str = "application/json-patch+json";
+
+impl Infra {
+    /// A claim, whoever it belongs to.
+    pub async fn claim(&self, name: &ObjectName) -> Result<Option<Claim>, Error> {
+        self.shared.reader.find(CLAIMS, name).await
+    }
+
+    /// Patches a claim of ours. The guard's labels are tested by the API itself, in the same patch: on a foreign claim, as
+    /// where a test of `ops` fails, the answer is 422 and nothing changed.
+    pub async fn patch_claim(&self, name: &ObjectName, ops: Vec<PatchOp>) -> Result<Claim, Error> {
+        let patch: Vec<_> = self.shared.guard.label_tests().into_iter().chain(ops).collect();
+        let body = serde_json::to_vec(&patch).expect("texts serialize");
+        let reader = &self.shared.reader;
+        let uri = format!("{}/{name}", reader.requests(CLAIMS).url_path);
+        let request = http::Request::patch(uri).header(header::CONTENT_TYPE, JSON_PATCH).body(body);
+        let request = accepting_all(request.map_err(kube::core::request::Error::BuildRequest));
+        reader.server.read(request, WhenPaused::Fail).await
+    }
+}

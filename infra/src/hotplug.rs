@@ -1,0 +1,57 @@
+//! The calls that plug a volume into a running VM and unplug it.
+
+use cluster::{Error, WhenPaused};
+use kube::api::PostParams;
+use serde_json::{Value, json};
+
+use crate::{
+    data_volume::DataVolume,
+    infra::Infra,
+    object::ObjectName,
+    reader::{VM_SUBRESOURCES, accepting_all},
+    tenant_guard::Owned,
+};
+
+/// A disk to plug.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HotplugDisk {
+    /// Serial that the guest sees.
+    pub serial: String,
+    /// `scsi` or `virtio`.
+    pub bus: &'static str,
+}
+
+impl Infra {
+    /// Asks KubeVirt to plug our volume into a VM. An accepted call is not an attached disk. Never repeated by itself.
+    pub async fn add_volume(
+        &self,
+        vm: &ObjectName,
+        volume: &Owned<DataVolume>,
+        disk: &HotplugDisk,
+    ) -> Result<(), Error> {
+        let name = &volume.metadata.name;
+        let options = json!({
+            "name": name,
+            "disk": {"name": name, "serial": disk.serial, "disk": {"bus": disk.bus}},
+            "volumeSource": {"dataVolume": {"name": name}},
+        });
+        self.hotplug("addvolume", vm, &options).await
+    }
+
+    /// Asks KubeVirt to unplug a volume. `volume` is its name inside the VM: by the name of its `DataVolume` KubeVirt 1.9
+    /// accepts the call and does nothing. Never repeated by itself.
+    pub async fn remove_volume(&self, vm: &ObjectName, volume: &ObjectName) -> Result<(), Error> {
+        self.hotplug("removevolume", vm, &json!({"name": volume.as_str()})).await
+    }
+
+    async fn hotplug(&self, subresource: &str, vm: &ObjectName, options: &Value) -> Result<(), Error> {
+        let reader = &self.shared.reader;
+        let request = reader.requests(VM_SUBRESOURCES).replace_subresource(
+            subresource,
+            vm.as_str(),
+            &PostParams::default(),
+            options.to_string().into_bytes(),
+        );
+        reader.server.exchange(accepting_all(request), WhenPaused::Fail).await.map(drop)
+    }
+}

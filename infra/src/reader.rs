@@ -1,0 +1,123 @@
+//! Where each resource is in the infra API, and the reads that the poller makes too.
+
+use std::time::Duration;
+
+use cluster::{ApiServer, Error, WhenPaused};
+use futures::Stream;
+use http::{HeaderValue, header};
+use kube::{
+    api::{GetParams, ListParams, WatchParams},
+    core::{Request, WatchEvent, request},
+};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    machine::{VirtualMachine, VirtualMachineInstance},
+    object::{List, ObjectName},
+};
+
+/// Objects per list page: a VM is some 10 KiB, so a page is about 1 MiB in memory at a time.
+const PAGE: u32 = 100;
+/// KubeVirt's subresource API answers 406 where `*/*` is missing (its handlers produce no JSON on success).
+const ACCEPT: HeaderValue = HeaderValue::from_static("application/json, */*");
+
+/// A resource of the API.
+#[derive(Clone, Copy)]
+pub(crate) struct Resource {
+    api: &'static str,
+    plural: &'static str,
+}
+
+pub(crate) const DATA_VOLUMES: Resource =
+    Resource { api: "/apis/cdi.kubevirt.io/v1beta1", plural: "datavolumes" };
+pub(crate) const CLAIMS: Resource = Resource { api: "/api/v1", plural: "persistentvolumeclaims" };
+/// The VMs whose subresources are called; a VM itself is one of [`VMS`].
+pub(crate) const VM_SUBRESOURCES: Resource =
+    Resource { api: "/apis/subresources.kubevirt.io/v1", plural: "virtualmachines" };
+const VMS: Resource = Resource { api: "/apis/kubevirt.io/v1", plural: "virtualmachines" };
+const VMIS: Resource = Resource { api: "/apis/kubevirt.io/v1", plural: "virtualmachineinstances" };
+
+/// The namespace of the infra API.
+pub(crate) struct Reader {
+    pub server: ApiServer,
+    pub namespace: String,
+}
+
+impl Reader {
+    pub(crate) fn new(server: ApiServer, namespace: String) -> Self {
+        Self { server, namespace }
+    }
+
+    pub(crate) async fn vm(&self, name: &ObjectName) -> Result<Option<VirtualMachine>, Error> {
+        self.find(VMS, name).await
+    }
+
+    pub(crate) async fn vmi(&self, name: &ObjectName) -> Result<Option<VirtualMachineInstance>, Error> {
+        self.find(VMIS, name).await
+    }
+
+    pub(crate) async fn vms(&self) -> Result<Vec<VirtualMachine>, Error> {
+        self.list(VMS).await
+    }
+
+    pub(crate) async fn vmis(&self) -> Result<Vec<VirtualMachineInstance>, Error> {
+        self.list(VMIS).await
+    }
+
+    /// Watches one VMI, or all of them: first what there is, by a consistent read, then what changes. One call instead of
+    /// a list and a watch: the API's streaming list (`sendInitialEvents`, Kubernetes 1.32 and, by default, from 1.34 on).
+    pub(crate) async fn watch_vmis(
+        &self,
+        only: Option<&ObjectName>,
+        lasting: Duration,
+    ) -> Result<impl Stream<Item = Result<WatchEvent<VirtualMachineInstance>, Error>> + use<>, Error> {
+        let seconds = u32::try_from(lasting.as_secs()).unwrap_or(u32::MAX);
+        let params = WatchParams::default().initial_events().timeout(seconds);
+        let params = match only {
+            Some(name) => params.fields(&format!("metadata.name={name}")),
+            None => params,
+        };
+        // An empty version asks for the newest, by a quorum read.
+        self.server.watch(accepting_all(self.requests(VMIS).watch(&params, ""))).await
+    }
+
+    /// One object; `None` only when the API server says that it does not exist.
+    pub(crate) async fn find<T: DeserializeOwned>(
+        &self,
+        resource: Resource,
+        name: &ObjectName,
+    ) -> Result<Option<T>, Error> {
+        let request = self.requests(resource).get(name.as_str(), &GetParams::default());
+        self.server.find(accepting_all(request)).await
+    }
+
+    /// A whole list, page by page. No `resourceVersion`: each page is a quorum read, never a stale cache.
+    async fn list<T: DeserializeOwned>(&self, resource: Resource) -> Result<Vec<T>, Error> {
+        let mut items = Vec::new();
+        let mut params = ListParams::default().limit(PAGE);
+        loop {
+            let request = accepting_all(self.requests(resource).list(&params));
+            let page: List<T> = self.server.read(request, WhenPaused::Wait).await?;
+            items.extend(page.items);
+            if page.metadata.next.is_empty() {
+                return Ok(items);
+            }
+            params.continue_token = Some(page.metadata.next);
+        }
+    }
+
+    /// Makes requests about a resource of our namespace.
+    pub(crate) fn requests(&self, resource: Resource) -> Request {
+        let Resource { api, plural } = resource;
+        Request::new(format!("{api}/namespaces/{}/{plural}", self.namespace))
+    }
+}
+
+/// The request, whose answer may have any form.
+pub(crate) fn accepting_all(
+    request: Result<http::Request<Vec<u8>>, request::Error>,
+) -> http::Request<Vec<u8>> {
+    let mut request = request.expect("checked names and our own parameters make legal requests");
+    request.headers_mut().insert(header::ACCEPT, ACCEPT);
+    request
+}

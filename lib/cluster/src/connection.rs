@@ -1,0 +1,121 @@
+//! The current client of a cluster, replaced when a file of its credentials changed.
+//!
+//! Secrets and projected tokens change under a running process, by a swapped symlink that a watch on the file would not see.
+//! So the files are read again before a call, at most once a second, and at once after an answer that new credentials may
+//! cure. kube by itself reads a token file again within a minute and a kubeconfig's CA never.
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use kube::Client;
+use tokio::{sync::Mutex, time::Instant};
+
+use crate::{
+    chain,
+    credentials::{CredentialsError, Files, Loaded, Source},
+};
+
+/// The files are read again before a call when they were read longer ago than this: a few KiB, and only while calls are made.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A client, and where it came from.
+pub(crate) struct Connection {
+    /// `None` = the client was given and takes care of itself.
+    source: Option<Source>,
+    current: RwLock<Current>,
+    /// One task at a time checks the files.
+    checked: Mutex<Checked>,
+}
+
+/// The client to make a call with.
+#[derive(Clone)]
+pub(crate) struct Current {
+    pub client: Client,
+    /// Host and port of the API server.
+    pub host: Arc<str>,
+    /// Grows each time the client is replaced.
+    generation: u64,
+}
+
+/// The files as they were last used.
+struct Checked {
+    files: Files,
+    at: Instant,
+    /// Why the newest files are not in use; logged once.
+    complaint: Option<String>,
+}
+
+impl Connection {
+    /// Connects to `source`, and gives the namespace that its credentials name. Makes no call.
+    pub(crate) async fn open(source: Source) -> Result<(Self, String), CredentialsError> {
+        let Loaded { files, client, namespace, host } = source.load().await?;
+        Ok((Self::new(Some(source), client, host, files), namespace))
+    }
+
+    /// A connection whose client is never replaced.
+    pub(crate) fn fixed(client: Client) -> Self {
+        Self::new(None, client, "".into(), Files::none())
+    }
+
+    fn new(source: Option<Source>, client: Client, host: Arc<str>, files: Files) -> Self {
+        let checked = Checked { files, at: Instant::now(), complaint: None };
+        let current = RwLock::new(Current { client, host, generation: 0 });
+        Self { source, current, checked: Mutex::new(checked) }
+    }
+
+    /// The client to make a call with (cheap). Checks the files first if that is due.
+    pub(crate) async fn current(&self) -> Current {
+        // If another task is already checking the files, use the current client.
+        if let Ok(mut checked) = self.checked.try_lock()
+            && checked.at.elapsed() >= CHECK_INTERVAL
+        {
+            self.check(&mut checked).await;
+        }
+        self.present()
+    }
+
+    /// Checks the files after a call with `used` failed in a way that new credentials may cure. True when there is a newer
+    /// client.
+    pub(crate) async fn is_renewed(&self, used: &Current) -> bool {
+        let mut checked = self.checked.lock().await;
+        if self.present().generation == used.generation {
+            self.check(&mut checked).await;
+        }
+        self.present().generation != used.generation
+    }
+
+    /// One assignment is made under the lock, so its content is valid after a panic too.
+    fn present(&self) -> Current {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the client if the files changed. While the new files can't be used, the last good client stays.
+    async fn check(&self, checked: &mut Checked) {
+        checked.at = Instant::now();
+        let Some(source) = &self.source else { return };
+        if !checked.files.changed().await {
+            return;
+        }
+        let cluster = source.cluster;
+        match source.load().await {
+            Ok(Loaded { files, client, host, .. }) => {
+                (checked.files, checked.complaint) = (files, None);
+                let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+                *current = Current { client, host, generation: current.generation + 1 };
+                tracing::info!("the {cluster} cluster's credentials changed; the new ones are used");
+            }
+            Err(error) => {
+                let complaint = chain(&error);
+                if checked.complaint.as_ref() != Some(&complaint) {
+                    tracing::warn!(
+                        error = complaint,
+                        "the {cluster} cluster's credentials changed and can't be used; the last good ones stay in use"
+                    );
+                    checked.complaint = Some(complaint);
+                }
+            }
+        }
+    }
+}

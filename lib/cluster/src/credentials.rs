@@ -1,0 +1,229 @@
+//! Where the credentials of a cluster come from: a kubeconfig with the files that it names, or the pod's service account.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use kube::{
+    Client, Config,
+    config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
+};
+
+use crate::{
+    client::client,
+    proxy::{ProxyError, Variables},
+};
+
+/// Where kubelet mounts the files of the pod's service account that credentials are made of (Kubernetes, "Accessing the API
+/// from within a Pod").
+const SERVICE_ACCOUNT_FILES: [&str; 2] = [
+    "/var/run/secrets/kubernetes.io/serviceaccount/token",
+    "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
+];
+
+/// Where the credentials of a cluster are.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// `infra` or `guest`: for texts and metrics.
+    pub cluster: &'static str,
+    /// What an installer sets to name the kubeconfig: for texts.
+    pub setting: &'static str,
+    /// The kubeconfig; `None` = the pod's service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// The API server's address, if not that of the credentials; else empty.
+    pub address: String,
+}
+
+/// Why a cluster can't be reached with what was given. Nothing was called.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialsError {
+    /// The kubeconfig is wrong.
+    #[error("the {cluster} cluster's kubeconfig {} can't be used; check {setting}", .path.display())]
+    Kubeconfig {
+        /// Which cluster.
+        cluster: &'static str,
+        /// What names the file.
+        setting: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Box<KubeconfigError>,
+    },
+    /// A file can't be read.
+    #[error("{} of the {cluster} cluster's credentials can't be read; check {setting}", .path.display())]
+    Read {
+        /// Which cluster.
+        cluster: &'static str,
+        /// What names the file, or the kubeconfig that names it.
+        setting: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No kubeconfig was given and there is no service account.
+    #[error(
+        "no kubeconfig for the {cluster} cluster and no service account in this pod; set {setting} or run in a pod of that cluster"
+    )]
+    InCluster {
+        /// Which cluster.
+        cluster: &'static str,
+        /// What would name a kubeconfig.
+        setting: &'static str,
+        /// Why.
+        #[source]
+        source: Box<InClusterError>,
+    },
+    /// The address is not a URL.
+    #[error("{address:?} is not the address of an API server")]
+    Address {
+        /// What was given.
+        address: String,
+        /// Why.
+        #[source]
+        source: http::uri::InvalidUri,
+    },
+    /// The proxy can't be used.
+    #[error("the {cluster} cluster can't be reached through a proxy")]
+    Proxy {
+        /// Which cluster.
+        cluster: &'static str,
+        /// Why.
+        #[source]
+        source: ProxyError,
+    },
+    /// No client can be made.
+    #[error("the {cluster} cluster's credentials don't make a client; check {setting}")]
+    Client {
+        /// Which cluster.
+        cluster: &'static str,
+        /// What names them.
+        setting: &'static str,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+}
+
+/// Files and what they held.
+pub(crate) struct Files(Vec<(PathBuf, Option<Vec<u8>>)>);
+
+/// What was made of the credentials.
+pub(crate) struct Loaded {
+    pub files: Files,
+    pub client: Client,
+    /// The namespace that they name.
+    pub namespace: String,
+    /// Host and port of the API server.
+    pub host: Arc<str>,
+}
+
+impl Files {
+    pub(crate) fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Whether one of them holds something else now.
+    pub(crate) async fn changed(&self) -> bool {
+        for (path, content) in &self.0 {
+            if tokio::fs::read(path).await.ok() != *content {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl Source {
+    /// Reads the files, then makes a client: a change in between shows at the next check.
+    pub(crate) async fn load(&self) -> Result<Loaded, CredentialsError> {
+        let (cluster, setting) = (self.cluster, self.setting);
+        let (files, mut config, proxy_url) = match &self.kubeconfig {
+            Some(path) => self.read_kubeconfig(path).await?,
+            None => self.read_service_account().await?,
+        };
+        if !self.address.is_empty() {
+            let address = self.address.clone();
+            config.cluster_url =
+                self.address.parse().map_err(|source| CredentialsError::Address { address, source })?;
+        }
+        let variables = Variables::of_the_environment();
+        let proxy = variables
+            .proxy_for(&config.cluster_url, proxy_url.as_deref())
+            .map_err(|source| CredentialsError::Proxy { cluster, source })?;
+        let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default().into();
+        let namespace = config.default_namespace.clone();
+        let client = client(config, proxy).map_err(|source| CredentialsError::Client {
+            cluster,
+            setting,
+            source: Box::new(source),
+        })?;
+        Ok(Loaded { files, client, namespace, host })
+    }
+
+    async fn read_service_account(&self) -> Result<(Files, Config, Option<String>), CredentialsError> {
+        let mut files = Vec::new();
+        for path in SERVICE_ACCOUNT_FILES.map(PathBuf::from) {
+            // Outside a pod there are no such files; the next step reports that better.
+            let content = tokio::fs::read(&path).await.ok();
+            files.push((path, content));
+        }
+        let config = Config::incluster().map_err(|source| CredentialsError::InCluster {
+            cluster: self.cluster,
+            setting: self.setting,
+            source: Box::new(source),
+        })?;
+        Ok((Files(files), config, None))
+    }
+
+    async fn read_kubeconfig(
+        &self,
+        path: &Path,
+    ) -> Result<(Files, Config, Option<String>), CredentialsError> {
+        let wrong = |source| CredentialsError::Kubeconfig {
+            cluster: self.cluster,
+            setting: self.setting,
+            path: path.to_owned(),
+            source: Box::new(source),
+        };
+        // Read here too, because the parser's error does not tell a missing file from a wrong one.
+        let mut files = vec![self.read(path.to_owned()).await?];
+        let kubeconfig = Kubeconfig::read_from(path).map_err(wrong)?;
+        for path in referenced_files(&kubeconfig) {
+            files.push(self.read(path).await?);
+        }
+        let proxy_url = proxy_url(&kubeconfig);
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
+        Ok((Files(files), config.map_err(wrong)?, proxy_url))
+    }
+
+    async fn read(&self, path: PathBuf) -> Result<(PathBuf, Option<Vec<u8>>), CredentialsError> {
+        match tokio::fs::read(&path).await {
+            Ok(content) => Ok((path, Some(content))),
+            Err(source) => {
+                let (cluster, setting) = (self.cluster, self.setting);
+                Err(CredentialsError::Read { cluster, setting, path, source })
+            }
+        }
+    }
+}
+
+/// The files that a kubeconfig names, of whichever context.
+fn referenced_files(kubeconfig: &Kubeconfig) -> Vec<PathBuf> {
+    let clusters = kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref());
+    let users = kubeconfig.auth_infos.iter().filter_map(|named| named.auth_info.as_ref());
+    let of_users = users.flat_map(|user| [&user.client_certificate, &user.client_key, &user.token_file]);
+    let named = clusters.map(|cluster| &cluster.certificate_authority).chain(of_users).flatten();
+    named.map(PathBuf::from).collect()
+}
+
+/// The `proxy-url` of the current context's cluster.
+fn proxy_url(kubeconfig: &Kubeconfig) -> Option<String> {
+    let current = kubeconfig.current_context.as_ref()?;
+    let context = kubeconfig.contexts.iter().find(|named| named.name == *current)?.context.as_ref()?;
+    let cluster = kubeconfig.clusters.iter().find(|named| named.name == context.cluster)?;
+    cluster.cluster.as_ref()?.proxy_url.clone()
+}

@@ -77,9 +77,12 @@ impl Controller {
         registry.register_collector(Box::new(OldestOperation(self.shared.operations.in_flight().clone())));
     }
 
-    /// Why this process will not recover by itself, if so: an operation hangs that should have ended long ago. An infra cluster that
-    /// does not answer is no reason.
+    /// Why this process will not recover by itself, if so: an operation hangs that should have ended long ago, or the queue of a VM
+    /// panicked. An infra cluster that does not answer is no reason.
     pub fn wedged(&self) -> Option<String> {
+        if self.shared.queues.has_panicked() {
+            return Some("the queue of hotplug changes of a VM panicked".to_owned());
+        }
         let late = self.shared.operations.in_flight().overdue()?;
         Some(format!("an operation still runs {} s after its deadline", late.as_secs()))
     }

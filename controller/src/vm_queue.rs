@@ -6,7 +6,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -72,6 +75,8 @@ pub(crate) struct VmQueues {
     tasks: TaskTracker,
     waits: Waits,
     queues: Arc<Mutex<HashMap<ObjectName, mpsc::UnboundedSender<Entry>>>>,
+    /// A worker panicked.
+    panicked: Arc<AtomicBool>,
 }
 
 /// A change in a queue, and where its outcome goes.
@@ -86,7 +91,18 @@ struct Entry {
 impl VmQueues {
     /// `tasks` counts one task for each VM while its calls are made, and none while they settle.
     pub(crate) fn new(infra: &Infra, tasks: &TaskTracker, waits: &Waits) -> Self {
-        Self { infra: infra.clone(), tasks: tasks.clone(), waits: waits.clone(), queues: Arc::default() }
+        Self {
+            infra: infra.clone(),
+            tasks: tasks.clone(),
+            waits: waits.clone(),
+            queues: Arc::default(),
+            panicked: Arc::default(),
+        }
+    }
+
+    /// Whether the worker of a queue panicked.
+    pub(crate) fn has_panicked(&self) -> bool {
+        self.panicked.load(Ordering::Relaxed)
     }
 
     /// Makes a change in its turn. The caller may stop waiting; a call that is being made is still finished.
@@ -221,7 +237,7 @@ impl VmQueues {
     }
 }
 
-/// Removes a queue from the map when its worker panics, so that no later change is sent into it.
+/// Records the panic of a worker and removes its queue from the map, so that no later change is sent into it.
 struct LeaveOnPanic {
     queues: VmQueues,
     vm: ObjectName,
@@ -230,6 +246,7 @@ struct LeaveOnPanic {
 impl Drop for LeaveOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            self.queues.panicked.store(true, Ordering::Relaxed);
             self.queues.lock().remove(&self.vm);
         }
     }

@@ -1,4 +1,4 @@
-//! Reads an API server's audit log: who called what, how it was answered, and what was denied.
+//! Reads an API server's audit log: which user called what, how it was answered, and what was denied.
 //!
 //! [`parse`] and everything on [`Calls`] are pure. [`AuditLog`] is the file; a [`Mark`] is a place in it, so that a test
 //! can count the calls between two moments.
@@ -35,12 +35,12 @@ const FORBIDDEN: u16 = 403;
 /// One call, as the API server logged it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// Who called: the impersonated user where there is one, else the authenticated one.
+    /// The caller: the impersonated user if there is one, else the authenticated one.
     pub user: String,
-    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`; for what is no resource, the
+    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`; for a path that is no resource, the
     /// HTTP method in lower case.
     pub verb: String,
-    /// `persistentvolumeclaims`, `virtualmachines/addvolume`; for what is no resource, its path.
+    /// `persistentvolumeclaims`, `virtualmachines/addvolume`; for a path that is no resource, the path.
     pub resource: String,
     /// API group; empty for the core group.
     pub group: String,

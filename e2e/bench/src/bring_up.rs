@@ -1,4 +1,4 @@
-//! Brings the whole bench up, part by part, in the order in which they need each other, and keeps hold of it.
+//! Brings the whole bench up, part by part, in the order in which they need each other, and owns it.
 
 mod cloud_provider;
 mod faults;
@@ -74,7 +74,7 @@ pub struct Bench {
     control_planes: Vec<Process>,
     /// The simulators; they stop with the bench.
     _simulators: Vec<Running>,
-    /// What copies the node plugins' logs.
+    /// The tasks that copy the node plugins' logs.
     _node_logs: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -218,7 +218,7 @@ async fn start_simulators(
     ])
 }
 
-/// How the kubelets of the infra nodes run what they really run.
+/// How the kubelets of the infra nodes run the programs that really run.
 fn pods(
     run: &Run,
     clusters: &Clusters,

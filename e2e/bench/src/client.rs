@@ -1,6 +1,6 @@
-//! A user of load balancers: asks from the clients' network, and hears from pods which client they saw.
+//! A user of load balancers: sends requests from the clients' network; the pods answer with the client that they saw.
 //!
-//! A thread of its own is in that network; every question is asked there, over a connection of its own.
+//! A thread of its own is in that network and sends every request, each over a connection of its own.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Longest answer over UDP.
 const LONGEST: usize = 512;
 
-/// How to ask.
+/// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// HTTP.
@@ -44,14 +44,14 @@ pub struct Question {
     pub from: IpAddr,
     /// The load balancer's.
     pub to: SocketAddr,
-    /// How.
+    /// The protocol.
     pub protocol: Protocol,
 }
 
 /// What a pod of the image `ANSWERER` answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// From which address the question came to it.
+    /// The address from which the request came.
     pub client: IpAddr,
     /// Its pod's name.
     pub pod: String,
@@ -64,7 +64,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Begins to be a user; its thread ends with the last clone.
+    /// Starts the thread; it ends with the last clone.
     pub async fn start() -> Result<Self> {
         let (questions, asked) = mpsc::unbounded_channel();
         let (entered, entering) = oneshot::channel();
@@ -82,7 +82,7 @@ impl Client {
         Ok(Self { questions })
     }
 
-    /// Asks once.
+    /// Sends one request.
     ///
     /// # Errors
     /// When no answer comes in time, or the connection is refused or broken.
@@ -92,7 +92,7 @@ impl Client {
         told.await.context("the client's thread has ended")?
     }
 
-    /// Asks an address over HTTP from a client's first address of its family.
+    /// Sends a request to an address over HTTP from a client's first address of its family.
     pub async fn get(&self, address: impl Into<IpAddr>, port: u16) -> Result<Answer> {
         let to = SocketAddr::new(address.into(), port);
         let from = if to.is_ipv4() { clients::CLIENT.into() } else { second(clients::CLIENT).into() };
@@ -113,7 +113,7 @@ async fn answer_all(mut asked: mpsc::UnboundedReceiver<(Question, oneshot::Sende
                 Ok(answer) => answer,
                 Err(_) => Err(anyhow!("no answer within {} s", PATIENCE.as_secs())),
             };
-            // Whoever asked may have stopped waiting.
+            // The caller may have stopped waiting.
             tell.send(answer.with_context(|| format!("ask {}", question.to))).ok();
         });
     }
@@ -136,7 +136,7 @@ impl Question {
         let request = Request::get("/").header(header::HOST, self.to.to_string());
         let request = request.header(header::CONNECTION, "close").body(Empty::<Bytes>::new())?;
         let exchange = async {
-            let response = sender.send_request(request).await.context("send the question")?;
+            let response = sender.send_request(request).await.context("send the request")?;
             ensure!(response.status() == StatusCode::OK, "answered {}", response.status());
             let body = response.into_body().collect().await.context("read the answer")?.to_bytes();
             Ok(String::from_utf8_lossy(&body).into_owned())
@@ -150,7 +150,7 @@ impl Question {
     async fn over_udp(self) -> Result<String> {
         let socket = UdpSocket::bind(self.source()).await.context("take the client's address")?;
         socket.connect(self.to).await.context("connect")?;
-        socket.send(b"?").await.context("send the question")?;
+        socket.send(b"?").await.context("send the request")?;
         let mut answer = [0; LONGEST];
         let length = socket.recv(&mut answer).await.context("receive the answer")?;
         Ok(String::from_utf8_lossy(&answer[..length]).into_owned())

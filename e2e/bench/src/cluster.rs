@@ -1,4 +1,4 @@
-//! The two clusters: infra (with KubeVirt and CDI) and tenant, from real programs, as processes of the sandbox.
+//! The two clusters: infra (with KubeVirt and CDI) and guest, from real programs, as processes of the sandbox.
 //!
 //! ```text
 //! etcd ─┬─ infra-kube-apiserver  ── controller manager, scheduler, virt-api, virt-controller, cdi-apiserver, cdi-controller
@@ -6,7 +6,7 @@
 //! ```
 //!
 //! No kubelet runs in infra: its nodes, pods, storage and virt-handler are `simulator`'s. Its kube-proxy is real and starts once
-//! there are nodes (`service_proxy`). The tenant's nodes are the
+//! there are nodes (`service_proxy`). The guest's nodes are the
 //! VMs of `vm`. RBAC and the Node authorizer are on in both, and both write an audit log.
 
 mod access;
@@ -40,7 +40,7 @@ use crate::{
     supervise::Supervisor,
 };
 
-/// The infra namespace that holds the tenant's VMs and volumes.
+/// The infra namespace that holds the guest's VMs and volumes.
 pub const HCP_NAMESPACE: &str = "hcp-guest";
 
 /// The infra cluster's API server.
@@ -53,7 +53,7 @@ const INFRA: ApiServerSpec = ApiServerSpec {
     memory: [("GOGC", "100"), ("GOMEMLIMIT", "2500MiB")],
 };
 
-/// The tenant cluster's API server: no large CRDs, so a smaller cap.
+/// The guest cluster's API server: no large CRDs, so a smaller cap.
 const TENANT: ApiServerSpec = ApiServerSpec {
     name: "tenant",
     address: network::TENANT_API,
@@ -77,7 +77,7 @@ pub struct Options {
 /// Both clusters. Clones are the same ones.
 #[derive(Clone, Debug)]
 pub struct Clusters {
-    /// The cluster whose VMs are the tenant's nodes.
+    /// The cluster whose VMs are the guest's nodes.
     pub infra: ApiServer,
     /// The cluster whose users ask for volumes.
     pub tenant: ApiServer,

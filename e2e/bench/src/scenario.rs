@@ -1,13 +1,14 @@
 //! What the demo shows and the tests prove, written once for both.
 //!
 //! A scenario drives the clusters as a user would, through their APIs alone; it returns what it saw and fails with the
-//! last state when something does not come.
+//! last state if something expected does not happen.
 
 mod chain;
 mod cloud_provider;
 mod guest_objects;
 mod infra_objects;
 mod machines;
+mod narrator;
 mod service_objects;
 mod six_steps;
 pub mod three_steps;
@@ -23,8 +24,9 @@ pub use infra_objects::{
 pub use machines::{
     CLUSTER_NAME, DATA_PATH_NODE, admit_workers, start_labelled_machine, start_machine, start_worker_machine,
 };
+pub use narrator::Narrator;
 pub use service_objects::{PORT, answering_pod, answering_pod_spec, is_ready, load_balancer};
-pub use six_steps::{Narrator, SixSteps, Step};
+pub use six_steps::{SixSteps, Step};
 pub use three_steps::ThreeSteps;
 pub use wait::{Deadline, until, until_gone};
 

@@ -1,7 +1,7 @@
 //! Runs the bench's parts as child processes: one log file each, a name each, stopped in reverse order.
 //!
 //! Nothing here knows what a part does. A part that ends on its own is noticed through [`Process::exited`]; the bench
-//! decides what that means. All parts live in the sandbox's PID namespace, so none can outlive it whatever happens here.
+//! decides what that means. All parts live in the sandbox's PID namespace, so none can outlive it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -97,7 +97,7 @@ impl Supervisor {
         let pid = child.id().context("the process ended before it had an id")?;
         let (tell, exit) = watch::channel(None);
         tokio::spawn(async move {
-            // A failed wait means that somebody else reaped it; report it as ended all the same.
+            // A failed wait means that another waiter reaped it; report it as ended too.
             let status = child.wait().await.unwrap_or_default();
             tell.send_replace(Some(status));
         });
@@ -155,7 +155,7 @@ impl Process {
         }
     }
 
-    /// Sends a signal to the process; one that has ended takes none.
+    /// Sends a signal to the process; an ended process gets none.
     pub fn signal(&self, signal: Signal) {
         if self.ended().is_none() {
             // ESRCH: it ended between the two lines.

@@ -15,7 +15,7 @@ use super::{
 
 /// Where a gRPC server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Address {
     /// A unix socket.
     Unix(PathBuf),
     /// A TCP port; port 0 of a new proxy means a free one.
@@ -26,33 +26,33 @@ pub enum Place {
 #[derive(Debug)]
 pub struct GrpcProxy {
     faults: Faults,
-    place: Place,
+    place: Address,
     _front: AbortOnDropHandle<()>,
 }
 
 impl GrpcProxy {
     /// Listens at `place` and stands before `upstream`, which need not be there yet: until it is, each call is cut.
-    pub async fn start(place: Place, upstream: Place) -> Result<Self> {
+    pub async fn start(place: Address, upstream: Address) -> Result<Self> {
         let (door, place) = match place {
-            Place::Unix(path) => {
+            Address::Unix(path) => {
                 match std::fs::remove_file(&path) {
                     Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
                     _ => {}
                 }
                 let listener =
                     UnixListener::bind(&path).with_context(|| format!("listen on {}", path.display()))?;
-                (Door::Unix(listener), Place::Unix(path))
+                (Door::Unix(listener), Address::Unix(path))
             }
-            Place::Tcp(address) => {
+            Address::Tcp(address) => {
                 let listener =
                     TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))?;
                 let address = listener.local_addr()?;
-                (Door::Tcp(listener), Place::Tcp(address))
+                (Door::Tcp(listener), Address::Tcp(address))
             }
         };
         let upstream = match upstream {
-            Place::Unix(path) => Upstream::Unix(path),
-            Place::Tcp(address) => Upstream::Tcp(address),
+            Address::Unix(path) => Upstream::Unix(path),
+            Address::Tcp(address) => Upstream::Tcp(address),
         };
         let faults = Faults::default();
         let front = front::open(door, upstream, Protocol::Grpc, faults.clone());
@@ -65,7 +65,7 @@ impl GrpcProxy {
     }
 
     /// Where it listens.
-    pub fn place(&self) -> &Place {
+    pub fn place(&self) -> &Address {
         &self.place
     }
 }

@@ -26,7 +26,7 @@ mod upstream;
 
 pub use call::Call;
 pub use faults::{Away, Entry, Faults, Guard};
-pub use grpc_proxy::{GrpcProxy, Place};
+pub use grpc_proxy::{Address, GrpcProxy};
 pub use kube_proxy::KubeProxy;
 pub use reply::Reply;
 pub use rule::{Action, Matcher, Rule};

@@ -7,7 +7,7 @@ use bench::{
     bring_up::Fault,
     scenario::{Deadline, HCP_NAMESPACE, hotplugged, until, until_gone, virtual_machines},
     simulator::{
-        fault_plan::Hold,
+        fault_plan::{HeldStep, Hold},
         virt_handler::{self, Selector, Step},
     },
 };
@@ -238,11 +238,11 @@ impl StuckVolume {
     pub async fn new(volume: &Volume) -> Result<Self> {
         let connection = bench::control::Client::connect().await?;
         connection
-            .fault(Fault::VirtHandler(virt_handler::Fault::Hold {
+            .fault(Fault::VirtHandler(virt_handler::Fault::Hold(HeldStep {
                 step: Step::Ready,
                 hold: Hold::Forever,
                 at: Selector { volume: Some(volume.volume_id.clone()), ..Selector::default() },
-            }))
+            })))
             .await?;
         Ok(Self { connection })
     }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{fixture::Fixture, provider::mirror_name};
 
-use scene::{CLUSTER, OURS, Ours, Scene};
+use scene::{CLUSTER, OURS, OwnEndpoints, Scene};
 
 tests! {
     Services:
@@ -55,7 +55,7 @@ async fn they_follow_the_guest(fixture: Fixture) -> Result<()> {
         .place
         .mirror(&mirror, "a mirror without selector", |it| it["spec"].get("selector").is_none())
         .await?;
-    scene.until(&mirror, "none yet", Ours::is_empty).await?;
+    scene.until(&mirror, "none yet", OwnEndpoints::is_empty).await?;
 
     scene.serves("web", &json!([Scene::endpoint(&one, true)])).await?;
     let ready = scene.until(&mirror, "the first", |all| all.names() == [&one]).await?;

@@ -269,15 +269,10 @@ async fn another_replica_takes_over(fixture: Fixture) -> Result<()> {
     let name = format!("ccm-{}", place.namespace);
     let thief = json!({"spec": {"holderIdentity": "thief"}});
     leases.patch(&name, &PatchParams::default(), &Patch::Merge(thief)).await?;
-    until("the replica without its lease to exit", Deadline::Reaction, async || {
+    let success = until("the replica without its lease to exit", Deadline::Reaction, async || {
         Ok(third.process.ended().map(|status| status.success()).ok_or_else(|| "it runs".to_owned()))
     })
-    .await
-    .and_then(|success| {
-        if success {
-            anyhow::bail!("expected a failure after the lease was lost, saw exit code 0")
-        } else {
-            Ok(())
-        }
-    })
+    .await?;
+    ensure!(!success, "expected a failure after the lease was lost, saw exit code 0");
+    Ok(())
 }

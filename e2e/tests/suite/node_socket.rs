@@ -17,7 +17,7 @@ use csi_proto::v1::{
     NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, Volume, VolumeCapability, node_client::NodeClient,
     volume_usage::Unit,
 };
-use fault_proxy::{GrpcProxy, Place};
+use fault_proxy::{Address, GrpcProxy};
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
@@ -62,8 +62,8 @@ impl<'a> NodeSocket<'a> {
         let address = forwarder(fixture, worker).await?;
         // Once the forwarder answers: a proxy lets its clients in before.
         Self::at(fixture, worker, address).await?;
-        let proxy = GrpcProxy::start(Place::Tcp(front), Place::Tcp(address)).await?;
-        let Place::Tcp(front) = *proxy.place() else {
+        let proxy = GrpcProxy::start(Address::Tcp(front), Address::Tcp(address)).await?;
+        let Address::Tcp(front) = *proxy.place() else {
             bail!("expected a proxy on TCP, saw {:?}", proxy.place())
         };
         Ok((Self::at(fixture, worker, front).await?, proxy))

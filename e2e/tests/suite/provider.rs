@@ -62,7 +62,7 @@ pub struct Place {
 }
 
 /// What stands between a provider and the API servers.
-pub struct Between {
+pub struct Proxies {
     /// Before infra's.
     pub infra: KubeProxy,
     /// Before the guest's.
@@ -178,19 +178,19 @@ impl Place {
     }
 
     /// The same, which reaches both clusters through fault proxies.
-    pub async fn provider_behind(&self, between: &Between, suffix: &str, more: &[&str]) -> Result<Provider> {
-        self.provider_behind_with(between, suffix, more, json!({})).await
+    pub async fn provider_behind(&self, proxies: &Proxies, suffix: &str, more: &[&str]) -> Result<Provider> {
+        self.provider_behind_with(proxies, suffix, more, json!({})).await
     }
 
     /// The same, with more keys in the cloud-config's section `loadBalancer`.
     pub async fn provider_behind_with(
         &self,
-        between: &Between,
+        proxies: &Proxies,
         suffix: &str,
         more: &[&str],
         load_balancer: Value,
     ) -> Result<Provider> {
-        let access = (between.infra.kubeconfig(), between.guest.kubeconfig());
+        let access = (proxies.infra.kubeconfig(), proxies.guest.kubeconfig());
         self.start(self.arguments(access, suffix, CLUSTER, &keys_with(&load_balancer)).await?, more)
     }
 
@@ -210,8 +210,8 @@ impl Place {
     }
 
     /// Fault proxies before both API servers, for the accounts of a provider.
-    pub async fn between(&self) -> Result<Between> {
-        Ok(Between {
+    pub async fn proxies(&self) -> Result<Proxies> {
+        Ok(Proxies {
             infra: KubeProxy::start(&self.infra_access).await?,
             guest: KubeProxy::start(&self.guest_access).await?,
         })

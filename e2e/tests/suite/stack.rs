@@ -16,7 +16,7 @@ use bench::{
     scenario::{Deadline, HCP_NAMESPACE, until},
     supervise::{Process, ProcessSpec, Supervisor},
 };
-use fault_proxy::{Faults, GrpcProxy, KubeProxy, Place};
+use fault_proxy::{Address, Faults, GrpcProxy, KubeProxy};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Pod, Secret},
@@ -80,8 +80,8 @@ impl Stack {
         let infra = KubeProxy::start(&service_account_kubeconfig(fixture).await?).await?;
         let controller = Controller::behind(fixture, suffix, &infra).await?;
         let front = PathBuf::from(RUNTIME).join(format!("{host}-csi.sock"));
-        let real = Place::Unix(controller.socket().to_owned());
-        let socket = GrpcProxy::start(Place::Unix(front.clone()), real).await?;
+        let real = Address::Unix(controller.socket().to_owned());
+        let socket = GrpcProxy::start(Address::Unix(front.clone()), real).await?;
         let mut sidecars = Vec::new();
         for (name, secret) in SIDECARS {
             let spec = sidecar(fixture, name, secret, &host, &front, options).await?;

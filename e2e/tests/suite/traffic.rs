@@ -1,8 +1,8 @@
 //! What clients send to a guest's load balancer: through infra's kube-proxy to a VM, and through the VM's to a pod. The pods answer with
 //! their names and the client that they saw.
 
+mod data_path;
 pub mod disruption;
-mod way;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -22,7 +22,7 @@ use crate::{
     fixture::Fixture,
     provider::{merge, mirror_name},
 };
-use way::Way;
+use data_path::DataPath;
 
 tests! {
     Services:
@@ -42,34 +42,34 @@ fn managed() -> Value {
 /// Policy Cluster: any VM forwards traffic to any pod, with infra's address as source. Local, while the Service runs: only to its
 /// own pods, with the client's address. And back.
 async fn any_vm_answers_and_local_shows_the_client(fixture: Fixture) -> Result<()> {
-    let way = Way::new(&fixture).await?;
-    let pods = way.pods("web").await?;
-    let address = way.service("web", json!({})).await?;
-    way.look("both pods", address, |answers| {
+    let path = DataPath::new(&fixture).await?;
+    let pods = path.pods("web").await?;
+    let address = path.service("web", json!({})).await?;
+    path.until_answered("both pods", address, |answers| {
         pods_in(answers) == pods && answers.iter().all(|answer| answer.client != CLIENT)
     })
     .await?;
 
-    merge(&way.place.guests, "web", json!({"spec": {"externalTrafficPolicy": "Local"}})).await?;
-    way.look("both pods, which see the client", address, |answers| {
+    merge(&path.place.guests, "web", json!({"spec": {"externalTrafficPolicy": "Local"}})).await?;
+    path.until_answered("both pods, which see the client", address, |answers| {
         pods_in(answers) == pods && answers.iter().all(|answer| answer.client == CLIENT)
     })
     .await?;
-    merge(&way.place.guests, "web", json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await?;
-    way.look("no pod that sees the client", address, |answers| {
+    merge(&path.place.guests, "web", json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await?;
+    path.until_answered("no pod that sees the client", address, |answers| {
         answers.iter().all(|answer| answer.client != CLIENT)
     })
     .await?;
 
-    way.delete_pod("web-2").await?;
+    path.delete_pod("web-2").await?;
     let one = BTreeSet::from(["web-1".to_owned()]);
-    way.look("the pod that is left", address, |answers| pods_in(answers) == one).await?;
-    let port = way.node_port("web").await?;
+    path.until_answered("the pod that is left", address, |answers| pods_in(answers) == one).await?;
+    let port = path.node_port("web").await?;
     for number in 1..=2 {
-        let answer = way.user.get(worker_address(number), port).await?;
+        let answer = path.user.get(worker_address(number), port).await?;
         ensure!(answer.pod == "web-1", "expected worker {number} to forward to web-1, saw {}", answer.pod);
     }
-    way.close().await
+    path.close().await
 }
 
 async fn both_families_and_the_second_alone(fixture: Fixture) -> Result<()> {
@@ -83,104 +83,108 @@ async fn both_families_through_our_endpoints(fixture: Fixture) -> Result<()> {
 /// Dual stack, and IPv6 alone: each address is answered, and under Local the pods see the client's address of that family;
 /// whoever writes the endpoints.
 async fn families(fixture: Fixture, keys: Value) -> Result<()> {
-    let way = Way::with(&fixture, &keys).await?;
+    let path = DataPath::with(&fixture, &keys).await?;
     let mine = |address: IpAddr| if address.is_ipv4() { CLIENT.into() } else { IpAddr::from(second(CLIENT)) };
     for families in [&["IPv4", "IPv6"][..], &["IPv6"]] {
         let name = format!("web{}", families.len());
-        let pods = way.pods(&name).await?;
-        let addresses = way.service_of(&name, families).await?;
+        let pods = path.pods(&name).await?;
+        let addresses = path.service_of(&name, families).await?;
         for &address in &addresses {
-            way.look("both pods", address, |answers| {
+            path.until_answered("both pods", address, |answers| {
                 pods_in(answers) == pods && answers.iter().all(|answer| answer.client != mine(address))
             })
             .await?;
         }
-        merge(&way.place.guests, &name, json!({"spec": {"externalTrafficPolicy": "Local"}})).await?;
+        merge(&path.place.guests, &name, json!({"spec": {"externalTrafficPolicy": "Local"}})).await?;
         for &address in &addresses {
-            way.look("both pods, which see the client", address, |answers| {
+            path.until_answered("both pods, which see the client", address, |answers| {
                 pods_in(answers) == pods && answers.iter().all(|answer| answer.client == mine(address))
             })
             .await?;
         }
     }
-    way.close().await
+    path.close().await
 }
 
 /// Our own endpoints under policy Local: a VM without a pod gets no traffic, though its Service's mirror would find it; the client's
 /// address is seen; the same holds when the pod moves to the other VM.
 async fn our_endpoints_under_local_are_those_with_a_pod(fixture: Fixture) -> Result<()> {
-    let way = Way::with(&fixture, &managed()).await?;
-    let pods = way.pods("web").await?;
-    let address = way.service("web", json!({"externalTrafficPolicy": "Local"})).await?;
+    let path = DataPath::with(&fixture, &managed()).await?;
+    let pods = path.pods("web").await?;
+    let address = path.service("web", json!({"externalTrafficPolicy": "Local"})).await?;
     let from_client = |answers: &[Answer]| answers.iter().all(|answer| answer.client == CLIENT);
-    way.look("both pods, which see the client", address, |answers| {
+    path.until_answered("both pods, which see the client", address, |answers| {
         pods_in(answers) == pods && from_client(answers)
     })
     .await?;
     let one = |pod: &str| BTreeSet::from([pod.to_owned()]);
-    way.delete_pod("web-2").await?;
-    way.look("the pod that is left", address, |answers| pods_in(answers) == one("web-1")).await?;
-    way.pod("web-2").await?;
-    way.delete_pod("web-1").await?;
-    way.look("the pod on the other worker, which sees the client", address, |answers| {
+    path.delete_pod("web-2").await?;
+    path.until_answered("the pod that is left", address, |answers| pods_in(answers) == one("web-1")).await?;
+    path.pod("web-2").await?;
+    path.delete_pod("web-1").await?;
+    path.until_answered("the pod on the other worker, which sees the client", address, |answers| {
         pods_in(answers) == one("web-2") && from_client(answers)
     })
     .await?;
-    merge(&way.place.guests, "web", json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await?;
-    way.look("no pod that sees the client", address, |answers| {
+    merge(&path.place.guests, "web", json!({"spec": {"externalTrafficPolicy": "Cluster"}})).await?;
+    path.until_answered("no pod that sees the client", address, |answers| {
         answers.iter().all(|answer| answer.client != CLIENT)
     })
     .await?;
-    way.close().await
+    path.close().await
 }
 
 /// A client outside of the ranges gets no answer; a change of the ranges takes effect at once.
 async fn source_ranges_hold_on_infra(fixture: Fixture) -> Result<()> {
-    let way = Way::new(&fixture).await?;
-    way.pods("web").await?;
+    let path = DataPath::new(&fixture).await?;
+    path.pods("web").await?;
     let only_other = json!({"loadBalancerSourceRanges": [format!("{OTHER_CLIENT}/32")]});
-    let address = way.service("web", only_other).await?;
-    way.answers(OTHER_CLIENT, address, PORT, Protocol::Tcp).await?;
-    let refused = way.ask(CLIENT, address, PORT, Protocol::Tcp).await;
+    let address = path.service("web", only_other).await?;
+    path.answers(OTHER_CLIENT, address, PORT, Protocol::Tcp).await?;
+    let refused = path.ask(CLIENT, address, PORT, Protocol::Tcp).await;
     ensure!(refused.is_err(), "expected no answer for a client outside of the ranges, saw {refused:?}");
 
     let ranges = json!({"spec": {"loadBalancerSourceRanges": [format!("{CLIENT}/32")]}});
-    merge(&way.place.guests, "web", ranges).await?;
-    way.answers(CLIENT, address, PORT, Protocol::Tcp).await?;
-    way.silent(OTHER_CLIENT, address, PORT, Protocol::Tcp).await?;
+    merge(&path.place.guests, "web", ranges).await?;
+    path.answers(CLIENT, address, PORT, Protocol::Tcp).await?;
+    path.silent(OTHER_CLIENT, address, PORT, Protocol::Tcp).await?;
 
-    merge(&way.place.guests, "web", json!({"spec": {"loadBalancerSourceRanges": null}})).await?;
-    way.answers(OTHER_CLIENT, address, PORT, Protocol::Tcp).await?;
-    way.close().await
+    merge(&path.place.guests, "web", json!({"spec": {"loadBalancerSourceRanges": null}})).await?;
+    path.answers(OTHER_CLIENT, address, PORT, Protocol::Tcp).await?;
+    path.close().await
 }
 
 /// A client with affinity stays with its pod. TCP and UDP through one Service; with it both end.
 async fn affinity_and_two_protocols_until_the_end(fixture: Fixture) -> Result<()> {
     const UDP_PORT: u16 = 53;
-    let way = Way::new(&fixture).await?;
-    let pods = way.pods("web").await?;
+    let path = DataPath::new(&fixture).await?;
+    let pods = path.pods("web").await?;
     let ports = json!([
         {"name": "http", "port": PORT, "targetPort": 8080},
         {"name": "dns", "protocol": "UDP", "port": UDP_PORT, "targetPort": 8080},
     ]);
-    let address = way.service("web", json!({"ports": ports})).await?;
-    way.look("both pods", address, |answers| pods_in(answers) == pods).await?;
-    way.answers(CLIENT, address, UDP_PORT, Protocol::Udp).await?;
+    let address = path.service("web", json!({"ports": ports})).await?;
+    path.until_answered("both pods", address, |answers| pods_in(answers) == pods).await?;
+    path.answers(CLIENT, address, UDP_PORT, Protocol::Udp).await?;
 
-    merge(&way.place.guests, "web", json!({"spec": {"sessionAffinity": "ClientIP"}})).await?;
-    let mirror = mirror_name(&way.place.guests.get("web").await?);
-    way.place.mirror(&mirror, "affinity", |now| now["spec"]["sessionAffinity"] == "ClientIP").await?;
-    way.look("always the same pod", address, |answers| pods_in(answers).len() == 1).await?;
+    merge(&path.place.guests, "web", json!({"spec": {"sessionAffinity": "ClientIP"}})).await?;
+    let mirror = mirror_name(&path.place.guests.get("web").await?);
+    path.place.mirror(&mirror, "affinity", |now| now["spec"]["sessionAffinity"] == "ClientIP").await?;
+    path.until_answered("always the same pod", address, |answers| pods_in(answers).len() == 1).await?;
 
-    way.place.guests.delete("web", &DeleteParams::default()).await?;
-    until_gone(&way.place.guests, "web", "the guest's Service", Deadline::Reaction).await?;
-    way.silent(CLIENT, address, PORT, Protocol::Tcp).await?;
-    way.silent(CLIENT, address, UDP_PORT, Protocol::Udp).await?;
+    path.place.guests.delete("web", &DeleteParams::default()).await?;
+    until_gone(&path.place.guests, "web", "the guest's Service", Deadline::Reaction).await?;
+    path.silent(CLIENT, address, PORT, Protocol::Tcp).await?;
+    path.silent(CLIENT, address, UDP_PORT, Protocol::Udp).await?;
     until("the mirror to be gone", Deadline::Reaction, async || {
-        Ok(if way.place.mirrors.get_opt(&mirror).await?.is_none() { Ok(()) } else { Err("there".to_owned()) })
+        Ok(if path.place.mirrors.get_opt(&mirror).await?.is_none() {
+            Ok(())
+        } else {
+            Err("there".to_owned())
+        })
     })
     .await?;
-    way.close().await
+    path.close().await
 }
 
 fn pods_in(answers: &[Answer]) -> BTreeSet<String> {

@@ -11,7 +11,7 @@ use crate::{paths, report::Progress};
 
 /// The files of our programs.
 #[derive(Clone, Debug)]
-pub(super) struct Ours {
+pub(super) struct OwnPrograms {
     /// The CSI driver.
     pub driver: PathBuf,
     /// The cloud controller manager.
@@ -19,7 +19,7 @@ pub(super) struct Ours {
 }
 
 /// Builds them as they are shipped. cargo decides what is stale, and where its target directory is.
-pub(super) async fn build(progress: &dyn Progress) -> Result<Ours> {
+pub(super) async fn build(progress: &dyn Progress) -> Result<OwnPrograms> {
     let names = [DRIVER.program, CLOUD_CONTROLLER_MANAGER.program];
     progress.step(&format!("building {}", names.join(", ")));
     let mut cargo = cargo();
@@ -29,7 +29,7 @@ pub(super) async fn build(progress: &dyn Progress) -> Result<Ours> {
     let [driver, ccm] = names.map(|name| {
         executable(&messages, name).with_context(|| format!("cargo does not say where {name} is"))
     });
-    Ok(Ours { driver: driver?, ccm: ccm? })
+    Ok(OwnPrograms { driver: driver?, ccm: ccm? })
 }
 
 /// Builds the end-to-end tests; the program that runs them. `--workspace`, because cargo chooses the features of shared dependencies

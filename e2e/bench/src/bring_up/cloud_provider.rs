@@ -1,5 +1,5 @@
-//! Installs the cloud controller manager the way an operator does, from the kustomizations of `e2e/installation/cloud-provider`. It
-//! does not run by that: whoever wants it scales its Deployment up (`scenario::while_provided`).
+//! Installs the cloud controller manager the way an operator does, from the kustomizations of `e2e/installation/cloud-provider`. Its
+//! Deployment has no replica: a test that needs it scales the Deployment up (`scenario::while_provided`).
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -10,7 +10,7 @@ use crate::{artifact::Programs, cluster::Clusters, paths};
 /// The folder of both halves.
 const FOLDER: &str = "e2e/installation/cloud-provider";
 
-/// The guest's account in whose name it acts there.
+/// The guest's account with which it acts there.
 const ACCOUNT: (&str, &str) = ("kube-system", "cloud-controller-manager");
 
 /// The Secret in infra with that account's kubeconfig; the Deployment names it.

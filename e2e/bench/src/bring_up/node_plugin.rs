@@ -1,5 +1,5 @@
 //! The node role in a worker: the pod that the guest's own controller manager makes from `deploy/`'s DaemonSet and that the
-//! worker's kubelet runs. Here it is only waited for, and its logs are kept beside those of the bench's parts.
+//! worker's kubelet runs. This module waits for it, and keeps its logs beside those of the bench's parts.
 
 use std::{fs::OpenOptions, path::PathBuf, time::Duration};
 
@@ -130,7 +130,7 @@ impl NodePlugin {
         }
     }
 
-    /// Copies the log of the container that runs now until it ends; of the one of last time (`before`) only what is new.
+    /// Copies the log of the container that runs now until it ends; of the one of the last copy (`before`) only what is new.
     async fn follow(
         &self,
         container: &str,
@@ -186,7 +186,7 @@ fn is_ready(pod: &Pod) -> bool {
     conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-/// What keeps the containers from running.
+/// Why the containers do not run.
 fn states(pod: &Pod) -> String {
     let waiting = statuses(pod).iter().filter_map(|status| {
         let waiting = status.state.as_ref()?.waiting.as_ref()?;

@@ -1,5 +1,5 @@
 //! The workers of the guest cluster: VirtualMachines in infra whose guests run a real kubelet that joins the guest's
-//! API server. What Cluster API and cloud-init do in the field is done here through the guest agent.
+//! API server. The bench does through the guest agent what Cluster API and cloud-init do in a real cluster.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use crate::{
     vm::{self, Guest, MachineSpec, Machines, saved_state::WORKER_MEMORY_MIB, worker},
 };
 
-/// The containerDisk image of a worker: what it would boot in the field.
+/// The containerDisk image of a worker: what it would boot in a real cluster.
 pub const WORKER_IMAGE: &str = "bench.local/worker";
 
 /// The annotation in which Cluster API writes the namespace of a node's machine. The driver reads it for the node id, as

@@ -41,7 +41,7 @@ pub(super) type Kinds = HashMap<(String, String), (ApiResource, Scope)>;
 pub struct ApiServer {
     /// `infra`, `tenant`, or that of a test.
     pub name: &'static str,
-    /// `https://address:port`, the same for the sandbox's processes and, for the tenant's, the worker VMs.
+    /// `https://address:port`, the same for the sandbox's processes and, for the guest's, the worker VMs.
     pub url: String,
     /// The CA of every certificate in this cluster, PEM.
     pub ca_pem: String,

@@ -42,7 +42,7 @@ pub const INFRA_CONTROLLERS: &[&str] = &[
     "endpointslice-mirroring-controller",
 ];
 
-/// Controllers of the tenant cluster: all that are on by default, but those of features that no test here has and that
+/// Controllers of the guest cluster: all that are on by default, but those of features that no test here has and that
 /// poll or sign.
 pub const TENANT_CONTROLLERS: &[&str] = &[
     "*",

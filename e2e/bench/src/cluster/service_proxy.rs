@@ -1,5 +1,5 @@
-//! kube-proxy of the infra cluster, for the one node whose network is the sandbox's own: what comes to a load balancer's address
-//! or a node port there goes on to the VMs behind it.
+//! kube-proxy of the infra cluster, for the one node whose network is the sandbox's own: it forwards
+//! traffic for a load balancer's address or a node port there to the VMs behind it.
 
 use anyhow::{Context, Result};
 use kube::{Client, Config};
@@ -23,7 +23,7 @@ const USER: &str = "system:kube-proxy";
 const HEALTH: &str = "127.0.0.1:10256";
 const METRICS: &str = "127.0.0.1:10249";
 
-/// Starts it as the infra node `node`. It serves once that Node has an `InternalIP`, for which it waits without a word.
+/// Starts it as the infra node `node`. It serves once that Node has an `InternalIP`, for which it waits silently.
 pub fn start(supervisor: &Supervisor, programs: &Programs, infra: &ApiServer, node: &str) -> Result<Process> {
     let kubeconfig = infra.write("kube-proxy.kubeconfig", &infra.user_kubeconfig(USER, &[])?)?;
     let configuration = json!({

@@ -1,18 +1,18 @@
-//! What the network inside the sandbox looks like, and how it is made. Nothing in it reaches the machine's network.
+//! The network inside the sandbox, and how it is made. Nothing in it reaches the machine's network.
 //!
 //! ```text
 //!   infra0  10.76.0.0/24   .1 infra API server   .2 virt-api   .3 cdi-apiserver   .4 cdi-controller
-//!   workers0 10.77.0.0/24  .1 tenant API server  .11 worker-1  .12 worker-2   (tap devices)
+//!   workers0 10.77.0.0/24  .1 guest API server  .11 worker-1  .12 worker-2   (tap devices)
 //!   clients0 10.78.0.0/24  .1 the infra node's   .50 and .51 a client         (`clients`)
 //! ```
 //!
-//! The sandbox's own network namespace is the infra node on which the workers run: their gateway, and the clients' way
-//! to load balancers. It forwards.
+//! The sandbox's own network namespace is the infra node on which the workers run: their gateway, and the clients'
+//! gateway to load balancers. It forwards.
 //!
-//! What comes in from `workers0` or `clients0` never reaches the infra network: a routing rule drops it, as an infra
+//! Traffic from `workers0` or `clients0` never reaches the infra network: a routing rule drops it, as an infra
 //! cluster's network policy would. The other way is open, because infra sends traffic to its VMs.
 //!
-//! Whoever has an address in `workers0` or `clients0` has one of IPv6 too, of the same digits ([`second`]).
+//! Each member of `workers0` and `clients0` has an IPv6 address too, of the same digits ([`second`]).
 //!
 //! Everything goes through the `ip` program; each change is one process of a few milliseconds.
 
@@ -42,7 +42,7 @@ pub const CDI_CONTROLLER: Ipv4Addr = Ipv4Addr::new(10, 76, 0, 4);
 
 /// Bridge of the worker VMs.
 pub const WORKERS_BRIDGE: &str = "workers0";
-/// The tenant API server, and the workers' gateway.
+/// The guest API server, and the workers' gateway.
 pub const TENANT_API: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
 /// All networks are /24.
@@ -64,7 +64,7 @@ const FORWARD: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6
 /// Longest name of a network device (`IFNAMSIZ` - 1).
 const MAX_DEVICE_NAME: usize = 15;
 
-/// The IPv6 address of whoever has `address`: the same decimal digits, `fd00:10:77::11` for `10.77.0.11`. So is the network of a
+/// The IPv6 address that belongs to `address`: the same decimal digits, `fd00:10:77::11` for `10.77.0.11`. So is the network of a
 /// network's address.
 pub fn second(address: Ipv4Addr) -> Ipv6Addr {
     let [a, b, c, d] = address.octets().map(|octet| {

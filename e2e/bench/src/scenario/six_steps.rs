@@ -4,10 +4,7 @@
 //! The steps are awaited at the same time and reported in the order in which they come: the guest's PV may be bound long
 //! before the disk is plugged.
 
-use std::{
-    future::ready,
-    time::{Duration, Instant},
-};
+use std::{future::ready, time::Instant};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::{
@@ -21,7 +18,7 @@ use kube::{
 use tokio::io::AsyncReadExt;
 
 use super::{
-    Chain, Deadline, HCP_NAMESPACE, PodOnVolume,
+    Chain, Deadline, HCP_NAMESPACE, Narrator, PodOnVolume,
     guest_objects::{MOUNT_PATH, claim, pod},
     infra_objects::{data_volumes, hotplugged},
     until, until_gone,
@@ -53,9 +50,6 @@ pub enum Step {
     Deleted,
 }
 
-/// Is called with each step when it is seen: what was seen, and the time since the flow began.
-pub type Narrator<'a> = dyn Fn(Step, &str, Duration) + Sync + 'a;
-
 /// One run of the flow.
 #[derive(Clone)]
 pub struct SixSteps<'a> {
@@ -80,7 +74,7 @@ impl SixSteps<'_> {
     ///
     /// # Errors
     /// When a step is not seen within its deadline, with the state seen last.
-    pub async fn run(&self, narrator: &Narrator<'_>) -> Result<Chain> {
+    pub async fn run(&self, narrator: &Narrator<'_, Step>) -> Result<Chain> {
         let started = Instant::now();
         let saw = |step: Step, detail: &str| narrator(step, detail, started.elapsed());
 

@@ -4,10 +4,7 @@
 //! Infra's load balancer is simulated meanwhile, as far as address and ARP go; kube-proxies, endpoints and all that is between
 //! them are real.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, time::Instant};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -17,7 +14,7 @@ use kube::{
 };
 
 use super::{
-    Deadline, HCP_NAMESPACE,
+    Deadline, HCP_NAMESPACE, Narrator,
     service_objects::{PORT, answering_pod, is_ready, load_balancer},
     until, until_gone, while_provided,
 };
@@ -45,9 +42,6 @@ pub enum Step {
     Deleted,
 }
 
-/// Is called with each step when it is seen: what was seen, and the time since the Service was created.
-pub type Narrator<'a> = dyn Fn(Step, &str, Duration) + Sync + 'a;
-
 /// One run of the flow.
 #[derive(Clone)]
 pub struct ThreeSteps<'a> {
@@ -68,7 +62,7 @@ impl ThreeSteps<'_> {
     ///
     /// # Errors
     /// When a step is not seen within its deadline, with the state seen last.
-    pub async fn run(&self, narrator: &Narrator<'_>) -> Result<()> {
+    pub async fn run(&self, narrator: &Narrator<'_, Step>) -> Result<()> {
         let _address = infra_load_balancer::start(self.infra.clone(), HCP_NAMESPACE, FaultPlan::default());
         let _announcement = infra_speaker::start(self.infra.clone(), HCP_NAMESPACE);
         self.pod_is_ready().await?;
@@ -78,7 +72,7 @@ impl ThreeSteps<'_> {
         until_gone(&pods, self.name, "pod", Deadline::PodStart).await
     }
 
-    async fn forth_and_back(&self, narrator: &Narrator<'_>) -> Result<()> {
+    async fn forth_and_back(&self, narrator: &Narrator<'_, Step>) -> Result<()> {
         let user = client::Client::start().await?;
         let started = Instant::now();
         let saw = |step: Step, detail: &str| narrator(step, detail, started.elapsed());

@@ -35,6 +35,18 @@ pub enum Hold {
     Forever,
 }
 
+/// A step that a fault holds up, and for which objects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldStep<Step, Selector> {
+    /// Which step.
+    pub step: Step,
+    /// How late.
+    pub hold: Hold,
+    /// Of which objects.
+    #[serde(default)]
+    pub at: Selector,
+}
+
 /// Whether a step may be taken now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {

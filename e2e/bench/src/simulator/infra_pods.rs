@@ -240,7 +240,7 @@ impl Kubelets {
 
     fn held(&self, pod: &Pod, kind: Kind, step: Step) -> Verdict {
         let holds = self.faults.active().into_iter().filter_map(|fault| match fault {
-            Fault::Hold { step: held, hold, at } if held == step && at.selects(pod, kind) => Some(hold),
+            Fault::Hold(held) if held.step == step && held.at.selects(pod, kind) => Some(held.hold),
             _ => None,
         });
         verdict(self.pending.waited((pod.uid().unwrap_or_default(), step)), holds)

@@ -1,9 +1,9 @@
-//! Stands for the **speakers of the infra cluster's load balancer**, as MetalLB's are in layer 2 mode: clients that ask by ARP, or neighbour discovery, who
-//! has the address of a `LoadBalancer` Service get an answer as long as the Service's status shows the address. What comes to
-//! it then is kube-proxy's business.
+//! Stands for the **speakers of the infra cluster's load balancer**, as MetalLB's are in layer 2 mode: clients that ask by ARP, or neighbour discovery, which host
+//! has the address of a `LoadBalancer` Service get an answer as long as the Service's status shows the address. kube-proxy
+//! forwards the traffic.
 //!
 //! What it does not do: choose among nodes (the bench's data path has one), unsolicited announcements. A test runs one in its own
-//! process, for a namespace of its own; when it is stopped nothing is announced any more.
+//! process, for a namespace of its own; when it stops, it withdraws all announcements.
 
 use std::{collections::BTreeSet, net::IpAddr, pin::pin};
 
@@ -52,7 +52,7 @@ fn addresses(service: &Service) -> Vec<IpAddr> {
 struct Announced(BTreeSet<IpAddr>);
 
 impl Announced {
-    /// Each change is one process of a few milliseconds. What fails is logged, and tried again at the next change.
+    /// Each change is one process of a few milliseconds. A failure is logged, and retried at the next change.
     fn change_to(&mut self, wanted: &BTreeSet<IpAddr>) {
         let (gone, new): (Vec<_>, Vec<_>) =
             (self.0.difference(wanted).copied().collect(), wanted.difference(&self.0).copied().collect());

@@ -68,7 +68,7 @@ pub enum Fault {
         #[serde(default)]
         at: Selector,
     },
-    /// A class has only so many bytes for all its volumes; what exceeds them fails with `ResourceExhausted`.
+    /// A class has only so many bytes for all its volumes; a volume that exceeds them fails with `ResourceExhausted`.
     Capacity {
         /// The storage class.
         class: String,
@@ -103,14 +103,14 @@ pub struct Options {
     pub infra: ApiServer,
     /// The folder of the images.
     pub volumes: PathBuf,
-    /// What to do wrong.
+    /// The faults to inject.
     pub faults: FaultPlan<Fault>,
 }
 
 /// The file in a filesystem volume that is the disk (CDI's `DiskImageName`, which virt-handler opens).
 const DISK_IMAGE: &str = "disk.img";
 
-/// The image that a machine is given of a PV: the device, or the disk in the filesystem. Of a filesystem PV it exists once
+/// The image of a PV that a machine gets: the device, or the disk in the filesystem. Of a filesystem PV it exists once
 /// CDI has populated it. `volume_mode` is the claim's or the PV's; absent it means `Filesystem`.
 pub fn image(volumes: &Path, pv: &str, volume_mode: Option<&str>) -> PathBuf {
     if volume_mode == Some(BLOCK) { device(volumes, pv) } else { folder(volumes, pv).join(DISK_IMAGE) }

@@ -37,7 +37,7 @@ where
 {
     let reconcile = move |object, context| {
         let outcome = reconcile(object, context);
-        async move { outcome.await.map_err(Failure) }
+        async move { outcome.await.map_err(ReconcileError) }
     };
     let stream = controller.run(reconcile, |_, failure, _| failure.action(), context);
     AbortOnDropHandle::new(tokio::spawn(stream.for_each(move |outcome| async move {
@@ -64,9 +64,9 @@ pub(super) fn conflict(error: &kube::Error) -> bool {
 
 /// [`Controller`] wants a `std::error::Error`, which `anyhow::Error` is not.
 #[derive(Debug)]
-struct Failure(anyhow::Error);
+struct ReconcileError(anyhow::Error);
 
-impl Failure {
+impl ReconcileError {
     fn is_conflict(&self) -> bool {
         self.0.downcast_ref::<kube::Error>().is_some_and(conflict)
     }
@@ -76,7 +76,7 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for ReconcileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.downcast_ref::<kube::Error>() {
             // Its own text has the whole answer in it, twice.
@@ -86,9 +86,9 @@ impl fmt::Display for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for ReconcileError {}
 
-fn tell(name: &str, error: &kube::runtime::controller::Error<Failure, watcher::Error>) {
+fn tell(name: &str, error: &kube::runtime::controller::Error<ReconcileError, watcher::Error>) {
     use kube::runtime::controller::Error;
     match error {
         Error::ReconcilerFailed(failure, _) if failure.is_conflict() => {}

@@ -19,6 +19,7 @@
 //! Restart-safe: it keeps nothing that it can't see in the VMI and in [`Machine::plugged`](crate::vm::Machine::plugged).
 
 mod domains;
+mod fault;
 mod migration;
 mod plan;
 mod status;
@@ -40,11 +41,11 @@ use kube::{
     api::{DynamicObject, ListParams, PostParams},
     runtime::{Controller, controller::Action, reflector::Store, watcher},
 };
-use serde::{Deserialize, Serialize};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use self::{
     domains::Boot,
+    fault::{Fault, Selector},
     plan::Step,
     vmi::{Disk, Vmi, Volume},
 };
@@ -56,7 +57,7 @@ use self::{
 use super::{
     CREATED_BY_LABEL, Running, SWEEP_PERIOD,
     event::Recorder,
-    fault_plan::{FaultPlan, Hold, Pending, Verdict, selects, verdict},
+    fault_plan::{FaultPlan, Pending, Verdict, verdict},
     queue,
 };
 use crate::{
@@ -74,50 +75,6 @@ const GROUPS: [&str; 3] =
 const NODE_NAME_EXTRA: &str = "authentication.kubernetes.io/node-name";
 /// The component that virt-handler's events come from.
 const COMPONENT: &str = "virt-handler";
-
-/// The faults that virt-handler can inject.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fault {
-    /// A step comes late, or not at all.
-    Hold {
-        /// Which step.
-        step: Step,
-        /// How late.
-        hold: Hold,
-        /// Of which VMIs and volumes.
-        #[serde(default)]
-        at: Selector,
-    },
-    /// Disks plugged from now on answer EIO when these sectors (512 bytes each) are read.
-    ReadErrors {
-        /// The sectors.
-        sectors: Vec<u64>,
-        /// Of which disks.
-        #[serde(default)]
-        at: Selector,
-    },
-}
-
-/// Which VMIs and volumes a fault is about; what is absent selects all.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Selector {
-    /// The VMI's namespace.
-    pub namespace: Option<String>,
-    /// The VMI's name.
-    pub vm: Option<String>,
-    /// The volume's name.
-    pub volume: Option<String>,
-}
-
-impl Selector {
-    fn selects(&self, vmi: &Vmi, volume: &str) -> bool {
-        selects(self.namespace.as_deref(), &vmi.namespace)
-            && selects(self.vm.as_deref(), &vmi.name)
-            && selects(self.volume.as_deref(), volume)
-    }
-}
 
 /// What the simulator needs.
 pub struct Options {
@@ -291,7 +248,7 @@ impl Handler {
                 Api::namespaced_with(client.clone(), &vmi.namespace, &vmi::resource());
             vmis.replace(&vmi.name, &PostParams::default(), &written).await?;
         }
-        for status::Told { kind, reason, message } in told {
+        for status::PlannedEvent { kind, reason, message } in told {
             self.events.tell(client, &reference(vmi), (kind, reason, &message)).await;
         }
         Ok(())
@@ -340,9 +297,7 @@ impl<'a> FaultGate<'a> {
     fn may(&mut self, step: Step, volume: &str) -> bool {
         self.asked.insert((step, volume.to_owned()));
         let holds = self.faults.iter().filter_map(|fault| match fault {
-            Fault::Hold { step: held, hold, at } if *held == step && at.selects(self.vmi, volume) => {
-                Some(*hold)
-            }
+            Fault::Hold(held) if held.step == step && held.at.selects(self.vmi, volume) => Some(held.hold),
             _ => None,
         });
         let waited = self.handler.pending.waited((self.vmi.uid.clone(), step, volume.to_owned()));
@@ -405,18 +360,5 @@ mod tests {
     fn a_machine_without_guest_has_a_legal_mac() {
         assert_eq!(mac_of("50670586-2699-45f6-9"), "02:50:67:05:86:26");
         assert_eq!(mac_of(""), "02:00:00:00:00:00");
-    }
-
-    #[test]
-    fn faults_are_plain_json() {
-        let fault: Fault =
-            serde_json::from_str(r#"{"hold": {"step": "ready", "hold": {"millis": 500}}}"#).expect("a fault");
-        let vmi = Vmi::default();
-        assert!(
-            matches!(&fault, Fault::Hold { step: Step::Ready, hold: Hold::Millis(500), at } if at.selects(&vmi, "v"))
-        );
-        let one = Selector { volume: Some("v".into()), ..Selector::default() };
-        assert!(one.selects(&vmi, "v") && !one.selects(&vmi, "w"));
-        assert!(serde_json::from_str::<Selector>(r#"{"volumes": "v"}"#).is_err());
     }
 }

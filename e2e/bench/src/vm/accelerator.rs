@@ -16,7 +16,7 @@ pub enum Accelerator {
 }
 
 impl Accelerator {
-    /// QEMU's arguments. A translation cache of 256 MiB: with 64 kubelet's code is translated again and again, and pods
+    /// QEMU's arguments. A translation cache of 256 MiB: with 64 kubelet's code is translated repeatedly, and pods
     /// start three times slower.
     pub(super) fn words(self) -> Vec<String> {
         let words = match self {

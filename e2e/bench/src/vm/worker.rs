@@ -1,5 +1,5 @@
-//! Makes a booted worker a node of the tenant cluster: what kubelet and kube-proxy need, then both themselves, and beside
-//! them the driver's image. Whether the node becomes Ready is the cluster's word, and the caller's to wait for.
+//! Makes a booted worker a node of the guest cluster: what kubelet and kube-proxy need, then both themselves, and beside
+//! them the driver's image. The caller waits until the cluster reports the node as Ready.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -84,7 +84,7 @@ pub async fn join(guest: &Guest, join: &Join<'_>) -> Result<i64> {
     Ok(kubelet)
 }
 
-/// Gives the worker's pods their network, and the ways out of it: what a network plugin and DHCP do in the field.
+/// Gives the worker's pods their network, and the ways out of it: what a network plugin and DHCP do in a real cluster.
 async fn connect_pods(guest: &Guest, join: &Join<'_>) -> Result<()> {
     let script = r#"
         set -e

@@ -15,7 +15,7 @@ use tonic::{
 };
 
 use super::servers::Plugin;
-use crate::{Action, GrpcProxy, Matcher, Place, Reply, Rule};
+use crate::{Action, Address, GrpcProxy, Matcher, Reply, Rule};
 
 const SOON: Duration = Duration::from_secs(10);
 const METHOD: &str = "GetPluginInfo";
@@ -34,11 +34,11 @@ impl Fixture {
         let plugin = Plugin::default();
         plugin.serve(&real);
         let place =
-            if tcp { Place::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))) } else { Place::Unix(front) };
-        let proxy = GrpcProxy::start(place, Place::Unix(real)).await.unwrap();
+            if tcp { Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))) } else { Address::Unix(front) };
+        let proxy = GrpcProxy::start(place, Address::Unix(real)).await.unwrap();
         let endpoint = match proxy.place() {
-            Place::Unix(path) => Endpoint::try_from(format!("unix:{}", path.display())),
-            Place::Tcp(address) => Endpoint::try_from(format!("http://{address}")),
+            Address::Unix(path) => Endpoint::try_from(format!("unix:{}", path.display())),
+            Address::Tcp(address) => Endpoint::try_from(format!("http://{address}")),
         };
         let client = IdentityClient::new(endpoint.unwrap().connect().await.unwrap());
         Self { proxy, plugin, client, _folder: folder }

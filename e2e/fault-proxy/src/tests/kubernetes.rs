@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::servers::{Asked, https};
+use super::servers::{RequestLog, https};
 use crate::{Action, KubeProxy, Matcher, Reply, Rule, kube_proxy::upstream};
 
 const PATH: &str = "/api/v1/namespaces/n/configmaps/a";
@@ -21,7 +21,7 @@ const A_WHILE: Duration = Duration::from_millis(100);
 struct Fixture {
     proxy: KubeProxy,
     client: Client,
-    asked: Asked,
+    asked: RequestLog,
 }
 
 impl Fixture {

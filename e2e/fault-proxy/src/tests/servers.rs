@@ -37,9 +37,9 @@ type Body = BoxBody<Bytes, std::io::Error>;
 
 /// What a server was asked, `METHOD path authorization`, in order.
 #[derive(Clone, Default)]
-pub struct Asked(Arc<Mutex<Vec<String>>>);
+pub struct RequestLog(Arc<Mutex<Vec<String>>>);
 
-impl Asked {
+impl RequestLog {
     pub fn all(&self) -> Vec<String> {
         self.0.lock().unwrap().clone()
     }
@@ -50,11 +50,11 @@ impl Asked {
 }
 
 /// Starts an HTTPS server; the kubeconfig of a client with a token.
-pub async fn https() -> (Kubeconfig, Asked) {
+pub async fn https() -> (Kubeconfig, RequestLog) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (tls, certificate) = acceptor(IpAddr::V4(Ipv4Addr::LOCALHOST)).unwrap();
-    let asked = Asked::default();
+    let asked = RequestLog::default();
     let seen = asked.clone();
     tokio::spawn(async move {
         loop {
@@ -81,7 +81,7 @@ pub async fn https() -> (Kubeconfig, Asked) {
     (serde_json::from_value(kubeconfig).unwrap(), asked)
 }
 
-async fn answer(mut request: Request<Incoming>, asked: Asked) -> Result<Response<Body>, std::io::Error> {
+async fn answer(mut request: Request<Incoming>, asked: RequestLog) -> Result<Response<Body>, std::io::Error> {
     let token = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     asked.note(format!("{} {} {}", request.method(), request.uri().path(), token.unwrap_or("-")));
     if request.headers().contains_key(header::UPGRADE) {

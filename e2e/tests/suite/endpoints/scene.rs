@@ -49,19 +49,19 @@ pub struct Scene {
 }
 
 /// The endpoints that we wrote for a Service.
-pub struct Ours {
+pub struct OwnEndpoints {
     /// The slices.
     pub slices: Vec<Value>,
 }
 
 /// Finds moments at which a Service has no ready endpoint.
-pub struct Gaps {
+pub struct ServingGaps {
     found: Arc<Mutex<Vec<String>>>,
     events: Arc<AtomicUsize>,
     _watch: AbortOnDropHandle<()>,
 }
 
-impl Ours {
+impl OwnEndpoints {
     fn all(&self) -> Vec<&Value> {
         self.slices.iter().filter_map(|slice| slice["endpoints"].as_array()).flatten().collect()
     }
@@ -211,14 +211,19 @@ impl Scene {
     }
 
     /// What we wrote for a Service.
-    pub async fn endpoints(&self, mirror: &str) -> Result<Ours> {
+    pub async fn endpoints(&self, mirror: &str) -> Result<OwnEndpoints> {
         let mut slices = self.slices(mirror).await?;
         slices.retain(|slice| manager(slice) == OURS);
-        Ok(Ours { slices })
+        Ok(OwnEndpoints { slices })
     }
 
     /// Waits until we wrote what is `wanted`.
-    pub async fn until(&self, mirror: &str, what: &str, wanted: impl Fn(&Ours) -> bool) -> Result<Ours> {
+    pub async fn until(
+        &self,
+        mirror: &str,
+        what: &str,
+        wanted: impl Fn(&OwnEndpoints) -> bool,
+    ) -> Result<OwnEndpoints> {
         until(&format!("endpoints: {what}"), Deadline::MachineStart, async || {
             let ours = self.endpoints(mirror).await?;
             Ok(if wanted(&ours) { Ok(ours) } else { Err(format!("{:?}", ours.all())) })
@@ -296,7 +301,7 @@ impl Scene {
     }
 
     /// Watches all slices of a Service from now on, in the order in which they change.
-    pub fn watch_for_gaps(&self, mirror: &str) -> Gaps {
+    pub fn watch_for_gaps(&self, mirror: &str) -> ServingGaps {
         let (found, events) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
         let config = watcher::Config::default().labels(&format!("kubernetes.io/service-name={mirror}"));
         let mut changes = Box::pin(watcher(self.infra_slices.clone(), config));
@@ -323,11 +328,11 @@ impl Scene {
                 }
             }
         });
-        Gaps { found, events, _watch: AbortOnDropHandle::new(watch) }
+        ServingGaps { found, events, _watch: AbortOnDropHandle::new(watch) }
     }
 }
 
-impl Gaps {
+impl ServingGaps {
     /// Waits until the watch has delivered all existing slices.
     pub async fn until_watching(&self) -> Result<()> {
         until("the watch of slices to deliver", Deadline::Reaction, async || {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::{
     api_faults::api_faults,
     fixture::Fixture,
-    provider::{ALONE, Between, Place, merge, mirror_name},
+    provider::{ALONE, Place, Proxies, merge, mirror_name},
 };
 
 tests! {
@@ -50,14 +50,14 @@ struct Change {
     verb: &'static str,
     resource: &'static str,
     /// What the user does before it.
-    after: Deed,
+    after: UserAction,
     /// How many calls of this kind the same Service makes before, repeatedly while they fail.
     skip: u32,
 }
 
 /// What a user does.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Deed {
+enum UserAction {
     /// Type `LoadBalancer`.
     Ask,
     /// Another annotation.
@@ -66,18 +66,24 @@ enum Deed {
     Delete,
 }
 
-const fn change(side: Side, verb: &'static str, resource: &'static str, after: Deed, skip: u32) -> Change {
+const fn change(
+    side: Side,
+    verb: &'static str,
+    resource: &'static str,
+    after: UserAction,
+    skip: u32,
+) -> Change {
     Change { side, verb, resource, after, skip }
 }
 
 /// All changes of a life: finalizer, mirror, status, the edited mirror, its deletion, the finalizer's end.
 const CHANGES: [Change; 6] = [
-    change(Side::Guest, "patch", "services/status", Deed::Ask, 0),
-    change(Side::Infra, "create", "services", Deed::Ask, 0),
-    change(Side::Guest, "patch", "services/status", Deed::Ask, 1),
-    change(Side::Infra, "update", "services", Deed::Edit, 0),
-    change(Side::Infra, "delete", "services", Deed::Delete, 0),
-    change(Side::Guest, "patch", "services/status", Deed::Delete, 0),
+    change(Side::Guest, "patch", "services/status", UserAction::Ask, 0),
+    change(Side::Infra, "create", "services", UserAction::Ask, 0),
+    change(Side::Guest, "patch", "services/status", UserAction::Ask, 1),
+    change(Side::Infra, "update", "services", UserAction::Edit, 0),
+    change(Side::Infra, "delete", "services", UserAction::Delete, 0),
+    change(Side::Guest, "patch", "services/status", UserAction::Delete, 0),
 ];
 
 /// The faults, each with a name; a watch also gets the answer that its version is too old.
@@ -90,22 +96,22 @@ fn faults() -> Vec<(&'static str, Action)> {
 /// One guest Service of a test, named in every rule.
 struct Subject<'a> {
     place: &'a Place,
-    between: &'a Between,
+    proxies: &'a Proxies,
     name: String,
     mirror: String,
 }
 
 impl<'a> Subject<'a> {
     /// Made without a load balancer, so that the name of its mirror is known before the first call.
-    async fn new(place: &'a Place, between: &'a Between, name: &str) -> Result<Self> {
+    async fn new(place: &'a Place, proxies: &'a Proxies, name: &str) -> Result<Self> {
         let service = place.create(name, json!({"type": "ClusterIP"})).await?;
-        Ok(Self { place, between, name: name.to_owned(), mirror: mirror_name(&service) })
+        Ok(Self { place, proxies, name: name.to_owned(), mirror: mirror_name(&service) })
     }
 
     fn faults(&self, side: Side) -> &Faults {
         match side {
-            Side::Infra => self.between.infra.faults(),
-            Side::Guest => self.between.guest.faults(),
+            Side::Infra => self.proxies.infra.faults(),
+            Side::Guest => self.proxies.guest.faults(),
         }
     }
 
@@ -126,16 +132,16 @@ impl<'a> Subject<'a> {
     }
 
     /// Does it.
-    async fn user(&self, deed: Deed) -> Result<()> {
+    async fn user(&self, deed: UserAction) -> Result<()> {
         match deed {
-            Deed::Ask => {
+            UserAction::Ask => {
                 merge(&self.place.guests, &self.name, json!({"spec": {"type": "LoadBalancer"}})).await
             }
-            Deed::Edit => {
+            UserAction::Edit => {
                 let edit = json!({"metadata": {"annotations": {CHANGE: "yes"}}});
                 merge(&self.place.guests, &self.name, edit).await
             }
-            Deed::Delete => {
+            UserAction::Delete => {
                 self.place.guests.delete(&self.name, &DeleteParams::default()).await?;
                 Ok(())
             }
@@ -143,14 +149,14 @@ impl<'a> Subject<'a> {
     }
 
     /// Waits until the clusters show the result of a deed.
-    async fn done(&self, deed: Deed) -> Result<()> {
+    async fn done(&self, deed: UserAction) -> Result<()> {
         match deed {
-            Deed::Ask => self.place.served(&self.name).await.map(drop),
-            Deed::Edit => {
+            UserAction::Ask => self.place.served(&self.name).await.map(drop),
+            UserAction::Edit => {
                 let changed = |now: &Value| now["metadata"]["annotations"][CHANGE] == "yes";
                 self.place.mirror(&self.mirror, "the change", changed).await.map(drop)
             }
-            Deed::Delete => {
+            UserAction::Delete => {
                 until_gone(&self.place.guests, &self.name, "the guest's Service", Deadline::PodStart).await?;
                 ensure!(
                     self.place.mirrors.get_opt(&self.mirror).await?.is_none(),
@@ -166,13 +172,13 @@ impl<'a> Subject<'a> {
 /// Each change meets each fault, one Service for each fault; all are served, follow their change, and go.
 async fn every_change_survives_every_fault(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
-    let between = place.between().await?;
-    let _provider = place.provider_behind(&between, "a", &[ALONE]).await?;
+    let proxies = place.proxies().await?;
+    let _provider = place.provider_behind(&proxies, "a", &[ALONE]).await?;
     let mut subjects = Vec::new();
     for (name, action) in faults() {
-        subjects.push((Subject::new(&place, &between, &format!("fault-{name}")).await?, name, action));
+        subjects.push((Subject::new(&place, &proxies, &format!("fault-{name}")).await?, name, action));
     }
-    for deed in [Deed::Ask, Deed::Edit, Deed::Delete] {
+    for deed in [UserAction::Ask, UserAction::Edit, UserAction::Delete] {
         let mut guards = Vec::new();
         for (subject, name, action) in &subjects {
             for change in CHANGES.iter().filter(|change| change.after == deed) {
@@ -199,7 +205,7 @@ async fn every_change_survives_every_fault(fixture: Fixture) -> Result<()> {
             })?;
         }
     }
-    let created = between.infra.faults().succeeded(&Matcher::of("create", "services"));
+    let created = proxies.infra.faults().succeeded(&Matcher::of("create", "services"));
     ensure!(created == faults().len(), "expected {} Services created, saw {created}", faults().len());
     nothing_left(&place).await
 }
@@ -207,16 +213,16 @@ async fn every_change_survives_every_fault(fixture: Fixture) -> Result<()> {
 /// Killed before each change landed, and after it landed and was not answered: the next process finishes the work once.
 async fn a_killed_providers_work_is_finished_once(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
-    let between = place.between().await?;
+    let proxies = place.proxies().await?;
     let mut generation = 0;
     let mut start = async || {
         generation += 1;
-        place.provider_behind(&between, &generation.to_string(), &[ALONE]).await
+        place.provider_behind(&proxies, &generation.to_string(), &[ALONE]).await
     };
     let mut provider = start().await?;
     for (word, action) in [("before", Action::FreezeBefore), ("after", Action::FreezeAfter)] {
-        let subject = Subject::new(&place, &between, &format!("killed-{word}")).await?;
-        for deed in [Deed::Ask, Deed::Edit, Deed::Delete] {
+        let subject = Subject::new(&place, &proxies, &format!("killed-{word}")).await?;
+        for deed in [UserAction::Ask, UserAction::Edit, UserAction::Delete] {
             let mut changes = CHANGES.iter().filter(|change| change.after == deed);
             // What is before the change was done by an earlier process, so it is the first of its kind.
             let mut next = || changes.next().map(|change| (change, subject.meet(change, 0, &action)));
@@ -237,7 +243,7 @@ async fn a_killed_providers_work_is_finished_once(fixture: Fixture) -> Result<()
                 .with_context(|| format!("{deed:?}, killed {word} each change landed"))?;
         }
     }
-    let created = between.infra.faults().succeeded(&Matcher::of("create", "services"));
+    let created = proxies.infra.faults().succeeded(&Matcher::of("create", "services"));
     ensure!(created == 2, "expected 2 Services created, saw {created}");
     nothing_left(&place).await
 }
@@ -246,15 +252,15 @@ async fn a_killed_providers_work_is_finished_once(fixture: Fixture) -> Result<()
 /// back all is repaired. Then every watch is cut, and gets the answer that its version is too old.
 async fn both_api_servers_are_away(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
-    let between = place.between().await?;
-    let provider = place.provider_behind(&between, "a", &[ALONE]).await?;
+    let proxies = place.proxies().await?;
+    let provider = place.provider_behind(&proxies, "a", &[ALONE]).await?;
     let [edited, deleted, robbed] = ["edited", "deleted", "robbed"];
     for name in [edited, deleted, robbed] {
         place.create(name, json!({})).await?;
         place.served(name).await?;
     }
     for round in ["away", "expired"] {
-        let new = Subject::new(&place, &between, &format!("new-{round}")).await?;
+        let new = Subject::new(&place, &proxies, &format!("new-{round}")).await?;
         let sides = [Side::Infra, Side::Guest];
         let away = sides.map(|side| new.faults(side).away());
         let expired = sides.map(|side| {
@@ -263,7 +269,7 @@ async fn both_api_servers_are_away(fixture: Fixture) -> Result<()> {
             (round == "expired")
                 .then(|| new.faults(side).add(Rule { at, skip: 0, limit: Some(2), action: answer }))
         });
-        new.user(Deed::Ask).await?;
+        new.user(UserAction::Ask).await?;
         merge(&place.guests, edited, json!({"metadata": {"annotations": {CHANGE: round}}})).await?;
         let mirror = mirror_name(&place.guests.get(robbed).await?);
         place.mirrors.delete(&mirror, &DeleteParams::default()).await?;
@@ -280,7 +286,7 @@ async fn both_api_servers_are_away(fixture: Fixture) -> Result<()> {
             }
         }
         drop(away);
-        new.done(Deed::Ask).await.with_context(|| format!("after {round}"))?;
+        new.done(UserAction::Ask).await.with_context(|| format!("after {round}"))?;
         let mirror = mirror_name(&place.guests.get(edited).await?);
         let changed = |now: &Value| now["metadata"]["annotations"][CHANGE] == round;
         place.mirror(&mirror, "the change", changed).await?;
@@ -303,9 +309,9 @@ async fn both_api_servers_are_away(fixture: Fixture) -> Result<()> {
 /// Two providers that both believe to lead, as when a lease was stolen: nothing that is wanted is deleted, nothing exists twice.
 async fn two_leaders_double_nothing(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
-    let between = place.between().await?;
-    let _first = place.provider_behind(&between, "a", &[ALONE]).await?;
-    let _second = place.provider_behind(&between, "b", &[ALONE]).await?;
+    let proxies = place.proxies().await?;
+    let _first = place.provider_behind(&proxies, "a", &[ALONE]).await?;
+    let _second = place.provider_behind(&proxies, "b", &[ALONE]).await?;
     let names: Vec<String> = (0..SERVICES).map(|number| format!("both-{number}")).collect();
     try_join_all(names.iter().map(|name| place.create(name, json!({})))).await?;
     try_join_all(names.iter().map(|name| place.served(name))).await?;
@@ -319,7 +325,7 @@ async fn two_leaders_double_nothing(fixture: Fixture) -> Result<()> {
     })
     .await?;
     ensure!(uids(&place).await? == kept, "expected the same mirrors, saw new ones");
-    let created = between.infra.faults().succeeded(&Matcher::of("create", "services"));
+    let created = proxies.infra.faults().succeeded(&Matcher::of("create", "services"));
     ensure!(created == SERVICES, "expected {SERVICES} Services created, saw {created}");
     for name in &names {
         place.guests.delete(name, &DeleteParams::default()).await?;

@@ -92,8 +92,8 @@ async fn the_rights_that_installers_give_suffice(fixture: Fixture) -> Result<()>
             }
         })
         .await?;
-        let between = place.between().await?;
-        let provider = place.provider_behind_with(&between, whose, arguments, load_balancer).await?;
+        let proxies = place.proxies().await?;
+        let provider = place.provider_behind_with(&proxies, whose, arguments, load_balancer).await?;
         let service = place.create(whose, json!({})).await?;
         place.served(whose).await?;
         let its_own = foreign_slice(whose, &mirror_name(&service), ITS_MANAGER, &json!({}))?;
@@ -116,13 +116,13 @@ async fn the_rights_that_installers_give_suffice(fixture: Fixture) -> Result<()>
         until_gone(&place.guests, whose, "the guest's Service", Deadline::Reaction).await?;
 
         let refused = |entry: &&fault_proxy::Entry| entry.landed == Some(FORBIDDEN);
-        let of_infra = between.infra.faults().calls(&Matcher::default());
+        let of_infra = proxies.infra.faults().calls(&Matcher::default());
         let resources: Vec<_> = of_infra.iter().filter(refused).map(|entry| &entry.call.resource).collect();
         ensure!(
             resources == ["events"],
             "{whose}: expected infra to refuse one watch of events, saw {resources:?}"
         );
-        let of_guest = between.guest.faults().calls(&Matcher::default());
+        let of_guest = proxies.guest.faults().calls(&Matcher::default());
         ensure!(
             !of_guest.iter().any(|entry| refused(&entry)),
             "{whose}: expected no refusal of the guest, saw {of_guest:?}"

@@ -89,11 +89,11 @@ impl Endpoint {
     }
 
     /// The status code for this user of a kubeconfig.
-    async fn get(&self, asked: &Asked<'_>, user: &Value) -> Result<u16> {
+    async fn get(&self, asked: &Question<'_>, user: &Value) -> Result<u16> {
         Ok(self.answer(asked, user).await?.status().as_u16())
     }
 
-    async fn answer(&self, asked: &Asked<'_>, user: &Value) -> Result<http::Response<Body>> {
+    async fn answer(&self, asked: &Question<'_>, user: &Value) -> Result<http::Response<Body>> {
         let kubeconfig: Kubeconfig = serde_json::from_value(json!({
             "clusters": [{"name": "ccm", "cluster":
                 {"server": format!("https://127.0.0.1:{}", self.port), "insecure-skip-tls-verify": true}}],
@@ -110,7 +110,7 @@ impl Endpoint {
     }
 
     async fn answers(&self, who: &str, user: &Value, headers: &[(&str, &str)], wanted: u16) -> Result<()> {
-        let found = self.get(&Asked { path: METRICS, headers }, user).await?;
+        let found = self.get(&Question { path: METRICS, headers }, user).await?;
         ensure!(found == wanted, "expected {wanted} for {who}, saw {found}");
         Ok(())
     }
@@ -126,12 +126,12 @@ impl Endpoint {
 }
 
 /// What is asked for.
-struct Asked<'a> {
+struct Question<'a> {
     path: &'a str,
     headers: &'a [(&'a str, &'a str)],
 }
 
-impl<'a> From<&'a str> for Asked<'a> {
+impl<'a> From<&'a str> for Question<'a> {
     fn from(path: &'a str) -> Self {
         Self { path, headers: &[] }
     }

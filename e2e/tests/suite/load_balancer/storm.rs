@@ -15,7 +15,7 @@ use serde_json::json;
 use super::memory::Memory;
 use crate::{
     fixture::Fixture,
-    provider::{ALONE, Between, Place, merge, mirror_name},
+    provider::{ALONE, Place, Proxies, merge, mirror_name},
 };
 
 tests! {
@@ -39,14 +39,14 @@ const IN_FLIGHT: usize = 16;
 /// A Service changes between types and ports as fast as the API server accepts it; its last state is what it gets.
 async fn a_service_flips_a_hundred_times(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
-    let between = place.between().await?;
-    let provider = place.provider_behind(&between, "a", &[ALONE]).await?;
+    let proxies = place.proxies().await?;
+    let provider = place.provider_behind(&proxies, "a", &[ALONE]).await?;
     let calls = |faults: &Faults| faults.journal().iter().filter(|entry| counts(entry)).count();
 
     // Calls that are made once at the start belong to no Service.
     place.create("first", json!({})).await?;
     place.served("first").await?;
-    let before = (calls(between.infra.faults()), calls(between.guest.faults()));
+    let before = (calls(proxies.infra.faults()), calls(proxies.guest.faults()));
     let service = place.create("calm", json!({})).await?;
     place.served("calm").await?;
     place.guests.delete("calm", &DeleteParams::default()).await?;
@@ -55,7 +55,7 @@ async fn a_service_flips_a_hundred_times(fixture: Fixture) -> Result<()> {
         place.mirrors.get_opt(&mirror_name(&service)).await?.is_none(),
         "expected no mirror left over, saw one"
     );
-    let after = (calls(between.infra.faults()), calls(between.guest.faults()));
+    let after = (calls(proxies.infra.faults()), calls(proxies.guest.faults()));
     let (infra, guest) = (after.0 - before.0, after.1 - before.1);
     let value = format!("{infra} to infra, {guest} to the guest");
     fixture.figures.add(
@@ -66,7 +66,7 @@ async fn a_service_flips_a_hundred_times(fixture: Fixture) -> Result<()> {
     ensure!(
         (infra, guest) == CALLS,
         "expected {CALLS:?} calls to infra and guest, saw {}",
-        calls_of(&between)
+        calls_of(&proxies)
     );
 
     let service = place.create("restless", json!({})).await?;
@@ -104,13 +104,13 @@ async fn a_service_flips_a_hundred_times(fixture: Fixture) -> Result<()> {
 }
 
 /// All calls, in order.
-fn calls_of(between: &Between) -> String {
+fn calls_of(proxies: &Proxies) -> String {
     let all = |faults: &Faults| -> Vec<String> {
         let journal = faults.journal();
         let own = journal.iter().filter(|entry| counts(entry));
         own.map(|entry| format!("{} {} {:?}", entry.call.verb, entry.call.resource, entry.landed)).collect()
     };
-    format!("infra: {:?}, guest: {:?}", all(between.infra.faults()), all(between.guest.faults()))
+    format!("infra: {:?}, guest: {:?}", all(proxies.infra.faults()), all(proxies.guest.faults()))
 }
 
 /// Whether a call is one of a Service's own.

@@ -44,13 +44,13 @@ async fn an_erring_guest_api_makes_no_left_overs(fixture: Fixture) -> Result<()>
     until_gone(&place.guests, LOST, "the guest's Service", Deadline::Reaction).await?;
     let before = [place.mirrors.get(&kept).await?, place.mirrors.get(&lost).await?];
 
-    let between = place.between().await?;
-    let guest = between.guest.faults();
+    let proxies = place.proxies().await?;
+    let guest = proxies.guest.faults();
     let blind = blind(&place, guest).await?;
     // No moment without a fault: the next one is in force before the last one is lifted.
     let mut lifted = wrong(guest, [KEPT, LOST], &text(200, "<html>please log in</html>"));
     let sweeping = json!({"sweepInterval": 1});
-    let provider = place.provider_behind_with(&between, "b", &[ALONE], sweeping).await?;
+    let provider = place.provider_behind_with(&proxies, "b", &[ALONE], sweeping).await?;
     met(&lifted, "a page of a proxy").await?;
     for (name, action) in api_faults(WORDS) {
         let next = wrong(guest, [KEPT, LOST], &action);

@@ -26,7 +26,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use super::{managed, pods_in, way::Way};
+use super::{data_path::DataPath, managed, pods_in};
 use crate::fixture::{Fixture, setting};
 
 tests! {
@@ -62,7 +62,7 @@ const OTHER_NODE: &str = "infra-node-2";
 const ONE_IN: u32 = 50;
 
 /// The objects that a disruption changes.
-struct Disrupted<'a> {
+struct DisruptionTarget<'a> {
     fixture: &'a Fixture,
     deployments: Api<Deployment>,
     /// The worker that moves or is reset.
@@ -70,7 +70,7 @@ struct Disrupted<'a> {
 }
 
 /// The results of the requests.
-struct Counted {
+struct Losses {
     asked: u32,
     lost: BTreeMap<String, u32>,
     took: Duration,
@@ -86,84 +86,88 @@ async fn lost_in_a_rolling_restart_with_our_endpoints(fixture: Fixture) -> Resul
 
 /// The pods are replaced as `kubectl rollout restart` does: hardly a request is lost, whichever controller writes the endpoints.
 async fn rolling_restart(fixture: Fixture, who: &str, keys: Value, policies: &[&str]) -> Result<()> {
-    let way = Way::with(&fixture, &keys).await?;
+    let path = DataPath::with(&fixture, &keys).await?;
     for policy in policies {
         let what = format!("a rolling restart of {PODS} pods, {who}");
-        let counted = measured(&fixture, &way, &what, policy, async |it| it.restart().await).await?;
+        let counted = measured(&fixture, &path, &what, policy, async |it| it.restart().await).await?;
         counted.few()?;
     }
-    way.close().await
+    path.close().await
 }
 
 /// A worker moves to another infra node and back; its address moves with it, as with a network whose addresses are a VM's own.
 /// No packet waits for the copy of its memory: QEMU stays where it is.
 async fn lost_in_a_live_migration(fixture: Fixture) -> Result<()> {
-    let way = Way::new(&fixture).await?;
-    measured(&fixture, &way, "no disruption", "Cluster", async |_| Ok(())).await?.few()?;
+    let path = DataPath::new(&fixture).await?;
+    measured(&fixture, &path, "no disruption", "Cluster", async |_| Ok(())).await?.few()?;
     admit_workers(&fixture.infra, OTHER_NODE, true).await?;
     for policy in ["Cluster", "Local"] {
-        let there_and_back = async |it: &Disrupted<'_>| {
+        let there_and_back = async |it: &DisruptionTarget<'_>| {
             it.migrate(OTHER_NODE).await?;
             it.migrate(DATA_PATH_NODE).await
         };
-        measured(&fixture, &way, "a live migration and one back", policy, there_and_back).await?.few()?;
+        measured(&fixture, &path, "a live migration and one back", policy, there_and_back).await?.few()?;
     }
     admit_workers(&fixture.infra, OTHER_NODE, false).await?;
-    way.close().await
+    path.close().await
 }
 
 /// A worker is reset: requests to it are lost until its pods answer again, unless a proxy learns that it is away; then all requests
 /// are answered again.
 async fn lost_in_a_reset_of_a_vm(fixture: Fixture) -> Result<()> {
-    let way = Way::new(&fixture).await?;
+    let path = DataPath::new(&fixture).await?;
     // An emulated worker boots for minutes: once is enough unless somebody measures.
     let policies: &[&str] =
         if setting::<u32>(SETTING)?.is_some() { &["Cluster", "Local"] } else { &["Cluster"] };
     for policy in policies {
-        measured(&fixture, &way, "a reset of one of two VMs", policy, async |it| it.reset().await).await?;
+        measured(&fixture, &path, "a reset of one of two VMs", policy, async |it| it.reset().await).await?;
     }
-    way.close().await
+    path.close().await
 }
 
 /// Sends requests while `disrupt` runs, and until enough were sent; afterwards each of the pods answers.
 async fn measured(
     fixture: &Fixture,
-    way: &Way,
+    path: &DataPath,
     what: &str,
     policy: &str,
-    disrupt: impl AsyncFn(&Disrupted<'_>) -> Result<()>,
-) -> Result<Counted> {
-    let deployments: Api<Deployment> = Api::namespaced(fixture.guest.clone(), &way.place.namespace);
+    disrupt: impl AsyncFn(&DisruptionTarget<'_>) -> Result<()>,
+) -> Result<Losses> {
+    let deployments: Api<Deployment> = Api::namespaced(fixture.guest.clone(), &path.place.namespace);
     let workers = fixture.control.workers().await?;
     let worker = workers.last().context("no worker")?.clone();
-    let disrupted = Disrupted { fixture, deployments, worker };
+    let disrupted = DisruptionTarget { fixture, deployments, worker };
     disrupted.deployments.create(&PostParams::default(), &deployment()?).await?;
     disrupted.rolled_out().await?;
-    let address = way.service(NAME, json!({"externalTrafficPolicy": policy})).await?;
+    let address = path.service(NAME, json!({"externalTrafficPolicy": policy})).await?;
     let all = usize::try_from(PODS)?;
-    way.look("an answer of each pod", address, |answers| pods_in(answers).len() == all).await?;
+    path.until_answered("each pod", address, |answers| pods_in(answers).len() == all).await?;
 
-    let counted = counted(way, address, async || disrupt(&disrupted).await).await?;
-    way.look("an answer of each pod afterwards", address, |answers| pods_in(answers).len() == all).await?;
+    let counted = counted(path, address, async || disrupt(&disrupted).await).await?;
+    path.until_answered("each pod afterwards", address, |answers| pods_in(answers).len() == all).await?;
     fixture.figures.add(
         &format!("questions lost in {what}, policy {policy}"),
         format!("{} of {}", counted.all_lost(), counted.asked),
         format!("in {:.0} s; {:?}", counted.took.as_secs_f64(), counted.lost),
     )?;
-    way.place.guests.delete(NAME, &DeleteParams::default()).await?;
+    path.place.guests.delete(NAME, &DeleteParams::default()).await?;
     disrupted.deployments.delete(NAME, &DeleteParams::background()).await?;
-    way.ended(NAME).await?;
+    path.ended(NAME).await?;
     Ok(counted)
 }
 
-async fn counted(way: &Way, address: IpAddr, disrupt: impl AsyncFnOnce() -> Result<()>) -> Result<Counted> {
+async fn counted(
+    path: &DataPath,
+    address: IpAddr,
+    disrupt: impl AsyncFnOnce() -> Result<()>,
+) -> Result<Losses> {
     let enough = setting(SETTING)?.unwrap_or(QUESTIONS);
     let (asked, over) = (AtomicU32::new(0), AtomicBool::new(false));
     let lost: Mutex<BTreeMap<String, u32>> = Mutex::default();
     let client = async || {
         while !over.load(Ordering::Relaxed) || asked.load(Ordering::Relaxed) < enough {
             asked.fetch_add(1, Ordering::Relaxed);
-            if let Err(error) = way.user.get(address, PORT).await {
+            if let Err(error) = path.user.get(address, PORT).await {
                 let mut lost = lost.lock().unwrap_or_else(PoisonError::into_inner);
                 *lost.entry(error.root_cause().to_string()).or_default() += 1;
             }
@@ -186,10 +190,10 @@ async fn counted(way: &Way, address: IpAddr, disrupt: impl AsyncFnOnce() -> Resu
     let (_, outcome) = tokio::join!(join_all((0..CLIENTS).map(|_| client())), disruption);
     outcome?;
     let lost = lost.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Ok(Counted { asked: asked.into_inner(), lost, took: began.elapsed() })
+    Ok(Losses { asked: asked.into_inner(), lost, took: began.elapsed() })
 }
 
-impl Counted {
+impl Losses {
     fn all_lost(&self) -> u32 {
         self.lost.values().sum()
     }
@@ -205,7 +209,7 @@ impl Counted {
     }
 }
 
-impl Disrupted<'_> {
+impl DisruptionTarget<'_> {
     /// Restarts the pods as `kubectl rollout restart` does.
     async fn restart(&self) -> Result<()> {
         let again =

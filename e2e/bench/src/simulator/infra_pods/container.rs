@@ -25,7 +25,7 @@ use super::{
     probe::Prober,
     root::{Mount, Plan},
     simulated::now,
-    sources::Wanted,
+    sources::SourceNames,
     volume::Volumes,
 };
 use crate::{
@@ -33,10 +33,10 @@ use crate::{
     supervise::{Process, ProcessSpec, Supervisor},
 };
 
-/// kubelet's first and longest back-off, and the time after which a container counts as well again.
+/// kubelet's first and longest back-off, and the time without a failure after which the back-off is reset.
 const FIRST_BACKOFF: Duration = Duration::from_secs(10);
 const LONGEST_BACKOFF: Duration = Duration::from_mins(5);
-const WELL_AGAIN: Duration = Duration::from_mins(10);
+const BACKOFF_RESET: Duration = Duration::from_mins(10);
 /// Until a container is tried again whose environment could not be computed.
 const CONFIGURATION_RETRY: Duration = Duration::from_secs(1);
 /// The grace of a container that is killed for its liveness, when its pod does not say.
@@ -58,8 +58,8 @@ pub(super) struct Shared {
 /// The state of a container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ContainerState {
-    pub now: Now,
-    pub last: Option<Ended>,
+    pub now: Activity,
+    pub last: Option<Termination>,
     pub restarts: i32,
     pub ready: bool,
     pub started: bool,
@@ -67,24 +67,24 @@ pub(super) struct ContainerState {
 
 /// What a container does now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Now {
+pub(super) enum Activity {
     /// It does not run, for a reason.
     Waiting { reason: &'static str, message: String },
     /// It runs, since when.
     Running(String),
     /// It has ended and is not started again.
-    Ended(Ended),
+    Terminated(Termination),
 }
 
 /// How a container ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Ended {
+pub(super) struct Termination {
     pub code: i32,
     pub since: String,
     pub until: String,
 }
 
-impl Default for Now {
+impl Default for Activity {
     fn default() -> Self {
         Self::Waiting { reason: "ContainerCreating", message: String::new() }
     }
@@ -133,7 +133,7 @@ impl<R: Fn(&mut dyn FnMut(&mut ContainerState)) + Send + Sync> ContainerRun<R> {
             let over = stop.borrow().is_some()
                 || ended.as_ref().is_some_and(|ended| !self.restart.again(ended.code));
             if let Some(ended) = ended {
-                self.change(|state| state.now = Now::Ended(ended.clone()));
+                self.change(|state| state.now = Activity::Terminated(ended.clone()));
                 if !over {
                     self.change(|state| state.last = Some(ended.clone()));
                     let delay = backoff.next(begun.elapsed());
@@ -154,7 +154,7 @@ impl<R: Fn(&mut dyn FnMut(&mut ContainerState)) + Send + Sync> ContainerRun<R> {
     }
 
     async fn launch(&self) -> Result<Process> {
-        let sources = Wanted::of_container(&self.container).read(&self.shared.client, &self.pod).await?;
+        let sources = SourceNames::of_container(&self.container).read(&self.shared.client, &self.pod).await?;
         let (platform, path) = (&self.shared.platform, self.image.search_path());
         let invocation = invocation(&self.pod, &self.container, &sources, platform, path)?;
         let plan = self.write_plan()?;
@@ -223,12 +223,12 @@ impl<R: Fn(&mut dyn FnMut(&mut ContainerState)) + Send + Sync> ContainerRun<R> {
         Ok(all)
     }
 
-    /// Stays with a process until it has ended: by itself, because the pod goes, or because it is no longer alive.
-    async fn attend(&self, process: Process, stop: &mut watch::Receiver<Option<Duration>>) -> Ended {
+    /// Watches a process until it has ended: by itself, because the pod goes, or because it is no longer alive.
+    async fn attend(&self, process: Process, stop: &mut watch::Receiver<Option<Duration>>) -> Termination {
         let process = KilledOnDrop(process);
         let since = now();
         self.change(|state| {
-            state.now = Now::Running(since.clone());
+            state.now = Activity::Running(since.clone());
             state.started = self.container.startup_probe.is_none();
             state.ready = state.started && self.container.readiness_probe.is_none();
         });
@@ -244,7 +244,7 @@ impl<R: Fn(&mut dyn FnMut(&mut ContainerState)) + Send + Sync> ContainerRun<R> {
             state.ready = false;
             state.started = false;
         });
-        Ended { code: exit_code(status), since, until: now() }
+        Termination { code: exit_code(status), since, until: now() }
     }
 
     /// The startup probe first, then readiness and liveness; returns when the container has to be killed.
@@ -303,7 +303,7 @@ impl<R: Fn(&mut dyn FnMut(&mut ContainerState)) + Send + Sync> ContainerRun<R> {
     }
 
     fn wait(&self, reason: &'static str, message: &str) {
-        self.change(|state| state.now = Now::Waiting { reason, message: message.to_owned() });
+        self.change(|state| state.now = Activity::Waiting { reason, message: message.to_owned() });
     }
 
     fn backoff_message(&self, delay: Duration) -> String {
@@ -358,7 +358,7 @@ fn exit_code(status: ExitStatus) -> i32 {
     status.code().or_else(|| status.signal().map(|signal| SIGNAL_CODE + signal)).unwrap_or(SIGNAL_CODE)
 }
 
-/// A container ends whole, with whatever it has started: its process leads a group of its own. And none outlives the
+/// A container ends with every process that it has started: its process leads a group of its own. And none outlives the
 /// kubelet that runs it.
 struct KilledOnDrop(Process);
 
@@ -378,7 +378,7 @@ struct Backoff {
 impl Backoff {
     /// The delay after a container ran for `lived`.
     fn next(&mut self, lived: Duration) -> Duration {
-        if lived >= WELL_AGAIN {
+        if lived >= BACKOFF_RESET {
             self.next = Duration::ZERO;
         }
         let delay = self.next;
@@ -397,7 +397,7 @@ mod tests {
         let short = Duration::from_secs(1);
         let delays: Vec<u64> = (0..8).map(|_| backoff.next(short).as_secs()).collect();
         assert_eq!(delays, [0, 10, 20, 40, 80, 160, 300, 300]);
-        assert_eq!(backoff.next(WELL_AGAIN).as_secs(), 0);
+        assert_eq!(backoff.next(BACKOFF_RESET).as_secs(), 0);
         assert_eq!(backoff.next(short).as_secs(), 10);
     }
 

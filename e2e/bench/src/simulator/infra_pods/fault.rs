@@ -5,23 +5,15 @@ use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
 use super::simulated::{Kind, node_of};
-use crate::simulator::fault_plan::{Hold, selects};
+use crate::simulator::fault_plan::{HeldStep, selects};
 
 /// The faults that the kubelets can inject.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     /// A step comes late, or not at all.
-    Hold {
-        /// Which step.
-        step: Step,
-        /// How late.
-        hold: Hold,
-        /// Of which pods.
-        #[serde(default)]
-        at: Selector,
-    },
-    /// The containers of [`Kind::Worker`] pods end with this exit code and message, again and again.
+    Hold(HeldStep<Step, Selector>),
+    /// The containers of [`Kind::Worker`] pods end with this exit code and message, repeatedly.
     Fail {
         /// The exit code.
         code: i32,

@@ -90,7 +90,7 @@ impl BlankDisk<'_> {
         let Overhead { digits, scale } = self.overhead;
         let whole = u128::from(scale) + u128::from(digits);
         let usable = (available * u128::from(scale)).div_ceil(whole);
-        // Not more than what is available, which fits.
+        // Not more than the available space, which fits.
         u64::try_from(usable).unwrap_or(u64::MAX) / ALIGNMENT * ALIGNMENT
     }
 }

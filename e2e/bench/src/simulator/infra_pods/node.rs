@@ -70,7 +70,7 @@ fn metadata(name: &str) -> Value {
     labels.insert("kubernetes.io/hostname".to_owned(), name.into());
     json!({
         "metadata": {"labels": labels, "annotations": {"kubevirt.io/heartbeat": now()}},
-        // A new node is tainted as not ready; nobody else here takes that away.
+        // A new node is tainted as not ready; nothing else in the bench removes that taint.
         "spec": {"taints": null},
     })
 }

@@ -9,11 +9,11 @@ use crate::{cluster::ApiServer, simulator::fault_plan::FaultPlan, supervise::Sup
 pub struct Options {
     /// The infra cluster; programs find its API server in their environment.
     pub infra: ApiServer,
-    /// The nodes to be: `infra-node-1`, …
+    /// The nodes to create: `infra-node-1`, …
     pub nodes: Vec<String>,
     /// The address of all of them, and of the programs' pods.
     pub node_address: IpAddr,
-    /// The addresses that the pod network gives launcher pods whose VMs have a guest, by `<namespace>/<VM>`. In the field a
+    /// The addresses that the pod network gives launcher pods whose VMs have a guest, by `<namespace>/<VM>`. In a real cluster a
     /// VM has its pod's address.
     pub launcher_addresses: BTreeMap<String, Vec<IpAddr>>,
     /// Runs the containers.
@@ -24,6 +24,6 @@ pub struct Options {
     pub images: Images,
     /// The command that ends in [`super::root::enter`], without the plan's path: `["/path/of/bench", "container-init"]`.
     pub container_init: Vec<String>,
-    /// What to do wrong.
+    /// The faults to inject.
     pub faults: FaultPlan<Fault>,
 }

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    container::{ContainerRun, ContainerState, Now, Restart, Shared, asked, asked_within, reference},
+    container::{Activity, ContainerRun, ContainerState, Restart, Shared, asked, asked_within, reference},
     image::Images,
     options::Options,
     simulated::{containers, image},
@@ -41,14 +41,14 @@ pub(super) struct Programs {
     nudge: Arc<watch::Sender<()>>,
 }
 
-/// How a pod fares: its containers in the order of its spec.
+/// The state of a pod: its containers in the order of its spec.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PodState {
     pub inits: Vec<ContainerState>,
     pub containers: Vec<ContainerState>,
-    /// All init containers have ended well.
+    /// All init containers have succeeded.
     pub initialized: bool,
-    /// Nothing runs any more, and nothing will.
+    /// All containers have ended for good.
     pub over: bool,
 }
 
@@ -87,7 +87,7 @@ impl Programs {
         })
     }
 
-    /// One item whenever some container fares otherwise than before.
+    /// One item whenever the state of a container changes.
     pub(super) fn changes(&self) -> impl Stream<Item = ()> + Send + use<> {
         fault_plan::changes(self.nudge.subscribe())
     }
@@ -97,7 +97,7 @@ impl Programs {
         self.runs().contains_key(&pod.uid().unwrap_or_default())
     }
 
-    /// Starts the pod unless it has been; how it fares.
+    /// Starts the pod unless it is started; returns its state.
     pub(super) fn run(&self, pod: &Pod) -> Option<PodState> {
         let uid = pod.uid()?;
         let mut runs = self.runs();
@@ -105,7 +105,7 @@ impl Programs {
         Some(run.state.borrow().clone())
     }
 
-    /// Asks the pod to stop within `grace`; whether it has.
+    /// Asks the pod to stop within `grace`; returns whether it has stopped.
     pub(super) fn stop(&self, pod: &Pod, grace: Duration) -> bool {
         let runs = self.runs();
         let Some(run) = runs.get(&pod.uid().unwrap_or_default()) else { return true };
@@ -192,7 +192,7 @@ impl PodTask {
             self.pod.spec.as_ref().and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
         for (index, container) in inits.iter().enumerate() {
             self.container(container, List::Inits, index, stop.clone()).await;
-            let well = matches!(&self.state.borrow().inits[index].now, Now::Ended(ended) if ended.code == 0);
+            let well = matches!(&self.state.borrow().inits[index].now, Activity::Terminated(ended) if ended.code == 0);
             if !well || stop.borrow().is_some() {
                 return false;
             }
@@ -219,7 +219,7 @@ impl PodTask {
             let image = container.image.as_deref().unwrap_or_default();
             let message = format!("the bench has no image {image}; map it to a program");
             report(&mut |state| {
-                state.now = Now::Waiting { reason: "ErrImagePull", message: message.clone() }
+                state.now = Activity::Waiting { reason: "ErrImagePull", message: message.clone() }
             });
             asked(&mut stop).await;
             return;

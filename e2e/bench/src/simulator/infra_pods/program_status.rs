@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::{Value, json};
 
 use super::{
-    container::{ContainerState, Ended, Now},
+    container::{Activity, ContainerState, Termination},
     program::PodState,
     simulated::{conditions, containers, image_id, now},
 };
@@ -30,11 +30,11 @@ pub(super) fn status(pod: &Pod, state: &PodState, address: IpAddr) -> Value {
 /// Pending until a container has run; over once all have ended for good.
 fn phase(state: &PodState) -> &'static str {
     let all = || state.containers.iter();
-    let failed = |c: &ContainerState| matches!(&c.now, Now::Ended(ended) if ended.code != 0);
-    let has_run = |c: &ContainerState| !matches!(c.now, Now::Waiting { .. }) || c.last.is_some();
+    let failed = |c: &ContainerState| matches!(&c.now, Activity::Terminated(ended) if ended.code != 0);
+    let has_run = |c: &ContainerState| !matches!(c.now, Activity::Waiting { .. }) || c.last.is_some();
     if state.inits.iter().any(failed) && state.over {
         "Failed"
-    } else if state.over && all().all(|c| matches!(c.now, Now::Ended(_))) {
+    } else if state.over && all().all(|c| matches!(c.now, Activity::Terminated(_))) {
         if all().any(failed) { "Failed" } else { "Succeeded" }
     } else if all().any(has_run) {
         "Running"
@@ -50,12 +50,12 @@ fn statuses(containers: &[Container], states: &[ContainerState]) -> Vec<Value> {
 fn container_status(container: &Container, state: &ContainerState) -> Value {
     let image = container.image.as_deref().unwrap_or_default();
     let now = match &state.now {
-        Now::Waiting { reason, message } if message.is_empty() => json!({"waiting": {"reason": reason}}),
-        Now::Waiting { reason, message } => json!({"waiting": {"reason": reason, "message": message}}),
-        Now::Running(since) => json!({"running": {"startedAt": since}}),
-        Now::Ended(ended) => terminated(ended),
+        Activity::Waiting { reason, message } if message.is_empty() => json!({"waiting": {"reason": reason}}),
+        Activity::Waiting { reason, message } => json!({"waiting": {"reason": reason, "message": message}}),
+        Activity::Running(since) => json!({"running": {"startedAt": since}}),
+        Activity::Terminated(ended) => terminated(ended),
     };
-    let pulled = !matches!(state.now, Now::Waiting { reason: "ErrImagePull", .. });
+    let pulled = !matches!(state.now, Activity::Waiting { reason: "ErrImagePull", .. });
     json!({
         "name": container.name, "image": image, "imageID": if pulled { image_id(image) } else { String::new() },
         "ready": state.ready, "started": state.started, "restartCount": state.restarts,
@@ -63,7 +63,7 @@ fn container_status(container: &Container, state: &ContainerState) -> Value {
     })
 }
 
-fn terminated(ended: &Ended) -> Value {
+fn terminated(ended: &Termination) -> Value {
     let reason = if ended.code == 0 { "Completed" } else { "Error" };
     json!({"terminated": {
         "exitCode": ended.code, "reason": reason, "startedAt": ended.since, "finishedAt": ended.until,
@@ -82,12 +82,17 @@ mod tests {
     }
 
     fn running(ready: bool) -> ContainerState {
-        ContainerState { now: Now::Running("t".into()), ready, started: true, ..ContainerState::default() }
+        ContainerState {
+            now: Activity::Running("t".into()),
+            ready,
+            started: true,
+            ..ContainerState::default()
+        }
     }
 
     fn ended(code: i32) -> ContainerState {
-        let ended = Ended { code, since: "s".into(), until: "u".into() };
-        ContainerState { now: Now::Ended(ended), ..ContainerState::default() }
+        let ended = Termination { code, since: "s".into(), until: "u".into() };
+        ContainerState { now: Activity::Terminated(ended), ..ContainerState::default() }
     }
 
     fn of(containers: Vec<ContainerState>, over: bool) -> Value {
@@ -113,7 +118,7 @@ mod tests {
         assert_eq!(of(vec![ended(0), ended(0)], false)["phase"], "Running", "they may be started again");
         assert_eq!(of(vec![ended(0), ended(0)], true)["phase"], "Succeeded");
         assert_eq!(of(vec![ended(0), ended(3)], true)["phase"], "Failed");
-        let last = Some(Ended { code: 1, since: "s".into(), until: "u".into() });
+        let last = Some(Termination { code: 1, since: "s".into(), until: "u".into() });
         let crashed = ContainerState { last, ..new() };
         assert_eq!(of(vec![crashed, new()], false)["phase"], "Running");
     }

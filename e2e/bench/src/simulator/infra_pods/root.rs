@@ -4,7 +4,7 @@
 //! becomes the program, so the process id stays. The root of an image is its layers with an empty one over them, as a
 //! runtime has it; the root of a program without an image is a tmpfs with the host's `/usr` and a few files of `/etc`
 //! (read-only), the program as `/<its file name>`, and empty `/tmp`, `/run` and `/var`. In both: `/proc`, `/sys` and `/dev`,
-//! and the pod's volumes. Nothing else of the host is there, and nothing of it outside.
+//! and the pod's volumes. Nothing else of the host is visible inside, and no mount of it is visible outside.
 //!
 //! What it does not do: network, PID and user namespaces, capabilities, cgroups.
 
@@ -57,7 +57,7 @@ const EMPTY: [(&str, u32); 6] = [
 /// A container to enter.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
-    /// The name that it sees as its host's.
+    /// Its host name.
     pub hostname: String,
     /// An empty directory on which its root is mounted.
     pub root: PathBuf,

@@ -11,7 +11,7 @@ pub(super) type Data = BTreeMap<String, Vec<u8>>;
 
 /// Names of objects in the pod's namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct SourceNames {
     config_maps: BTreeSet<String>,
     secrets: BTreeSet<String>,
 }
@@ -25,7 +25,7 @@ pub(super) struct Sources {
     pub secrets: BTreeMap<String, Data>,
 }
 
-impl Wanted {
+impl SourceNames {
     /// What a container's environment refers to.
     pub(super) fn of_container(container: &Container) -> Self {
         let mut wanted = Self::default();

@@ -23,7 +23,7 @@ use kube::{Api, Client, ResourceExt, api::PostParams};
 
 use super::{
     environment::pod_field,
-    sources::{Data, Sources, Wanted},
+    sources::{Data, SourceNames, Sources},
 };
 
 /// A real kubelet updates volumes about once a minute; tests need not wait that long.
@@ -41,7 +41,7 @@ pub(super) struct Volumes {
     client: Client,
     pod: Pod,
     folder: PathBuf,
-    wanted: Wanted,
+    wanted: SourceNames,
     tokens: BTreeMap<(String, PathBuf), Token>,
     written: BTreeMap<String, Files>,
 }
@@ -54,7 +54,7 @@ struct Token {
 impl Volumes {
     /// The volumes of `pod` below `folder`.
     pub(super) fn new(client: Client, pod: &Pod, folder: PathBuf) -> Self {
-        let wanted = Wanted::of_volumes(volumes_of(pod));
+        let wanted = SourceNames::of_volumes(volumes_of(pod));
         Self { client, pod: pod.clone(), folder, wanted, tokens: BTreeMap::new(), written: BTreeMap::new() }
     }
 

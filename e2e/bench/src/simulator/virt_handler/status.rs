@@ -17,7 +17,7 @@ const MACHINE_TYPE: &str = "q35";
 
 /// An event that goes with a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct PlannedEvent {
     /// Normal or warning.
     pub kind: Kind,
     /// The event's reason.
@@ -36,13 +36,13 @@ impl Phase {
         }
     }
 
-    fn told(self) -> Told {
+    fn told(self) -> PlannedEvent {
         let (kind, reason, message) = match self {
             Self::Running => (Kind::Normal, "Started", "VirtualMachineInstance started."),
             Self::Succeeded => (Kind::Normal, "Stopped", "The VirtualMachineInstance was shut down."),
             Self::Failed => (Kind::Warning, "Stopped", "The VirtualMachineInstance crashed."),
         };
-        Told { kind, reason, message: message.to_owned() }
+        PlannedEvent { kind, reason, message: message.to_owned() }
     }
 }
 
@@ -56,7 +56,7 @@ impl VolumePhase {
         }
     }
 
-    fn told(self, volume: &str) -> Told {
+    fn told(self, volume: &str) -> PlannedEvent {
         let (reason, message) = match self {
             Self::MountedToPod => {
                 ("VolumeMountedToPod", format!("Volume {volume} has been mounted in virt-launcher pod"))
@@ -67,7 +67,7 @@ impl VolumePhase {
                 format!("Volume {volume} has been unmounted from virt-launcher pod"),
             ),
         };
-        Told { kind: Kind::Normal, reason, message }
+        PlannedEvent { kind: Kind::Normal, reason, message }
     }
 }
 
@@ -81,7 +81,7 @@ pub(super) fn apply(
     alive: Option<&Alive>,
     failure: Option<&str>,
     now: &str,
-) -> (Vec<Told>, bool) {
+) -> (Vec<PlannedEvent>, bool) {
     let status = object_at(object, "status");
     let before = status.clone();
     let mut told = Vec::new();
@@ -99,7 +99,7 @@ pub(super) fn apply(
     }
     if !vmi.is_final() {
         set_failure(status, failure);
-        told.push(failure.map(|failure| Told {
+        told.push(failure.map(|failure| PlannedEvent {
             kind: Kind::Warning,
             reason: "SyncFailed",
             message: failure.to_owned(),
@@ -162,7 +162,7 @@ fn set_volume(
     name: &str,
     phase: Option<VolumePhase>,
     target: &str,
-) -> Option<Told> {
+) -> Option<PlannedEvent> {
     let volumes = status.get_mut("volumeStatus")?.as_array_mut()?;
     let volume = volumes.iter_mut().find(|volume| volume["name"] == name)?;
     volume["target"] = target.into();

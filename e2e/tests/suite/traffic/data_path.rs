@@ -1,4 +1,4 @@
-//! The whole way from a client to the guest's pods, with a cloud controller manager of the test's own.
+//! The whole data path from a client to the guest's pods, with a cloud controller manager of the test's own.
 
 use std::{
     collections::BTreeSet,
@@ -27,8 +27,8 @@ use crate::{
 /// Requests of one check: with two pods and no affinity, all go to one by chance once in half a million checks.
 const REQUESTS: usize = 20;
 
-/// The way; it is closed when this is dropped.
-pub struct Way {
+/// The data path; it is closed when this is dropped.
+pub struct DataPath {
     /// Where Services are made.
     pub place: Place,
     /// The client.
@@ -39,7 +39,7 @@ pub struct Way {
     _speaker: Running,
 }
 
-impl Way {
+impl DataPath {
     /// Opens it; infra's own controller writes the endpoints.
     pub async fn new(fixture: &Fixture) -> Result<Self> {
         Self::with(fixture, &json!({})).await
@@ -154,8 +154,13 @@ impl Way {
     }
 
     /// Sends [`REQUESTS`] requests, again until all are answered and `wanted` accepts the answers.
-    pub async fn look(&self, what: &str, to: IpAddr, wanted: impl Fn(&[Answer]) -> bool) -> Result<()> {
-        until(what, Deadline::Reaction, async || {
+    pub async fn until_answered(
+        &self,
+        what: &str,
+        to: IpAddr,
+        wanted: impl Fn(&[Answer]) -> bool,
+    ) -> Result<()> {
+        until(&format!("answers from {what}"), Deadline::Reaction, async || {
             let answers = try_join_all((0..REQUESTS).map(|_| self.user.get(to, PORT))).await?;
             Ok(if wanted(&answers) { Ok(()) } else { Err(format!("{answers:?}")) })
         })

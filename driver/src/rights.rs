@@ -1,4 +1,4 @@
-//! Says at the start, once, which rights on the infra cluster are missing (design law 7), and has the waits use those that
+//! Says at the start, once, which rights on the infra cluster are missing, and has the waits use those that
 //! were granted beyond the needed ones. Of the needed ones it decides nothing: each call finds out by itself what it may do.
 
 use infra::{Infra, REQUIRED_RIGHTS};

@@ -58,7 +58,7 @@ fn with_policy_local_only_vms_with_an_endpoint_get_traffic() {
     assert!(made(Spread::WithEndpoint, true, &[], &backends).is_empty());
 }
 
-/// D5, cozystack#1017, #379: a Gateway's endpoint says no Node; Cilium says no conditions either.
+/// cozystack#1017, #379: a Gateway's endpoint has no Node, and with Cilium no conditions either.
 #[rstest]
 #[case::no_node_name(true, Some(json!([{"addresses": ["192.192.192.192"]}])))]
 #[case::empty_node_name(true, Some(json!([{"nodeName": "", "conditions": {}}])))]

@@ -221,7 +221,7 @@ fn where_others_write_nothing_is_touched() {
     assert_eq!(world.plan(), Plan::default());
 }
 
-/// D5: a single backend that moves from VM to VM; D9: more than a slice holds.
+/// A single backend that moves from VM to VM, and more endpoints than a slice holds.
 #[test]
 fn endpoints_stay_in_their_slices_and_many_fill_several() {
     let mut world = World::new(Writer::Ours, false, wanted([endpoint(1, true)]));
@@ -245,7 +245,7 @@ fn endpoints_stay_in_their_slices_and_many_fill_several() {
     assert_eq!((world.slices.len(), world.is_ready()), (1, false), "an empty one says that there are none");
 }
 
-/// D8: each family has slices of its own; one that the Service has no more loses ours, not others'.
+/// Each family has slices of its own. Of a family that the Service no longer has, our slices are deleted, and those of others stay.
 #[test]
 fn slices_are_of_the_services_families() {
     let mut world = World::new(Writer::Ours, false, wanted([endpoint(1, true)]));

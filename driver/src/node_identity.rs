@@ -6,7 +6,7 @@ use anyhow::Context;
 use cluster::{ApiServer, CredentialsError, Source, Unmetered};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Resource, api::ObjectMeta};
-use node::{GuestNode, NodeIdentitySource};
+use node::{NodeIdentitySource, NodeObject};
 use serde::Deserialize;
 
 /// This worker's Node object, read through the guest cluster's API.
@@ -41,7 +41,7 @@ impl OwnNode {
 }
 
 impl NodeIdentitySource for OwnNode {
-    async fn node(&self) -> Result<GuestNode, Box<dyn Error + Send + Sync>> {
+    async fn node(&self) -> Result<NodeObject, Box<dyn Error + Send + Sync>> {
         let Self { guest, name } = self;
         let found = cluster::get(&Api::<PartialNode>::all(guest.client()), name).await;
         let found = found.with_context(|| format!("the guest cluster's node {name:?} can't be read"))?;
@@ -50,7 +50,7 @@ impl NodeIdentitySource for OwnNode {
                 "the guest cluster has no node {name:?}; check --node-name, it must be the name of the Node object"
             )
         })?;
-        Ok(GuestNode {
+        Ok(NodeObject {
             provider_id: node.spec.unwrap_or_default().provider_id.filter(|id| !id.is_empty()),
             annotations: node.metadata.annotations.unwrap_or_else(BTreeMap::new),
         })
@@ -65,7 +65,7 @@ mod tests {
     use rstest::rstest;
     use serde_json::{Value, json};
 
-    async fn node_of(status: StatusCode, body: Value) -> Result<GuestNode, String> {
+    async fn node_of(status: StatusCode, body: Value) -> Result<NodeObject, String> {
         let service = tower::service_fn(move |request: Request<Body>| {
             assert_eq!((request.method().as_str(), request.uri().path()), ("GET", "/api/v1/nodes/worker-1"));
             let response = Response::builder().status(status).body(Body::from(body.to_string().into_bytes()));
@@ -102,7 +102,7 @@ mod tests {
     async fn a_fresh_node_has_neither() {
         let node =
             json!({ "kind": "Node", "apiVersion": "v1", "metadata": { "name": "worker-1" }, "spec": {} });
-        assert_eq!(node_of(StatusCode::OK, node).await, Ok(GuestNode::default()));
+        assert_eq!(node_of(StatusCode::OK, node).await, Ok(NodeObject::default()));
     }
 
     #[tokio::test]

@@ -89,7 +89,9 @@ fn a_room_does_not_reach(#[case] room: &str, #[case] forbidden: &[&str]) {
 #[test]
 fn the_graph_is_read_rightly() {
     let reachable = reachable(&graph(), "driver");
-    for room in ["infra", "cluster", "serving", "csi-call", "controller", "node", "csi-proto", "kube", "tonic"] {
+    for room in
+        ["infra", "cluster", "serving", "csi-call", "controller", "node", "csi-proto", "kube", "tonic"]
+    {
         assert!(reachable.contains(room), "the driver depends on {room}");
     }
 }

@@ -20,6 +20,7 @@ impl Infra {
 
     /// Patches a claim of ours. The guard's labels are tested by the API itself, in the same patch: on a foreign claim, as
     /// where a test of `ops` fails, the answer is 422 and nothing changed.
+    #[expect(clippy::missing_panics_doc, reason = "texts serialize")]
     pub async fn patch_claim(&self, name: &ObjectName, ops: Vec<PatchOp>) -> Result<Claim, Error> {
         let patch: Vec<_> = self.shared.guard.label_tests().into_iter().chain(ops).collect();
         let body = serde_json::to_vec(&patch).expect("texts serialize");

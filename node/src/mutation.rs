@@ -74,8 +74,16 @@ fn observe_stage(
         &host.boot_id()?,
         std::slice::from_ref(disk),
     );
-    let (disk, content) = (disk.clone(), probed);
-    Ok(stage::Observed { disk, mounts, path, stale, disk_record, record, content, filesystem_bytes })
+    Ok(stage::Observed {
+        disk: disk.clone(),
+        mounts,
+        path,
+        stale,
+        disk_record,
+        record,
+        content: probed,
+        filesystem_bytes,
+    })
 }
 
 /// What is on the disk. One that is mounted on this node already (the older layout) cannot be opened exclusively; its

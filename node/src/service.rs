@@ -97,7 +97,6 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         request: Request<v1::NodeStageVolumeRequest>,
     ) -> Result<Response<v1::NodeStageVolumeResponse>, Status> {
         record_volume(&request.get_ref().volume_id);
-        record_volume(&request.get_ref().volume_id);
         let deadline = Deadline::read(request.metadata());
         let request = request::StageRequest::try_from(request.into_inner())?;
         self.volumes.stage(request, deadline).await?;
@@ -108,7 +107,6 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         &self,
         request: Request<v1::NodeUnstageVolumeRequest>,
     ) -> Result<Response<v1::NodeUnstageVolumeResponse>, Status> {
-        record_volume(&request.get_ref().volume_id);
         record_volume(&request.get_ref().volume_id);
         let deadline = Deadline::read(request.metadata());
         let request = request::RemoveRequest::try_from(request.into_inner())?;
@@ -121,7 +119,6 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         request: Request<v1::NodePublishVolumeRequest>,
     ) -> Result<Response<v1::NodePublishVolumeResponse>, Status> {
         record_volume(&request.get_ref().volume_id);
-        record_volume(&request.get_ref().volume_id);
         let deadline = Deadline::read(request.metadata());
         let request = request::PublishRequest::try_from(request.into_inner())?;
         self.volumes.publish(request, deadline).await?;
@@ -133,7 +130,6 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         request: Request<v1::NodeUnpublishVolumeRequest>,
     ) -> Result<Response<v1::NodeUnpublishVolumeResponse>, Status> {
         record_volume(&request.get_ref().volume_id);
-        record_volume(&request.get_ref().volume_id);
         let deadline = Deadline::read(request.metadata());
         let request = request::RemoveRequest::try_from(request.into_inner())?;
         self.volumes.unpublish(request, deadline).await?;
@@ -144,7 +140,6 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         &self,
         request: Request<v1::NodeGetVolumeStatsRequest>,
     ) -> Result<Response<v1::NodeGetVolumeStatsResponse>, Status> {
-        record_volume(&request.get_ref().volume_id);
         record_volume(&request.get_ref().volume_id);
         let deadline = Deadline::read(request.metadata());
         let request = request::StatsRequest::try_from(request.into_inner())?;
@@ -158,7 +153,6 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         request: Request<v1::NodeExpandVolumeRequest>,
     ) -> Result<Response<v1::NodeExpandVolumeResponse>, Status> {
         record_volume(&request.get_ref().volume_id);
-        record_volume(&request.get_ref().volume_id);
         Err(Status::unimplemented(
             "this driver does not expand volumes in place; a volume grows when it is staged",
         ))
@@ -166,7 +160,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
 
     async fn node_get_capabilities(
         &self,
-        request: Request<v1::NodeGetCapabilitiesRequest>,
+        _request: Request<v1::NodeGetCapabilitiesRequest>,
     ) -> Result<Response<v1::NodeGetCapabilitiesResponse>, Status> {
         let capability = |kind: rpc::Type| v1::NodeServiceCapability {
             r#type: Some(node_service_capability::Type::Rpc(Rpc { r#type: kind.into() })),

@@ -8,11 +8,11 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    config::policy::{GuestPolicy, Withheld},
     guest::services::GuestService,
     guest_names::{Identity, SERVICE_UID_ANNOTATION, infra_name},
     handover::EndpointSource,
     infra::mirrors::InfraService,
-    config::policy::{GuestPolicy, Withheld},
     wire::service::{LOAD_BALANCER, NO_AFFINITY, ServicePort, ServiceSpec},
 };
 

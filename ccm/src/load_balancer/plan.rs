@@ -9,12 +9,12 @@ use k8s_openapi::api::core::v1::LoadBalancerIngress;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use crate::{
+    config::policy::GuestPolicy,
     guest::services::GuestService,
     guest_names::{Foreign, GUEST_CLUSTER_ANNOTATION, Identity},
     handover::EndpointSource,
     infra::mirrors::InfraService,
     load_balancer::mirror::{Mirror, Refused},
-    config::policy::GuestPolicy,
 };
 
 /// What was configured.

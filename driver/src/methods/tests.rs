@@ -9,7 +9,7 @@ use clap::Parser;
 use csi_proto::v1 as csi;
 use prometheus_client::registry::Registry;
 use prost::Message;
-use serving::RpcLayer;
+use serving::{RpcLayer, Tasks};
 use tonic::{body::Body, codegen::Bytes};
 use tower::{Layer, ServiceExt};
 
@@ -63,7 +63,7 @@ async fn line(path: &str, message: &[u8]) -> String {
     ]);
     let mut registry = Registry::default();
     let layer = RpcLayer::new(&mut registry, method);
-    let roles = Roles::new(&flags, &mut registry).await.expect("starts");
+    let roles = Roles::new(&flags, &mut registry, &Tasks::default()).await.expect("starts");
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()

@@ -37,6 +37,7 @@ impl ApiServer {
     ///
     /// # Errors
     /// The call failed: nothing is known.
+    #[expect(clippy::missing_panics_doc, reason = "the URL and the headers are constants")]
     pub async fn rights(&self, namespace: &str) -> Result<Rights, Error> {
         let review = json!({
             "apiVersion": "authorization.k8s.io/v1",

@@ -78,7 +78,8 @@ pub fn flags_table(command: &Command) -> String {
     let shown = |flag: &&clap::Arg| !flag.is_hide_set() && flag.get_action().takes_values();
     for flag in command.get_arguments().filter(shown) {
         let name = flag.get_long().expect("each flag has a long name");
-        let values: Vec<_> = flag.get_value_names().into_iter().flatten().map(|name| name.as_str()).collect();
+        let values: Vec<_> =
+            flag.get_value_names().into_iter().flatten().map(clap::builder::Str::as_str).collect();
         let default: Vec<_> = flag.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
         let default = default.join(",");
         let default = if default.is_empty() { String::new() } else { format!("`{default}`") };

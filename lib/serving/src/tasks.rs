@@ -251,7 +251,7 @@ mod tests {
         let (held, dropped) = tokio::sync::oneshot::channel::<()>();
         tasks.spawn("the watch of Nodes", async move {
             let _held = held;
-            pending().await
+            pending::<()>().await;
         });
         tokio::task::yield_now().await;
         assert!(tasks.cancel(BOUND).await);

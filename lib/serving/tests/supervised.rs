@@ -66,6 +66,7 @@ fn process(case: &str) -> Output {
 }
 
 /// A program of one part and a few tasks.
+#[expect(clippy::unused_async, reason = "a program starts with an async function")]
 async fn program(case: String, shutdown: Shutdown) -> Result<(), Infallible> {
     let stop = shutdown.stopping();
     shutdown.spawn("the socket", async move {

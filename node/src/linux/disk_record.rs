@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
 use crate::{
     disk_record::{DiskRecord, DiskRecordFile},
     error::{Error, Result},
@@ -54,17 +56,13 @@ pub fn remove(folder: &Path, volume: &str) -> Result<()> {
     durable_file::remove(&path).map_err(Error::act(format!("remove {}", path.display())))
 }
 
-/// A file's name for any volume id: what is not a letter, a digit, `-` or `.` is written as `%` and two hexadecimal digits,
-/// and so is a dot at the beginning.
+/// Bytes of a volume id that a file's name has as they are; all others are percent-encoded.
+const IN_NAMES: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.');
+
+/// A file's name for any volume id. A name that begins with a dot would be hidden, or mean a folder.
 fn path(folder: &Path, volume: &str) -> PathBuf {
-    let mut name = String::with_capacity(volume.len());
-    for (index, byte) in volume.bytes().enumerate() {
-        if byte.is_ascii_alphanumeric() || byte == b'-' || (byte == b'.' && index > 0) {
-            name.push(char::from(byte));
-        } else {
-            name.push_str(&format!("%{byte:02x}"));
-        }
-    }
+    let name = utf8_percent_encode(volume, IN_NAMES).to_string();
+    let name = name.strip_prefix('.').map_or_else(|| name.clone(), |rest| format!("%2E{rest}"));
     folder.join(name + ".json")
 }
 

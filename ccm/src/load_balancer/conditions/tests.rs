@@ -1,7 +1,7 @@
 //! Each story by name, and the laws of the patch.
 
 use super::*;
-use crate::{load_balancer::mirror::Refused, config::policy::Withheld};
+use crate::{config::policy::Withheld, load_balancer::mirror::Refused};
 use proptest::prelude::*;
 use rstest::rstest;
 

@@ -1,7 +1,7 @@
 //! Each field of the mirror, and that making it leaves nothing to make.
 
 use super::*;
-use crate::{guest_names::CLUSTER_NAME_LABEL, handover::EndpointChoice, config::policy::Networks};
+use crate::{config::policy::Networks, guest_names::CLUSTER_NAME_LABEL, handover::EndpointChoice};
 use rstest::rstest;
 
 const UID: &str = "0e4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3";

@@ -17,6 +17,9 @@ pub use controllers::{Controller, Controllers};
 pub use ignored::Others;
 pub use names::names;
 
+/// Upstream's default is 1, with which one Node whose calls get no answer holds up all others.
+const NODE_SYNCS: u16 = 16;
+
 /// The command line, parsed.
 #[derive(Clone, Debug, Parser)]
 #[command(
@@ -57,8 +60,8 @@ pub struct Flags {
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     pub concurrent_service_syncs: u16,
 
-    /// How many Nodes are worked on at a time
-    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    /// How many Nodes are initialised, updated or deleted at the same time
+    #[arg(long, value_name = "COUNT", default_value_t = NODE_SYNCS)]
     pub concurrent_node_syncs: u16,
 
     /// How often Nodes that are not ready are looked at

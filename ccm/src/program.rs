@@ -242,6 +242,7 @@ async fn serve_nodes(
         balanced: writes_endpoints.then(|| flags.cluster_name.clone()),
         monitor_period: flags.node_monitor_period,
         status_update_frequency: flags.node_status_update_frequency,
+        concurrency: flags.concurrent_node_syncs,
     };
     if !config.instances.enabled || !(settings.upkeep || settings.lifecycle) {
         tracing::info!("Nodes are not served: switched off");

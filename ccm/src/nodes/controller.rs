@@ -53,7 +53,7 @@ use crate::{
 pub const MONITOR_PERIOD: Duration = Duration::from_secs(5);
 /// The framework's default of `--node-status-update-frequency`.
 pub const STATUS_UPDATE_FREQUENCY: Duration = Duration::from_mins(5);
-/// Nodes that are worked on at a time.
+/// Our default of `--concurrent-node-syncs`.
 const CONCURRENCY: u16 = 16;
 /// After a conflict the watch brings the newer Node; this is for a watch that is behind.
 const AFTER_CONFLICT: Duration = Duration::from_millis(200);
@@ -87,6 +87,8 @@ pub struct Settings {
     pub monitor_period: Duration,
     /// How often every other Node is looked at, events apart.
     pub status_update_frequency: Duration,
+    /// How many Nodes are reconciled at the same time; 0 counts as 1.
+    pub concurrency: u16,
 }
 
 impl Default for Settings {
@@ -99,6 +101,7 @@ impl Default for Settings {
             balanced: None,
             monitor_period: MONITOR_PERIOD,
             status_update_frequency: STATUS_UPDATE_FREQUENCY,
+            concurrency: CONCURRENCY,
         }
     }
 }
@@ -159,6 +162,8 @@ impl NodeController {
         let seen = watcher(api, watcher::Config::default().page_size(NODE_PAGE)).default_backoff();
         let seen = seen.reflect(writer).applied_objects().map_ok(|node| ObjectRef::from_obj(&node));
         let queue = self.queue.clone();
+        // kube takes 0 as no bound.
+        let concurrency = self.settings.concurrency.max(1);
         let due = stream::select(seen, self.changes(nodes.clone()).map(Ok))
             .inspect_ok(|node| queue.added(item(&node.name)))
             .take_until(stop.cancelled_owned());
@@ -168,7 +173,7 @@ impl NodeController {
             Arc::new(self),
             nodes,
             Box::pin(due),
-            Config::default().concurrency(CONCURRENCY),
+            Config::default().concurrency(concurrency),
         )
         .for_each(async |result| match result {
             Ok(_) => {}

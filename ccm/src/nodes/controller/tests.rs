@@ -5,9 +5,11 @@ use crate::{
     queue_metrics::QueueMetrics,
     wire::{system_uuid::SystemUuid, topology_labels::ZONE_LABEL},
 };
+use kube::client::Body;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use rstest::rstest;
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const NODE: &str = "/api/v1/nodes/vm-1";
 const HOST: &str = "GET /api/v1/nodes/infra-1";
@@ -269,4 +271,93 @@ async fn the_queue_is_counted_and_ends_with_the_controller() {
     assert!(text.contains("workqueue_work_duration_seconds_count{name=\"Nodes\"} 1\n"), "{text}");
     stop.cancel();
     tokio::time::timeout(Duration::from_secs(30), running).await.unwrap().unwrap();
+}
+
+/// A guest cluster with `count` Nodes to initialise. Each write takes a moment, so that writes of several Nodes overlap.
+#[derive(Clone, Default)]
+struct Busy {
+    under_way: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+    initialised: Arc<AtomicUsize>,
+}
+
+impl Busy {
+    const WRITE: Duration = Duration::from_millis(20);
+
+    fn client(&self, count: usize) -> Client {
+        let names = (0..count).map(|number| format!("vm-{number}"));
+        let nodes = names.map(|name| {
+            let mut node = fresh();
+            node["metadata"]["name"] = json!(name);
+            node
+        });
+        let list = json!({"apiVersion": "v1", "kind": "NodeList", "metadata": {"resourceVersion": "7"},
+            "items": nodes.collect::<Vec<_>>()});
+        let busy = self.clone();
+        Client::new(
+            tower::service_fn(move |request: http::Request<Body>| {
+                let (busy, list) = (busy.clone(), list.clone());
+                async move { busy.answer(&request, &list).await }
+            }),
+            "default",
+        )
+    }
+
+    async fn answer(
+        &self,
+        request: &http::Request<Body>,
+        list: &Value,
+    ) -> Result<http::Response<Body>, tower::BoxError> {
+        let path = request.uri().path();
+        let body = if *request.method() == http::Method::PATCH {
+            let now = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+            self.most.fetch_max(now, Ordering::Relaxed);
+            tokio::time::sleep(Self::WRITE).await;
+            self.under_way.fetch_sub(1, Ordering::Relaxed);
+            if !path.ends_with("/status") {
+                self.initialised.fetch_add(1, Ordering::Relaxed);
+            }
+            json!({"metadata": {"name": "vm", "resourceVersion": "8"}, "spec": {}})
+        } else if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
+            std::future::pending().await
+        } else if path == "/api/v1/nodes" {
+            list.clone()
+        } else {
+            json!({"metadata": {}, "involvedObject": {}})
+        };
+        Ok(http::Response::new(Body::from(body.to_string().into_bytes())))
+    }
+}
+
+#[rstest]
+#[case::one_after_the_other(1, 1)]
+#[case::zero_is_one(0, 1)]
+#[case::forty(40, 40)]
+#[tokio::test(start_paused = true)]
+async fn at_most_so_many_nodes_are_written_at_a_time(#[case] concurrency: u16, #[case] most: usize) {
+    const NODES: usize = 50;
+    let (busy, clusters) = (Busy::default(), Clusters::new(Settings::default()));
+    let infra = clusters.infra.client();
+    let index = Arc::new(MachineIndex::default());
+    let names = || (0..NODES).map(|number| format!("vm-{number}"));
+    index.replace(names().map(|name| Vm { name, ..Vm::default() }));
+    index.replace(names().map(|name| Vmi { name, ..vmi() }));
+    let reads = InfraReads::new(infra, "hcp");
+    let feed = Feed::new(reads.clone(), Arc::clone(&index));
+    let settings = Settings { concurrency, ..Settings::default() };
+    let queue = QueueMetrics::default().queue("Nodes");
+    let guest = busy.client(NODES);
+    let controller =
+        NodeController::new(settings, guest, reads, (index, feed), NodeMetrics::default(), queue);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(controller.run(stop.clone()));
+    let all = async {
+        while busy.initialised.load(Ordering::Relaxed) < NODES {
+            tokio::time::sleep(Busy::WRITE).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), all).await.unwrap();
+    assert_eq!(busy.most.load(Ordering::Relaxed), most);
+    stop.cancel();
+    running.await.unwrap();
 }

@@ -11,10 +11,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::{
-    load_balancer::owner::OwnerChoice,
-    nodes::address::{AddressPolicy, PolicyError},
-};
+use crate::nodes::address::{AddressPolicy, PolicyError};
 use policy::GuestPolicy;
 use section::Section;
 
@@ -64,6 +61,17 @@ pub struct LoadBalancerConfig {
     pub sweep_interval: Option<Duration>,
     /// `endpoints`: the reference does not have it.
     pub endpoints: ManagedEndpoints,
+}
+
+/// The section `loadBalancer.owner`: an object in the infra cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnerChoice {
+    /// `apiVersion`: group and version.
+    pub api_version: String,
+    /// `kind`.
+    pub kind: String,
+    /// `name`; its namespace is that of the infra Services.
+    pub name: String,
 }
 
 /// `loadBalancer.endpoints`: of which infra Services the endpoints are ours to write.

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::{
     access::{GuestCluster, InfraCluster},
     announcer::EventSink,
+    config::OwnerChoice,
     guest::services::GuestService,
     handover::{EndpointSource, Gate},
     load_balancer::{
@@ -22,7 +23,6 @@ use crate::{
         memory::Memory,
         metrics::ServiceMetrics,
         nodes::{self, Nodes},
-        owner::OwnerChoice,
         owner_lookup::{self, Owner},
         places::Places,
         plan::Settings,

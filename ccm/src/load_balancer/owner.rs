@@ -6,18 +6,7 @@ use kube::api::{Api, DynamicObject, GroupVersionKind};
 use kube::core::TypeMeta;
 use kube::discovery::{self, Scope};
 
-use crate::access::InfraCluster;
-
-/// The section `loadBalancer.owner` of the cloud-config.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OwnerChoice {
-    /// `apiVersion`: group and version.
-    pub api_version: String,
-    /// `kind`.
-    pub kind: String,
-    /// `name`; its namespace is that of the infra Services.
-    pub name: String,
-}
+use crate::{access::InfraCluster, config::OwnerChoice};
 
 impl OwnerChoice {
     /// Looks the object up; `None` = there is none, or it is being deleted. As an owner it is neither the controller of the

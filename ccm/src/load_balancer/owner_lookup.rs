@@ -9,7 +9,8 @@ use tokio::time::sleep;
 use crate::{
     access::{InfraCluster, chain},
     call::status_code,
-    load_balancer::{calls::Services, controller::Context, owner::OwnerChoice},
+    config::OwnerChoice,
+    load_balancer::{calls::Services, controller::Context},
 };
 
 /// Between two tries while an API server does not answer.

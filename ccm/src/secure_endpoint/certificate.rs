@@ -3,8 +3,6 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
 use sha2::{Digest, Sha256};
 use tokio_rustls::rustls::client::danger::HandshakeSignatureValid;
 use tokio_rustls::rustls::crypto::{
@@ -17,7 +15,6 @@ use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use tokio_rustls::rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use x509_parser::prelude::{AttributeTypeAndValue, FromDer, X509Certificate};
 
-use super::tls::TlsListener;
 use super::user::User;
 
 /// The attribute of a subject that is a user's uid (apimachinery, `asn1.X509UID`).
@@ -73,12 +70,6 @@ pub(super) enum Unproved {
 impl Presented {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-}
-
-impl Connected<IncomingStream<'_, TlsListener>> for Presented {
-    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
-        Self(stream.io().get_ref().1.peer_certificates().unwrap_or_default().into())
     }
 }
 

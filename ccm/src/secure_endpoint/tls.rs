@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::Listener;
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
 use serving::Tasks;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -18,7 +19,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs
 use tokio_rustls::rustls::{ServerConfig, SupportedCipherSuite, version};
 use tokio_rustls::server::TlsStream;
 
-use super::certificate::AnyKeyHolder;
+use super::certificate::{AnyKeyHolder, Presented};
 use super::reread::reread;
 
 /// Longest handshake: what connects and says nothing must not keep a socket.
@@ -230,5 +231,11 @@ impl Listener for TlsListener {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         Ok(self.address)
+    }
+}
+
+impl Connected<IncomingStream<'_, TlsListener>> for Presented {
+    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
+        Self(stream.io().get_ref().1.peer_certificates().unwrap_or_default().into())
     }
 }

@@ -282,7 +282,7 @@ async fn serve_services(
     let places = Places::new(config.load_balancer.policy.max_load_balancers);
     let queue = metrics.queues.queue(SERVICE_NAME);
     let (guest, infra) = (&clusters.guest, &clusters.infra);
-    let services = ServiceWatches::start(guest, infra, &settings.identity, places, queue.clone());
+    let services = ServiceWatches::start(guest, infra, &settings.identity, places, queue.clone(), tasks);
     let writer = EndpointController {
         guest: guest.clone(),
         infra: infra.clone(),
@@ -317,6 +317,7 @@ async fn serve_services(
             metrics: metrics.services,
             queue,
             node_queue: metrics.queues.queue(SERVICE_NODE_QUEUE),
+            tasks: tasks.clone(),
         };
         Box::pin(controller.run()).await;
     };

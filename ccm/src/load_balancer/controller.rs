@@ -8,6 +8,7 @@ use futures::StreamExt;
 use kube::api::ObjectMeta;
 use kube::runtime::controller::{Action, Config, Error, applier};
 use kube::runtime::reflector::{ObjectRef, Store};
+use serving::Tasks;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -69,6 +70,8 @@ pub struct ServiceController {
     pub queue: Queue,
     /// What is counted of its queue for changes of Nodes.
     pub node_queue: Queue,
+    /// The owner of its watches.
+    pub tasks: Tasks,
 }
 
 /// What each pass uses.
@@ -111,8 +114,8 @@ impl ServiceController {
     /// Runs until it is dropped.
     pub async fn run(self) {
         let (watches, queue) = self.services;
-        relay::start(&self.infra, watches.clone(), self.events.clone());
-        let mut nodes = Nodes::start(&self.guest, self.node_queue);
+        relay::start(&self.infra, watches.clone(), self.events.clone(), &self.tasks);
+        let mut nodes = Nodes::start(&self.guest, self.node_queue, &self.tasks);
         let services = Services::new(&self.guest, &self.infra);
         // What infra has must be known first, or each mirror would be made a second time; and who the guest is.
         let (guest_cluster, (), ()) = tokio::join!(

@@ -14,6 +14,7 @@ use kube::runtime::controller::Action;
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::watcher::{self, watcher};
 use serde::Deserialize;
+use serving::Tasks;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -84,14 +85,14 @@ impl LoadBalancerNode {
 
 impl Nodes {
     /// Starts to watch them; that their set changed is put into `queue`.
-    pub(crate) fn start(guest: &GuestCluster, queue: Queue) -> Self {
+    pub(crate) fn start(guest: &GuestCluster, queue: Queue, tasks: &Tasks) -> Self {
         let (nodes, writer) = store();
         let config = watcher::Config::default().page_size(PAGE);
         let all = watcher(Api::<LoadBalancerNode>::all(guest.client.clone()), config);
         let all = all.default_backoff().modify(LoadBalancerNode::slim).reflect(writer);
         let (known, shown) = watch::channel(Known::Nothing);
         let changed = queue.clone();
-        tokio::spawn(async move {
+        tasks.spawn("the watch of Nodes for load balancers", async move {
             let mut failing = false;
             let mut events = std::pin::pin!(all);
             while let Some(event) = events.next().await {

@@ -8,6 +8,7 @@ use kube::api::{Api, ObjectMeta};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Error, Event, watcher};
 use serde::Deserialize;
+use serving::Tasks;
 
 use crate::{
     access::InfraCluster,
@@ -34,10 +35,10 @@ struct InfraEvent {
 }
 
 /// Starts relaying what is said from now on.
-pub(crate) fn start(infra: &InfraCluster, watches: Watches, events: EventSink) {
+pub(crate) fn start(infra: &InfraCluster, watches: Watches, events: EventSink, tasks: &Tasks) {
     let api: Api<InfraEvent> = Api::namespaced(infra.client.clone(), &infra.namespace);
     let config = watcher::Config::default().fields(ABOUT_SERVICES);
-    tokio::spawn(async move {
+    tasks.spawn_until_done("the relay of the infra cluster's events", async move {
         let mut said = std::pin::pin!(watcher(api, config).default_backoff());
         while let Some(event) = said.next().await {
             match event {

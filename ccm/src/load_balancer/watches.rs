@@ -12,6 +12,7 @@ use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, reflector::Lookup};
 use serde::de::DeserializeOwned;
+use serving::Tasks;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -60,6 +61,7 @@ impl Watches {
         identity: &Identity,
         places: Places,
         queue: Queue,
+        tasks: &Tasks,
     ) -> (Self, mpsc::Receiver<ObjectRef<GuestService>>) {
         let (guests, guest_writer) = store();
         let (mirrors, mirror_writer) = store();
@@ -79,19 +81,21 @@ impl Watches {
         let all = watcher(Api::<GuestService>::all(guest.client.clone()), config.clone());
         let all = all.default_backoff().modify(GuestService::slim).reflect(guest_writer);
         let of_guest = watches.clone();
-        tokio::spawn(follow(all, "guest", move |event| {
+        let following = follow(all, "guest", move |event| {
             let watches = of_guest.clone();
             async move { watches.guest_event(event).await }
-        }));
+        });
+        tasks.spawn("the watch of the guest's Services", following);
 
         let config = config.labels(&format!("{CLUSTER_NAME_LABEL}={}", identity.cluster_label()));
         let own = watcher(Api::<InfraService>::namespaced(infra.client.clone(), &infra.namespace), config);
         let own = own.default_backoff().reflect(mirror_writer);
         let of_infra = watches.clone();
-        tokio::spawn(follow(own, "infra", move |event| {
+        let following = follow(own, "infra", move |event| {
             let watches = of_infra.clone();
             async move { watches.infra_event(event).await }
-        }));
+        });
+        tasks.spawn("the watch of the infra Services", following);
         (watches, triggered)
     }
 

@@ -97,11 +97,11 @@ impl View {
 
     async fn read_after(&mut self, since: Instant) -> Result<(), infra::Error> {
         self.wait = None;
-        let ((vm_read_at, vm), (vmi_read_at, vmi)) =
+        let ((vm_read_at, vm), (instance_read_at, vmi)) =
             tokio::try_join!(self.looks.vm(since), self.looks.vmi(since))?;
         self.observed.vm = vm.as_ref().as_ref().map(|vm| VmView::of(vm, self.volume.as_str())).into();
         self.observed.vmi = vmi.as_ref().as_ref().map(|vmi| VmiView::of(vmi, self.volume.as_str())).into();
-        self.since = vm_read_at.min(vmi_read_at);
+        self.since = vm_read_at.min(instance_read_at);
         self.vm_read_at = Some(vm_read_at);
         Ok(())
     }

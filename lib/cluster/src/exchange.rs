@@ -24,7 +24,8 @@ impl ApiServer {
         when_paused: WhenPaused,
     ) -> Result<Vec<u8>, Error> {
         let call = Call::of(&request);
-        let response = self.send(request, when_paused).await.map_err(|failed| failed.error)?;
+        // On the heap: the client's future has some 20 KiB, and every caller's would hold it.
+        let response = Box::pin(self.send(request, when_paused)).await.map_err(|failed| failed.error)?;
         match response.into_body().collect_bytes().await {
             Ok(body) => Ok(body.to_vec()),
             Err(error) => Err(Error::of(&call, Failure::Transport(Arc::new(error)))),

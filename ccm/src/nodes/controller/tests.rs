@@ -296,8 +296,8 @@ impl Busy {
         let busy = self.clone();
         Client::new(
             tower::service_fn(move |request: http::Request<Body>| {
-                let (busy, list) = (busy.clone(), list.clone());
-                async move { busy.answer(&request, &list).await }
+                let (busy, list, (parts, _)) = (busy.clone(), list.clone(), request.into_parts());
+                async move { busy.answer(&parts, &list).await }
             }),
             "default",
         )
@@ -305,11 +305,11 @@ impl Busy {
 
     async fn answer(
         &self,
-        request: &http::Request<Body>,
+        request: &http::request::Parts,
         list: &Value,
     ) -> Result<http::Response<Body>, tower::BoxError> {
-        let path = request.uri().path();
-        let body = if *request.method() == http::Method::PATCH {
+        let path = request.uri.path();
+        let body = if request.method == http::Method::PATCH {
             let now = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
             self.most.fetch_max(now, Ordering::Relaxed);
             tokio::time::sleep(Self::WRITE).await;
@@ -318,7 +318,7 @@ impl Busy {
                 self.initialised.fetch_add(1, Ordering::Relaxed);
             }
             json!({"metadata": {"name": "vm", "resourceVersion": "8"}, "spec": {}})
-        } else if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
+        } else if request.uri.query().is_some_and(|query| query.contains("watch=true")) {
             std::future::pending().await
         } else if path == "/api/v1/nodes" {
             list.clone()

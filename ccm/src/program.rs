@@ -188,7 +188,7 @@ async fn lead(
     tokio::select! {
         lost = held.keep() => {
             leads.set(0);
-            // Dropping the runtime ends every task of the controllers: nothing is done without the lease.
+            // The controllers end here: without the lease nothing is changed. Events that wait are still written.
             bail!("leader election lost: {lost}");
         }
         () = control(&flags, &config, clusters, metrics, &tasks) => {}

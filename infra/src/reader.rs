@@ -118,6 +118,15 @@ pub(crate) fn accepting_all(
     request: Result<http::Request<Vec<u8>>, request::Error>,
 ) -> http::Request<Vec<u8>> {
     let mut request = request.expect("checked names and our own parameters make legal requests");
+    *request.uri_mut() = without_empty_query(request.uri());
     request.headers_mut().insert(header::ACCEPT, ACCEPT);
     request
+}
+
+/// kube ends a URL without parameters with `?` and begins parameters with `?&`. Audit logs, proxies and our own logs show the
+/// form that every other client sends.
+fn without_empty_query(uri: &http::Uri) -> http::Uri {
+    let query = uri.query().map(|query| query.trim_start_matches('&')).filter(|query| !query.is_empty());
+    let plain = query.map_or_else(|| uri.path().to_owned(), |query| format!("{}?{query}", uri.path()));
+    plain.parse().expect("a part of a legal URL is one")
 }

@@ -9,6 +9,7 @@ use crate::{
     context::{Context, NO_DEVICE},
     device::{Disk, DiskUse, Serial, check},
     device_number::DeviceNumber,
+    disk_record::DiskRecordFile,
     error::{Error, Result},
     filesystem::FilesystemType,
     host::{HeldDisk, Host},
@@ -219,7 +220,10 @@ pub fn unpublish(context: Context<'_>, volume: &str, target: &Path) -> Result<()
         if steps.is_empty() {
             return Ok(());
         }
-        if let Some(number) = published_device(context, target, &mounts)?
+        // A device node keeps its number after its disk is gone, and the number may be another disk's by now. So a record
+        // that was written when the volume was published is not extended from it.
+        if !matches!(context.host.disk_record(volume)?, DiskRecordFile::Read(_))
+            && let Some(number) = published_device(context, target, &mounts)?
             && let Some(disk) = context.host.disk(number)?
         {
             context.record_disks(volume, &[disk])?;

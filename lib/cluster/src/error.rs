@@ -153,6 +153,8 @@ impl Failure {
         let status = serde_json::from_slice::<Status>(body).unwrap_or_default();
         let header = parts.headers.get(header::RETRY_AFTER);
         let asked = header.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        // No pause at all would be a loop against a server that asked for fewer calls.
+        let asked = asked.filter(|seconds| *seconds > 0);
         let message =
             if status.message.is_empty() { plain_text(body, parts.status) } else { status.message.clone() };
         Self::refusal(call, parts.status.as_u16(), Status { message, ..status }, asked)

@@ -259,7 +259,7 @@ mod tests {
         assert!(tasks.take_failure().is_none(), "a task that was cancelled did not fail");
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_task_that_blocks_its_thread_is_named_and_not_waited_for() {
         let tasks = Tasks::default();
         let (began, has_begun) = tokio::sync::oneshot::channel();

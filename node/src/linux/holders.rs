@@ -72,7 +72,12 @@ pub fn mounted_elsewhere(proc: &Path, staging: &Path) -> Result<Vec<DeviceNumber
         // A process that ended meanwhile has no mounts; its namespace lives on only with other processes.
         let Ok(namespace) = fs::read_link(directory.join("ns/mnt")) else { continue };
         let Ok(text) = fs::read(directory.join("mountinfo")) else { continue };
-        if seen.insert(namespace) {
+        // A process in a chroot does not see the mounts outside it, so it does not stand for its namespace.
+        let whole = fs::read_link(directory.join("root")).is_ok_and(|root| root == Path::new("/"));
+        if !seen.contains(&namespace) {
+            if whole {
+                seen.insert(namespace);
+            }
             let table = MountTable::parse(&text).map_err(Error::observe("read a process's mount table"))?;
             let there = table.0.into_iter().filter(|mount| mount.point.ends_with(&end));
             numbers.extend(there.map(|mount| mount.number));

@@ -71,7 +71,7 @@ fn log_to(run: &Run) -> Result<()> {
 }
 
 /// Exit code of an interrupted bench (128 + SIGINT).
-const INTERRUPTED: u8 = 130;
+pub const INTERRUPTED: u8 = 130;
 
 async fn reach(bench: &Arc<Bench>, goal: Goal, console: &Console) -> Result<u8> {
     match goal {

@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 use super::{
     checks::{self, Checks},
     goal::{Goal, Plan},
-    rights, summary,
+    inside, rights, summary,
 };
 use crate::{
     artifact::{self, Artifacts},
@@ -59,6 +59,9 @@ pub fn test(wanted: Wanted, options: Options, console: &Console) -> Result<u8> {
     let (run, programs) = (claim.run().clone(), artifacts.programs.clone());
     let goal = Goal::Command(arguments(&suite, wanted));
     let mut code = enter(claim, &Plan { goal, options, artifacts })?;
+    if code == inside::INTERRUPTED {
+        return Ok(code);
+    }
     if full && code == 0 {
         let check = || runtime()?.block_on(rights::check(&run, &programs));
         if let Err(error) = timings.measure(summary::TESTS, rights::TEST, check) {

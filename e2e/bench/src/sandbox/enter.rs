@@ -57,6 +57,8 @@ pub fn enter(claim: Claim, inner: &[OsString]) -> Result<u8> {
         .spawn()
         .context("start setpriv and unshare (package util-linux)")?;
     let code = wait(&mut child, &claim, &signals)?;
+    // Whatever the caller does now can be interrupted as usual.
+    signals.thread_unblock().context("unblock signals")?;
     claim.close()?;
     Ok(code)
 }

@@ -76,7 +76,9 @@ impl Endpoint {
         let more = [ALONE, "--authentication-skip-lookup=false", "--bind-address=127.0.0.1", &port];
         let endpoint = Self {
             port: free,
-            provider: place.provider_with(suffix, CLUSTER, &more, json!({"endpoints": "Managed"})).await?,
+            provider: place
+                .configured(suffix, CLUSTER, &json!({"loadBalancer": {"endpoints": "Managed"}}), &more)
+                .await?,
         };
         until("the endpoint to answer", Deadline::Reaction, async || {
             Ok(match endpoint.get(&HEALTH[0].into(), &json!({})).await {

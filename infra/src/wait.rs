@@ -123,6 +123,7 @@ impl Poller {
     }
 
     async fn run(self: Arc<Self>) {
+        let _ended = EndedByPanic(Arc::clone(&self));
         let mut last_look = Instant::now();
         let mut effort = Duration::ZERO;
         let mut watch: Option<VmiWatch> = None;
@@ -227,8 +228,21 @@ impl Poller {
         }
     }
 
+    /// The list of waiters is valid after any panic: each change of it is one call.
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().expect("no holder of this lock panics")
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Lets the next wait start a poller again after one panicked. Without it every later wait would end at its deadline.
+struct EndedByPanic(Arc<Poller>);
+
+impl Drop for EndedByPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lock().running = false;
+            tracing::error!("the poller of VM instances panicked; the next wait starts it again");
+        }
     }
 }
 

@@ -1,12 +1,12 @@
-//! All VMs and VMIs of the namespace at one time, to answer "who has this volume?".
+//! All VMs and VMIs of the namespace at one time, to find out which VMs have a volume.
 
 use crate::{
     machine::{VirtualMachine, VirtualMachineInstance},
     object::ObjectName,
 };
 
-/// Everything in the namespace that can hold a volume. The VMIs were listed before the VMs: a VM's spec names a volume
-/// before its VMI does, so an addition that lands between the two lists is seen.
+/// Everything in the namespace that can have a volume. The VMIs were listed before the VMs: a VM's spec names a volume
+/// before its VMI does, so the lists also show an addition that happens between them.
 #[derive(Clone, Debug, Default)]
 pub struct Census {
     /// All VMs.
@@ -26,8 +26,8 @@ impl Census {
         self.vmis.iter().find(|vmi| vmi.name == name.as_str())
     }
 
-    /// The names of VMs that name the volume in spec, requests, or their VMI's spec or status; sorted, each once. A VMI that
-    /// has ended still counts until KubeVirt drops the entry or the object.
+    /// The names of VMs that name the volume in spec, requests, or their VMI's spec or status; sorted, each once. A VMI
+    /// that has ended still counts until KubeVirt drops the entry or the object.
     pub fn holders(&self, volume: &ObjectName) -> Vec<ObjectName> {
         let volume = volume.as_str();
         let machines = self.vms.iter().filter(|vm| vm.uses(volume)).map(|vm| vm.name.as_str());

@@ -1,4 +1,4 @@
-//! The infra `PersistentVolumeClaim` behind a volume: what we read of it, and the JSON patch operations on it.
+//! The infra `PersistentVolumeClaim` behind a volume: the part that we read, and JSON patch operations on it.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::{
     tenant_guard::Guarded,
 };
 
-/// What is read of a claim.
+/// The part of a claim that we read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Claim {
@@ -58,12 +58,12 @@ impl Guarded for Claim {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
 pub enum PatchOp {
-    /// The whole patch fails unless `path` has this value. The API server takes a test for `null` as "is absent"
+    /// The whole patch fails unless `path` has this value. The API server takes a test for `null` as a test for absence
     /// (KubeVirt's own patches rely on it too).
     Test {
         /// JSON pointer.
         path: String,
-        /// Wanted value.
+        /// Expected value.
         value: serde_json::Value,
     },
     /// Sets `path`.

@@ -13,13 +13,13 @@ use crate::{
 const JSON_PATCH: &str = "application/json-patch+json";
 
 impl Infra {
-    /// A claim, whoever it belongs to.
+    /// Gets a claim, ours or a foreign one.
     pub async fn claim(&self, name: &ObjectName) -> Result<Option<Claim>, Error> {
         self.shared.reader.find(CLAIMS, name).await
     }
 
-    /// Patches a claim of ours. The guard's labels are tested by the API itself, in the same patch: on a foreign claim, as
-    /// where a test of `ops` fails, the answer is 422 and nothing changed.
+    /// Patches a claim of ours. The same patch tests the guard's labels in the API server: on a foreign claim, or where
+    /// a test of `ops` fails, the answer is 422 and nothing has changed.
     #[expect(clippy::missing_panics_doc, reason = "texts serialize")]
     pub async fn patch_claim(&self, name: &ObjectName, ops: Vec<PatchOp>) -> Result<Claim, Error> {
         let patch: Vec<_> = self.shared.guard.label_tests().into_iter().chain(ops).collect();

@@ -1,5 +1,5 @@
-//! One read for all who ask at the same time, or who are content with what another has just read: an answer counts for
-//! those whose question allows the moment at which its read began.
+//! One read for all callers that ask at the same time. A caller states from which moment on a read counts, so it can
+//! also use what another caller has just read.
 
 use std::{
     collections::HashMap,
@@ -14,7 +14,7 @@ type Answer<T> = Result<Arc<T>, Error>;
 
 /// Shares reads of one thing.
 pub(crate) struct Coalesced<T> {
-    /// When the read that ended last began, and its answer.
+    /// When the last finished read began, and its answer.
     last: tokio::sync::Mutex<Option<(Instant, Answer<T>)>>,
 }
 
@@ -25,7 +25,7 @@ impl<T> Default for Coalesced<T> {
 }
 
 impl<T> Coalesced<T> {
-    /// The answer of a read that began after `since`, and when it began.
+    /// Returns the answer of a read that began after `since`, and when that read began.
     pub(crate) async fn read_since<F>(
         &self,
         since: Instant,
@@ -40,7 +40,7 @@ impl<T> Coalesced<T> {
         {
             return answer.clone().map(|answer| (*began, answer));
         }
-        // The old answer is not kept while the next is fetched: a big list is in memory once.
+        // The old answer is dropped before the next read, so that memory holds a big list only once.
         *last = None;
         let began = Instant::now();
         let answer = read().await.map(Arc::new);
@@ -49,7 +49,7 @@ impl<T> Coalesced<T> {
     }
 }
 
-/// Shares reads of things by key. An entry that only the map holds is dropped, with its last answer.
+/// Shares reads of many things, by key. An entry that only the map holds is dropped, with its last answer.
 pub(crate) struct CoalescedBy<K, T>(Mutex<HashMap<K, Arc<Coalesced<T>>>>);
 
 impl<K, T> Default for CoalescedBy<K, T> {
@@ -59,7 +59,7 @@ impl<K, T> Default for CoalescedBy<K, T> {
 }
 
 impl<K: Clone + Eq + Hash, T> CoalescedBy<K, T> {
-    /// The reads of `key`; their answers are kept as long as somebody has this.
+    /// The reads of `key`. Their answers are kept as long as a caller holds the returned value.
     pub(crate) fn of(&self, key: &K) -> Arc<Coalesced<T>> {
         let mut all = self.0.lock().expect("no holder of this lock panics");
         all.retain(|_, one| Arc::strong_count(one) > 1);

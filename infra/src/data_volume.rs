@@ -1,4 +1,4 @@
-//! CDI's `DataVolume`: what we read of it, and exactly what we create (facts: the reference's create call).
+//! CDI's `DataVolume`: the part that we read, and the exact object that we create, as kubevirt/csi-driver creates it.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,11 @@ use crate::{
 
 /// API version of the objects that we create.
 pub(crate) const API_VERSION: &str = "cdi.kubevirt.io/v1beta1";
-/// Keeps CDI before 1.62 from collecting the object once it is populated; the reference sets it, harmless elsewhere.
+/// Keeps CDI before 1.62 from deleting the object once it is populated. kubevirt/csi-driver sets it too; it is harmless
+/// elsewhere.
 pub const KEEP_AFTER_COMPLETION: &str = "cdi.kubevirt.io/storage.deleteAfterCompletion";
 
-/// What is read of a `DataVolume`.
+/// The part of a `DataVolume` that we read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(from = "Wire")]
 pub struct DataVolume {
@@ -68,7 +69,8 @@ impl DataVolume {
         self.metadata.deletion_timestamp.is_some()
     }
 
-    /// CDI's own words on how far it is: the phase, and reason and message of each condition that is not true, once.
+    /// CDI's own report of how far it is: the phase, and reason and message of each condition that is not true, each
+    /// text once.
     pub fn progress(&self) -> String {
         let phase = match self.phase.as_str() {
             "" if self.conditions.is_empty() => "data volume not seen by CDI yet".to_owned(),
@@ -78,7 +80,7 @@ impl DataVolume {
         let complaints = self.conditions.iter().filter(|c| c.status != "True" && !c.message.is_empty());
         let mut words = vec![phase];
         for complaint in complaints.map(|c| format!("{}: {}", c.reason, c.message)) {
-            // CDI writes one complaint to several conditions.
+            // CDI writes one message to several conditions.
             if !words.contains(&complaint) {
                 words.push(complaint);
             }
@@ -167,12 +169,12 @@ impl From<Wire> for DataVolume {
     }
 }
 
-/// A blank `DataVolume` to create: the reference's object, field by field.
+/// A blank `DataVolume` to create, field by field as kubevirt/csi-driver creates it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewDataVolume {
     /// Object name; also the CSI volume id and the name of the hotplugged volume.
     pub name: ObjectName,
-    /// Annotations beyond the one that the reference sets.
+    /// Annotations beyond the one that kubevirt/csi-driver sets.
     pub annotations: BTreeMap<String, String>,
     /// Size in bytes.
     pub size: u64,
@@ -183,7 +185,7 @@ pub struct NewDataVolume {
 }
 
 impl NewDataVolume {
-    /// The object as it is sent.
+    /// The object as the API receives it.
     pub(crate) fn body(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Vec<u8> {
         let mut annotations = self.annotations.clone();
         annotations.insert(KEEP_AFTER_COMPLETION.into(), "false".into());

@@ -22,7 +22,8 @@ pub struct HotplugDisk {
 }
 
 impl Infra {
-    /// Asks KubeVirt to plug our volume into a VM. An accepted call is not an attached disk. Never repeated by itself.
+    /// Asks KubeVirt to plug a volume of ours into a VM. An accepted call is not an attached disk. The call is never
+    /// repeated here.
     pub async fn add_volume(
         &self,
         vm: &ObjectName,
@@ -38,8 +39,8 @@ impl Infra {
         self.hotplug("addvolume", vm, &options).await
     }
 
-    /// Asks KubeVirt to unplug a volume. `volume` is its name inside the VM: by the name of its `DataVolume` KubeVirt 1.9
-    /// accepts the call and does nothing. Never repeated by itself.
+    /// Asks KubeVirt to unplug a volume. `volume` is its name inside the VM: if it is the name of its `DataVolume`,
+    /// KubeVirt 1.9 accepts the call and does nothing. The call is never repeated here.
     pub async fn remove_volume(&self, vm: &ObjectName, volume: &ObjectName) -> Result<(), Error> {
         self.hotplug("removevolume", vm, &json!({"name": volume.as_str()})).await
     }

@@ -1,4 +1,4 @@
-//! The infra cluster: who we are there, and what all calls share.
+//! The infra cluster: what belongs to this guest there, and what all calls share.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
@@ -19,7 +19,7 @@ use crate::{
     wait::{Poller, VmiWait},
 };
 
-/// Where the infra cluster is and what is ours in it.
+/// Where the infra cluster is, and what belongs to this guest there.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Kubeconfig file; `None` = the pod's service account.
@@ -62,7 +62,7 @@ pub(crate) struct Shared {
 }
 
 impl Infra {
-    /// Makes the client; makes no call. Whether the API can be reached shows at the first call.
+    /// Makes the client, and no call. If the API can't be reached, the first call shows it.
     pub async fn connect(settings: Settings) -> Result<Self, ConnectError> {
         let source = Source {
             cluster: "infra",
@@ -74,7 +74,7 @@ impl Infra {
         Self::new(ApiServer::open(source, metrics.clone()).await?, metrics, settings)
     }
 
-    /// The same over a given client; `settings.kubeconfig` is not read.
+    /// As [`Self::connect`], over the given client; `settings.kubeconfig` is not read.
     pub fn from_client(client: kube::Client, settings: Settings) -> Result<Self, ConnectError> {
         let metrics = CallMetrics::default();
         Self::new(ApiServer::over(client, metrics.clone()), metrics, settings)
@@ -97,28 +97,28 @@ impl Infra {
         self.shared.metrics.register(registry);
     }
 
-    /// The namespace.
+    /// The infra namespace.
     pub fn namespace(&self) -> &str {
         &self.shared.reader.namespace
     }
 
-    /// The infra API's answer that asked for a pause, while no call has succeeded after it. Reads wait silently, so a caller
-    /// whose own time ends meanwhile finds the cause here.
+    /// The infra API's answer that asked for a pause, until a call has succeeded after it. Reads wait without a report,
+    /// so a caller whose own time ends in the meantime finds the cause here.
     pub fn asked_to_wait(&self) -> Option<Error> {
         self.shared.reader.server.asked_to_wait()
     }
 
-    /// What is ours.
+    /// The check that an object belongs to this guest.
     pub fn guard(&self) -> &TenantGuard {
         &self.shared.guard
     }
 
-    /// The reads of one VM and its VMI, shared by all who work on it.
+    /// The reads of one VM and its VMI, shared by all operations on that VM.
     pub fn machine(&self, name: &ObjectName) -> MachineLooks {
         self.shared.looks.of(name)
     }
 
-    /// All VMs and VMIs, read after this call began; callers at the same time share one read.
+    /// All VMs and VMIs, read after this call began; concurrent callers share one read.
     pub async fn census(&self) -> Result<Arc<Census>, Error> {
         let reader = &self.shared.reader;
         let read = || async {
@@ -128,17 +128,17 @@ impl Infra {
         self.shared.census.read_since(Instant::now(), read).await.map(|(_, census)| census)
     }
 
-    /// Waits for changes of a VMI.
+    /// Begins to wait for changes of a VMI.
     pub fn wait_for_vmi(&self, name: &ObjectName) -> VmiWait {
         self.shared.poller.wait(name)
     }
 
-    /// Uses what was granted beyond [`crate::REQUIRED_RIGHTS`]: waits watch instead of polling.
+    /// Uses the rights that were granted beyond [`crate::REQUIRED_RIGHTS`]: waits watch instead of polling.
     pub fn use_granted(&self, rights: &Rights) {
         self.shared.poller.may_watch(rights.allow(&WATCH_INSTANCES));
     }
 
-    /// Which rights our identity has in the namespace.
+    /// Reads which rights our credentials have in the namespace.
     pub async fn rights(&self) -> Result<Rights, Error> {
         let reader = &self.shared.reader;
         reader.server.rights(&reader.namespace).await

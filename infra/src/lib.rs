@@ -1,12 +1,13 @@
-//! The infra cluster as one tenant may see it.
+//! The infra cluster as one guest may see it.
 //!
-//! This crate holds the partial types of what a tenant's storage is made of (`DataVolume`, claim, `VirtualMachine`,
-//! `VirtualMachineInstance`), every call that may be made on them, the guard that tells our volumes from foreign ones, and the
-//! paced waiting that stands in for a watch. It decides nothing about volumes: what to call and when is the caller's plan.
+//! This crate holds partial types of the objects that a guest's storage consists of (`DataVolume`, claim,
+//! `VirtualMachine`, `VirtualMachineInstance`), every call that may be made on them, the guard that tells our volumes
+//! from foreign ones, and the paced polling that stands in for a watch. It decides nothing about volumes: its caller
+//! plans which call to make, and when.
 //!
-//! The calls are those which `HyperShift` grants and no other: `DataVolumes` get, create, delete (never list); VMs and VMIs
-//! get, list; the VM subresources addvolume and removevolume; claims get, patch. Where an operator grants it too, VMIs are
-//! watched; nothing depends on it.
+//! It makes only calls that `HyperShift`'s role grants: `DataVolumes` get, create, delete (never list); VMs and VMIs
+//! get, list; the VM subresources addvolume and removevolume; claims get, patch. Where an operator also grants `watch`
+//! on VMIs, it uses that; nothing depends on it.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 

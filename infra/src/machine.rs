@@ -1,4 +1,4 @@
-//! KubeVirt's `VirtualMachine` and `VirtualMachineInstance`, projected to what says where a volume is.
+//! KubeVirt's `VirtualMachine` and `VirtualMachineInstance`, reduced to the fields that show where a volume is.
 
 mod wire;
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::object::ObjectName;
 
-/// What is read of a VM.
+/// The part of a VM that we read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(from = "wire::WireVm")]
 pub struct VirtualMachine {
@@ -31,7 +31,7 @@ pub struct VirtualMachine {
 pub enum RunStrategy {
     /// KubeVirt (re)starts it by itself: `Always`, `RerunOnFailure`.
     Automatic,
-    /// It stays as it is until somebody acts: `Halted`, `Manual`, `Once` and the like.
+    /// It stays as it is until a client changes it: `Halted`, `Manual`, `Once` and the like.
     #[default]
     OnDemand,
 }
@@ -108,7 +108,7 @@ impl VirtualMachine {
     }
 }
 
-/// What is read of a VMI.
+/// The part of a VMI that we read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(from = "wire::WireVmi")]
 pub struct VirtualMachineInstance {
@@ -143,7 +143,7 @@ pub enum VmiPhase {
     Starting,
     /// Running.
     Running,
-    /// Over: `Succeeded` or `Failed`; it holds no disks any more.
+    /// Ended: `Succeeded` or `Failed`; it holds no disks any more.
     Ended,
     /// A phase that this program does not know.
     Unknown(String),
@@ -154,13 +154,13 @@ pub enum VmiPhase {
 pub struct VolumeStatus {
     /// Name inside the VM.
     pub name: String,
-    /// How far it is.
+    /// How far the hotplug is.
     pub phase: VolumePhase,
     /// CamelCase reason.
     pub reason: String,
     /// Text for people.
     pub message: String,
-    /// Device as libvirt counts it; empty while there is none. Not the guest's name.
+    /// The device as libvirt counts it; empty while there is none. The guest's kernel may name it otherwise.
     pub target: String,
     /// Whether it was hotplugged.
     pub hotplug: bool,
@@ -178,7 +178,7 @@ impl VolumeStatus {
 /// Phases of a hotplugged volume (kubevirt.io/api v1.9). More may come: an unknown one means neither attached nor gone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum VolumePhase {
-    /// Waits: for its claim, its attachment pod, or anything before.
+    /// Waiting: for its claim, its attachment pod, or anything before.
     #[default]
     Pending,
     /// The claim is bound.
@@ -187,7 +187,7 @@ pub enum VolumePhase {
     AttachedToNode,
     /// In the VM's pod.
     MountedToPod,
-    /// A disk of the guest.
+    /// A disk that the guest's kernel sees.
     Ready,
     /// Out of the VM's pod.
     UnMountedFromPod,

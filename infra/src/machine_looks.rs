@@ -1,5 +1,5 @@
-//! Looks at single machines. Many volumes of one VM change at the same time, and each wants to know of the VM what the others
-//! have just learnt: so a look says how old it may be at most.
+//! Reads of single VMs and their VMIs. Many volumes of one VM change at the same time, and the operation on each can
+//! use what another has just read: so a caller states how old a read may be at most.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::{
     reader::Reader,
 };
 
-/// What a look gave, and when it began.
+/// The result of a read, and when the read began.
 pub type Looked<T> = Result<(Instant, Arc<Option<T>>), Error>;
 
-/// The looks at all machines. Cheap to clone.
+/// The shared reads of all VMs. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Looks {
     reader: Arc<Reader>,
@@ -39,7 +39,7 @@ impl Looks {
     }
 }
 
-/// Looks at one VM and its VMI. What was seen last is remembered as long as somebody has this.
+/// Reads one VM and its VMI. The last results are kept as long as a caller holds this value.
 pub struct MachineLooks {
     reader: Arc<Reader>,
     name: ObjectName,
@@ -48,12 +48,12 @@ pub struct MachineLooks {
 }
 
 impl MachineLooks {
-    /// The VM as a look showed it that began after `since`; `None` where there is none.
+    /// The VM, by a read that began after `since`; `None` where there is no such VM.
     pub async fn vm(&self, since: Instant) -> Looked<VirtualMachine> {
         self.vm.read_since(since, || self.reader.vm(&self.name)).await
     }
 
-    /// The VMI as a look showed it that began after `since`; `None` where there is none.
+    /// The VMI, by a read that began after `since`; `None` where there is no such VMI.
     pub async fn vmi(&self, since: Instant) -> Looked<VirtualMachineInstance> {
         self.vmi.read_since(since, || self.reader.vmi(&self.name)).await
     }

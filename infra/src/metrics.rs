@@ -68,7 +68,7 @@ impl CallMetrics {
 impl Meter for CallMetrics {
     fn called(&self, call: &Call, _host: &str, outcome: Outcome, time: Duration) {
         let (verb, resource) = (call.verb, call.resource.clone());
-        // Of a watch only its opening ends here, which is not the time of a call.
+        // A watch ends here as soon as it is open; that time is not the time of a call.
         if verb != "watch" {
             let kind = KindLabels { verb, resource: resource.clone() };
             self.duration.get_or_create(&kind).observe(time.as_secs_f64());

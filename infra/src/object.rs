@@ -1,4 +1,4 @@
-//! What every object has: a checked name and the part of its metadata that is read. `managedFields` are never kept.
+//! What every object has: a checked name, and the part of its metadata that we read. `managedFields` are never kept.
 
 use std::{collections::BTreeMap, fmt};
 

@@ -1,4 +1,4 @@
-//! Kubernetes quantities to whole bytes (`resource.Quantity`, rounded up as its `Value()` does).
+//! Converts Kubernetes quantities to whole bytes (`resource.Quantity`, rounded up as its `Value()` does).
 
 /// Bytes of a quantity such as `1Gi`, `1073741824`, `1.5G`, `1e9` or `128974848000m`; `None` when it is not a quantity,
 /// is negative, or does not fit 64 bits.
@@ -18,7 +18,7 @@ pub fn parse_quantity(text: &str) -> Option<u64> {
     u64::try_from(scaled.div_ceil(fraction_scale.checked_mul(divisor)?)).ok()
 }
 
-/// (multiplier, divisor) of a suffix.
+/// Multiplier and divisor of a suffix.
 fn scale(suffix: &str) -> Option<(u128, u128)> {
     let binary = |power: u32| Some((1_u128 << (10 * power), 1));
     let decimal = |power: u32| Some((10_u128.pow(power), 1));

@@ -1,4 +1,4 @@
-//! Where each resource is in the infra API, and the reads that the poller makes too.
+//! The paths of the infra API's resources, and the reads that the poller makes too.
 
 use std::time::Duration;
 
@@ -31,13 +31,13 @@ pub(crate) struct Resource {
 pub(crate) const DATA_VOLUMES: Resource =
     Resource { api: "/apis/cdi.kubevirt.io/v1beta1", plural: "datavolumes" };
 pub(crate) const CLAIMS: Resource = Resource { api: "/api/v1", plural: "persistentvolumeclaims" };
-/// The VMs whose subresources are called; a VM itself is one of [`VMS`].
+/// The subresources of VMs; a VM itself is one of [`VMS`].
 pub(crate) const VM_SUBRESOURCES: Resource =
     Resource { api: "/apis/subresources.kubevirt.io/v1", plural: "virtualmachines" };
 const VMS: Resource = Resource { api: "/apis/kubevirt.io/v1", plural: "virtualmachines" };
 const VMIS: Resource = Resource { api: "/apis/kubevirt.io/v1", plural: "virtualmachineinstances" };
 
-/// The namespace of the infra API.
+/// The infra API, in the infra namespace.
 pub(crate) struct Reader {
     pub server: ApiServer,
     pub namespace: String,
@@ -64,8 +64,9 @@ impl Reader {
         self.list(VMIS).await
     }
 
-    /// Watches one VMI, or all of them: first what there is, by a consistent read, then what changes. One call instead of
-    /// a list and a watch: the API's streaming list (`sendInitialEvents`, Kubernetes 1.32 and, by default, from 1.34 on).
+    /// Watches one VMI, or all of them: first the present state, by a consistent read, then the changes. This takes one
+    /// call instead of a list and a watch: the API's streaming list (`sendInitialEvents`, Kubernetes 1.32 and, by
+    /// default, from 1.34 on).
     pub(crate) async fn watch_vmis(
         &self,
         only: Option<&ObjectName>,
@@ -77,11 +78,11 @@ impl Reader {
             Some(name) => params.fields(&format!("metadata.name={name}")),
             None => params,
         };
-        // An empty version asks for the newest, by a quorum read.
+        // An empty version requests the newest state, by a quorum read.
         self.server.watch(accepting_all(self.requests(VMIS).watch(&params, ""))).await
     }
 
-    /// One object; `None` only when the API server says that it does not exist.
+    /// Gets one object; `None` only when the API server reports that it does not exist.
     pub(crate) async fn find<T: DeserializeOwned>(
         &self,
         resource: Resource,
@@ -91,7 +92,7 @@ impl Reader {
         self.server.find(accepting_all(request)).await
     }
 
-    /// A whole list, page by page. No `resourceVersion`: each page is a quorum read, never a stale cache.
+    /// Reads a whole list, page by page. No `resourceVersion`: each page is a quorum read, never a stale cache.
     async fn list<T: DeserializeOwned>(&self, resource: Resource) -> Result<Vec<T>, Error> {
         let mut items = Vec::new();
         let mut params = ListParams::default().limit(PAGE);
@@ -106,14 +107,14 @@ impl Reader {
         }
     }
 
-    /// Makes requests about a resource of our namespace.
+    /// Makes requests about a resource of the infra namespace.
     pub(crate) fn requests(&self, resource: Resource) -> Request {
         let Resource { api, plural } = resource;
         Request::new(format!("{api}/namespaces/{}/{plural}", self.namespace))
     }
 }
 
-/// The request, whose answer may have any form.
+/// Adds [`ACCEPT`] to the request.
 pub(crate) fn accepting_all(
     request: Result<http::Request<Vec<u8>>, request::Error>,
 ) -> http::Request<Vec<u8>> {

@@ -1,4 +1,4 @@
-//! The rights in the infra namespace that are used.
+//! The rights in the infra namespace that we use.
 
 use cluster::Right;
 
@@ -11,7 +11,7 @@ const fn right(
     Right { group, resource, verb, purpose }
 }
 
-/// Every right that the controller uses; all are in the role that `HyperShift` and the upstream manifests give.
+/// Every right that the controller needs. The roles of `HyperShift` and of the upstream manifests grant all of them.
 pub const REQUIRED_RIGHTS: [Right; 12] = [
     right("cdi.kubevirt.io", "datavolumes", "get", "everything"),
     right("cdi.kubevirt.io", "datavolumes", "create", "creating volumes"),
@@ -37,7 +37,8 @@ pub const REQUIRED_RIGHTS: [Right; 12] = [
     right("authorization.k8s.io", "selfsubjectrulesreviews", "create", "telling which rights are missing"),
 ];
 
-/// Never needed and never asked for; where it is granted, an attached disk is answered at once instead of at the next look.
+/// Never needed and never asked for. Where it is granted, an attach is answered as soon as the disk is there instead of
+/// at the next poll.
 pub const WATCH_INSTANCES: Right =
     right("kubevirt.io", "virtualmachineinstances", "watch", "answering as soon as a disk is ready");
 

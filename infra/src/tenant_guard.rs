@@ -1,4 +1,5 @@
-//! Which infra objects belong to this tenant: all infra labels, and the volume prefix. The guard of CVE-2024-1725.
+//! The guard: which infra objects belong to this guest, by all infra labels and the volume prefix. It prevents
+//! CVE-2024-1725.
 
 use std::{collections::BTreeMap, ops::Deref};
 
@@ -10,7 +11,7 @@ use crate::{
 /// Longest volume prefix: `<prefix>-` and a 32-character hash make a DNS label of at most 63.
 pub const MAX_PREFIX_LENGTH: usize = 30;
 
-/// An object that the guard can judge.
+/// An object that the guard can check.
 pub trait Guarded {
     /// Its name.
     fn name(&self) -> &str;
@@ -30,7 +31,7 @@ pub struct TenantGuard {
 pub struct Owned<T>(T);
 
 impl<T> Owned<T> {
-    /// Gives up the proof.
+    /// Returns the object without the proof.
     pub fn into_inner(self) -> T {
         self.0
     }
@@ -43,21 +44,22 @@ impl<T> Deref for Owned<T> {
     }
 }
 
-/// The object is not this tenant's. The text is the reference's (its e2e tests look for it in events).
+/// The object does not belong to this guest. The text is that of kubevirt/csi-driver, whose e2e tests search events for
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid volume name")]
 pub struct Foreign;
 
-/// The guard cannot be made from these settings.
+/// A guard can't be made from these settings.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GuardError {
-    /// Labels missing or malformed; without them every volume of the namespace would be ours.
+    /// Labels are missing or malformed; without them every volume of the namespace would count as ours.
     #[error("infra labels {text:?} are not key=value pairs separated by commas; set --infra-cluster-labels")]
     Labels {
         /// What was given.
         text: String,
     },
-    /// Prefix missing or not usable in names.
+    /// The prefix is missing or can't be used in names.
     #[error(
         "volume prefix {prefix:?} is not a DNS label of 1 to {MAX_PREFIX_LENGTH} characters; set --volume-prefix"
     )]
@@ -108,18 +110,18 @@ impl TenantGuard {
         name.strip_prefix(&self.prefix).is_some_and(|rest| rest.starts_with('-'))
     }
 
-    /// The name of a volume that may be ours; everything else can't be.
+    /// The name of a volume that may be ours; every other id is refused.
     pub fn volume_name(&self, id: &str) -> Result<ObjectName, Foreign> {
         if self.admits_name(id) { ObjectName::parse(id).ok_or(Foreign) } else { Err(Foreign) }
     }
 
-    /// Judges an object by labels and prefix.
+    /// Checks an object's labels and prefix.
     pub fn admit<T: Guarded>(&self, object: T) -> Result<Owned<T>, Foreign> {
         let labelled = self.labels.iter().all(|(key, value)| object.labels().get(key) == Some(value));
         if labelled && self.admits_name(object.name()) { Ok(Owned(object)) } else { Err(Foreign) }
     }
 
-    /// The guard as JSON patch tests: the infra API refuses the whole patch on an object without our labels.
+    /// The guard as JSON patch tests, with which the infra API refuses the whole patch on an object without our labels.
     pub fn label_tests(&self) -> Vec<PatchOp> {
         self.labels.iter().map(|(key, value)| PatchOp::test(label_path(key), value.as_str())).collect()
     }

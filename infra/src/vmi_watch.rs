@@ -1,5 +1,5 @@
-//! A watch of VMIs as the poller uses it: each event tells the state of one instance, the end of the initial ones tells which
-//! instances do not exist.
+//! A watch of VMIs for the poller: each event carries the state of one VMI, and the end of the initial events proves
+//! which VMIs do not exist.
 
 use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
 
@@ -10,24 +10,24 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{machine::VirtualMachineInstance, object::ObjectName, reader::Reader};
 
-/// How long one watch lasts; then the poller looks afresh, which also ends a connection that died without a word.
+/// How long one watch lasts. Then the poller reads again, which also ends a connection that died without notice.
 const LASTING: Duration = Duration::from_secs(30);
-/// The server ends the watch in time; when it does not, the connection is dead.
+/// The server ends a watch in time. If it has not after this much longer, the connection is dead.
 const OVERTIME: Duration = Duration::from_secs(5);
 /// The bookmark after the last initial event carries this annotation (KEP-3157).
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
-/// What is now known of an instance; `None` = it does not exist.
+/// Name and state of a VMI; `None` = it does not exist.
 pub(crate) type State = (String, Option<Arc<VirtualMachineInstance>>);
 
-/// A watch under way.
+/// An open watch.
 pub(crate) struct VmiWatch {
     events: Pin<Box<dyn Stream<Item = Result<WatchEvent<VirtualMachineInstance>, Error>> + Send>>,
-    /// When it was asked for: it counts for those who waited already.
+    /// When the watch was requested: its events count for every wait that had begun by then.
     pub began: Instant,
-    /// The instances that it is about and that no initial event has shown yet.
+    /// The watched VMIs that no initial event has shown yet.
     unseen: BTreeSet<String>,
-    /// Of which the end of the initial events proved that they do not exist.
+    /// The VMIs that the end of the initial events proved absent and that [`Self::next`] has not returned yet.
     absent: Vec<String>,
 }
 
@@ -41,7 +41,8 @@ impl VmiWatch {
         Ok(Self { events, began, unseen, absent: Vec::new() })
     }
 
-    /// The next state; `None` when the watch is over and a fresh one is due. May be dropped at any time.
+    /// Returns the next state; `None` when the watch has ended and a new one is due. The future may be dropped at any
+    /// time.
     pub(crate) async fn next(&mut self) -> Result<Option<State>, Error> {
         let over = self.began + LASTING + OVERTIME;
         loop {
@@ -64,7 +65,7 @@ impl VmiWatch {
                         self.absent.extend(std::mem::take(&mut self.unseen));
                     }
                 }
-                // Too old a version, or a server that is shutting down: a fresh watch has none of this.
+                // The version is too old, or the server is shutting down: neither applies to a new watch.
                 Some(WatchEvent::Error(status)) => {
                     tracing::debug!(
                         code = status.code,

@@ -12,12 +12,12 @@ use crate::{
 };
 
 impl Infra {
-    /// A `DataVolume`, whoever it belongs to: the guard judges it.
+    /// Gets a `DataVolume`, ours or a foreign one: the caller lets the guard check it.
     pub async fn data_volume(&self, name: &ObjectName) -> Result<Option<DataVolume>, Error> {
         self.shared.reader.find(DATA_VOLUMES, name).await
     }
 
-    /// Creates a `DataVolume` with our labels; 409 where the name is taken.
+    /// Creates a `DataVolume` with our labels; 409 if the name is taken.
     pub async fn create_data_volume(&self, new: &NewDataVolume) -> Result<DataVolume, Error> {
         let reader = &self.shared.reader;
         let body = new.body(&reader.namespace, self.shared.guard.labels());
@@ -26,7 +26,7 @@ impl Infra {
         created.map_err(|error: Error| error.about(new.name.as_str()))
     }
 
-    /// Deletes exactly this `DataVolume`, which was read by `name`: 409 if another has taken the name since.
+    /// Deletes exactly this `DataVolume`, which was read under `name`: 409 if another one has taken the name since.
     pub async fn delete_data_volume(
         &self,
         name: &ObjectName,

@@ -1,9 +1,9 @@
-//! Waiting for VMIs: one poller per process, running only while someone waits.
+//! Waits for VMIs: one poller per process, which runs only while there are waits.
 //!
-//! The usual role grants no watch. So it looks at one VMI with a GET and at several with one paged LIST, soon after somebody
-//! began to wait and then ever more slowly. Where watching VMIs is granted, a look is a watch that goes on: it begins with what
-//! there is and is made anew only for who began to wait later. Every waiter gets every fresh look at its VMI (the latest, where
-//! it is slower than the poller).
+//! The usual role grants no `watch`. So the poller reads one VMI with a GET and several with one paged LIST: soon after
+//! a wait began, then ever more slowly. Where `watch` on VMIs is granted, the poller keeps one watch open instead. A
+//! watch starts with the present state of the VMIs, and the poller opens a new one only for a wait that began after it.
+//! Every waiter gets every fresh read of its VMI, or only the latest where it is slower than the poller.
 
 use std::{
     collections::HashMap,
@@ -28,32 +28,32 @@ use crate::{
     vmi_watch::{State as Seen, VmiWatch},
 };
 
-/// First look after somebody began to wait (design §3a).
+/// Pause before the first read of a wait.
 const FIRST_LOOK: Duration = Duration::from_millis(50);
-/// Longest pause between looks during the first minute of a wait (design §3a).
+/// Longest pause between reads during the first minute of a wait.
 const SLOW_LOOK: Duration = Duration::from_secs(1);
-/// Pause between looks after that (design §3a).
+/// Pause between reads after the first minute.
 const SLOWEST_LOOK: Duration = Duration::from_secs(2);
 /// Length of the first minute.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// More waits than this that began of late are a crowd: volume after volume begins to wait for one VM, whose object grows with
-/// each, and looking anew for every one of them would take from the API server what the changes need. A lone volume is two
-/// waits, its own and that of its VM's queue.
+/// Above this many recent waits, reads are at least [`SLOW_LOOK`] apart. This happens when volume after volume begins
+/// to wait for one VM, whose object grows with each: a new read for every one of them would take capacity of the API
+/// server from the changes. A lone volume makes two waits: its own and that of its VM's queue.
 const CROWD: usize = 4;
-/// What "of late" is.
+/// A wait is recent if it began within this time.
 const LATELY: Duration = Duration::from_secs(5);
 
-/// What a look at one VMI gave; `None` = there is no such VMI.
+/// The result of reading one VMI; `None` = there is no such VMI.
 type Look = Result<Option<Arc<VirtualMachineInstance>>, Error>;
 
-/// Looks at VMIs for all who wait.
+/// Reads VMIs for all waits.
 pub(crate) struct Poller {
     reader: Arc<Reader>,
     looks: Looks,
     state: Mutex<State>,
-    /// Somebody new waits: the pause under way may be too long for them.
+    /// Notified when a wait begins: the pause under way may be too long for it.
     joined: Notify,
-    /// Whether watching VMIs is granted.
+    /// Whether the right to watch VMIs is granted.
     watches: AtomicBool,
 }
 
@@ -78,7 +78,7 @@ pub struct VmiWait {
 }
 
 impl VmiWait {
-    /// The next look that began after this wait did; `None` where there is no such VMI.
+    /// Returns the result of the next read that began after this wait did; `None` where there is no such VMI.
     ///
     /// # Panics
     /// Never: the poller keeps the sending half as long as this wait lives.
@@ -101,12 +101,12 @@ impl Poller {
         Arc::new(Self { reader, looks, state, joined, watches })
     }
 
-    /// Whether waits may watch from now on.
+    /// Sets whether the poller may watch from now on.
     pub(crate) fn may_watch(&self, granted: bool) {
         self.watches.store(granted, Ordering::Relaxed);
     }
 
-    /// Begins to wait; starts the poller when nobody waited.
+    /// Begins a wait; starts the poller if there was no other wait.
     pub(crate) fn wait(self: &Arc<Self>, name: &ObjectName) -> VmiWait {
         let (sender, receiver) = watch::channel(None);
         let mut state = self.lock();
@@ -151,12 +151,13 @@ impl Poller {
             let began = Instant::now();
             watch = self.look(began).await;
             last_look = Instant::now();
-            // Looks take at most half of the time, however slow the infra API is.
+            // The next pause is at least as long as this read took, so reads take at most half of the time, however
+            // slow the infra API is.
             effort = last_look - began;
         }
     }
 
-    /// When the youngest wait began; `None` ends the poller, in the same critical section in which it marks itself ended.
+    /// When the youngest wait began. `None` ends the poller, which marks itself as ended in the same critical section.
     fn youngest(&self) -> Option<Instant> {
         let mut state = self.lock();
         let youngest = state.waiters.values().map(|waiter| waiter.since).max();
@@ -168,7 +169,7 @@ impl Poller {
         self.lock().waiters.values().filter(|waiter| waiter.since.elapsed() < LATELY).count() > CROWD
     }
 
-    /// Looks at all VMIs that are waited for; by a watch, which then goes on, where that is granted.
+    /// Reads all VMIs that are waited for. Where watching is granted, opens a watch of them instead and returns it.
     async fn look(&self, began: Instant) -> Option<VmiWatch> {
         let mut names: Vec<_> = self.lock().waiters.values().map(|waiter| waiter.name.clone()).collect();
         names.sort();
@@ -197,7 +198,7 @@ impl Poller {
         None
     }
 
-    /// A watch could not be opened: this time, or never.
+    /// Handles a watch that could not be opened: the poller polls this time, or from now on.
     fn judge_watch(&self, error: &Error) {
         let never = matches!(error.class(), Class::Forbidden | Class::Invalid | Class::BadRequest);
         if never {
@@ -208,14 +209,15 @@ impl Poller {
         }
     }
 
-    /// Tells the waiters what was seen by a look that `began` then.
+    /// Passes the result of a read that began at `began` on to the waiters.
     fn tell(
         &self,
         seen: &Result<HashMap<String, Option<Arc<VirtualMachineInstance>>>, Error>,
         began: Instant,
     ) {
         let state = self.lock();
-        // Who joined during the look waits for the next one: this one began before.
+        // A wait that began during the read gets the result of the next one, because this read began before the wait
+        // did.
         for waiter in state.waiters.values().filter(|waiter| waiter.since <= began) {
             let look = match seen {
                 Ok(seen) => match seen.get(waiter.name.as_str()) {
@@ -246,7 +248,7 @@ impl Drop for EndedByPanic {
     }
 }
 
-/// The next state that a watch shows; waits for ever where there is none.
+/// Returns the next state that the watch shows; waits for ever if there is no watch.
 async fn next(watch: &mut Option<VmiWatch>) -> Result<Option<Seen>, Error> {
     match watch {
         Some(watch) => watch.next().await,
@@ -254,8 +256,8 @@ async fn next(watch: &mut Option<VmiWatch>) -> Result<Option<Seen>, Error> {
     }
 }
 
-/// Pause before the next look, by how long the youngest wait has lasted: looks come after 50, 150, 350, 750 ms, then each
-/// second, after a minute every other.
+/// Pause before the next read, by how long the youngest wait has lasted: reads come after 50, 150, 350, 750 ms, then
+/// every second, and after a minute every two seconds.
 fn pause(age: Duration) -> Duration {
     if age >= PATIENCE { SLOWEST_LOOK } else { (age + FIRST_LOOK).min(SLOW_LOOK) }
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 /// Method, URL and content type; `Accept`; body.
 type Call = (String, String, Vec<u8>);
 
-/// Answers in turn; then 404 about the object of the URL.
+/// Gives the prepared answers in turn, then a 404 about the object of the URL.
 #[derive(Clone, Default)]
 struct Api {
     answers: Arc<Mutex<VecDeque<Response<Vec<u8>>>>>,
@@ -33,7 +33,7 @@ impl Api {
         self
     }
 
-    /// An answer that is no single JSON value.
+    /// Adds an answer that is no single JSON value.
     fn then_text(self, code: u16, body: String) -> Self {
         let answer = Response::builder().status(code).body(body.into_bytes()).unwrap();
         self.answers.lock().unwrap().push_back(answer);
@@ -49,7 +49,7 @@ impl Api {
                 let accept = parts.headers["accept"].to_str().unwrap().to_owned();
                 let content = parts.headers.get("content-type").map(|content| content.to_str().unwrap());
                 let content = content.map(|content| format!(" [{content}]")).unwrap_or_default();
-                // Without the question mark of a query that is empty or follows.
+                // Drops the `?` of an empty query, and the `&` before the first parameter.
                 let uri = parts.uri.to_string().replace("?&", "?");
                 let call = format!("{} {}{content}", parts.method, uri.trim_end_matches('?'));
                 let [.., kind, object] = parts.uri.path().split('/').collect::<Vec<_>>()[..] else {
@@ -197,7 +197,7 @@ async fn a_read_waits_out_a_pause_and_a_change_does_not_go_out_during_one() {
     assert_eq!(api.calls().len(), 2, "the change was not sent");
 }
 
-/// Looks at the VM `vm1`.
+/// Gets the VM `vm1`.
 async fn vm(infra: &Infra) -> Result<Option<VirtualMachine>, infra::Error> {
     let (_, vm) = infra.machine(&name("vm1")).vm(tokio::time::Instant::now()).await?;
     Ok((*vm).clone())
@@ -299,7 +299,7 @@ async fn the_poller_gets_one_vmi_lists_several_and_stops_with_its_waiters() {
     assert_eq!(api.calls().len(), calls.len(), "nobody waits, nothing is called");
 }
 
-/// The lines of a streaming list: `vmi` exists, and that was all.
+/// The lines of a streaming list in which `vmi` is the only object.
 fn initial_events(vmi: &Value) -> String {
     let end = json!({"type": "BOOKMARK", "object": {
         "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
@@ -325,7 +325,7 @@ async fn where_watching_is_granted_one_call_shows_what_there_is_and_what_changes
     infra.use_granted(&watch_is_granted());
     let mut a = infra.wait_for_vmi(&name("a"));
     loop {
-        // A slow waiter sees the latest only.
+        // A slow waiter gets the latest state only.
         if a.next().await.unwrap().unwrap().phase == infra::VmiPhase::Running {
             break;
         }

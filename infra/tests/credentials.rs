@@ -1,5 +1,5 @@
-//! Credentials that change under a running process: a kubeconfig behind a symlink, a token file, the CA. A local TLS server
-//! stands for the API server.
+//! Credentials that change under a running process: a kubeconfig behind a symlink, a token file, the CA. A local TLS
+//! server stands for the API server.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
 use std::{
@@ -25,11 +25,11 @@ use tokio_rustls::{
     },
 };
 
-/// What the server shows and accepts.
+/// What the server presents and accepts.
 struct Accepted {
     tls: TlsAcceptor,
     token: String,
-    /// Answers without success.
+    /// Requests and handshakes that the server refused.
     refused: u32,
 }
 
@@ -74,7 +74,7 @@ impl Server {
         server
     }
 
-    /// One request per connection, so that each meets what is accepted now.
+    /// Serves one request per connection, so that each meets what is accepted now.
     async fn serve(self, stream: TcpStream) {
         let acceptor = self.accepted.lock().unwrap().tls.clone();
         // A client that does not trust us ends the handshake.
@@ -136,7 +136,7 @@ impl Secret {
         self.directory.path().join(name)
     }
 
-    /// All files at once, by the rename of one symlink.
+    /// Replaces all files at once, by the rename of one symlink.
     fn replace(&mut self, files: &[(&str, &str)]) {
         self.version += 1;
         let version = format!("..version-{}", self.version);
@@ -176,7 +176,7 @@ async fn reads_a_vm(infra: &Infra) -> Result<(), infra::Error> {
     Ok(())
 }
 
-/// Longer than the files may go unread.
+/// Waits longer than the files may go unread.
 async fn until_the_files_are_due() {
     tokio::time::sleep(Duration::from_millis(1100)).await;
 }

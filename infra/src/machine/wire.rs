@@ -1,4 +1,4 @@
-//! VM and VMI as KubeVirt writes them: the fields that are read, and how they become the projection.
+//! The fields of VM and VMI that we read, as KubeVirt writes them, and how they become the types of `machine`.
 
 use serde::Deserialize;
 

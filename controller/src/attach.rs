@@ -1,9 +1,10 @@
-//! The planner of hotplug: from what VM and VMI show of one volume to the one next thing. Pure; the same observation always
-//! gives the same answer.
+//! The planner of hotplug: from what VM and VMI show of one volume to the one next step. It is a plain function; the
+//! same observation always gives the same step.
 //!
-//! *Attached* = in VM spec and VMI spec, and VMI status Ready with hotplug entry and target. *Gone* = absent from VM spec,
-//! volume requests, VMI spec and VMI status. What has not been read, and a phase that this driver does not know, is neither. An
-//! addition is asked for only where everything was read and nothing names the volume, so a pending change is never repeated.
+//! *Attached* = in VM spec and VMI spec, and VMI status Ready with hotplug entry and target. *Gone* = absent from VM
+//! spec, volume requests, VMI spec and VMI status. What has not been read, and a phase that this driver does not know,
+//! is neither. The planner adds a volume only if everything was read and nothing names the volume, so a pending change
+//! is never repeated.
 
 use std::fmt;
 
@@ -12,7 +13,7 @@ use infra::{
     VolumeStatus,
 };
 
-/// An object that may not have been read.
+/// What is known of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Seen<T> {
     /// Not read since it may have changed.
@@ -20,7 +21,7 @@ pub(crate) enum Seen<T> {
     Unseen,
     /// It does not exist.
     Absent,
-    /// It shows this.
+    /// It exists and shows this.
     Present(T),
 }
 
@@ -40,7 +41,7 @@ pub(crate) struct VmView {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SpecEntry {
     Absent,
-    /// Hotplugged under its own name: as this driver and kubevirt/csi-driver do.
+    /// Hotplugged under its own name, as this driver and kubevirt/csi-driver do it.
     Hotplugged,
     /// A disk of the VM that this driver must not unplug: fixed, or under another name.
     Fixed {
@@ -71,7 +72,7 @@ pub(crate) struct Observed {
     pub vmi: Seen<VmiView>,
 }
 
-/// What it should become.
+/// The desired state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
     Attached,
@@ -85,9 +86,9 @@ pub(crate) enum Step {
     Call(HotplugCall),
     /// Read again.
     Wait(Cause),
-    /// It is as wanted.
+    /// The volume is as desired.
     Done,
-    /// It can't become so; waiting does not help.
+    /// The volume can't become so; waiting does not help.
     Refuse(Refusal),
 }
 
@@ -98,7 +99,7 @@ pub(crate) enum HotplugCall {
     Remove,
 }
 
-/// Why there is nothing to do but to read again.
+/// Why the only step is to read again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
     /// The VM has to be read.
@@ -109,9 +110,9 @@ pub(crate) enum Cause {
     Requested(Request),
     /// The VM has the volume, its VMI does not yet.
     NotInVmi,
-    /// On its way in.
+    /// The volume is on its way in.
     Attaching(VolumeStatus),
-    /// On its way out.
+    /// The volume is on its way out.
     Detaching(Option<VolumeStatus>),
     /// The VM is coming up.
     Starting(String),
@@ -121,14 +122,15 @@ pub(crate) enum Cause {
     UnknownVmiPhase(String),
 }
 
-/// Why it can't become so.
+/// Why the volume can't become as desired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// There is no such VM.
+    /// The VM does not exist.
     NoSuchVm,
     /// The VM is being deleted.
     VmDeleting,
-    /// The VM is not running and nothing starts it: the disk would come at its next start, with no VolumeAttachment that wants it.
+    /// The VM is not running and nothing starts it: the disk would come at its next start, with no VolumeAttachment
+    /// that needs it.
     Halted(String),
     /// A disk of the VM that this driver must not plug or unplug.
     Fixed(String),
@@ -182,7 +184,7 @@ fn attach(observed: &Observed) -> Step {
     }
 }
 
-/// After our own call the VM is read only once its VMI shows the end: that saves one call per read.
+/// After our own call the VM is read only once its VMI shows that the change has ended: that saves one call per read.
 fn attach_without_vm(vmi: &Seen<VmiView>) -> Step {
     match vmi {
         Seen::Unseen => Step::Wait(Cause::VmiUnseen),
@@ -228,7 +230,8 @@ fn detach(observed: &Observed) -> Step {
     }
     match (&vm.spec, &observed.vmi) {
         (SpecEntry::Fixed { name }, _) => Step::Refuse(Refusal::Fixed(name.clone())),
-        // The call names a disk that this driver plugged in, so it is right whatever the VMI shows, also in an unknown phase.
+        // The call names a disk that this driver plugged in, so it is right whatever the VMI shows, also in an unknown
+        // phase.
         (SpecEntry::Hotplugged, _) => Step::Call(HotplugCall::Remove),
         (SpecEntry::Absent, Seen::Unseen) => Step::Wait(Cause::VmiUnseen),
         (SpecEntry::Absent, Seen::Present(vmi)) if vmi.has_volume() => {
@@ -245,10 +248,11 @@ fn detach_without_vm(vmi: &Seen<VmiView>) -> Step {
     }
 }
 
-/// How far a change is that KubeVirt accepted, by the VMI alone. A set of changes settles by this before the next begins.
+/// How far a change is that KubeVirt accepted, by the VMI alone. A set of changes has to settle by this measure before
+/// the next begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Settling {
-    /// As wanted.
+    /// The volume is as desired.
     Settled,
     /// Its attachment pod is at work, and another change now would replace the pod.
     Moving,

@@ -1,4 +1,5 @@
-//! One call of the controller under way: its deadline, its caller and its reports (see [`csi_call::Operation`]), and what it waits for.
+//! One call of the controller under way: its deadline, its caller and its reports (see [`csi_call::Operation`]), and
+//! the metrics of what it waits for.
 
 use std::{fmt::Display, time::Duration};
 
@@ -10,7 +11,7 @@ use crate::{
     metrics::{WaitCause, Waits},
 };
 
-/// Pause where the infra API asks for one without its length (as client-go).
+/// Pause if the infra API asks for one without a length (client-go does the same).
 const DEFAULT_PAUSE: Duration = Duration::from_secs(1);
 
 /// A call under way. Clones are the same call.
@@ -30,12 +31,12 @@ impl ControllerOperation {
         self.operation.report(answered);
     }
 
-    /// Reports what is being waited for, unless the infra cluster answered something, which explains more.
+    /// Reports what the call waits for, unless the infra cluster has answered something, which explains more.
     pub(crate) fn report_first(&self, waiting: impl Display) {
         self.operation.last_report().set_first(waiting);
     }
 
-    /// Fails once the time is over or the caller gone. Asked before every change.
+    /// Fails once the time is over or the caller is gone. Called before every change.
     pub(crate) fn check(&self) -> Result<(), Unanswered> {
         self.operation.check()
     }
@@ -45,17 +46,17 @@ impl ControllerOperation {
         self.operation.late()
     }
 
-    /// The answer when a task that this operation needs panicked.
+    /// The answer when a task that this call needs has panicked.
     pub(crate) fn panicked(&self) -> Unanswered {
         self.operation.panicked()
     }
 
-    /// Waits, at most as long as the caller does. Never around a change that is being made.
+    /// Waits, at most as long as the caller does. Never used around a change that is being made.
     pub(crate) async fn wait<F: Future>(&self, future: F) -> Result<F::Output, Unanswered> {
         self.operation.wait(future).await
     }
 
-    /// As [`Self::wait`], and counts the time.
+    /// As [`Self::wait`]; also counts the time.
     pub(crate) async fn wait_for<F: Future>(
         &self,
         cause: WaitCause,
@@ -67,12 +68,13 @@ impl ControllerOperation {
         waited
     }
 
-    /// Where time is counted that was not spent in [`Self::wait_for`].
+    /// The counters of waits, for time that was not spent in [`Self::wait_for`].
     pub(crate) fn waits(&self) -> &Waits {
         &self.waits
     }
 
-    /// Makes a conditional change. Where the infra API asks for a pause, it is repeated after the pause while there is time.
+    /// Makes a conditional change. If the infra API asks for a pause, the change is repeated after it while there is
+    /// time.
     pub(crate) async fn change<T, F>(
         &self,
         mut change: impl FnMut() -> F,

@@ -1,4 +1,4 @@
-//! `CreateVolume`: one conditional call; an existing object is read only when the name is taken.
+//! `CreateVolume`: one conditional call. An existing object is read only when the name is taken.
 
 use infra::{Class, DataVolume, Infra, Owned};
 
@@ -10,11 +10,12 @@ use crate::{
 /// A volume that exists.
 pub(crate) struct Created {
     pub volume: Owned<DataVolume>,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
-/// Creates the volume, or finds it. Does not wait for its disk: with `WaitForFirstConsumer` there is none before the first use.
+/// Creates the volume, or finds it. Does not wait for its disk: with `WaitForFirstConsumer` the disk comes with the
+/// first use.
 pub(crate) async fn create(
     infra: &Infra,
     policy: &StorageClassPolicy,
@@ -37,7 +38,7 @@ pub(crate) async fn create(
         _ => return Err(error.into()),
     }
     let existing = operation.wait(infra.data_volume(&desired.name)).await??;
-    // Gone again, or the conflict was about something else: the infra API's message states it.
+    // The object is gone again, or the conflict was about something else: the infra API's message states it.
     let existing = existing.ok_or(error)?;
     let existing = infra.guard().admit(existing).map_err(|_| Error::NameTaken(desired.name.clone()))?;
     if existing.deleting() {

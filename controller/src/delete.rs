@@ -1,5 +1,5 @@
-//! `DeleteVolume`: only our volumes, and only while no VM has them. With CDI the `DataVolume` of a plugged disk would vanish at once,
-//! and the claim with its data as soon as the VM releases it.
+//! `DeleteVolume`: only our volumes, and only while no VM has them. CDI would delete the `DataVolume` of a plugged disk
+//! at once, and the claim with its data as soon as the VM releases it.
 
 use infra::{Class, Infra, ObjectName};
 
@@ -24,7 +24,7 @@ pub(crate) async fn delete(infra: &Infra, operation: &ControllerOperation, id: &
     match operation.change(|| infra.delete_data_volume(&name, &volume)).await? {
         Ok(()) => Ok(()),
         Err(error) if error.class() == Class::NotFound => Ok(()),
-        // Also where another volume took the name: the next try reads that one.
+        // Also if another volume has taken the name: the next try reads that one.
         Err(error) => Err(error.into()),
     }
 }

@@ -1,8 +1,8 @@
-//! Everything that an RPC can end with, and its gRPC code.
+//! Every result with which an RPC can fail, and its gRPC code.
 //!
-//! external-provisioner and external-attacher take `CANCELLED`, `DEADLINE_EXCEEDED`, `UNAVAILABLE` and `ABORTED` as "may still
-//! be in progress" and everything else as final. So a final code is given only after a successful read proved it; whatever
-//! could not be observed is `UNAVAILABLE`.
+//! external-provisioner and external-attacher take `CANCELLED`, `DEADLINE_EXCEEDED`, `UNAVAILABLE` and `ABORTED` as
+//! "may still be in progress" and every other code as final. So an RPC returns a final code only after a successful
+//! read proved it; whatever could not be observed is `UNAVAILABLE`.
 
 use csi_call::{Busy, Unanswered};
 use infra::{Class, Foreign, ObjectName};
@@ -16,7 +16,7 @@ pub enum Error {
     /// The request is malformed.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// The infra administrator does not allow the storage class.
+    /// The operator does not allow the storage class.
     #[error(transparent)]
     NotAllowed(#[from] NotAllowed),
     /// The infra API refused the volume because of its content; nothing was created.
@@ -25,7 +25,7 @@ pub enum Error {
     /// The infra quota is used up; nothing was created.
     #[error("the infra quota does not allow the volume: {0}")]
     Quota(infra::Error),
-    /// There is no such volume, or it is not ours: the guest can't tell one from the other.
+    /// The volume does not exist, or it is not ours: the guest can't distinguish the two.
     #[error(transparent)]
     NoSuchVolume(#[from] Foreign),
     /// A volume that is not ours must not be deleted or detached.
@@ -64,7 +64,7 @@ pub enum Error {
         /// `<namespace>/<vm>`, separated by commas.
         holders: String,
     },
-    /// The planner's refusal.
+    /// The planner refused.
     #[error("VM {vm}: {refusal}")]
     Refused {
         /// `<namespace>/<vm>`.
@@ -75,7 +75,7 @@ pub enum Error {
     /// The volume is being deleted.
     #[error("volume {0} is being deleted")]
     Deleting(ObjectName),
-    /// CDI gave up on the volume.
+    /// CDI has given up on the volume.
     #[error("volume {volume} has failed in the infra cluster: {progress}")]
     Failed {
         /// Volume.
@@ -94,7 +94,7 @@ pub enum Error {
         /// What CDI reports.
         progress: String,
     },
-    /// A volume that was made for one node is asked for on many.
+    /// A volume that was created for one node is requested on many.
     #[error("volume {0} was not created for ReadWriteMany")]
     NotShared(ObjectName),
     /// The infra API refuses the hotplug call because of its content.
@@ -106,7 +106,7 @@ pub enum Error {
     /// The volume changed during the operation.
     #[error("volume {0} changed meanwhile, try again")]
     Changed(ObjectName),
-    /// The call has no answer of its own.
+    /// The operation has no answer of its own.
     #[error(transparent)]
     Unanswered(#[from] Unanswered),
     /// A call to the infra API failed.
@@ -120,7 +120,8 @@ pub enum Error {
 pub struct RefusalReason(pub(crate) Refusal);
 
 impl Error {
-    /// The gRPC code (CSI specification, error schemes of each RPC). Exhaustive on purpose: a new error chooses its code here.
+    /// The gRPC code (CSI specification, error schemes of each RPC). Exhaustive on purpose: a new error chooses its
+    /// code here.
     pub fn code(&self) -> Code {
         match self {
             Self::Invalid(_) | Self::NotAllowed(_) | Self::RefusedVolume(_) => Code::InvalidArgument,

@@ -1,12 +1,14 @@
-//! Which VM may have a volume that one node at a time may use: its holder.
+//! Which VM may have a volume that only one node may use at a time: its holder.
 //!
 //! Hotplug calls are not conditional, and two replicas of this driver may serve at once. So the infra claim carries an
-//! annotation that names the VM that is to have the volume; it changes only by a conditional JSON patch, so there is one winner.
-//! The order is: write the annotation; read which VM has the volume (the truth is in VMs and VMIs, also for volumes that
-//! kubevirt/csi-driver plugged in without an annotation); hotplug; check that the annotation is still ours; answer.
+//! annotation that names the VM that is to have the volume; it changes only by a conditional JSON patch, so there is
+//! one winner. The order is: write the annotation; read which VM has the volume (the truth is in VMs and VMIs, also for
+//! volumes that kubevirt/csi-driver plugged in without an annotation); hotplug; check that the annotation is still
+//! ours; answer.
 //!
-//! The annotation is an intent, not the state: a detach releases it first, because a VM that still shows the volume keeps every
-//! other VM away. A holder that is gone is replaced when no other VM's spec, volume request or VMI status names the volume.
+//! The annotation is an intent, not the state: a detach releases it first, because a VM that still shows the volume
+//! keeps every other VM away. A holder that is gone is replaced when no other VM's spec, volume request or VMI status
+//! names the volume.
 
 use std::time::Duration;
 
@@ -20,17 +22,18 @@ use crate::{
 
 /// Parent of the annotation.
 const ANNOTATIONS: &str = "/metadata/annotations";
-/// Version of the claim.
+/// `resourceVersion` of the claim.
 const RESOURCE_VERSION: &str = "/metadata/resourceVersion";
 /// Pause before the next try: CDI makes a claim some 0.2 s after the `DataVolume`.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest such pause.
+/// Longest pause between tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// CDI makes a claim at once, or a person has to help (a quota, a class that does not exist). After this time the RPC answers with
-/// the reason, which becomes an event in the guest while the sidecar tries again; the sidecar's own timeout is minutes.
+/// CDI makes a claim at once, or a person has to help (a quota, a class that does not exist). After this time the RPC
+/// answers with the reason, which becomes an event in the guest while the sidecar tries again; the sidecar's own
+/// timeout is minutes.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(20);
-/// A holder without the volume is replaced only after this time: a live one is about to plug it in. Safety does not depend on it (see
-/// [`Holder::confirm`]); it keeps two nodes from taking a volume from each other in turns.
+/// A holder without the volume is replaced only after this time: a live one is about to plug it in. Safety does not
+/// depend on it (see [`Holder::confirm`]); it keeps two nodes from taking a volume from each other in turns.
 const IDLE_LIMIT: Duration = Duration::from_secs(3);
 
 /// What keeps a second VM from the volume.
@@ -38,11 +41,12 @@ const IDLE_LIMIT: Duration = Duration::from_secs(3);
 pub(crate) enum Hold {
     /// The annotation names our VM.
     Held,
-    /// We may not patch the claim: read all VMs before and after the hotplug call, and withdraw if another VM has the volume.
+    /// We may not patch the claim: read all VMs before and after the hotplug call, and withdraw if another VM has the
+    /// volume.
     Unarbitrated,
 }
 
-/// A volume and the VM that is to have it.
+/// A volume and the VM that should have it.
 pub(crate) struct Holder<'a> {
     infra: &'a Infra,
     volume: &'a ObjectName,
@@ -58,7 +62,7 @@ impl<'a> Holder<'a> {
         node_id(self.infra, self.vm)
     }
 
-    /// Makes our VM the holder. Waits a while for a claim that CDI has not made yet.
+    /// Makes our VM the holder. Waits for a while if CDI has not made the claim yet.
     pub(crate) async fn acquire(&self, operation: &ControllerOperation) -> Result<Hold, Error> {
         let began = Instant::now();
         let mut pause = FIRST_PAUSE;
@@ -144,7 +148,7 @@ impl<'a> Holder<'a> {
         if claim.deleting() { Err(Error::Deleting(self.volume.clone())) } else { Ok(Hold::Held) }
     }
 
-    /// The error for a claim that does not exist yet, which is also reported; fails where there will be none.
+    /// Returns and reports the error for a claim that does not exist yet; fails where there will be none.
     async fn unclaimed(&self, operation: &ControllerOperation) -> Result<Error, Error> {
         let volume = operation.wait(self.infra.data_volume(self.volume)).await??;
         let volume = volume.ok_or(infra::Foreign)?;
@@ -182,8 +186,8 @@ impl<'a> Holder<'a> {
         }
     }
 
-    /// Removes the annotation if it names our VM. Returns the claim, which proves that it carries our labels; `None` where the
-    /// annotation was not ours, or there is no claim, or no right to patch it.
+    /// Removes the annotation if it names our VM. Returns the claim, which proves that it carries our labels; `None`
+    /// where the annotation was not ours, or there is no claim, or no right to patch it.
     pub(crate) async fn release(&self, operation: &ControllerOperation) -> Result<Option<Claim>, Error> {
         let patch = || self.infra.patch_claim(self.volume, when_held(&self.value()));
         match operation.change(patch).await? {
@@ -216,7 +220,7 @@ fn when_held(holder: &str) -> Vec<PatchOp> {
     vec![PatchOp::test(&*path, holder), PatchOp::remove(path)]
 }
 
-/// Replaces the annotation of `claim`, unless the claim changed meanwhile.
+/// A patch that replaces the annotation of `claim`, unless the claim has changed since it was read.
 fn replacing(claim: &Claim, holder: &str) -> Vec<PatchOp> {
     let unchanged = PatchOp::test(RESOURCE_VERSION, claim.metadata.resource_version.as_str());
     let set = if claim.metadata.annotations.is_empty() {

@@ -1,4 +1,4 @@
-//! One hotplug change: through the queue of its VM, and what its outcome means for the operation that asked for it.
+//! One hotplug change: through the queue of its VM, and what its outcome means for the operation that needs it.
 
 use infra::{Class, ObjectName};
 
@@ -10,7 +10,8 @@ use crate::{
     vm_queue::{Change, Outcome, VmQueues, What},
 };
 
-/// Makes one change through the VM's queue. True when KubeVirt accepted it; false when the planner has to be asked again.
+/// Makes one change through the VM's queue. Returns true if KubeVirt accepted it, and false if the planner has to plan
+/// again.
 pub(crate) async fn change(
     queues: &VmQueues,
     vm: &ObjectName,
@@ -39,8 +40,8 @@ pub(crate) async fn change(
         Outcome::Failed(back, error) => match error.class() {
             Class::BadRequest => Err(Error::RefusedChange(error)),
             Class::Forbidden | Class::Unauthorized => Err(error.into()),
-            // Whether the call took effect, only the VM shows: a lost race of concurrent calls, a lost reply, a pause that the API
-            // asked for.
+            // Only the VM shows whether the call took effect: it may be a lost race of concurrent calls, a lost reply,
+            // or a pause that the API asked for.
             Class::NotFound
             | Class::Conflict
             | Class::Invalid

@@ -1,5 +1,5 @@
-//! The keys that this crate reads and writes: parameters, volume context, annotations, and the keys of the storage class policy.
-//! `docs/reference/parameters.md` is generated from the tables.
+//! The keys that this crate reads and writes: parameters, volume context, annotations, and the keys of the storage
+//! class policy. `docs/reference/parameters.md` is generated from the tables.
 
 pub(crate) use csi_call::contract::{BUS, SERIAL};
 

@@ -1,12 +1,14 @@
-//! CSI Controller and Identity: guest volumes become `DataVolumes` of the infra cluster, hotplugged into the worker VMs.
+//! CSI Controller and Identity: guest volumes become `DataVolumes` of the infra cluster, hotplugged into the worker
+//! VMs.
 //!
-//! Every RPC goes the same way: `service` reads the wire, `request` validates it, a short loop observes the infra cluster, asks a
-//! pure planner for the next step and carries it out. The planners are `attach` (is the disk there, may it be added), `volume`
-//! (names, objects, compatibility) and `storage_class_policy`. `error` has every error with its gRPC code.
+//! Every RPC goes the same way: `service` reads the wire, `request` validates it, a short loop observes the infra
+//! cluster, asks a pure planner for the next step and carries it out. The planners are `attach` (is the disk there, may
+//! it be added), `volume` (names, objects, compatibility) and `storage_class_policy`. `error` has every error with its
+//! gRPC code.
 //!
-//! From the bottom up, and no file uses one above it: `keys`; `request`, `storage_class_policy`, `attach`; `volume`; `error`,
-//! `metrics`; `controller_operation`, `node_id`, `usable`; `view`, `holder`; `vm_queue`; `hotplug`; one file for each RPC;
-//! `service`.
+//! From the bottom up, and no file uses one above it: `keys`; `request`, `storage_class_policy`, `attach`; `volume`;
+//! `error`, `metrics`; `controller_operation`, `node_id`, `usable`; `view`, `holder`; `vm_queue`; `hotplug`; one file
+//! for each RPC; `service`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 

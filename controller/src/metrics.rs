@@ -120,7 +120,7 @@ pub(crate) struct Waits {
 }
 
 impl Default for Waits {
-    /// Every cause is there from the start, at zero, so that its first increase is seen as one.
+    /// Every cause is exported from the start, at zero, so that Prometheus sees its first increase.
     fn default() -> Self {
         let waits = Self { seconds: Family::default(), queued: Gauge::default() };
         for cause in WaitCause::ALL {

@@ -4,7 +4,7 @@ use infra::{Infra, ObjectName};
 
 use crate::{error::Error, request::NodeId};
 
-/// The VM of a node id; an id of another namespace is refused.
+/// The VM of a node id; the id of another namespace is refused.
 pub(crate) fn vm_of_node(infra: &Infra, node: &NodeId) -> Result<ObjectName, Error> {
     match node {
         NodeId::Unknown(id) => Err(Error::NoSuchNode(id.clone())),

@@ -23,7 +23,8 @@ use crate::{
     volume,
 };
 
-/// While a volume is pending in the infra cluster, its `DataVolume` is read this often: seldom beside the reads of the VM.
+/// While a volume is pending in the infra cluster, its `DataVolume` is read this often: seldom beside the reads of the
+/// VM.
 const VOLUME_READ_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Attaches the volume.
@@ -78,7 +79,8 @@ impl Publication<'_> {
         if failure.plugged && failure.lost_to_other() {
             self.withdraw().await;
         }
-        // A refused VM must not keep the volume from other nodes. An attach that may still succeed keeps the holder annotation.
+        // A refused VM must not keep the volume from other nodes. An attach that may still succeed keeps the holder
+        // annotation.
         if hold == Hold::Held
             && failure.is_refusal()
             && let Err(error) = holder.release(self.operation).await
@@ -98,7 +100,7 @@ impl Publication<'_> {
         self.attach(view, Some((holder, hold))).await
     }
 
-    /// The loop around the planner.
+    /// Observes, plans and acts until the volume is attached.
     async fn attach(&self, mut view: View, alone: Option<(&Holder<'_>, Hold)>) -> Result<(), AttachError> {
         let mut plugged = false;
         loop {
@@ -147,7 +149,8 @@ impl Publication<'_> {
         }
     }
 
-    /// What CDI reports on the volume. Read again now and then: while the volume is pending, CDI knows why and the VM does not.
+    /// What CDI reports on the volume. It is read again at an interval: while the volume is pending, CDI knows why and
+    /// the VM does not.
     async fn progress(&self, cause: &Cause) -> String {
         let (known, read) = self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if WaitCause::from(cause) != WaitCause::VolumePending || read.elapsed() < VOLUME_READ_INTERVAL {
@@ -160,7 +163,7 @@ impl Publication<'_> {
         newest
     }
 
-    /// Unplugs what this RPC has just plugged in: another VM has the volume.
+    /// Unplugs what this RPC has just plugged in, because another VM has the volume.
     async fn withdraw(&self) {
         let mut view = View::new(self.infra, self.vm, self.name);
         let read = self.operation.wait(view.read()).await;
@@ -182,7 +185,7 @@ impl Publication<'_> {
     }
 }
 
-/// What one turn of the loop reached.
+/// What one run of the loop reached.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reached {
     Waiting,

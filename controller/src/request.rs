@@ -1,5 +1,5 @@
-//! From the wire to the domain: checks shape, limits and parameters, and reads no cluster. An id of another form than ours is not an
-//! invalid request: the volume is found absent later.
+//! Converts requests from the wire and checks their shape, limits and parameters; reads no cluster. An id of another
+//! form than ours is not an invalid request: the volume is found absent later.
 
 use std::collections::HashMap;
 
@@ -19,11 +19,11 @@ const MAX_STRING: usize = 128;
 const MAX_MAP: usize = 4096;
 /// Longest node id (CSI specification, `NodeGetInfoResponse`).
 const MAX_NODE_ID: usize = 256;
-/// Size where the CO asks for none; kubevirt/csi-driver passes 0 on, which CDI refuses (422).
+/// Size if the CO asks for none. kubevirt/csi-driver passes 0 on, which CDI refuses (422).
 const DEFAULT_SIZE: u64 = 1 << 30;
 /// Longest serial that QEMU's SCSI disk shows; the UID of a `DataVolume` is exactly as long.
 const MAX_SERIAL: usize = 36;
-/// Keys of this prefix are the sidecars' own (names of claim and PV, filesystem type, secrets).
+/// Keys with this prefix are the sidecars' own (names of claim and PersistentVolume, filesystem type, secrets).
 const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
 
 /// The request is malformed or asks for what this driver never does. `INVALID_ARGUMENT`.
@@ -113,14 +113,14 @@ pub enum Sharing {
     ManyNodes,
 }
 
-/// Wanted size.
+/// The requested size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
     /// Bytes to create.
     pub size: u64,
-    /// Smallest size that serves.
+    /// Smallest size that satisfies the request.
     pub required: u64,
-    /// Largest size that serves.
+    /// Largest size that satisfies the request.
     pub limit: Option<u64>,
 }
 
@@ -129,7 +129,7 @@ pub struct Capacity {
 pub struct Create {
     /// Name that the CO chose.
     pub name: String,
-    /// Wanted size.
+    /// The requested size.
     pub capacity: Capacity,
     /// One node or many.
     pub sharing: Sharing,
@@ -139,14 +139,14 @@ pub struct Create {
     pub bus: Bus,
 }
 
-/// Where a volume is wanted.
+/// The node of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeId {
     /// A VM, as the node role names it.
     Vm {
         /// Namespace half.
         namespace: String,
-        /// VM.
+        /// Name of the VM.
         name: ObjectName,
     },
     /// Not an id that the node role gives.
@@ -182,7 +182,7 @@ pub struct Unpublish {
 pub struct Validate {
     /// Volume id.
     pub volume: String,
-    /// One node or many; an error is the reason why the capabilities are not served.
+    /// One node or many; an error is the reason why the driver does not serve the capabilities.
     pub sharing: Result<Sharing, Invalid>,
 }
 
@@ -228,7 +228,7 @@ impl Capacity {
         Ok(Self { size, required: least, limit: most })
     }
 
-    /// Whether a volume of this size serves.
+    /// Whether a volume of this size satisfies the request.
     pub fn admits(&self, size: u64) -> bool {
         size >= self.required && self.limit.is_none_or(|limit| size <= limit)
     }

@@ -28,10 +28,10 @@ use crate::{
     vm_queue::VmQueues,
 };
 
-/// The RPCs that are served. Snapshots, clones and expansion are not yet.
+/// The RPCs that are served. Snapshots, clones and expansion are not served yet.
 const CAPABILITIES: [Capability; 2] = [Capability::CreateDeleteVolume, Capability::PublishUnpublishVolume];
 
-/// How the controller is set up.
+/// The settings of the controller.
 #[derive(Clone, Debug)]
 pub struct ControllerSettings {
     /// CSI driver name, e.g. `csi.kubevirt.io`.
@@ -77,8 +77,8 @@ impl Controller {
         registry.register_collector(Box::new(OldestOperation(self.shared.operations.in_flight().clone())));
     }
 
-    /// Why this process will not recover by itself, if so: an operation hangs that should have ended long ago, or the queue of a VM
-    /// panicked. An infra cluster that does not answer is no reason.
+    /// Why this process will not recover by itself, if so: an operation hangs that should have ended long ago, or the
+    /// queue of a VM has panicked. An infra cluster that does not answer is no such reason.
     pub fn wedged(&self) -> Option<String> {
         if self.shared.queues.has_panicked() {
             return Some("the queue of hotplug changes of a VM panicked".to_owned());
@@ -87,13 +87,14 @@ impl Controller {
         Some(format!("an operation still runs {} s after its deadline", late.as_secs()))
     }
 
-    /// Ends what merely waits: each caller is asked to try again. Changes that are being made go on to their end.
+    /// Ends the calls that only wait: each caller is asked to try again. Changes that are being made go on to their
+    /// end.
     pub fn close(&self) {
         self.shared.operations.close();
     }
 
-    /// Waits for calls that outlived their callers and for changes under way, but not longer than `grace`. True: all have
-    /// ended.
+    /// Waits for calls that outlived their callers and for changes under way, but not longer than `grace`. True: all
+    /// have ended.
     ///
     /// What has not ended is safe to leave: the infra cluster holds the truth, and the next call goes on from it.
     pub async fn shutdown(&self, grace: Duration) -> bool {
@@ -309,7 +310,7 @@ impl controller_server::Controller for Controller {
     }
 }
 
-/// The answer of an RPC whose capability is not advertised.
+/// The answer to an RPC whose capability is not advertised.
 fn not_served(method: &str) -> Status {
     Status::unimplemented(format!("{method} is not served by this driver"))
 }

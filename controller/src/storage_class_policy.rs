@@ -1,7 +1,8 @@
 //! Which infra storage classes this guest may use: the text of `INFRA_STORAGE_CLASS_ENFORCEMENT`, and its decision.
 //!
-//! `HyperShift` writes the keys in lower camel case. The documentation of kubevirt/csi-driver prints some of them capitalised, and
-//! kubevirt/csi-driver then ignores them silently. Both spellings are read here, and unknown keys are reported.
+//! `HyperShift` writes the keys in lower camel case. The documentation of kubevirt/csi-driver prints some of them
+//! capitalised, and kubevirt/csi-driver then ignores them silently. Both spellings are read here, and unknown keys are
+//! reported.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -9,7 +10,8 @@ use serde_json::Value;
 
 use crate::keys::{ALLOW_ALL, ALLOW_DEFAULT, ALLOW_LIST, SNAPSHOT_MAPPING};
 
-/// Which infra storage classes may be used. The default allows everything, as kubevirt/csi-driver does without a text.
+/// Which infra storage classes may be used. The default allows all of them, as kubevirt/csi-driver does if there is no
+/// text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageClassPolicy {
     all: bool,
@@ -47,7 +49,7 @@ impl Default for StorageClassPolicy {
 }
 
 impl fmt::Display for StorageClassPolicy {
-    /// What is allowed, for the log of the start.
+    /// Writes what is allowed, for the log of the start.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let listed = self.listed.iter().map(String::as_str);
         let allowed: Vec<_> = self.default.then_some("infra's default").into_iter().chain(listed).collect();
@@ -60,8 +62,8 @@ impl fmt::Display for StorageClassPolicy {
 }
 
 impl StorageClassPolicy {
-    /// Reads the text; also returns the unknown keys, for a warning. A blank text is the default; a key that is absent in any other
-    /// text is false or empty.
+    /// Reads the text; also returns the unknown keys, for a warning. A blank text is the default; a key that is absent
+    /// in any other text is false or empty.
     pub fn parse(text: &str) -> Result<(Self, Vec<String>), PolicyError> {
         if text.trim().is_empty() {
             return Ok((Self::default(), Vec::new()));
@@ -142,7 +144,7 @@ fn wrong_type(key: &str, wanted: &'static str) -> PolicyError {
     PolicyError::Type { key: key.to_owned(), wanted }
 }
 
-/// `AllowList` as `allowList`.
+/// Writes `AllowList` as `allowList`.
 fn lower_first(key: &str) -> String {
     let mut characters = key.chars();
     characters.next().map_or_else(String::new, |first| first.to_lowercase().chain(characters).collect())
@@ -160,7 +162,8 @@ mod tests {
         policy
     }
 
-    // The texts of HyperShift's storage drivers Default and Manual, and both spellings of the documentation of kubevirt/csi-driver.
+    // The texts of HyperShift's storage drivers Default and Manual, and both spellings of the documentation of
+    // kubevirt/csi-driver.
     const DEFAULT: &str = "allowAll: false\nallowDefault: true\nallowList: []\n";
     const MANUAL: &str = "allowAll: false\nallowList: [a, b]\nstorageSnapshotMapping:\n- storageClasses: [a]\n  volumeSnapshotClasses: [s]\n";
     const CAPITALS: &str = "AllowList: [a]\nStorageSnapshotMapping:\n- StorageClasses:\n  - a\n  VolumeSnapshotClasses:\n  - s\n";

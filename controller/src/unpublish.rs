@@ -23,13 +23,14 @@ pub(crate) async fn unpublish(
     request: &Unpublish,
 ) -> Result<(), Error> {
     let Some(volume) = ObjectName::parse(&request.volume) else {
-        // No object has such a name, so no VM has the volume.
+        // No object can have this name, so no VM has the volume.
         return Ok(());
     };
     match &request.node {
         Some(NodeId::Vm { namespace, name }) if namespace == infra.namespace() => {
             let holder = Holder::new(infra, &volume, name);
-            // A successful release proves that the claim carries our labels; the patch changes nothing on a foreign claim.
+            // A successful release proves that the claim carries our labels; the patch changes nothing on a foreign
+            // claim.
             let released = infra.guard().admits_name(volume.as_str()) && release(&holder, operation).await?;
             if released || is_ours_or_gone(infra, operation, &volume).await? {
                 detach(infra, queues, operation, &volume, name).await
@@ -37,7 +38,8 @@ pub(crate) async fn unpublish(
                 refuse_unless_absent(infra, operation, &volume, name).await
             }
         }
-        // A node that is not of this driver, or of another namespace: change nothing, and succeed only where no VM has the volume.
+        // The node id is not of this driver, or of another namespace: change nothing, and succeed only if no VM has the
+        // volume.
         Some(_) => in_use(infra, operation, &volume).await,
         None => {
             if !is_ours_or_gone(infra, operation, &volume).await? {
@@ -57,8 +59,8 @@ async fn release(holder: &Holder<'_>, operation: &ControllerOperation) -> Result
     Ok(holder.release(operation).await?.is_some())
 }
 
-/// Whether the volume is ours, by its `DataVolume` or, where that is gone, by its claim. Where both are gone, only the name is left
-/// to judge by; then no volume exists that could be another guest's.
+/// Whether the volume is ours, by its `DataVolume` or, where that is gone, by its claim. Where both are gone, only the
+/// name is left to check; then no volume exists that could be another guest's.
 async fn is_ours_or_gone(
     infra: &Infra,
     operation: &ControllerOperation,
@@ -74,7 +76,7 @@ async fn is_ours_or_gone(
     }
 }
 
-/// The loop around the planner.
+/// Observes, plans and acts until the volume is detached.
 async fn detach(
     infra: &Infra,
     queues: &VmQueues,
@@ -103,7 +105,7 @@ async fn detach(
     }
 }
 
-/// A foreign volume is never changed. Where it is not on the node there is nothing to do: its publish was refused.
+/// A foreign volume is never changed. If it is not on the node there is nothing to do: its publish was refused.
 async fn refuse_unless_absent(
     infra: &Infra,
     operation: &ControllerOperation,

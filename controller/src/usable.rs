@@ -4,7 +4,8 @@ use infra::{DataVolume, ObjectName};
 
 use crate::{error::Error, volume};
 
-/// Whether a volume may be plugged in. It need not be populated yet: with `WaitForFirstConsumer` the VM is the consumer.
+/// Whether a volume may be plugged in. It need not be populated yet: with `WaitForFirstConsumer` the VM is the
+/// consumer.
 pub(crate) fn check(volume: &DataVolume, name: &ObjectName) -> Result<(), Error> {
     if volume.deleting() {
         Err(Error::Deleting(name.clone()))

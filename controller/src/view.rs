@@ -1,4 +1,4 @@
-//! Reads what one VM and its VMI show of one volume, as often as the planner asks and no more often.
+//! Reads what one VM and its VMI show of one volume, as often as the planner needs and no more often.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     error::Error,
 };
 
-/// While a change is awaited, the VM is read this often: another client may have unplugged the volume meanwhile.
+/// While a change is awaited, the VM is read this often: another client may unplug the volume in that time.
 const VM_READ_INTERVAL: Duration = Duration::from_secs(2);
 /// Pause after the first hotplug call that lost a race: concurrent calls take some 50 to 150 ms each.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -30,7 +30,7 @@ pub(crate) struct View {
     vm_read_at: Option<Instant>,
     wait: Option<VmiWait>,
     due: Due,
-    /// Before the read that follows the next call whose outcome is unknown.
+    /// Pause before the read that follows the next call whose outcome is unknown.
     pause: Duration,
 }
 
@@ -72,7 +72,7 @@ impl View {
         &self.observed
     }
 
-    /// Takes over what a census shows whose reads began at `since`.
+    /// Takes over what a census shows, whose reads began at `since`.
     pub(crate) fn take_census(&mut self, census: &Census, since: Instant) {
         let volume = self.volume.as_str();
         self.observed.vm = census.vm(&self.vm).map(|vm| VmView::of(vm, volume)).into();
@@ -86,8 +86,8 @@ impl View {
         self.read_after(Instant::now()).await
     }
 
-    /// Reads VM and VMI unless both were read within `age`. What other operations read within that time counts, unless this view has
-    /// something newer.
+    /// Reads VM and VMI unless both were read within `age`. What other operations read within that time counts, unless
+    /// this view has something newer.
     pub(crate) async fn read_within(&mut self, age: Duration) -> Result<(), infra::Error> {
         let Some(since) = Instant::now().checked_sub(age).filter(|since| *since > self.since) else {
             return Ok(());
@@ -114,8 +114,8 @@ impl View {
         self.due = Due::Tick;
     }
 
-    /// A call ended with an error that may hide a success or a lost race: VM and VMI have to be read again, a little later each
-    /// time, and not before the pause that the API `asked` for.
+    /// A call ended with an error that may hide a success or a lost race: VM and VMI have to be read again, a little
+    /// later each time, and not before the pause that the API `asked` for.
     pub(crate) fn outcome_unknown(&mut self, asked: Option<Duration>) {
         self.observed = Observed::default();
         self.due = Due::ReadAfter(asked.unwrap_or_default().max(self.pause));
@@ -149,7 +149,7 @@ impl View {
             Cause::VmiUnseen if self.wait.is_none() => self.read_vmi(operation).await,
             cause => {
                 let due = self.vm_read_at.map_or_else(Instant::now, |read_at| read_at + VM_READ_INTERVAL);
-                // Where VMIs are watched and nothing changes, no read comes.
+                // Where VMIs are watched and nothing changes, no state arrives.
                 let waited = tokio::time::timeout_at(due, self.await_vmi(operation)).await;
                 waited.unwrap_or(Ok(()))?;
                 if due <= Instant::now() || cause.is_about_vm() {
@@ -179,7 +179,7 @@ impl View {
             }
             Err(error) => {
                 Self::retry_or_fail(operation, error, self.wait.is_some())?;
-                // The poller sets the pace of the next try.
+                // The poller sets the interval to the next try.
                 self.await_vmi(operation).await
             }
         }

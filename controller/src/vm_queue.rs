@@ -1,8 +1,9 @@
 //! One set of hotplug changes at a time per VM.
 //!
-//! Concurrent hotplug calls on one VM lose a race against each other (422), and every change replaces the VM's attachment pod.
-//! So the calls of one VM are made one after another, without a wait in between; changes that arrive meanwhile join the set. Then
-//! the set settles before the next begins. Settling is bounded: a volume that stays pending must not block the others for ever.
+//! Concurrent hotplug calls on one VM lose a race against each other (422), and every change replaces the VM's
+//! attachment pod. So the calls of one VM are made one after another, without a wait in between; changes that arrive
+//! meanwhile join the set. Then the set settles before the next begins. Settling is bounded: a volume that stays
+//! pending must not block the others for ever.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -28,7 +29,8 @@ use crate::{
     view::View,
 };
 
-/// VM and VMI are read again before a call unless the last read is younger than this. All changes of a set share one read.
+/// VM and VMI are read again before a call unless the last read is younger than this. All changes of a set share one
+/// read.
 const FRESH: Duration = Duration::from_secs(2);
 /// Most calls of one set: half of the disks that KubeVirt allows a VM (256), so that a busy VM settles now and then.
 const SET_LIMIT: usize = 128;
@@ -83,13 +85,13 @@ pub(crate) struct VmQueues {
 struct Entry {
     change: Change,
     reply: oneshot::Sender<Outcome>,
-    /// Of the RPC that asked for it.
+    /// Span of the RPC that asked for the change.
     span: Span,
     _counted: Queued,
 }
 
 impl VmQueues {
-    /// `tasks` counts one task for each VM while its calls are made, and none while they settle.
+    /// `tasks` counts one task for each VM while calls are made, and none while they settle.
     pub(crate) fn new(infra: &Infra, tasks: &TaskTracker, waits: &Waits) -> Self {
         Self {
             infra: infra.clone(),
@@ -110,7 +112,7 @@ impl VmQueues {
         let (reply, answer) = oneshot::channel();
         {
             let mut queues = self.lock();
-            // The queue's depth is bounded by the volumes: each has one operation at a time.
+            // The volumes bound the queue's length: each has one operation at a time.
             let sender = queues.entry(vm.clone()).or_insert_with(|| {
                 let (sender, receiver) = mpsc::unbounded_channel();
                 tokio::spawn(self.clone().run(vm.clone(), receiver));
@@ -141,7 +143,8 @@ impl VmQueues {
         }
     }
 
-    /// Makes the calls of one set and of the changes that join it meanwhile. Returns what KubeVirt accepted.
+    /// Makes the calls of one set and of the changes that join it in that time. Returns the changes that KubeVirt
+    /// accepted.
     async fn carry_out_set(
         &self,
         vm: &ObjectName,

@@ -27,7 +27,8 @@ pub struct Incompatible {
     asked: String,
 }
 
-/// The object name of a volume: the CO's own where it is a DNS label that starts with `<prefix>-`, else `<prefix>-<hash>`.
+/// The object name of a volume: the CO's own where it is a DNS label that starts with `<prefix>-`, else
+/// `<prefix>-<hash>`.
 pub(crate) fn object_name(name: &str, prefix: &str) -> ObjectName {
     let fits = is_dns_label(name) && name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-'));
     if fits && let Some(name) = ObjectName::parse(name) {

@@ -1,4 +1,5 @@
-//! The planner against a model of virt-controller: every interleaving of its steps, other writers and a driver that may die.
+//! The planner against a model of virt-controller: every interleaving of its steps, of other writers and of a driver
+//! that may die.
 
 use proptest::prelude::*;
 use rstest::rstest;
@@ -214,7 +215,8 @@ proptest! {
     }
 }
 
-/// The infra cluster, small: one volume, one VM. `declarative` = the gate `DeclarativeHotplugVolumes`, else `HotplugVolumes`.
+/// A small infra cluster: one volume, one VM. `declarative` = the gate `DeclarativeHotplugVolumes`, else
+/// `HotplugVolumes`.
 #[derive(Clone, Debug)]
 struct Model {
     declarative: bool,
@@ -229,7 +231,7 @@ struct Model {
 enum Turn {
     /// The driver reads, plans and acts.
     Driver,
-    /// The driver acts on a read from before the last turn (a slow reply).
+    /// The driver acts on a read from before the previous step (a slow reply).
     SlowDriver,
     /// virt-controller carries out a volume request.
     Request,
@@ -319,7 +321,8 @@ fn any_turn() -> impl Strategy<Value = Turn> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Any history, then only the driver and the infra's own controllers: it becomes as wanted, and `Done` is said then only.
+    /// After any history, only the driver and the infra's own controllers act: the volume becomes as desired, and only
+    /// then does the planner return `Done`.
     #[test]
     fn every_history_ends_as_wanted(
         declarative: bool,

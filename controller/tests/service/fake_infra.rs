@@ -1,5 +1,6 @@
 //! A small infra API in memory, under the real client: objects as JSON, hotplug as virt-api 1.9 does it with the gate
-//! `DeclarativeHotplugVolumes`, and faults at chosen calls. Real semantics are the bench's matter; this one shows wire details.
+//! `DeclarativeHotplugVolumes`, and faults at chosen calls. The bench tests the real semantics; this fake shows wire
+//! details.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -21,11 +22,11 @@ const VMIS: &str = "virtualmachineinstances";
 /// What happens to a call.
 #[derive(Clone)]
 pub enum Effect {
-    /// Not carried out; this answer.
+    /// The call is not carried out; this is the answer.
     Answer(u16, &'static str),
-    /// Carried out, then the connection breaks.
+    /// The call is carried out, then the connection breaks.
     LoseReply,
-    /// Carried out late.
+    /// The call is carried out late.
     Delay(Duration),
 }
 
@@ -263,7 +264,7 @@ impl FakeInfra {
         json_answer(200, &self.get(CLAIMS, name).unwrap())
     }
 
-    /// As virt-api: reads the VM, works a while, and loses the race if the spec changed meanwhile.
+    /// As virt-api: reads the VM, works for a while, and loses the race if the spec changed in that time.
     async fn hotplug(&self, vm: &str, body: &Value) -> Response<Body> {
         let name = body["name"].as_str().unwrap();
         {

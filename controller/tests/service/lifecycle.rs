@@ -124,7 +124,7 @@ async fn only_what_is_ours_and_free_is_deleted() {
     assert_fails(fixture.delete("pvc-1").await, Code::FailedPrecondition, "infra/vm1");
     fake.fault("GET", Effect::Answer(403, "no right"));
     assert_fails(fixture.delete("pvc-1").await, Code::Unavailable, "no right");
-    // A proxy's 404, or an API server's that does not serve DataVolumes, is not about the volume.
+    // A 404 from a proxy, or from an API server that does not serve DataVolumes, proves nothing about the volume.
     fake.fault("GET", Effect::Answer(404, "page not found"));
     assert_fails(fixture.delete("pvc-1").await, Code::Unavailable, "page not found");
     assert!(fake.get("datavolumes", "pvc-1").is_some() && fake.get("datavolumes", "pvc-2").is_some());

@@ -27,8 +27,8 @@ async fn publishing_again_is_answered_without_a_second_call() {
     assert_eq!(puts(&fake, "addvolume"), 1);
 }
 
-/// Publishes without a socket, on which tonic's own time-outs, the client's and the server's, would race with the
-/// controller's deadline. With time paused that deadline comes when nothing else is left to happen.
+/// Publishes without a socket, on which tonic's own timeouts, the client's and the server's, would race with the
+/// controller's deadline. With time paused, that deadline passes only when nothing else is left to happen.
 async fn publish_directly(controller: &Controller, timeout: Duration) -> Result<(), Status> {
     let mut request = Request::new(csi::ControllerPublishVolumeRequest {
         volume_id: "pvc-1".into(),
@@ -48,7 +48,7 @@ async fn a_volume_in_the_spec_that_is_not_ready_is_not_attached() {
     let controller = controller_over(&fake);
     let first = publish_directly(&controller, SIDECAR_TIMEOUT).await;
     assert_fails(first, Code::DeadlineExceeded, "not yet in its VMI");
-    // The answer may come before its operation has let go of the volume.
+    // The answer may come before its operation has released the volume.
     tokio::time::sleep(RETRY).await;
     fake.edit("virtualmachineinstances", "vm1", |vmi| {
         vmi["spec"]["volumes"]
@@ -442,7 +442,7 @@ async fn a_stop_answers_who_merely_waits_and_says_what_was_seen_last() {
     while !fake.calls().last().is_some_and(|call| call.contains("virtualmachineinstances/vm1")) {
         tokio::task::yield_now().await;
     }
-    // A second call gets the same report, which shows that the first has it.
+    // A second call gets the same report, which proves that the first one has made it.
     let busy = async {
         while !fixture
             .unpublish("pvc-1", "infra/vm1")

@@ -1,4 +1,4 @@
-//! `docs/reference/flags.md` and `docs/reference/metrics.md` are what the program accepts and registers.
+//! The test that `docs/reference/flags.md` and `docs/reference/metrics.md` list what the program accepts and registers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -16,7 +16,7 @@ use crate::flags::Flags;
 use crate::roles::{Roles, VERSION};
 use crate::{METRICS_PREFIX, methods};
 
-/// The crate whose pages these are.
+/// The crate whose test this is.
 const PACKAGE: &str = "driver";
 
 const FLAGS_HEAD: &str = "# Flags of kubevirt-csi-driver
@@ -47,7 +47,7 @@ users: [{name: u, user: {token: none}}]
 contexts: [{name: c, context: {cluster: c, user: u}}]
 ";
 
-/// What a process of both roles shows once it has made a call and answered one.
+/// The metrics of a process of both roles that has made a call and answered one.
 async fn shown() -> String {
     let directory = tempfile::tempdir().expect("a directory");
     let kubeconfig = directory.path().join("kubeconfig");
@@ -67,7 +67,7 @@ async fn shown() -> String {
     let request = http::Request::post("/csi.v1.Identity/Probe").body(Body::empty()).expect("a request");
     let answer = layer.layer(roles.routes).oneshot(request).await.expect("is answered");
     drop(answer);
-    // A task of its own reads our rights at the start.
+    // A separate task reads our rights at the start.
     let called = async {
         loop {
             let text = exposition(&registry);
@@ -80,7 +80,7 @@ async fn shown() -> String {
     tokio::time::timeout(Duration::from_secs(30), called).await.expect("the infra cluster is called")
 }
 
-/// The values of a label, where they are a closed set.
+/// The values of a label, if they are a closed set.
 fn values(metric: &str, label: &str, seen: &BTreeSet<String>) -> String {
     let list =
         |values: BTreeSet<&str>| values.into_iter().map(|value| format!("`{value}`")).collect::<Vec<_>>();

@@ -1,5 +1,5 @@
-//! `kubevirt-csi-driver`: the controller and the node role of the CSI driver, chosen by flags. It only composes: what the
-//! roles do is in `controller` and `node`, what every program shows and obeys in `serving`.
+//! `kubevirt-csi-driver`: the controller and the node role of the CSI driver, chosen by flags. This crate only
+//! composes: `controller` and `node` hold what the roles do, `serving` what every program shows and obeys.
 
 #[cfg(test)]
 mod docs;
@@ -29,7 +29,7 @@ use crate::roles::Roles;
 const OWN_CRATES: &[&str] =
     &["kubevirt_csi_driver", "controller", "node", "csi_call", "infra", "cluster", "serving"];
 
-/// The first word of every metric of this program.
+/// The prefix of every metric of this program.
 const METRICS_PREFIX: &str = "kubevirt_csi";
 
 fn main() -> ExitCode {
@@ -58,7 +58,7 @@ async fn serve(flags: Flags, shutdown: Shutdown) -> Result<()> {
     let listener = flags.endpoint.bind().await.context("--endpoint")?;
     bound.set(true);
     let (wedged, settings) = (roles.wedged(), roles.settings(&flags));
-    // Probes and metrics are answered until the last RPC is.
+    // Probes and metrics are served until the last RPC is answered.
     let drained = CancellationToken::new();
     let last = drained.clone().drop_guard();
     roles.close_after(stop.clone(), shutdown.tasks());

@@ -1,8 +1,8 @@
-//! The RPCs of CSI, by their paths: for span, log line and metrics.
+//! The RPCs of CSI, by their paths: for the span, the log line and the metrics.
 
 use serving::RpcMethod;
 
-/// What is no RPC of CSI.
+/// For a path that is no RPC of CSI.
 const UNKNOWN: RpcMethod = rpc("unknown");
 
 /// Every RPC of the services that the driver may serve. A name not in this table never becomes a metric label.

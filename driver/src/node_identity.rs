@@ -16,8 +16,8 @@ pub struct OwnNode {
     name: String,
 }
 
-/// The part of a Node that is read; the rest (images and conditions are most of its bytes) is dropped while it is parsed.
-/// Read only: writing it back would lose every field that it does not have.
+/// The part of a Node that we read; the rest (images and conditions are most of its bytes) is dropped while the Node is
+/// parsed. It is never written: that would lose every field that this type does not have.
 #[derive(Clone, Debug, Deserialize, Resource)]
 #[resource(inherit = "Node")]
 struct PartialNode {
@@ -32,7 +32,7 @@ struct PartialSpec {
 }
 
 impl OwnNode {
-    /// The Node `name` of the guest cluster that `kubeconfig` names; `None` = the pod's own cluster. No call is made.
+    /// The Node `name` of the guest cluster that `kubeconfig` names; `None` = the pod's own cluster. Makes no call.
     pub async fn open(kubeconfig: Option<PathBuf>, name: String) -> Result<Self, CredentialsError> {
         let (setting, address) = ("--tenant-cluster-kubeconfig", String::new());
         let source = Source { cluster: "guest", setting, kubeconfig, address };

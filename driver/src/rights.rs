@@ -1,12 +1,13 @@
-//! Says at the start, once, which rights on the infra cluster are missing, and has the waits use those that
-//! were granted beyond the needed ones. Of the needed ones it decides nothing: each call finds out by itself what it may do.
+//! Reports once, at the start, which rights on the infra cluster are missing, and lets the waits use rights that were
+//! granted beyond the needed ones. It decides nothing about the needed rights: each call finds out by itself what it
+//! may do.
 
 use infra::{Infra, REQUIRED_RIGHTS};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serving::Tasks;
 
-/// Asks beside the serving, so that an infra cluster that does not answer holds up nothing.
+/// Asks while the driver already serves, so that an infra cluster that does not answer delays nothing.
 pub fn report(infra: Infra, registry: &mut Registry, tasks: &Tasks) {
     let missing = Gauge::<i64>::default();
     registry.register(

@@ -21,7 +21,8 @@ use crate::flags::{Flags, path};
 use crate::node_identity::OwnNode;
 use crate::rights;
 
-/// The driver's name in guest objects (`CSIDriver`, `StorageClass`): the reference's, or its volumes would not be ours.
+/// The driver's name in guest objects (`CSIDriver`, `StorageClass`): that of kubevirt/csi-driver, because under another
+/// name its volumes would not be ours.
 const DRIVER_NAME: &str = "csi.kubevirt.io";
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -34,16 +35,16 @@ pub struct Roles {
     storage_classes: String,
 }
 
-/// What merely waits is ended this long after the stop: then what is being changed has the time of one call left, and the last
-/// answers and log lines a little.
+/// Calls that only wait are ended this long after the stop. The time that is left is enough for one call, so that a
+/// change that is being made can end, and for the last answers and log lines.
 const CLOSE_AFTER: Duration = DRAIN_BOUND.saturating_sub(infra::CALL_DEADLINE).saturating_sub(LAST_WORDS);
-/// For the last answers, see [`CLOSE_AFTER`].
+/// Time for the last answers and log lines, see [`CLOSE_AFTER`].
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 impl Roles {
-    /// Makes the chosen roles. It asks no other system: what is not reachable is a matter of the first call.
+    /// Makes the chosen roles, without a call to another system: if one can't be reached, the first call shows it.
     pub async fn new(flags: &Flags, registry: &mut Registry, tasks: &Tasks) -> Result<Self> {
-        // Both roles say it: these are the plugin's capabilities, not the process's (CSI "GetPluginCapabilities").
+        // Both roles report it: these are the plugin's capabilities, not the process's (CSI "GetPluginCapabilities").
         let capabilities = vec![Identity::controller_service()];
         let mut storage_classes = String::new();
         let controller = if flags.run_controller_service {
@@ -65,13 +66,13 @@ impl Roles {
         Ok(Self { routes, controller, node, storage_classes })
     }
 
-    /// Tells why the process will not recover by itself, if so. The node role never does: its threads hang where the kernel
-    /// does, which a new process does not heal; a metric shows them.
+    /// Returns why the process will not recover by itself, if so. The node role never returns a reason: its threads
+    /// hang where the kernel hangs, which a new process does not cure; a metric shows them.
     pub fn wedged(&self) -> Wedged {
         wedged(self.controller.clone())
     }
 
-    /// The effective settings, for the one line of the start.
+    /// The effective settings, for the one log line of the start.
     pub fn settings(&self, flags: &Flags) -> String {
         let mut settings = Vec::new();
         if self.controller.is_some() {
@@ -91,7 +92,8 @@ impl Roles {
         settings.join("; ")
     }
 
-    /// Once told to stop: lets calls finish for a while, then ends those that merely wait, so that each caller is answered.
+    /// After the stop: lets calls finish for [`CLOSE_AFTER`], then ends those that only wait, so that each caller gets
+    /// an answer.
     pub fn close_after(&self, stop: CancellationToken, tasks: &Tasks) {
         let Some(controller) = self.controller.clone() else { return };
         tasks.spawn("the end of waiting calls", async move {
@@ -101,7 +103,8 @@ impl Roles {
         });
     }
 
-    /// Waits for calls that outlived their callers, when no more can come, but not longer than `grace`.
+    /// Waits for calls that outlived their callers, but not longer than `grace`. To be called when no more calls can
+    /// come.
     pub async fn finish(&self, grace: Duration) -> Result<()> {
         let controller = async {
             match &self.controller {
@@ -162,7 +165,7 @@ async fn node(flags: &Flags) -> Result<Node<OwnNode>> {
         allow_format_nonzero: flags.allow_format_nonzero,
         ..node::NodeSettings::default()
     };
-    // The kubelet reaches the socket, so its folder is one of the worker, which outlives this container.
+    // The kubelet reaches the socket, so the socket's folder is on the worker and outlives this container.
     if let Endpoint::Unix(socket) = &flags.endpoint
         && let Some(folder) = socket.parent()
     {

@@ -1,4 +1,4 @@
-//! What each room may reach (`docs/decisions/0001-rooms.md`), read from the resolved dependency graph.
+//! What each crate may depend on (`docs/decisions/0001-rooms.md`), read from the resolved dependency graph.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -6,8 +6,8 @@ use std::process::Command;
 use rstest::rstest;
 use serde_json::Value;
 
-/// Package name → names of the packages it is built from, for the platform that the tests run on. Dependencies of
-/// tests are left out: they are not in the program.
+/// Name of a package → names of the packages that it is built from, for the platform on which the tests run.
+/// Dependencies of tests are left out: they are not in the program.
 fn graph() -> BTreeMap<String, BTreeSet<String>> {
     let cargo = std::env::var("CARGO").expect("cargo sets CARGO for a test");
     let platform = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
@@ -48,7 +48,7 @@ fn reachable(graph: &BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet
     seen
 }
 
-/// The rooms by floor: a room depends on rooms of the floors below it only. (`docs-pages` serves tests.)
+/// The crates by floor: a crate depends only on crates of the floors below it. (`docs-pages` serves tests.)
 const FLOORS: [&[&str]; 5] = [
     &["csi-proto", "serving"],
     &["cluster", "csi-call"],

@@ -1,4 +1,4 @@
-//! The documents point at what exists: files and folders of the repository, links, headings, and numbers of decisions.
+//! Documents refer only to what exists: files and folders of the repository, links, headings, and numbers of decisions.
 
 use std::{
     collections::BTreeSet,
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Documents at the top of the repository; those of `docs` are found.
+/// Documents at the top of the repository; the test finds those in `docs`.
 const TOP_DOCUMENTS: [&str; 4] = ["README.md", "CONTRIBUTING.md", "GLOSSARY.md", "CHANGELOG.md"];
 /// Folders at the top that a build makes.
 const BUILT: [&str; 2] = ["target", ".git"];

@@ -1,5 +1,6 @@
-//! Inside a crate no two folders import each other, and no files go round in a circle: what is below can be read, tested and
-//! moved without what is above it. Read from the source: `crate::…` and `super::…` paths outside tests.
+//! Inside a crate no two folders import each other, and no files import each other in a circle: what is below can be
+//! read, tested and moved without what is above it. The test reads the source: `crate::…` and `super::…` paths outside
+//! tests.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -92,7 +93,8 @@ fn follow<'a>(mut base: Module, text: &'a str, paths: &mut Vec<Module>) -> &'a s
     }
 }
 
-/// Which module names which, parents and children of one another left out: a folder's file and the files in it are one.
+/// Which module names which. Parents and children of one another are left out: a folder's file and the files in it are
+/// one.
 fn graph(files: &BTreeMap<Module, String>) -> Graph {
     let mut graph = Graph::new();
     for (module, text) in files {
@@ -110,7 +112,7 @@ fn graph(files: &BTreeMap<Module, String>) -> Graph {
     graph
 }
 
-/// The same between the folders and files at the root of the crate.
+/// The same graph between the folders and files at the root of the crate.
 fn folders(graph: &Graph) -> Graph {
     let mut folders = Graph::new();
     for (module, targets) in graph.iter().filter(|(module, _)| !module.is_empty()) {
@@ -154,8 +156,8 @@ fn read(room: &str) -> BTreeMap<Module, String> {
     found
 }
 
-/// The circles between files of the ccm that are left, all of files that make calls: no planner is in one. Untie them, and take out
-/// here what is untied.
+/// The circles that are left between files of the ccm. All are of files that make calls: no planner is in one. If you
+/// untie one, remove it here.
 const LEFT_IN_CCM: [&[&str]; 4] = [
     &[
         "endpoints::controller",

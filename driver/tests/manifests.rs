@@ -1,4 +1,5 @@
-//! `deploy/` fits the program: its rights are what the code uses and no more, and no credential goes where it should not.
+//! The manifests in `deploy/` fit the program: they grant the rights that the code uses and no more, and no credential
+//! goes where it should not.
 
 use std::fs;
 use std::path::PathBuf;
@@ -31,7 +32,7 @@ fn grants(role: &Value, group: &str, resource: &str, verb: &str) -> bool {
 fn the_infra_role_grants_each_right_that_the_driver_uses() {
     let role = document("controller-infra/base/rbac.yaml", "Role");
     for right in &infra::REQUIRED_RIGHTS {
-        // Everybody who is authenticated may ask about his own rights (ClusterRole system:basic-user).
+        // Every authenticated user may ask about their own rights (ClusterRole system:basic-user).
         if right.group == "authorization.k8s.io" {
             continue;
         }

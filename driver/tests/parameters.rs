@@ -1,5 +1,5 @@
-//! `docs/reference/parameters.md`: written of the tables by which the code reads and writes its keys and of the Deployment that
-//! reads the ConfigMap, and compared with it.
+//! `docs/reference/parameters.md`: rendered from the tables by which the code reads and writes its keys and from the
+//! Deployment that reads the ConfigMap, and compared with the file.
 
 use std::fmt::Write;
 use std::fs;
@@ -14,7 +14,7 @@ const REWRITE_ENV: &str = "UPDATE_DOCS";
 const PAGE: &str = "docs/reference/parameters.md";
 const DEPLOYMENT: &str = "deploy/controller-infra/base/deployment.yaml";
 const CONFIG: &str = "deploy/controller-infra/base/driver-config.yaml";
-/// The container whose environment is ours.
+/// The container of this program.
 const CONTAINER: &str = "csi-driver";
 
 const HEAD: &str = "# Parameters, annotations and configuration keys
@@ -60,7 +60,7 @@ fn table(page: &mut String, head: &str, keys: &[Key]) {
     }
 }
 
-/// Where the driver's container gets a key of the ConfigMap: the flag that has its variable, or the variable itself.
+/// How the driver's container gets a key of the ConfigMap: the flag that has its variable, or the variable itself.
 fn config_keys() -> Vec<(String, String, bool)> {
     let deployments = yaml(DEPLOYMENT);
     let containers = deployments[0]["spec"]["template"]["spec"]["containers"].as_array().expect("containers");

@@ -1,5 +1,5 @@
-//! The program as its installers see it: started with a manifest's flags, on a real socket, ended by a signal. No cluster is
-//! there: the start must need none.
+//! The program as installers run it: started with a manifest's flags, on a real socket, ended by a signal. There is no
+//! cluster: the start must not need one.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -62,7 +62,7 @@ impl Running {
         let socket = directory.path().join("csi.sock");
         let kubeconfig = directory.path().join("kubeconfig");
         fs::write(&kubeconfig, kubeconfig_text).expect("writes");
-        // A port that was free a moment ago: the program takes an address, not a socket.
+        // A port that was free a moment ago, because the program takes an address, not a socket.
         let http = TcpListener::bind("127.0.0.1:0").expect("binds").local_addr().expect("has an address");
         let mut arguments: Vec<String> = role
             .iter()
@@ -107,13 +107,13 @@ impl Running {
         kill(pid, signal).expect("is still there");
     }
 
-    /// Sends SIGTERM, waits for the end, gives exit code and log.
+    /// Sends SIGTERM, waits for the end, returns exit code and log.
     fn terminate(self) -> (Option<i32>, String) {
         self.signal(Signal::SIGTERM);
         self.end()
     }
 
-    /// Waits for the end, gives exit code and log.
+    /// Waits for the end, returns exit code and log.
     fn end(mut self) -> (Option<i32>, String) {
         let mut log = String::new();
         self.child.stderr.take().expect("is piped").read_to_string(&mut log).expect("reads to the end");
@@ -196,7 +196,7 @@ async fn the_node_role_serves_before_the_guest_cluster_answers() {
     }
 }
 
-/// What an API server says of an object that it does not have.
+/// An API server's answer about an object that does not exist.
 const ABSENT: &str = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404,
     "message":"datavolumes \"pvc-1\" not found","details":{"name":"pvc-1","kind":"datavolumes"}}"#;
 
@@ -207,7 +207,7 @@ fn slow_infra() -> (SocketAddr, mpsc::Receiver<()>, mpsc::Sender<()>) {
     let (asked, is_asked) = mpsc::channel();
     let (answer, may_answer) = mpsc::channel::<()>();
     std::thread::spawn(move || {
-        // The first connection asks for our rights, the second is the RPC's; both wait.
+        // The first connection reads our rights, the second is the RPC's; both wait.
         let mut held = Vec::new();
         for stream in listener.incoming().take(2) {
             let mut stream = stream.expect("connects");
@@ -225,7 +225,7 @@ fn slow_infra() -> (SocketAddr, mpsc::Receiver<()>, mpsc::Sender<()>) {
             let answer = format!(
                 "HTTP/1.1 404 Not Found\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{ABSENT}"
             );
-            // The other side may have ended.
+            // The client may have ended.
             drop(stream.write_all(answer.as_bytes()));
         }
     });
@@ -259,7 +259,7 @@ async fn a_stop_lets_the_rpc_under_way_finish_and_takes_no_other() {
     let socket = running.socket.clone();
     running.wait("closed to others", move |_| std::os::unix::net::UnixStream::connect(&socket).is_err());
     let refused = IdentityClient::new(channel).probe(csi::ProbeRequest {}).await;
-    // Which of them is the client library's word: it may have sent the call before it read that the server goes away.
+    // The client library decides which code it is: it may have sent the call before it read the `GOAWAY`.
     let refused = refused.expect_err("is not taken");
     assert!(matches!(refused.code(), Code::Unavailable | Code::Cancelled | Code::Unknown), "{refused:?}");
     drop(answer);

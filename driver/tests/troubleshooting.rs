@@ -1,9 +1,9 @@
-//! `docs/guides/troubleshooting.md` quotes texts that the program says: each is in the source of one of its error tables.
+//! `docs/guides/troubleshooting.md` quotes texts of the program: each must be in the source of one of its error tables.
 
 use std::fs;
 use std::path::Path;
 
-/// Where texts that reach a guest's event are written.
+/// The sources of the texts that reach an event in the guest.
 const TABLES: [&str; 9] = [
     "controller/src/error.rs",
     "controller/src/request.rs",
@@ -15,7 +15,7 @@ const TABLES: [&str; 9] = [
     "lib/csi-call/src/in_flight.rs",
     "lib/csi-call/src/operation.rs",
 ];
-/// The guard's error, whose text the reference's tests look for.
+/// The guard's error, for whose text the tests of kubevirt/csi-driver search.
 const GUARD: &str = "infra/src/tenant_guard.rs";
 
 fn read(path: &str) -> String {

@@ -48,7 +48,7 @@ impl Write for Log {
     }
 }
 
-/// Sends `message` to the RPC at `/csi.v1.<path>` of a driver of both roles; gives the log line of its answer.
+/// Sends `message` to the RPC at `/csi.v1.<path>` of a driver of both roles; returns the log line of its answer.
 async fn line(path: &str, message: &[u8]) -> String {
     let directory = tempfile::tempdir().expect("a directory");
     let kubeconfig = directory.path().join("kubeconfig");

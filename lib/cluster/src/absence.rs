@@ -1,21 +1,22 @@
-//! What proves that an object does not exist. A 404 alone does not: a proxy's page, or an API group that is not served, is
-//! a 404 as well, and what is taken for absent may be deleted, created again or detached.
+//! What proves that an object does not exist. A 404 alone does not: a proxy's page, or an API group that is not served,
+//! is a 404 as well, and an object that is taken for absent may be deleted, created again or detached.
 
 use std::fmt::Debug;
 
 use kube::{Api, Resource, core::Status};
 use serde::de::DeserializeOwned;
 
-/// The reason of a `Status` about an object that does not exist (`k8s.io/apimachinery`, `meta/v1`, `StatusReasonNotFound`).
+/// The reason of a `Status` about an object that does not exist (`k8s.io/apimachinery`, `meta/v1`,
+/// `StatusReasonNotFound`).
 const NOT_FOUND: &str = "NotFound";
 /// The HTTP code that goes with it.
 const CODE: u16 = 404;
 
-/// Whether the answer `code` with the body `status` says of this very object that it does not exist. `resource` is the plural,
-/// with its subresource if the call has one.
+/// Whether the answer `code` with the body `status` reports that this very object does not exist. `resource` is the
+/// plural, with its subresource if the call has one.
 ///
-/// An API server names the resource as `kind` in the details. KubeVirt's virt-api, which serves the subresources, writes the
-/// singular (`virtualmachine`).
+/// An API server names the resource as `kind` in the details. KubeVirt's virt-api, which serves the subresources,
+/// writes the singular (`virtualmachine`).
 pub(crate) fn proves_absence(code: u16, status: &Status, resource: &str, name: &str) -> bool {
     let Some(details) = &status.details else { return false };
     let plural = resource.split('/').next().unwrap_or(resource);
@@ -23,13 +24,13 @@ pub(crate) fn proves_absence(code: u16, status: &Status, resource: &str, name: &
     code == CODE && status.reason == NOT_FOUND && is_ours && details.name == name
 }
 
-/// Whether the API server says that the `K` of this name does not exist.
+/// Whether the API server reports that the `K` of this name does not exist.
 pub fn is_absent<K: Resource<DynamicType = ()>>(error: &kube::Error, name: &str) -> bool {
     let kube::Error::Api(status) = error else { return false };
     proves_absence(status.code, status, &K::plural(&()), name)
 }
 
-/// Gets an object; `None` only when the API server says that this very object does not exist.
+/// Gets an object; `None` only when the API server reports that this very object does not exist.
 ///
 /// Use it instead of [`Api::get_opt`], which takes every 404 for absence.
 ///

@@ -17,8 +17,8 @@ use crate::{proxy::Proxy, route::Route};
 
 /// Longest time for TCP and TLS: an address without a listener must not use up a call's whole deadline.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A silent connection is probed after this time. Together with the next two a half-open one, of a watch for example, ends
-/// after 45 s; Linux's default is two hours.
+/// A silent connection is probed after this time. Together with the next two a half-open one, of a watch for example,
+/// ends after 45 s; Linux's default is two hours.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(15);
 /// Time between two probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -26,8 +26,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
 
 /// kube's own stack without its retry, because a change is repeated only after reading the object again, and without
-/// Nagle's algorithm, which holds the first request of each connection back until the server's delayed acknowledgement of the
-/// TLS handshake: 40 ms, more than all calls of a publish take.
+/// Nagle's algorithm, which holds the first request of each connection back until the server's delayed acknowledgement
+/// of the TLS handshake: 40 ms, more than all calls of a publish take.
 pub(crate) fn client(config: Config, proxy: Option<Proxy>) -> Result<Client, kube::Error> {
     let route = Route::new(tcp(), proxy)?;
     let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(route)?);

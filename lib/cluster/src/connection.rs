@@ -1,8 +1,8 @@
-//! The current client of a cluster, replaced when a file of its credentials changed.
+//! The current client of a cluster, replaced when a file of its credentials has changed.
 //!
-//! Secrets and projected tokens change under a running process, by a swapped symlink that a watch on the file would not see.
-//! So the files are read again before a call, at most once a second, and at once after an answer that new credentials may
-//! cure. kube by itself reads a token file again within a minute and a kubeconfig's CA never.
+//! Secrets and projected tokens change under a running process, by a swapped symlink, which a watch on the file would
+//! not notice. So the files are read again before a call, at most once a second, and at once after an answer that new
+//! credentials may cure. kube by itself reads a token file again within a minute, and a kubeconfig's CA never.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -17,12 +17,13 @@ use crate::{
     credentials::{CredentialsError, Files, Loaded, Source},
 };
 
-/// The files are read again before a call when they were read longer ago than this: a few KiB, and only while calls are made.
+/// The files are read again before a call if the last read is older than this: a few KiB, and only while calls are
+/// made.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A client, and where it came from.
+/// A client and the source of its credentials.
 pub(crate) struct Connection {
-    /// `None` = the client was given and takes care of itself.
+    /// `None` = the client was given and handles its own credentials.
     source: Option<Source>,
     current: RwLock<Current>,
     /// One task at a time checks the files.
@@ -48,7 +49,7 @@ struct Checked {
 }
 
 impl Connection {
-    /// Connects to `source`, and gives the namespace that its credentials name. Makes no call.
+    /// Connects to `source`, and returns the namespace that its credentials name. Makes no call.
     pub(crate) async fn open(source: Source) -> Result<(Self, String), CredentialsError> {
         let Loaded { files, client, namespace, host } = source.load().await?;
         Ok((Self::new(Some(source), client, host, files), namespace))
@@ -76,8 +77,8 @@ impl Connection {
         self.present()
     }
 
-    /// Checks the files after a call with `used` failed in a way that new credentials may cure. True when there is a newer
-    /// client.
+    /// Checks the files after a call with `used` failed in a way that new credentials may cure. Returns true if there
+    /// is a newer client.
     pub(crate) async fn is_renewed(&self, used: &Current) -> bool {
         let mut checked = self.checked.lock().await;
         if self.present().generation == used.generation {
@@ -91,7 +92,7 @@ impl Connection {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Replaces the client if the files changed. While the new files can't be used, the last good client stays.
+    /// Replaces the client if the files have changed. While the new files can't be used, the last good client stays.
     async fn check(&self, checked: &mut Checked) {
         checked.at = Instant::now();
         let Some(source) = &self.source else { return };

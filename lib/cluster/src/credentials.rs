@@ -1,4 +1,5 @@
-//! Where the credentials of a cluster come from: a kubeconfig with the files that it names, or the pod's service account.
+//! Where the credentials of a cluster come from: a kubeconfig with the files that it names, or the pod's service
+//! account.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,8 +16,8 @@ use crate::{
     proxy::{ProxyError, Variables},
 };
 
-/// Where kubelet mounts the files of the pod's service account that credentials are made of (Kubernetes, "Accessing the API
-/// from within a Pod").
+/// Where kubelet mounts the files of the pod's service account that credentials are made of (Kubernetes, "Accessing the
+/// API from within a Pod").
 const SERVICE_ACCOUNT_FILES: [&str; 2] = [
     "/var/run/secrets/kubernetes.io/serviceaccount/token",
     "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
@@ -25,13 +26,13 @@ const SERVICE_ACCOUNT_FILES: [&str; 2] = [
 /// Where the credentials of a cluster are.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// `infra` or `guest`: for texts and metrics.
+    /// `infra` or `guest`: for error texts and metrics.
     pub cluster: &'static str,
-    /// What an installer sets to name the kubeconfig: for texts.
+    /// The setting by which an installer names the kubeconfig: for error texts.
     pub setting: &'static str,
     /// The kubeconfig; `None` = the pod's service account.
     pub kubeconfig: Option<PathBuf>,
-    /// The API server's address, if not that of the credentials; else empty.
+    /// The API server's address, if it is not that of the credentials; else empty.
     pub address: String,
 }
 
@@ -108,10 +109,10 @@ pub enum CredentialsError {
     },
 }
 
-/// Files and what they held.
+/// Files and their contents.
 pub(crate) struct Files(Vec<(PathBuf, Option<Vec<u8>>)>);
 
-/// What was made of the credentials.
+/// What was read from the credentials.
 pub(crate) struct Loaded {
     pub files: Files,
     pub client: Client,
@@ -126,7 +127,7 @@ impl Files {
         Self(Vec::new())
     }
 
-    /// Whether one of them holds something else now.
+    /// Whether one of the files has another content now.
     pub(crate) async fn changed(&self) -> bool {
         for (path, content) in &self.0 {
             if tokio::fs::read(path).await.ok() != *content {
@@ -138,7 +139,7 @@ impl Files {
 }
 
 impl Source {
-    /// Reads the files, then makes a client: a change in between shows at the next check.
+    /// Reads the files, then makes a client: the next check finds a change in between.
     pub(crate) async fn load(&self) -> Result<Loaded, CredentialsError> {
         let (cluster, setting) = (self.cluster, self.setting);
         let (files, mut config, proxy_url) = match &self.kubeconfig {
@@ -167,7 +168,7 @@ impl Source {
     async fn read_service_account(&self) -> Result<(Files, Config, Option<String>), CredentialsError> {
         let mut files = Vec::new();
         for path in SERVICE_ACCOUNT_FILES.map(PathBuf::from) {
-            // Outside a pod there are no such files; the next step reports that better.
+            // Outside a pod these files do not exist; the next step reports that better.
             let content = tokio::fs::read(&path).await.ok();
             files.push((path, content));
         }
@@ -189,7 +190,7 @@ impl Source {
             path: path.to_owned(),
             source: Box::new(source),
         };
-        // Read here too, because the parser's error does not tell a missing file from a wrong one.
+        // Read here too, because the parser's error does not distinguish a missing file from a wrong one.
         let mut files = vec![self.read(path.to_owned()).await?];
         let kubeconfig = Kubeconfig::read_from(path).map_err(wrong)?;
         for path in referenced_files(&kubeconfig) {
@@ -211,7 +212,7 @@ impl Source {
     }
 }
 
-/// The files that a kubeconfig names, of whichever context.
+/// The files that a kubeconfig names, in any context.
 fn referenced_files(kubeconfig: &Kubeconfig) -> Vec<PathBuf> {
     let clusters = kubeconfig.clusters.iter().filter_map(|named| named.cluster.as_ref());
     let users = kubeconfig.auth_infos.iter().filter_map(|named| named.auth_info.as_ref());

@@ -1,4 +1,4 @@
-//! How a call can fail, in the API server's own text, and what kind of failure that is for a caller.
+//! How a call can fail, in the API server's own text, and what that failure means for a caller.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use kube::core::Status;
 
 use crate::{absence::proves_absence, call::Call, chain};
 
-/// A proxy's page must not fill an event: the first characters are enough.
+/// A proxy's page must not fill an event, so only its first characters are kept.
 const MAX_PLAIN_TEXT: usize = 300;
 /// The pause after a 429 that names none (client-go takes one second too).
 const DEFAULT_PAUSE: u64 = 1;
@@ -40,8 +40,8 @@ pub enum Failure {
         message: String,
         /// Whether the answer lists field errors.
         has_causes: bool,
-        /// Whether it proves that the object of the call does not exist. A proxy's page, or the answer about an API that is
-        /// not served, does not.
+        /// Whether it proves that the object of the call does not exist. A proxy's page, or the answer about an API
+        /// that is not served, does not.
         proves_absence: bool,
         /// Pause that the API asked for.
         retry_after: Option<Duration>,
@@ -63,7 +63,7 @@ pub enum Failure {
 /// What a failure means for a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// The API server says that this very object does not exist.
+    /// The API server reports that this very object does not exist.
     NotFound,
     /// 409.
     Conflict,
@@ -98,7 +98,7 @@ impl Error {
         Self { verb, resource, name, failure: Box::new(failure) }
     }
 
-    /// The same about the object `name`, of a call whose URL does not name it: a create.
+    /// The same error about the object `name`, for a call whose URL does not name it: a create.
     #[must_use]
     pub fn about(self, name: &str) -> Self {
         Self { name: Some(name.to_owned()), ..self }
@@ -160,7 +160,7 @@ impl Failure {
         Self::refusal(call, parts.status.as_u16(), Status { message, ..status }, asked)
     }
 
-    /// The error of a typed call; pauses and credentials were taken care of below it.
+    /// The error of a typed call. Pauses and credentials were handled below it.
     pub(crate) fn of_kube(call: &Call, error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => Self::refusal(call, status.code, *status, None),

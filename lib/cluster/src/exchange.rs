@@ -1,4 +1,5 @@
-//! Raw requests to an [`ApiServer`], of callers that know paths and bodies by themselves (`kube::core::Request` makes them).
+//! Raw requests to an [`ApiServer`], for callers that know paths and bodies themselves (`kube::core::Request` makes
+//! them).
 
 use std::sync::Arc;
 
@@ -14,17 +15,17 @@ use crate::{
 };
 
 impl ApiServer {
-    /// Makes a call and gives the body of its answer.
+    /// Makes a call and returns the body of its answer.
     ///
     /// # Errors
-    /// It was not answered with success.
+    /// The answer is not a success, or there is none.
     pub async fn exchange(
         &self,
         request: Request<Vec<u8>>,
         when_paused: WhenPaused,
     ) -> Result<Vec<u8>, Error> {
         let call = Call::of(&request);
-        // On the heap: the client's future has some 20 KiB, and every caller's would hold it.
+        // On the heap: the client's future has some 20 KiB, which would be part of the future of every caller.
         let response = Box::pin(self.send(request, when_paused)).await.map_err(|failed| failed.error)?;
         match response.into_body().collect_bytes().await {
             Ok(body) => Ok(body.to_vec()),
@@ -35,7 +36,7 @@ impl ApiServer {
     /// Makes a call and reads its answer as `T`.
     ///
     /// # Errors
-    /// It was not answered with success, or not with a `T`.
+    /// The answer is not a success or not a `T`, or there is none.
     pub async fn read<T: DeserializeOwned>(
         &self,
         request: Request<Vec<u8>>,
@@ -46,10 +47,11 @@ impl ApiServer {
         serde_json::from_slice(&body).map_err(|error| Error::of(&call, Failure::Unreadable(Arc::new(error))))
     }
 
-    /// Gets the object that `request` names; `None` only when the API server says that this very object does not exist.
+    /// Gets the object that `request` names; `None` only when the API server reports that this very object does not
+    /// exist.
     ///
     /// # Errors
-    /// It was not answered with success or a proof of absence: nothing is known of the object.
+    /// The answer is neither a success nor a proof of absence, or there is none: nothing is known of the object.
     pub async fn find<T: DeserializeOwned>(&self, request: Request<Vec<u8>>) -> Result<Option<T>, Error> {
         match self.read(request, WhenPaused::Wait).await {
             Ok(object) => Ok(Some(object)),
@@ -58,10 +60,10 @@ impl ApiServer {
         }
     }
 
-    /// Opens a watch and gives its events as they come; its end is not an error.
+    /// Opens a watch and returns its events as they come; its end is not an error.
     ///
     /// # Errors
-    /// It was not opened.
+    /// The watch could not be opened.
     pub async fn watch<T>(
         &self,
         request: Request<Vec<u8>>,

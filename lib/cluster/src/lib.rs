@@ -1,7 +1,7 @@
-//! One API server, reached safely.
+//! One API server, and the safe way to call it.
 //!
-//! This crate alone makes Kubernetes clients, reads credentials, waits for `Retry-After`, classifies answers and proves that
-//! an object does not exist. It knows no object: paths and types are its callers'. Typed [`kube::Api`]s (over
+//! This crate alone makes Kubernetes clients, reads credentials, waits for `Retry-After`, classifies answers and proves
+//! that an object does not exist. It knows no object: paths and types are its callers'. Typed [`kube::Api`]s (over
 //! [`ApiServer::client`]) and raw requests ([`ApiServer::exchange`]) take the same way through [`ApiServer`].
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]

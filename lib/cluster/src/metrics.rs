@@ -1,4 +1,4 @@
-//! What is counted of calls. The metrics themselves are each program's, because their names are.
+//! What is counted of calls. The metrics themselves are in each program, because their names differ.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -26,9 +26,9 @@ impl Outcome {
     }
 }
 
-/// Counts calls. A repeated call counts each time; one that was not sent does not count.
+/// Counts calls. A repeated call counts each time; a call that was not sent does not count.
 pub trait Meter: Send + Sync + 'static {
-    /// A call to `host` ended after `time`; a watch when it was opened.
+    /// A call to `host` ended after `time`; a watch is counted when it is open.
     fn called(&self, call: &Call, host: &str, outcome: Outcome, time: Duration);
     /// A call waited because the API server had asked for a pause.
     fn paused(&self, _time: Duration) {}

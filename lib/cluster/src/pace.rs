@@ -28,7 +28,7 @@ impl Pace {
         self.lock().as_ref().map(|pause| pause.until)
     }
 
-    /// Pauses, because `asked` says so.
+    /// Begins a pause, because the answer `asked` asks for it.
     pub(crate) fn pause(&self, pause: Duration, asked: &Error) {
         let until = Instant::now() + pause.min(MAX_RETRY_AFTER);
         let mut paused = self.lock();

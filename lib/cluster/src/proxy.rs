@@ -1,5 +1,6 @@
-//! Which proxy an API server is reached through: the `proxy-url` of a kubeconfig, else what the environment says, by the rules
-//! of Go's clients (`golang.org/x/net/http/httpproxy`), so that a pod's settings mean here what they mean for its neighbours.
+//! Through which proxy an API server is reached: the `proxy-url` of a kubeconfig, else the proxy variables of the
+//! environment, by the rules of Go's clients (`golang.org/x/net/http/httpproxy`), so that a pod's settings mean the
+//! same here as for its neighbours.
 //!
 //! kube's own feature is not used: it compares `NO_PROXY` with the proxy's address instead of the server's (kube 5.0.0,
 //! `config/file_loader.rs`).
@@ -28,11 +29,11 @@ pub(crate) enum Scheme {
     Socks5,
 }
 
-/// A proxy's URL can't be used. The URL is not shown: it may have a password.
+/// A proxy's URL can't be used. The text does not show the URL, because it may have a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{setting} is not the URL of a proxy; write http://, https:// or socks5://, host and port")]
 pub struct ProxyError {
-    /// Where it was given.
+    /// The setting that has the URL.
     pub setting: &'static str,
 }
 
@@ -60,7 +61,7 @@ impl Variables {
         Self::read(|name| std::env::var(name).ok())
     }
 
-    /// The proxy for `server`, of which `proxy_url` is what its kubeconfig says.
+    /// The proxy for `server`; `proxy_url` comes from its kubeconfig.
     pub(crate) fn proxy_for(
         &self,
         server: &Uri,

@@ -1,4 +1,4 @@
-//! Which rights our identity has in a namespace, so that a program can report at its start what is missing.
+//! Which rights our credentials have in a namespace, so that a program can report at its start which are missing.
 
 use http::{Request, header};
 use k8s_openapi::api::authorization::v1::SubjectRulesReviewStatus;
@@ -21,11 +21,11 @@ pub struct Right {
     pub resource: &'static str,
     /// Verb.
     pub verb: &'static str,
-    /// What does not work without it.
+    /// What fails without it.
     pub purpose: &'static str,
 }
 
-/// The rights of an identity in a namespace, as its API server reviews them.
+/// The rights of our credentials in a namespace, as the API server reviews them.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Rights {
     #[serde(default)]
@@ -33,7 +33,7 @@ pub struct Rights {
 }
 
 impl ApiServer {
-    /// The rights that our identity has in `namespace`.
+    /// Reads the rights that our credentials have in `namespace`.
     ///
     /// # Errors
     /// The call failed: nothing is known.
@@ -53,12 +53,12 @@ impl ApiServer {
 }
 
 impl Rights {
-    /// Whether the review is complete; some authorizers can't list their rules, then a missing right proves nothing.
+    /// Whether the review is complete. Some authorizers can't list their rules; then a missing right proves nothing.
     pub fn complete(&self) -> bool {
         !self.status.incomplete
     }
 
-    /// Whether a rule for all names grants it.
+    /// Whether a rule for all names grants the right.
     pub fn allow(&self, right: &Right) -> bool {
         let any = |list: &[String], wanted: &str| list.iter().any(|item| item == "*" || item == wanted);
         let of =
@@ -71,7 +71,7 @@ impl Rights {
         })
     }
 
-    /// Those of `wanted` that are not granted.
+    /// The rights of `wanted` that are not granted.
     pub fn missing<'a>(&'a self, wanted: &'a [Right]) -> impl Iterator<Item = &'a Right> {
         wanted.iter().filter(|right| !self.allow(right))
     }

@@ -1,4 +1,4 @@
-//! How a connection is made: straight, or through a proxy.
+//! How a connection is made: directly, or through a proxy.
 
 use std::{
     pin::Pin,
@@ -20,7 +20,7 @@ use tower::{BoxError, Service, ServiceExt};
 
 use crate::proxy::{Proxy, Scheme};
 
-/// Connects to an API server; TLS with it is the next layer's.
+/// Connects to an API server; the next layer adds TLS.
 #[derive(Clone)]
 pub(crate) enum Route {
     Direct(HttpConnector),
@@ -35,7 +35,7 @@ impl Route {
         Ok(match scheme {
             Scheme::Http => Self::Http(with_auth(Tunnel::new(uri, tcp), basic)),
             Scheme::Https => {
-                // The proxy's certificate is of the system's authorities, not of the cluster's.
+                // The system's authorities sign the proxy's certificate, not the cluster's.
                 let tls = Config::new(uri.clone()).rustls_https_connector_with_connector(tcp)?;
                 Self::Https(with_auth(Tunnel::new(uri, tls), basic))
             }

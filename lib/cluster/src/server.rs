@@ -1,4 +1,5 @@
-//! The way that each call takes: the pause that the API server asked for, newest credentials, deadline, count, answer.
+//! The steps that each call takes: the pause that the API server asked for, newest credentials, deadline, count,
+//! answer.
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
@@ -15,16 +16,17 @@ use crate::{
     pace::Pace,
 };
 
-/// Longest time of one call, pauses included; of a watch, until it is open. A healthy API server needs far less for any call
-/// that is made here, and external-attacher's RPC timeout, 15 s by default, must leave room for the answer after a lost call.
+/// Longest time of one call, pauses included; for a watch, until it is open. A healthy API server needs far less for
+/// any call that is made here, and external-attacher's RPC timeout, 15 s by default, must leave room for the answer
+/// after a call without a reply.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What a change does while the API server's pause lasts. (A read always waits.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenPaused {
-    /// It is sent after the pause, or fails if that is after its deadline.
+    /// It is sent after the pause, or fails if the pause ends after its deadline.
     Wait,
-    /// It fails at once: its caller wants to read again before it changes anything.
+    /// It fails at once, because its caller has to read again before it changes anything.
     Fail,
 }
 
@@ -41,7 +43,7 @@ struct Shared {
     meter: Box<dyn Meter>,
 }
 
-/// A call that failed; `answer` is the refusal, if that is how.
+/// A call that failed; `answer` is the API server's refusal, if there was one.
 pub(crate) struct Failed {
     pub error: Error,
     pub answer: Option<Response<Body>>,
@@ -55,7 +57,7 @@ impl fmt::Debug for ApiServer {
 }
 
 impl ApiServer {
-    /// The API server that `source` names. No call is made: whether it can be reached shows at the first call.
+    /// The API server that `source` names. Makes no call: if it can't be reached, the first call shows it.
     ///
     /// # Errors
     /// The credentials can't be used.
@@ -64,7 +66,7 @@ impl ApiServer {
         Ok(Self::new(connection, namespace, meter))
     }
 
-    /// An API server behind a client whose credentials are its own matter, a test's for example.
+    /// An API server behind a client that handles its own credentials, a test's client for example.
     pub fn over(client: Client, meter: impl Meter) -> Self {
         let namespace = client.default_namespace().to_owned();
         Self::new(Connection::fixed(client), namespace, meter)
@@ -75,8 +77,8 @@ impl ApiServer {
         Self { shared: Arc::new(shared), pace: Arc::default() }
     }
 
-    /// The same server for calls that do not wait when others have to: an API server grants leases, for example, a share of
-    /// their own (API Priority and Fairness, level `leader-election`).
+    /// The same server, for calls that do not wait when others have to: an API server gives leases, for example, a
+    /// share of their own (API Priority and Fairness, level `leader-election`).
     #[must_use]
     pub fn with_own_pace(&self) -> Self {
         Self { shared: Arc::clone(&self.shared), pace: Arc::default() }
@@ -87,14 +89,14 @@ impl ApiServer {
         &self.shared.namespace
     }
 
-    /// The answer that asked for a pause, while no call has succeeded after it. Reads wait silently, so a caller whose own
-    /// time ends meanwhile finds the cause here.
+    /// The answer that asked for a pause, until a call has succeeded after it. Reads wait without a report, so a caller
+    /// whose own time ends in the meantime finds the cause here.
     pub fn asked_to_wait(&self) -> Option<Error> {
         self.pace.asked()
     }
 
-    /// Makes a call. Reads are repeated after a pause, everything once after a 401 that new credentials may cure: then
-    /// nothing was carried out. A change is never repeated otherwise.
+    /// Makes a call. A read is repeated after a pause. Any call is repeated once after a 401 that new credentials may
+    /// cure, because a 401 means that nothing was carried out. Otherwise a change is never repeated.
     pub(crate) async fn send(
         &self,
         request: Request<Vec<u8>>,
@@ -117,7 +119,7 @@ impl ApiServer {
             if let Some(pause) = pause {
                 self.pace.pause(pause, &failed.error);
             }
-            // Other credentials may cure it: another token a 401, another CA a broken connection.
+            // New credentials may cure the failure: a new token a 401, a new CA a broken connection.
             if !renewed && matches!(class, Class::Unauthorized | Class::Transport) {
                 renewed = self.shared.connection.is_renewed(&current).await;
                 if renewed && (call.is_read() || class == Class::Unauthorized) {

@@ -12,7 +12,8 @@ use crate::{
 };
 
 impl ApiServer {
-    /// A client for [`kube::Api`] whose calls take the way of all calls. A change waits for the end of a pause.
+    /// A client for [`kube::Api`], whose calls take the same steps as all other calls. A change waits for the end of a
+    /// pause.
     pub fn client(&self) -> Client {
         let server = self.clone();
         let service = tower::service_fn(move |request| answer(server.clone(), request));
@@ -20,7 +21,7 @@ impl ApiServer {
     }
 }
 
-/// An answer of the server is one here too, whatever its code: kube makes its own error of it.
+/// Passes an answer of the server on, whatever its code: kube turns it into an error of its own.
 async fn answer(server: ApiServer, request: Request<Body>) -> Result<Response<Body>, BoxError> {
     let (parts, body) = request.into_parts();
     let body = body.collect_bytes().await?.to_vec();
@@ -30,7 +31,7 @@ async fn answer(server: ApiServer, request: Request<Body>) -> Result<Response<Bo
     }
 }
 
-/// kube's own errors stay such, so that their text is not wrapped a second time.
+/// kube's own errors stay as they are, so that their text is not wrapped a second time.
 fn boxed(error: Error) -> BoxError {
     match *error.failure {
         Failure::Transport(error) => match Arc::try_unwrap(error) {

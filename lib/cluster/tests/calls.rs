@@ -1,4 +1,5 @@
-//! What an [`ApiServer`] does around a call, seen from a server on a socket: credentials, pauses, deadline, count, proxy.
+//! What an [`ApiServer`] does around a call, seen from a server on a socket: credentials, pauses, deadline, count,
+//! proxy.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
 use std::{
@@ -40,11 +41,11 @@ fn throttled(code: &str) -> String {
     answer(code, "retry-after: 1\r\n", &json!({"kind": "Status", "message": "slow down", "code": 429}))
 }
 
-/// What a server answers.
+/// The answers of a server.
 enum Answers {
-    /// These in turn; then it accepts no more connections.
+    /// These in turn; then the server accepts no more connections.
     InTurn(VecDeque<String>),
-    /// [`node`] to whoever has the token, 401 to others.
+    /// [`node`] to any request with the token, 401 to all others.
     ToToken(&'static str),
 }
 
@@ -175,7 +176,7 @@ fn raw(method: &str, path: &str) -> http::Request<Vec<u8>> {
     http::Request::builder().method(method).uri(path).body(Vec::new()).unwrap()
 }
 
-/// Whether the files may have been read again because they were due, which the test did not want.
+/// Whether the files may have been read again because they were due, which is not what the test is about.
 fn is_late(began: Instant) -> bool {
     began.elapsed() >= Duration::from_secs(1)
 }
@@ -315,7 +316,7 @@ async fn a_call_without_an_answer_ends() {
     assert_eq!(counted.outcomes(), [Outcome::Timeout]);
 }
 
-/// Accepts one CONNECT, tunnels it to `server` and gives the head of the CONNECT.
+/// Accepts one CONNECT, tunnels it to `server` and returns the head of the CONNECT.
 async fn proxy(server: String) -> (String, tokio::task::JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();

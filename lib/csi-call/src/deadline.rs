@@ -9,18 +9,19 @@ use tonic::metadata::MetadataMap;
 const TIMEOUT_HEADER: &str = "grpc-timeout";
 /// Longest number in it (same page, `TimeoutValue`).
 const MAX_DIGITS: usize = 8;
-/// For callers that name no timeout: the kubelet's own (`csiTimeout`), and what kubevirt/csi-driver waits.
+/// For callers that name no timeout: the kubelet's own timeout (`csiTimeout`), which kubevirt/csi-driver also waits.
 const DEFAULT_TIMEOUT: Duration = Duration::from_mins(2);
-/// Longer timeouts count as this one. It is far above any that a sidecar has, and keeps absurd values from overflowing the clock.
+/// Longer timeouts count as this one. It is far above the timeout of any sidecar, and keeps absurd values from
+/// overflowing the clock.
 const MAX_TIMEOUT: Duration = Duration::from_hours(1);
 /// The margin is this fraction of the timeout, within [`MIN_MARGIN`] and [`MAX_MARGIN`].
 ///
-/// When the timeout is over, tonic drops the handler and answers without a reason, and the caller, whose clock started earlier,
-/// gives up by itself. In the margin the program's one thread must come to this operation, encode the answer and write it to a local
-/// socket. A second is plenty for that, and is what every timeout of a real caller leaves (10 s and more); a shorter timeout keeps
-/// nine tenths of itself for the work.
+/// When the timeout is over, tonic drops the handler and answers without a reason, and the caller, whose clock started
+/// earlier, gives up by itself. Within the margin, the program's one thread must resume this operation, encode the
+/// answer and write it to a local socket. A second is plenty for that, and is what every timeout of a real caller
+/// leaves (10 s and more); a shorter timeout keeps nine tenths of itself for the work.
 const MARGIN_FRACTION: u32 = 10;
-/// Below this, one turn of a busy thread would eat the margin.
+/// With less, a busy thread could use up the margin in one step of another task.
 const MIN_MARGIN: Duration = Duration::from_millis(20);
 /// See [`MARGIN_FRACTION`].
 const MAX_MARGIN: Duration = Duration::from_secs(1);
@@ -33,13 +34,14 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// Of an operation that has just come in with `metadata`.
+    /// The deadline of an operation that has just come in with `metadata`.
     pub fn read(metadata: &MetadataMap) -> Self {
         let header = metadata.get(TIMEOUT_HEADER).and_then(|value| value.to_str().ok());
         Self::new(header, Instant::now())
     }
 
-    /// From the value of a `grpc-timeout` header that came in at `now`. A value that can't be read counts as none.
+    /// The deadline by the value of a `grpc-timeout` header that came in at `now`. A value that can't be read counts as
+    /// none.
     pub fn new(header: Option<&str>, now: Instant) -> Self {
         let timeout = header.and_then(parse).unwrap_or(DEFAULT_TIMEOUT).min(MAX_TIMEOUT);
         let margin = (timeout / MARGIN_FRACTION).clamp(MIN_MARGIN, MAX_MARGIN);

@@ -21,8 +21,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// `name` is the CSI driver name, at most 63 characters, starting and ending with a letter or digit; `capabilities` are
-    /// the plugin's services, e.g. [`Identity::controller_service`].
+    /// `name` is the CSI driver name, at most 63 characters, starting and ending with a letter or digit; `capabilities`
+    /// are the plugin's services, e.g. [`Identity::controller_service`].
     pub fn new(
         name: impl Into<String>,
         version: impl Into<String>,
@@ -32,7 +32,7 @@ impl Identity {
         Self { name: name.into(), version: version.into(), capabilities, wedged }
     }
 
-    /// The same, and `Probe` fails when `wedged` gives a reason.
+    /// As [`Self::new`], but `Probe` fails when `wedged` returns a reason.
     #[must_use]
     pub fn with_wedged(self, wedged: Wedged) -> Self {
         Self { wedged, ..self }
@@ -66,8 +66,9 @@ impl identity_server::Identity for Identity {
         Ok(Response::new(GetPluginCapabilitiesResponse { capabilities: self.capabilities.clone() }))
     }
 
-    /// Ready whenever the process answers and is not wedged. An outage of the infra API is no reason to restart us: a restart
-    /// would not help, and each RPC reports by itself what it can't reach. `FAILED_PRECONDITION` = restart me (CSI, `Probe`).
+    /// Ready whenever the process answers and is not wedged. An outage of the infra API is no reason to restart us: a
+    /// restart would not help, and each RPC reports by itself what it can't reach. `FAILED_PRECONDITION` = restart me
+    /// (CSI, `Probe`).
     async fn probe(&self, _request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
         if let Some(reason) = (self.wedged)() {
             return Err(Status::failed_precondition(reason));

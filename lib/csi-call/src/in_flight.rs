@@ -13,8 +13,9 @@ use tokio::time::Instant;
 
 use crate::deadline::Deadline;
 
-/// An operation starts nothing new after its deadline, and whatever it does last is bounded far below this. One that still runs so long
-/// after its deadline hangs in this process and keeps its volume from every other operation.
+/// An operation starts nothing new after its deadline, and whatever it does last is bounded far below this. An
+/// operation that still runs so long after its deadline hangs in this process and keeps its volume from every other
+/// operation.
 const OVERDUE_AFTER: Duration = Duration::from_mins(2);
 
 /// What an operation reported last: readable by whoever waits for it. Clones share it.
@@ -28,7 +29,7 @@ impl LastReport {
         *self.lock() = Some(report);
     }
 
-    /// Reports only where there is no report yet: for what is less telling than any other.
+    /// Reports only if there is no report yet: for what explains less than any other report.
     pub fn set_first(&self, report: impl Display) {
         self.lock().get_or_insert_with(|| report.to_string());
     }

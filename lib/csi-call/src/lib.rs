@@ -1,8 +1,9 @@
-//! One operation, the same for every CSI service of this project, and nothing about volumes:
+//! One operation, as every CSI service of this project runs it. Nothing here is about volumes:
 //!
 //! - [`deadline`]: when the caller must have its answer;
 //! - [`in_flight`]: at most one operation per volume at a time, and what a second caller learns about the first;
-//! - [`operation`]: the task that owns an operation, so that a caller that hangs up cancels nothing that is being changed;
+//! - [`operation`]: the task that owns an operation, so that a caller that hangs up cancels nothing that is being
+//!   changed;
 //! - [`identity`]: the CSI Identity service;
 //! - [`contract`]: what the controller writes and the node reads, or the other way round;
 //! - [`log_fields`]: the ids that stand in every log line of an operation.

@@ -1,6 +1,6 @@
-//! The ids that stand in every log line of an operation: fields of the span that is open around the handler. Whoever opens the span
-//! declares them empty, and the handler records them once it has the decoded request; nothing else of a request is ever logged,
-//! so a `secrets` map can't be.
+//! The ids that stand in every log line of an operation: fields of the span that is open around the handler. Whoever
+//! opens the span declares them empty, and the handler records them once it has the decoded request; nothing else of a
+//! request is ever logged, so a `secrets` map can't be.
 
 use tracing::Span;
 

@@ -1,8 +1,8 @@
 //! One operation under way, and the task that owns it.
 //!
-//! The work of an operation is a task of its own, which holds the volume's lock. A caller that hangs up ends what the work merely waits
-//! for, never a change that is being made; the next operation on the volume finds what came of it. The answer comes in time even where
-//! the work does not.
+//! The work of an operation is a task of its own, which holds the volume's lock. If the caller hangs up, what the work
+//! only waits for ends, but never a change that is being made; the next operation on the volume finds the result. The
+//! answer comes in time even if the work does not end.
 
 use std::{fmt::Display, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     in_flight::{InFlight, LastReport, Lock},
 };
 
-/// Why an operation has no answer of its own; with what it reported last.
+/// Why an operation has no answer of its own, with what it reported last.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unanswered {
     /// Its time is over.
@@ -25,7 +25,7 @@ pub enum Unanswered {
     /// Its caller hung up.
     #[error("the caller gave up; last: {0}")]
     CallerGone(String),
-    /// The process ends first; another goes on with it.
+    /// The process ends first; another one goes on with the work.
     #[error("the driver is being stopped, try again; last: {0}")]
     Stopping(String),
     /// A task that works for it panicked.
@@ -34,7 +34,8 @@ pub enum Unanswered {
 }
 
 impl Unanswered {
-    /// The gRPC code. None is one of the codes that sidecars and kubelet take as final: what the operation changed is not known.
+    /// The gRPC code. None is one of the codes that sidecars and kubelet take as final: what the operation changed is
+    /// not known.
     pub fn code(&self) -> Code {
         match self {
             Self::Late(_) => Code::DeadlineExceeded,
@@ -53,7 +54,7 @@ pub struct Operation {
 }
 
 impl Operation {
-    /// With the lock on its volume, if it has one: its reports are then what a second caller learns.
+    /// An operation that holds `lock`, if it has one: a second caller then learns what this operation reports.
     pub fn new(deadline: Deadline, lock: Option<&Lock>) -> Self {
         let last_report = lock.map(Lock::last_report).unwrap_or_default();
         Self { deadline, caller_gone: CancellationToken::new(), last_report }
@@ -74,7 +75,7 @@ impl Operation {
         self.last_report.set(report);
     }
 
-    /// Fails once the time is over or the caller gone. To be asked before every change.
+    /// Fails once the time is over or the caller is gone. To be called before every change.
     pub fn check(&self) -> Result<(), Unanswered> {
         if self.caller_gone.is_cancelled() {
             Err(Unanswered::CallerGone(self.last_report.to_string()))
@@ -85,7 +86,7 @@ impl Operation {
         }
     }
 
-    /// Waits, at most as long as the caller does. Not to be put around a change: it drops `future` half-way.
+    /// Waits, at most as long as the caller does. Not to be used around a change: it drops `future` half-way.
     pub async fn wait<F: Future>(&self, future: F) -> Result<F::Output, Unanswered> {
         tokio::select! {
             waited = timeout_at(self.deadline.answer_by, future) => waited.map_err(|_| self.late()),
@@ -148,7 +149,7 @@ impl Operations {
         };
         let task = self.tasks.spawn(task.in_current_span());
         let unanswered = tokio::select! {
-            // An answer that is there counts, also at the last moment.
+            // A finished answer counts, also at the last moment.
             biased;
             ended = task => match ended {
                 Ok(Some(answer)) => return answer,
@@ -160,7 +161,8 @@ impl Operations {
         Err(unanswered.into())
     }
 
-    /// Ends what merely waits: each caller is asked to try again. Changes that are being made go on to their end.
+    /// Ends the operations that only wait: each caller is asked to try again. Changes that are being made go on to
+    /// their end.
     pub fn close(&self) {
         self.closing.cancel();
     }
@@ -183,7 +185,7 @@ impl Drop for LogPanic {
     }
 }
 
-/// The only trace of how an operation ended whose caller has had another answer.
+/// Logs how an operation ended whose caller has already had another answer. There is no other trace of it.
 fn log_unheard<T>(ended: Result<T, impl Into<Status>>) {
     let Err(error) = ended.map_err(Into::<Status>::into) else {
         return tracing::info!("done after its caller was gone");

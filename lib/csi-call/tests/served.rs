@@ -1,4 +1,5 @@
-//! Operations behind a real server on a real socket: deadline, callers that hang up, one operation per volume, panics and the stop.
+//! Operations behind a real server on a real socket: deadline, callers that hang up, one operation per volume, panics
+//! and the stop.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
 use std::{
@@ -26,7 +27,7 @@ use tonic::{
     transport::{Channel, Endpoint, Server},
 };
 
-/// Longest time for what must happen at all.
+/// Longest wait for what must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A volume whose staging panics.
 const PANICS: &str = "pvc-panics";
@@ -175,7 +176,7 @@ impl Fixture {
         self.client.clone().node_stage_volume(request).await.map(drop)
     }
 
-    /// Until the work of a call has begun.
+    /// Waits until the work of a call has begun.
     async fn entered(&self) {
         timeout(PATIENCE, self.service.entered.notified()).await.expect("the work begins");
     }
@@ -185,7 +186,7 @@ impl Fixture {
         self.service.release.add_permits(1);
     }
 
-    /// Until no operation has a volume.
+    /// Waits until no operation has a volume.
     async fn idle(&self) {
         let idle = async {
             while self.service.operations.in_flight().oldest().is_some() {
@@ -206,7 +207,7 @@ async fn the_answer_comes_before_the_callers_time_is_over_and_names_the_last_rep
     let (timeout, began) = (Duration::from_secs(1), Instant::now());
     let status = fixture.stage("pvc-1", Some(timeout)).await.unwrap_err();
     let took = began.elapsed();
-    // tonic's own answer, which comes when the time is over, has another code and no reason.
+    // tonic's own answer, sent when the time is over, has another code and no reason.
     assert_eq!(
         (status.code(), status.message()),
         (Code::DeadlineExceeded, "not finished in time: formatting sda")

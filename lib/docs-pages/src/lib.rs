@@ -1,5 +1,5 @@
-//! The pages of `docs/reference`: a test of each program renders them from what the program registers and compares them with the
-//! files. It is for tests, so an error is a panic with its reason.
+//! The pages of `docs/reference`: a test of each program renders them from what the program registers and compares them
+//! with the files. This crate is for tests, so an error is a panic with its reason.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use std::{
 use clap::Command;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 
-/// Set it to write the pages instead of comparing them.
+/// The environment variable that makes the tests write the pages instead of comparing them.
 const REWRITE_ENV: &str = "UPDATE_DOCS";
 /// The label of a histogram's bucket. Nobody selects by it, so it is not documented.
 const BUCKET: &str = "le";
@@ -23,13 +23,13 @@ const TO_STRING: &str = "writes to a String";
 pub struct Metric {
     /// `counter`, `gauge`, `histogram` and so on.
     pub kind: String,
-    /// Without the full stop at its end.
+    /// The help text, without the full stop at its end.
     pub help: String,
     /// Its labels, each with the values that the exposition has.
     pub labels: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// What a registry shows now, as text.
+/// The samples of a registry now, as text.
 ///
 /// # Panics
 /// The registry can't be encoded.
@@ -39,11 +39,11 @@ pub fn exposition(registry: &Registry) -> String {
     text
 }
 
-/// Reads an exposition in the `OpenMetrics` text format, as `prometheus-client` writes it. A metric's labels show only where it has
-/// a sample.
+/// Reads an exposition in the `OpenMetrics` text format, as `prometheus-client` writes it. A metric's labels are known
+/// only if it has a sample.
 ///
 /// # Panics
-/// The text is no exposition.
+/// The text is not an exposition.
 pub fn metrics(exposition: &str) -> BTreeMap<String, Metric> {
     let mut metrics: BTreeMap<String, Metric> = BTreeMap::new();
     for line in exposition.lines() {
@@ -104,8 +104,8 @@ pub fn metrics_table(metrics: &BTreeMap<String, Metric>) -> String {
     table
 }
 
-/// Compares a page with the file of that name, or writes the file where [`REWRITE_ENV`] is set; `package` is the crate whose
-/// test this is.
+/// Compares a page with the file of that name, or writes the file where [`REWRITE_ENV`] is set; `package` is the crate
+/// whose test this is.
 ///
 /// # Panics
 /// The file differs, or can't be written.

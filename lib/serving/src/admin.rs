@@ -1,9 +1,9 @@
 //! The admin HTTP endpoint: `/livez`, `/readyz`, `/metrics`. Plain HTTP/1, off unless an address is given.
 //!
-//! `/livez` is answered by the one thread that does all the program's work: where that thread does not turn, no answer comes, and
-//! the probe that asked restarts the process. It fails also where the program says that it is wedged. It asks no other
-//! system, so that an outage of the infra cluster restarts nobody. `/readyz` names what is not ready, and that the
-//! program is stopping. No endpoint changes anything.
+//! The one thread that does all the program's work answers `/livez`: if that thread is blocked, no answer comes, and
+//! the failed probe restarts the process. `/livez` also fails when the program reports that it is wedged. It calls no
+//! other system, so that an outage of the infra cluster restarts nothing. `/readyz` names what is not ready, and
+//! whether the program is being stopped. No endpoint changes anything.
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,7 +29,7 @@ pub struct Admin {
     router: Router,
 }
 
-/// Tells why the program will not recover by itself, if so.
+/// Returns why the program will not recover by itself, if so.
 pub type Wedged = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
 #[derive(Clone)]
@@ -56,7 +56,7 @@ impl Admin {
         Ok(Self { listener, router })
     }
 
-    /// The address really bound: the port is known also when port 0 was asked for.
+    /// The address that is bound: it has the port also if port 0 was requested.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }

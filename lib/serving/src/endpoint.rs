@@ -1,9 +1,9 @@
 //! Where a gRPC program listens: parses `unix:/x`, `unix:///x` and `tcp://host:port`, and binds.
 //!
-//! Guarantees for a unix socket: a socket left by an earlier process is removed, anything else at that path is
-//! kept and refused; the mode is set before anybody can connect; nothing else is created beside it (CSI
-//! specification, "Socket"). It does not create the parent directory: that directory is a volume of the pod, and a
-//! missing one means a wrong mount.
+//! Guarantees for a unix socket: a socket that an earlier process left is removed, anything else at that path is kept
+//! and refused; the mode is set before anybody can connect; nothing else is created beside it (CSI specification,
+//! "Socket"). This module does not create the parent directory: that directory is a volume of the pod, and if it is
+//! missing, a mount is wrong.
 
 use std::fs;
 use std::io;
@@ -26,13 +26,13 @@ const BACKLOG: u32 = 128;
 /// What can be wrong with an endpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
-    /// The text is no endpoint.
+    /// The text is not an endpoint.
     #[error("endpoint {text:?} is not understood; write unix:///dir/csi.sock or tcp://host:port")]
     Malformed {
         /// What was given.
         text: String,
     },
-    /// The text is no `host:port`.
+    /// The text is not `host:port`.
     #[error("address {text:?} is not understood; write ip:port, or :port for every address")]
     MalformedAddress {
         /// What was given.

@@ -1,5 +1,5 @@
-//! What Go's `flag` and `pflag` packages accept on a command line and clap does not, so that every manifest written for the
-//! upstream programs works unchanged.
+//! What Go's `flag` and `pflag` packages accept on a command line and clap does not, so that every manifest written for
+//! the upstream programs works unchanged.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -30,8 +30,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(duration).map_err(|_| format!("{text:?} is negative"))
 }
 
-/// Gives each long flag that has one dash its second, as Go's `flag` package reads it: `-endpoint=x` → `--endpoint=x`,
-/// `-v=5` → `--v=5`. Other arguments stay as they are, `-h` and `-V` too, which only our programs have.
+/// Adds the second dash to each long flag that has only one, as Go's `flag` package reads it: `-endpoint=x` →
+/// `--endpoint=x`, `-v=5` → `--v=5`. Other arguments stay as they are, also `-h` and `-V`, which only our programs
+/// have.
 pub fn with_two_dashes(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     before_operands(arguments, |argument| {
         let Some(name) = argument.to_str().and_then(|text| text.strip_prefix('-')) else { return argument };
@@ -41,7 +42,7 @@ pub fn with_two_dashes(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsS
     })
 }
 
-/// Writes dashes for the underscores in the names of long flags, as the word-separator normalizer of
+/// Replaces the underscores in the names of long flags by dashes, as the word-separator normalizer of
 /// k8s.io/component-base does for `pflag`: `--cloud_config` → `--cloud-config`.
 pub fn with_dashes(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     before_operands(arguments, |argument| match argument.to_str() {
@@ -98,7 +99,7 @@ impl<L> Debug for Ignored<L> {
 impl<L: IgnoredList> Args for Ignored<L> {
     fn augment_args(command: Command) -> Command {
         let with_value = L::WITH_VALUE.iter().map(|name| accepted(name).num_args(1));
-        // `--flag false` is a flag and an operand for Go.
+        // Go reads `--flag false` as a flag and an operand.
         let boolean = L::BOOLEAN
             .iter()
             .map(|name| accepted(name).num_args(0..=1).require_equals(true).default_missing_value("true"));

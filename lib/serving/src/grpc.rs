@@ -1,7 +1,8 @@
-//! Serves gRPC on a bound endpoint until told to stop, then drains.
+//! Serves gRPC on a bound endpoint until the stop, then drains.
 //!
-//! At the stop it takes no new connection, sends `GOAWAY` on the others, answers the RPCs in flight and removes the socket. An idle
-//! client that keeps its connection open does not delay the end. Nothing here bounds the time of an RPC; [`crate::shutdown`] does.
+//! At the stop the server accepts no new connection, sends `GOAWAY` on the others, answers the RPCs in flight and
+//! removes the socket. An idle client that keeps its connection open does not delay the end. Nothing here bounds the
+//! time of an RPC; [`crate::shutdown`] does.
 
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ use tonic::transport::{Error, Server};
 use crate::endpoint::Listener;
 use crate::rpc::RpcLayer;
 
-/// How long a connection may take to close once it has no RPC. HTTP/2's graceful end is two round trips on a local socket; a client
-/// that needs longer is frozen.
+/// How long a connection may take to close once it has no RPC. HTTP/2's graceful end is two round trips on a local
+/// socket; a client that needs longer is frozen.
 const CLOSE_BOUND: Duration = Duration::from_secs(1);
 
 /// Serves `routes` on `listener` behind `layer` until `stop` is cancelled and every RPC is answered.

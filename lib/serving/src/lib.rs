@@ -2,11 +2,11 @@
 //!
 //! - [`admin`]: the opt-in HTTP endpoint with `/livez`, `/readyz` and `/metrics`;
 //! - [`telemetry`]: logs, their format and how klog's verbosity maps to levels;
-//! - [`endpoint`] and [`grpc`]: the socket of a gRPC program, and serving on it until told to drain;
+//! - [`endpoint`] and [`grpc`]: the socket of a gRPC program, and serving on it until the stop;
 //! - [`rpc`]: one span, one log line and three metrics per RPC;
 //! - [`go_flags`]: what Go's flag packages accept on a command line and clap does not;
 //! - [`metrics_page`]: the answer of `/metrics`;
-//! - [`process`]: what the process takes of the machine, and its version;
+//! - [`process`]: what the process uses of the machine, and its version;
 //! - [`program`]: runs a program from its first line to its exit code;
 //! - [`shutdown`]: one signal drains, a second one aborts;
 //! - [`tasks`]: the owner of all long-lived tasks: one that panics or ends early ends the program.

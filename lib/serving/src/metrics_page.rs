@@ -1,4 +1,4 @@
-//! `/metrics`: what a registry shows, as an HTTP answer.
+//! `/metrics`: the samples of a registry, as an HTTP answer.
 
 use axum::{
     http::{StatusCode, header::CONTENT_TYPE},

@@ -1,4 +1,4 @@
-//! What the process takes of the machine, read from `/proc` at each scrape, under the names that Prometheus' client
+//! What the process uses of the machine, read from `/proc` at each scrape, under the names that Prometheus' client
 //! libraries share ("Writing client libraries", process metrics); and the version of the program.
 
 use std::fmt;
@@ -33,7 +33,7 @@ impl ProcessMetrics {
 }
 
 impl Reading {
-    /// `None` where `/proc` can't be read: then nothing is shown, which is no lie.
+    /// `None` if `/proc` can't be read: then there are no samples, instead of wrong ones.
     fn take() -> Option<Self> {
         let process = Process::myself().ok()?;
         let stat = process.stat().ok()?;

@@ -6,8 +6,8 @@ use crate::shutdown::{DRAIN_BOUND, Shutdown};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Runs a program on one thread: `start` spawns its parts and its other tasks, then the program goes on until a signal or a
-/// failed task stops it.
+/// Runs a program on one thread: `start` spawns its parts and its other tasks, then the program goes on until a signal
+/// or a failed task stops it.
 ///
 /// # Errors
 /// `start` failed, a task failed, panicked or ended too early, or the program did not drain in time.
@@ -16,7 +16,7 @@ where
     F: Future<Output = Result<(), E>>,
     E: Into<BoxError>,
 {
-    // One thread for all that waits; what blocks has threads of its own.
+    // One thread for everything that waits; blocking work has threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
         let shutdown = Shutdown::on_signals()?;

@@ -1,11 +1,12 @@
-//! Which named conditions a program still waits for. It holds the answer of `/readyz`; it decides nothing.
+//! The named conditions that a program still waits for. The answer of `/readyz` comes from here; nothing is decided
+//! here.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-/// What is shown as not met once the program is told to stop.
+/// The condition that counts as unmet once the program is being stopped.
 const STOPPING: &str = "not stopping";
 
 /// The set of conditions that must all hold before the program is ready. Clones share the set.
@@ -23,7 +24,7 @@ pub struct Condition {
 }
 
 impl Readiness {
-    /// No conditions yet; not ready any more once `stop` is cancelled.
+    /// A set without conditions, which is never ready after `stop` is cancelled.
     pub fn until(stop: CancellationToken) -> Self {
         Self { stop, conditions: Arc::default() }
     }
@@ -47,7 +48,7 @@ impl Readiness {
 }
 
 impl Condition {
-    /// Says whether the condition holds now.
+    /// Sets whether the condition is met now.
     pub fn set(&self, met: bool) {
         self.readiness.write(self.name, met);
     }

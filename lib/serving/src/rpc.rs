@@ -1,8 +1,9 @@
 //! A tower layer around a gRPC server: one span, one log line and three metrics per RPC.
 //!
-//! The layer knows an RPC by its path alone. Which volume and node it is about is in the message, which only its handler decodes:
-//! the span has the empty fields `volume_id` and `node_id`, and the handler records them. They then stand in every log line of the
-//! RPC, also in the last one. No other part of a request or answer is ever logged, so a CSI `secrets` map can't be.
+//! The layer knows an RPC by its path alone. Which volume and node it is about is in the message, which only its
+//! handler decodes: the span has the empty fields `volume_id` and `node_id`, and the handler records them. They then
+//! stand in every log line of the RPC, also in the last one. No other part of a request or answer is ever logged, so a
+//! CSI `secrets` map can't be.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,16 +28,17 @@ use tower::{Layer, Service};
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
-/// Bounds of the duration histogram in seconds: from a cached answer to the three minutes of csi-provisioner and csi-attacher in our
-/// manifests (`--timeout=3m`).
+/// Bounds of the duration histogram in seconds: from a cached answer to the three minutes of csi-provisioner and
+/// csi-attacher in our manifests (`--timeout=3m`).
 const DURATION_BUCKETS: [f64; 11] = [0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 120.0, 180.0];
 
-/// What the path of a request tells.
+/// What the path of a request shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RpcMethod {
-    /// The RPC's name, from a fixed list: it is a metric label. `unknown` for what the program does not know.
+    /// The RPC's name, from a fixed list, because it is a metric label. `unknown` for a path that the program does not
+    /// know.
     pub name: &'static str,
-    /// It comes all the time, so its line is at the debug level when it goes well.
+    /// Whether it is called all the time: then its line is at the debug level if it succeeds.
     pub routine: bool,
 }
 
@@ -94,7 +96,7 @@ impl RpcLayer {
         );
         registry.register("rpcs_in_flight", "RPCs not answered yet", metrics.in_flight.clone());
         let unanswered = TaskTracker::new();
-        // Closed from the start: the tracker counts, and waiting ends whenever it counts none.
+        // Closed from the start: the tracker only counts, and a wait on it ends whenever the count is zero.
         unanswered.close();
         Self { metrics: Arc::new(metrics), method, unanswered, stop: CancellationToken::new() }
     }
@@ -165,7 +167,7 @@ where
             }
             let span = observation.span.clone();
             let response = inner.call(request).instrument(span).await?;
-            // An answer without a message carries its status here, every other one in its trailers.
+            // An answer without a message carries its status here, every other answer in its trailers.
             observation.read_status(response.headers());
             Ok(response.map(|body| Body::new(ObservedBody { inner: body, observation })))
         })

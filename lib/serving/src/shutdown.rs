@@ -11,7 +11,8 @@ use crate::tasks::{TaskError, Tasks};
 /// How long RPCs in flight may take after the first signal. Kubernetes kills 30 s after it
 /// (`terminationGracePeriodSeconds`, default); the difference is for the last log lines.
 pub const DRAIN_BOUND: Duration = Duration::from_secs(25);
-/// How long cancelled tasks may take to end. A task ends at its next wait, so only one that blocks its thread needs longer.
+/// How long cancelled tasks may take to end. A task ends at its next wait, so only one that blocks its thread needs
+/// longer.
 const CANCEL_BOUND: Duration = Duration::from_secs(1);
 
 /// Why a program did not end well.
@@ -64,7 +65,7 @@ impl Shutdown {
         Ok(shutdown)
     }
 
-    /// What one signal does: the first stops, each later one aborts.
+    /// Handles one signal: the first stops, each later one aborts.
     fn signal(&self) {
         if self.stopping().is_cancelled() {
             tracing::warn!("second signal: aborting");
@@ -75,7 +76,7 @@ impl Shutdown {
         }
     }
 
-    /// Cancelled when the program is to stop accepting work.
+    /// Cancelled when the program should stop accepting work.
     pub fn stopping(&self) -> CancellationToken {
         self.tasks.stopping()
     }
@@ -85,8 +86,8 @@ impl Shutdown {
         &self.tasks
     }
 
-    /// Spawns a part of the program: a task that ends by itself after the stop, once it has finished what it has begun. If
-    /// it ends before the stop, or with an error at any time, the program stops with an error.
+    /// Spawns a part of the program: a task that ends by itself after the stop, once it has finished what it has begun.
+    /// If it ends before the stop, or with an error at any time, the program stops with an error.
     pub fn spawn<F, E>(&self, part: &'static str, work: F)
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
@@ -95,8 +96,8 @@ impl Shutdown {
         self.tasks.spawn_part(&self.parts, part, async move { work.await.map_err(Into::into) });
     }
 
-    /// Waits for the stop, then at most `bound` for the parts to end, then drops all other tasks. The first thing that went
-    /// wrong is the error.
+    /// Waits for the stop, then at most `bound` for the parts to end, then drops all other tasks. The first thing that
+    /// went wrong is the error.
     pub async fn drained(self, bound: Duration) -> Result<(), ShutdownError> {
         self.stopping().cancelled().await;
         self.parts.close();

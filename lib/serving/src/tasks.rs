@@ -1,12 +1,12 @@
-//! The owner of a program's long-lived tasks: each has a name, and none can end or panic without notice.
+//! The owner of a program's long-lived tasks: each has a name, and none can end or panic unnoticed.
 //!
 //! A task that panics, or that ends although it should live as long as the program, stops the program: the other parts
-//! drain, and the process exits with an error that names the task. Otherwise the process would go on, look healthy to its
-//! probes and leave undone what the task did.
+//! drain, and the process exits with an error that names the task. Otherwise the process would go on, pass its probes
+//! and leave the task's work undone.
 //!
-//! Any crate that needs a long-lived task takes a `&Tasks`. A task that needs no orderly end (a watch, a timer, a queue's
-//! worker) ignores the stop: it goes on while the program drains and is dropped afterwards. What must finish something first
-//! is a part of the program, see [`crate::Shutdown::spawn`].
+//! Any crate that needs a long-lived task takes a `&Tasks`. A task that needs no orderly end (a watch, a timer, a
+//! queue's worker) ignores the stop: it goes on while the program drains and is dropped afterwards. A task that must
+//! finish something first is a part of the program, see [`crate::Shutdown::spawn`].
 
 use std::{
     any::Any,
@@ -53,15 +53,15 @@ pub enum TaskError {
     },
 }
 
-/// Spawns the long-lived tasks of a program and watches over them. Clones share them.
+/// Spawns and supervises the long-lived tasks of a program. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Tasks(Arc<Owner>);
 
 #[derive(Debug, Default)]
 struct Owner {
-    /// Cancelled when the program is to stop.
+    /// Cancelled when the program should stop.
     stop: CancellationToken,
-    /// Cancelled when the tasks are to be dropped.
+    /// Cancelled when the tasks should be dropped.
     cancel: CancellationToken,
     tracker: TaskTracker,
     state: Mutex<State>,
@@ -69,7 +69,7 @@ struct Owner {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The first thing that went wrong.
+    /// The first failure.
     failure: Option<TaskError>,
     running: BTreeMap<u64, Cow<'static, str>>,
     next_id: u64,
@@ -121,7 +121,7 @@ impl Tasks {
         tracker.spawn(self.supervise(name.into(), Lifetime::Program, work));
     }
 
-    /// Runs `work`; if it ends as it should not, records why and stops the program.
+    /// Runs `work`; if it ends in a way that it must not, records why and stops the program.
     fn supervise(
         &self,
         name: Cow<'static, str>,
@@ -130,7 +130,7 @@ impl Tasks {
     ) -> impl Future<Output = ()> + Send + 'static {
         let running = Running::new(self.clone(), name);
         async move {
-            // What a panic leaves half done is not used again: the process ends.
+            // What a panic leaves half-done is not used again: the process ends.
             let ended = AssertUnwindSafe(work).catch_unwind().await;
             let owner = &running.tasks.0;
             let task = running.name.clone();
@@ -146,12 +146,12 @@ impl Tasks {
         }
     }
 
-    /// Cancelled when the program is to stop.
+    /// Cancelled when the program should stop.
     pub fn stopping(&self) -> CancellationToken {
         self.0.stop.clone()
     }
 
-    /// What went wrong first; given once.
+    /// The first failure; returned only once.
     pub(crate) fn take_failure(&self) -> Option<TaskError> {
         self.0.state().failure.take()
     }
@@ -164,7 +164,8 @@ impl Tasks {
         names
     }
 
-    /// Drops every task that is not a part and waits until they have ended, but not longer than `bound`. True: all have.
+    /// Drops every task that is not a part and waits until they have ended, but not longer than `bound`. True: all
+    /// have.
     pub(crate) async fn cancel(&self, bound: Duration) -> bool {
         self.0.cancel.cancel();
         self.0.tracker.close();

@@ -1,7 +1,7 @@
 //! Logs: where they go, in which format, and from which level on. One call per process, before anything else.
 //!
 //! Logs go to stderr, as klog's do. `RUST_LOG` (the directives of `tracing_subscriber::EnvFilter`) wins over the
-//! verbosity; without it klog's number, which every manifest of the reference passes, chooses the level.
+//! verbosity; without it the level comes from klog's number, which every upstream manifest passes.
 
 use std::env;
 use std::fmt;
@@ -17,13 +17,13 @@ use tracing_subscriber::{Layer, fmt as log};
 /// The environment variable with filter directives: the name that Rust programs share.
 pub const FILTER_ENV: &str = "RUST_LOG";
 
-/// klog's conventions (Kubernetes "Logging Conventions"): up to 3 for operators, 4 and 5 for debugging a program,
-/// 6 and 7 for its API calls, from 8 on for their contents.
+/// klog's conventions (Kubernetes "Logging Conventions"): levels up to 3 for operators, 4 and 5 for debugging a
+/// program, 6 and 7 for its API calls, from 8 on for their contents.
 const DEBUG_OURS_FROM: u8 = 4;
 const DEBUG_ALL_FROM: u8 = 6;
 const TRACE_FROM: u8 = 8;
 
-/// How a log line looks.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
     /// One readable line.

@@ -163,7 +163,7 @@ async fn drains_what_is_in_flight_and_accepts_no_more() {
 #[tokio::test]
 async fn a_frozen_client_does_not_hold_up_the_end() {
     let served = Served::start().await;
-    // It begins to speak HTTP/2 and then neither reads nor writes: no GOAWAY will reach it.
+    // The client begins to speak HTTP/2 and then neither reads nor writes: no GOAWAY will reach it.
     let mut frozen = UnixStream::connect(&served.path).await.expect("connects");
     frozen.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("writes");
     frozen.readable().await.expect("the server took the connection");
@@ -188,8 +188,8 @@ async fn which_authorities_are_served(#[case] authority: Option<&str>, #[case] i
     assert_eq!(raw_get_plugin_info(&served.path, authority).await, is_served);
 }
 
-/// A client of bare HTTP/2 frames (RFC 9113): it can write what no library lets pass. True if a response with a
-/// message came, false if the stream was reset.
+/// A client of bare HTTP/2 frames (RFC 9113), which can write what no library permits. Returns true if a response with
+/// a message came, false if the stream was reset.
 async fn raw_get_plugin_info(path: &Path, authority: Option<&str>) -> bool {
     const DATA: u8 = 0x0;
     const HEADERS: u8 = 0x1;

@@ -35,7 +35,7 @@ const CASES: [(&str, bool, &[&str]); 4] = [
         &["program: the watch of Nodes ended although the program was not told to stop\n", DRAINED],
     ),
     ("part panics", false, &["program: the HTTPS endpoint panicked: no port\n", DRAINED]),
-    // It is told to stop; a task that waits for ever does not hold it up.
+    // The program is stopped; a task that waits for ever does not delay the end.
     ("hangs", true, &[DRAINED]),
 ];
 

@@ -14,7 +14,7 @@ use crate::{
     step::Step,
 };
 
-/// Major number of filesystems without a disk.
+/// Major number of the devices of filesystems without a disk.
 pub const NO_DEVICE: u64 = 0;
 
 /// The machine, and where to report.
@@ -42,7 +42,7 @@ impl Context<'_> {
         Ok(())
     }
 
-    /// The top mount at `path` belongs to a disk that is gone, or the path answers as such mounts do.
+    /// The top mount at `path` belongs to a disk that is gone, or the path answers as a mount of a lost disk does.
     pub fn is_stale(&self, path: &Path, state: &PathState, mounts: &MountTable) -> Result<bool> {
         let Some(top) = mounts.at(path).pop() else { return Ok(false) };
         let gone = |number| Ok::<_, Error>(self.host.capacity(number)?.is_none());

@@ -13,10 +13,10 @@ use crate::{
     mount_table::{Mount, MountTable},
 };
 
-/// What virtio-blk keeps of a serial, in bytes (`VIRTIO_BLK_ID_BYTES`); QEMU cuts the rest off without a word.
+/// How much of a serial virtio-blk keeps, in bytes (`VIRTIO_BLK_ID_BYTES`); QEMU cuts the rest off silently.
 pub const VIRTIO_SERIAL_BYTES: usize = 20;
 
-/// Longest serial that KubeVirt's webhook lets pass.
+/// Longest serial that KubeVirt's webhook accepts.
 const MAX_SERIAL_BYTES: usize = 256;
 
 /// Length of the header of a SCSI vital product data page: peripheral, page code, length (SPC-4 §7.8).
@@ -151,7 +151,7 @@ pub struct Disk {
     pub bytes: u64,
     /// The kernel refuses writes.
     pub read_only: bool,
-    /// How it names itself.
+    /// Its identity.
     pub identity: DiskIdentity,
     /// Its partitions.
     pub partitions: Vec<Partition>,
@@ -164,7 +164,7 @@ pub struct Disk {
 pub enum Found {
     /// Exactly one disk.
     One(Box<Disk>),
-    /// No disk yet; what was seen instead, for the error text.
+    /// No disk yet; what was found instead, for the error text.
     NotYet(String),
     /// More than one disk: none may be used.
     Ambiguous(Vec<String>),
@@ -196,12 +196,12 @@ fn seen(disks: &[Disk]) -> String {
     }
 }
 
-/// What a disk is wanted for.
+/// The use of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskUse {
     /// To hold one filesystem over its whole length.
     Filesystem,
-    /// To be handed to a pod as it is. Partitions and LVM on it are the pod's.
+    /// To be given to a pod as it is. Partitions and LVM on it are the pod's.
     Block,
 }
 

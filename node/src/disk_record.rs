@@ -1,9 +1,9 @@
-//! The record of the disks that a volume was used from on this node.
+//! The record of the disks from which a volume was used on this node.
 //!
 //! NodeUnstageVolume names a volume and a path, but no disk, and once the volume is unmounted nothing in this process's
 //! mount table leads to its disk. The record does: it is written before the volume is first mounted or published, and
-//! removed only when [`crate::release`] has proved that nothing on this node uses the disk. So the proof does not depend
-//! on the process that unmounted the volume. Decides only; the file is [`crate::linux`]'s.
+//! removed only when [`crate::release`] has proved that nothing on this node uses the disk. So the proof does not
+//! depend on the process that unmounted the volume. Decides only; the file is [`crate::linux`]'s.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,8 @@ use crate::{
 pub struct DiskRecord {
     /// Volume id.
     pub volume: String,
-    /// The boot in which the record was written. Mounts end with their boot, and the kernel assigns device numbers anew.
+    /// The boot in which the record was written. Mounts end with their boot, and the kernel assigns new device numbers
+    /// in the next.
     pub boot_id: String,
     /// Never empty.
     pub disks: Vec<RecordedDisk>,
@@ -50,8 +51,8 @@ pub enum DiskRecordFile {
 impl DiskRecord {
     /// This disk is, or may be, one of the record's.
     ///
-    /// A disk is another one only if both identities are known and differ. A disk whose identity cannot be read is one of
-    /// the record's if it has the recorded number, which the kernel gives to no other disk while a mount uses it.
+    /// A disk is another one only if both identities are known and differ. A disk whose identity cannot be read is one
+    /// of the record's if it has the recorded number, which the kernel gives to no other disk while a mount uses it.
     pub fn may_name(&self, disk: &Disk, boot_id: &str) -> bool {
         self.disks.iter().any(|recorded| {
             let same_number = self.boot_id == boot_id && recorded.number == disk.number;

@@ -1,8 +1,8 @@
 //! Every way in which a call can fail, and the gRPC code of each.
 //!
 //! The codes decide what the kubelet does next: `ABORTED`, `DEADLINE_EXCEEDED`, `UNAVAILABLE`, `CANCELLED` and
-//! `RESOURCE_EXHAUSTED` leave a volume *uncertain*, so that it is unstaged before it is forgotten; every other code means
-//! that nothing was mounted. A failed observation is therefore never final, and nor is a failure after the mount.
+//! `RESOURCE_EXHAUSTED` leave a volume *uncertain*, so that it is unstaged before it is forgotten; every other code
+//! means that nothing was mounted. A failed observation is therefore never final, and nor is a failure after the mount.
 
 use std::{error::Error as StdError, fmt::Write as _, io, path::PathBuf, time::Duration};
 

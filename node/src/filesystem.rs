@@ -23,7 +23,7 @@ pub const DEFAULT: FilesystemType = FilesystemType::Ext4;
 /// A program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tool {
-    /// Name, looked up in `PATH`.
+    /// Name, searched in `PATH`.
     pub program: &'static str,
     /// Arguments, in order.
     pub arguments: Vec<String>,
@@ -84,7 +84,8 @@ impl FilesystemType {
         }
     }
 
-    /// Checks it before it is mounted for writing; xfs replays its log when mounted, and `xfs_repair` is never automatic.
+    /// Checks it before it is mounted for writing; xfs replays its log when mounted, and `xfs_repair` is never
+    /// automatic.
     pub fn check(self, disk: &Path) -> Option<Tool> {
         match self {
             Self::Ext2 | Self::Ext3 | Self::Ext4 => Some(Tool::new("e2fsck", &["-p"], disk)),

@@ -27,7 +27,7 @@ pub trait Host: Send + Sync + 'static {
     fn disks(&self) -> Result<Vec<Disk>>;
     /// The disk that has this number now; `None` when there is none.
     fn disk(&self, number: DeviceNumber) -> Result<Option<Disk>>;
-    /// Makes the SCSI hosts scan for disks whose announcement was lost.
+    /// Makes the SCSI hosts scan for disks, in case an announcement was lost.
     fn rescan(&self) -> Result<()>;
     /// Path of a disk's device node.
     fn node_path(&self, disk: &Disk) -> PathBuf;
@@ -39,8 +39,8 @@ pub trait Host: Send + Sync + 'static {
     /// # Errors
     /// `DiskBusy` when someone does; a read error is part of the evidence.
     fn examine(&self, disk: &HeldDisk) -> Result<Evidence>;
-    /// What has claimed the disk, in any mount namespace; `None` when nothing has, and all that was written to the disk is
-    /// on it.
+    /// What has claimed the disk, in any mount namespace; `None` when nothing has, and all that was written to the disk
+    /// is on it.
     fn in_use(&self, disk: &Disk) -> Result<Option<String>>;
     /// The mount table.
     fn mounts(&self) -> Result<MountTable>;

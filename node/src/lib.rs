@@ -1,8 +1,8 @@
-//! The CSI Node service: finds the hotplugged disk in the worker, formats only what is provably blank, mounts it and
-//! hands it to pods.
+//! The CSI Node service: finds the hotplugged disk in the worker, formats only what is proved blank, mounts it and
+//! publishes it to pods.
 //!
-//! It runs inside the VM and talks to the kubelet (gRPC), the kernel and the distribution's own filesystem programs.
-//! It never talks to the infra cluster, and of the guest API it needs one read, which the caller supplies as a
+//! It runs inside the VM and communicates with the kubelet (gRPC), the kernel and the distribution's own filesystem
+//! programs. It never calls the infra cluster, and of the guest API it needs one read, which the caller supplies as a
 //! [`NodeIdentitySource`].
 //!
 //! Every mutating call is *observe → plan → act*, repeated until the plan is empty: [`stage`] and [`publish`] plan,

@@ -48,7 +48,7 @@ pub struct Metrics {
 }
 
 impl Default for Metrics {
-    /// Every result is there from the start, at zero, so that its first increase is seen as one.
+    /// Every result is exported from the start, at zero, so that Prometheus sees its first increase.
     fn default() -> Self {
         let decisions = Family::<DecisionLabel, Counter>::default();
         for result in Decision::LABELS.into_iter().chain(REFUSALS) {

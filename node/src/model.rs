@@ -35,7 +35,7 @@ pub enum Held {
     UnfinishedXfs,
     /// An ext4 that was never mounted.
     FreshExt4,
-    /// Its superblock, but not its tables: the disk went away while mkfs was being written out.
+    /// Its superblock, but not its tables: the disk went away while the kernel was writing out what mkfs wrote.
     TornExt4,
     /// Bytes without a signature: somebody's, or those of a mkfs that was cut short.
     Bytes,

@@ -50,7 +50,7 @@ const WORDS: &[(&str, Flag, bool)] = &[
 const FOR_MOUNT_PROGRAM: &[&str] =
     &["defaults", "auto", "noauto", "_netdev", "nofail", "user", "nouser", "users", "group", "owner"];
 
-/// Options that would make another mount than the one that was asked for.
+/// Options that would make another mount than the requested one.
 const REFUSED: &[&str] = &[
     "bind",
     "rbind",
@@ -73,7 +73,7 @@ const COMPARED: &[Flag] =
     &[Flag::NoSuid, Flag::NoDev, Flag::NoExec, Flag::Synchronous, Flag::DirSync, Flag::NoAtime];
 
 impl Flag {
-    /// The word that sets the flag; `mountinfo` prints the same.
+    /// The option that sets the flag; `mountinfo` prints the same.
     pub fn word(self) -> &'static str {
         match self {
             Self::ReadOnly => "ro",
@@ -104,7 +104,7 @@ impl MountOptions {
     /// Classes the `mount_flags` of a capability; an element may hold several options, split by commas.
     ///
     /// # Errors
-    /// The word that would change what is mounted (`bind`, `remount`, …).
+    /// The option that would change what is mounted (`bind`, `remount`, …).
     pub fn parse<S: AsRef<str>>(mount_flags: &[S]) -> Result<Self, String> {
         let mut options = Self::default();
         for word in mount_flags.iter().flat_map(|flag| split_outside_quotes(flag.as_ref())) {
@@ -139,7 +139,7 @@ impl MountOptions {
         self.flags.contains(&Flag::ReadOnly)
     }
 
-    /// The first compared flag in which `shown` (words of mountinfo) differs from this; `None` when they agree.
+    /// The first compared flag in which `shown` (options in mountinfo) differs from this; `None` when they agree.
     pub fn difference(&self, shown: &BTreeSet<String>) -> Option<&'static str> {
         COMPARED
             .iter()
@@ -147,7 +147,7 @@ impl MountOptions {
             .map(|flag| flag.word())
     }
 
-    /// The flags among words of mountinfo.
+    /// The flags among the options in mountinfo.
     pub fn flags_in(shown: &BTreeSet<String>) -> BTreeSet<Flag> {
         WORDS
             .iter()

@@ -1,7 +1,7 @@
 //! The loops *observe → plan → act* of the mutating calls, each on one blocking thread, until a plan is empty.
 //!
-//! The last, empty plan is the proof of success: it is made from a fresh observation. What is observed and done is the
-//! host's, what is planned the planners'; here is only their order.
+//! The last, empty plan is the proof of success: it is made from a fresh observation. The host observes and acts, the
+//! planners plan; this file has only their order.
 
 use std::path::Path;
 
@@ -21,7 +21,8 @@ use crate::{
     unstage,
 };
 
-/// A plan is followed by at most: clear, format and mount, grow, nothing; each may be preceded by taking off a broken mount.
+/// At most these plans follow one another: clear, format and mount, grow, nothing; before each there may be one that
+/// unmounts a broken mount.
 const MAX_ROUNDS: usize = 6;
 
 /// Stages a filesystem on its disk.
@@ -36,7 +37,7 @@ pub fn stage_filesystem(context: Context<'_>, wanted: &stage::Wanted, disk: &Dis
             return Ok(());
         }
         context.apply(&steps)?;
-        // A program that ended well has done what it could; its size is not asked again in this call.
+        // A program that ended well has done what it could; its size is not read again in this call.
         grown |= steps.iter().any(|step| matches!(step, Step::Grow { .. }));
     }
     Err(Error::NotSettled("staging"))
@@ -116,13 +117,15 @@ pub fn stage_block(context: Context<'_>, volume: &str, disk: &Disk, staging: &Pa
 pub enum Published {
     /// It is done.
     Done,
-    /// Nothing is mounted at the staging path, or what belonged to a disk that is gone; the target is not yet the volume's.
+    /// Nothing is mounted at the staging path, or only a mount of a disk that is gone; the volume is not at the target
+    /// yet.
     NotStaged,
 }
 
 /// Publishes a filesystem that is staged.
 ///
-/// A target that is the volume's already is done even if nothing is staged: so it is after the older driver.
+/// A target that is the volume's already is done even if nothing is staged: kubevirt/csi-driver leaves volumes like
+/// that.
 pub fn publish_filesystem(
     context: Context<'_>,
     wanted: &publish::Wanted,
@@ -137,7 +140,7 @@ pub fn publish_filesystem(
         if !target_mounted {
             match mounts.at(staging).last() {
                 None => return Ok(Published::NotStaged),
-                // Its disk is gone: another one may have come in its place, which staging finds out.
+                // The disk is gone, and another one may have come in its place: staging finds that out.
                 Some(staged) if context.host.capacity(staged.number)?.is_none() => {
                     return Ok(Published::NotStaged);
                 }
@@ -208,8 +211,8 @@ fn observe_publish(
 
 /// Unmounts a target and removes it.
 ///
-/// A volume that an older driver published may have no record of its disk, and its target may be the last place that
-/// leads to it.
+/// A volume that kubevirt/csi-driver or an earlier version published may have no record of its disk, and its target may
+/// be the last place that leads to the disk.
 pub fn unpublish(context: Context<'_>, volume: &str, target: &Path) -> Result<()> {
     for _ in 0..MAX_ROUNDS {
         let mounts = context.host.mounts()?;
@@ -233,7 +236,7 @@ pub fn unpublish(context: Context<'_>, volume: &str, target: &Path) -> Result<()
     Err(Error::NotSettled("unpublishing"))
 }
 
-/// The device of the filesystem at a target, or that a bound device node leads to.
+/// The device of the filesystem at a target, or the device to which a bound node leads.
 fn published_device(
     context: Context<'_>,
     target: &Path,
@@ -243,7 +246,7 @@ fn published_device(
     if top.number.major != NO_DEVICE {
         return Ok(Some(top.number));
     }
-    // Of filesystems without a disk only those that hold device nodes are read: others may hang.
+    // Of the filesystems without a disk, read only those that hold device nodes: others may hang.
     if ![DEVTMPFS, TMPFS].contains(&top.fs_type.as_str()) {
         return Ok(None);
     }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 pub const PROVIDER_SCHEME: &str = "kubevirt://";
 /// Cluster API writes the namespace of the infra objects of a node here.
 pub const CLUSTER_NAMESPACE: &str = "cluster.x-k8s.io/cluster-namespace";
-/// Set by an administrator or an installer where Cluster API is not used.
+/// Set by an operator or an installer where Cluster API is not used.
 pub const INFRA_VM_NAME: &str = "csi.kubevirt.io/infra-vm-name";
 /// Goes with [`INFRA_VM_NAME`].
 pub const INFRA_VM_NAMESPACE: &str = "csi.kubevirt.io/infra-vm-namespace";
@@ -26,7 +26,7 @@ pub struct NodeObject {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Reads this worker's Node object from the guest API; read until the Node names its VM, then never again.
+/// Reads this worker's Node object from the guest API, until the Node names its VM; then never again.
 pub trait NodeIdentitySource: Send + Sync + 'static {
     /// One read, bounded by a deadline of its own.
     fn node(
@@ -36,7 +36,8 @@ pub trait NodeIdentitySource: Send + Sync + 'static {
 
 /// The node id: `<namespace>/<vm>`.
 ///
-/// Order as kubevirt/csi-driver has it: providerID with the Cluster API annotation, else the driver's own two annotations.
+/// Order as kubevirt/csi-driver has it: providerID with the Cluster API annotation, else the driver's own two
+/// annotations.
 ///
 /// # Errors
 /// `NotIdentified`, with what is missing.

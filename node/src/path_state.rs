@@ -20,7 +20,7 @@ pub enum PathState {
     Node(DeviceNumber),
     /// Anything else, as text.
     Other(&'static str),
-    /// It answers as mounts of lost disks and servers do.
+    /// It answers as mounts of lost disks and servers do, as text.
     Corrupted(String),
 }
 

@@ -1,7 +1,7 @@
 //! Threads for work that blocks, and may hang: bounded, of one kind each, and never waited for at shutdown.
 //!
-//! They are plain threads rather than the runtime's: a runtime that is dropped waits for its own, and a thread that hangs
-//! in the kernel would hold up the end of the process for ever.
+//! They are plain threads rather than the runtime's: a runtime that is dropped waits for its own threads, and a thread
+//! that hangs in the kernel would delay the end of the process for ever.
 
 use std::{sync::Arc, thread};
 
@@ -38,7 +38,7 @@ impl Pool {
     }
 
     /// Runs a job on a thread. Waits for a free one until `deadline`, and for the job itself without limit; a caller
-    /// that goes away leaves the job running, and its place taken.
+    /// that goes away leaves the job running, and its thread taken.
     pub async fn run<T, J>(&self, deadline: Instant, job: J) -> Result<T>
     where
         T: Send + 'static,

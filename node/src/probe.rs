@@ -1,4 +1,4 @@
-//! What is on a disk: the evidence of blkid and of our own reads → one verdict.
+//! What is on a disk: from the evidence of blkid and of our own reads to one conclusion.
 //!
 //! Decides only. The rule: *blank* is proved, never assumed. blkid answers 2 both for
 //! "nothing found" and for "could not read" (kubernetes/kubernetes#142243), so its answer alone proves nothing.
@@ -19,7 +19,7 @@ pub const SAMPLE_BYTES: u64 = 64 << 10;
 pub const SURVEY_BYTES: u64 = 1 << 30;
 /// Size of each piece.
 pub const PIECE_BYTES: u64 = 256 << 10;
-/// What positions and sizes of the survey are multiples of, so that it may pass by the page cache: the largest logical
+/// Positions and sizes of the survey are multiples of this, so that it may bypass the page cache: the largest logical
 /// block of disks.
 pub const SURVEY_ALIGNMENT: u64 = 4096;
 
@@ -52,7 +52,7 @@ pub struct Samples {
     pub head: Vec<u8>,
 }
 
-/// The verdict.
+/// What the disk contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
     /// Nothing known is on it, and each byte read was zero.

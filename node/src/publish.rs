@@ -1,4 +1,5 @@
-//! `NodePublishVolume` and `NodeUnpublishVolume`: what was asked and what is there → the steps that are missing.
+//! `NodePublishVolume` and `NodeUnpublishVolume`: what was requested and what is there → the steps that are still
+//! needed.
 //!
 //! Decides only. A filesystem is published by binding its staging mount, a block volume by binding its device node.
 //! Unpublishing also serves the older layout, in which the disk itself is mounted at the target.
@@ -28,21 +29,21 @@ pub enum Source {
     },
 }
 
-/// What is asked for.
+/// The request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     /// What.
     pub source: Source,
     /// Where.
     pub target: PathBuf,
-    /// The pod may only read. A read-only bind does not keep anyone from writing to a device node: for block volumes the
-    /// kubelet withholds the right in the pod's device cgroup.
+    /// The pod may only read. A read-only bind does not keep anyone from writing to a device node: for block volumes
+    /// the kubelet withholds the right in the pod's device cgroup.
     pub read_only: bool,
     /// `SINGLE_NODE_SINGLE_WRITER`: no second target.
     pub exclusive: bool,
 }
 
-/// What is there.
+/// What was observed.
 #[derive(Debug, Clone)]
 pub struct Observed {
     /// The whole mount table.
@@ -94,7 +95,7 @@ fn node_flags(mounts: &MountTable, node: &Path) -> std::collections::BTreeSet<cr
         .unwrap_or_default()
 }
 
-/// The target is a mount point: it is what was asked for, half of it, or a conflict.
+/// The target is a mount point: it is what was requested, half of it, or a conflict.
 fn mounted(wanted: &Wanted, observed: &Observed, top: &Mount) -> Result<Vec<Step>> {
     let conflict = |found: &str, wanted_text: &str| {
         Err(Error::MountConflict {
@@ -107,7 +108,8 @@ fn mounted(wanted: &Wanted, observed: &Observed, top: &Mount) -> Result<Vec<Step
         return conflict(&format!("device {} ({})", top.number, top.root.display()), "this volume");
     }
     match (wanted.read_only, top.read_only()) {
-        // A call that ended between the bind and the remount; the same target is the same pod, so nothing is taken away.
+        // A call that ended between the bind and the remount; the same target is the same pod, so nothing is taken
+        // away.
         (true, false) => {
             let keep = MountOptions::flags_in(&top.options);
             Ok(vec![Step::RemountReadOnly { target: wanted.target.clone(), keep }])

@@ -1,8 +1,8 @@
 //! The proof that a volume's disks are used by nobody on this node any more, so that they may be detached.
 //!
 //! Another mount namespace may still use a filesystem that is unmounted here, and a pod's own mount or a device-mapper
-//! table may use a block volume. Data that they have not written back would be lost with the disk. The kernel
-//! knows about them: it refuses an exclusive open of a disk that something has claimed. Which disks are the volume's is read
+//! table may use a block volume. Data that they have not written back would be lost with the disk. The kernel knows
+//! about them: it refuses an exclusive open of a disk that something has claimed. Which disks are the volume's is read
 //! from its [`crate::disk_record`], never from the memory of this process.
 
 use std::{
@@ -29,8 +29,8 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(100);
 /// no disk.
 ///
 /// # Errors
-/// `StillInUse` or `ReleaseUnknown` with the mount points or processes that keep a disk; a failed observation, from which
-/// nothing is concluded.
+/// `StillInUse` or `ReleaseUnknown` with the mount points or processes that keep a disk; a failed observation, from
+/// which nothing is concluded.
 pub fn prove(context: Context<'_>, volume: &str, staging: &Path) -> Result<()> {
     context.progress.set("waiting until the volume's disk is released");
     let file = context.host.disk_record(volume)?;
@@ -66,7 +66,8 @@ fn obstacle(context: Context<'_>, file: &DiskRecordFile, staging: &Path) -> Resu
         match context.host.in_use(&disk) {
             Ok(None) => {}
             Ok(Some(holders)) => return Ok(Some(in_use(holders))),
-            // The disk may have gone since it was listed, or another may have taken its place: the next listing shows it.
+            // The disk may have gone since it was listed, or another may have taken its place: the next listing shows
+            // it.
             Err(error) => return Ok(Some(error)),
         }
     }
@@ -75,9 +76,9 @@ fn obstacle(context: Context<'_>, file: &DiskRecordFile, staging: &Path) -> Resu
 
 /// The disks that must be free before the volume counts as released.
 ///
-/// Without a record: each disk that another mount namespace has mounted at the volume's staging path. A version without
-/// records leaves a volume like that. With a record that cannot be read: each disk that reports a serial, as the volume's
-/// does, and that is not mounted in this process's mount table.
+/// Without a record: each disk that another mount namespace has mounted at the volume's staging path, because a version
+/// without records can leave a volume mounted there. With a record that cannot be read: each disk that reports a
+/// serial, as the volume's does, and that is not mounted in this process's mount table.
 fn candidates(
     context: Context<'_>,
     file: &DiskRecordFile,

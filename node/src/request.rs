@@ -1,5 +1,5 @@
-//! Requests as received → what they ask for; the only source of `INVALID_ARGUMENT`. It checks the shape of a request and
-//! nothing outside it.
+//! Requests as received → what they ask for; the only source of `INVALID_ARGUMENT`. It checks the shape of a request
+//! and nothing outside it.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,4 @@
-//! The gRPC service: takes requests in, hands them to [`Volumes`], returns answers. It has no policy of its own.
+//! The gRPC service: receives requests, passes them to [`Volumes`], returns answers. It has no policy of its own.
 
 use std::{sync::Arc, time::Duration};
 
@@ -170,7 +170,7 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         Ok(Response::new(v1::NodeGetCapabilitiesResponse { capabilities }))
     }
 
-    /// Reports no limit of volumes: it depends on the VM's other disks and ports, which the guest cannot see.
+    /// Reports no limit of volumes: the limit depends on the VM's other disks and ports, which the guest cannot see.
     async fn node_get_info(
         &self,
         request: Request<v1::NodeGetInfoRequest>,
@@ -197,7 +197,7 @@ fn usage(stats: Stats) -> Vec<v1::VolumeUsage> {
             let inodes = usage.inodes.map(|inodes| entry(Unit::Inodes, inodes));
             [entry(Unit::Bytes, usage.bytes)].into_iter().chain(inodes).collect()
         }
-        // Only the owner of a raw device knows what of it is used.
+        // Only the user of a raw device knows how much of it is used.
         Stats::Block(capacity) => {
             vec![v1::VolumeUsage { total: count(capacity.0), unit: Unit::Bytes.into(), ..Default::default() }]
         }

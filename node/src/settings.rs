@@ -1,16 +1,17 @@
-//! What the operator may choose, and where the kernel's own trees are. Nothing here is read from a file or an environment.
+//! What the operator may choose, and where the kernel's own trees are. Nothing here is read from a file or an
+//! environment.
 
 use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
 
-/// How long a call waits for a disk that the controller says is attached. Hotplug shows within half a second
-/// (measured on QEMU); the kubelet gives a call 2 minutes, and the answer must leave before that.
+/// How long a call waits for a disk that the controller reports as attached. A hotplugged disk shows within half a
+/// second (measured on QEMU); the kubelet gives a call 2 minutes, and the answer must leave before that.
 const DEVICE_WAIT: Duration = Duration::from_secs(90);
 
-/// How long a disk may stay in use after its last mount is gone: the kernel ends a filesystem after umount(2) when another
-/// mount namespace is just being torn down.
+/// How long a disk may stay in use after its last mount is gone: the kernel ends a filesystem after umount(2) when
+/// another mount namespace is just being torn down.
 const RELEASE_WAIT: Duration = Duration::from_secs(5);
 
 /// Where each known installer mounts the driver's folder on the worker, `/var/lib/kubelet/plugins/csi.kubevirt.io`.

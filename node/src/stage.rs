@@ -1,4 +1,4 @@
-//! `NodeStageVolume` of a filesystem: what was asked and what is there → the steps that are missing.
+//! `NodeStageVolume` of a filesystem: what was requested and what is there → the steps that are still needed.
 //!
 //! Decides only, and never formats on anything but proof. A plan after its own steps is empty.
 
@@ -16,7 +16,7 @@ use crate::{
     step::{MkfsRecord, Step},
 };
 
-/// What is asked for.
+/// The request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
     /// Volume id.
@@ -31,7 +31,7 @@ pub struct Wanted {
     pub options: MountOptions,
 }
 
-/// What is there.
+/// What was observed.
 #[derive(Debug, Clone)]
 pub struct Observed {
     /// The volume's disk.
@@ -86,12 +86,12 @@ impl Decision {
     }
 }
 
-/// Tells the user how to go on with data of an unknown kind.
+/// Advice to the user on data of an unknown kind.
 const UNKNOWN_DATA_REMEDY: &str = "if nothing on it is needed, zero the whole disk (blkdiscard --zeroout), or let the \
      node role format such disks (--allow-format-nonzero)";
-/// Tells the user how to go on with what an mkfs that was not recorded here has left.
+/// Advice to the user on what an unrecorded mkfs has left.
 const UNFINISHED_REMEDY: &str = "if nothing on it is needed, zero the whole disk (blkdiscard --zeroout)";
-/// Tells the user how to go on with something known that is no filesystem of ours.
+/// Advice to the user on known content that is no filesystem of ours.
 const FOREIGN_REMEDY: &str = "use it as a block volume, or wipe it by hand if nothing on it is needed";
 
 /// Decides what to do with a disk's content.
@@ -111,7 +111,7 @@ pub fn decide(
     });
     let decision = match content {
         Content::Mounted { kind } if kind == wanted.filesystem.name() => Decision::Share,
-        // The record shows that mkfs did not end, and the superblock that nothing was written since.
+        // The record shows that mkfs did not end, and the superblock shows that nothing was written since.
         Content::Filesystem {
             kind,
             completion: Completion::Unfinished | Completion::Unused,
@@ -176,7 +176,7 @@ fn directory(wanted: &Wanted, observed: &Observed) -> Result<Vec<Step>> {
     }
 }
 
-/// Everything between the verdict and the mount.
+/// The steps between the decision and the mount.
 fn prepare(wanted: &Wanted, observed: &Observed, decision: Decision) -> Vec<Step> {
     let (disk, filesystem, staging) = (observed.disk.clone(), wanted.filesystem, wanted.staging.clone());
     let record = MkfsRecord { serial: wanted.serial.as_str().to_owned(), filesystem };
@@ -206,7 +206,7 @@ fn mount(wanted: &Wanted, observed: &Observed) -> Step {
     }
 }
 
-/// Something is mounted at the staging path: it is what was asked for, or a conflict.
+/// Something is mounted at the staging path: it is what was requested, or a conflict.
 fn mounted(wanted: &Wanted, observed: &Observed, top: &Mount) -> Result<Vec<Step>> {
     let conflict = |found: String, wanted_text: String| {
         Err(Error::MountConflict { path: wanted.staging.clone(), found, wanted: wanted_text })

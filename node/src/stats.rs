@@ -1,5 +1,5 @@
-//! `NodeGetVolumeStats`: what is at the path → usage. A path that is no volume's is *not found*, even when it is not a valid
-//! path: csi-sanity asks for that.
+//! `NodeGetVolumeStats`: what is at the path → usage. A path without a volume is *not found*, even if it is not a valid
+//! path: csi-sanity requires that.
 
 use std::path::Path;
 

@@ -13,8 +13,8 @@ use crate::{
 
 /// Written, and on the disk, before mkfs starts; removed before the filesystem is mounted.
 ///
-/// mkfs that was cut short leaves bytes that are neither blank nor a filesystem. This record alone permits to format
-/// such a disk again: it shows that the bytes are our own, and that nothing was ever mounted from here.
+/// If mkfs was cut short, it leaves bytes that are neither blank nor a filesystem. Only this record permits formatting
+/// a disk with such bytes again: it shows that the bytes are our own, and that nothing was ever mounted from here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MkfsRecord {
@@ -54,7 +54,7 @@ pub enum Step {
     ClearUnfinished {
         /// Where.
         disk: Disk,
-        /// Of the bytes that were judged; others → nothing is written.
+        /// Of the bytes that were probed. If the disk has others, nothing is written.
         fingerprint: u64,
     },
     /// Run mkfs.
@@ -63,7 +63,7 @@ pub enum Step {
         disk: Disk,
         /// What.
         filesystem: FilesystemType,
-        /// Of the bytes that were judged; others → nothing is written.
+        /// Of the bytes that were probed. If the disk has others, nothing is written.
         fingerprint: u64,
     },
     /// Check, and repair what can be repaired unasked.

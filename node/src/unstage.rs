@@ -1,4 +1,4 @@
-//! `NodeUnstageVolume`: what is at the staging path → the steps that are missing.
+//! `NodeUnstageVolume`: what is at the staging path → the steps that are still needed.
 //!
 //! Decides only. It needs no disk: a disk that is gone must not keep its mount from being taken away.
 

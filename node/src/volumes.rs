@@ -1,7 +1,7 @@
 //! The course of a call: its lock, the wait for its disk, a thread for what blocks, and an answer in time.
 //!
-//! A mutating call runs in a task of its own, which owns the volume's lock: a caller that goes away cancels nothing, and
-//! the next call sees the result.
+//! A mutating call runs in a task of its own, which owns the volume's lock: a caller that goes away cancels nothing,
+//! and the next call sees the result.
 
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ const MEASURING_THREADS: usize = 16;
 /// A measurement that takes longer is given up: the kubelet repeats the call every minute.
 const MEASURE_LIMIT: Duration = Duration::from_secs(10);
 
-/// First pause between two searches for a disk.
+/// First pause between two reads of the disks.
 const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause.
 const LAST_LOOK_PAUSE: Duration = Duration::from_secs(1);
@@ -178,8 +178,8 @@ impl Volumes {
         .await
     }
 
-    /// Publishes what is staged. The kubelet may believe a volume staged that is not: the older driver mounted nothing at
-    /// the staging path. It is staged here then, by the same rules.
+    /// Publishes what is staged. The kubelet may take a volume for staged that is not: kubevirt/csi-driver mounted
+    /// nothing at the staging path. It is staged here then, by the same rules.
     async fn publish_filesystem(
         &self,
         deadline: Deadline,
@@ -230,7 +230,8 @@ impl Volumes {
         .await
     }
 
-    /// Runs a mutating operation in a task that owns the volume's lock, and answers by the deadline whatever becomes of it.
+    /// Runs a mutating operation in a task that owns the volume's lock, and answers by the deadline whatever becomes of
+    /// it.
     async fn mutate<W, F>(
         self: &Arc<Self>,
         rpc: &'static str,
@@ -301,7 +302,7 @@ impl Volumes {
         result
     }
 
-    /// A last resort. When it fails the wait goes on.
+    /// Scans for disks as a last resort. If that fails, the wait goes on.
     async fn rescan(&self, deadline: Deadline) {
         let host = Arc::clone(&self.host);
         if let Err(error) = self.scanning_threads.run(deadline.answer_by, move || host.rescan()).await {

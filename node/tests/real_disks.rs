@@ -227,8 +227,8 @@ fn an_ext4_smaller_than_its_disk_is_grown_needs_root() {
         if bench::has_capability(bench::CAP_SYS_RESOURCE) {
             return grows("ext4", EXT4_BYTES);
         }
-        // Without the capability the kernel refuses to grow a mounted ext4; the plugin's container is privileged and has
-        // it. What remains to be tested here is how a failed growth is reported.
+        // Without the capability the kernel refuses to grow a mounted ext4; the plugin's container is privileged and
+        // has it. What remains to be tested here is how a failed growth is reported.
         println!("no CAP_SYS_RESOURCE: seeing only that a refused growth is not final");
         let mut disk = Loop::blank(EXT4_BYTES);
         Bench::new(&disk, "small").stage("ext4", &[]).unwrap();
@@ -374,7 +374,7 @@ fn a_damaged_filesystem_is_not_mounted_needs_root() {
     in_namespace("a_damaged_filesystem_is_not_mounted_needs_root", || {
         let disk = Loop::blank(EXT4_BYTES);
         run("mkfs.ext4", &["-q", "-b", "4096", &text(disk.image())]);
-        // The error flag makes e2fsck look closer; the zeroed block is the root directory's inode table.
+        // The error flag makes e2fsck check more closely; the zeroed block is the root directory's inode table.
         run("debugfs", &["-w", "-R", "clri <2>", &text(disk.image())]);
         run("debugfs", &["-w", "-R", "set_super_value state 2", &text(disk.image())]);
         let bench = Bench::new(&disk, "damaged");

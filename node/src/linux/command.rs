@@ -22,12 +22,12 @@ use crate::{
 pub const PROBE_LIMIT: Duration = Duration::from_mins(1);
 /// mkfs without discard and with lazy tables writes some hundred MiB at most.
 pub const FORMAT_LIMIT: Duration = Duration::from_mins(15);
-/// A full e2fsck of many TiB takes long, and one that is cut short never comes to its end.
+/// A full e2fsck of many TiB takes long, and one that is always killed early never completes.
 pub const CHECK_LIMIT: Duration = Duration::from_hours(2);
 /// Growing writes the tables of the new groups.
 pub const GROW_LIMIT: Duration = Duration::from_mins(30);
 
-/// Longest text of a program that goes into an error, in characters; gRPC statuses travel in a header.
+/// Longest output of a program in an error text, in characters; gRPC statuses travel in a header.
 const SPOKEN_CHARS: usize = 1500;
 
 /// How a program ended.

@@ -29,7 +29,7 @@ use crate::{
     settings::HostPaths,
 };
 
-/// How long udev's own probe of a new disk is waited for; it holds a shared lock (systemd: block device locking).
+/// How long to wait for udev's own probe of a new disk, which holds a shared lock (systemd: block device locking).
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Pause between two tries for the lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
@@ -63,7 +63,7 @@ pub fn hold(paths: &HostPaths, disk: &Disk) -> Result<HeldDisk> {
     }
 }
 
-/// The disk that has this number now still names itself as the one that was found.
+/// Proves that the disk that has this number now still reports the identity of the one that was found.
 fn prove_identity(paths: &HostPaths, disk: &Disk) -> Result<()> {
     let changed = |detail: String| Err(Error::DiskChanged { name: disk.name.clone(), detail });
     match sysfs::disk(&paths.sys, disk.number)? {
@@ -88,7 +88,7 @@ fn open(node: &Path, disk: &Disk, options: &OpenOptions) -> Result<File> {
     }
 }
 
-/// Opens it so that nobody else (a mount in any namespace, device mapper, another mkfs) can have it.
+/// Opens it so that nothing else (a mount in any namespace, device mapper, another mkfs) can have it.
 fn open_exclusively(paths: &HostPaths, disk: &Disk, write: bool) -> Result<File> {
     let node = node_path(paths, disk);
     let mut options = OpenOptions::new();
@@ -106,8 +106,8 @@ fn open_exclusively(paths: &HostPaths, disk: &Disk, write: bool) -> Result<File>
 pub fn in_use(paths: &HostPaths, disk: &Disk) -> Result<Option<String>> {
     match open_exclusively(paths, disk, false) {
         Ok(exclusive) => {
-            // A process may still have a block volume's device open, which claims nothing: what it wrote is flushed now. A
-            // disk that cannot take the data any more must be detachable all the same.
+            // A process may still have a block volume's device open, which claims nothing: what it wrote is flushed
+            // now. A disk that cannot take the data any more must be detachable all the same.
             if let Err(error) = exclusive.sync_all() {
                 tracing::warn!(disk = disk.name, %error, "flushing the disk failed; what was not on it is lost");
             }
@@ -119,7 +119,8 @@ pub fn in_use(paths: &HostPaths, disk: &Disk) -> Result<Option<String>> {
     }
 }
 
-/// The disk behind the node is gone or offline. The kernel answers so only after it has found the disk unclaimed.
+/// Whether the disk behind the node is gone or offline. The kernel returns these errors only after it has found the
+/// disk unclaimed.
 fn answers_no_more(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::ENXIO as i32) || error.raw_os_error() == Some(Errno::ENODEV as i32)
 }
@@ -172,8 +173,8 @@ fn sample(file: &File, bytes: u64) -> io::Result<Samples> {
     Ok(Samples { first_data, fingerprint: hasher.finish(), head })
 }
 
-/// Where the first byte that is not zero lies in the ranges of [`survey_ranges`]. Reads past the page cache: neither what
-/// the kernel remembers counts, nor is what it remembers of other files worth less than a blank disk.
+/// Where the first byte that is not zero lies in the ranges of [`survey_ranges`]. Reads past the page cache: neither
+/// what the kernel remembers counts, nor is what it remembers of other files worth less than a blank disk.
 fn survey(file: &File, bytes: u64) -> io::Result<Option<u64>> {
     fcntl(file, FcntlArg::F_SETFL(OFlag::O_DIRECT))?;
     let alignment = usize::try_from(SURVEY_ALIGNMENT).map_err(io::Error::other)?;
@@ -218,7 +219,7 @@ pub fn head(paths: &HostPaths, disk: &Disk) -> Result<Vec<u8>> {
     Ok(head)
 }
 
-/// Proves, under an exclusive open, that the disk is the judged one and holds the judged bytes.
+/// Proves, under an exclusive open, that this is the probed disk and that it holds the probed bytes.
 fn open_as_judged(paths: &HostPaths, disk: &Disk, fingerprint: u64, write: bool) -> Result<File> {
     let exclusive = open_exclusively(paths, disk, write)?;
     prove_identity(paths, disk)?;
@@ -234,7 +235,7 @@ fn open_as_judged(paths: &HostPaths, disk: &Disk, fingerprint: u64, write: bool)
     Ok(exclusive)
 }
 
-/// Makes the filesystem on a disk that is still as it was judged.
+/// Makes the filesystem on a disk that is still as it was probed.
 ///
 /// The exclusive open ends right before mkfs, which opens exclusively itself and gets no force flag.
 pub fn format(paths: &HostPaths, disk: &Disk, filesystem: FilesystemType, fingerprint: u64) -> Result<()> {
@@ -246,7 +247,7 @@ pub fn format(paths: &HostPaths, disk: &Disk, filesystem: FilesystemType, finger
     file.sync_all().map_err(Error::act(format!("flush {}", disk.name)))
 }
 
-/// Zeroes the first edge of a disk that is still as it was judged.
+/// Zeroes the first edge of a disk that is still as it was probed.
 pub fn clear(paths: &HostPaths, disk: &Disk, fingerprint: u64) -> Result<()> {
     let exclusive = open_as_judged(paths, disk, fingerprint, true)?;
     let length = usize::try_from(EDGE_BYTES.min(disk.bytes)).unwrap_or(SUPERBLOCK_BYTES);

@@ -1,4 +1,5 @@
-//! The records of volumes' disks: one file for each volume, in a folder of the driver's own that outlives its container.
+//! The records of volumes' disks: one file for each volume, in a folder of the driver's own that outlives its
+//! container.
 
 use std::{
     fs::DirBuilder,

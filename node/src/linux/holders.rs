@@ -1,7 +1,8 @@
 //! What keeps a mount or a disk busy: best effort, for error texts; and where else a staging path is mounted.
 //!
-//! Mounts and devices stacked on others are seen from everywhere. Processes are seen only in the own PID namespace: in a
-//! container without `hostPID`, as installers of kubevirt/csi-driver run it, those of other pods are not, and the text says so.
+//! Mounts and stacked devices show everywhere. Processes show only in their own PID namespace: in a container without
+//! `hostPID`, as installers of kubevirt/csi-driver run it, those of other pods are invisible, and the error text states
+//! that.
 
 use std::{
     collections::HashSet,
@@ -107,7 +108,7 @@ fn say(paths: &HostPaths, command: &str, all: impl Iterator<Item = String>) -> S
     named.join(", ")
 }
 
-/// False when unsure: then the text does not claim that no process holds it.
+/// False if it is not certain: then the text does not claim that no process holds the disk.
 fn sees_all_processes(proc: &Path) -> bool {
     fs::read_link(proc.join("self/ns/pid")).is_ok_and(|namespace| namespace == Path::new(FIRST_PID_NAMESPACE))
 }

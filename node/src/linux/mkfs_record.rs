@@ -11,7 +11,7 @@ use crate::{
 /// Name of the record. Removed before the filesystem is mounted over its directory.
 const FILE: &str = ".kubevirt-csi-mkfs.json";
 
-/// Reads it. What cannot be read as a record is no record: it permits nothing.
+/// Reads the record. A file that can't be read as a record counts as no record: it permits nothing.
 pub fn read(staging: &Path) -> Result<Option<MkfsRecord>> {
     let path = staging.join(FILE);
     let content = durable_file::read(&path).map_err(Error::observe(format!("read {}", path.display())))?;
@@ -23,13 +23,13 @@ pub fn read(staging: &Path) -> Result<Option<MkfsRecord>> {
         .ok())
 }
 
-/// Writes it.
+/// Writes the record.
 pub fn write(staging: &Path, record: &MkfsRecord) -> Result<()> {
     let write = || durable_file::write(&staging.join(FILE), &serde_json::to_vec(record)?);
     write().map_err(Error::act(format!("record in {} that mkfs starts", staging.display())))
 }
 
-/// Removes it, and what an interrupted write left.
+/// Removes the record, and what an interrupted write left.
 pub fn remove(staging: &Path) -> Result<()> {
     durable_file::remove(&staging.join(FILE))
         .map_err(Error::act(format!("remove the record of mkfs in {}", staging.display())))

@@ -27,7 +27,7 @@ const DIRECTORY_MODE: u32 = 0o750;
 /// Mode of a file that a device node is bound on (as kubevirt/csi-driver makes it).
 const FILE_MODE: u32 = 0o640;
 
-/// What mounts of lost disks and servers answer (mount-utils calls such a mount corrupted).
+/// The errors of mounts of lost disks and servers (mount-utils calls such a mount corrupted).
 const CORRUPTED: [Errno; 7] = [
     Errno::ENOTCONN,
     Errno::ESTALE,
@@ -114,7 +114,7 @@ pub fn bind(source: &Path, target: &Path) -> Result<()> {
     })
 }
 
-/// Makes a bind read-only. What is not named in the flags of a remount is taken away.
+/// Makes a bind read-only. A remount clears the flags that it does not name.
 pub fn remount_read_only(target: &Path, keep: &BTreeSet<Flag>) -> Result<()> {
     let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kernel_flags(keep);
     mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
@@ -123,7 +123,7 @@ pub fn remount_read_only(target: &Path, keep: &BTreeSet<Flag>) -> Result<()> {
 
 /// Takes the topmost mount off; never lazily, because a lazy unmount leaves the disk in use unseen.
 ///
-/// A path that is no mount point (any more) is what was wanted. `Ok(false)`: somebody keeps it busy.
+/// A path that is not (or no longer) a mount point is the desired result. `Ok(false)`: something keeps the mount busy.
 pub fn unmount(target: &Path) -> Result<bool> {
     match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(true),

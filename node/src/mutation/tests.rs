@@ -1,4 +1,4 @@
-//! The loops on the model machine: what they end in, and that being killed at any step changes nothing about it.
+//! The loops on the model machine: what they end in, and that being killed at any step does not change the result.
 
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ impl Setup {
         unstage(self.context(), VOLUME, STAGING.as_ref())
     }
 
-    /// Who keeps the volume from being unstaged.
+    /// The text that names what keeps the volume from being unstaged.
     fn holders(&self) -> String {
         match self.unstage() {
             Err(Error::StillInUse { holders, .. }) => holders,
@@ -153,7 +153,7 @@ fn a_mount_whose_disk_is_gone_is_replaced_and_one_of_a_living_disk_is_not() {
 
 #[test]
 fn the_older_layout_is_served() {
-    // The older driver mounts the disk itself at the target and nothing at the staging path.
+    // kubevirt/csi-driver mounts the disk itself at the target and nothing at the staging path.
     let setup = Setup::new(ext4(DISK_BYTES));
     setup.model.state().paths.insert(TARGET.into(), None);
     setup.model.state().mounts.push(mount(disk(16).number, "/", TARGET.as_ref(), "ext4", false));
@@ -395,7 +395,7 @@ proptest! {
             };
         let usable = match &held {
             Held::Filesystem { kind, .. } => kind == filesystem.name(),
-            // With the record it is not believed, and a read-only volume is not formatted.
+            // With the record the filesystem is not trusted, and a read-only volume is not formatted.
             Held::FreshExt4 => filesystem == FilesystemType::Ext4 && !(with_record && read_only),
             _ => false,
         };

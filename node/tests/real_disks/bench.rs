@@ -21,7 +21,7 @@ use tonic::{Request, Status};
 pub const SERIAL: &str = "298d9cd3-9791-4830-8f00-0123456789ab";
 const VOLUME: &str = "pvc-1";
 
-/// Tells the child where to work; its parent removes that, and detaches what lies there.
+/// Names the folder in which the child works; its parent removes the folder and detaches what lies there.
 const WORK_DIR: &str = "NODE_TEST_WORK_DIR";
 
 /// Left in the work directory by a test that ran to its end: a name that fits no test would run none, successfully.

@@ -1,8 +1,8 @@
 //! NodeUnstageVolume answers OK only when nothing on the node uses the disk any more, whichever process unmounted it.
 //!
-//! What uses the disk here is a process in a mount namespace of its own, with its working directory in the volume. Without
-//! that directory nothing would be lost: when the kubelet removes the staging directory, the kernel detaches the mount in
-//! all other namespaces, and the filesystem ends and is written back unless something is still in it.
+//! What uses the disk here is a process in a mount namespace of its own, with its working directory in the volume.
+//! Without that directory nothing would be lost: when the kubelet removes the staging directory, the kernel detaches
+//! the mount in all other namespaces, and the filesystem ends and is written back unless something is still in it.
 
 use std::{
     fs,

@@ -1,8 +1,8 @@
 //! The cloud-config: the YAML file that `--cloud-config` names, with the keys and defaults of
 //! kubevirt/cloud-provider-kubevirt (`pkg/provider/cloud.go`).
 //!
-//! A key that nobody knows is no error, because the reference drops it too, but it is told, so that a misspelt one
-//! shows. A value of a wrong type is an error that names the key.
+//! An unknown key is not an error, because upstream ignores it too. It is logged, so that an operator finds a misspelt
+//! key. A value of a wrong type is an error that names the key.
 
 pub mod policy;
 mod section;
@@ -15,24 +15,24 @@ use crate::nodes::address::{AddressPolicy, PolicyError};
 use policy::GuestPolicy;
 use section::Section;
 
-/// `loadBalancer.creationPollInterval` where it is absent or not positive (the reference's default).
+/// `loadBalancer.creationPollInterval` where it is absent or not positive (upstream's default).
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
-/// `loadBalancer.creationPollTimeout` where it is absent or not positive (the reference's default).
+/// `loadBalancer.creationPollTimeout` where it is absent or not positive (upstream's default).
 const DEFAULT_POLL_TIMEOUT: Duration = Duration::from_mins(5);
-/// `loadBalancer.sweepInterval` where it is absent: a left-over costs an address, and a look one call per left-over.
+/// `loadBalancer.sweepInterval` where it is absent. A left-over costs an address; a sweep costs one call per left-over.
 const DEFAULT_SWEEP_INTERVAL: Duration = Duration::from_hours(1);
 
 /// Value of `loadBalancer.endpoints`.
 const MANAGED: &str = "Managed";
 
-/// What the cloud-config says.
+/// The content of the cloud-config.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CloudConfig {
-    /// `kubeconfig`: file with the infra cluster's credentials; `None` = the pod's service account.
+    /// `kubeconfig`: file with the infra cluster's credentials. `None` = the pod's service account.
     pub kubeconfig: Option<PathBuf>,
-    /// `namespace`: infra namespace of this guest's VMs; empty = that of the credentials.
+    /// `namespace`: the infra namespace of this guest's VMs. Empty = the namespace of the credentials.
     pub namespace: String,
-    /// `infraLabels`: labels of every infra Service of this guest, stronger than our own keys.
+    /// `infraLabels`: labels of every infra Service of this guest. They win over the labels that we set.
     pub infra_labels: BTreeMap<String, String>,
     /// `loadBalancer`.
     pub load_balancer: LoadBalancerConfig,
@@ -43,23 +43,24 @@ pub struct CloudConfig {
 /// The section `loadBalancer`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadBalancerConfig {
-    /// `enabled`: whether LoadBalancer Services are served at all.
+    /// `enabled`: whether the CCM serves LoadBalancer Services at all.
     pub enabled: bool,
-    /// `creationPollInterval`: accepted; nothing is polled here.
+    /// `creationPollInterval`: accepted and not used, because the CCM watches instead of polling.
     pub poll_interval: Duration,
     /// `creationPollTimeout`: after this time without an address, the Service gets a warning event.
     pub poll_timeout: Duration,
-    /// `selectorless`: infra Services have no selector, somebody else writes their endpoints.
+    /// `selectorless`: infra Services have no selector; another program writes their endpoints.
     pub selectorless: bool,
-    /// `enableEPSController`: endpoints of infra Services with policy Local are ours to write.
+    /// `enableEPSController`: the CCM writes the endpoints of infra Services with policy Local.
     pub endpoint_slices: bool,
-    /// `policy`: what of the guest's wishes may reach infra. The reference does not have it.
+    /// `policy`: which requests of the guest may reach infra. Upstream does not have this key.
     pub policy: GuestPolicy,
-    /// `owner`: the infra object with which all infra Services of this guest go. The reference does not have it.
+    /// `owner`: the infra object that owns all infra Services of this guest, so that they are deleted with it. Upstream
+    /// does not have this key.
     pub owner: Option<OwnerChoice>,
-    /// `sweepInterval`: how often left-overs are looked for; `None` = never. The reference does not have it.
+    /// `sweepInterval`: how often the CCM sweeps left-overs. `None` = never. Upstream does not have this key.
     pub sweep_interval: Option<Duration>,
-    /// `endpoints`: the reference does not have it.
+    /// `endpoints`. Upstream does not have this key.
     pub endpoints: ManagedEndpoints,
 }
 
@@ -70,59 +71,59 @@ pub struct OwnerChoice {
     pub api_version: String,
     /// `kind`.
     pub kind: String,
-    /// `name`; its namespace is that of the infra Services.
+    /// `name`; the object is in the namespace of the infra Services.
     pub name: String,
 }
 
-/// `loadBalancer.endpoints`: of which infra Services the endpoints are ours to write.
+/// `loadBalancer.endpoints`: for which infra Services the CCM writes the endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ManagedEndpoints {
-    /// Absent: as the reference's keys say.
+    /// Absent: for those that upstream's keys select.
     #[default]
     AsReference,
-    /// `Managed`: of all.
+    /// `Managed`: for all.
     All,
 }
 
 /// The section `instancesV2`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstancesConfig {
-    /// `enabled`: whether Nodes are served at all.
+    /// `enabled`: whether the CCM serves Nodes at all.
     pub enabled: bool,
-    /// `zoneAndRegionEnabled`: whether zone and region are read of the infra nodes.
+    /// `zoneAndRegionEnabled`: whether the CCM reads zone and region from the infra Nodes.
     pub zone_and_region: bool,
-    /// `nodeAddresses`: which of a VM's addresses are its Node's. The reference does not have it.
+    /// `nodeAddresses`: which of a VM's addresses its Node gets. Upstream does not have this key.
     pub addresses: AddressPolicy,
 }
 
-/// Why the text is no cloud-config.
+/// Why a text is not a valid cloud-config.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// Not YAML.
+    /// It is not YAML.
     #[error("the cloud-config is not YAML: {0}")]
     Yaml(String),
-    /// The choice of addresses can't be understood.
+    /// The choice of addresses is invalid.
     #[error("instancesV2.nodeAddresses of the cloud-config: {0}")]
     Addresses(#[from] PolicyError),
-    /// A rule of the policy can't be understood.
+    /// A rule of the policy is invalid.
     #[error("{key} of the cloud-config: {why}")]
     Policy {
         /// The key, with its section.
         key: String,
-        /// Why.
+        /// What is wrong with it.
         why: policy::PolicyError,
     },
     /// A key that another one needs is missing.
     #[error("{0} of the cloud-config is missing")]
     Missing(String),
-    /// A key has another value than those that there are.
+    /// A key has a value that is not one of the possible ones.
     #[error("{key} of the cloud-config must be {word} or absent, it is {found:?}")]
     Word {
         /// The key, with its section.
         key: String,
-        /// The value that it can have.
+        /// The only possible value.
         word: &'static str,
-        /// What it has.
+        /// The value that it has.
         found: String,
     },
     /// A key has a value of another type.
@@ -130,9 +131,9 @@ pub enum ConfigError {
     Type {
         /// The key, with its section.
         key: String,
-        /// What it should be.
+        /// The type that it should have.
         wanted: &'static str,
-        /// What it is.
+        /// The type that it has.
         found: &'static str,
     },
 }
@@ -160,10 +161,10 @@ impl Default for InstancesConfig {
 }
 
 impl CloudConfig {
-    /// Reads the text; also returns the keys that nobody knows, each with its section, to be warned about.
+    /// Reads the text. Also returns the unknown keys, each with its section, so that the caller can log them.
     ///
     /// # Errors
-    /// The text is no YAML map, or a value has a wrong type.
+    /// The text is not a YAML map, or a value has a wrong type.
     pub fn parse(text: &str) -> Result<(Self, Vec<String>), ConfigError> {
         if text.trim().is_empty() {
             return Ok((Self::default(), Vec::new()));

@@ -1,7 +1,8 @@
-//! What of a guest's wishes may reach the infra cluster, by the policy of its operator in the cloud-config. Pure.
+//! Which requests of a guest may reach the infra cluster, by its operator's policy in the cloud-config. Pure.
 //!
-//! Without a policy everything passes as with the reference, but new `externalIPs`: they would catch traffic of the infra cluster
-//! itself (CVE-2020-8554). What is left out is named, so that the guest's users read why; the rest of the Service is served.
+//! Without a policy everything reaches infra, as with the upstream cloud provider, except new `externalIPs`: they would
+//! catch traffic of the infra cluster itself (CVE-2020-8554). Each refused request is reported, so that the guest's
+//! users can read why; the rest of the Service is served.
 
 pub(super) mod read;
 
@@ -12,7 +13,7 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
-/// Annotations with which a load balancer of infra is asked for addresses, as `loadBalancerIP` does it: `MetalLB`, kube-vip, Cilium.
+/// Annotations that ask an infra load balancer for addresses, as `loadBalancerIP` does: `MetalLB`, kube-vip, Cilium.
 const ADDRESS_ANNOTATIONS: [&str; 5] = [
     "io.cilium/lb-ipam-ips",
     "kube-vip.io/loadbalancerIPs",
@@ -20,7 +21,7 @@ const ADDRESS_ANNOTATIONS: [&str; 5] = [
     "metallb.io/loadBalancerIPs",
     "metallb.universe.tf/loadBalancerIPs",
 ];
-/// Stands for any rest of an annotation's key.
+/// At the end of a pattern: any rest of an annotation's key.
 const ANY_REST: char = '*';
 
 /// The operator's policy: the section `loadBalancer.policy` of the cloud-config.
@@ -28,41 +29,41 @@ const ANY_REST: char = '*';
 pub struct GuestPolicy {
     /// `annotations`.
     pub annotations: AnnotationPolicy,
-    /// `externalIPs`: those in these networks pass, no others, also where infra has them already. `None` = what infra has already
-    /// stays, and nothing new passes.
+    /// `externalIPs`: only addresses in these networks reach infra, also where infra has others already. `None` = infra
+    /// keeps those that it has, and gets no new ones.
     pub external_ips: Option<Networks>,
-    /// `loadBalancerIPs`: addresses that may be asked for, by the field or by an annotation. `None` = any.
+    /// `loadBalancerIPs`: addresses that the guest may ask for, by the field or by an annotation. `None` = any.
     pub load_balancer_ips: Option<Networks>,
     /// `maxLoadBalancers`: how many infra Services this guest may have. `None` = any number.
     pub max_load_balancers: Option<u32>,
 }
 
-/// Which annotations pass, and which the operator adds.
+/// Which annotations reach infra, and which the operator adds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AnnotationPolicy {
-    /// `allow`: only these pass; `None` = all.
+    /// `allow`: only these reach infra. `None` = all.
     pub allow: Option<Vec<KeyPattern>>,
-    /// `deny`: these do not pass, even where `allow` names them.
+    /// `deny`: these do not reach infra, even where `allow` names them.
     pub deny: Vec<KeyPattern>,
-    /// `values`: of these annotations, only these values pass.
+    /// `values`: these annotations reach infra with these values only.
     pub values: BTreeMap<String, Choice>,
-    /// `defaults`: added where the guest has none that passes.
+    /// `defaults`: added where the guest sets none that may reach infra.
     pub defaults: BTreeMap<String, String>,
-    /// `overrides`: always there, whatever the guest says.
+    /// `overrides`: always set, whatever the guest sets.
     pub overrides: BTreeMap<String, String>,
 }
 
-/// A key of an annotation, or all keys that begin alike.
+/// A key of an annotation, or all keys with one prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyPattern {
-    /// This one.
+    /// This key.
     Exact(String),
-    /// All that begin so.
+    /// All keys with this prefix.
     Prefix(String),
 }
 
-/// The values that an annotation may have: words, and networks whose addresses are meant. Of a list, separated by commas, each
-/// item has to be allowed.
+/// The values that an annotation may have: literal values, and networks, which allow their addresses. If a value is a
+/// list separated by commas, each item must be allowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     words: Vec<String>,
@@ -73,24 +74,24 @@ pub struct Choice {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Networks(Vec<IpNet>);
 
-/// What of a policy can't be understood.
+/// Why a policy is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
-    /// Not a pattern.
+    /// The text is not a pattern.
     #[error("{0:?} is no key of an annotation; a {ANY_REST} may stand at the end only")]
     Pattern(String),
-    /// Not a network.
+    /// The text is not a network.
     #[error("{0:?} is no network; write for example 192.0.2.0/24 or 2001:db8::/64")]
     Network(String),
 }
 
-/// A wish that is left out.
+/// A request of the guest that does not reach infra.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Withheld {
     /// Annotations that are not allowed.
     #[error("annotations {} are not passed to the infra cluster: its operator does not allow them", .0.join(", "))]
     Annotations(Vec<String>),
-    /// Annotations whose value is the operator's.
+    /// Annotations for which the operator sets the value.
     #[error("annotations {} have the value that the infra cluster's operator gave", .0.join(", "))]
     Overridden(Vec<String>),
     /// A value that is not allowed.
@@ -98,17 +99,17 @@ pub enum Withheld {
     Value {
         /// The annotation.
         key: String,
-        /// The guest's.
+        /// The value that the guest asked for.
         value: String,
-        /// The operator's.
+        /// The values that the operator allows.
         allowed: String,
     },
     /// An address that is not allowed.
     #[error("loadBalancerIP {address:?} is not passed to the infra cluster: allowed {allowed}")]
     LoadBalancerIp {
-        /// The guest's.
+        /// The address that the guest asked for.
         address: String,
-        /// The operator's.
+        /// The networks that the operator allows.
         allowed: Networks,
     },
     /// External addresses that are not allowed.
@@ -117,15 +118,15 @@ pub enum Withheld {
         .addresses.join(", ")
     )]
     ExternalIps {
-        /// The guest's.
+        /// The addresses that the guest asked for.
         addresses: Vec<String>,
-        /// The operator's.
+        /// The networks that the operator allows.
         allowed: Networks,
     },
 }
 
 impl GuestPolicy {
-    /// The annotations that reach infra of those that the guest `asked` for.
+    /// The annotations that reach infra, of those that the guest `asked` for.
     pub fn annotations(
         &self,
         asked: BTreeMap<String, String>,
@@ -157,7 +158,7 @@ impl GuestPolicy {
         passed
     }
 
-    /// What would be allowed, where this value is not.
+    /// If this value is not allowed: the values that would be.
     fn forbids(&self, key: &str, value: &str) -> Option<String> {
         if let Some(choice) = self.annotations.values.get(key) {
             return (!choice.allows(value)).then(|| choice.to_string());
@@ -178,8 +179,9 @@ impl GuestPolicy {
         }
     }
 
-    /// `externalIPs` as they reach infra, which has `present` already. Without a policy these stay as long as the guest wants
-    /// them: the reference passed them on, and a swap takes nothing away.
+    /// The `externalIPs` that reach infra, which has `present` already. Without a policy these stay as long as the
+    /// guest asks for them: the upstream cloud provider passed them on, and an upgrade from it must not take anything
+    /// away.
     pub fn external_ips(
         &self,
         asked: &[String],
@@ -228,7 +230,7 @@ impl FromStr for KeyPattern {
 }
 
 impl Choice {
-    /// Reads the values as the operator writes them.
+    /// Reads the values in the form in which the operator writes them.
     pub fn new(values: Vec<String>) -> Self {
         let networks = values.iter().filter_map(|value| value.parse().ok()).collect();
         Self { words: values, networks: Networks(networks) }
@@ -247,16 +249,16 @@ impl Display for Choice {
 }
 
 impl Networks {
-    /// Reads networks as the operator writes them.
+    /// Reads networks in CIDR notation.
     ///
     /// # Errors
-    /// One is none.
+    /// A text is not a network.
     pub fn parse(texts: &[String]) -> Result<Self, PolicyError> {
         let networks = texts.iter().map(|text| text.parse().map_err(|_| PolicyError::Network(text.clone())));
         networks.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether an address is in one of them; what is no address is not.
+    /// Whether one of the networks contains the address. A text that is not an address is not allowed.
     fn allow(&self, address: &str) -> bool {
         let Ok(address) = address.parse::<IpAddr>() else { return false };
         self.0.iter().any(|network| network.contains(&address))
@@ -282,7 +284,7 @@ fn items(value: &str) -> impl Iterator<Item = &str> {
 }
 
 impl Withheld {
-    /// The `reason` of the event that says it, and the label of the metric that counts it.
+    /// The `reason` of the event that reports it, and the label of the metric that counts it.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Annotations(_) | Self::Overridden(_) | Self::Value { .. } => "AnnotationsRefused",

@@ -1,4 +1,4 @@
-//! One map of the cloud-config: its keys are taken out one by one, so that the unknown ones are left.
+//! One map of the cloud-config. Its reader takes the known keys out one by one; the keys that remain are unknown.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::ConfigError;
 
-/// One map of the file, from which each known key is taken out once.
+/// One map of the file, from which each known key is taken once.
 pub(super) struct Section<'a> {
     pub(super) name: &'a str,
     pub(super) keys: Map<String, Value>,
@@ -25,12 +25,12 @@ impl<'a> Section<'a> {
         Self::of(key, &self.take(key))
     }
 
-    /// A section of a section, whose whole name is given.
+    /// A section of this section; `name` is its full name.
     pub(super) fn section_of(&mut self, key: &str, name: &'a str) -> Result<Self, ConfigError> {
         Self::of(name, &self.take(key))
     }
 
-    /// A key that is absent and one without a value are the same, as for the reference's parser.
+    /// An absent key and a key without a value are the same, as in upstream's parser.
     pub(super) fn take(&mut self, key: &str) -> Value {
         self.keys.remove(key).unwrap_or_default()
     }
@@ -55,7 +55,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A key that has this one value, or none.
+    /// A key that must have this one value or be absent.
     pub(super) fn word(&mut self, key: &str, word: &'static str) -> Result<bool, ConfigError> {
         match self.take(key) {
             Value::Null => Ok(false),
@@ -65,7 +65,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Whole seconds; not positive is the default, as for the reference (`HyperShift` writes 0).
+    /// Whole seconds. A value that is not positive means the default, as upstream has it (`HyperShift` writes 0).
     pub(super) fn seconds(&mut self, key: &str, default: Duration) -> Result<Duration, ConfigError> {
         let value = self.take(key);
         if value.is_null() {
@@ -75,7 +75,7 @@ impl<'a> Section<'a> {
         Ok(u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map_or(default, Duration::from_secs))
     }
 
-    /// Whole seconds; not positive is never.
+    /// Whole seconds. A value that is not positive means never.
     pub(super) fn seconds_or_never(
         &mut self,
         key: &str,
@@ -90,7 +90,7 @@ impl<'a> Section<'a> {
         Ok(self.list_if_there(key)?.unwrap_or_default())
     }
 
-    /// Where a list that is empty says another thing than none.
+    /// For a key whose empty list means something else than no list.
     pub(super) fn list_if_there(&mut self, key: &str) -> Result<Option<Vec<String>>, ConfigError> {
         let items = match self.take(key) {
             Value::Null => return Ok(None),
@@ -104,7 +104,7 @@ impl<'a> Section<'a> {
         texts.collect::<Result<_, _>>().map(Some)
     }
 
-    /// A map, whatever its values are; null where there is none.
+    /// A map with values of any type; null where the key is absent.
     pub(super) fn take_map(&mut self, key: &str) -> Result<Value, ConfigError> {
         match self.take(key) {
             map @ (Value::Null | Value::Object(_)) => Ok(map),
@@ -126,7 +126,7 @@ impl<'a> Section<'a> {
             .collect()
     }
 
-    /// The keys that nobody took.
+    /// The keys that nothing has taken.
     pub(super) fn left(self) -> Vec<String> {
         let prefix = if self.name.is_empty() { String::new() } else { format!("{}.", self.name) };
         self.keys.into_iter().map(|(key, _)| format!("{prefix}{key}")).collect()

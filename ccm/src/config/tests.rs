@@ -1,4 +1,4 @@
-//! The shapes of the field, the defaults, and what is refused.
+//! The forms that installers write, the defaults, and what is refused.
 
 use super::*;
 use crate::config::policy::{AnnotationPolicy, Choice, KeyPattern, Networks};
@@ -103,7 +103,7 @@ fn what_is_no_yaml_is_refused() {
 proptest! {
     #[test]
     fn no_text_makes_it_panic(text in "[a-zA-Z0-9:{}\\[\\]\n ,\"-]{0,80}") {
-        // Only the absence of a panic is claimed; what is accepted must be a config again when it is empty.
+        // The test claims that no text causes a panic; the assertions hold for every accepted config.
         if let Ok((config, unknown)) = CloudConfig::parse(&text) {
             prop_assert!(unknown.len() <= text.len());
             prop_assert!(config.load_balancer.poll_timeout > Duration::ZERO);

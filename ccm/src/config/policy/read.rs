@@ -1,4 +1,4 @@
-//! The section `loadBalancer.policy`: what of a guest's wishes may reach infra.
+//! The section `loadBalancer.policy`: which requests of a guest may reach infra.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +10,12 @@ use crate::config::{
     section::{Section, wrong},
 };
 
-/// The section's whole name.
+/// The full name of the section.
 const NAME: &str = "loadBalancer.policy";
-/// The name of its own section.
+/// The full name of its subsection.
 const ANNOTATIONS: &str = "loadBalancer.policy.annotations";
 
-/// Reads the section out of `loadBalancer`; adds the keys that nobody knows to `unknown`.
+/// Reads the section from `loadBalancer` and adds unknown keys to `unknown`.
 pub(in crate::config) fn policy(
     load_balancer: &mut Section<'_>,
     unknown: &mut Vec<String>,

@@ -1,4 +1,4 @@
-//! Each rule by name, and the laws over all wishes.
+//! Each rule by name, and the properties that hold for all requests.
 
 use super::*;
 use proptest::prelude::*;
@@ -194,7 +194,7 @@ prop_compose! {
 }
 
 proptest! {
-    /// What is in infra is the guest's by permission, or the operator's; what is missing there was told.
+    /// Whatever reaches infra, the policy lets the guest set it or the operator sets it; whatever does not is reported.
     #[test]
     fn nothing_passes_or_vanishes_unsaid(
         policy in policies(), asked in proptest::collection::btree_map("[ab]{1,2}", "[0-2]", 0..5),

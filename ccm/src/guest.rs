@@ -1,4 +1,4 @@
-//! What the guest cluster has: each kind watched once and kept once, without what nobody reads.
+//! The objects of the guest cluster. Each kind is watched once and kept once, without the fields that no code reads.
 
 pub mod nodes;
 pub mod services;

@@ -1,4 +1,5 @@
-//! What the infra cluster has of this guest: each kind watched once and kept once, without what nobody reads.
+//! The objects that this guest has in the infra cluster. Each kind is watched once and kept once, without the fields
+//! that no code reads.
 
 pub mod hosts;
 pub mod machines;

@@ -1,4 +1,4 @@
-//! Parts of API objects, as they are on the wire, that the types of both clusters share.
+//! Parts of API objects as the API writes them, shared by the types of both clusters.
 
 pub mod endpoint_slice;
 pub mod ip_family;

@@ -1,5 +1,6 @@
-//! A Node of the guest as the planners see it, and the part of the wire's Node that it is made of. A whole Node is some tens of
-//! KiB, most of it `status.images`: deserialising into these types drops that at once. Read only: writes are patches.
+//! A Node of the guest as the planners see it, and the fields of the API's Node that it is made of. A whole Node takes
+//! some tens of KiB, most of it `status.images`; deserialising into these types drops that at once. Never written back:
+//! writes are patches.
 
 use crate::wire::{
     ip_family::Family,
@@ -15,25 +16,25 @@ use k8s_openapi::{
 use kube::Resource;
 use serde::Deserialize;
 
-/// Taint of a Node that kubelet registered with `--cloud-provider=external` and no cloud provider has looked at
+/// Taint of a Node that kubelet registered with `--cloud-provider=external` and that no cloud provider has initialised
 /// (k8s.io/cloud-provider/api, `TaintExternalCloudProvider`). Any effect counts.
 pub const UNINITIALIZED_TAINT: &str = "node.cloudprovider.kubernetes.io/uninitialized";
 /// Taint of a Node whose machine is shut down (`TaintNodeShutdown`).
 pub const SHUTDOWN_TAINT: &str = "node.cloudprovider.kubernetes.io/shutdown";
-/// The effect of the latter.
+/// The effect of the shutdown taint.
 pub const NO_SCHEDULE: &str = "NoSchedule";
-/// What kubelet was given as `--node-ip` (k8s.io/cloud-provider/api, `AnnotationAlphaProvidedIPAddr`).
+/// The addresses that kubelet has from `--node-ip` (k8s.io/cloud-provider/api, `AnnotationAlphaProvidedIPAddr`).
 const PROVIDED_NODE_IP: &str = "alpha.kubernetes.io/provided-node-ip";
-/// The reference takes this label's value for the VM's name.
+/// The upstream cloud provider reads this label as the name of the VM.
 const INSTANCE_ID_LABEL: &str = "node.kubernetes.io/instance-id";
-/// Kubelet's word on its host name.
+/// The host name that kubelet reports.
 const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
 /// `NodeAddress.type` of a host name.
 const HOSTNAME_ADDRESS: &str = "Hostname";
-/// Condition that says whether kubelet reports.
+/// Condition that shows whether kubelet reports.
 const READY: &str = "Ready";
 
-/// `NodeAddress.type` of the addresses that we decide on.
+/// `NodeAddress.type` of the addresses that the CCM sets.
 pub const INTERNAL_IP: &str = "InternalIP";
 
 /// A Node.
@@ -43,9 +44,9 @@ pub struct GuestNode {
     pub uid: String,
     /// Version for optimistic concurrency.
     pub resource_version: String,
-    /// When kubelet registered it, in seconds since 1970; `None` = unknown.
+    /// When kubelet registered the Node, in seconds since 1970. `None` = unknown.
     pub created: Option<i64>,
-    /// Whether it is being deleted.
+    /// Whether the Node is being deleted.
     pub deleting: bool,
     /// Labels.
     pub labels: BTreeMap<String, String>,
@@ -53,55 +54,55 @@ pub struct GuestNode {
     pub taints: Vec<Taint>,
     /// `status.addresses`.
     pub addresses: Vec<NodeAddress>,
-    /// What kubelet was given as its own addresses.
+    /// The addresses that kubelet has from `--node-ip`.
     pub provided: Vec<IpAddr>,
     /// Condition `Ready`.
     pub ready: Ready,
-    /// What it says about itself.
+    /// What the Node claims about its VM.
     pub claims: Claims,
 }
 
 /// The condition `Ready` of a Node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ready {
-    /// Kubelet reports and is well.
+    /// Kubelet reports that it is ready.
     True,
-    /// Kubelet reports and is not well, or has not reported yet.
+    /// Kubelet reports that it is not ready, or has not reported yet.
     #[default]
     False,
-    /// Kubelet has stopped to report: kube-controller-manager says so.
+    /// Kubelet has stopped reporting; kube-controller-manager sets this.
     Unknown,
 }
 
 impl GuestNode {
-    /// Whether a taint of this key is there.
+    /// Whether the Node has a taint with this key.
     pub fn has_taint(&self, key: &str) -> bool {
         self.taints.iter().any(|taint| taint.key == key)
     }
 
-    /// The taints without those of this key.
+    /// The taints without those that have this key.
     pub fn taints_without(&self, key: &str) -> Vec<Taint> {
         self.taints.iter().filter(|taint| taint.key != key).cloned().collect()
     }
 
-    /// Whether kubelet registered it and no cloud provider has initialised it.
+    /// Whether kubelet registered the Node and no cloud provider has initialised it.
     pub fn is_uninitialized(&self) -> bool {
         self.has_taint(UNINITIALIZED_TAINT)
     }
 }
 
-/// What a Node says about itself.
+/// What a Node claims about its VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claims {
     /// `metadata.name`.
     pub name: String,
     /// `spec.providerID`.
     pub provider_id: String,
-    /// Label `node.kubernetes.io/instance-id`, in the reference the name of the VM.
+    /// Label `node.kubernetes.io/instance-id`: with the upstream cloud provider the name of the VM.
     pub instance_id: Option<String>,
     /// Host names: label `kubernetes.io/hostname`, address of type `Hostname`.
     pub hostnames: Vec<String>,
-    /// `status.nodeInfo.systemUUID`, where it is the firmware's.
+    /// `status.nodeInfo.systemUUID`, if it comes from the firmware.
     pub uuid: Option<SystemUuid>,
 }
 
@@ -114,8 +115,8 @@ pub struct NodeAddress {
     pub address: String,
 }
 
-/// Reads the annotation `alpha.kubernetes.io/provided-node-ip`: one address, or one of each family. Kubelet's `0.0.0.0` and
-/// `::` ask for a family, not for an address.
+/// Reads the annotation `alpha.kubernetes.io/provided-node-ip`: one address, or one of each family. Kubelet writes
+/// `0.0.0.0` and `::` to ask for a family, not for an address.
 pub fn provided_node_ips(annotation: &str) -> Vec<IpAddr> {
     let parsed = annotation.split(',').filter_map(|text| text.trim().parse().ok());
     let mut provided: Vec<IpAddr> = parsed.filter(|ip: &IpAddr| !ip.is_unspecified()).collect();
@@ -183,9 +184,9 @@ struct WireInfo {
 }
 
 impl WireInfo {
-    /// The firmware's UUID. Where kubelet can't read one (no SMBIOS, as on s390x) it shows the content of `/etc/machine-id` in its
-    /// place (cAdvisor, `utils/sysinfo.GetSystemUUID`), which says nothing about the VM: to take it for another VM's would
-    /// contradict the Node's own words, or prove that its VM is gone.
+    /// The firmware's UUID. Where kubelet can't read one (no SMBIOS, as on s390x), it shows the content of
+    /// `/etc/machine-id` instead (cAdvisor, `utils/sysinfo.GetSystemUUID`), which does not identify the VM. If we took
+    /// that for a UUID, it would contradict the names of the Node, or prove that its VM is gone.
     fn firmware_uuid(&self) -> Option<SystemUuid> {
         let is_machine_id = self.system_uuid == self.machine_id;
         SystemUuid::parse(&self.system_uuid).filter(|_| !is_machine_id)
@@ -280,7 +281,7 @@ mod tests {
         };
         let machine_id = "85bef215392743c0948013cb67cac28a";
         assert_eq!(uuid_of(machine_id, machine_id), None);
-        // systemd derives the machine id from the firmware's UUID; that one is read with dashes.
+        // systemd derives the machine id from the firmware's UUID; that UUID has dashes.
         let firmware = "85bef215-3927-43c0-9480-13cb67cac28a";
         assert_eq!(uuid_of(firmware, machine_id), SystemUuid::parse(firmware));
     }

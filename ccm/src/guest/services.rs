@@ -1,5 +1,5 @@
-//! A Service, as far as it is read: of the guest, and of infra. Neither is written back: what is not named here would be
-//! lost. Changes are made to the whole object, see [`super::mirror`].
+//! A Service of the guest, with the fields that are read. It is never written back, because the fields that are not
+//! named here would be lost. The CCM changes it by patches.
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -12,32 +12,32 @@ use crate::wire::service::{LOAD_BALANCER, ServiceSpec, ServiceStatus};
 /// The finalizer of the framework (k8s.io/cloud-provider/service/helpers).
 pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 
-/// Whether infra has the load balancer, with an address.
+/// Condition: whether infra has provided the load balancer, with an address.
 pub const PROVISIONED: &str = "kubevirt.io/LoadBalancerProvisioned";
-/// Whether there is something that traffic goes to.
+/// Condition: whether the load balancer has backends to send traffic to.
 pub const SERVING: &str = "kubevirt.io/LoadBalancerServing";
 
 /// A Service of the guest.
 #[derive(Clone, Debug, Default, Deserialize, Resource)]
 #[resource(inherit = "Service")]
 pub struct GuestService {
-    /// Name, finalizers, deletion.
+    /// Name, finalizers, time of deletion.
     pub metadata: ObjectMeta,
-    /// What is wanted.
+    /// What the user asks for.
     #[serde(default)]
     pub spec: ServiceSpec,
-    /// What the guest's users see.
+    /// What the CCM reports to the user.
     #[serde(default)]
     pub status: ServiceStatus,
 }
 
 impl GuestService {
-    /// Whether it asks us for a load balancer: a class names another controller.
+    /// Whether the Service asks this CCM for a load balancer: a class names another controller.
     pub fn wants_load_balancer(&self) -> bool {
         self.spec.kind == LOAD_BALANCER && self.spec.load_balancer_class.is_none()
     }
 
-    /// Whether the framework's finalizer is on it.
+    /// Whether it has the framework's finalizer.
     pub fn has_finalizer(&self) -> bool {
         self.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER)
     }
@@ -47,12 +47,13 @@ impl GuestService {
         self.metadata.deletion_timestamp.is_some()
     }
 
-    /// Its UID; the API server gives one to every object.
+    /// Its UID, which the API server gives to every object.
     pub fn uid(&self) -> &str {
         self.metadata.uid.as_deref().unwrap_or_default()
     }
 
-    /// Drops what is not looked at, before the object is kept. What decides whether it asks us for a load balancer stays.
+    /// Drops the fields that are not read, before the object is kept. The fields that decide whether it asks this CCM
+    /// for a load balancer stay.
     pub fn slim(&mut self) {
         self.metadata.managed_fields = None;
         self.metadata.owner_references = None;
@@ -69,7 +70,7 @@ impl GuestService {
     }
 }
 
-/// Whether this condition is ours.
+/// Whether the CCM owns this condition.
 pub fn is_ours(condition: &Condition) -> bool {
     [PROVISIONED, SERVING].contains(&condition.type_.as_str())
 }

@@ -1,4 +1,4 @@
-//! An `EndpointSlice` of the guest, as far as it is read.
+//! An `EndpointSlice` of the guest, with the fields that are read.
 
 use std::collections::BTreeMap;
 
@@ -13,23 +13,23 @@ use crate::wire::{
     metadata::null_as_default,
 };
 
-/// An `EndpointSlice` of the guest: where endpoints are, and what they can do.
+/// An `EndpointSlice` of the guest: where its endpoints are, and their conditions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestSlice {
-    /// Its family; one of names, for example, has none.
+    /// Its family; `None` for a slice of host names, for example.
     pub family: Option<Family>,
-    /// By Node.
+    /// The endpoints by Node.
     pub nodes: BTreeMap<String, Conditions>,
-    /// Those that don't say on which Node they are; a Gateway's, for example, that every Node serves.
+    /// The endpoints that name no Node, such as those of a Gateway, which every Node serves.
     pub anywhere: Option<Conditions>,
 }
 
-/// What is read of it.
+/// The fields that are read.
 #[derive(Clone, Debug, Deserialize, Resource)]
 #[resource(inherit = "EndpointSlice")]
 #[serde(rename_all = "camelCase")]
 pub struct WireGuestSlice {
-    /// Its name and its Service's.
+    /// Its name, and the label with the name of its Service.
     pub metadata: ObjectMeta,
     #[serde(default)]
     address_type: String,

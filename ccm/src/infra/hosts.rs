@@ -1,4 +1,4 @@
-//! Where infra nodes are: each read once in a while, and none any more once that is refused.
+//! Zone and region of infra Nodes. Each infra Node is read again after a while; after a refusal none is read any more.
 
 use crate::{
     access::chain,
@@ -13,7 +13,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How long a place is believed: a node's zone and region hardly ever change.
+/// How long the zone and region of an infra Node are cached; they hardly ever change.
 const BELIEVED: Duration = Duration::from_mins(5);
 
 /// Zone and region of an infra node.
@@ -25,20 +25,20 @@ pub struct Place {
     pub region: Option<String>,
 }
 
-/// What is known of the infra node that a VM runs on.
+/// What is known of the infra Node on which a VM runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Host {
     /// Its place.
     At(Place),
-    /// Infra nodes may not be read.
+    /// The CCM may not read infra Nodes.
     Forbidden,
-    /// Zone and region are switched off, or the node could not be read this time.
+    /// Zone and region are switched off, or the infra Node could not be read this time.
     #[default]
     Unknown,
 }
 
 impl Place {
-    /// Reads an infra node's labels; the older names count where the present ones are missing.
+    /// Reads the labels of an infra Node. An older name counts where the current one is missing.
     pub fn of_labels(labels: &BTreeMap<String, String>) -> Self {
         let of = |wanted: &str| {
             let older = BETA_LABELS.iter().find(|(_, stable)| *stable == wanted).map(|(beta, _)| *beta);
@@ -48,7 +48,7 @@ impl Place {
     }
 }
 
-/// Places of infra nodes.
+/// Cache of the zone and region of infra Nodes.
 pub(crate) struct Hosts {
     reads: InfraReads,
     state: Mutex<State>,
@@ -65,7 +65,8 @@ impl Hosts {
         Self { reads, state: Mutex::default() }
     }
 
-    /// Where the infra node of this name is. Never fails: what can't be read is not known.
+    /// Zone and region of the infra Node with this name. It never fails: if a Node can't be read, the answer is that
+    /// nothing is known.
     pub(crate) async fn find(&self, node: &str) -> Host {
         if self.lock().forbidden {
             return Host::Forbidden;
@@ -94,7 +95,7 @@ impl Hosts {
             }
             Err(error) => {
                 tracing::warn!(error = chain(&error), "the place of an infra node is not known");
-                // An old answer is better than none, and does no harm: a node that moved has another name.
+                // An old answer is better than none, and does no harm: an infra Node that moves gets another name.
                 known.map_or(Host::Unknown, |(place, _)| Host::At(place))
             }
         }

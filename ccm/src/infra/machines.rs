@@ -1,5 +1,5 @@
-//! A virtual machine of the infra cluster as a Node sees it: KubeVirt's `VirtualMachine` and `VirtualMachineInstance`, projected
-//! to identity, life, addresses and place. (The `infra` crate projects the same kinds to their volumes.)
+//! A VM of the infra cluster as a Node needs it: KubeVirt's `VirtualMachine` and `VirtualMachineInstance`, reduced to
+//! identity, lifecycle, addresses and topology. (The `infra` crate reduces the same kinds to their volumes.)
 
 pub mod feed;
 pub mod index;
@@ -9,84 +9,84 @@ pub mod wire;
 use crate::wire::system_uuid::SystemUuid;
 use std::net::IpAddr;
 
-/// What is read of a `VirtualMachine`.
+/// The fields of a `VirtualMachine` that are read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vm {
     /// Name of the VM and of its VMI.
     pub name: String,
-    /// `spec.runStrategy`, or what `spec.running` stands for.
+    /// `spec.runStrategy`, or the strategy that `spec.running` stands for.
     pub strategy: RunStrategy,
     /// `status.printableStatus`.
     pub printable_status: String,
-    /// Host name that its template gives the guest.
+    /// The host name that its template gives to the guest system.
     pub hostname: Option<String>,
     /// `spec.template.spec.domain.firmware.uuid`.
     pub uuid: Option<SystemUuid>,
 }
 
-/// What KubeVirt does about a VM that does not run.
+/// What KubeVirt does with a VM that does not run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum RunStrategy {
-    /// `Always`: starts it again, whatever ended it.
+    /// `Always`: starts it again, however it ended.
     Always,
     /// `Halted`: keeps it stopped.
     Halted,
-    /// `RerunOnFailure`, `Manual`, `Once` and whatever comes: the VM's status tells.
+    /// `RerunOnFailure`, `Manual`, `Once` and any later one: depends on the status of the VM.
     #[default]
     Depends,
 }
 
-/// What is read of a `VirtualMachineInstance`.
+/// The fields of a `VirtualMachineInstance` that are read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vmi {
     /// Name.
     pub name: String,
-    /// UID: another one after each restart.
+    /// UID; it is a new one after each restart.
     pub uid: String,
-    /// Label `cluster.x-k8s.io/cluster-name`: the guest cluster that it says it belongs to.
+    /// Label `cluster.x-k8s.io/cluster-name`: the guest cluster to which the VMI is labelled to belong.
     pub cluster: Option<String>,
     /// Whether it is being deleted.
     pub deleting: bool,
-    /// What it can do.
+    /// Its conditions.
     pub conditions: VmiConditions,
     /// `status.phase`.
     pub phase: Phase,
-    /// Host name that the guest gets; KubeVirt takes the VMI's name where the spec has none.
+    /// The host name that the guest system gets. Where the spec has none, KubeVirt uses the VMI's name.
     pub hostname: Option<String>,
-    /// `spec.domain.firmware.uuid`: what the guest reads as SMBIOS system UUID.
+    /// `spec.domain.firmware.uuid`: the guest system reads it as SMBIOS system UUID.
     pub uuid: Option<SystemUuid>,
-    /// `status.nodeName`: the infra node that it runs on. During a live migration the source.
+    /// `status.nodeName`: the infra Node on which it runs. During a live migration this is the source.
     pub host: Option<String>,
     /// `status.interfaces`, each with its network.
     pub interfaces: Vec<Interface>,
-    /// Whether the guest agent reports: then `interfaces` is all that there is.
+    /// Whether the guest agent reports; only then is `interfaces` complete.
     pub agent_connected: bool,
-    /// Name of the instance type, of either kind.
+    /// Name of the instance type, namespaced or cluster-wide.
     pub instance_type: Option<String>,
-    /// Zone that the VMI itself names, by label or annotation.
+    /// The zone in a label or annotation of the VMI itself.
     pub zone: Option<String>,
-    /// Region that the VMI itself names.
+    /// The region in a label or annotation of the VMI itself.
     pub region: Option<String>,
 }
 
-/// What a VMI can do.
+/// The conditions of a VMI.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VmiConditions {
-    /// Condition `Ready`; where there is none, whether it runs.
+    /// Condition `Ready`; where it is missing, whether the VMI runs.
     pub ready: bool,
-    /// Condition `Paused`: its processors stand still.
+    /// Condition `Paused`: its processors are stopped.
     pub paused: bool,
 }
 
-/// Life of a VMI.
+/// Phase of a VMI.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Phase {
-    /// `Pending`, `Scheduling`, `Scheduled`, or none yet.
+    /// `Pending`, `Scheduling`, `Scheduled`, or no phase yet.
     #[default]
     Starting,
     /// `Running`.
     Running,
-    /// `Succeeded`: the guest shut itself down, or was.
+    /// `Succeeded`: the guest system shut down, by itself or on request.
     Succeeded,
     /// `Failed`.
     Failed,
@@ -97,7 +97,7 @@ pub enum Phase {
 /// A network interface of a running VMI.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
-    /// Its name in the VM's spec; empty for one that only the guest agent knows.
+    /// Its name in the VM's spec. Empty for an interface that only the guest agent reports.
     pub name: String,
     /// What it is connected to.
     pub network: Network,
@@ -112,7 +112,7 @@ pub enum Network {
     Pod,
     /// A `NetworkAttachmentDefinition`, as `namespace/name` or `name`.
     Multus(String),
-    /// Nothing of the VM's spec.
+    /// Not a network of the VM's spec.
     #[default]
     Unknown,
 }

@@ -1,5 +1,5 @@
-//! A Service of infra, as far as it is read. It is never written back: what is not named here would be lost. Changes are made to
-//! the whole object.
+//! A Service of infra, with the fields that are read. It is never written back, because the fields that are not named
+//! here would be lost. The CCM changes the whole object instead.
 
 use std::collections::BTreeSet;
 
@@ -12,8 +12,9 @@ use serde_json::Value;
 
 use crate::wire::service::{ServiceSpec, ServiceStatus};
 
-/// Our name in `managedFields`: that of the reference, which is its program's name. So the entry that the reference left on
-/// an object is our own from the first change on, and what it wrote and nobody wants any more goes away.
+/// Our name in `managedFields`: the upstream cloud provider's, which is the name of its program. The entry that
+/// upstream left on an object is therefore ours from the first change on, and what it wrote and nobody wants any more
+/// goes away.
 pub const FIELD_MANAGER: &str = "kubevirt-cloud-controller-manager";
 
 /// A Service of infra.
@@ -21,17 +22,17 @@ pub const FIELD_MANAGER: &str = "kubevirt-cloud-controller-manager";
 #[serde(from = "WrittenService")]
 #[resource(inherit = "Service")]
 pub struct InfraService {
-    /// Name, labels, annotations. `managedFields` are not kept: as JSON they are half of the object's memory.
+    /// Name, labels, annotations. `managedFields` are not kept, because as JSON they take half of the object's memory.
     pub metadata: ObjectMeta,
-    /// What is there.
+    /// The spec that infra has.
     pub spec: ServiceSpec,
-    /// What infra gave.
+    /// The addresses that infra gave.
     pub status: ServiceStatus,
-    /// What we or the reference wrote last.
+    /// What we or the upstream cloud provider wrote last.
     own: OwnFields,
 }
 
-/// What `managedFields` say that we, or the reference, wrote last: as far as it is asked for.
+/// What we or the upstream cloud provider wrote last, by `managedFields`: only the fields that are needed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct OwnFields {
     /// Keys of annotations.
@@ -40,7 +41,7 @@ struct OwnFields {
     address: bool,
 }
 
-/// A Service of infra as the API has it.
+/// A Service of infra as the API returns it.
 #[derive(Deserialize)]
 struct WrittenService {
     metadata: ObjectMeta,
@@ -56,12 +57,13 @@ impl InfraService {
         self.metadata.deletion_timestamp.is_some()
     }
 
-    /// The annotations that we or the reference wrote last.
+    /// The annotations that we or the upstream cloud provider wrote last.
     pub fn own_annotations(&self) -> impl Iterator<Item = &str> {
         self.own.annotations.iter().map(String::as_str)
     }
 
-    /// Whether we or the reference wrote `spec.loadBalancerIP` last; some load balancers of infra write it themselves.
+    /// Whether we or the upstream cloud provider wrote `spec.loadBalancerIP` last; some load balancers of infra write
+    /// it themselves.
     pub fn owns_address(&self) -> bool {
         self.own.address
     }

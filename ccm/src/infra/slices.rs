@@ -1,4 +1,4 @@
-//! An `EndpointSlice` of infra, as far as it is read.
+//! An `EndpointSlice` of infra, with the fields that are read.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,87 +15,87 @@ use crate::wire::{
     metadata::null_as_default,
 };
 
-/// Label: who writes a slice (`LabelManagedBy`).
+/// Label: which controller writes a slice (`LabelManagedBy`).
 pub const MANAGER_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
-/// Our value of it, which is the reference's: what it left is ours.
+/// Our value of it, which is that of the upstream cloud provider: the slices that it left are ours.
 pub const OUR_MANAGER: &str = "kubevirt-eps-controller";
-/// Infra's controller of selectors (`k8s.io/endpointslice`).
+/// Infra's controller that follows selectors (`k8s.io/endpointslice`).
 const SELECTOR_MANAGER: &str = "endpointslice-controller.k8s.io";
 /// Infra's controller that copies the older kind Endpoints (`k8s.io/kubernetes/pkg/controller/endpointslicemirroring`).
 const MIRROR_MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
 
-/// Who writes a slice.
+/// Which program writes a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manager {
-    /// We, or the reference before us.
+    /// The CCM, or the upstream cloud provider before it.
     Ours,
-    /// Infra's controllers: of selectors, or of the copies of Endpoints.
+    /// Infra's controllers: the one for selectors, or the one for copies of Endpoints.
     Infra,
-    /// Somebody else.
+    /// Another program.
     Other,
 }
 
-/// One of its endpoints: a VM at one address.
+/// One endpoint of a slice: a VM at one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// Name of VM and VMI.
     pub vm: String,
     /// UID of the VMI.
     pub uid: String,
-    /// Where it is reached.
+    /// The address at which it is reached.
     pub address: IpAddr,
-    /// The infra node that it runs on.
+    /// The infra Node on which it runs.
     pub host: Option<String>,
-    /// What it can do.
+    /// Its conditions.
     pub conditions: Conditions,
 }
 
-/// A port, on which every endpoint of a slice is reached.
+/// A port, at which every endpoint of a slice is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
     /// Name of the Service's port; empty where it has none.
     pub name: String,
     /// `TCP`, `UDP`, `SCTP`.
     pub protocol: String,
-    /// The VM's port.
+    /// The port in the VM.
     pub port: i32,
     /// `appProtocol`.
     pub app_protocol: Option<String>,
 }
 
-/// What we write into a slice.
+/// What the CCM writes into a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
-    /// Labels, whole.
+    /// All labels.
     pub labels: BTreeMap<String, String>,
-    /// Ports, whole.
+    /// All ports.
     pub ports: Vec<Port>,
-    /// Endpoints, whole.
+    /// All endpoints.
     pub endpoints: Vec<Endpoint>,
 }
 
-/// A slice, as it was seen.
+/// A slice as it was last read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InfraSlice {
     /// Its name.
     pub name: String,
     /// Its UID.
     pub uid: String,
-    /// Its version.
+    /// Its resourceVersion.
     pub version: String,
-    /// Who writes it.
+    /// Which program writes it.
     pub manager: Manager,
-    /// Its family; names, for example, are none.
+    /// Its family; `None` for a slice of host names, for example.
     pub family: Option<Family>,
-    /// UID of the object that it goes with.
+    /// UID of the object that owns it.
     pub owner: Option<String>,
     /// Whether one of its endpoints is ready.
     pub is_ready: bool,
-    /// What it holds, of ours; `None` = something that we would never write.
+    /// What it contains, in terms of what we write. `None` = something that we would never write.
     pub content: Option<Content>,
 }
 
-/// What is read of a slice.
+/// The fields of a slice that are read.
 #[derive(Clone, Debug, Deserialize, Resource)]
 #[resource(inherit = "EndpointSlice")]
 #[serde(rename_all = "camelCase")]

@@ -1,22 +1,22 @@
-//! The fields that are read of an `EndpointSlice`, in either cluster.
+//! The fields of an `EndpointSlice` that are read, in either cluster.
 
 use serde::Deserialize;
 
 /// Label: the Service that a slice belongs to (k8s.io/api/discovery, `LabelServiceName`).
 pub const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
-/// What an endpoint can do; the conditions of the `EndpointSlice` API.
+/// The conditions of an endpoint, as in the `EndpointSlice` API.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Conditions {
     /// It takes new connections.
     pub ready: bool,
-    /// It answers, be it ready or about to end.
+    /// It answers, whether it is ready or terminating.
     pub serving: bool,
-    /// It is about to end.
+    /// It is terminating.
     pub terminating: bool,
 }
 
-/// `conditions` of an endpoint; what is not said means its usual value.
+/// `conditions` of an endpoint. A missing one has its usual value.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct WireConditions {
@@ -32,13 +32,14 @@ impl Conditions {
     /// Takes new connections.
     pub const READY: Self = Self { ready: true, serving: true, terminating: false };
 
-    /// Those of several endpoints on one Node: those of the one that kube-proxy would send traffic to.
+    /// Joins the conditions of several endpoints on one Node: those of the endpoint that kube-proxy would send traffic
+    /// to.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         if other.rank() > self.rank() { other } else { self }
     }
 
-    /// Those of an endpoint in a VM: what both can do.
+    /// Joins the conditions of an endpoint and of the VM that it runs in: what both can do.
     #[must_use]
     pub fn and(self, vm: Self) -> Self {
         Self {
@@ -59,7 +60,7 @@ impl Conditions {
 }
 
 impl From<&WireConditions> for Conditions {
-    /// Nothing said is ready, and serving is what ready is (EndpointSlice API).
+    /// If `ready` is missing the endpoint is ready, and if `serving` is missing it is as `ready` (EndpointSlice API).
     fn from(wire: &WireConditions) -> Self {
         let ready = wire.ready.unwrap_or(true);
         Self { ready, serving: wire.serving.unwrap_or(ready), terminating: wire.terminating.unwrap_or(false) }

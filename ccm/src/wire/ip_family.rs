@@ -1,8 +1,8 @@
-//! IPv4 and IPv6, by the names that Kubernetes has for them.
+//! IPv4 and IPv6, by the names that Kubernetes gives them.
 
 use std::net::IpAddr;
 
-/// An address family, by Kubernetes' names.
+/// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
     /// `IPv4`.
@@ -17,12 +17,13 @@ impl Family {
         if ip.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// Reads `ipFamilies[]` of a Service or `addressType` of an EndpointSlice; the latter has others too, names for example.
+    /// Reads an item of a Service's `ipFamilies` or a slice's `addressType`. The latter has other values too, such as
+    /// FQDN.
     pub fn parse(text: &str) -> Option<Self> {
         [Self::V4, Self::V6].into_iter().find(|family| family.as_str() == text)
     }
 
-    /// As Kubernetes writes it.
+    /// The name that Kubernetes gives it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::V4 => "IPv4",

@@ -1,11 +1,11 @@
-//! Metadata of API objects without what nobody reads, and how Go writes what is empty.
+//! Metadata of API objects without the fields that no code reads, and how Go writes an empty value.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::{Deserialize, Deserializer};
 
-/// The metadata that somebody reads. `managedFields`, the larger part of many objects, is never kept.
+/// The metadata that is read. `managedFields`, which is the larger part of many objects, is never kept.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct Lean {
@@ -18,7 +18,7 @@ struct Lean {
     deletion_timestamp: Option<Time>,
 }
 
-/// Reads metadata without what nobody reads.
+/// Reads metadata and drops the fields that no code reads.
 pub(crate) fn lean_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     let lean = Lean::deserialize(deserializer)?;
     Ok(ObjectMeta {
@@ -33,7 +33,7 @@ pub(crate) fn lean_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
     })
 }
 
-/// Go writes a nil map or slice as `null`; both mean empty.
+/// Go writes a nil map or slice as `null`; it means empty.
 pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,

@@ -1,4 +1,4 @@
-//! The fields that are read of a Service, in either cluster.
+//! The fields of a Service that are read, in either cluster.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +8,14 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// `spec.type` of a Service that wants a load balancer.
+/// `spec.type` of a Service that asks for a load balancer.
 pub const LOAD_BALANCER: &str = "LoadBalancer";
-/// `spec.externalTrafficPolicy`: only nodes that have an endpoint, with the client's address.
+/// `spec.externalTrafficPolicy`: only nodes that have an endpoint take traffic, and the endpoint sees the client's
+/// address.
 pub const LOCAL: &str = "Local";
-/// `spec.sessionAffinity`: none.
+/// `spec.sessionAffinity`: no affinity.
 pub const NO_AFFINITY: &str = "None";
-/// `ports[].protocol` where none is given.
+/// `ports[].protocol` where it is absent.
 const DEFAULT_PROTOCOL: &str = "TCP";
 
 /// The fields of `spec` that are read.
@@ -24,7 +25,7 @@ pub struct ServiceSpec {
     /// `type`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// `loadBalancerClass`: another controller's matter where it is set.
+    /// `loadBalancerClass`: if it is set, another controller serves the Service.
     pub load_balancer_class: Option<String>,
     /// `ports`.
     pub ports: Vec<ServicePort>,
@@ -68,7 +69,7 @@ pub struct ServicePort {
     pub app_protocol: Option<String>,
 }
 
-/// `status`, as far as it is read.
+/// The fields of `status` that are read.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceStatus {
@@ -95,7 +96,7 @@ impl ServicePort {
 }
 
 impl ServiceSpec {
-    /// Whether the endpoints are only those of the node that the traffic reaches.
+    /// Whether a node sends traffic only to the endpoints on itself.
     pub fn is_local(&self) -> bool {
         self.external_traffic_policy == LOCAL
     }

@@ -1,14 +1,14 @@
-//! The system UUID by which a Node and a VM can be told to be the same machine.
+//! The system UUID, by which a Node and a VM are recognised as the same machine.
 
-/// An SMBIOS system UUID, comparable: lower case, without dashes.
+/// An SMBIOS system UUID in a form that can be compared: lower case, without dashes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SystemUuid(String);
 
 impl SystemUuid {
-    /// Digits of a UUID.
+    /// Hexadecimal digits of a UUID.
     const DIGITS: usize = 32;
 
-    /// `None` where the text is no UUID, or one of those that firmware without a UUID shows (all zeros, all ones).
+    /// `None` if the text is not a UUID, or is one that firmware without a UUID shows (all zeros, all ones).
     pub fn parse(text: &str) -> Option<Self> {
         let digits: String =
             text.trim().chars().filter(|c| *c != '-').map(|c| c.to_ascii_lowercase()).collect();

@@ -1,7 +1,8 @@
-//! Keeps the index: by watches where watching is granted, else by looking again and again.
+//! Keeps the index up to date: by watches where RBAC grants them, else by polling.
 //!
-//! A look costs one LIST per kind. While some Node needs its VM (it is new, or not ready) it is taken soon after it was asked for,
-//! else seldom. That watching is refused is said once and holds for the process's life, as with every right.
+//! A poll costs one LIST per kind. While a Node needs its VM (it is new, or not ready), the next poll follows soon
+//! after the request, otherwise at long intervals. If RBAC refuses to watch, that is logged once and holds for the life
+//! of the process, as with every right.
 
 use std::{
     pin::pin,
@@ -29,9 +30,9 @@ use crate::{
     },
 };
 
-/// Pause between looks while nobody needs one.
+/// Pause between polls while nobody needs one.
 const IDLE_LOOK: Duration = Duration::from_secs(30);
-/// Shortest pause between looks: a hundred new Nodes share one.
+/// Shortest pause between polls: a hundred new Nodes share one.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Fills an index. Cheap to clone.
@@ -43,24 +44,24 @@ pub struct Feed {
     runs: Arc<AtomicBool>,
 }
 
-/// What went wrong last with one kind; each new trouble is said once.
+/// The last error of one kind; each new error is logged once.
 #[derive(Default)]
 struct Trouble {
     said: Option<String>,
 }
 
 impl Feed {
-    /// A feed of `index`; nothing is read before it runs.
+    /// Makes a feed for `index`. It reads nothing before it runs.
     pub fn new(reads: InfraReads, index: Arc<MachineIndex>) -> Self {
         Self { reads, index, hurried: Arc::new(watch::Sender::new(())), runs: Arc::default() }
     }
 
-    /// Somebody needs a fresh look. Nothing where watches tell anyhow.
+    /// Asks for a fresh poll soon. Does nothing where watches report changes.
     pub fn hurry(&self) {
         self.hurried.send_replace(());
     }
 
-    /// Runs until it is dropped. Of several that share it, the first runs it for all.
+    /// Runs until it is dropped. If several tasks share the feed, the first one runs it for all.
     pub async fn run(&self) {
         if self.runs.swap(true, Ordering::Relaxed) {
             return std::future::pending().await;
@@ -78,7 +79,7 @@ impl Feed {
         self.look_again_and_again::<K>().await;
     }
 
-    /// Watches; ends only when that is refused.
+    /// Watches a kind; ends only when RBAC refuses that.
     async fn watch<K: Wire>(&self) {
         let config = watcher::Config::default().page_size(PAGE);
         let mut events = pin!(watcher(self.reads.api::<K>(), config).default_backoff());
@@ -123,7 +124,7 @@ impl Feed {
                 }
             }
             time::sleep(SHORTEST_PAUSE).await;
-            // The sender lives as long as this feed; an elapsed time is as good as a call.
+            // The sender lives as long as this feed; if the time is over, poll as if somebody had asked.
             drop(time::timeout(IDLE_LOOK.saturating_sub(SHORTEST_PAUSE), hurried.changed()).await);
         }
     }

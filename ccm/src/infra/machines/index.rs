@@ -1,6 +1,7 @@
-//! All VMs and instances of the namespace as they were read last, and word of every change. No calls.
+//! All VMs and VMIs of the namespace as they were read last, with a notification for every change. It makes no calls.
 //!
-//! It is behind the infra cluster by the time of a watch event, or of a poll: enough to add and to correct, never enough to delete.
+//! It is behind the infra cluster by the time of a watch event or of a poll: good enough to add and to correct, never
+//! good enough to delete.
 
 use std::{
     collections::BTreeMap,
@@ -18,40 +19,40 @@ type Shelf<T> = Arc<BTreeMap<String, Arc<T>>>;
 #[derive(Debug, Default)]
 pub struct MachineIndex {
     snapshot: Mutex<Snapshot>,
-    /// Counts changes.
+    /// Counts the changes.
     changes: watch::Sender<u64>,
 }
 
-/// What was known at one moment; cheap to clone.
+/// What was known at one moment. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// `None` = not read yet, or not ours to read.
+    /// `None` = not read yet, or reading is not allowed.
     vms: Option<Shelf<Vm>>,
     vmis: Option<Shelf<Vmi>>,
 }
 
-/// A thing that may not have been looked at.
+/// What is known of one object, which may not have been read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Seen<T> {
-    /// Not looked at, or the look failed.
+    /// It was not read, or the read failed.
     #[default]
     Unseen,
-    /// It does not exist: a read said so.
+    /// It does not exist, by a read that succeeded.
     Absent,
-    /// It shows this.
+    /// It exists and has this value.
     Present(T),
 }
 
-/// All VMs and instances of the namespace that are known; `None` = not read.
+/// All known VMs and VMIs of the namespace. `None` = not read.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
     /// VMs by name.
     pub vms: Option<&'a BTreeMap<String, Arc<Vm>>>,
-    /// Instances by name.
+    /// VMIs by name.
     pub vmis: Option<&'a BTreeMap<String, Arc<Vmi>>>,
 }
 
-/// A kind that is kept here.
+/// A kind of object that the index keeps.
 pub trait Kept: Eq + Sized {
     /// Name of the kind's resource.
     const RESOURCE: &'static str;
@@ -59,7 +60,7 @@ pub trait Kept: Eq + Sized {
     /// Name of the object.
     fn name(&self) -> &str;
 
-    /// Where the kind is kept.
+    /// The part of a snapshot that has this kind.
     fn shelf(snapshot: &mut Snapshot) -> &mut Option<Shelf<Self>>;
 }
 
@@ -88,17 +89,17 @@ impl Kept for Vmi {
 }
 
 impl MachineIndex {
-    /// What is known now.
+    /// The current snapshot.
     pub fn snapshot(&self) -> Snapshot {
         self.lock().clone()
     }
 
-    /// Tells of every change from now on; several changes may be told as one.
+    /// Notifies of every change from now on; one notification may stand for several changes.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// These are all objects of the kind.
+    /// Replaces all objects of the kind by these.
     pub fn replace<T: Kept>(&self, objects: impl IntoIterator<Item = T>) {
         let objects =
             objects.into_iter().map(|object| (object.name().to_owned(), Arc::new(object))).collect();
@@ -110,7 +111,7 @@ impl MachineIndex {
         }
     }
 
-    /// One object is there, new or changed. Nothing before all were read once.
+    /// Adds or changes one object. Does nothing before all objects were read once.
     pub fn put<T: Kept + Clone>(&self, object: T) {
         let mut snapshot = self.lock();
         if let Some(kept) = T::shelf(&mut snapshot)
@@ -121,7 +122,7 @@ impl MachineIndex {
         }
     }
 
-    /// One object is gone.
+    /// Removes one object.
     pub fn remove<T: Kept + Clone>(&self, name: &str) {
         let mut snapshot = self.lock();
         if let Some(kept) = T::shelf(&mut snapshot)
@@ -132,7 +133,7 @@ impl MachineIndex {
         }
     }
 
-    /// The kind may not be read any more: what was known of it counts no longer.
+    /// Drops a kind that may not be read any more.
     pub fn forget<T: Kept>(&self) {
         let mut snapshot = self.lock();
         if T::shelf(&mut snapshot).take().is_some() {
@@ -150,7 +151,7 @@ impl MachineIndex {
 }
 
 impl Snapshot {
-    /// A snapshot of whole lists.
+    /// A snapshot of complete lists.
     pub fn of(machines: Vec<Vm>, instances: Vec<Vmi>) -> Self {
         let index = MachineIndex::default();
         index.replace(machines);
@@ -158,7 +159,7 @@ impl Snapshot {
         index.snapshot()
     }
 
-    /// Everything, to look for a Node in.
+    /// All objects, to find the VM of a Node.
     pub fn known(&self) -> Known<'_> {
         Known { vms: self.vms.as_deref(), vmis: self.vmis.as_deref() }
     }
@@ -168,7 +169,7 @@ impl Snapshot {
         seen(self.vms.as_ref(), name)
     }
 
-    /// One instance.
+    /// One VMI.
     pub fn vmi(&self, name: &str) -> Seen<Arc<Vmi>> {
         seen(self.vmis.as_ref(), name)
     }

@@ -1,4 +1,5 @@
-//! Live reads of the infra cluster: each is answered by the API server's quorum, never by a cache of ours or its own.
+//! Live reads of the infra cluster. The API server answers each from its quorum; no cache is used, neither ours nor its
+//! own.
 
 use std::{fmt::Debug, time::Duration};
 
@@ -18,23 +19,23 @@ use crate::{
     },
 };
 
-/// Objects per list page: a VM is some 10 KiB, so a page is about 1 MiB in memory at a time.
+/// Objects per page of a list. A VM takes some 10 KiB, so a page takes about 1 MiB of memory.
 pub const PAGE: u32 = 100;
-/// Longest time for an infra node: it only adds to a Node's labels, so a Node must not wait for it.
+/// Timeout for an infra Node: it only adds labels to a Node of the guest, which must not wait for it.
 const PLACE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// The infra cluster, read.
+/// Reads the infra cluster.
 #[derive(Clone)]
 pub struct InfraReads {
     client: Client,
     namespace: String,
 }
 
-/// A kind of the wire, and what it is projected to.
+/// A kind of the API, and the type to which it is reduced.
 pub trait Wire:
     Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + 'static
 {
-    /// The projection.
+    /// The reduced type.
     type Kept: Kept + Clone + From<Self> + Send;
 }
 
@@ -57,7 +58,7 @@ impl InfraReads {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// One object; `None` = the API says that it does not exist.
+    /// One object. `None` = the API server reports that it does not exist.
     pub async fn get<K: Wire>(&self, name: &str) -> Result<Option<K::Kept>, CallError> {
         let what = || format!("get {} {name}", K::Kept::RESOURCE);
         match call(what, self.api::<K>().get(name)).await {
@@ -67,7 +68,7 @@ impl InfraReads {
         }
     }
 
-    /// All objects of a kind, page by page. No `resourceVersion`: each page is a quorum read.
+    /// All objects of a kind, page by page. There is no `resourceVersion`, so that each page is a quorum read.
     pub async fn list<K: Wire>(&self) -> Result<Vec<K::Kept>, CallError> {
         let api = self.api::<K>();
         let mut all = Vec::new();
@@ -83,13 +84,13 @@ impl InfraReads {
         }
     }
 
-    /// All VMs and instances. VMs are listed last: an instance whose VM is deleted between the two lists is seen.
+    /// All VMs and VMIs. VMs are listed last, so that a VMI is seen even if its VM is deleted between the two lists.
     pub async fn everything(&self) -> Result<Snapshot, CallError> {
         let vmis = self.list::<WireVmi>().await?;
         Ok(Snapshot::of(self.list::<WireVm>().await?, vmis))
     }
 
-    /// Zone and region of an infra node, of which only the metadata is asked for.
+    /// Zone and region of an infra Node. Only its metadata is requested.
     pub async fn place(&self, node: &str) -> Result<Place, CallError> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let what = || format!("get infra node {node}");

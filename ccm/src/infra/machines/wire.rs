@@ -1,5 +1,5 @@
-//! VM and VMI as KubeVirt writes them: the fields that are read, and how they become the projection. Read only: writing one
-//! back would lose every field that it does not know.
+//! VM and VMI as KubeVirt writes them: the fields that are read, and how they become our own types. They are never
+//! written back, because that would lose every field that they do not have.
 
 use crate::{
     guest_names::CLUSTER_NAME_LABEL,
@@ -16,15 +16,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, core::NamespaceResourceScope};
 use serde::Deserialize;
 
-/// Annotations in which KubeVirt notes the instance type that a VM was made from; the namespaced kind, then the
-/// cluster's (kubevirt.io/api, `InstancetypeAnnotation`, `ClusterInstancetypeAnnotation`).
+/// Annotations in which KubeVirt records the instance type that a VM was made from: first the namespaced kind, then the
+/// cluster-wide one (kubevirt.io/api, `InstancetypeAnnotation`, `ClusterInstancetypeAnnotation`).
 const INSTANCE_TYPE_ANNOTATIONS: [&str; 2] =
     ["kubevirt.io/instancetype-name", "kubevirt.io/cluster-instancetype-name"];
 /// Condition of a VMI whose guest agent reports (kubevirt.io/api, `VirtualMachineInstanceAgentConnected`).
 const AGENT_CONNECTED: &str = "AgentConnected";
 /// Condition of a VMI whose pod is ready (`VirtualMachineInstanceReady`).
 const READY: &str = "Ready";
-/// Condition of a VMI whose processors stand still (`VirtualMachineInstancePaused`).
+/// Condition of a VMI whose processors are stopped (`VirtualMachineInstancePaused`).
 const PAUSED: &str = "Paused";
 
 /// The fields of a `VirtualMachine` that are read.
@@ -202,7 +202,7 @@ impl WireVmiSpec {
 }
 
 impl WireInterface {
-    /// `ipAddress` is the primary one and is missing from `ipAddresses` on old instances.
+    /// `ipAddress` is the primary address, and is missing from `ipAddresses` on old instances.
     fn project(self, networks: &[WireNetwork]) -> Interface {
         let network = match networks.iter().find(|network| network.name == self.name) {
             Some(WireNetwork { pod: Some(_), .. }) => Network::Pod,

@@ -1,7 +1,7 @@
-//! Which of several replicas acts: the one that holds a Lease in the guest cluster, as client-go's leader election has it.
+//! Which of several replicas leads: the one that holds a Lease in the guest cluster, as in client-go's leader election.
 //!
-//! Clocks of other machines are never compared with ours: a lease is old when we have seen no change of it for its
-//! duration. Only `get`, `create` and `update` are used.
+//! We never compare the clocks of other machines with ours: a lease has expired when we have seen no change of it for
+//! its duration. Only `get`, `create` and `update` are used.
 
 mod controller;
 mod plan;

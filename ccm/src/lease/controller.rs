@@ -1,4 +1,4 @@
-//! Holds the lease: waits for it, renews it, gives it back.
+//! Holds the lease: waits for it, renews it, releases it.
 
 use std::time::Duration;
 
@@ -10,27 +10,27 @@ use tokio::time::{Instant, sleep, timeout};
 use super::plan::{Next, next, released};
 use crate::access::GuestCluster;
 
-/// Longest time to give the lease back: the process is ending.
+/// Timeout of the release, which happens while the process ends.
 const RELEASE_WITHIN: Duration = Duration::from_secs(2);
 
 /// The durations of the election.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// How long a lease that does not change is respected.
+    /// How long other replicas respect a lease that does not change.
     pub lease: Duration,
     /// How long the holder tries to renew.
     pub renew: Duration,
-    /// Between two tries.
+    /// Pause between two tries.
     pub retry: Duration,
 }
 
-/// A lease that may be held.
+/// A lease that this process may come to hold.
 pub struct Lease {
     api: Api<Object>,
     name: String,
     me: String,
     timing: Timing,
-    /// What was seen last, and since when it is like that.
+    /// The lease as we read it last, and since when it has not changed.
     seen: Option<(Object, Instant)>,
 }
 
@@ -47,16 +47,16 @@ pub enum LeaseError {
         "the lease duration must be longer than the renew deadline, and that longer than the retry period"
     )]
     Timing,
-    /// It could not be renewed in time.
+    /// We could not renew it in time.
     #[error("the lease was not renewed within {} s", .0.as_secs())]
     NotRenewed(Duration),
-    /// Another one has it.
+    /// Another replica holds it.
     #[error("the lease was taken by {0:?}")]
     Taken(String),
 }
 
 impl Lease {
-    /// The lease `name` in `namespace` of the guest cluster; `me` must be another for each process.
+    /// The lease `name` in `namespace` of the guest cluster. `me` must differ between processes.
     ///
     /// # Errors
     /// The durations contradict each other.
@@ -74,7 +74,7 @@ impl Lease {
         Ok(Self { api, name: name.to_owned(), me, timing, seen: None })
     }
 
-    /// Waits until it is ours.
+    /// Waits until this process holds the lease.
     pub async fn acquire(mut self) -> Held {
         let mut failing = false;
         loop {
@@ -93,7 +93,7 @@ impl Lease {
         }
     }
 
-    /// One look, and one write if it is to be ours; true when it is.
+    /// Reads the lease once, and writes it once if we may take it. True = we hold it.
     async fn attempt(&mut self) -> Result<bool, kube::Error> {
         let now = Instant::now();
         let object = cluster::get(&self.api, &self.name).await?;
@@ -113,7 +113,7 @@ impl Lease {
         }
     }
 
-    /// True when it was written; false when somebody was faster.
+    /// Writes the lease. False = another replica was faster.
     async fn write(&mut self, spec: LeaseSpec) -> Result<bool, kube::Error> {
         let parameters = PostParams::default();
         let written = if let Some((mut object, _)) = self.seen.clone() {
@@ -139,7 +139,7 @@ impl Lease {
 }
 
 impl Held {
-    /// Renews until that fails. The caller must act no more from then on.
+    /// Renews the lease until that fails. The caller must make no changes from then on.
     pub async fn keep(&mut self) -> LeaseError {
         let timing = self.lease.timing;
         let mut renewed = Instant::now();
@@ -148,7 +148,7 @@ impl Held {
             let left = timing.renew.saturating_sub(renewed.elapsed());
             let began = Instant::now();
             match timeout(left, self.lease.attempt()).await {
-                // What counts is when the write began: the others count from when they see it.
+                // Count from the time at which the write began: the other replicas count from when they read it.
                 Ok(Ok(true)) => renewed = began,
                 Ok(Ok(false)) => {
                     let holder = self.lease.holder().unwrap_or_default();
@@ -167,7 +167,7 @@ impl Held {
         }
     }
 
-    /// Gives it back, so that another takes it at once. If that fails, the others wait for its end.
+    /// Releases the lease, so that another replica takes it at once. If that fails, the others wait until it expires.
     pub async fn release(mut self) {
         let Some(spec) = self.lease.seen.as_ref().and_then(|(object, _)| object.spec.clone()) else { return };
         let given_back = self.lease.write(released(&spec, Timestamp::now()));

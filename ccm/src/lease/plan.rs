@@ -1,4 +1,4 @@
-//! What a replica does about the lease next: a function of what it has seen.
+//! What a replica does next about the lease: a function of what it has read.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 /// What to do.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Next {
-    /// Write this; the lease is ours when that succeeds.
+    /// Write this spec; if the write succeeds, we hold the lease.
     Take(Box<LeaseSpec>),
-    /// Another one holds it.
+    /// Another replica holds it.
     Wait,
 }
 
-/// What `me` does about a lease that says `seen` and has not changed for `unchanged` of our own clock. `now` is only
-/// written, for people to read.
+/// What `me` does about a lease that was read as `seen` and has not changed for `unchanged`, by our own clock. `now` is
+/// only written, for people to read.
 pub(super) fn next(
     seen: Option<&LeaseSpec>,
     unchanged: Duration,
@@ -27,7 +27,7 @@ pub(super) fn next(
     let holder = seen.and_then(|seen| seen.holder_identity.as_deref()).unwrap_or_default();
     let theirs =
         seen.and_then(|seen| seen.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
-    // Whoever holds it may have been started with a longer duration than we were.
+    // The holder may have been started with a longer duration than we were.
     let respected = duration.max(Duration::from_secs(theirs.unwrap_or_default()));
     if !holder.is_empty() && holder != me && unchanged < respected {
         return Next::Wait;
@@ -48,7 +48,7 @@ pub(super) fn next(
     }))
 }
 
-/// The lease given back, so that another takes it at once (client-go's `ReleaseOnCancel`).
+/// The spec of a released lease, which another replica takes at once (client-go's `ReleaseOnCancel`).
 pub(super) fn released(seen: &LeaseSpec, now: Timestamp) -> LeaseSpec {
     LeaseSpec {
         holder_identity: Some(String::new()),
@@ -72,7 +72,7 @@ mod tests {
             holder_identity: Some(holder.to_owned()),
             lease_duration_seconds: Some(seconds),
             lease_transitions: Some(4),
-            // Far in the future by our clock: it must not matter.
+            // Far in the future by our clock, which must not matter.
             renew_time: Some(MicroTime("2999-01-01T00:00:00Z".parse().unwrap())),
             ..LeaseSpec::default()
         }

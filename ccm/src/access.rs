@@ -1,4 +1,4 @@
-//! The two clusters, as two types that can't be taken for each other.
+//! The two clusters, each with a type of its own, so that code cannot use one in place of the other.
 
 mod metrics;
 
@@ -15,8 +15,8 @@ pub use metrics::CallMetrics;
 pub struct GuestCluster {
     /// Its client.
     pub client: Client,
-    /// A client for leases, whose calls do not wait when others have to: an API server grants leases a share of their own (API
-    /// Priority and Fairness, level `leader-election`).
+    /// A client for leases only. Its calls do not wait when other calls have to: an API server serves lease requests
+    /// from a share of their own (API Priority and Fairness, level `leader-election`).
     pub lease_client: Client,
 }
 
@@ -25,13 +25,13 @@ pub struct GuestCluster {
 pub struct InfraCluster {
     /// The infra cluster's client.
     pub client: Client,
-    /// The namespace.
+    /// The infra namespace.
     pub namespace: String,
 }
 
 impl GuestCluster {
-    /// The guest cluster that `kubeconfig`, the value of the flag `setting`, names, or the pod's own. `master` is its address if
-    /// the kubeconfig's is not to be used. No call is made.
+    /// Opens the guest cluster that `kubeconfig` names, or the pod's own cluster where it is `None`. `setting` is the
+    /// flag that gave the kubeconfig. `master`, if given, replaces the address in the kubeconfig. This makes no call.
     ///
     /// # Errors
     /// The credentials can't be used.
@@ -46,7 +46,7 @@ impl GuestCluster {
         Ok(Self { client: server.client(), lease_client: server.with_own_pace().client() })
     }
 
-    /// The guest cluster behind a client whose credentials are its own matter.
+    /// The guest cluster behind a client that brings its own credentials.
     #[cfg(test)]
     pub(crate) fn over(client: Client) -> Self {
         Self { lease_client: client.clone(), client }
@@ -54,7 +54,8 @@ impl GuestCluster {
 }
 
 impl InfraCluster {
-    /// The infra cluster that `kubeconfig` names, or the pod's own. An empty `namespace` is that of the credentials.
+    /// Opens the infra cluster that `kubeconfig` names, or the pod's own cluster where it is `None`. If `namespace` is
+    /// empty, the namespace of the credentials is used.
     ///
     /// # Errors
     /// The credentials can't be used.

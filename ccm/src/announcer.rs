@@ -1,5 +1,6 @@
-//! Events on objects of the guest: what its users read in `kubectl describe`. Written beside the work, so that an event never
-//! holds anything up; one that says the same again counts up, as client-go's recorder does.
+//! Events on objects of the guest, which its users read in `kubectl describe`. A task of its own writes them, so that
+//! an event never delays a reconcile. An event that repeats an earlier one raises that one's count, as client-go's
+//! recorder does.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,15 +16,18 @@ use tokio::time::Instant;
 
 use crate::access::GuestCluster;
 
-/// Events not yet written; what comes when so many wait is dropped and logged. Two of each of a thousand Services at once.
+/// Events that may wait to be written; further ones are dropped and logged. Enough for two events for each of a
+/// thousand Services.
 const QUEUE: usize = 2000;
-/// How long an event waits at most for what is more urgent: so a call that hangs holds no words back, and a storm's events come
-/// at the pace that the reference has for all its calls (`--kube-api-qps`, 20 a second).
+/// How long an event waits at most for more urgent calls. A call that hangs therefore holds up no event, and the events
+/// of a storm are written at the rate that the upstream cloud provider has for all its calls (`--kube-api-qps`, 20 a
+/// second).
 const PATIENCE: Duration = Duration::from_millis(50);
-/// After this time without a repetition, an event is written anew (client-go: `defaultAggregateIntervalInSeconds`).
+/// If an event does not repeat within this time, the next one is a new Event object (client-go:
+/// `defaultAggregateIntervalInSeconds`).
 const REPEAT_WITHIN: Duration = Duration::from_mins(10);
-/// So many written events are remembered; the oldest is forgotten for the next, which costs one event more if it is said again
-/// (client-go remembers 4096, `maxLruCacheEntries`).
+/// How many written events are kept in memory. Above that the oldest is dropped, which costs one more Event object if
+/// it repeats (client-go keeps 4096, `maxLruCacheEntries`).
 const REMEMBERED: usize = 1000;
 /// Longest note, in bytes, that the API accepts (validation of core/v1 Event).
 const MAX_NOTE: usize = 1024;
@@ -35,7 +39,7 @@ const DEFAULT_NAMESPACE: &str = "default";
 pub enum Kind {
     /// For information.
     Normal,
-    /// Something that somebody should look at.
+    /// Somebody should investigate.
     Warning,
 }
 
@@ -46,7 +50,7 @@ pub struct EventSink {
     urgent: watch::Sender<usize>,
 }
 
-/// Something that is more urgent than events. Dropping it ends it.
+/// Marks work that is more urgent than events, until it is dropped.
 #[derive(Debug)]
 #[must_use = "dropping it ends it"]
 pub struct Urgent(watch::Sender<usize>);
@@ -57,7 +61,7 @@ impl Drop for Urgent {
     }
 }
 
-/// What distinguishes an event from another.
+/// What distinguishes one event from another.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Saying {
     uid: String,
@@ -81,7 +85,7 @@ struct Written {
 }
 
 impl EventSink {
-    /// Starts the writer. `component` is the source that users see.
+    /// Starts the task that writes events. `component` is the source that users see.
     pub fn start(guest: GuestCluster, component: &'static str, tasks: &Tasks) -> Self {
         let (queue, notes) = mpsc::channel(QUEUE);
         let urgent = watch::Sender::default();
@@ -89,13 +93,13 @@ impl EventSink {
         Self { queue, urgent }
     }
 
-    /// Something begins that is more urgent than events: the API servers should serve that first.
+    /// Announces work that is more urgent than events: the API servers should serve its calls first.
     pub fn urgent(&self) -> Urgent {
         self.urgent.send_modify(|count| *count += 1);
         Urgent(self.urgent.clone())
     }
 
-    /// Writes an event about an object.
+    /// Queues an event about an object.
     pub fn emit(&self, about: &ObjectReference, kind: Kind, reason: &str, note: &str) {
         let note = note[..note.floor_char_boundary(MAX_NOTE)].to_owned();
         let uid = about.uid.clone().unwrap_or_default();
@@ -115,7 +119,7 @@ async fn write(
 ) {
     let mut written: HashMap<Saying, Written> = HashMap::new();
     while let Some(note) = notes.recv().await {
-        // Whether calm came or patience ended, it is written now.
+        // Write the event when the urgent work is done, and at the latest after PATIENCE.
         drop(tokio::time::timeout(PATIENCE, urgent.wait_for(|count| *count == 0)).await);
         written.retain(|_, event| event.at.elapsed() < REPEAT_WITHIN);
         let known = written.get(&note.saying);
@@ -132,7 +136,7 @@ async fn write(
     }
 }
 
-/// Forgets the oldest where no more are to be remembered.
+/// Makes room for one more event by dropping the oldest.
 fn make_room(written: &mut HashMap<Saying, Written>) {
     if written.len() >= REMEMBERED
         && let Some(oldest) =
@@ -159,13 +163,13 @@ async fn put(
                 let (name, namespace) = (known.name.clone(), known.namespace.clone());
                 return Ok(Written { name, namespace, count, at: Instant::now() });
             }
-            // Events are removed after an hour: then it is a new one.
+            // The API server removes events after an hour; create a new one then.
             Err(kube::Error::Api(status)) if status.is_not_found() => {}
             Err(error) => return Err(error),
         }
     }
     let namespace = note.about.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
-    // The name of client-go's recorder.
+    // The form of name that client-go's recorder gives.
     let about = note.about.name.as_deref().unwrap_or_default();
     let name = format!("{about}.{:x}", now.as_nanosecond());
     let event = Event {

@@ -5,45 +5,45 @@ use std::time::Duration;
 pub use cluster::{CALL_DEADLINE, is_absent, status_code};
 use kube::Resource;
 
-/// A call that failed; nothing is known from it.
+/// A call that failed. Nothing can be concluded from it.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The API server refused it, or could not be reached.
+    /// The API server refused the call, or could not be reached.
     #[error("{what} failed")]
     Failed {
-        /// What was to be done.
+        /// What the call was to do.
         what: String,
-        /// In the API's own words.
+        /// The error that the client returned.
         #[source]
         source: Box<kube::Error>,
     },
-    /// No answer in time; the call may have been carried out.
+    /// No answer came in time. The API server may have carried out the call.
     #[error("{what} got no answer within {} s", .after.as_secs())]
     TimedOut {
-        /// What was to be done.
+        /// What the call was to do.
         what: String,
-        /// The time that it had.
+        /// The timeout of the call.
         after: Duration,
     },
 }
 
 impl CallError {
-    /// Whether the right is missing.
+    /// Whether RBAC refused the call.
     pub fn is_forbidden(&self) -> bool {
         self.code() == Some(403)
     }
 
-    /// Whether the object changed meanwhile.
+    /// Whether the object changed in the meantime.
     pub fn is_conflict(&self) -> bool {
         self.code() == Some(409)
     }
 
-    /// Whether the answer was a 404, which proves nothing by itself: a proxy's page is one too.
+    /// Whether the answer was a 404. This proves nothing by itself: a proxy's error page is a 404 too.
     pub fn is_not_found(&self) -> bool {
         self.code() == Some(404)
     }
 
-    /// Whether the API server says that the `K` of this name does not exist.
+    /// Whether the API server itself reports that the `K` of this name does not exist.
     pub fn proves_absence_of<K: Resource<DynamicType = ()>>(&self, name: &str) -> bool {
         let Self::Failed { source, .. } = self else { return false };
         is_absent::<K>(source, name)
@@ -57,7 +57,7 @@ impl CallError {
     }
 }
 
-/// Makes a call that may take [`CALL_DEADLINE`]; `what` is said when it fails.
+/// Makes a call within [`CALL_DEADLINE`]; `what` names it in the error.
 pub async fn call<T>(
     what: impl FnOnce() -> String,
     made: impl Future<Output = Result<T, kube::Error>>,
@@ -65,7 +65,7 @@ pub async fn call<T>(
     call_within(CALL_DEADLINE, what, made).await
 }
 
-/// Makes a call that may take `after`.
+/// Makes a call within `after`; `what` names it in the error.
 pub async fn call_within<T>(
     after: Duration,
     what: impl FnOnce() -> String,

@@ -1,4 +1,5 @@
-//! The guest cluster's name, `--cluster-name`: a label value on all that this guest has in the infra cluster.
+//! The guest cluster's name, `--cluster-name`. It is a label value on everything that this guest has in the infra
+//! cluster.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,7 +22,7 @@ pub struct NoLabelValue(String);
 impl FromStr for ClusterName {
     type Err = NoLabelValue;
 
-    /// Drops white space and the quotes that templates write into a plain YAML scalar (`--cluster-name="x"`).
+    /// Drops white space, and the quotes that templates write into a plain YAML scalar (`--cluster-name="x"`).
     fn from_str(text: &str) -> Result<Self, NoLabelValue> {
         let bare = text.trim();
         let unquoted = ['"', '\''].iter().find_map(|quote| bare.strip_prefix(*quote)?.strip_suffix(*quote));
@@ -44,7 +45,7 @@ impl fmt::Display for ClusterName {
 }
 
 impl ClusterName {
-    /// The label value.
+    /// The name as a label value.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,4 +1,4 @@
-//! `docs/reference/cloud-controller-manager-*.md` is what the program accepts and registers.
+//! Holds `docs/reference/cloud-controller-manager-*.md` to what the program accepts and registers.
 
 use clap::CommandFactory;
 use docs_pages::{compare, exposition, flags_table, metrics, metrics_table};
@@ -7,7 +7,7 @@ use prometheus_client::registry::Registry;
 use crate::flags::Flags;
 use crate::program::every_metric;
 
-/// The crate whose pages these are.
+/// The crate that the pages describe.
 const PACKAGE: &str = "ccm";
 
 const FLAGS_HEAD: &str = "# Flags of kubevirt-cloud-controller-manager

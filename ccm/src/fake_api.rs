@@ -1,4 +1,4 @@
-//! An API server of a few fixed answers, for tests of what is asked of it. It keeps the requests.
+//! An API server with a few fixed answers. It keeps the requests, so that a test can check what was asked of it.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ pub(crate) struct Made {
     pub body: Value,
 }
 
-/// Answers by `METHOD path`; what has no answer is an object that does not exist.
+/// Answers by `METHOD path`. Any other request gets 404.
 #[derive(Clone, Default)]
 pub(crate) struct FakeApi {
     answers: Arc<Mutex<HashMap<String, (u16, Value)>>>,
@@ -47,7 +47,7 @@ impl FakeApi {
         Client::new(service, "default")
     }
 
-    /// The requests so far of this method.
+    /// The requests with this method so far.
     pub(crate) fn made(&self, method: &str) -> Vec<Made> {
         let made = self.made.lock().unwrap();
         made.iter().filter(|made| made.call.starts_with(method)).cloned().collect()
@@ -60,7 +60,7 @@ fn absent(path: &str) -> (u16, Value) {
     failure(404, "NotFound", &json!({"name": name, "kind": kind}))
 }
 
-/// An answer that says no.
+/// An answer with an error Status.
 pub(crate) fn failure(code: u16, reason: &str, details: &Value) -> (u16, Value) {
     let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason,
         "message": format!("{reason} of the test"), "code": code, "details": details});

@@ -1,5 +1,5 @@
-//! What every Kubernetes program shows, under the same names (`k8s.io/component-base`): its build, which controllers run, and how
-//! its health checks ended.
+//! Metrics that every Kubernetes program has, under the same names (`k8s.io/component-base`): its build, which
+//! controllers run, and the results of its health checks.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -7,9 +7,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-/// How the framework names itself in `running_managed_controllers`.
+/// The framework's name of the program in `running_managed_controllers`.
 const MANAGER: &str = "cloud-controller-manager";
-/// The one health check: that the process answers.
+/// The only health check: the process answers.
 const PING: &str = "ping";
 const SUCCESS: &str = "success";
 
@@ -50,7 +50,7 @@ pub struct FrameworkMetrics {
 }
 
 impl FrameworkMetrics {
-    /// Registers them, with the program's own version.
+    /// Registers them, with the program's version.
     pub fn register(&self, registry: &mut Registry) {
         let build = Family::<BuildLabels, Gauge>::default();
         let platform = format!("{}/{}", std::env::consts::OS, std::env::consts::ARCH);
@@ -72,12 +72,12 @@ impl FrameworkMetrics {
         registry.register("kubernetes_healthchecks", "Checks, by their results", self.checks.clone());
     }
 
-    /// A controller runs from now on; `name` is the framework's.
+    /// Records that a controller runs; `name` is the framework's.
     pub fn runs(&self, name: &'static str) {
         self.running.get_or_create(&ControllerLabels { name, manager: MANAGER }).set(1);
     }
 
-    /// A check of this kind (`healthz`, `livez`, `readyz`) was answered.
+    /// Counts an answered check of this kind (`healthz`, `livez`, `readyz`).
     pub fn answered(&self, kind: &'static str) {
         self.check.get_or_create(&CheckLabels { name: PING, r#type: kind }).set(1);
         self.checks.get_or_create(&CheckedLabels { name: PING, r#type: kind, status: SUCCESS }).inc();

@@ -1,4 +1,5 @@
-//! Whose an infra Service is. Many guests share an infra namespace; what is not this guest's is never touched.
+//! Which guest an infra Service belongs to. Many guests can share an infra namespace; the CCM never changes an object
+//! that is not this guest's.
 
 use std::collections::BTreeMap;
 
@@ -16,39 +17,40 @@ pub const CLUSTER_NAME_LABEL: &str = "cluster.x-k8s.io/cluster-name";
 pub const ROLE_LABEL: &str = "cluster.x-k8s.io/role";
 /// Value of [`ROLE_LABEL`] for VMs that carry workload.
 pub const WORKER_ROLE: &str = "worker";
-/// Annotation: UID of the guest's Service in full; the name has all but its last digit.
+/// Annotation: the full UID of the guest's Service. The mirror's name has all of it but the last digit.
 pub const SERVICE_UID_ANNOTATION: &str = "cluster.x-k8s.io/tenant-service-uid";
-/// Annotation: UID of the guest cluster, which is that of its Service `default/kubernetes`. Two guests may have one name.
+/// Annotation: the cluster mark, the UID of the guest cluster, which is the UID of its Service `default/kubernetes`.
+/// Two guests may have the same name.
 pub const GUEST_CLUSTER_ANNOTATION: &str = "cluster.x-k8s.io/tenant-cluster-uid";
 
 /// Longest name of a load balancer (`cloudprovider.DefaultLoadBalancerName`).
 const MAX_NAME_LENGTH: usize = 32;
 
-/// The identity of this guest: what is on every infra Service of it.
+/// What identifies this guest on every infra Service of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The guest cluster's name.
     pub cluster: ClusterName,
-    /// The operator's labels.
+    /// The operator's labels (`infraLabels`).
     pub infra_labels: BTreeMap<String, String>,
 }
 
 /// Why an infra Service is not this guest Service's mirror.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Foreign {
-    /// It says another value.
+    /// A label or annotation has another value.
     #[error("infra service {name} is not ours: its {key} is {found:?}, ours would be {wanted:?}")]
     Other {
         /// Its name.
         name: String,
-        /// Label or annotation.
+        /// The key of the label or annotation.
         key: String,
-        /// What it says.
+        /// The value that it has.
         found: String,
-        /// What it would say.
+        /// The value that it would have on the mirror.
         wanted: String,
     },
-    /// It does not say whose it is.
+    /// It does not name the guest Service that it belongs to.
     #[error("infra service {name} is not ours: it has no label {CLUSTER_NAME_LABEL}")]
     Unnamed {
         /// Its name.
@@ -61,7 +63,7 @@ pub fn infra_name(uid: &str) -> String {
     std::iter::once('a').chain(uid.chars().filter(|c| *c != '-')).take(MAX_NAME_LENGTH).collect()
 }
 
-/// Whether this is a name of the form that [`infra_name`] gives.
+/// Whether this name has the form that [`infra_name`] gives.
 pub fn is_infra_name(name: &str) -> bool {
     name.len() == MAX_NAME_LENGTH
         && name.strip_prefix('a').is_some_and(|uid| uid.bytes().all(|byte| byte.is_ascii_hexdigit()))
@@ -75,7 +77,8 @@ impl Identity {
         labels
     }
 
-    /// The labels of the mirror of `guest`. The operator's are stronger, as the reference has it.
+    /// The labels of the mirror of `guest`. The operator's labels win over the others, as in the upstream cloud
+    /// provider.
     pub fn labels(&self, guest: &impl Resource) -> BTreeMap<String, String> {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let mut labels = BTreeMap::from([
@@ -86,12 +89,12 @@ impl Identity {
         labels
     }
 
-    /// The value of [`CLUSTER_NAME_LABEL`] on all that is this guest's.
+    /// The value of [`CLUSTER_NAME_LABEL`] on all objects of this guest.
     pub fn cluster_label(&self) -> &str {
         self.infra_labels.get(CLUSTER_NAME_LABEL).map_or(self.cluster.as_str(), String::as_str)
     }
 
-    /// The selector of the VMs of this guest that carry workload.
+    /// The selector of those VMs of this guest that run workload.
     pub fn selector(&self) -> BTreeMap<String, String> {
         BTreeMap::from([
             (ROLE_LABEL.to_owned(), WORKER_ROLE.to_owned()),
@@ -101,12 +104,12 @@ impl Identity {
 
     /// Checks that `infra` is the mirror of `guest`.
     ///
-    /// A label that is missing is drift, to be repaired, as long as something still says whose the object is. One with another
-    /// value is another cluster's, whoever wrote it: a clone of this guest under another name has the same UIDs, and with
-    /// them the same names.
+    /// A missing label is drift, which the CCM repairs as long as another label or the annotation names the guest
+    /// Service. A label with another value belongs to another cluster, whoever wrote it: a clone of this guest under
+    /// another name has the same UIDs, and with them the same names.
     ///
     /// # Errors
-    /// The first that speaks against it.
+    /// The first label or annotation that contradicts it.
     pub fn check(&self, guest: &impl Resource, infra: &impl Resource) -> Result<(), Foreign> {
         let name = || infra.meta().name.clone().unwrap_or_default();
         let other = |key: &str, found: &str, wanted: &str| {
@@ -132,8 +135,8 @@ impl Identity {
 }
 
 impl Identity {
-    /// Whether an infra Service says in everything that it is one of this guest's: the three labels, the operator's, and a name
-    /// that only a mirror has.
+    /// Whether all marks of an infra Service name this guest: the three labels, the operator's labels, and a name that
+    /// only a mirror has.
     pub fn owns(&self, infra: &impl Resource) -> bool {
         let Some(labels) = &infra.meta().labels else { return false };
         let named = [SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL];
@@ -146,7 +149,7 @@ impl Identity {
     }
 }
 
-/// The value of an annotation, where there is one.
+/// The value of an annotation, if it is set.
 pub(crate) fn annotation<'a>(infra: &'a impl Resource, key: &str) -> Option<&'a str> {
     infra.meta().annotations.as_ref()?.get(key).map(String::as_str)
 }

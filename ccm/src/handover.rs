@@ -1,19 +1,20 @@
-//! Who writes the endpoints of an infra Service: the configuration decides, never the rights; and how far our own slices are, which
-//! the service controller has to know before it takes a selector away.
+//! Who writes the endpoints of an infra Service: the configuration decides, never the rights. Also the progress of our
+//! own slices, which the service controller must know before it removes a selector.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// What the cloud-config says about endpoints.
+/// What the cloud-config sets for endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndpointChoice {
     /// `loadBalancer.selectorless`: no infra Service has a selector.
     pub selectorless: bool,
-    /// `loadBalancer.enableEPSController`: we write those of Services with policy Local, and of all that have no selector.
+    /// `loadBalancer.enableEPSController`: the CCM writes the endpoints of Services with policy Local, and of all
+    /// without a selector.
     pub slices_for_local: bool,
-    /// `loadBalancer.endpoints: Managed`: we write those of all.
+    /// `loadBalancer.endpoints: Managed`: the CCM writes the endpoints of all Services.
     pub slices_for_all: bool,
 }
 
@@ -22,37 +23,37 @@ pub struct EndpointChoice {
 pub enum Writer {
     /// Infra's own controllers, by the selector.
     Infra,
-    /// Somebody else; we touch nothing.
+    /// Another program; the CCM changes nothing.
     Others,
-    /// We.
+    /// The CCM.
     Ours,
 }
 
-/// How far our own slices of one Service are.
+/// The progress of our own slices of one Service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Slices {
     /// They are written.
     #[default]
     Written,
-    /// They are about to be written.
+    /// They will be written soon.
     Coming,
-    /// Whether we can write them is not known yet.
+    /// It is not known yet whether the CCM can write them.
     Unknown,
-    /// We can't write them: a right is missing, or the controller is switched off.
+    /// The CCM can't write them: a right is missing, or the endpoint controller is switched off.
     Off,
 }
 
-/// Where the endpoints of the Service at hand come from.
+/// Where the endpoints of one Service come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSource {
     /// The configuration.
     pub choice: EndpointChoice,
-    /// How far our own slices are.
+    /// The progress of our own slices.
     pub slices: Slices,
 }
 
 impl EndpointChoice {
-    /// Who writes the endpoints of a Service, whose policy is Local or not.
+    /// Who writes the endpoints of a Service; `local` = its traffic policy is Local.
     pub fn writer(self, local: bool) -> Writer {
         if self.slices_for_all || (self.slices_for_local && (local || self.selectorless)) {
             Writer::Ours
@@ -63,17 +64,17 @@ impl EndpointChoice {
         }
     }
 
-    /// Whether there are Services whose endpoints are ours to write.
+    /// Whether the CCM writes the endpoints of any Service.
     pub fn is_ours(self) -> bool {
         self.slices_for_all || self.slices_for_local
     }
 }
 
 impl EndpointSource {
-    /// Whether the infra Service is to have a selector; `has` says whether the one that is there does.
+    /// Whether the infra Service should have a selector. `has` tells whether the existing one has a selector.
     ///
-    /// A Service loses its selector when our slices are written, not before: it always has endpoints of somebody. One that
-    /// nobody could write for has its selector.
+    /// A Service loses its selector only after our slices are written, so that it has endpoints at all times. A Service
+    /// for which nobody could write endpoints has its selector.
     pub fn wants_selector(self, local: bool, has: Option<bool>) -> bool {
         match (self.choice.writer(local), self.slices) {
             (Writer::Infra, _) | (Writer::Ours, Slices::Off) => true,
@@ -84,7 +85,7 @@ impl EndpointSource {
     }
 }
 
-/// How far our slices are. The endpoint controller says it, the service controller asks.
+/// The progress of our slices. The endpoint controller reports it, the service controller reads it.
 #[derive(Debug, Default)]
 pub struct Gate {
     state: Mutex<State>,
@@ -94,7 +95,7 @@ pub struct Gate {
 #[derive(Debug, Default)]
 struct State {
     work: Work,
-    /// UIDs of the guest's Services whose slices are as they should be.
+    /// UIDs of the guest Services whose slices are as they should be.
     written: HashSet<String>,
 }
 
@@ -111,7 +112,7 @@ pub enum Work {
 }
 
 impl Gate {
-    /// Whether slices can be written. True = that is news.
+    /// Records whether slices can be written. Returns true if this changed.
     pub fn set(&self, work: Work) -> bool {
         let mut state = self.lock();
         if work != Work::On {
@@ -123,20 +124,21 @@ impl Gate {
         std::mem::replace(&mut state.work, work) != work
     }
 
-    /// Waits until it is known whether slices can be written. For one who waits.
+    /// Waits until it is known whether slices can be written.
     pub async fn wait_until_known(&self) {
         while self.lock().work == Work::Unknown {
             self.known.notified().await;
         }
     }
 
-    /// Whether the slices of the guest's Service with this UID are as they should be. True = that is news.
+    /// Records whether the slices of the guest Service with this UID are as they should be. Returns true if this
+    /// changed.
     pub fn wrote(&self, uid: &str, is_written: bool) -> bool {
         let mut state = self.lock();
         if is_written { state.written.insert(uid.to_owned()) } else { state.written.remove(uid) }
     }
 
-    /// How far the slices of this Service are.
+    /// The progress of the slices of this Service.
     pub fn slices(&self, uid: &str) -> Slices {
         let state = self.lock();
         match state.work {

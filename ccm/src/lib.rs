@@ -1,8 +1,7 @@
 //! The cloud controller manager of a guest cluster whose Nodes are KubeVirt virtual machines.
 //!
-//! It takes the place of kubevirt/cloud-provider-kubevirt: the same configuration, names, labels and rights.
-//! What is to be done is decided by pure planners (`plan.rs` of each part); only the `controller.rs` beside them
-//! make calls.
+//! It replaces kubevirt/cloud-provider-kubevirt with the same configuration, names, labels and rights. Pure planners
+//! (`plan.rs` of each part) decide what to do; the other files of a part observe and make the calls.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 

@@ -1,7 +1,7 @@
-//! `spec.providerID` of a Node: which VM it is, in the reference's format `kubevirt://<name>`.
+//! `spec.providerID` of a Node: which VM it is, in the format of the upstream cloud provider, `kubevirt://<name>`.
 //!
-//! The Cluster API provider writes the same text on its own, on Node and Machine, so the format can't change: it tells neither
-//! namespace nor cluster. The reference reads letters, digits, `_` and `-`; a VM's name may have dots too.
+//! The Cluster API provider writes the same text itself, on Node and Machine, so the format can't change: it has
+//! neither namespace nor cluster. Upstream reads letters, digits, `_` and `-`; the name of a VM may have dots too.
 
 use std::fmt;
 
@@ -16,19 +16,19 @@ pub struct ProviderId {
     vm: String,
 }
 
-/// What a Node's `spec.providerID` says.
+/// What a Node's `spec.providerID` claims.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claimed {
-    /// Nothing yet.
+    /// It is empty.
     Nothing,
-    /// It is this VM.
+    /// It names this VM.
     Vm(ProviderId),
-    /// It belongs to somebody else, or its name is one that no VM can have. Either way it is not ours to judge.
+    /// It belongs to another provider, or names something that no VM can be called. Either way we do not act on it.
     Foreign,
 }
 
 impl ProviderId {
-    /// The id of the VM `name`; `None` when no Kubernetes object can have this name.
+    /// The id of the VM `name`. `None` if no Kubernetes object can have this name.
     pub fn of(name: &str) -> Option<Self> {
         is_object_name(name).then(|| Self { vm: name.to_owned() })
     }

@@ -1,7 +1,7 @@
 //! The metrics of a controller's queue, under the names of client-go (`k8s.io/component-base`, `workqueue/metrics.go`).
 //!
-//! An item that is added while it waits already is one item. One that comes back by its timer was added when the timer ran out, and
-//! waited for nothing.
+//! Adding an item that waits already counts as one item. An item that comes back by its timer counts as added when the
+//! timer expires, and as having waited for no time.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,7 +36,7 @@ pub struct QueueMetrics {
     worked: Times,
 }
 
-/// One queue; an item is an object's namespace and name. Clones share it.
+/// One queue. An item is named by the namespace and name of an object. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Queue {
     labels: QueueLabels,
@@ -103,7 +103,7 @@ impl QueueMetrics {
 }
 
 impl Queue {
-    /// An object is to be looked at.
+    /// An item was added.
     pub fn added(&self, item: Item) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if let std::collections::hash_map::Entry::Vacant(place) = waiting.entry(item) {
@@ -113,7 +113,7 @@ impl Queue {
         }
     }
 
-    /// It is looked at now.
+    /// The reconcile of an item starts.
     pub fn taken(&self, item: &Item) {
         let since = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(item);
         let waited = if let Some(since) = since {
@@ -126,14 +126,14 @@ impl Queue {
         self.metrics.waited.get_or_create(&self.labels).observe(waited);
     }
 
-    /// It was gone before it was looked at.
+    /// An item was removed before its reconcile.
     pub fn dropped(&self, item: &Item) {
         if self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(item).is_some() {
             self.metrics.depth.get_or_create(&self.labels).dec();
         }
     }
 
-    /// The look took this many seconds, and is repeated if it failed.
+    /// A reconcile took this many seconds; if it failed, it is repeated.
     pub fn done(&self, seconds: f64, failed: bool) {
         self.metrics.worked.get_or_create(&self.labels).observe(seconds);
         if failed {

@@ -9,9 +9,9 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-/// client-go's code of a request without an answer.
+/// The code that client-go's metrics give to a request without an answer.
 const NO_CODE: &str = "<error>";
-/// Bounds of the time of a request, in seconds (client-go).
+/// Bounds of the duration of a request, in seconds (client-go).
 const DURATION_BOUNDS: [f64; 12] = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -35,7 +35,7 @@ struct DurationLabels {
     host: String,
 }
 
-/// Counts the calls to both clusters: under names of our own, and under those of client-go (`k8s.io/component-base`,
+/// Counts the calls to both clusters, under names of our own and under those of client-go (`k8s.io/component-base`,
 /// `restclient/metrics.go`).
 #[derive(Clone, Debug)]
 pub struct CallMetrics {
@@ -55,7 +55,7 @@ impl Default for CallMetrics {
 }
 
 impl CallMetrics {
-    /// Registers the counter.
+    /// Registers the metrics.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "kubevirt_ccm_requests",
@@ -81,7 +81,7 @@ impl CallMetrics {
         OneCluster { cluster, metrics: self }
     }
 
-    /// Counts a call that nobody made, so that the labels show.
+    /// Adds one sample to each metric, without a call, so that the labels show.
     #[cfg(test)]
     pub(crate) fn sample(&self) {
         let call = Call::of(&http::Request::get("/api/v1/services").body(()).expect("is a request"));

@@ -1,4 +1,4 @@
-//! Rotated files, and what is counted.
+//! Rotated credential files, and the metrics of calls.
 
 use super::*;
 use http::Request;
@@ -18,7 +18,7 @@ fn kubeconfig(server: SocketAddr) -> String {
     )
 }
 
-/// A server that answers whoever has the token in `accepted`, and 401 to others. One request per connection.
+/// A server that answers a client with the token in `accepted`, and answers 401 to others. One request per connection.
 async fn serve(server: TcpListener, accepted: Arc<Mutex<&'static str>>) {
     loop {
         let (mut stream, _) = server.accept().await.unwrap();

@@ -1,4 +1,4 @@
-//! Names, and what is ours.
+//! Names of mirrors, and which infra Services are this guest's.
 
 use super::*;
 use crate::{guest::services::GuestService, infra::mirrors::InfraService};
@@ -39,7 +39,7 @@ fn the_labels_are_the_references_and_the_operators_win() {
     assert_eq!(labels[SERVICE_NAME_LABEL], "web");
     assert_eq!(labels[SERVICE_NAMESPACE_LABEL], "shop");
     assert_eq!((labels[CLUSTER_NAME_LABEL].as_str(), labels["team"].as_str()), ("renamed", "blue"));
-    // The selector is of the VMs, which the operator's labels of Services say nothing about.
+    // The selector selects VMs, which do not have the operator's labels of Services.
     assert_eq!(identity.selector()[CLUSTER_NAME_LABEL], "guest");
 }
 

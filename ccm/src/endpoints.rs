@@ -1,8 +1,8 @@
-//! Endpoints of infra's LoadBalancer Services: which of the guest's VMs get the traffic, written as EndpointSlices where the
-//! configuration says that we write them.
+//! Endpoints of infra's LoadBalancer Services: which of the guest's VMs get the traffic. The CCM writes them as
+//! EndpointSlices where the configuration asks for that.
 //!
-//! [`backend`] says which VMs can have traffic, [`demand`] which should, [`plan`](mod@plan) what is to be written; these know no
-//! client, clock or environment. [`controller`] observes and acts.
+//! [`backend`] decides which VMs can take traffic, [`demand`] which should, [`plan`](mod@plan) what to write; these
+//! know no client, clock or environment. [`controller`] observes and acts.
 
 pub mod backend;
 mod calls;

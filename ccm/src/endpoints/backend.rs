@@ -1,8 +1,8 @@
-//! Which of the guest's VMs can have a load balancer's traffic, and where each is reached. Pure.
+//! Which of the guest's VMs can take a load balancer's traffic, and at which address each is reached. Pure.
 //!
-//! A guest says of its Nodes which VMs they are. Several guests can share an infra namespace, so a VM whose label names another
-//! cluster, or whose system UUID is not the Node's, is not believed to be this guest's; and an address counts only when the VM's
-//! own status shows it, never because a Node says so.
+//! A guest's Nodes claim which VMs they are. Several guests can share an infra namespace, so the CCM leaves out a VM
+//! whose label names another cluster, or whose system UUID is not the Node's. It uses an address only if the VM's own
+//! status shows it, never because a Node claims it.
 
 use crate::{
     cluster_name::ClusterName,
@@ -21,33 +21,33 @@ use crate::{
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// A Node of the guest, as far as load balancers go.
+/// A Node of the guest, with the fields that load balancing needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// What it says about itself.
+    /// What it claims about its VM.
     pub claims: Claims,
-    /// Its addresses, what kubelet was given first.
+    /// Its addresses, those that kubelet has from `--node-ip` first.
     pub addresses: Vec<IpAddr>,
     /// Whether load balancers leave it out.
     pub excluded: bool,
 }
 
-/// A VM that can have traffic.
+/// A VM that can take traffic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Names of the guest's Nodes that it is: one, but for left-overs.
+    /// Names of the guest's Nodes that are this VM. There is one, unless an old Node object is left.
     pub nodes: Vec<String>,
     /// Name of VM and VMI.
     pub vm: String,
     /// UID of the VMI.
     pub uid: String,
-    /// The infra node that it runs on; during a live migration the source.
+    /// The infra Node on which it runs. During a live migration this is the source.
     pub host: Option<String>,
-    /// What the VM can do.
+    /// The conditions of its endpoints.
     pub conditions: Conditions,
     /// Its addresses, at most one per family.
     pub addresses: Vec<IpAddr>,
-    /// Whether its status shows all addresses that it has: without the guest agent some may be missing for a while.
+    /// Whether its status shows all its addresses: without the guest agent some can be missing for a while.
     pub shows_all: bool,
 }
 
@@ -59,7 +59,7 @@ impl From<&GuestNode> for Member {
             claims: node.claims.clone(),
             addresses: node.provided.iter().copied().chain(internal).collect(),
             excluded: exclusion_by(node.deleting, Some(&node.labels), &node.taints).is_some()
-                // Nothing serves node ports there yet.
+                // Nothing serves node ports on this Node yet.
                 || node.is_uninitialized(),
         }
     }
@@ -72,7 +72,7 @@ impl Backend {
     }
 }
 
-/// The VMs of the guest `cluster` that can have traffic, by name; `None` = VMs were not read, so nothing is known.
+/// The VMs of the guest `cluster` that can take traffic, by name. `None` = VMs were not read, so nothing is known.
 pub fn backends<'a>(
     members: impl IntoIterator<Item = &'a Member>,
     seen: &Snapshot,

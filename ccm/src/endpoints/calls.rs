@@ -1,4 +1,4 @@
-//! The calls of the endpoint controller, each one request.
+//! The calls of the endpoint controller. Each is one request.
 
 use k8s_openapi::api::core::v1::Endpoints;
 use kube::Resource;
@@ -17,22 +17,22 @@ use crate::{
     wire::endpoint_slice::SERVICE_LABEL,
 };
 
-/// Infra's slices.
+/// Calls on infra's slices.
 pub(crate) struct SliceCalls {
     infra: Client,
     slices: Api<WireSlice>,
     services: Api<InfraService>,
     endpoints: Api<Endpoints>,
-    /// Requests with whole objects.
+    /// Requests that carry whole objects.
     whole: Request,
 }
 
-/// What came of a call that others may have been faster with.
+/// The result of a call that another writer may have preceded.
 #[derive(Debug)]
 pub(crate) enum Answer<T> {
     /// Done.
     Done(T),
-    /// It is not as it was when it was looked at.
+    /// The object has changed since it was read.
     Changed,
 }
 
@@ -48,19 +48,19 @@ impl SliceCalls {
         }
     }
 
-    /// The Service as it is now; `None` = there is none.
+    /// Reads the Service. `None` = it does not exist.
     pub(crate) async fn service(&self, name: &str) -> Result<Option<InfraService>, CallError> {
         call(|| format!("get service {name}"), cluster::get(&self.services, name)).await
     }
 
-    /// All slices of a Service as they are now.
+    /// Reads all slices of a Service.
     pub(crate) async fn slices_of(&self, service: &str) -> Result<Vec<InfraSlice>, CallError> {
         let of_service = ListParams::default().labels(&format!("{SERVICE_LABEL}={service}"));
         let what = || format!("list endpointslices of service {service}");
         Ok(call(what, self.slices.list(&of_service)).await?.items.into_iter().map(InfraSlice::from).collect())
     }
 
-    /// One slice as it is now, whosever it is.
+    /// Reads one slice, whoever writes it.
     pub(crate) async fn slice(&self, name: &str) -> Result<Option<InfraSlice>, CallError> {
         let what = || format!("get endpointslice {name}");
         Ok(call(what, cluster::get(&self.slices, name)).await?.map(InfraSlice::from))
@@ -89,7 +89,7 @@ impl SliceCalls {
         }
     }
 
-    /// Deletes a slice, if it still is the one with this UID. One that is gone is as good.
+    /// Deletes a slice if it still has this UID. A slice that does not exist counts as deleted.
     pub(crate) async fn delete(&self, name: &str, uid: &str) -> Result<Answer<()>, CallError> {
         let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
@@ -101,7 +101,7 @@ impl SliceCalls {
         }
     }
 
-    /// Deletes the Endpoints of a Service, where there are any.
+    /// Deletes the Endpoints of a Service, if there are any.
     pub(crate) async fn remove_endpoints(&self, service: &str) -> Result<Answer<()>, CallError> {
         let params = DeleteParams::default();
         let deleted = self.endpoints.delete(service, &params);

@@ -1,5 +1,5 @@
-//! The endpoint controller: writes the slices of those infra Services whose endpoints are ours to write, as soon as the guest's
-//! slices or Nodes, a VM, or the Service changed.
+//! The endpoint controller: writes the slices of those infra Services whose endpoints are ours to write, as soon as the
+//! guest's slices or Nodes, a VM, or the Service change.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,44 +24,45 @@ use crate::{
     queue_metrics::Queue,
 };
 
-/// How long until a missing right is asked for again.
+/// Pause before the CCM asks again for a missing right.
 const ASK_AGAIN: Duration = Duration::from_mins(1);
-/// How long until the rights are asked for again when nobody answered.
+/// Pause before the CCM asks again for its rights after it got no answer.
 const RETRY: Duration = Duration::from_secs(5);
-/// So many refusals in a row are believed although the rights are given: an API server that starts refuses for a moment.
+/// After this many refusals in a row the CCM stops, although it has the rights: an API server that starts refuses for a
+/// moment.
 const BELIEVED_REFUSALS: u32 = 2;
 
-/// All that the endpoint controller needs.
+/// What the endpoint controller needs.
 #[derive(Clone)]
 pub struct EndpointController {
-    /// Where endpoints are.
+    /// The cluster with the endpoints.
     pub guest: GuestCluster,
-    /// Where load balancers take them from.
+    /// The cluster with the load balancers.
     pub infra: InfraCluster,
-    /// Who the guest is.
+    /// What identifies the guest in infra.
     pub identity: Identity,
-    /// Whose endpoints are ours to write.
+    /// Which Services' endpoints are ours to write.
     pub choice: EndpointChoice,
-    /// Which of a VM's addresses is its Node's.
+    /// Which of a VM's addresses its Node gets.
     pub addresses: AddressPolicy,
     /// The Services of both clusters.
     pub services: ServiceWatches,
-    /// Where it says how far it is.
+    /// Where it reports its progress.
     pub gate: Arc<Gate>,
     /// The VMs.
     pub index: Arc<MachineIndex>,
-    /// What keeps `index`.
+    /// Keeps `index` up to date.
     pub feed: Feed,
-    /// What is counted.
+    /// The metrics of endpoints.
     pub metrics: EndpointMetrics,
-    /// What is counted of its queue.
+    /// The metrics of its queue.
     pub queue: Queue,
 }
 
 /// Why writing ended.
 #[derive(Debug)]
 pub(crate) enum Ended {
-    /// Something was refused.
+    /// A cluster refused a call.
     Forbidden(String),
 }
 
@@ -75,7 +76,7 @@ impl EndpointController {
         tokio::join!(feed.run(), self.write_while_allowed());
     }
 
-    /// It is switched off: nobody writes here, so Services have selectors.
+    /// Reports that the controller is switched off: it writes no slices, so Services have selectors.
     pub fn stay_off(&self) {
         if self.choice.is_ours() {
             tracing::warn!(
@@ -134,7 +135,7 @@ impl EndpointController {
         Session::new(self.clone(), may_convert).run().await
     }
 
-    /// Says why once; Services have their selectors from now on.
+    /// Logs the reason once; from now on Services have their selectors.
     async fn switch_off(&self, why: String, said: &mut Option<String>) {
         self.metrics.off(true);
         if said.as_ref() != Some(&why) {
@@ -146,22 +147,22 @@ impl EndpointController {
         self.set(Work::Off).await;
     }
 
-    /// Tells the service controller whether slices can be written.
+    /// Reports to the service controller whether slices can be written.
     pub(crate) async fn set(&self, work: Work) {
         if self.gate.set(work) {
             self.services.look_at_all().await;
         }
     }
 
-    /// Tells the service controller whether a Service can do without its selector.
+    /// Reports to the service controller whether a Service can do without its selector.
     pub(crate) async fn wrote(&self, guest: &GuestService, is_written: bool) {
         if self.gate.wrote(guest.uid(), is_written) {
             self.services.look_at(ObjectRef::from_obj(guest)).await;
         }
     }
 
-    /// Whether slices of ours are there although none should be: somebody changed the configuration. Without the right to look
-    /// there are none that we could have written.
+    /// Whether slices of ours exist although none should, because the configuration was changed. Without the right to
+    /// list them, the CCM can't have written any.
     async fn has_left_overs(&self) -> bool {
         let ours = format!("{MANAGER_LABEL}={OUR_MANAGER},{}", of_guest(&self.identity));
         let slices: Api<WireSlice> = Api::namespaced(self.infra.client.clone(), &self.infra.namespace);
@@ -186,7 +187,7 @@ impl EndpointController {
     }
 }
 
-/// Selects what carries this guest's labels: infra's controllers give slices the labels of their Service.
+/// Selects slices with this guest's labels: infra's controllers give slices the labels of their Service.
 pub(crate) fn of_guest(identity: &Identity) -> String {
     format!("{CLUSTER_NAME_LABEL}={}", identity.cluster_label())
 }

@@ -11,25 +11,25 @@ use std::net::IpAddr;
 /// Which VMs get the traffic of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spread {
-    /// Those in which an endpoint of it is.
+    /// Those that have an endpoint of it.
     WithEndpoint,
-    /// All: any Node forwards with policy Cluster, and it says nothing of where endpoints are.
+    /// All: with policy Cluster every Node forwards traffic, so where the endpoints are does not matter.
     Everywhere,
 }
 
-/// What is wanted of a Service.
+/// What a Service should have.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {
     /// Which VMs.
     pub spread: Spread,
-    /// Whether the guest's Service has a selector; of one that has none and no slices nothing is known.
+    /// Whether the guest's Service has a selector. Of one that has neither a selector nor slices nothing is known.
     pub has_selector: bool,
-    /// The guest's slices of it.
+    /// The guest's slices of the Service.
     pub slices: &'a [&'a GuestSlice],
 }
 
-/// The endpoints of one family, by VM. `kept` is the address that an instance (name, UID) was last reached at: it is used while
-/// the instance shows none because its guest agent is silent.
+/// The endpoints of one family, by VM. `kept` gives the last address at which a VMI (name, UID) was reached: it is used
+/// while the VMI shows none because its guest agent does not report.
 pub fn demand(
     wanted: &Wanted<'_>,
     family: Family,

@@ -1,4 +1,4 @@
-//! What the endpoint controller counts.
+//! The metrics of the endpoint controller.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,9 +16,9 @@ struct StateLabels {
 /// The endpoints of one load balancer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// Those that take new connections.
+    /// Endpoints that take new connections.
     pub ready: usize,
-    /// All others.
+    /// All other endpoints.
     pub unready: usize,
 }
 
@@ -51,12 +51,12 @@ impl EndpointMetrics {
         );
     }
 
-    /// Whether slices should be written and can't be.
+    /// Sets whether slices should be written but can't be.
     pub fn off(&self, off: bool) {
         self.off.set(i64::from(off));
     }
 
-    /// The endpoints of the guest's Service with this UID; `None` = they are not ours.
+    /// Records the endpoints of the guest Service with this UID. `None` = they are not ours to write.
     pub fn count(&self, uid: &str, count: Option<Count>) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let before = match count {

@@ -1,4 +1,5 @@
-//! What a pass looks at: slices, Nodes and VMs as they were seen last, and infra's slices as they are now.
+//! What a reconcile observes: slices, Nodes and VMs as the watches showed them last, and infra's slices as they are
+//! now.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -21,13 +22,13 @@ use crate::{
 /// Namespace and name of a Service of the guest.
 pub(crate) type ServiceKey = (String, String);
 
-/// What was seen last.
+/// The last observation.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     inner: Mutex<Seen>,
 }
 
-/// What was seen last, held.
+/// The last observation, by kind.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     /// The guest's slices.
@@ -36,9 +37,9 @@ pub(crate) struct Seen {
     pub infra_slices: Shelf<String, InfraSlice>,
     /// The guest's Nodes.
     pub members: BTreeMap<String, Member>,
-    /// The VMs that these are, until something changes.
+    /// The VMs of these Nodes; cached until something changes.
     pub backends: Option<Arc<Vec<Backend>>>,
-    /// Which watches have shown all that there is.
+    /// Which watches have delivered their first list.
     pub complete: HashSet<&'static str>,
 }
 
@@ -49,7 +50,7 @@ impl State {
 }
 
 impl Seen {
-    /// The endpoints that the Service should have, by family. `everywhere`: policy Cluster is served by every VM.
+    /// The endpoints that the Service should have, by family. With `everywhere`, every VM serves policy Cluster.
     pub(crate) fn wanted(
         &self,
         guest: &GuestService,
@@ -74,7 +75,7 @@ impl Seen {
     }
 }
 
-/// Where our slices reach an instance.
+/// The address at which our slices reach a VMI.
 fn last_address(slices: &[InfraSlice], family: Family, vm: &str, uid: &str) -> Option<IpAddr> {
     let ours = slices.iter().filter(|slice| slice.family == Some(family));
     let mut endpoints =

@@ -1,9 +1,9 @@
-//! What is to be written so that an infra Service has the endpoints that it should. Pure; a plan that was carried out leaves
-//! nothing to plan.
+//! What to write so that an infra Service has the endpoints that it should have. Pure. After its plan was carried out,
+//! it plans nothing.
 //!
-//! Endpoints stay in the slice that they are in, so that a change rewrites as few slices as can be. Between us and infra's own
-//! controllers a Service is handed over without a gap: who comes writes first, then the selector changes, then who goes is
-//! cleaned up after.
+//! Endpoints stay in the slice in which they are, so that a change rewrites as few slices as possible. A handover of a
+//! Service between us and infra's own controllers leaves no gap: the new writer writes first, then the selector
+//! changes, then what the old writer left is deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ use crate::{
     wire::ip_family::Family,
 };
 
-/// Endpoints of one slice (Kubernetes' default of `--max-endpoints-per-slice`).
+/// Endpoints per slice (Kubernetes' default of `--max-endpoints-per-slice`).
 pub const MAX_ENDPOINTS: usize = 100;
 
 /// What is known of one infra Service.
@@ -24,9 +24,10 @@ pub const MAX_ENDPOINTS: usize = 100;
 pub struct Observed<'a> {
     /// The Service.
     pub service: &'a InfraService,
-    /// Who is to write its endpoints.
+    /// Which program should write its endpoints.
     pub writer: Writer,
-    /// Whether we may remove what the selector leaves behind; if not, a Service that has a selector keeps it.
+    /// Whether we may delete what the selector's controllers leave behind. If not, a Service that has a selector keeps
+    /// it.
     pub may_convert: bool,
     /// All slices of the Service.
     pub slices: &'a [InfraSlice],
@@ -39,43 +40,43 @@ pub struct Observed<'a> {
 pub struct Plan {
     /// The calls.
     pub steps: Vec<Step>,
-    /// Whether the Service can do without its selector: our slices are as they should be, or it has none already.
+    /// Whether the Service can do without its selector: our slices are as they should be, or it has no selector.
     pub is_written: bool,
 }
 
 /// One call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Make a slice.
+    /// Create a slice.
     Create {
         /// Its name.
         name: String,
         /// Its family.
         family: Family,
-        /// What it holds.
+        /// What to write into it.
         content: Content,
     },
-    /// Write one of ours anew.
+    /// Replace one of our slices.
     Replace {
         /// Its name.
         name: String,
-        /// Its version.
+        /// The resourceVersion that it replaces.
         version: String,
         /// Its family.
         family: Family,
-        /// What it holds.
+        /// What to write into it.
         content: Content,
     },
-    /// Delete one of ours that has become empty or superfluous.
+    /// Delete one of our slices that is empty or not needed.
     Drop {
         /// Its name.
         name: String,
         /// Its UID.
         uid: String,
     },
-    /// Delete the older kind Endpoints, of which copies would be made.
+    /// Delete the older kind Endpoints, which infra would copy into slices.
     RemoveEndpoints,
-    /// Delete what the one who handed over left behind. Only after a look at what is there now.
+    /// Delete a slice that the previous writer left behind. Only after a fresh read.
     Remove {
         /// Its name.
         name: String,
@@ -85,7 +86,7 @@ pub enum Step {
 }
 
 impl Step {
-    /// Whether endpoints are lost should somebody else not have written them: it takes a fresh look.
+    /// Whether the Service loses endpoints if no other program has written them. Such a step needs a fresh read first.
     pub fn is_final(&self) -> bool {
         matches!(self, Self::RemoveEndpoints | Self::Remove { .. })
     }
@@ -110,7 +111,7 @@ pub fn plan(observed: &Observed<'_>) -> Plan {
             } else if taken_over && (infra_ready || !ours_ready) {
                 Plan { steps: observed.ours().map(removal).collect(), is_written: false }
             } else {
-                // Nobody else has any: ours are kept true meanwhile.
+                // Infra's controllers have not taken over yet, so keep ours up to date.
                 Plan { steps: observed.differences(), is_written: false }
             }
         }
@@ -132,7 +133,7 @@ fn removal(slice: &InfraSlice) -> Step {
 }
 
 impl Observed<'_> {
-    /// Our slices of this very Service; one of another owner goes with that.
+    /// Our slices of this Service object. Those of another owner are deleted together with that owner.
     fn ours(&self) -> impl Iterator<Item = &InfraSlice> {
         let owner = self.service.metadata.uid.as_deref();
         self.slices.iter().filter(move |slice| {
@@ -140,7 +141,7 @@ impl Observed<'_> {
         })
     }
 
-    /// What the selector's controllers left.
+    /// The steps that delete what the selector's controllers left.
     fn left_behind(&self) -> Vec<Step> {
         let left: Vec<_> = self.slices.iter().filter(|slice| slice.manager == Manager::Infra).collect();
         if left.is_empty() || !self.may_convert {
@@ -159,7 +160,7 @@ impl Observed<'_> {
         }
         let other = |slice: &&InfraSlice| slice.family.is_none_or(|family| !families.contains(&family));
         steps.extend(self.ours().filter(other).map(surplus));
-        // What comes is written before what goes.
+        // Write the new slices before the old ones are deleted.
         steps.sort_by_key(|step| matches!(step, Step::Drop { .. }));
         steps
     }
@@ -183,7 +184,7 @@ impl Observed<'_> {
         let more: Vec<Endpoint> = left.collect();
         filled.extend(more.chunks(MAX_ENDPOINTS).map(<[_]>::to_vec));
         if filled.is_empty() {
-            // It says that there are none, and that this was looked at.
+            // An empty slice shows that there are no endpoints, and that this was checked.
             filled.push(Vec::new());
         }
         let some = filled.iter().any(|endpoints| !endpoints.is_empty());
@@ -221,7 +222,8 @@ impl Observed<'_> {
         }
     }
 
-    /// The first name that no slice has. Always the same for the same slices, so that two replicas make one.
+    /// The first name that no slice has. It is always the same for the same slices, so that two replicas create only
+    /// one.
     fn free_name(&self, family: Family, planned: &[Step]) -> String {
         let service = self.service.metadata.name.as_deref().unwrap_or_default();
         let family = family.as_str().to_lowercase();

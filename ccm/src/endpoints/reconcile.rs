@@ -1,5 +1,5 @@
-//! One pass over the endpoints of one Service: observe, plan, act. Nobody else's slice is removed, and none of ours that was
-//! handed over, before a fresh look.
+//! One reconcile of the endpoints of one Service: observe, plan, act. It deletes no slice of another writer, and none
+//! of ours after a handover, before a fresh read.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,37 +27,37 @@ use crate::{
     wire::ip_family::Family,
 };
 
-/// How often one pass looks: before it, after its writes, and when somebody else was faster.
+/// How often one reconcile observes: at its start, after its writes, and when another writer was faster.
 const MAX_LOOKS: usize = 6;
 
-/// Why a pass failed.
+/// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// A call failed.
     #[error(transparent)]
     Call(#[from] CallError),
-    /// Somebody else changes the slices all the time.
+    /// Another program changes the slices all the time.
     #[error("the endpoint slices of infra service {0} were changed by others again and again")]
     Unsettled(String),
 }
 
-/// What a pass looks at.
+/// What a reconcile observes.
 struct View {
     service: Arc<InfraService>,
     slices: Vec<InfraSlice>,
-    /// Whether both were read just now.
+    /// Whether both were read in this reconcile.
     is_fresh: bool,
 }
 
-/// What a pass found to do.
+/// What a reconcile has to do.
 struct Planned {
     plan: Plan,
     wanted: BTreeMap<Family, Vec<Endpoint>>,
-    /// Whether we write the endpoints, or did.
+    /// Whether the endpoints are ours to write.
     is_ours: bool,
 }
 
-/// One pass.
+/// One reconcile, with its metrics.
 pub(crate) async fn pass(guest: Arc<GuestService>, session: Arc<Session>) -> Result<Action, Failure> {
     let (began, queue) = (Instant::now(), &session.controller.queue);
     queue.taken(&(guest.namespace().unwrap_or_default(), guest.name_any()));
@@ -117,21 +117,21 @@ async fn reconcile(guest: &GuestService, session: &Session) -> Result<Action, Fa
 }
 
 impl Session {
-    /// The infra Service and its slices, as they were seen last.
+    /// The infra Service and its slices as the watches showed them last.
     fn seen(&self, name: &str) -> Option<View> {
         let service = self.controller.services.mirror(name)?;
         let slices = self.state.lock().infra_slices.of(&name.to_owned()).cloned().collect();
         Some(View { service, slices, is_fresh: false })
     }
 
-    /// The infra Service and its slices, as they are now.
+    /// Reads the infra Service and its slices.
     async fn look(&self, name: &str) -> Result<Option<View>, Failure> {
         let slices = self.calls.slices_of(name).await?;
         let Some(service) = self.calls.service(name).await? else { return Ok(None) };
         Ok(Some(View { service: Arc::new(service), slices, is_fresh: true }))
     }
 
-    /// What to do; `None` = nothing that is ours, or not enough is known.
+    /// What to do. `None` = the Service is not ours, or too little is known.
     fn plan(&self, guest: &GuestService, view: Option<&View>) -> Option<Planned> {
         let (controller, view) = (&self.controller, view?);
         let is_served = guest.wants_load_balancer() && !guest.is_deleting() && !view.service.is_deleting();
@@ -154,7 +154,7 @@ impl Session {
         Some(Planned { plan: plan(&observed), wanted, is_ours })
     }
 
-    /// Carries one step out; false = somebody else was faster, look again.
+    /// Carries out one step. False = another writer was faster, so observe again.
     async fn act(&self, service: &InfraService, step: &Step) -> Result<bool, Failure> {
         let name = service.metadata.name.as_deref().unwrap_or_default();
         let written = match step {
@@ -193,7 +193,8 @@ impl Session {
         }
     }
 
-    /// A slice is not as it was seen: what it is now counts. The watch may be behind, and does not show what lost our labels.
+    /// Reads a slice that is not as the watch showed it, and keeps the answer. The watch may be behind, and does not
+    /// show a slice that lost our labels.
     async fn look_again(&self, service: &str, slice: &str) -> Result<bool, Failure> {
         let now = self.calls.slice(slice).await?;
         let mut seen = self.state.lock();

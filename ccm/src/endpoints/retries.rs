@@ -1,15 +1,15 @@
-//! How long to pause after failures, by Service.
+//! The pause after failures, by Service.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// After a conflict the watch brings what is there now; this is for a watch that is behind.
+/// After a conflict the watch usually brings the new object; this pause is for a watch that is behind.
 const AFTER_CONFLICT: Duration = Duration::from_millis(200);
-/// First and longest pause after another failure; it doubles in between.
+/// First and longest pause after any other failure; it doubles in between.
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
-/// A doubling more than this is beyond the longest pause anyhow.
+/// More doublings exceed the longest pause anyway.
 const MOST_DOUBLINGS: u32 = 5;
 
 /// Failures in a row, by the Service's UID.
@@ -19,7 +19,7 @@ pub(crate) struct Retries {
 }
 
 impl Retries {
-    /// One more failure: how long to pause.
+    /// Records one more failure; returns the pause.
     pub(crate) fn failed(&self, uid: &str, conflict: bool) -> Duration {
         let mut failures = self.lock();
         let count = failures.entry(uid.to_owned()).or_default();
@@ -30,7 +30,7 @@ impl Retries {
         }
     }
 
-    /// The failures in a row ended.
+    /// Ends the row of failures.
     pub(crate) fn succeeded(&self, uid: &str) {
         self.lock().remove(uid);
     }

@@ -1,5 +1,5 @@
-//! Which of the rights that the endpoint controller uses are given. Asked, not tried out: a Service must not lose its selector before
-//! it is known that its endpoints can be written.
+//! Which of the rights that the endpoint controller uses it has. It asks the API servers instead of trying: a Service
+//! must not lose its selector before it is known that its endpoints can be written.
 
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -11,19 +11,19 @@ use crate::{
     call::{CallError, call},
 };
 
-/// API group of slices.
+/// API group of EndpointSlices.
 const DISCOVERY: &str = "discovery.k8s.io";
-/// What is done with slices of infra.
+/// The verbs that the CCM uses on slices of infra.
 const INFRA_VERBS: [&str; 6] = ["get", "list", "watch", "create", "update", "delete"];
-/// What is done with objects of the guest.
+/// The verbs that the CCM uses on objects of the guest.
 const GUEST_VERBS: [&str; 2] = ["list", "watch"];
 
-/// What may be done.
+/// The rights that the controller has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rights {
-    /// What is missing, in words; empty = slices can be written.
+    /// The missing rights, as text; empty = slices can be written.
     pub missing: Vec<String>,
-    /// Whether Endpoints may be deleted in infra, so that Services can be taken over from the selector.
+    /// Whether the CCM may delete Endpoints in infra, so that it can take Services over from the selector.
     pub may_convert: bool,
 }
 
@@ -47,7 +47,7 @@ pub(crate) async fn ask(guest: &GuestCluster, infra: &InfraCluster) -> Result<Ri
     Ok(Rights { missing, may_convert })
 }
 
-/// Whether slices of infra may be listed.
+/// Whether the CCM may list slices of infra.
 pub(crate) async fn may_look(infra: &InfraCluster) -> Result<bool, CallError> {
     may(&infra.client, Some(&infra.namespace), ("endpointslices", DISCOVERY), "list").await
 }

@@ -1,5 +1,5 @@
-//! One session of the endpoint controller, as long as its rights hold: follows what endpoints depend on, and has each Service
-//! that a change concerns looked at.
+//! One session of the endpoint controller, which lasts as long as its rights: it follows everything that endpoints
+//! depend on, and reconciles each Service that a change concerns.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -33,13 +33,13 @@ use crate::{
     wire::endpoint_slice::SERVICE_LABEL,
 };
 
-/// Services that are worked on at a time.
+/// Services that are reconciled at the same time.
 const CONCURRENCY: u16 = 32;
-/// What is watched, in words.
+/// The names of the watches, for logs.
 const GUEST_SLICES: &str = "endpointslices in the guest";
 const NODES: &str = "nodes in the guest";
 const INFRA_SLICES: &str = "endpointslices in the infra namespace";
-/// How many these are.
+/// The number of watches.
 const WATCHES: usize = 3;
 
 /// A Service in the queue.
@@ -50,7 +50,7 @@ fn item(service: &ObjectRef<GuestService>) -> Item {
 /// What a session works with.
 pub(crate) struct Session {
     pub(crate) controller: EndpointController,
-    /// Whether what a selector leaves behind may be removed.
+    /// Whether the CCM may delete what a selector's controllers leave behind.
     pub(crate) may_convert: bool,
     pub(crate) calls: SliceCalls,
     pub(crate) state: State,
@@ -72,7 +72,7 @@ impl Session {
         }
     }
 
-    /// Runs until something is refused.
+    /// Runs until a cluster refuses a call.
     pub(crate) async fn run(self) -> Ended {
         let session = Arc::new(self);
         let (guest, infra) = (&session.controller.guest.client, &session.controller.infra);
@@ -95,12 +95,12 @@ impl Session {
         }
     }
 
-    /// Something was refused: the session ends.
+    /// Ends the session because a cluster refused a call.
     pub(crate) fn is_refused(&self, why: String) {
         self.refused.send_replace(Some(why));
     }
 
-    /// The VMs that can have traffic; `None` while they can't be read.
+    /// The VMs that can take traffic. `None` = they can't be read now.
     pub(crate) fn backends(&self) -> Option<Arc<Vec<Backend>>> {
         let mut seen = self.state.lock();
         if seen.backends.is_none() {
@@ -119,7 +119,7 @@ impl Session {
         }
     }
 
-    /// Slices can be written as soon as everything that they are made of is known, and as long as VMs can be read.
+    /// Reports that slices can be written once everything that they are made of is known, while VMs can be read.
     async fn is_able(&self) {
         if self.state.lock().complete.len() < WATCHES {
             return;
@@ -128,7 +128,7 @@ impl Session {
         self.controller.set(if reads_vms { Work::On } else { Work::Unknown }).await;
     }
 
-    /// Looks at Services that changed, once all is known.
+    /// Reconciles Services that changed, once everything is known.
     async fn passes(self: Arc<Self>) {
         while self.state.lock().complete.len() < WATCHES {
             self.completed.notified().await;
@@ -179,7 +179,7 @@ impl Session {
         let ours = references.filter(|it| store.get(it).is_some_and(|service| service.wants_load_balancer()));
         let ours: Vec<_> = ours.collect();
         if !ours.is_empty() {
-            // Where VMs are not watched they have to be looked at.
+            // Where VMs are not watched, they have to be polled.
             self.controller.feed.hurry();
             self.controller.services.changed().mark(ours);
         }

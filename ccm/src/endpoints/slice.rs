@@ -1,4 +1,5 @@
-//! An `EndpointSlice` of infra: as it is read, and as we write it. Ours are ours as a whole, nobody else's are ever written.
+//! An `EndpointSlice` of infra as it is read, and as we write it. We write all of our own slices, and never those of
+//! other writers.
 
 use crate::{
     infra::{
@@ -15,13 +16,13 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 
-/// The kind behind a backend.
+/// The kind that `targetRef` names.
 const INSTANCE_KIND: &str = "VirtualMachineInstance";
-/// Its API.
+/// Its API version.
 const INSTANCE_API: &str = "kubevirt.io/v1";
 
 impl Content {
-    /// The labels of our slices of a Service: its own, and those that say whose they are.
+    /// The labels of our slices of a Service: its own labels, and those that name the Service and the writer.
     pub fn labels(service: &InfraService) -> BTreeMap<String, String> {
         let mut labels = service.metadata.labels.clone().unwrap_or_default();
         labels.insert(SERVICE_LABEL.to_owned(), service.metadata.name.clone().unwrap_or_default());
@@ -43,7 +44,7 @@ impl Content {
         ports.collect()
     }
 
-    /// The whole object; `version` of the one that it replaces.
+    /// The whole object; `version` is the resourceVersion that it replaces.
     pub fn object(&self, service: &InfraService, name: &str, family: Family, version: Option<&str>) -> Value {
         let namespace = service.metadata.namespace.as_deref();
         let endpoints: Vec<_> = self.endpoints.iter().map(|it| it.object(namespace)).collect();
@@ -52,7 +53,7 @@ impl Content {
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
             "metadata": {
                 "name": name, "namespace": namespace, "labels": self.labels, "resourceVersion": version,
-                // Not blocking the owner's deletion: that would take a right on its finalizers.
+                // It does not block the owner's deletion, which would need a right on the owner's finalizers.
                 "ownerReferences": [{"apiVersion": "v1", "kind": "Service", "controller": true,
                     "name": service.metadata.name, "uid": service.metadata.uid}],
             },

@@ -1,4 +1,4 @@
-//! What both clusters show of slices and Nodes, kept as little as the planners need.
+//! The slices and Nodes of both clusters, reduced to what the planners need.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
@@ -21,7 +21,7 @@ const PAGE: u32 = 100;
 #[derive(Debug)]
 pub(crate) struct Shelf<S, V> {
     services: HashMap<S, BTreeMap<String, V>>,
-    /// By the name of the object, with its namespace where there are several.
+    /// The Service of each object, by the object's name (with its namespace where there are several).
     places: HashMap<String, S>,
 }
 
@@ -37,7 +37,7 @@ impl<S: Clone + Eq + Hash, V: PartialEq> Shelf<S, V> {
         self.services.get(service).into_iter().flat_map(BTreeMap::values)
     }
 
-    /// Puts an object to its Service; those that this concerns.
+    /// Adds or changes an object; returns the Services that this concerns.
     pub(crate) fn put(&mut self, name: &str, service: Option<S>, object: V) -> Vec<S> {
         let mut concerned = Vec::new();
         if self.places.get(name).is_some_and(|place| Some(place) != service.as_ref()) {
@@ -53,7 +53,7 @@ impl<S: Clone + Eq + Hash, V: PartialEq> Shelf<S, V> {
         concerned
     }
 
-    /// Takes an object away; the Service that this concerns.
+    /// Removes an object; returns the Service that this concerns.
     pub(crate) fn remove(&mut self, name: &str) -> Option<S> {
         let service = self.places.remove(name)?;
         if let Some(objects) = self.services.get_mut(&service) {
@@ -65,31 +65,31 @@ impl<S: Clone + Eq + Hash, V: PartialEq> Shelf<S, V> {
         Some(service)
     }
 
-    /// Takes away all objects that are not in `living`; the Services that this concerns.
+    /// Removes all objects that are not in `living`; returns the Services that this concerns.
     pub(crate) fn retain(&mut self, living: &HashSet<String>) -> Vec<S> {
         let gone: Vec<_> = self.places.keys().filter(|name| !living.contains(*name)).cloned().collect();
         gone.iter().filter_map(|name| self.remove(name)).collect()
     }
 }
 
-/// What a watch does with what it sees.
+/// What a watch does with its events.
 pub(crate) trait Follow<K> {
-    /// An object is there, new or changed.
+    /// An object was added or changed.
     fn put(&self, object: K);
-    /// An object is gone.
+    /// An object was deleted.
     fn remove(&self, object: K);
-    /// These are all; their keys are those of [`key`].
+    /// The list is complete: `living` has the [`key`] of every object.
     fn complete(&self, living: &HashSet<String>);
 }
 
-/// How an object is called on a shelf.
+/// The name of an object on a shelf.
 pub(crate) fn key<K: Resource>(object: &K) -> String {
     let meta = object.meta();
     let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
     format!("{}/{}", namespace.unwrap_or_default(), name.unwrap_or_default())
 }
 
-/// Follows all objects of `api`; ends when that is refused.
+/// Watches all objects of `api`; ends when the API server refuses that.
 pub(crate) async fn follow<K>(
     api: Api<K>,
     selector: Option<String>,

@@ -1,4 +1,4 @@
-//! Which Nodes and VMs count, and what each can do.
+//! Which Nodes and VMs become backends, and with which conditions.
 
 use super::*;
 use crate::{

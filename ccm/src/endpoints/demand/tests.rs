@@ -1,4 +1,4 @@
-//! Endpoints of the guest laid over its VMs.
+//! Endpoints of the guest, mapped to its VMs.
 
 use super::*;
 use crate::guest::slices::WireGuestSlice;

@@ -1,4 +1,4 @@
-//! The laws of the planner over a small model of infra, and the cases by name.
+//! The properties of the planner over a small model of infra, and the cases by name.
 
 use super::*;
 use crate::wire::endpoint_slice::Conditions;
@@ -44,7 +44,7 @@ fn of_infra(name: &str, ready: bool) -> InfraSlice {
     }
 }
 
-/// One Service of infra, and who writes its endpoints.
+/// One Service of infra, and the program that writes its endpoints.
 #[derive(Clone, Debug)]
 struct World {
     service: InfraService,
@@ -71,7 +71,7 @@ impl World {
         })
     }
 
-    /// Carries one step out as the API server does.
+    /// Carries out one step as the API server does.
     fn apply(&mut self, step: &Step) {
         self.version += 1;
         match step {
@@ -136,7 +136,7 @@ impl World {
         ours.flat_map(|content| &content.endpoints).map(|endpoint| endpoint.vm.clone()).collect()
     }
 
-    /// Does what the service controller and infra's own controllers do next; true = something changed.
+    /// Does what the service controller and infra's own controllers do next. True = something changed.
     fn turn(&mut self) -> bool {
         let plan = self.plan();
         let has_selector = !self.service.spec.selector.is_empty();
@@ -245,7 +245,8 @@ fn endpoints_stay_in_their_slices_and_many_fill_several() {
     assert_eq!((world.slices.len(), world.is_ready()), (1, false), "an empty one says that there are none");
 }
 
-/// Each family has slices of its own. Of a family that the Service no longer has, our slices are deleted, and those of others stay.
+/// Each family has slices of its own. If the Service no longer has a family, our slices of it are deleted; those of
+/// other writers stay.
 #[test]
 fn slices_are_of_the_services_families() {
     let mut world = World::new(Writer::Ours, false, wanted([endpoint(1, true)]));
@@ -313,7 +314,7 @@ fn some_endpoints() -> impl Strategy<Value = BTreeMap<Family, Vec<Endpoint>>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
-    /// Law 1 of diff planners; and nothing of others is ever touched.
+    /// After a plan was carried out nothing is left to plan, and the slices of other writers are never touched.
     #[test]
     fn what_was_done_leaves_nothing_to_do(
         slices in some_slices(), wanted in some_endpoints(), selector: bool, may_convert: bool,
@@ -334,8 +335,8 @@ proptest! {
         }
     }
 
-    /// Whatever the configuration says, and in whatever order controllers act, a Service that has a ready endpoint of somebody
-    /// and ready VMs is never without one.
+    /// Whatever the configuration is, and in whatever order the controllers act: a Service that has a ready endpoint of
+    /// any writer, and ready VMs, never loses its last ready endpoint.
     #[test]
     fn no_handover_leaves_a_gap(
         numbers in prop::collection::btree_set(1u16..250, 1..120),

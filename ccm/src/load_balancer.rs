@@ -1,4 +1,5 @@
-//! LoadBalancer Services: each of the guest has a mirror in the infra cluster, whose address comes back.
+//! LoadBalancer Services: each one of the guest gets a mirror in the infra cluster, and the mirror's address comes
+//! back.
 //!
 //! [`plan`](mod@plan) decides and knows no client, clock or environment; [`controller`] observes and acts.
 

@@ -1,5 +1,5 @@
-//! What our own calls did and the watches do not show yet. Without it, a pass between a call and its event would do the same
-//! again: create a mirror a second time, believe in one that is gone, or write what stands there.
+//! The results of our own calls that the watches do not show yet. Without them, a reconcile between a call and its
+//! event would create a mirror a second time, treat a deleted one as present, or write what is already written.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 use crate::{guest::services::GuestService, guest_names::infra_name};
 
-/// How long the event of an own call is waited for; a watch that works brings it within milliseconds. After that the pass asks.
+/// How long to wait for the event of our own call. A watch that works brings it within milliseconds; after this time
+/// the reconcile reads.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the API servers answered.
@@ -17,40 +18,40 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Ahead {
     /// By the infra Service's name.
     known: Mutex<HashMap<String, Known>>,
-    /// The version that a patch of ours gave the guest Service with this UID, and since when.
+    /// The version that our patch gave to the guest Service with this UID, and the time of the patch.
     patched: Mutex<HashMap<String, (u64, Instant)>>,
 }
 
-/// What an answer of infra said.
+/// What infra answered about a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Known {
     /// It was created.
     Created(Instant),
-    /// The one with this UID is gone.
+    /// The Service with this UID is gone.
     Deleted(String),
 }
 
 impl Ahead {
-    /// Infra answered that it was created; `shown` = the UID that the watch shows by now.
+    /// Records infra's answer that it was created. `shown` = the UID that the watch shows by now.
     pub(crate) fn created(&self, name: &str, shown: Option<&str>) {
         if shown.is_none() {
             self.lock().insert(name.to_owned(), Known::Created(Instant::now()));
         }
     }
 
-    /// Infra answered that the one with this UID is gone.
+    /// Records infra's answer that the Service with this UID is gone.
     pub(crate) fn deleted(&self, name: &str, uid: &str, shown: Option<&str>) {
         if shown == Some(uid) {
             self.lock().insert(name.to_owned(), Known::Deleted(uid.to_owned()));
         }
     }
 
-    /// Whether the one with this UID, which the watch shows, is gone.
+    /// Whether the Service with this UID, which the watch still shows, is gone.
     pub(crate) fn is_gone(&self, name: &str, uid: Option<&str>) -> bool {
         matches!(self.lock().get(name), Some(Known::Deleted(gone)) if Some(gone.as_str()) == uid)
     }
 
-    /// For how much longer the event of a create is waited for.
+    /// How much longer to wait for the event of a create.
     pub(crate) fn is_coming(&self, name: &str) -> Option<Duration> {
         let mut known = self.lock();
         let Some(Known::Created(since)) = known.get(name) else { return None };
@@ -62,7 +63,7 @@ impl Ahead {
         Some(left)
     }
 
-    /// The watch told something about it, and shows this UID now.
+    /// The watch has had an event about it, and shows this UID now.
     pub(crate) fn told(&self, name: &str, shown: Option<&str>) {
         let mut known = self.lock();
         if !matches!(known.get(name), Some(Known::Deleted(gone)) if shown == Some(gone.as_str())) {
@@ -70,7 +71,7 @@ impl Ahead {
         }
     }
 
-    /// The watch began anew and shows all that there is: `shown` gives the UID by name.
+    /// The watch has restarted with a full list: `shown` gives the UID by name.
     pub(crate) fn told_all(&self, shown: impl Fn(&str) -> Option<String>) {
         self.lock().retain(|name, known| match known {
             Known::Created(_) => false,
@@ -78,7 +79,7 @@ impl Ahead {
         });
     }
 
-    /// The guest answered a patch with `now`; `shown` = what the watch shows by now.
+    /// Records the guest's answer `now` to a patch. `shown` = what the watch shows by now.
     pub(crate) fn patched(&self, shown: &GuestService, now: &GuestService) {
         // The answer to the patch that ends an object has its old version.
         let ended = now.is_deleting() && now.metadata.finalizers.iter().flatten().next().is_none();
@@ -90,7 +91,8 @@ impl Ahead {
         }
     }
 
-    /// For how much longer the watch may take to show our patch of this Service, which it shows as it was before.
+    /// How much longer the watch may take to show our patch of this Service. `None` if it shows it, or if the time is
+    /// over.
     pub(crate) fn is_behind(&self, shown: &GuestService) -> Option<Duration> {
         let mut patched = self.patches();
         let (wrote, since) = *patched.get(shown.uid())?;
@@ -102,7 +104,7 @@ impl Ahead {
         Some(left)
     }
 
-    /// Nobody asks any more for the guest Service with this UID.
+    /// Drops what is known of the guest Service with this UID, which needs no load balancer any more.
     pub(crate) fn forget(&self, uid: &str) {
         self.lock().remove(&infra_name(uid));
         self.patches().remove(uid);
@@ -117,7 +119,8 @@ impl Ahead {
     }
 }
 
-/// Versions of one object are numbers that grow (Kubernetes API concepts, "Resource versions"); what is none is not compared.
+/// Versions of one object are numbers that grow (Kubernetes API concepts, "Resource versions"). A version that is not a
+/// number is not compared.
 fn version(guest: &GuestService) -> Option<u64> {
     guest.metadata.resource_version.as_ref()?.parse().ok()
 }

@@ -1,4 +1,4 @@
-//! What the guest's users are told in events, in the framework's words.
+//! The events for the guest's users, with the framework's reasons and messages.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::ResourceExt;
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// What the users are told about a step that was carried out.
+/// Reports a step that was carried out.
 pub(crate) fn step(guest: &GuestService, step: &Step, plan: &Plan, context: &Context) {
     let say = |reason, note| context.events.emit(&reference(guest), Kind::Normal, reason, note);
     match step {
@@ -37,7 +37,7 @@ pub(crate) fn step(guest: &GuestService, step: &Step, plan: &Plan, context: &Con
     }
 }
 
-/// Tells what is not granted, once in each wording.
+/// Reports what is refused; each text once.
 pub(crate) fn refusals(guest: &GuestService, plan: &Plan, context: &Context) {
     let wishes = plan.refused.iter().map(|wish| (reason_of(wish), wish.to_string()));
     let whole = plan.refusal.iter().map(|refusal| {
@@ -70,13 +70,13 @@ fn reason_of(wish: &Refused) -> &'static str {
     }
 }
 
-/// Tells the users why a pass failed, in the framework's words.
+/// Reports why a reconcile failed, in the framework's form.
 pub(crate) fn failure(guest: &GuestService, failure: &Failure, context: &Context) {
     let note = format!("Error syncing load balancer: {}", chain(failure));
     context.events.emit(&reference(guest), Kind::Warning, "SyncLoadBalancerFailed", &note);
 }
 
-/// The guest Service, as an event names it.
+/// The guest Service as the object of an event.
 pub(crate) fn reference(guest: &GuestService) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".to_owned()),

@@ -1,4 +1,4 @@
-//! The calls of the service controller, each one request.
+//! The calls of the service controller. Each is one request.
 
 use k8s_openapi::api::core::v1::LoadBalancerIngress;
 use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
@@ -13,27 +13,27 @@ use crate::{
     infra::mirrors::{FIELD_MANAGER, InfraService},
 };
 
-/// The Service of the API servers themselves (kube-apiserver, `kubernetesservice` controller).
+/// The Service that API servers make for themselves (kube-apiserver, `kubernetesservice` controller).
 const CLUSTER_NAMESPACE: &str = "default";
 const CLUSTER_SERVICE: &str = "kubernetes";
 
-/// What came of a call that others may have been faster with.
+/// The result of a call that another writer may have preceded.
 #[derive(Debug)]
 pub(crate) enum Answer<T> {
     /// Done.
     Done(T),
-    /// The object is not there, or is another of the same name.
+    /// The object does not exist, or another object has its name.
     Absent,
-    /// The object is not as it was when it was looked at.
+    /// The object has changed since it was read.
     Changed,
 }
 
-/// What became of an infra Service that was deleted.
+/// What a delete of an infra Service led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Deleted {
     /// Infra removed it at once.
     Gone,
-    /// Something holds it, or infra does not say.
+    /// A finalizer holds it, or infra does not report which.
     Going,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Services {
     guest: Client,
     infra: Client,
     mirrors: Api<InfraService>,
-    /// Requests with whole objects, of which nothing gets lost.
+    /// Requests that carry whole objects, so that no field is lost.
     whole: Request,
 }
 
@@ -61,7 +61,7 @@ impl Services {
         Api::namespaced(self.guest.clone(), namespace)
     }
 
-    /// The guest Service as it is now; absent also when it is another of the same name.
+    /// Reads the guest Service. A Service of the same name with another UID counts as absent.
     pub(crate) async fn guest_now(&self, guest: &GuestService) -> Result<Answer<GuestService>, kube::Error> {
         let name = guest.metadata.name.as_deref().unwrap_or_default();
         Ok(match cluster::get(&self.guests(guest), name).await? {
@@ -70,8 +70,8 @@ impl Services {
         })
     }
 
-    /// Changes what belongs to us of the guest Service, as the framework does: through its status, with the right
-    /// `services/status: patch`. The UID makes sure that it is still this one.
+    /// Patches our part of the guest Service as the framework does: through its status, with the right
+    /// `services/status: patch`. The UID in the patch makes sure that it is still the same Service.
     async fn patch_guest(
         &self,
         guest: &GuestService,
@@ -90,7 +90,7 @@ impl Services {
         }
     }
 
-    /// The conditions go along: the patch goes through the status anyway.
+    /// The conditions go in the same call, because the patch is one of the status anyway.
     pub(crate) async fn add_finalizer(
         &self,
         guest: &GuestService,
@@ -133,7 +133,8 @@ impl Services {
         self.patch_guest(guest, json!({ "status": { "conditions": conditions } })).await
     }
 
-    /// The guest Service of this name as it is now; `None` only where the API says so of this very Service.
+    /// Reads the guest Service of this name. `None` only if the API server itself reports that this Service does not
+    /// exist.
     pub(crate) async fn guest_named(
         &self,
         namespace: &str,
@@ -147,12 +148,13 @@ impl Services {
         }
     }
 
-    /// The UID of the guest cluster: that of the Service that each API server makes for itself.
+    /// The UID of the guest cluster, which is that of the Service that each API server makes for itself.
     pub(crate) async fn guest_cluster(&self) -> Result<Option<String>, CallError> {
         Ok(self.guest_named(CLUSTER_NAMESPACE, CLUSTER_SERVICE).await?.and_then(|own| own.metadata.uid))
     }
 
-    /// The infra Service as it is now, whole, and as far as it is read; `None` only where the API says so of this very Service.
+    /// Reads the infra Service: the whole object, and the fields that we use. `None` only if the API server itself
+    /// reports that this Service does not exist.
     pub(crate) async fn mirror_now(&self, name: &str) -> Result<Option<(Value, InfraService)>, kube::Error> {
         let request =
             self.whole.get(name, &kube::api::GetParams::default()).map_err(kube::Error::BuildRequest)?;
@@ -175,7 +177,7 @@ impl Services {
         }
     }
 
-    /// Replaces the infra Service by `object`, if it still is as it was when `object` was made of it.
+    /// Replaces the infra Service by `object`, if it has not changed since `object` was made from it.
     pub(crate) async fn replace_mirror(&self, name: &str, object: &Value) -> Result<Answer<()>, kube::Error> {
         let body = object.to_string().into_bytes();
         let request = self.whole.replace(name, &post(), body).map_err(kube::Error::BuildRequest)?;
@@ -188,13 +190,13 @@ impl Services {
         }
     }
 
-    /// Deletes the infra Service, if it still is the one with this UID.
+    /// Deletes the infra Service, if it still has this UID.
     pub(crate) async fn delete_mirror(&self, name: &str, uid: &str) -> Result<Answer<Deleted>, kube::Error> {
         delete(&self.mirrors, name, uid).await
     }
 }
 
-/// Deletes the infra Service of this name, if it still is the one with this UID.
+/// Deletes the infra Service of this name, if it still has this UID.
 pub(crate) async fn delete(
     mirrors: &Api<InfraService>,
     name: &str,
@@ -212,8 +214,9 @@ pub(crate) async fn delete(
     }
 }
 
-/// An API server answers with the Service as it was when it was removed, or, where a finalizer holds it, as it is now: marked as
-/// deleting (k8s.io/apiserver, `registry.Store.Delete`). So what was removed at once has neither mark nor finalizer.
+/// An API server answers with the Service as it was when it was removed, or, if a finalizer holds it, as it is now:
+/// marked as deleting (k8s.io/apiserver, `registry.Store.Delete`). A Service that was removed at once therefore has
+/// neither mark nor finalizer.
 fn became(answered: &ObjectMeta, uid: &str) -> Deleted {
     let is_held =
         answered.deletion_timestamp.is_some() || answered.finalizers.iter().flatten().next().is_some();

@@ -1,5 +1,6 @@
-//! Which Services changed, each once however often, until somebody looks. Telling never waits. Nothing is kept while nobody
-//! follows: where others write the endpoints, nobody does, for as long as the process lives.
+//! The Services that changed, each listed once however often it changed, until the follower takes them. Marking never
+//! waits. Nothing is kept while there is no follower: if other programs write the endpoints, there is none for the life
+//! of the process.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,12 +13,12 @@ use crate::guest::services::GuestService;
 /// The guest's Services that changed.
 #[derive(Debug, Default)]
 pub struct Changed {
-    /// `None` = nobody follows.
+    /// `None` = there is no follower.
     services: Mutex<Option<HashSet<ObjectRef<GuestService>>>>,
     told: Notify,
 }
 
-/// Somebody follows. Dropping it ends that.
+/// The follower. Dropping it ends the following.
 #[derive(Debug)]
 #[must_use = "dropping it ends it"]
 pub struct Followed<'a>(&'a Changed);
@@ -29,13 +30,13 @@ impl Drop for Followed<'_> {
 }
 
 impl Changed {
-    /// From now on what changes is kept; what changed before is not known.
+    /// Keeps changes from now on; earlier changes are not known.
     pub(crate) fn follow(&self) -> Followed<'_> {
         self.lock().get_or_insert_default();
         Followed(self)
     }
 
-    /// These changed.
+    /// Marks these as changed.
     pub(crate) fn mark(&self, services: impl IntoIterator<Item = ObjectRef<GuestService>>) {
         if let Some(changed) = self.lock().as_mut() {
             changed.extend(services);
@@ -43,7 +44,7 @@ impl Changed {
         }
     }
 
-    /// Waits until some changed, and takes them.
+    /// Waits for changes and takes them.
     pub(crate) async fn take(&self) -> HashSet<ObjectRef<GuestService>> {
         loop {
             let changed = self.lock().as_mut().map(std::mem::take).unwrap_or_default();

@@ -1,7 +1,9 @@
-//! `--cleanup`: deletes all infra Services of a guest that is taken down, and waits until they are gone. The guest's API is not
-//! needed for that; where it answers, it says who the guest is, and its Services are freed of our finalizer.
+//! `--cleanup`: deletes all infra Services of a guest that is being removed, and waits until they are gone. It does not
+//! need the guest's API. If that answers, it identifies the guest, and the cleanup removes our finalizer from its
+//! Services.
 //!
-//! While a cloud controller manager of the guest acts it would make each again, so its lease is looked at first.
+//! While a cloud controller manager of the guest runs it would create each mirror again, so the cleanup checks its
+//! lease first.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,20 +26,20 @@ use crate::{
     },
 };
 
-/// Between two looks at infra, or at the lease.
+/// Pause between two reads of infra, or of the lease.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long a lease is respected that does not say it (the default of `--leader-elect-lease-duration`).
+/// How long to respect a lease without a duration (the default of `--leader-elect-lease-duration`).
 const DEFAULT_LEASE: Duration = Duration::from_secs(15);
 /// Objects per page of a list.
 const PAGE: u32 = 100;
 
-/// All that the mode needs.
+/// What the cleanup needs.
 pub struct Cleanup {
-    /// Where the infra Services are.
+    /// The cluster with the infra Services.
     pub infra: InfraCluster,
-    /// The guest cluster, where credentials for it are there.
+    /// The guest cluster, if there are credentials for it.
     pub guest: Option<GuestCluster>,
-    /// Whose infra Services go.
+    /// What identifies the guest whose infra Services are deleted.
     pub identity: Identity,
     /// Namespace and name of the lease in the guest.
     pub lease: (String, String),
@@ -45,20 +47,20 @@ pub struct Cleanup {
     pub timeout: Duration,
 }
 
-/// The guest, which answers.
+/// A guest whose API answers.
 struct Answering {
     guest: GuestCluster,
     services: Services,
-    /// Its UID.
+    /// The UID of the guest cluster.
     uid: Option<String>,
 }
 
 impl Cleanup {
-    /// Runs to the end, and tells on standard output what it does.
+    /// Runs to the end, and reports on standard output what it does.
     ///
     /// # Errors
-    /// A cloud controller manager acts, it is not sure whose the infra Services are, infra refuses, or they are not gone in
-    /// time.
+    /// A cloud controller manager is running, it is not certain which guest the infra Services belong to, infra refuses
+    /// a call, or the Services are not gone in time.
     pub async fn run(self) -> Result<()> {
         let guest = self.answering().await;
         if let Some(guest) = &guest {
@@ -100,7 +102,7 @@ impl Cleanup {
         }
     }
 
-    /// A lease that is renewed while we look is held by one that acts. Only our own clock counts.
+    /// Fails if the lease is renewed while we observe it: then a manager is running. Only our own clock counts.
     async fn no_manager_acts(&self, guest: &GuestCluster) -> Result<()> {
         let (namespace, name) = &self.lease;
         let api: Api<Lease> = Api::namespaced(guest.client.clone(), namespace);
@@ -127,7 +129,7 @@ impl Cleanup {
         Ok(())
     }
 
-    /// The infra Services that say in everything that they are this guest's.
+    /// The infra Services on which every mark names this guest.
     async fn present(&self) -> Result<Vec<InfraService>> {
         let labels: Vec<_> =
             self.identity.common_labels().iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -162,7 +164,8 @@ impl Cleanup {
 }
 
 impl Answering {
-    /// Takes our finalizer off, so that the Services can be deleted; what was shown is not true any more.
+    /// Removes our finalizer, so that the Services can be deleted, and the addresses and conditions, which are no
+    /// longer true.
     async fn free(&self) -> Result<()> {
         let all: Api<GuestService> = Api::all(self.guest.client.clone());
         let mut page = ListParams::default().limit(PAGE);
@@ -188,8 +191,8 @@ impl Answering {
     }
 }
 
-/// Which of them go: not those that are marked as another guest's of the same name. Where the guest did not say who it is, their
-/// marks must be of one guest.
+/// The infra Services to delete: not those whose cluster mark names another guest of the same name. If the guest did
+/// not identify itself, all marks must name one guest.
 fn chosen(present: Vec<InfraService>, guest: Option<&str>) -> Result<Vec<InfraService>> {
     let Some(guest) = guest else {
         let guests: BTreeSet<_> = present.iter().filter_map(mark).collect();
@@ -219,7 +222,7 @@ fn key(infra: &InfraService) -> (&str, &str) {
     (name.as_deref().unwrap_or_default(), uid.as_deref().unwrap_or_default())
 }
 
-/// Its name, with that of the Service that it served.
+/// Its name, with the name of the Service that it served.
 fn described(infra: &InfraService) -> String {
     let label = |key: &str| infra.metadata.labels.as_ref().and_then(|labels| labels.get(key));
     match (label(SERVICE_NAMESPACE_LABEL), label(SERVICE_NAME_LABEL)) {

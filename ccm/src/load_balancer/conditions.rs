@@ -1,5 +1,6 @@
-//! What the guest's users read in `status.conditions` of a Service: whether infra gave a load balancer, and whether it has where to
-//! send traffic to. Pure. Conditions of others stay, and nothing is written that stands there already.
+//! What the guest's users read in `status.conditions` of a Service: whether infra has provided a load balancer, and
+//! whether that has backends. Pure. Conditions of other programs stay, and a condition that is already as it should be
+//! is not written.
 
 use crate::{
     guest::services::{GuestService, PROVISIONED, SERVING, is_ours},
@@ -16,23 +17,23 @@ pub const NO_NODES: &str = "NoNodes";
 const TRUE: &str = "True";
 const FALSE: &str = "False";
 const UNKNOWN: &str = "Unknown";
-/// Longest message (validation of `metav1.Condition`).
+/// Longest message that the API accepts (validation of `metav1.Condition`).
 const MAX_MESSAGE: usize = 32_768;
 
-/// What traffic of a load balancer can go to.
+/// Which backends a load balancer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backends {
-    /// The guest's Nodes are not known (yet).
+    /// The guest's Nodes are not known, or not yet.
     Unknown,
-    /// Somebody else writes the endpoints.
+    /// Another program writes the endpoints.
     Elsewhere,
     /// No Node takes traffic.
     NoNodes,
-    /// Some do.
+    /// Some Nodes take traffic.
     Nodes,
 }
 
-/// One condition, as it should read.
+/// One condition as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
     /// `type`.
@@ -45,7 +46,7 @@ pub struct Said {
     pub message: String,
 }
 
-/// The conditions of a Service for which this was planned. `overdue` = it waits for an address longer than it should.
+/// The conditions of a Service with this plan. `overdue` = it has waited for an address longer than it should.
 pub fn conditions(guest: &GuestService, plan: &Plan, overdue: bool, backends: Backends) -> Vec<Said> {
     let ends = plan.steps.contains(&Step::RemoveFinalizer);
     let is_others = guest.spec.load_balancer_class.is_some();
@@ -61,7 +62,7 @@ fn provisioned(guest: &GuestService, plan: &Plan, overdue: bool) -> Said {
     let said = |status, reason, message: String| Said { kind: PROVISIONED, status, reason, message };
     let (name, shown) = (infra_name(guest.uid()), ingress(guest, plan));
     if let Some(refusal) = &plan.refusal {
-        // What infra has serves on.
+        // The load balancer that infra has keeps serving.
         let status = if shown.is_empty() { FALSE } else { TRUE };
         return said(status, reason(refusal), refusal.to_string());
     }
@@ -100,7 +101,7 @@ fn reason(refusal: &Refusal) -> &'static str {
     }
 }
 
-/// The addresses that the guest shows when the plan is carried out.
+/// The addresses that the guest Service shows after the plan was carried out.
 fn ingress<'a>(guest: &'a GuestService, plan: &'a Plan) -> &'a [LoadBalancerIngress] {
     let set = plan.steps.iter().find_map(|step| match step {
         Step::SetStatus(ingress) => Some(ingress.as_slice()),
@@ -109,7 +110,8 @@ fn ingress<'a>(guest: &'a GuestService, plan: &'a Plan) -> &'a [LoadBalancerIngr
     set.unwrap_or(&guest.status.load_balancer.ingress)
 }
 
-/// The entries of a strategic merge patch that make of `present` what is `wanted`; empty = nothing is to be written.
+/// The entries of a strategic merge patch that turns the conditions `present` into those that are `wanted`; empty =
+/// nothing to write.
 pub fn patch(present: &[Condition], wanted: &[Said], now: &Time) -> Vec<Value> {
     let find = |kind: &str| present.iter().find(|condition| condition.type_ == kind);
     let changed = wanted.iter().filter_map(|said| {
@@ -134,7 +136,7 @@ pub fn patch(present: &[Condition], wanted: &[Said], now: &Time) -> Vec<Value> {
     changed.chain(gone).collect()
 }
 
-/// The reason that [`SERVING`] has among these.
+/// The reason of [`SERVING`] among these.
 pub fn serving_reason(present: &[Condition]) -> Option<&str> {
     present.iter().find(|condition| condition.type_ == SERVING).map(|condition| condition.reason.as_str())
 }

@@ -1,5 +1,6 @@
-//! The service controller: watches the Services of both clusters, has each looked at when either changed, and carries out
-//! the plan. Nothing in it waits for the world: what is missing comes as an event, and one Service holds up no other.
+//! The service controller: watches the Services of both clusters, reconciles a Service when either changes, and carries
+//! out the plan. No reconcile blocks on another system: changes arrive as watch events, and one Service never holds up
+//! another.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -36,45 +37,45 @@ use crate::{
 
 /// The component that the events name, as in the framework.
 pub const COMPONENT: &str = "service-controller";
-/// How many Services are worked on at a time, at least: a call that hangs ends after 10 s, and must not hold up the others
-/// meanwhile.
+/// How many Services are reconciled at the same time, at least: a call that hangs ends after 10 s, and must not hold up
+/// other Services until then.
 const MIN_CONCURRENCY: u16 = 32;
-/// How long to wait at first until it is known whether our own endpoints can be written.
+/// How long to wait at the start until it is known whether our own endpoints can be written.
 const ENDPOINTS_KNOWN: Duration = Duration::from_secs(10);
 
-/// All that the service controller needs.
+/// What the service controller needs.
 pub struct ServiceController {
-    /// Where the users' Services are.
+    /// The cluster with the users' Services.
     pub guest: GuestCluster,
-    /// Where their mirrors are.
+    /// The cluster with their mirrors.
     pub infra: InfraCluster,
-    /// Who the guest is, and who writes endpoints.
+    /// What identifies the guest, and which program writes endpoints.
     pub settings: Settings,
-    /// The Services of both clusters, and which of them to look at.
+    /// The Services of both clusters, and the queue of those to reconcile.
     pub services: (Watches, mpsc::Receiver<ObjectRef<GuestService>>),
-    /// How far our own endpoints are.
+    /// The progress of our own endpoints.
     pub gate: Arc<Gate>,
-    /// After this time without an address, the Service's users are told.
+    /// After this time without an address, the Service gets a warning event.
     pub address_timeout: Duration,
-    /// With which infra object all that is this guest's goes.
+    /// The infra object that owns everything of this guest in infra.
     pub owner: Option<OwnerChoice>,
-    /// How often left-overs are looked for; `None` = never.
+    /// How often left-overs are swept. `None` = never.
     pub sweep_interval: Option<Duration>,
     /// `--concurrent-service-syncs`.
     pub concurrency: u16,
     /// Where events go.
     pub events: EventSink,
-    /// What is counted.
+    /// The metrics of Services.
     pub metrics: ServiceMetrics,
-    /// What is counted of its queue.
+    /// The metrics of its queue.
     pub queue: Queue,
-    /// What is counted of its queue for changes of Nodes.
+    /// The metrics of its queue for changes of Nodes.
     pub node_queue: Queue,
-    /// The owner of its watches.
+    /// Owns the tasks of its watches.
     pub tasks: Tasks,
 }
 
-/// What each pass uses.
+/// What each reconcile uses.
 pub(crate) struct Context {
     pub(crate) services: Services,
     pub(crate) watches: Watches,
@@ -91,12 +92,12 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// What was configured, with what was found out about the clusters.
+    /// The configuration, with what was found out about the clusters.
     pub(crate) fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The same for one Service, with how far our own endpoints of it are.
+    /// The same for one Service, with the progress of our own endpoints of it.
     pub(crate) fn settings_for(&self, guest: &GuestService) -> Settings {
         let settings = self.settings();
         let slices = self.gate.slices(guest.uid());
@@ -104,7 +105,7 @@ impl Context {
         Settings { endpoints, ..Settings::clone(&settings) }
     }
 
-    /// Changes what was found out.
+    /// Adds something that was found out.
     pub(crate) fn learn(&self, change: impl FnOnce(&mut Settings)) {
         change(Arc::make_mut(&mut self.settings.write().unwrap_or_else(PoisonError::into_inner)));
     }
@@ -117,14 +118,15 @@ impl ServiceController {
         relay::start(&self.infra, watches.clone(), self.events.clone(), &self.tasks);
         let mut nodes = Nodes::start(&self.guest, self.node_queue, &self.tasks);
         let services = Services::new(&self.guest, &self.infra);
-        // What infra has must be known first, or each mirror would be made a second time; and who the guest is.
+        // The CCM must know infra's Services before it acts, or it would create each mirror a second time; and which
+        // guest this is.
         let (guest_cluster, (), ()) = tokio::join!(
             owner_lookup::guest_cluster(&services),
             watches.wait_until_complete(),
             nodes.wait_until_known()
         );
         if self.settings.endpoints.choice.is_ours() {
-            // Else a Service that is new would begin with a selector. Those that are there keep what they have.
+            // Otherwise a new Service would start with a selector. An existing one keeps what it has.
             drop(tokio::time::timeout(ENDPOINTS_KNOWN, self.gate.wait_until_known()).await);
         }
         let places = watches.places();
@@ -153,7 +155,7 @@ impl ServiceController {
         );
     }
 
-    /// Has each Service looked at that `queue` names.
+    /// Reconciles each Service that `queue` names.
     async fn passes(
         context: Arc<Context>,
         guests: Store<GuestService>,
@@ -186,7 +188,7 @@ impl ServiceController {
     }
 }
 
-/// Has those looked at that waited for a place of the quota and may have one.
+/// Reconciles those Services that waited for a place of the quota and may now have one.
 async fn wake_waiting(context: &Context) {
     loop {
         for next in context.places.next(&context.watches, &context.settings().identity).await {

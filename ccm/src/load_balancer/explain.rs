@@ -1,4 +1,4 @@
-//! Writes the conditions of a guest Service, with the events that go with a change of them.
+//! Writes the conditions of a guest Service, and the events that go with a change of them.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// What the conditions should read once `plan` is carried out.
+/// The conditions as they should be once `plan` is carried out.
 pub(crate) fn wanted(guest: &GuestService, plan: &Plan, context: &Context) -> Vec<Said> {
     let overdue = plan.waits_for == Some(Wait::Address)
         && context.memory.waited(guest.uid()) >= context.address_timeout;
@@ -31,20 +31,20 @@ pub(crate) fn wanted(guest: &GuestService, plan: &Plan, context: &Context) -> Ve
     conditions(guest, plan, overdue, backends)
 }
 
-/// The entries of the patch that makes the conditions so; empty = they are.
+/// The entries of the patch that sets these conditions; empty = they are set.
 pub(crate) fn entries(guest: &GuestService, said: &[Said]) -> Vec<Value> {
     patch(&guest.status.conditions, said, &Time(Timestamp::now()))
 }
 
-/// Writes the conditions, where a step did not do it already, and tells what changed between the Service as the watch `shown` it
-/// and as it is `now`. `next` is when to look again.
+/// Writes the conditions, unless a step has done so, and reports what changed between the Service as the watch has
+/// `shown` it and as it is `now`. `next` is the result of the reconcile, passed through.
 pub(crate) async fn write(
     (shown, now): (&GuestService, &GuestService),
     plan: &Plan,
     next: Action,
     context: &Context,
 ) -> Result<Action, Failure> {
-    // What goes at once needs no words.
+    // A Service that is about to disappear needs no conditions.
     let goes = |step: &Step| matches!(step, Step::RemoveFinalizer | Step::Delete(_));
     if now.is_deleting() && plan.steps.iter().any(goes) {
         return Ok(next);
@@ -61,7 +61,7 @@ pub(crate) async fn write(
     Ok(next)
 }
 
-/// The framework's events of a change of what traffic can go to.
+/// The framework's events for a change of the backends.
 fn tell(guest: &GuestService, said: &[Said], context: &Context) {
     let before = serving_reason(&guest.status.conditions);
     let now = said.iter().find(|said| said.kind == crate::guest::services::SERVING);

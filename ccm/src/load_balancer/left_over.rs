@@ -1,5 +1,5 @@
-//! Whether an infra Service of this guest is one that nobody wants any more. Pure. A Service that is deleted by mistake loses its
-//! address: what is not proved is not a left-over.
+//! Whether an infra Service of this guest is a left-over. Pure. A Service that is deleted by mistake loses its address,
+//! so only one that is proved to be a left-over counts as one.
 
 use crate::{
     cluster_name::ClusterName,
@@ -8,41 +8,41 @@ use crate::{
     infra::mirrors::InfraService,
 };
 
-/// `--cluster-name` where nobody gave one: the framework's default, which many guests may share.
+/// The framework's default of `--cluster-name`, which many guests may share.
 const DEFAULT_CLUSTER_NAME: &str = "kubernetes";
 
-/// What the guest's API answered about the Service that an infra Service names. Where it did not answer, nothing is judged.
+/// What the guest's API answered about the Service that an infra Service names. Without an answer, nothing is judged.
 #[derive(Clone, Copy, Debug)]
 pub enum Answer<'a> {
-    /// There is no Service of that name.
+    /// No Service has that name.
     Absent,
-    /// There is one.
+    /// A Service has that name.
     Present(&'a GuestService),
 }
 
 /// What an infra Service is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Not ours, in use, or going already.
+    /// It is not ours, is in use, or is being deleted.
     Stays,
-    /// Nobody wants it.
+    /// It is a left-over.
     LeftOver,
-    /// Nobody in this guest wants it, but it may be another guest's; why.
+    /// No Service of this guest needs it, but it may be another guest's; the text gives the reason.
     Unproved(&'static str),
 }
 
-/// Whom we know the guest to be, and what was seen earlier.
+/// What identifies the guest, and the result of the last sweep.
 #[derive(Clone, Copy, Debug)]
 pub struct Knowledge<'a> {
-    /// What all infra Services of this guest have.
+    /// What identifies this guest on all its infra Services.
     pub identity: &'a Identity,
-    /// UID of the guest cluster, as its mirrors are marked with.
+    /// UID of the guest cluster, as in the cluster mark of its mirrors.
     pub guest_cluster: Option<&'a str>,
-    /// Whether the same was found an interval ago.
+    /// Whether the sweep before this one found the same.
     pub seen_before: bool,
 }
 
-/// Judges one infra Service by what the guest answered.
+/// Judges one infra Service by the guest's answer.
 pub fn judge(infra: &InfraService, answer: Answer<'_>, known: Knowledge<'_>) -> Verdict {
     let name = infra.metadata.name.as_deref().unwrap_or_default();
     if !known.identity.owns(infra) || infra.is_deleting() {

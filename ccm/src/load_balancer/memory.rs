@@ -1,4 +1,4 @@
-//! What the controller remembers of a Service between two passes: only what may be forgotten at any time.
+//! What the controller keeps of a Service between two reconciles. Losing it does no harm.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,10 +10,11 @@ use tokio::time::Instant;
 const MIN_PAUSE: Duration = Duration::from_secs(5);
 /// Longest pause after failures (the framework's `maxRetryDelay`).
 const MAX_PAUSE: Duration = Duration::from_mins(5);
-/// Longest pause while an API server does not answer: all Services wait for it, and should not for long when it is back.
+/// Longest pause while an API server does not answer: this affects all Services, and they should recover soon after it
+/// is back.
 const MAX_OUTAGE_PAUSE: Duration = Duration::from_secs(30);
 
-/// By the guest Service's UID.
+/// What is kept of each Service, by its UID.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     services: Mutex<HashMap<String, Remembered>>,
@@ -24,12 +25,12 @@ struct Remembered {
     failures: u32,
     /// Since when it waits for an address.
     without_address: Option<Instant>,
-    /// What its users were told last about wishes that are not granted.
+    /// The refusals that its users were last sent as events.
     told: Vec<String>,
 }
 
 impl Memory {
-    /// How long to pause after one more failure in a row.
+    /// Records one more failure in a row; returns the pause.
     pub(crate) fn failed(&self, uid: &str, outage: bool) -> Duration {
         let mut services = self.lock();
         let service = services.entry(uid.to_owned()).or_default();
@@ -38,33 +39,33 @@ impl Memory {
         doubled.min(if outage { MAX_OUTAGE_PAUSE } else { MAX_PAUSE })
     }
 
-    /// The failures in a row ended.
+    /// Ends the row of failures.
     pub(crate) fn succeeded(&self, uid: &str) {
         if let Some(service) = self.lock().get_mut(uid) {
             service.failures = 0;
         }
     }
 
-    /// It waits for an address: for how long already.
+    /// Records that it waits for an address; returns how long it has waited.
     pub(crate) fn waits(&self, uid: &str) -> Duration {
         let mut services = self.lock();
         let service = services.entry(uid.to_owned()).or_default();
         service.without_address.get_or_insert_with(Instant::now).elapsed()
     }
 
-    /// How long it has been waiting for an address; zero = it does not.
+    /// How long it has waited for an address; zero = it does not wait.
     pub(crate) fn waited(&self, uid: &str) -> Duration {
         let services = self.lock();
         let since = services.get(uid).and_then(|service| service.without_address);
         since.map(|since| since.elapsed()).unwrap_or_default()
     }
 
-    /// It waits no more: how long it did.
+    /// Ends the wait for an address; returns how long it was.
     pub(crate) fn has_address(&self, uid: &str) -> Option<Duration> {
         self.lock().get_mut(uid)?.without_address.take().map(|since| since.elapsed())
     }
 
-    /// Whether these texts are news to its users.
+    /// Whether these texts differ from those that its users were sent last.
     pub(crate) fn is_news(&self, uid: &str, texts: &[String]) -> bool {
         let mut services = self.lock();
         if texts.is_empty() && !services.contains_key(uid) {
@@ -76,17 +77,18 @@ impl Memory {
         news && !texts.is_empty()
     }
 
-    /// It is done with.
+    /// Drops what is kept of it.
     pub(crate) fn forget(&self, uid: &str) {
         self.lock().remove(uid);
     }
 
-    /// Forgets all but those that are there: one may go without us, its finalizer taken off by hand.
+    /// Keeps only the Services that still exist: a Service can be deleted without us if somebody removes its finalizer
+    /// by hand.
     pub(crate) fn keep(&self, is_there: impl Fn(&str) -> bool) {
         self.lock().retain(|uid, _| is_there(uid));
     }
 
-    /// How many wait for an address.
+    /// How many Services wait for an address.
     pub(crate) fn waiting(&self) -> usize {
         self.lock().values().filter(|service| service.without_address.is_some()).count()
     }

@@ -1,4 +1,4 @@
-//! What the service controller counts: the framework's names, which dashboards use, and ours.
+//! The metrics of the service controller: the framework's names, which dashboards use, and ours.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -7,9 +7,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-/// Bounds of the time to an address, in seconds: from an address that is there at once to a load balancer of a cloud.
+/// Bounds of the time to an address, in seconds: from an address that is there at once to that of a cloud's load
+/// balancer.
 const ADDRESS_BOUNDS: [f64; 11] = [0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 180.0, 300.0];
-/// Bounds of the two times of a change of the Nodes: 1 s to 16384 s (k8s.io/cloud-provider, `controllers/service/metrics.go`).
+/// Bounds of the two durations for a change of the Nodes: 1 s to 16384 s (k8s.io/cloud-provider,
+/// `controllers/service/metrics.go`).
 const FIRST_BOUND: f64 = 1.0;
 const GROWTH: f64 = 2.0;
 const BOUNDS: u16 = 15;
@@ -95,17 +97,17 @@ impl ServiceMetrics {
         );
     }
 
-    /// A load balancer was changed.
+    /// Counts a change of a load balancer.
     pub fn synced(&self) {
         self.syncs.inc();
     }
 
-    /// An address reached the guest after this many seconds.
+    /// Records that an address reached the guest after this many seconds.
     pub fn address_after(&self, seconds: f64) {
         self.to_address.observe(seconds);
     }
 
-    /// All Services were told about a change of the Nodes, in this many seconds.
+    /// Records that all Services were updated after a change of the Nodes, in this many seconds.
     pub fn nodes_synced(&self, seconds: f64, failed: bool) {
         self.node_sync.observe(seconds);
         if failed {
@@ -113,22 +115,22 @@ impl ServiceMetrics {
         }
     }
 
-    /// One Service was told about it.
+    /// Records that one Service was updated after such a change.
     pub fn hosts_updated(&self, seconds: f64) {
         self.host_update.observe(seconds);
     }
 
-    /// A left-over was deleted.
+    /// Counts a deleted left-over.
     pub fn left_over_deleted(&self) {
         self.left_overs.inc();
     }
 
-    /// A wish was refused.
+    /// Counts a refused request of the guest.
     pub fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&ReasonLabels { reason }).inc();
     }
 
-    /// This many Services wait for an address.
+    /// Sets how many Services wait for an address.
     pub fn waiting(&self, count: usize) {
         self.waiting.set(i64::try_from(count).unwrap_or(i64::MAX));
     }

@@ -1,5 +1,5 @@
-//! What the infra Service of a guest Service should be, how far it is from that, and the whole object with the difference
-//! made good. Fields that others own (addresses, node ports, other annotations) stay as they are.
+//! What the infra Service of a guest Service should be, how it differs from that, and the whole object with the
+//! difference corrected. Fields that other programs own (addresses, node ports, other annotations) stay as they are.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::{
     wire::service::{LOAD_BALANCER, NO_AFFINITY, ServicePort, ServiceSpec},
 };
 
-/// The guest's user said it to kubectl; in infra it would only be a copy that grows old.
+/// kubectl's record of what the guest's user applied; in infra it would only be a copy that goes out of date.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// `ipFamilyPolicy` of one family.
 const SINGLE_STACK: &str = "SingleStack";
@@ -32,18 +32,18 @@ pub struct Mirror {
     pub labels: BTreeMap<String, String>,
     /// Annotations that it must have.
     pub annotations: BTreeMap<String, String>,
-    /// Its spec; `ports[].nodePort` are infra's own.
+    /// Its spec. Infra allots `ports[].nodePort`.
     pub spec: ServiceSpec,
-    /// With which object it goes.
+    /// The object that owns it.
     pub owner: Option<OwnerReference>,
-    /// What the guest asked for and does not get.
+    /// The guest's requests that are refused.
     pub refused: Vec<Refused>,
 }
 
-/// A wish of the guest that is left out of the mirror; the rest of the Service is served.
+/// A request of the guest that the mirror leaves out; the rest of the Service is served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// The policy of infra's operator does not let it pass.
+    /// The policy of infra's operator does not allow it.
     #[error(transparent)]
     Policy(#[from] Withheld),
     /// The first address family of a Service can not change.
@@ -51,15 +51,15 @@ pub enum Refused {
         "the infra service has the address family {found} and can not change to {wanted}; recreate the service"
     )]
     Family {
-        /// The infra Service's.
+        /// The family of the infra Service.
         found: String,
-        /// The guest's.
+        /// The family of the guest Service.
         wanted: String,
     },
 }
 
 impl Mirror {
-    /// The mirror of `guest`, with what `existing` has already and may keep, as far as `policy` lets it pass.
+    /// The mirror of `guest`, within `policy`, with what the `existing` one has and may keep.
     pub fn of(
         guest: &GuestService,
         existing: Option<&InfraService>,
@@ -111,7 +111,7 @@ impl Mirror {
         }
     }
 
-    /// The names of the fields in which `infra` differs; none = it is the mirror.
+    /// The names of the fields in which `infra` differs from the mirror; empty = it is the mirror.
     pub fn differences(&self, infra: &InfraService) -> Vec<&'static str> {
         let holds = |all: &Option<BTreeMap<String, String>>, wanted: &BTreeMap<String, String>| {
             wanted.iter().all(|(key, value)| all.as_ref().and_then(|all| all.get(key)) == Some(value))
@@ -146,7 +146,7 @@ impl Mirror {
         fields
     }
 
-    /// Annotations that we or the reference wrote and that the guest's Service does not have any more.
+    /// Annotations that we or the upstream cloud provider wrote and that the guest's Service no longer has.
     fn stale_annotations<'a>(&'a self, infra: &'a InfraService) -> impl Iterator<Item = &'a str> {
         let present = infra.metadata.annotations.as_ref();
         infra.own_annotations().filter(move |key| {
@@ -173,7 +173,7 @@ impl Mirror {
         object
     }
 
-    /// Makes `object`, of which `infra` is what we read, the mirror. All that is not ours stays.
+    /// Turns `object` into the mirror; `infra` is what we read of it. Everything that is not ours stays.
     pub fn write_into(&self, object: &mut Value, infra: &InfraService) {
         let metadata = map(&mut object["metadata"]);
         let labels = map(metadata.entry("labels").or_insert_with(|| json!({})));
@@ -184,7 +184,7 @@ impl Mirror {
         }
         annotations.extend(self.annotations.iter().map(|(key, value)| (key.clone(), json!(value))));
         if let Some(owner) = self.owner.as_ref().filter(|_| self.lacks_owner(infra)) {
-            // One of the same name with another UID was made of an object that is gone.
+            // An owner with the same kind and name but another UID is an object that no longer exists.
             let mut owners = infra.metadata.owner_references.clone().unwrap_or_default();
             owners.retain(|other| (&other.kind, &other.name) != (&owner.kind, &owner.name));
             owners.push(owner.clone());
@@ -221,14 +221,14 @@ impl Mirror {
             set("externalTrafficPolicy", json!(want.external_traffic_policy));
         }
         if !want.is_local() {
-            // Only policy Local has one. Infra allots it; the guest's number may be taken there.
+            // Only policy Local has this port. Infra allots it, because the guest's number may be taken there.
             set("healthCheckNodePort", Value::Null);
         }
         if families_differ(have, want) {
             set("ipFamilyPolicy", json!(want.ip_family_policy));
             set("ipFamilies", json!(want.ip_families));
             if want.ip_family_policy.as_deref() == Some(SINGLE_STACK) {
-                // The API wants the second address given up together with the second family.
+                // The API requires that the second address is dropped together with the second family.
                 let first = spec.get("clusterIPs").and_then(|all| all.get(0)).cloned();
                 if let Some(first) = first {
                     spec.insert("clusterIPs".to_owned(), json!([first]));
@@ -238,7 +238,7 @@ impl Mirror {
     }
 }
 
-/// A value that we only ever write as an object: the API never sends anything else there.
+/// A field that the API always returns as an object.
 fn map(value: &mut Value) -> &mut Map<String, Value> {
     if !value.is_object() {
         *value = json!({});
@@ -250,7 +250,7 @@ fn affinity(spec: &ServiceSpec) -> &str {
     if spec.session_affinity.is_empty() { NO_AFFINITY } else { &spec.session_affinity }
 }
 
-/// A field that the API defaults: nothing wanted is nothing to compare.
+/// Compares a field that the API defaults: if we set no value, there is nothing to compare.
 fn differs_if_set(have: &str, want: &str) -> bool {
     !want.is_empty() && have != want
 }
@@ -272,7 +272,7 @@ fn without_node_port(port: &ServicePort) -> ServicePort {
     ServicePort { node_port: 0, protocol, ..port.clone() }
 }
 
-/// One port as infra gets it, with the node port that it has there already.
+/// One port as infra gets it, with the node port that infra has allotted.
 fn wire_port(port: &ServicePort, have: &[ServicePort]) -> Value {
     let mut wire = Map::new();
     if let Some(name) = &port.name {
@@ -291,7 +291,7 @@ fn wire_port(port: &ServicePort, have: &[ServicePort]) -> Value {
     Value::Object(wire)
 }
 
-/// The address that the guest asks for; where it asks for none, one that infra wrote itself stays.
+/// The address that the guest asks for. If it asks for none, an address that infra wrote itself stays.
 fn address(wanted: &str, existing: Option<&InfraService>) -> String {
     match existing {
         Some(infra) if wanted.is_empty() && !infra.owns_address() => infra.spec.load_balancer_ip.clone(),
@@ -299,8 +299,8 @@ fn address(wanted: &str, existing: Option<&InfraService>) -> String {
     }
 }
 
-/// The families: the guest's first one, and the second where infra has it. Asking for the second by name would be refused
-/// by an infra cluster that does not have it.
+/// The families: the guest's first one, and the second if infra has it. An infra cluster without the second family
+/// would refuse a request that names it.
 fn families(
     guest: &GuestService,
     existing: Option<&InfraService>,
@@ -321,7 +321,7 @@ fn families(
     (vec![wanted.clone()], Some(policy.to_owned()))
 }
 
-/// Infra adds the second family itself, so only the first is compared, unless one is too many.
+/// Infra adds the second family itself, so only the first is compared, unless there is one too many.
 fn families_differ(have: &ServiceSpec, want: &ServiceSpec) -> bool {
     let Some(first) = want.ip_families.first() else { return false };
     have.ip_families.first() != Some(first) || have.ip_family_policy != want.ip_family_policy

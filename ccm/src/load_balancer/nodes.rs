@@ -1,6 +1,7 @@
-//! The guest's Nodes, as far as load balancers go: which of them take traffic, and what becomes of the Services when there is none.
+//! Which of the guest's Nodes take traffic of load balancers, and what happens to the Services when none does.
 //!
-//! Where infra selects VMs by their labels, one Node more or less changes nothing in infra; whoever writes endpoints follows each.
+//! Where infra selects VMs by their labels, a change of the Nodes changes nothing in infra; the program that writes
+//! endpoints follows each Node.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -33,14 +34,14 @@ use crate::{
     queue_metrics::{Item, Queue},
 };
 
-/// Objects per page of a list: a Node is large on the wire.
+/// Objects per page of a list: a Node takes much space on the wire.
 const PAGE: u32 = 20;
-/// Services that are told at a time.
+/// Services that are updated at the same time.
 const CONCURRENCY: usize = 32;
-/// After a change, more of them are waited for: Nodes come in groups.
+/// After a change, wait this long for more: Nodes come in groups.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// A Node, as far as it is read.
+/// A Node, with the fields that are read.
 #[derive(Clone, Debug, Default, Deserialize, Resource)]
 #[resource(inherit = "Node")]
 struct LoadBalancerNode {
@@ -61,18 +62,18 @@ struct NodeSpec {
 #[derive(Clone)]
 pub(crate) struct Nodes {
     known: watch::Receiver<Known>,
-    /// Of one item: that the set changed.
+    /// A queue with one item: that the set has changed.
     queue: Queue,
 }
 
-/// What is known of them.
+/// What is known of the Nodes.
 #[derive(Debug, PartialEq, Eq)]
 enum Known {
     /// Nothing yet.
     Nothing,
-    /// They can't be read.
+    /// The Nodes can't be read.
     Unreadable,
-    /// These take traffic.
+    /// These Nodes take traffic.
     Set(NodeSet),
 }
 
@@ -84,7 +85,7 @@ impl LoadBalancerNode {
 }
 
 impl Nodes {
-    /// Starts to watch them; that their set changed is put into `queue`.
+    /// Starts to watch the Nodes; a change of the set goes into `queue`.
     pub(crate) fn start(guest: &GuestCluster, queue: Queue, tasks: &Tasks) -> Self {
         let (nodes, writer) = store();
         let config = watcher::Config::default().page_size(PAGE);
@@ -125,7 +126,7 @@ impl Nodes {
         Self { known: shown, queue }
     }
 
-    /// What traffic can go to.
+    /// Which backends there are.
     pub(crate) fn backends(&self) -> Backends {
         match &*self.known.borrow() {
             Known::Nothing | Known::Unreadable => Backends::Unknown,
@@ -134,12 +135,13 @@ impl Nodes {
         }
     }
 
-    /// Waits until they are known, or it shows that they can't be: else each start would tell all Services twice.
+    /// Waits until the Nodes are known, or known to be unreadable. Otherwise each start would update all Services
+    /// twice.
     pub(crate) async fn wait_until_known(&mut self) {
         if self.known.wait_for(|known| *known != Known::Nothing).await.is_err() {
             tracing::error!("the watch of nodes ended");
         }
-        // Each Service is looked at anyhow at the start.
+        // The start reconciles each Service anyway.
         self.queue.dropped(&item());
     }
 }
@@ -149,7 +151,7 @@ fn item() -> Item {
     (String::new(), "nodes".to_owned())
 }
 
-/// Whether it is something new.
+/// Records the set. True = it has changed.
 fn update(known: &watch::Sender<Known>, now: Known) -> bool {
     known.send_if_modified(|known| {
         let is_new = *known != now;
@@ -167,7 +169,7 @@ fn set_of(nodes: &Store<LoadBalancerNode>) -> NodeSet {
     )
 }
 
-/// Tells all Services when the set changed, without end.
+/// Updates all Services whenever the set changes, without end.
 pub(crate) async fn follow(context: &Context) {
     let mut nodes = context.nodes.clone();
     loop {
@@ -198,7 +200,8 @@ pub(crate) async fn follow(context: &Context) {
     }
 }
 
-/// Writes and tells what a change of the Nodes means for one Service. Where a pass is due anyway, that does it.
+/// Writes the conditions and events of one Service after a change of the Nodes. If the Service has steps to carry out,
+/// its reconcile does that.
 async fn refresh(guest: &GuestService, context: &Context) -> Result<(), Failure> {
     let mirror = context.watches.mirror(&infra_name(guest.uid()));
     let infra = mirror.as_deref().map_or(Infra::NotSeen, Infra::Present);

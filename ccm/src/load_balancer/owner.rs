@@ -1,5 +1,5 @@
-//! The infra object with which all infra Services of a guest go: whoever deletes it, deletes them. What a hosting system keeps
-//! for each guest will do (a `HostedControlPlane`, a `Cluster`, a `ConfigMap`).
+//! The infra object that owns all infra Services of a guest: deleting it deletes them. Any object that a hosting system
+//! keeps for each guest can be the owner (a `HostedControlPlane`, a `Cluster`, a `ConfigMap`).
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, DynamicObject, GroupVersionKind};
@@ -9,8 +9,8 @@ use kube::discovery::{self, Scope};
 use crate::{access::InfraCluster, config::OwnerChoice};
 
 impl OwnerChoice {
-    /// Looks the object up; `None` = there is none, or it is being deleted. As an owner it is neither the controller of the
-    /// Services, nor does its deletion wait for them.
+    /// Reads the object. `None` = it does not exist or is being deleted. As an owner it is not the controller of the
+    /// Services, and its deletion does not wait for them.
     ///
     /// # Errors
     /// The API server refused, or did not answer.

@@ -1,5 +1,5 @@
-//! Who the guest cluster is, and which infra object owns its infra Services: found out once, and again where something speaks for
-//! a change.
+//! Finds the UID of the guest cluster and the infra object that owns its infra Services: once, and again when there is
+//! a sign that it changed.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -18,11 +18,11 @@ const RETRY: Duration = Duration::from_secs(2);
 /// HTTP: the right is missing.
 const FORBIDDEN: u16 = 403;
 
-/// The owner of all infra Services, where one is configured.
+/// The owner of all infra Services, if one is configured.
 pub(crate) struct Owner {
     choice: OwnerChoice,
     infra: InfraCluster,
-    /// What was said last about it.
+    /// What was logged about it last.
     said: Mutex<Option<String>>,
 }
 
@@ -31,7 +31,7 @@ impl Owner {
         Self { choice, infra, said: Mutex::default() }
     }
 
-    /// Says `text` if it was not said last.
+    /// Logs `text` unless it was logged last.
     fn say(&self, text: String) {
         let mut said = self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if said.as_ref() != Some(&text) {
@@ -41,7 +41,7 @@ impl Owner {
     }
 }
 
-/// The UID of the guest cluster, as soon as its API answers; `None` = it has none.
+/// Waits until the guest's API answers with the UID of the guest cluster. `None` = it has none.
 pub(crate) async fn guest_cluster(services: &Services) -> Option<String> {
     loop {
         match services.guest_cluster().await {
@@ -59,14 +59,14 @@ pub(crate) async fn guest_cluster(services: &Services) -> Option<String> {
     }
 }
 
-/// Looks the owner up until infra answers; infra Services are made with it from the first on.
+/// Reads the owner until infra answers, so that every infra Service is created with it.
 pub(crate) async fn look_until_answered(context: &Context) {
     while !look(context).await {
         sleep(RETRY).await;
     }
 }
 
-/// Looks the owner up; false = infra did not answer, and what was known stays.
+/// Reads the owner once. False = infra did not answer, and what was known stays.
 pub(crate) async fn look(context: &Context) -> bool {
     let Some(owner) = &context.owner else { return true };
     let found = match owner.choice.find(&owner.infra).await {

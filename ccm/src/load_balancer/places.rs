@@ -1,5 +1,5 @@
-//! The places of the quota: who has one, who was promised one, and who is next. Nothing is kept that the watches do not show
-//! again after a restart.
+//! The places of the quota: which Services have one, which were given one, and which are next. The watches show all of
+//! it again after a restart.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,31 +20,31 @@ use crate::{
 /// The places of one guest.
 #[derive(Debug, Default)]
 pub struct Places {
-    /// How many; `None` = as many as are wanted.
+    /// How many places there are; `None` = no limit.
     max: Option<u32>,
     given: Mutex<Given>,
-    /// Something may have become free.
+    /// A place may have become free.
     freed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Given {
-    /// Names of mirrors that are being made, and that the watch does not show yet.
+    /// Names of mirrors that are being created and that the watch does not show yet.
     promised: HashSet<String>,
-    /// UIDs of Services whose last try came to nothing: they keep no place from others.
+    /// UIDs of Services whose last try failed: they keep no place from others.
     aside: HashSet<String>,
-    /// Who was told to wait, by UID.
+    /// The Services that have to wait, by UID.
     told: HashMap<String, ObjectRef<GuestService>>,
 }
 
 impl Places {
-    /// So many places; `None` = as many as are wanted.
+    /// `max` places; `None` = no limit.
     pub fn new(max: Option<u32>) -> Self {
         Self { max, ..Self::default() }
     }
 
-    /// `plan`, or as much of it as can be done without a place, where it needs one that is not to be had. A place that is to
-    /// be had is promised.
+    /// Gives the Service a place if `plan` needs one, and returns the plan. If no place is free, returns the part of
+    /// the plan that needs none.
     pub(crate) fn limit(
         &self,
         guest: &GuestService,
@@ -71,7 +71,7 @@ impl Places {
         plan
     }
 
-    /// The try of this Service came to nothing: its place is another's, until it tries again.
+    /// The try of this Service failed: another Service may have its place until it tries again.
     pub(crate) fn set_aside(&self, uid: &str) {
         if self.max.is_none() {
             return;
@@ -82,7 +82,7 @@ impl Places {
         self.freed.notify_one();
     }
 
-    /// This Service does not want one any more.
+    /// This Service does not need a place any more.
     pub(crate) fn forget(&self, uid: &str) {
         if self.max.is_none() {
             return;
@@ -94,19 +94,19 @@ impl Places {
         self.freed.notify_one();
     }
 
-    /// Forgets all but those that are there.
+    /// Keeps only the Services that still exist.
     pub(crate) fn keep(&self, is_there: impl Fn(&str) -> bool) {
         let mut given = self.lock();
         given.aside.retain(|uid| is_there(uid));
         given.told.retain(|uid, _| is_there(uid));
     }
 
-    /// Something went that may have had a place, or stood before others.
+    /// A Service is gone that may have had a place, or was before others in the order.
     pub(crate) fn freed(&self) {
         self.freed.notify_one();
     }
 
-    /// Waits until places may have become free; then who was told to wait and may have one.
+    /// Waits until places may have become free; returns the waiting Services that may have one.
     pub(crate) async fn next(&self, watches: &Watches, identity: &Identity) -> Vec<ObjectRef<GuestService>> {
         let Some(max) = self.max else { return std::future::pending().await };
         self.freed.notified().await;
@@ -124,7 +124,7 @@ impl Places {
 }
 
 impl Given {
-    /// The UIDs of those that may have a place; `asking` is among those that want one, even if its last try came to nothing.
+    /// The UIDs of those that may have a place. `asking` is one of the candidates, even if its last try failed.
     fn next(
         &mut self,
         max: u32,
@@ -134,7 +134,7 @@ impl Given {
     ) -> HashSet<String> {
         let mut taken = watches.own_mirrors(identity);
         let guests = watches.guests().state();
-        // One whose Service is gone is not kept, however it went.
+        // No place is kept for a Service that is gone, for whatever reason.
         let wanted: HashSet<_> = guests.iter().map(|guest| infra_name(guest.uid())).collect();
         self.promised.retain(|name| !taken.contains(name) && wanted.contains(name));
         taken.extend(self.promised.iter().cloned());

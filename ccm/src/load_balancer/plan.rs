@@ -1,7 +1,7 @@
 //! What to do next about one guest Service: a function of the two Services and the configuration.
 //!
-//! The same observation gives the same plan, and a plan that was carried out leaves nothing to plan. What is not proved to
-//! be this guest's is never changed or deleted; that something is gone is believed only of a read of the infra API.
+//! The same observation gives the same plan, and after a plan was carried out nothing is left to plan. A Service that
+//! is not proved to be this guest's is never changed or deleted; only a read of the infra API proves that one is gone.
 
 use std::sync::Arc;
 
@@ -17,29 +17,29 @@ use crate::{
     load_balancer::mirror::{Mirror, Refused},
 };
 
-/// What was configured.
+/// The configuration, and what was found out about the clusters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// Who this guest is.
+    /// What identifies this guest.
     pub identity: Identity,
     /// Which endpoints its infra Services have.
     pub endpoints: EndpointSource,
-    /// What of the guest's wishes may reach infra; shared, for each pass has settings of its own.
+    /// Which of the guest's requests may reach infra. Shared, because each reconcile has its own settings.
     pub policy: Arc<GuestPolicy>,
     /// UID of the guest cluster; `None` = not known.
     pub guest_cluster: Option<String>,
-    /// The infra object with which all that is this guest's goes.
+    /// The infra object that owns everything of this guest in infra.
     pub owner: Option<OwnerReference>,
 }
 
 /// What is known of the infra Service.
 #[derive(Clone, Copy, Debug)]
 pub enum Infra<'a> {
-    /// The watch does not show it, which proves nothing: it may be late, and shows only what has our labels.
+    /// The watch does not show it. This proves nothing: the watch may be late, and shows only objects with our labels.
     NotSeen,
-    /// The infra API answered that there is none.
+    /// The infra API answered that it does not exist.
     Gone,
-    /// It is there.
+    /// It exists.
     Present(&'a InfraService),
 }
 
@@ -48,55 +48,55 @@ pub enum Infra<'a> {
 pub struct Plan {
     /// The calls.
     pub steps: Vec<Step>,
-    /// What the world does next, where nothing is left to do for us.
+    /// What the Service waits for when there is nothing left to do.
     pub waits_for: Option<Wait>,
     /// Why the Service can not be served as it is.
     pub refusal: Option<Refusal>,
-    /// Wishes that are left out.
+    /// The guest's requests that are left out.
     pub refused: Vec<Refused>,
 }
 
 /// One call.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// Guest: put the finalizer on, before anything is made in infra.
+    /// Guest: add the finalizer, before anything is created in infra.
     AddFinalizer,
     /// Infra: create the mirror.
     Create(Box<Mirror>),
-    /// Infra: make the Service the mirror again.
+    /// Infra: turn the Service into the mirror again; with the names of the fields that differ.
     Replace(Box<Mirror>, Vec<&'static str>),
     /// Guest: show these addresses.
     SetStatus(Vec<LoadBalancerIngress>),
     /// Infra: delete the Service with this UID.
     Delete(String),
-    /// Infra: read it, because the watch does not prove that it is gone. Then plan again.
+    /// Infra: read the Service, because the watch does not prove that it is gone. Then plan again.
     Confirm,
-    /// Guest: take the finalizer off.
+    /// Guest: remove the finalizer.
     RemoveFinalizer,
 }
 
-/// What is waited for.
+/// What a Service waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// Infra gives an address.
+    /// Infra assigns an address.
     Address,
-    /// Infra ends the deletion.
+    /// Infra finishes the deletion.
     Deletion,
 }
 
-/// Why nothing is done.
+/// Why the Service is not served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Traffic would go to the VM's port of the Service's number, where nobody listens.
+    /// Load balancers would send traffic to the VM's port with the number of the Service's port, where nothing listens.
     #[error(
         "port {0} has no node port, and load balancers reach the VMs through node ports; \
          set allocateLoadBalancerNodePorts to true"
     )]
     NoNodePort(i32),
-    /// The name is taken by another's.
+    /// An object of another guest or program has the name.
     #[error(transparent)]
     Foreign(#[from] Foreign),
-    /// The guest has all the load balancers that it may have.
+    /// The guest has as many load balancers as it may have.
     #[error(
         "this cluster has the {0} load balancers that the infra cluster's operator allows; \
          this one is made as soon as another is gone"
@@ -105,7 +105,7 @@ pub enum Refusal {
 }
 
 impl Settings {
-    /// The mirror of `guest`, with what `existing` has already and may keep.
+    /// The mirror of `guest`, with what the `existing` one has and may keep.
     pub fn mirror(&self, guest: &GuestService, existing: Option<&InfraService>) -> Mirror {
         let mut mirror = Mirror::of(guest, existing, &self.identity, self.endpoints, &self.policy);
         if let Some(uid) = &self.guest_cluster {
@@ -117,13 +117,13 @@ impl Settings {
 }
 
 impl Plan {
-    /// Whether there is nothing to do and nothing to wait for or to say.
+    /// Whether there is nothing to do, to wait for or to report.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// What to do about `guest`, of which `infra` is known.
+/// What to do about `guest`, given what is known of `infra`.
 pub fn plan(guest: &GuestService, infra: Infra<'_>, settings: &Settings) -> Plan {
     if guest.wants_load_balancer() && !guest.is_deleting() {
         return serve(guest, infra, settings);
@@ -144,7 +144,7 @@ fn serve(guest: &GuestService, infra: Infra<'_>, settings: &Settings) -> Plan {
         return Plan { refusal: Some(foreign.into()), ..Plan::default() };
     }
     if let Some(port) = guest.spec.ports.iter().find(|port| port.node_port == 0) {
-        // What is there already serves on: the refusal is of the change.
+        // An existing load balancer keeps serving: only the change is refused.
         return Plan { refusal: Some(Refusal::NoNodePort(port.port)), ..Plan::default() };
     }
     let mut plan = Plan::default();
@@ -153,7 +153,7 @@ fn serve(guest: &GuestService, infra: Infra<'_>, settings: &Settings) -> Plan {
     }
     let present = match infra {
         Infra::Present(present) if present.is_deleting() => {
-            // Its name is free, and made anew, when it is gone.
+            // The name is free again when the Service is gone; the mirror is created then.
             plan.waits_for = Some(Wait::Deletion);
             return plan;
         }
@@ -182,7 +182,7 @@ fn serve(guest: &GuestService, infra: Infra<'_>, settings: &Settings) -> Plan {
     plan
 }
 
-/// The guest's status is infra's, whatever stood there.
+/// The guest's status becomes infra's, whatever it was.
 fn show(guest: &GuestService, ingress: &[LoadBalancerIngress], plan: &mut Plan) {
     if guest.status.load_balancer.ingress != ingress {
         plan.steps.push(Step::SetStatus(ingress.to_vec()));
@@ -201,7 +201,7 @@ fn clean_up(guest: &GuestService, infra: Infra<'_>, settings: &Settings) -> Plan
                 delete(present, &mut plan);
                 return plan;
             }
-            // Ours does not exist, then: its name is another's.
+            // Then our mirror does not exist, because another object has its name.
             Err(foreign) => plan.refusal = Some(foreign.into()),
         },
         Infra::Gone => {}
@@ -220,8 +220,8 @@ fn delete(present: &InfraService, plan: &mut Plan) {
     plan.waits_for = Some(Wait::Deletion);
 }
 
-/// A Service that was ours and now names a class: what we made goes. Its finalizer may be the other controller's, who has
-/// the same framework, unless our infra Service is still there.
+/// For a Service that was ours and now names a class: deletes what we created. Its finalizer may belong to the other
+/// controller, which uses the same framework, unless our infra Service still exists.
 fn hand_over(guest: &GuestService, infra: Infra<'_>, settings: &Settings) -> Plan {
     let mut plan = Plan::default();
     let Infra::Present(present) = infra else { return plan };

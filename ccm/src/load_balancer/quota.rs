@@ -1,16 +1,16 @@
-//! Which of the guest's Services get one of the load balancers that its operator allows it: those that have one keep it, then
-//! the oldest. Pure.
+//! Which of the guest's Services get one of the load balancers that its operator allows: those that have one keep it,
+//! then the oldest. Pure.
 
-/// A Service that has no load balancer and wants one.
+/// A Service that needs a load balancer and has none.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Waiting {
-    /// When it was created, in seconds since 1970; `None` sorts first.
+    /// When it was created, in seconds since 1970. `None` sorts first.
     pub created: Option<i64>,
     /// Its UID.
     pub uid: String,
 }
 
-/// The UIDs of those that may have one now, of `max` in all, of which `taken` are given away.
+/// The UIDs of those that may have a load balancer now: `max` are allowed in all, and `taken` of them are in use.
 pub fn admitted(max: usize, taken: usize, mut waiting: Vec<Waiting>) -> Vec<String> {
     waiting.sort_unstable();
     waiting.into_iter().take(max.saturating_sub(taken)).map(|waiting| waiting.uid).collect()
@@ -38,7 +38,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever is admitted one after the other, in any order, there are never more than allowed, and no place stays free.
+        /// In whatever order Services are admitted, there are never more than allowed, and no place stays free.
         #[test]
         fn places_are_given_once_and_all(max in 0usize..6, taken in 0usize..8, ages in proptest::collection::btree_set(0i64..50, 0..8)) {
             let mut left = waiting(&ages.into_iter().collect::<Vec<_>>());

@@ -1,5 +1,5 @@
-//! One pass over one guest Service: observe, plan, act. A change that could harm is not made on the word of a watch alone, which
-//! may be old.
+//! One reconcile of one guest Service: observe, plan, act. A change that could do harm needs more than a watch, which
+//! may be behind.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,39 +20,39 @@ use crate::{
     },
 };
 
-/// How often infra is read again within one pass because somebody else was faster.
+/// How often one reconcile reads infra because another program was faster.
 const MAX_LOOKS: usize = 4;
-/// When a guest Service is looked at again of which the API says that it is another one, or gone: mostly its watch has shown that
-/// by then. If it still shows the same Service, the answer was wrong (a proxy's 404, say).
+/// Pause before the next reconcile of a guest Service that the API reports as gone or replaced. The watch has usually
+/// shown that by then. If it still shows the same Service, the answer was wrong (a proxy's 404, for example).
 const SUPERSEDED_INTERVAL: Duration = Duration::from_secs(5);
-/// How often an infra Service that is not ours is looked at again: we do not watch it.
+/// Pause before the next check of an infra Service that is not ours, which we do not watch.
 const FOREIGN_INTERVAL: Duration = Duration::from_mins(5);
 
-/// Why a pass failed.
+/// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// A call failed.
     #[error("failed to {doing}")]
     Call {
-        /// What was to be done.
+        /// What the call was to do.
         doing: &'static str,
-        /// The API server's words.
+        /// The error that the client returned.
         #[source]
         source: Box<kube::Error>,
     },
-    /// Somebody else changes the infra Service all the time.
+    /// Another program changes the infra Service all the time.
     #[error("infra service {0} was changed by others again and again")]
     Unsettled(String),
 }
 
 impl Failure {
-    /// Whether the API server refused what was asked for, and nothing was done.
+    /// Whether the API server refused the request, so that nothing was done.
     pub(crate) fn is_refusal(&self) -> bool {
         matches!(self, Self::Call { source, .. }
             if matches!(source.as_ref(), kube::Error::Api(status) if (400..500).contains(&status.code)))
     }
 
-    /// Whether the API server did not serve at all.
+    /// Whether the API server was not available.
     pub(crate) fn is_outage(&self) -> bool {
         match self {
             Self::Unsettled(_) => false,
@@ -68,23 +68,24 @@ pub(crate) fn failed(doing: &'static str) -> impl FnOnce(kube::Error) -> Failure
     move |source| Failure::Call { doing, source: Box::new(source) }
 }
 
-/// How a plan ended.
+/// How the plan ended.
 enum Outcome {
-    /// All of it was carried out.
+    /// All steps were carried out.
     Done,
-    /// Infra is to be read, and to be planned for anew.
+    /// Infra has to be read, and the Service planned again.
     Look,
-    /// Infra answered that its Service is gone: it is planned for anew.
+    /// Infra answered that its Service is gone, so plan again.
     Gone,
-    /// The guest Service is not there any more, or asks for something else: the watch shows it, or it is looked at again.
+    /// The guest Service is gone, or asks for something else. The watch will show that; if it does not, a later
+    /// reconcile checks.
     Superseded,
 }
 
 /// How a step ended.
 enum Stepped {
-    /// The next one may follow.
+    /// The next step may follow.
     Done,
-    /// It ended the plan.
+    /// The step ended the plan.
     Ended(Outcome),
 }
 
@@ -105,11 +106,11 @@ impl Seen {
     }
 }
 
-/// The guest Service of a pass.
+/// The guest Service of a reconcile.
 struct Subject<'a> {
     /// As the watch showed it.
     shown: &'a GuestService,
-    /// As its API answered last in this pass.
+    /// As its API answered last in this reconcile.
     answered: Option<GuestService>,
 }
 
@@ -118,7 +119,7 @@ impl Subject<'_> {
         self.answered.as_ref().unwrap_or(self.shown)
     }
 
-    /// Keeps what the API answered.
+    /// Keeps the API's answer.
     fn keep(&mut self, answer: Answer<GuestService>, context: &Context) -> Stepped {
         match answer {
             Answer::Done(now) => {
@@ -131,18 +132,19 @@ impl Subject<'_> {
     }
 }
 
-/// One pass. The calls of a life in which nothing goes wrong, and why each is needed:
+/// One reconcile. These are the calls in the life of a Service when nothing goes wrong, and why each is needed:
 ///
-/// 1. guest `patch services/status`: the finalizer, before there is anything in infra that could be left over; conditions go along.
-/// 2. infra `create services`: the mirror.
-/// 3. guest `patch services/status`: the address, with the conditions that change by it.
-/// 4. infra `delete services`: the mirror's end; where nothing holds it, the answer proves that it is gone.
-/// 5. guest `patch services/status`: the finalizer goes, after that proof.
+/// 1. guest `patch services/status`: adds the finalizer, before infra has anything that could be left over; also the
+///    conditions.
+/// 2. infra `create services`: creates the mirror.
+/// 3. guest `patch services/status`: sets the address, and the conditions that change with it.
+/// 4. infra `delete services`: deletes the mirror; if no finalizer holds it, the answer proves that it is gone.
+/// 5. guest `patch services/status`: removes the finalizer, after that proof.
 ///
-/// Reads come only where an answer of these or a watch leaves something open: see [`change`] and [`Step::Confirm`].
+/// The reconcile reads only where these answers or a watch leave something open: see [`change`] and [`Step::Confirm`].
 pub(crate) async fn reconcile(guest: &GuestService, context: &Context) -> Result<Action, Failure> {
     if let Some(left) = context.watches.is_behind(guest) {
-        // Its event has this Service looked at again.
+        // The event of our patch triggers the next reconcile.
         return Ok(Action::requeue(left));
     }
     let name = infra_name(guest.uid());
@@ -172,7 +174,7 @@ pub(crate) async fn reconcile(guest: &GuestService, context: &Context) -> Result
     Err(Failure::Unsettled(name))
 }
 
-/// For how long nothing is to be done, because the mirror was created already and only the watch does not show it yet.
+/// How long to wait because the mirror was already created and only the watch does not show it yet.
 fn awaited(plan: &Plan, seen: &Seen, name: &str, context: &Context) -> Option<Duration> {
     let creates = plan.steps.iter().any(|step| matches!(step, Step::Create(_)));
     let is_open = creates && matches!(seen, Seen::Unknown);
@@ -216,14 +218,14 @@ async fn carry_out(
     Ok(Outcome::Done)
 }
 
-/// Whether the guest Service as it is now asks for the same kind of step.
+/// Whether the guest Service as it is now leads to the same kind of step.
 fn still_planned(now: &GuestService, infra: Infra<'_>, step: &Step, context: &Context) -> bool {
     let kind = std::mem::discriminant(step);
     plan(now, infra, &context.settings_for(now)).steps.iter().any(|step| std::mem::discriminant(step) == kind)
 }
 
-/// Creates or deletes the mirror. What the watch showed may be old, so the guest Service is read again before; not if its API
-/// has answered in this pass, nor if it is being deleted, which is never taken back.
+/// Creates or deletes the mirror. The watch may be behind, so this reads the guest Service first; not if its API has
+/// answered in this reconcile, nor if it is being deleted, which nothing can undo.
 async fn change(
     subject: &mut Subject<'_>,
     infra: Infra<'_>,
@@ -257,7 +259,7 @@ async fn delete(guest: &GuestService, uid: &str, context: &Context) -> Result<St
             Stepped::Ended(Outcome::Gone)
         }
         Answer::Done(Deleted::Going) => Stepped::Done,
-        // Gone already, or another one: the next read proves it.
+        // It is gone, or another object has its name; the next read proves which.
         Answer::Absent | Answer::Changed => Stepped::Ended(Outcome::Look),
     })
 }
@@ -266,7 +268,7 @@ async fn create(subject: &Subject<'_>, context: &Context) -> Result<Stepped, Fai
     let guest = subject.guest();
     context.events.emit(&reference(guest), Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
     if subject.shown.has_finalizer() {
-        // It had a mirror that somebody else deleted: perhaps with its owner.
+        // It had a mirror that another program deleted, perhaps together with its owner.
         owner_lookup::look(context).await;
     }
     let mirror = context.settings_for(guest).mirror(guest, None);
@@ -279,7 +281,7 @@ async fn create(subject: &Subject<'_>, context: &Context) -> Result<Stepped, Fai
     Ok(created)
 }
 
-/// After a change of infra that was not done, infra is read.
+/// If a change of infra was not made, infra is read again.
 fn changed(answer: &Answer<()>) -> Stepped {
     match answer {
         Answer::Done(()) => Stepped::Done,
@@ -287,8 +289,8 @@ fn changed(answer: &Answer<()>) -> Stepped {
     }
 }
 
-/// Makes the infra Service, as it is now, the mirror again. It is read before: the whole object is replaced, of which the watch
-/// keeps only a part.
+/// Turns the infra Service into the mirror again. It is read first, because the whole object is replaced and the watch
+/// keeps only a part of it.
 async fn replace(guest: &GuestService, context: &Context) -> Result<Stepped, Failure> {
     let name = infra_name(guest.uid());
     let now = context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;
@@ -296,7 +298,7 @@ async fn replace(guest: &GuestService, context: &Context) -> Result<Stepped, Fai
     let planned = plan(guest, Infra::Present(&infra), &context.settings_for(guest)).steps;
     let Some(Step::Replace(mirror, fields)) = planned.iter().find(|step| matches!(step, Step::Replace(..)))
     else {
-        // Somebody else was faster, or it is not ours any more: plan for what is there now.
+        // Another program was faster, or the Service is not ours any more: plan again with what is there now.
         return Ok(Stepped::Ended(Outcome::Look));
     };
     tracing::info!(
@@ -311,7 +313,7 @@ async fn replace(guest: &GuestService, context: &Context) -> Result<Stepped, Fai
     Ok(changed(&replaced.map_err(failed("ensure load balancer"))?))
 }
 
-/// What is left when all steps are done: waiting, and telling what is not granted.
+/// What follows when all steps are done: the wait, and the events about what is refused.
 fn conclude(guest: &GuestService, plan: &Plan, context: &Context) -> Action {
     announce::refusals(guest, plan, context);
     if plan.steps.contains(&Step::RemoveFinalizer) {

@@ -1,5 +1,6 @@
-//! What infra says about a mirror (no address left in the pool, refused by the cloud) becomes an event of the guest's Service.
-//! Needs the right to watch events in the infra namespace, which not everybody gives; without it, it is off.
+//! Copies infra's events about a mirror (no address left in the pool, refused by the cloud) to the guest's Service. It
+//! needs the right to watch events in the infra namespace, which not every operator grants; without that right it is
+//! off.
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Event as CoreEvent, ObjectReference};
@@ -19,7 +20,7 @@ use crate::{
 /// Events about Services only.
 const ABOUT_SERVICES: &str = "involvedObject.kind=Service";
 
-/// An event, as far as it is read.
+/// An event, with the fields that are read.
 #[derive(Clone, Debug, Deserialize, Resource)]
 #[resource(inherit = "CoreEvent")]
 #[serde(rename_all = "camelCase")]
@@ -34,7 +35,7 @@ struct InfraEvent {
     kind: String,
 }
 
-/// Starts relaying what is said from now on.
+/// Starts to relay events from now on.
 pub(crate) fn start(infra: &InfraCluster, watches: Watches, events: EventSink, tasks: &Tasks) {
     let api: Api<InfraEvent> = Api::namespaced(infra.client.clone(), &infra.namespace);
     let config = watcher::Config::default().fields(ABOUT_SERVICES);

@@ -1,5 +1,5 @@
-//! Looks from time to time for infra Services of this guest that nobody wants any more, and deletes them. That one is not wanted is
-//! believed only of the guest API's answer about its Service; where that does not answer, nothing is done.
+//! The sweep: finds left-overs of this guest in infra at an interval, and deletes them. Only the guest API's answer
+//! about a Service proves that its mirror is a left-over; if the API does not answer, nothing is done.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Why a look ended early.
+/// Why a sweep ended early.
 #[derive(Debug, thiserror::Error)]
 enum Unswept {
     /// A cluster did not answer.
@@ -28,12 +28,12 @@ enum Unswept {
     /// Infra did not answer.
     #[error("infra could not be asked")]
     Infra(#[from] kube::Error),
-    /// The guest is another than at the start.
+    /// The guest cluster is not the one that it was at the start.
     #[error("the guest cluster is another than at the start")]
     OtherGuest,
 }
 
-/// Looks at once, and then each `interval`, without end.
+/// Sweeps at once, and then after each `interval`, without end.
 pub(crate) async fn run(context: &Context, interval: Option<Duration>) {
     let Some(interval) = interval else { return std::future::pending().await };
     let mut seen = HashSet::new();
@@ -49,7 +49,7 @@ pub(crate) async fn run(context: &Context, interval: Option<Duration>) {
     }
 }
 
-/// One look at all; `seen` are the infra Services (by UID) that the last look found unwanted without being sure.
+/// One sweep. `seen` are the infra Services (by UID) that the last sweep found unneeded without proof.
 async fn look(context: &Context, seen: &mut HashSet<String>) -> Result<(), Unswept> {
     let settings = context.settings();
     let mirrors = context.watches.mirrors();
@@ -71,7 +71,7 @@ async fn look(context: &Context, seen: &mut HashSet<String>) -> Result<(), Unswe
     Ok(())
 }
 
-/// Whether the watches show no Service that this is the mirror of. Nothing is done on their word alone.
+/// Whether the watches show no Service that this one mirrors. The sweep never deletes because of the watches alone.
 fn is_suspect(mirror: &InfraService, context: &Context) -> bool {
     let name = mirror.metadata.name.as_deref().unwrap_or_default();
     let wanted = |guest: &crate::guest::services::GuestService| {
@@ -82,7 +82,8 @@ fn is_suspect(mirror: &InfraService, context: &Context) -> bool {
         && !context.watches.guest_of(name).is_some_and(|guest| wanted(&guest))
 }
 
-/// Asks the guest about one, and deletes it if it is proved to be left over. True = it may be found so at the next look.
+/// Asks the guest about one infra Service, and deletes it if it is proved to be a left-over. True = the next sweep may
+/// find it so.
 async fn sweep(mirror: &InfraService, seen_before: bool, context: &Context) -> Result<bool, Unswept> {
     let label = |key: &str| mirror.metadata.labels.as_ref().and_then(|labels| labels.get(key)).cloned();
     let (namespace, name) = (label(SERVICE_NAMESPACE_LABEL), label(SERVICE_NAME_LABEL));
@@ -96,7 +97,7 @@ async fn sweep(mirror: &InfraService, seen_before: bool, context: &Context) -> R
         seen_before,
     };
     let answer = guest.as_ref().map_or(Answer::Absent, Answer::Present);
-    // What the watch showed may be old: it is judged as it is now.
+    // The watch may be behind, so judge the Service as it is now.
     let Some((_, now)) = context.services.mirror_now(infra).await? else { return Ok(false) };
     if now.metadata.uid != mirror.metadata.uid {
         return Ok(false);

@@ -1,4 +1,4 @@
-//! What both clusters show, kept, and which guest Service each change concerns.
+//! The Services of both clusters, as the watches keep them, and which guest Service each change concerns.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
@@ -24,20 +24,20 @@ use crate::{
     queue_metrics::Queue,
 };
 
-/// Objects per page of a list: many pages cost calls, large ones memory.
+/// Objects per page of a list: small pages cost calls, large ones memory.
 const PAGE: u32 = 100;
 
-/// Has guest Services looked at. Clones share the queue.
+/// Triggers reconciles of guest Services. Clones share the queue.
 #[derive(Clone)]
 struct Triggers {
     sender: mpsc::Sender<ObjectRef<GuestService>>,
     queue: Queue,
 }
 
-/// Which guest Service the infra Service of a name mirrors.
+/// Which guest Service an infra Service mirrors, by the latter's name.
 type Names = Arc<Mutex<HashMap<String, ObjectRef<GuestService>>>>;
 
-/// Triggers not yet taken; the watches wait when so many are.
+/// Triggers that may wait to be taken; the watches wait when the queue is full.
 const QUEUE: usize = 256;
 
 /// Both watches. Clones share them.
@@ -54,7 +54,8 @@ pub struct Watches {
 }
 
 impl Watches {
-    /// Starts both watches; each change triggers. What is triggered has to be taken for as long as the watches are used.
+    /// Starts both watches; each change sends a trigger. The receiver has to take triggers for as long as the watches
+    /// are used.
     pub fn start(
         guest: &GuestCluster,
         infra: &InfraCluster,
@@ -104,16 +105,16 @@ impl Watches {
         self.guests.clone()
     }
 
-    /// Waits until both clusters have shown all that they have.
+    /// Waits until both clusters have delivered their first list.
     pub(crate) async fn wait_until_complete(&self) {
-        // The writers live as long as the process: their ends are no case.
+        // The writers live as long as the process, so the case that they end does not occur.
         let (guests, mirrors) = tokio::join!(self.guests.wait_until_ready(), self.mirrors.wait_until_ready());
         if guests.is_err() || mirrors.is_err() {
             tracing::error!("a watch of Services ended");
         }
     }
 
-    /// The infra Service of this name, as it was seen last; none if infra answered since that it is gone.
+    /// The infra Service of this name as the watch shows it; `None` also if infra has answered since that it is gone.
     pub(crate) fn mirror(&self, name: &str) -> Option<Arc<InfraService>> {
         self.shown(name).filter(|infra| !self.ahead.is_gone(name, infra.metadata.uid.as_deref()))
     }
@@ -126,17 +127,17 @@ impl Watches {
         self.shown(name)?.metadata.uid.clone()
     }
 
-    /// Infra answered that it was created.
+    /// Records infra's answer that it was created.
     pub(crate) fn created(&self, name: &str) {
         self.ahead.created(name, self.shown_uid(name).as_deref());
     }
 
-    /// Infra answered that the one with this UID is gone.
+    /// Records infra's answer that the Service with this UID is gone.
     pub(crate) fn deleted(&self, name: &str, uid: &str) {
         self.ahead.deleted(name, uid, self.shown_uid(name).as_deref());
     }
 
-    /// The guest answered a patch with this.
+    /// Records the guest's answer to a patch.
     pub(crate) fn patched(&self, now: &GuestService) {
         let shown = self.guests.get(&now.to_object_ref(()));
         if let Some(shown) = shown.filter(|shown| shown.uid() == now.uid()) {
@@ -144,17 +145,17 @@ impl Watches {
         }
     }
 
-    /// For how much longer the watch may take to show what we patched.
+    /// How much longer the watch may take to show what we patched.
     pub(crate) fn is_behind(&self, shown: &GuestService) -> Option<Duration> {
         self.ahead.is_behind(shown)
     }
 
-    /// For how much longer the watch may take to show what we created.
+    /// How much longer the watch may take to show what we created.
     pub(crate) fn is_coming(&self, name: &str) -> Option<Duration> {
         self.ahead.is_coming(name)
     }
 
-    /// All infra Services with the cluster's name.
+    /// All infra Services with the label of this cluster's name.
     pub(crate) fn mirrors(&self) -> Vec<Arc<InfraService>> {
         self.mirrors.state()
     }
@@ -166,7 +167,7 @@ impl Watches {
         own.filter_map(|mirror| mirror.metadata.name.clone()).collect()
     }
 
-    /// The places that the quota leaves.
+    /// The places of the quota.
     pub(crate) fn places(&self) -> Arc<Places> {
         Arc::clone(&self.places)
     }
@@ -177,24 +178,24 @@ impl Watches {
         self.guests.get(&reference)
     }
 
-    /// What changed since it was looked at last, for those beside the service controller.
+    /// The changes since they were last taken, for readers other than the service controller.
     pub(crate) fn changed(&self) -> &Changed {
         &self.changed
     }
 
-    /// Has the service controller look at a Service.
+    /// Triggers a reconcile of a Service.
     pub(crate) async fn look_at(&self, service: ObjectRef<GuestService>) {
         self.triggers.send(service).await;
     }
 
-    /// Has the service controller look at all Services.
+    /// Triggers a reconcile of all Services.
     pub(crate) async fn look_at_all(&self) {
         for reference in self.load_balancers() {
             self.look_at(reference).await;
         }
     }
 
-    /// The guest's Services that concern us.
+    /// The guest's Services that concern the CCM.
     pub(crate) fn load_balancers(&self) -> Vec<ObjectRef<GuestService>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
@@ -240,7 +241,7 @@ impl Watches {
         let name = match event {
             Event::Apply(service) | Event::Delete(service) => service.metadata.name.unwrap_or_default(),
             Event::Init | Event::InitApply(_) => return,
-            // After a gap in the watch, a mirror that went meanwhile shows by its absence only.
+            // After a gap in the watch, only the absence of a mirror shows that it was deleted.
             Event::InitDone => {
                 self.ahead.told_all(|name| self.shown_uid(name));
                 return self.tell_all().await;
@@ -254,10 +255,10 @@ impl Watches {
         }
     }
 
-    /// After a gap in the watch, a Service that went meanwhile shows by its absence only.
+    /// Drops the Services that were deleted during a gap in the watch: only their absence shows it.
     fn forget_vanished(&self) {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        // One of the same name is another one, unless it has the UID that the mirror's name is made of.
+        // A Service of the same name is another one, unless it has the UID that the mirror's name is made of.
         let is_there = |name: &String, service: &ObjectRef<GuestService>| {
             self.guests.get(service).is_some_and(|guest| infra_name(guest.uid()) == *name)
         };
@@ -271,7 +272,7 @@ impl Watches {
 }
 
 impl Triggers {
-    /// Has this Service looked at. Nobody takes triggers any more when the controller was dropped.
+    /// Triggers a reconcile of this Service. There is no receiver any more when the controller was dropped.
     async fn send(&self, service: ObjectRef<GuestService>) {
         self.queue.added((service.namespace.clone().unwrap_or_default(), service.name.clone()));
         if self.sender.send(service).await.is_err() {
@@ -280,7 +281,7 @@ impl Triggers {
     }
 }
 
-/// Hands on each event; says once when a watch fails, and once when it is back.
+/// Passes on each event; logs once when a watch fails, and once when it works again.
 async fn follow<K, F>(
     events: impl futures::Stream<Item = watcher::Result<Event<K>>>,
     cluster: &'static str,

@@ -1,4 +1,4 @@
-//! Each story by name, and the laws of the patch.
+//! Each case by name, and the properties of the patch.
 
 use super::*;
 use crate::{config::policy::Withheld, load_balancer::mirror::Refused};

@@ -1,4 +1,4 @@
-//! What is proved to be a left-over, and all that is not.
+//! What is proved to be a left-over, and all cases that are not.
 
 use super::*;
 use crate::{
@@ -104,7 +104,7 @@ fn what_the_reference_left_is_believed_at_the_second_look_and_under_a_name_of_it
 }
 
 proptest! {
-    /// Whatever is said about it, another cluster's is never a left-over of ours.
+    /// Whatever the answer is, another cluster's Service is never a left-over of ours.
     #[test]
     fn another_clusters_is_never_one(
         cluster in "[a-z]{1,8}", team in "[a-z]{1,5}", seen_before: bool, present: bool, uid in "[0-9a-f]{8}",

@@ -1,4 +1,4 @@
-//! Each field of the mirror, and that making it leaves nothing to make.
+//! Each field of the mirror, and that a mirror that was written differs in nothing.
 
 use super::*;
 use crate::{config::policy::Networks, guest_names::CLUSTER_NAME_LABEL, handover::EndpointChoice};
@@ -32,7 +32,7 @@ fn read(object: &Value) -> InfraService {
     serde_json::from_value(object.clone()).unwrap()
 }
 
-/// As infra's API leaves the object that the reference created of [`guest`].
+/// The object that the upstream cloud provider created for [`guest`], as infra's API returns it.
 fn left_by_the_reference(spec: &Value, own_annotations: &[&str]) -> Value {
     let own: Map<String, Value> = own_annotations.iter().map(|key| (format!("f:{key}"), json!({}))).collect();
     let mut object = json!({
@@ -66,7 +66,7 @@ fn left_by_the_reference(spec: &Value, own_annotations: &[&str]) -> Value {
     object
 }
 
-/// Makes `object` the mirror and shows it.
+/// Turns `object` into the mirror and returns it.
 fn made(guest: &GuestService, object: &Value) -> Value {
     let infra = read(object);
     let mut object = object.clone();

@@ -1,4 +1,4 @@
-//! The laws of the planner over a small model of the two API servers, and the cases by name.
+//! The properties of the planner over a small model of the two API servers, and the cases by name.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ fn settings() -> Settings {
     }
 }
 
-/// Both clusters, as far as one Service goes.
+/// Both clusters, reduced to one Service.
 #[derive(Clone, Debug)]
 struct World {
     guest: Value,
@@ -47,7 +47,7 @@ impl World {
         Self { guest, infra: None, calls: 0 }
     }
 
-    /// As the watch keeps it.
+    /// The guest Service as the watch keeps it.
     fn guest(&self) -> GuestService {
         let mut guest: GuestService = serde_json::from_value(self.guest.clone()).unwrap();
         guest.slim();
@@ -68,7 +68,7 @@ impl World {
         plan(&self.guest(), seen, &settings())
     }
 
-    /// Carries a plan out as the API servers do; true when it asked for a read.
+    /// Carries out a plan as the API servers do. True = the plan asked for a read.
     fn apply(&mut self, plan: &Plan) -> bool {
         let mut confirm = false;
         for step in &plan.steps {
@@ -300,7 +300,7 @@ prop_compose! {
 }
 
 proptest! {
-    /// plan(apply(plan(s), s)) is empty, through any sequence of guests.
+    /// plan(apply(plan(s), s)) is empty, for any sequence of guest Services.
     #[test]
     fn what_was_carried_out_leaves_nothing_to_plan(guests in proptest::collection::vec(guest_changes(), 1..5)) {
         let mut world = World::new();
@@ -316,7 +316,7 @@ proptest! {
         }
     }
 
-    /// Nothing that carries another cluster's name, or none, is changed or deleted.
+    /// No Service that has another cluster's name, or none, is changed or deleted.
     #[test]
     fn a_foreign_object_is_never_touched(
         guest in guest_changes(), label in proptest::option::of("[a-f]{3}"), other_fields in "[a-z]{0,5}",

@@ -1,4 +1,5 @@
-//! The guest's Nodes: each is recognised as one of the VMs, initialised, kept true, and deleted with its VM.
+//! The guest's Nodes: the CCM recognises each as one of the VMs, initialises it, keeps it up to date, and deletes it
+//! when its VM is gone.
 
 pub mod address;
 pub mod announcer;

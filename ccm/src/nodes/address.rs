@@ -1,9 +1,9 @@
-//! Which addresses a Node has, of all that its VM shows. Pure.
+//! Which addresses a Node gets, of all that its VM shows. Pure.
 //!
-//! One interface is the Node's; of it one address per family, none that is good on its own link only. An address that the Node
-//! has already and that is still there stays, so that nothing that follows it flips. What kubelet was given as its own address
-//! (`--node-ip`) is always satisfied and comes first. A guest agent that falls silent empties an instance's list for a while:
-//! the last known address of a family is kept then.
+//! One interface is the Node's; it gives one address per family, and none that is valid only on its own link. An
+//! address that the Node already has, and that the VM still has, stays, so that what depends on it does not flap. The
+//! addresses that kubelet has from `--node-ip` are always kept and come first. When the guest agent stops reporting, a
+//! VMI shows no addresses for a while: then the last known address of a family is kept.
 
 use crate::{
     guest::nodes::{INTERNAL_IP, NodeAddress},
@@ -14,40 +14,40 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// Name that the reference takes an interface by.
+/// Name of the interface that the upstream cloud provider uses.
 const DEFAULT_INTERFACE: &str = "default";
 
-/// Which of a VM's addresses are the Node's.
+/// Which of a VM's addresses its Node gets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddressPolicy {
     /// The interface.
     pub interface: InterfaceChoice,
-    /// Only addresses in one of these; empty = all.
+    /// Only addresses in one of these networks; empty = all.
     pub within: Vec<IpNet>,
-    /// No address in one of these.
+    /// No address in one of these networks.
     pub outside: Vec<IpNet>,
 }
 
-/// The interface that is the Node's.
+/// Which interface is the Node's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum InterfaceChoice {
-    /// The one named `default`, as the reference has it; where there is none the one in the pod network, else the first that
-    /// the VM's spec names.
+    /// The interface named `default`, as in the upstream cloud provider; without one, the interface in the pod network;
+    /// without that, the first in the VM's spec.
     #[default]
     Automatic,
-    /// The one of this name in the VM's spec.
+    /// The interface with this name in the VM's spec.
     Named(String),
-    /// The one in this network: a `NetworkAttachmentDefinition` as the VM's spec names it.
+    /// The interface in this network: a `NetworkAttachmentDefinition` as the VM's spec names it.
     Network(String),
 }
 
-/// What of an address policy can't be understood.
+/// Why an address policy is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
-    /// Not a network.
+    /// The text is not a network.
     #[error("{0:?} is no network; write for example 10.0.0.0/8 or 2001:db8::/32")]
     Network(String),
-    /// Two choices of the one interface.
+    /// Both a name and a network are given, but only one of them can choose the interface.
     #[error(
         "a node's interface is chosen by its name or by its network; leave one of {name:?} and {network:?} out"
     )]
@@ -59,15 +59,16 @@ pub enum PolicyError {
     },
 }
 
-/// The addresses that a Node should have. `provided` is what kubelet was given as its own addresses, `current` what the
-/// Node has. Entries of other types than `InternalIP` are kubelet's or others' and stay; an empty list is never made of a list.
+/// The addresses that a Node should have. `provided` are the addresses that kubelet has from `--node-ip`, `current`
+/// those that the Node has. Entries of other types than `InternalIP` belong to kubelet or others and stay. A list that
+/// has addresses never becomes empty.
 pub fn addresses(
     policy: &AddressPolicy,
     vmi: Option<&Vmi>,
     provided: &[IpAddr],
     current: &[NodeAddress],
 ) -> Vec<NodeAddress> {
-    // What the reference published on the link only is not worth keeping.
+    // The upstream cloud provider also published link-local addresses; these need not be kept.
     let had: Vec<IpAddr> = internal(current).filter(|ip| is_routable(*ip)).collect();
     let internal = if provided.is_empty() { policy.choose(vmi, &had) } else { provided.to_vec() };
     if internal.is_empty() {
@@ -84,10 +85,10 @@ fn internal(addresses: &[NodeAddress]) -> impl Iterator<Item = IpAddr> {
 }
 
 impl AddressPolicy {
-    /// Reads a policy as an operator writes it; empty texts and lists choose nothing.
+    /// Reads a policy in the form in which an operator writes it. Empty texts and lists choose nothing.
     ///
     /// # Errors
-    /// A text is no network, or both an interface and a network are named.
+    /// A text is not a network, or both an interface and a network are named.
     pub fn parse(
         interface: &str,
         network: &str,
@@ -108,8 +109,8 @@ impl AddressPolicy {
         Ok(Self { interface, within: networks(within)?, outside: networks(outside)? })
     }
 
-    /// The addresses that the VM shows itself, one per family: of those in `preferred` the first, else the best. What only
-    /// somebody else says of the VM, its own guest for example, is not among them.
+    /// The addresses that the VM itself shows, one per family: the first that is in `preferred`, otherwise the best.
+    /// Addresses that others claim for the VM, such as its own guest, are not included.
     pub fn shown(&self, vmi: &Vmi, preferred: &[IpAddr]) -> Vec<IpAddr> {
         let usable = self.usable(vmi);
         let of_family = |family: Family| {
@@ -119,10 +120,10 @@ impl AddressPolicy {
         [Family::V4, Family::V6].into_iter().filter_map(of_family).collect()
     }
 
-    /// One address per family; the family that the Node had first stays first.
+    /// One address per family. The family that came first on the Node stays first.
     fn choose(&self, vmi: Option<&Vmi>, had: &[IpAddr]) -> Vec<IpAddr> {
         let shown = vmi.map(|vmi| self.usable(vmi)).unwrap_or_default();
-        // Without the guest agent KubeVirt shows only what it gave the VM itself.
+        // Without the guest agent KubeVirt shows only the addresses that it gave to the VM itself.
         let is_all = vmi.is_some_and(|vmi| vmi.phase == Phase::Running && vmi.agent_connected);
         let mut chosen: Vec<IpAddr> = Vec::new();
         for ip in had.iter().chain(&shown) {
@@ -143,7 +144,8 @@ impl AddressPolicy {
         let Some(interface) = self.interface.of(vmi) else { return Vec::new() };
         let mut usable: Vec<IpAddr> =
             interface.addresses.iter().copied().filter(|ip| self.allows(*ip)).collect();
-        // Stable: KubeVirt names the primary one first. An address made of the hardware's (SLAAC) is second to any other.
+        // The sort is stable, because KubeVirt lists the primary address first. An address made from the hardware
+        // address (SLAAC) comes after any other.
         usable.sort_by_key(|ip| is_eui64(*ip));
         usable
     }
@@ -162,7 +164,7 @@ impl InterfaceChoice {
             Self::Network(network) => {
                 find(&|it| matches!(&it.network, Network::Multus(name) if name == network))
             }
-            // The guest agent adds interfaces that the spec does not name: bridges and overlays of the guest's own.
+            // The guest agent adds interfaces that are not in the spec: bridges and overlays inside the guest.
             Self::Automatic => find(&|it| it.name == DEFAULT_INTERFACE)
                 .or_else(|| find(&|it| it.network == Network::Pod))
                 .or_else(|| find(&|it| !it.name.is_empty())),
@@ -170,7 +172,7 @@ impl InterfaceChoice {
     }
 }
 
-/// Whether an address means something beyond its own host and link.
+/// Whether an address is valid beyond its own host and link.
 fn is_routable(ip: IpAddr) -> bool {
     let on_link = match ip {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
@@ -179,7 +181,7 @@ fn is_routable(ip: IpAddr) -> bool {
     !(on_link || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
 }
 
-/// Whether the interface part is a hardware address: it has `ff:fe` in its middle (RFC 4291, appendix A).
+/// Whether the interface part is made from a hardware address: it has `ff:fe` in its middle (RFC 4291, appendix A).
 fn is_eui64(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(v6) if middle(v6) == [0xff, 0xfe])
 }

@@ -1,4 +1,4 @@
-//! Events on Nodes, as the framework's recorders write them: core/v1, in the namespace `default`.
+//! Events on Nodes, in the form that the framework's recorders write: core/v1, in the namespace `default`.
 
 use std::fmt::Debug;
 
@@ -11,23 +11,23 @@ use kube::{Api, Client, api::PostParams};
 
 use crate::{access::chain, call::call, guest::nodes::GuestNode};
 
-/// Events about objects without a namespace live in this one (client-go, `record.EventRecorder`).
+/// The namespace of events about objects without one (client-go, `record.EventRecorder`).
 const NAMESPACE: &str = "default";
 /// Source of the events of initialisation and upkeep.
 pub const NODE_SOURCE: &str = "cloud-node-controller";
 /// Source of the events of shutdown and deletion.
 pub const LIFECYCLE_SOURCE: &str = "cloud-node-lifecycle-controller";
 
-/// What is said about a Node.
+/// An event about a Node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
-    /// Which controller says it.
+    /// The controller that reports it.
     pub source: &'static str,
     /// Whether it is a warning.
     pub warning: bool,
-    /// The framework's word, where it has one.
+    /// The reason, as in the framework if that has one.
     pub reason: &'static str,
-    /// In a sentence.
+    /// The message, one sentence.
     pub message: String,
 }
 
@@ -38,12 +38,12 @@ pub struct Announcer {
 }
 
 impl Announcer {
-    /// Events in the guest.
+    /// Writes its events in the guest.
     pub fn new(guest: Client) -> Self {
         Self { events: Api::namespaced(guest, NAMESPACE) }
     }
 
-    /// Writes an event. That it can't be written is logged and nothing else: an event decides nothing.
+    /// Writes an event. A failure is only logged, because no decision depends on an event.
     pub async fn announce(&self, node: &GuestNode, said: &Announcement) {
         let event = event(node, said, Timestamp::now());
         let what = || format!("create event {} of node {}", said.reason, node.claims.name);
@@ -57,7 +57,7 @@ fn event(node: &GuestNode, said: &Announcement, now: Timestamp) -> Event {
     let name = &node.claims.name;
     Event {
         metadata: ObjectMeta {
-            // Unique enough and readable, as client-go makes it.
+            // Unique enough and readable, in the form that client-go uses.
             name: Some(format!("{name}.{:x}", now.as_nanosecond())),
             namespace: Some(NAMESPACE.to_owned()),
             ..ObjectMeta::default()

@@ -1,16 +1,16 @@
-//! Which Nodes of the guest take traffic of load balancers: the framework's rule (k8s.io/cloud-provider v0.34,
-//! `controllers/service`, `stableNodeSetPredicates`). Pure. Whether a Node is ready is no part of it.
+//! Which Nodes of the guest take traffic of load balancers, by the framework's rule (k8s.io/cloud-provider v0.34,
+//! `controllers/service`, `stableNodeSetPredicates`). Pure. The rule does not consider whether a Node is ready.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-/// Label: the Node takes no traffic of load balancers, unless its value is a Go word for false.
+/// Label: the Node takes no traffic of load balancers, unless Go parses the value as false.
 pub const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 /// Taint: the cluster autoscaler is about to remove the Node.
 pub const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
-/// What Go's `strconv.ParseBool` takes for false; what it does not understand excludes.
+/// The texts that Go's `strconv.ParseBool` parses as false. A value that it can't parse excludes the Node.
 const FALSE_WORDS: [&str; 6] = ["0", "f", "F", "false", "FALSE", "False"];
 
 /// Why a Node takes no traffic.
@@ -18,21 +18,21 @@ const FALSE_WORDS: [&str; 6] = ["0", "f", "F", "false", "FALSE", "False"];
 pub enum Exclusion {
     /// It is being deleted.
     Deleting,
-    /// [`EXCLUDE_LABEL`].
+    /// It has [`EXCLUDE_LABEL`].
     Label,
-    /// [`AUTOSCALER_TAINT`].
+    /// It has [`AUTOSCALER_TAINT`].
     Autoscaler,
 }
 
 /// The Nodes that take traffic: `providerID` by name.
 pub type NodeSet = BTreeMap<String, String>;
 
-/// Why this Node takes no traffic; `None` = it does.
+/// Why this Node takes no traffic. `None` = it takes traffic.
 pub fn exclusion(metadata: &ObjectMeta, taints: &[Taint]) -> Option<Exclusion> {
     exclusion_by(metadata.deletion_timestamp.is_some(), metadata.labels.as_ref(), taints)
 }
 
-/// The same of a Node of which only these are known.
+/// The same, from only these properties of a Node.
 pub fn exclusion_by(
     deleting: bool,
     labels: Option<&BTreeMap<String, String>>,
@@ -50,7 +50,7 @@ pub fn exclusion_by(
     }
 }
 
-/// The Nodes that take traffic, of all: metadata, taints and `providerID` of each.
+/// The Nodes that take traffic, of all Nodes: metadata, taints and `providerID` of each.
 pub fn node_set<'a>(all: impl IntoIterator<Item = (&'a ObjectMeta, &'a [Taint], &'a str)>) -> NodeSet {
     let usable = all.into_iter().filter(|(metadata, taints, _)| exclusion(metadata, taints).is_none());
     usable.map(|(metadata, _, id)| (metadata.name.clone().unwrap_or_default(), id.to_owned())).collect()
@@ -95,7 +95,7 @@ mod tests {
     }
 
     proptest! {
-        /// Nothing that kubelet reports about a Node's health changes the set.
+        /// Nothing that kubelet reports about the health of a Node changes the set.
         #[test]
         fn only_the_three_reasons_exclude(taint in "[a-z./]{1,20}", label in proptest::option::of("(false|0|f)")) {
             let (metadata, taints) = node(label.as_deref(), Some(&taint), false);

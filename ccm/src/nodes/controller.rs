@@ -1,7 +1,8 @@
-//! One queue of the guest's Nodes: each is compared with its VM when either changes, and what is planned is written.
+//! One queue of the guest's Nodes: each is compared with its VM when either changes, and the planned changes are
+//! written.
 //!
-//! Initialisation and upkeep are done here, shutdown and deletion by [`Lifecycle`]; each can be switched off, as `--controllers` and
-//! the cloud-config say.
+//! This controller does initialisation and upkeep, [`Lifecycle`] does shutdown and deletion. `--controllers` and the
+//! cloud-config can switch off each.
 
 use std::{
     collections::HashMap,
@@ -55,37 +56,37 @@ pub const MONITOR_PERIOD: Duration = Duration::from_secs(5);
 pub const STATUS_UPDATE_FREQUENCY: Duration = Duration::from_mins(5);
 /// Our default of `--concurrent-node-syncs`.
 const CONCURRENCY: u16 = 16;
-/// After a conflict the watch brings the newer Node; this is for a watch that is behind.
+/// After a conflict the watch usually brings the newer Node; this pause is for a watch that is behind.
 const AFTER_CONFLICT: Duration = Duration::from_millis(200);
 /// First and longest pause after a failure; it doubles in between.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_mins(1);
-/// A Node younger than this is not complained about.
+/// A Node younger than this gets no warning event.
 const COMPLAINT_AGE: Duration = Duration::from_secs(15);
-/// Nodes of which something is remembered; only those in trouble are.
+/// How many Nodes the controller remembers; only Nodes with a problem are remembered.
 const MOST_REMEMBERED: usize = 10_000;
-/// Nodes per list page: a whole one has some tens of KiB on the wire.
+/// Nodes per page of a list: a whole Node takes some tens of KiB on the wire.
 const NODE_PAGE: u32 = 20;
-/// A doubling more than this is beyond [`LONGEST_RETRY`] anyhow.
+/// More doublings exceed [`LONGEST_RETRY`] anyway.
 const MOST_DOUBLINGS: u32 = 10;
 
 /// What the Node controllers do, and how often.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Which addresses are a Node's.
+    /// Which of a VM's addresses its Node gets.
     pub addresses: AddressPolicy,
     /// Whether zone and region are written (`instancesV2.zoneAndRegionEnabled`).
     pub zone_and_region: bool,
-    /// Whether Nodes are initialised and kept true (`cloud-node-controller`).
+    /// Whether Nodes are initialised and kept up to date (`cloud-node-controller`).
     pub upkeep: bool,
     /// Whether Nodes are tainted and deleted (`cloud-node-lifecycle-controller`).
     pub lifecycle: bool,
-    /// The guest, where its load balancers leave out a Node that [`doubt`] speaks against, so that it has to be told; `None` =
-    /// others write their endpoints, by rules of their own.
+    /// The guest's name, if the CCM writes endpoints: its load balancers then leave out a Node with a [`doubt`], which
+    /// an event has to report. `None` = other programs write the endpoints, by rules of their own.
     pub balanced: Option<ClusterName>,
-    /// How often a Node that is not ready is looked at.
+    /// How often a Node that is not ready is reconciled.
     pub monitor_period: Duration,
-    /// How often every other Node is looked at, events apart.
+    /// How often every other Node is reconciled, apart from events.
     pub status_update_frequency: Duration,
     /// How many Nodes are reconciled at the same time; 0 counts as 1.
     pub concurrency: u16,
@@ -121,17 +122,18 @@ pub struct NodeController {
     memory: Mutex<HashMap<String, Memory>>,
 }
 
-/// What the process remembers of a Node, all of it dispensable.
+/// What the process remembers of a Node. Losing it does no harm.
 #[derive(Default)]
 struct Memory {
     /// Failures in a row.
     failures: u32,
-    /// What was said about it last.
+    /// The last warning event about it.
     complaint: Option<String>,
 }
 
 impl NodeController {
-    /// Controllers of the Nodes of `guest`, whose VMs `reads` reads and `index` keeps. `feed` has to run beside.
+    /// Controllers of the Nodes of `guest`, whose VMs are read by `reads` and kept in `index`. `feed` has to run at the
+    /// same time.
     pub fn new(
         settings: Settings,
         guest: Client,
@@ -155,14 +157,14 @@ impl NodeController {
         }
     }
 
-    /// Runs until `stop`; what is under way then is finished.
+    /// Runs until `stop`, and finishes the reconciles that are running then.
     pub async fn run(self, stop: CancellationToken) {
         let (nodes, writer) = store();
         let api: Api<WireNode> = Api::all(self.guest.clone());
         let seen = watcher(api, watcher::Config::default().page_size(NODE_PAGE)).default_backoff();
         let seen = seen.reflect(writer).applied_objects().map_ok(|node| ObjectRef::from_obj(&node));
         let queue = self.queue.clone();
-        // kube takes 0 as no bound.
+        // kube takes 0 as no limit.
         let concurrency = self.settings.concurrency.max(1);
         let due = stream::select(seen, self.changes(nodes.clone()).map(Ok))
             .inspect_ok(|node| queue.added(item(&node.name)))
@@ -183,7 +185,8 @@ impl NodeController {
         .await;
     }
 
-    /// All Nodes at each change of a VM or instance. They are compared then, without a call where nothing differs.
+    /// All Nodes at each change of a VM or VMI. Each is then compared with its VM, which makes no call where nothing
+    /// differs.
     fn changes(&self, nodes: Store<WireNode>) -> impl Stream<Item = ObjectRef<WireNode>> + Send + use<> {
         let changes = stream::unfold(self.index.changes(), async |mut changes| {
             changes.changed().await.ok()?;
@@ -198,7 +201,7 @@ impl NodeController {
     async fn sync(&self, node: &GuestNode) -> Result<Action, CallError> {
         let seen = self.index.snapshot();
         let identity = identify(&node.claims, seen.known());
-        // Both are done whatever becomes of the other.
+        // Do both, even if one of them fails.
         let life = if self.settings.lifecycle {
             self.lifecycle.sync(node, &identity, &seen).await
         } else {
@@ -235,7 +238,7 @@ impl NodeController {
         let found = Found { id: id.clone(), vmi: vmi.as_deref(), host };
         let plan = plan(&self.settings.addresses, node, &found);
         let mut node = node.clone();
-        // Addresses first: where the taint is gone pods come.
+        // Write the addresses first: pods come as soon as the taint is removed.
         if let Some(addresses) = &plan.addresses {
             node.resource_version = self.writes.addresses(&node, addresses).await?;
         }
@@ -266,7 +269,8 @@ impl NodeController {
         self.announcer.announce(node, &said).await;
     }
 
-    /// Says once why a Node that waits for a cloud provider is not initialised, or why one that has all gets no traffic.
+    /// Reports once why a Node that waits for a cloud provider is not initialised, or why an initialised one gets no
+    /// traffic.
     async fn complain(&self, node: &GuestNode, identity: &Identity, seen: &Snapshot) {
         if seen.known().vmis.is_none() {
             return;
@@ -320,7 +324,7 @@ impl NodeController {
         Action::requeue(pause)
     }
 
-    /// Only a Node in trouble is remembered.
+    /// Only a Node with a problem is remembered.
     fn succeeded(&self, name: &str) {
         let mut memory = self.lock();
         match memory.get_mut(name) {
@@ -373,14 +377,14 @@ fn after_failure(node: Arc<WireNode>, error: &CallError, controller: Arc<NodeCon
     Action::requeue(FIRST_RETRY.saturating_mul(1 << doublings).min(LONGEST_RETRY))
 }
 
-/// The last look at the VMs may be older than a Node that has just come.
+/// The last poll of the VMs may be older than a new Node.
 fn is_young(node: &GuestNode) -> bool {
     node.created.is_none_or(|created| {
         Timestamp::now().as_second().saturating_sub(created) < COMPLAINT_AGE.as_secs().cast_signed()
     })
 }
 
-/// Why a Node can't be recognised, for those who look at it.
+/// Why a Node can't be recognised, as an event for whoever inspects the Node.
 fn complaint(node: &GuestNode, identity: &Identity) -> Option<Announcement> {
     let said = |reason, message| Some(Announcement { source: NODE_SOURCE, warning: true, reason, message });
     match identity {

@@ -1,7 +1,8 @@
-//! What a Node lacks of what its VM shows. Pure; after the plan is carried out there is nothing to plan.
+//! What a Node lacks of the properties that its VM shows. Pure. After its plan was carried out, it plans nothing.
 //!
-//! A Node with the uninitialized taint is initialised as soon as its VM runs an instance: providerID, labels and the taint go in
-//! one write. A Node that carries a providerID of ours is kept true afterwards. Every other Node is somebody else's.
+//! A Node with the uninitialized taint is initialised as soon as its VM has a VMI: one write sets providerID and labels
+//! and removes the taint. A Node with a providerID of ours is kept up to date afterwards. Every other Node belongs to
+//! another program.
 
 use std::collections::BTreeMap;
 
@@ -22,29 +23,29 @@ use crate::{
 pub struct Found<'a> {
     /// Its id.
     pub id: ProviderId,
-    /// Its instance; `None` where it is stopped, or was not read.
+    /// Its VMI. `None` if it is stopped, or was not read.
     pub vmi: Option<&'a Vmi>,
-    /// Where the instance runs.
+    /// The infra Node on which the VMI runs.
     pub host: Host,
 }
 
-/// What is to be written. Empty = the Node is as it should be.
+/// What to write. Empty = the Node is as it should be.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
-    /// `status.addresses`, whole.
+    /// `status.addresses`, the whole list.
     pub addresses: Option<Vec<NodeAddress>>,
     /// Metadata and spec.
     pub identity: Option<Identity>,
 }
 
-/// A change of metadata and spec, which goes in one write.
+/// A change of metadata and spec, in one write.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Identity {
-    /// `spec.providerID`, where there is none.
+    /// `spec.providerID`, if the Node has none.
     pub provider_id: Option<String>,
-    /// Labels to set; none is ever removed.
+    /// Labels to set. No label is ever removed.
     pub labels: BTreeMap<String, String>,
-    /// `spec.taints`, whole: without the uninitialized taint. `Some` = this initialises the Node.
+    /// `spec.taints`, the whole list without the uninitialized taint. `Some` = the write initialises the Node.
     pub taints: Option<Vec<Taint>>,
 }
 
@@ -60,14 +61,14 @@ impl Plan {
     }
 }
 
-/// What is to be written to `node`, which is the VM `found`.
+/// What to write to `node`, which is the VM `found`.
 pub fn plan(policy: &AddressPolicy, node: &GuestNode, found: &Found<'_>) -> Plan {
     let is_ours = match Claimed::parse(&node.claims.provider_id) {
         Claimed::Vm(id) => id == found.id,
         Claimed::Nothing => node.is_uninitialized(),
         Claimed::Foreign => false,
     };
-    // A Node must not be opened for pods before its VM can tell addresses and place.
+    // A Node must not be opened for pods before its VM can show addresses and topology.
     if node.deleting || !is_ours || (node.is_uninitialized() && found.vmi.is_none()) {
         return Plan::default();
     }

@@ -1,5 +1,5 @@
-//! Carries out what is planned for a Node whose VM is stopped or gone. The plan is made on the index; before a Node is deleted the
-//! infra cluster is read anew, and the plan made again on what it says.
+//! Carries out the plan for a Node whose VM is stopped or gone. The plan is made from the index. Before a Node is
+//! deleted, the infra cluster is read again, and the plan made again from the answer.
 
 pub mod plan;
 
@@ -36,13 +36,13 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// Nodes of `guest`, VMs of `reads`.
+    /// The lifecycle of the Nodes of `guest`, with VMs from `reads`.
     pub fn new(guest: &Client, reads: InfraReads, metrics: NodeMetrics) -> Self {
         let (writes, announcer) = (NodeWrites::new(guest.clone()), Announcer::new(guest.clone()));
         Self { reads, writes, announcer, metrics }
     }
 
-    /// Does what is due for one Node. True = the Node is deleted.
+    /// Does what the plan for one Node says. True = the Node is deleted.
     pub async fn sync(
         &self,
         node: &GuestNode,
@@ -64,7 +64,7 @@ impl Lifecycle {
         }
     }
 
-    /// Whether reads made now lead to the same plan. A read that fails ends this with its error.
+    /// Whether live reads lead to the same plan. If a read fails, its error ends this.
     async fn is_proved(&self, node: &GuestNode, identity: &Identity) -> Result<bool, CallError> {
         let fate = match identity {
             Identity::Vm { id, .. } => Fate::Vm(self.life(id).await?),
@@ -77,7 +77,7 @@ impl Lifecycle {
         Ok(plan(node, fate) == Step::Delete)
     }
 
-    /// The instance is read first: a VM makes its instance, so one that comes in between shows in the VM.
+    /// The VMI is read first: a VM creates its VMI, so if one is created between the two reads, its VM shows that.
     async fn life(&self, id: &ProviderId) -> Result<Life, CallError> {
         let vmi = self.reads.get::<WireVmi>(id.vm()).await?.map(Arc::new);
         let vm = self.reads.get::<WireVm>(id.vm()).await?.map(Arc::new);
@@ -108,8 +108,8 @@ impl Lifecycle {
     }
 }
 
-/// What is known of the Node's VM. A Node that no cloud provider was asked to initialise, and that carries no providerID, is
-/// somebody's own affair, whatever its name is like.
+/// What is known of the Node's VM. A Node without the uninitialized taint and without a providerID is not ours to
+/// judge, whatever its name is.
 fn fate(node: &GuestNode, identity: &Identity, seen: &Snapshot) -> Fate {
     match identity {
         Identity::Vm { .. } if node.claims.provider_id.is_empty() && !node.is_uninitialized() => {

@@ -1,4 +1,5 @@
-//! The framework's metrics of Nodes, under its names and with its bounds (k8s.io/cloud-provider, `controllers/node/metrics.go`).
+//! The framework's metrics of Nodes, under its names and with its bounds (k8s.io/cloud-provider,
+//! `controllers/node/metrics.go`).
 
 use prometheus_client::{
     metrics::{
@@ -54,13 +55,13 @@ impl NodeMetrics {
         );
     }
 
-    /// A Node was initialised so long after it was created.
+    /// Records that a Node was initialised this many seconds after it was created.
     pub(crate) fn initialised(&self, seconds: f64) {
         self.taint_removal_delay.observe(seconds);
         self.initial_sync_delay.observe(seconds);
     }
 
-    /// A Node was deleted.
+    /// Counts a deleted Node.
     pub(crate) fn deleted(&self) {
         self.deleted.inc();
     }

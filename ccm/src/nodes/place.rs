@@ -1,7 +1,8 @@
-//! Labels of a Node that tell where and what its VM is: zone, region, instance type. Pure.
+//! Labels of a Node for the topology and the type of its VM: zone, region, instance type. Pure.
 //!
-//! Zone and region are those of the infra node that the VM runs on. Where infra nodes may not be read, what the VMI itself
-//! says counts (a label or annotation, which is as true as who wrote it). What is not known is left as it is.
+//! Zone and region are those of the infra Node on which the VM runs. If the CCM may not read infra Nodes, a label or
+//! annotation of the VMI itself counts, which is as reliable as its author. A label whose value is not known stays as
+//! it is.
 
 use crate::{
     infra::{hosts::Host, machines::Vmi},
@@ -12,7 +13,8 @@ use std::collections::BTreeMap;
 /// Longest value of a label.
 const MAX_VALUE: usize = 63;
 
-/// The labels that a Node should have of its VM: present and older names. Nothing about what is not known.
+/// The labels that a Node should have because of its VM, under current and older names. None where the value is not
+/// known.
 pub fn labels(vmi: &Vmi, host: &Host) -> BTreeMap<&'static str, String> {
     let (zone, region) = match host {
         Host::At(place) => (&place.zone, &place.region),
@@ -29,13 +31,14 @@ pub fn labels(vmi: &Vmi, host: &Host) -> BTreeMap<&'static str, String> {
     labels
 }
 
-/// The present names that follow from older ones which somebody else wrote: the framework takes the older as the source.
+/// The current names that follow from older ones which another program wrote: the framework takes the older one as the
+/// source.
 pub fn present_names(labels: &BTreeMap<String, String>) -> BTreeMap<&'static str, String> {
     let older = BETA_LABELS.iter().filter_map(|(beta, stable)| Some((*stable, labels.get(*beta)?.clone())));
     older.collect()
 }
 
-/// Whether a value may stand in a label: the name of an instance type, an object's name, can be longer.
+/// Whether a value is a valid label value: the name of an instance type, which is an object's name, can be longer.
 fn is_label_value(value: &str) -> bool {
     let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     value.len() <= MAX_VALUE

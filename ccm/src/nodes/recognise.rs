@@ -1,8 +1,8 @@
 //! Which VM a Node is, and whether that VM still exists. Pure.
 //!
-//! A VM exists as long as its `VirtualMachine` or its `VirtualMachineInstance` does: a stopped VM has no instance, an instance
-//! may have been made without a VM. *Gone* is proved only by two successful reads. What was not read, and a phase that nobody
-//! knows, is neither gone nor stopped.
+//! A VM exists as long as its `VirtualMachine` or its `VirtualMachineInstance` does: a stopped VM has no VMI, and a VMI
+//! may have been created without a VM. Only two successful reads prove *gone*. A VM that was not read, or that has an
+//! unknown phase, is neither gone nor stopped.
 
 use crate::{
     cluster_name::ClusterName,
@@ -20,20 +20,20 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 /// `status.printableStatus` of a VM that is stopped (kubevirt.io/api, `VirtualMachineStatusStopped`).
 const STOPPED: &str = "Stopped";
 
-/// Whether the VM of a Node lives.
+/// The state of a Node's VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
-    /// It exists, and runs or is about to.
+    /// It exists, and runs or will run soon.
     Exists,
-    /// It exists and nothing will start it.
+    /// It exists, and nothing will start it.
     ShutDown,
-    /// Neither VM nor instance exists.
+    /// Neither the VM nor the VMI exists.
     Gone,
-    /// What is known does not tell.
+    /// What is known does not decide.
     Unknown,
 }
 
-/// The life that VM and instance show.
+/// The state that VM and VMI show.
 pub fn life(vm: &Seen<Arc<Vm>>, vmi: &Seen<Arc<Vmi>>) -> Life {
     match (vm, vmi) {
         (vm, Seen::Present(vmi)) => match &vmi.phase {
@@ -51,7 +51,7 @@ pub fn life(vm: &Seen<Arc<Vm>>, vmi: &Seen<Arc<Vmi>>) -> Life {
     }
 }
 
-/// The life of a VM whose instance has ended or is not there: a restart looks the same for a moment.
+/// The state of a VM whose VMI has ended or does not exist. During a restart it looks the same for a moment.
 fn ended(vm: &Vm) -> Life {
     match vm.strategy {
         RunStrategy::Halted => Life::ShutDown,
@@ -60,7 +60,7 @@ fn ended(vm: &Vm) -> Life {
     }
 }
 
-/// By what a Node was recognised.
+/// The property by which a Node was recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Key {
     /// `spec.providerID`.
@@ -69,9 +69,9 @@ pub enum Key {
     InstanceId,
     /// Its name is the VM's.
     Name,
-    /// One of its names is the guest's host name.
+    /// One of its names is the host name of the guest system.
     Hostname,
-    /// The first part of one of its full names is the VM's name or the guest's host name.
+    /// The first part of one of its full names is the VM's name or the host name of the guest system.
     ShortName,
     /// SMBIOS system UUID.
     Uuid,
@@ -87,21 +87,21 @@ pub enum Identity {
         /// How it was recognised.
         by: Key,
     },
-    /// Not one of ours: its providerID says so.
+    /// Not one of ours, by its providerID.
     Foreign,
-    /// It could be several, or names and system UUID contradict each other.
+    /// Several VMs match, or names and system UUID contradict each other.
     Ambiguous {
         /// The VMs in question, sorted.
         vms: Vec<String>,
     },
-    /// None of those that are known, which proves nothing.
+    /// None of the known VMs, which proves nothing.
     Unidentified,
-    /// None: all VMs and instances were read, each has a system UUID, and none is the Node's.
+    /// None: all VMs and VMIs were read, each has a system UUID, and none is the Node's.
     NoVm,
 }
 
-/// Which VM a Node is. Only a match that is unique counts. A providerID and an instance-id label are somebody's explicit word
-/// and count by themselves; a name can be like another's by accident, so a system UUID of another VM contradicts it.
+/// Which VM a Node is. Only a unique match counts. A providerID and an instance-id label are set on purpose and count
+/// alone. A name can match by accident, so it does not count if the system UUID is another VM's.
 pub fn identify(node: &Claims, known: Known<'_>) -> Identity {
     match Claimed::parse(&node.provider_id) {
         Claimed::Vm(id) => return Identity::Vm { id, by: Key::ProviderId },
@@ -138,16 +138,16 @@ pub fn identify(node: &Claims, known: Known<'_>) -> Identity {
     if all_read && comparable { Identity::NoVm } else { Identity::Unidentified }
 }
 
-/// Why a VM is not believed to be the machine of the Node that says it is, however the Node was recognised.
+/// Why the CCM does not accept a VM as the machine of the Node that claims to be it, however the Node was recognised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doubt {
     /// The VM's label names this cluster, which is not the guest.
     Cluster(String),
-    /// Both have a system UUID, each another.
+    /// Both have a system UUID, and the two differ.
     Uuid,
 }
 
-/// What speaks against the instance being the machine of this Node of the guest `cluster`.
+/// The reason not to accept the VMI as the machine of this Node of the guest `cluster`.
 pub fn doubt(vmi: &Vmi, node: &Claims, cluster: &ClusterName) -> Option<Doubt> {
     match (&vmi.cluster, &vmi.uuid, &node.uuid) {
         (Some(other), ..) if other != cluster.as_str() => Some(Doubt::Cluster(other.clone())),
@@ -167,7 +167,7 @@ impl fmt::Display for Doubt {
     }
 }
 
-/// A VM or instance by what a Node can be like.
+/// A VM or VMI, with the properties by which a Node can match it.
 struct Candidate<'a> {
     name: &'a str,
     hostname: &'a str,
@@ -182,7 +182,7 @@ fn matching<'a>(
 }
 
 impl<'a> Known<'a> {
-    /// Each VM once; what its instance shows is what the guest has.
+    /// Each VM once. What its VMI shows is what the guest system has.
     fn candidates(&self) -> BTreeMap<&'a str, Candidate<'a>> {
         let of_vm = |vm: &'a Arc<Vm>| Candidate {
             name: &vm.name,

@@ -1,5 +1,5 @@
-//! Every write to a Node of the guest. Each carries the version that it was planned on, so that it changes nothing where the
-//! Node changed meanwhile; and each names only the fields that it is about, so that no other is lost.
+//! Every write to a Node of the guest. Each carries the version that it was planned on, so that it fails if the Node
+//! has changed since; and each names only the fields that it changes, so that no other is lost.
 
 use k8s_openapi::api::core::v1::Taint;
 use kube::{
@@ -14,7 +14,7 @@ use crate::{
     nodes::init::Identity,
 };
 
-/// Name under which the fields that we write are kept in `managedFields`.
+/// Our name in `managedFields`.
 const FIELD_MANAGER: &str = "kubevirt-cloud-controller-manager";
 
 /// Writes Nodes.
@@ -28,8 +28,8 @@ impl NodeWrites {
         Self { nodes: Api::all(guest) }
     }
 
-    /// Writes `status.addresses` whole and gives the Node's new version. Not a strategic merge: that goes by the type of an
-    /// address, of which a Node can have two.
+    /// Writes the whole `status.addresses` and returns the Node's new version. This is not a strategic merge, which
+    /// would merge by the type of an address, and a Node can have two addresses of one type.
     pub(crate) async fn addresses(
         &self,
         node: &GuestNode,
@@ -44,7 +44,7 @@ impl NodeWrites {
         Ok(GuestNode::from(&written).resource_version)
     }
 
-    /// Writes labels, providerID and taints in one go.
+    /// Writes labels, providerID and taints in one call.
     pub(crate) async fn identity(&self, node: &GuestNode, identity: &Identity) -> Result<(), CallError> {
         let mut body = json!({"metadata": {"labels": identity.labels}, "spec": {}});
         if let Some(provider_id) = &identity.provider_id {
@@ -56,12 +56,12 @@ impl NodeWrites {
         self.patch(node, body).await
     }
 
-    /// Writes `spec.taints` whole.
+    /// Writes the whole `spec.taints`.
     pub(crate) async fn taints(&self, node: &GuestNode, taints: &[Taint]) -> Result<(), CallError> {
         self.patch(node, json!({"spec": {"taints": taints}})).await
     }
 
-    /// Deletes exactly this Node, as it was seen: one that changed, by a kubelet's word for example, stays.
+    /// Deletes exactly this version of the Node: if it has changed, by a report of kubelet for example, it stays.
     pub(crate) async fn delete(&self, node: &GuestNode) -> Result<(), CallError> {
         let preconditions = Preconditions {
             uid: Some(node.uid.clone()),
@@ -79,7 +79,8 @@ impl NodeWrites {
     }
 }
 
-/// The API server refuses the patch of an object with another version, or another object of the name.
+/// Adds version and UID: the API server refuses the patch if the object has another version, or is another object of
+/// that name.
 fn versioned(node: &GuestNode, mut body: Value) -> Value {
     body["metadata"]["resourceVersion"] = json!(node.resource_version);
     body["metadata"]["uid"] = json!(node.uid);

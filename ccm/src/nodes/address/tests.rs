@@ -26,7 +26,7 @@ fn internal_ips(list: &[&str]) -> Vec<NodeAddress> {
     list.iter().map(|ip| NodeAddress { kind: INTERNAL_IP.into(), address: (*ip).into() }).collect()
 }
 
-/// The internal addresses that come out, as text.
+/// The resulting internal addresses, as text.
 fn chosen(policy: &AddressPolicy, vmi: Option<&Vmi>, provided: &[&str], current: &[&str]) -> Vec<String> {
     let all = addresses(policy, vmi, &ips(provided), &internal_ips(current));
     all.into_iter().map(|address| address.address).collect()
@@ -96,7 +96,7 @@ fn an_address_that_is_still_there_stays() {
     assert_eq!(chosen(&policy, Some(&vmi), &[], &["10.0.0.8"]), ["10.0.0.8", "fd00::7"]);
     assert_eq!(chosen(&policy, Some(&vmi), &[], &["fd00::7", "10.0.0.8"]), ["fd00::7", "10.0.0.8"]);
     assert_eq!(chosen(&policy, Some(&vmi), &[], &["10.0.0.99"]), ["10.0.0.7", "fd00::7"], "it moved");
-    // What the reference published: every address of the interface.
+    // The upstream cloud provider published every address of the interface.
     let all = ["10.0.0.7", "10.0.0.8", "fd00::7", "fe80::1"];
     assert_eq!(chosen(&policy, Some(&vmi), &[], &all), ["10.0.0.7", "fd00::7"]);
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const NODE: &str = "/api/v1/nodes/vm-1";
 const HOST: &str = "GET /api/v1/nodes/infra-1";
 
-/// A guest and an infra cluster with one VM, known to the controllers.
+/// A guest and an infra cluster with one VM, which the index knows.
 struct Clusters {
     guest: FakeApi,
     infra: FakeApi,
@@ -140,7 +140,7 @@ async fn a_node_that_changed_meanwhile_is_looked_at_again() {
     assert_eq!(again, Action::requeue(AFTER_CONFLICT));
 }
 
-/// As the VM shows it.
+/// The Node as its VM shows it.
 fn initialised() -> Value {
     json!({
         "metadata": {"name": "vm-1", "labels": {ZONE_LABEL: "z1", "failure-domain.beta.kubernetes.io/zone": "z1"}},
@@ -273,7 +273,8 @@ async fn the_queue_is_counted_and_ends_with_the_controller() {
     tokio::time::timeout(Duration::from_secs(30), running).await.unwrap().unwrap();
 }
 
-/// A guest cluster with `count` Nodes to initialise. Each write takes a moment, so that writes of several Nodes overlap.
+/// A guest cluster with `count` Nodes to initialise. Each write takes a moment, so that writes of several Nodes
+/// overlap.
 #[derive(Clone, Default)]
 struct Busy {
     under_way: Arc<AtomicUsize>,

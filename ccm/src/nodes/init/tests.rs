@@ -31,7 +31,7 @@ fn found(vmi: Option<&Vmi>, zone: Option<&str>) -> Found<'static> {
     Found { id: ProviderId::of("vm-1").unwrap(), vmi, host }
 }
 
-/// As kubelet registers it.
+/// The Node as kubelet registers it.
 fn fresh() -> GuestNode {
     GuestNode {
         taints: vec![taint("other"), taint(UNINITIALIZED_TAINT)],
@@ -41,7 +41,7 @@ fn fresh() -> GuestNode {
     }
 }
 
-/// The Node after the API server took the writes.
+/// The Node after the API server has taken the writes.
 fn apply(mut node: GuestNode, plan: Plan) -> GuestNode {
     if let Some(addresses) = plan.addresses {
         node.addresses = addresses;

@@ -1,8 +1,9 @@
-//! What becomes of a Node that is not ready. Pure.
+//! What happens to a Node that is not ready. Pure.
 //!
-//! A Node is deleted in two cases only, both proved by reads that succeeded: its VM has neither `VirtualMachine` nor
-//! `VirtualMachineInstance` any more; or it was never initialised, kubelet is silent, and no VM of the namespace is it. A VM that is
-//! there and stopped gets the shutdown taint, and its Node stays with everything that hangs on it.
+//! A Node is deleted in two cases only, both proved by reads that succeeded: its VM has neither a `VirtualMachine` nor
+//! a `VirtualMachineInstance` any more; or it was never initialised, kubelet has stopped reporting, and no VM of the
+//! namespace is its machine. If the VM exists and is stopped, the Node gets the shutdown taint and stays, with
+//! everything that depends on it.
 
 use k8s_openapi::api::core::v1::Taint;
 
@@ -14,26 +15,26 @@ use crate::{
 /// What is known of a Node's VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It is one of our VMs, which lives like this.
+    /// It is one of our VMs, in this state.
     Vm(Life),
-    /// Nobody's: every VM was read and none is it.
+    /// It has none: every VM was read, and none is its machine.
     NoVm,
-    /// Another provider's, or nothing can be said.
+    /// It is another provider's, or nothing is known.
     Undecided,
 }
 
-/// What is to be done.
+/// What to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// Nothing.
     Leave,
-    /// Write these taints, whole: the shutdown taint was added or taken away.
+    /// Write these taints, the whole list: the shutdown taint was added or removed.
     Taint(Vec<Taint>),
-    /// Delete the Node, if reads right before it show the same.
+    /// Delete the Node, if live reads right before show the same.
     Delete,
 }
 
-/// What is to be done with `node`.
+/// What to do with `node`.
 pub fn plan(node: &GuestNode, fate: Fate) -> Step {
     if node.deleting {
         return Step::Leave;
@@ -43,7 +44,7 @@ pub fn plan(node: &GuestNode, fate: Fate) -> Step {
         (Ready::True, Fate::Vm(_)) if tainted => Step::Taint(node.taints_without(SHUTDOWN_TAINT)),
         (Ready::False | Ready::Unknown, Fate::Vm(Life::Gone)) => Step::Delete,
         (Ready::False | Ready::Unknown, Fate::Vm(Life::ShutDown)) if !tainted => Step::Taint(shut_down(node)),
-        // Kubelet registers a Node as not ready; one that has gone silent had been heard.
+        // Kubelet registers a Node as not ready, so `Unknown` means that kubelet did report once.
         (Ready::Unknown, Fate::NoVm) if node.is_uninitialized() => Step::Delete,
         (Ready::True | Ready::False | Ready::Unknown, Fate::Vm(_) | Fate::NoVm | Fate::Undecided) => {
             Step::Leave
@@ -135,7 +136,8 @@ mod tests {
     }
 
     proptest! {
-        /// No read that failed and nothing unknown leads to a deletion; what was done leaves nothing to do.
+        /// Neither a failed read nor anything unknown leads to a deletion; after a plan was carried out nothing is left
+        /// to do.
         #[test]
         fn only_proved_absence_deletes(
             vm in reads(vms()), vmi in reads(vmis()),

@@ -36,7 +36,7 @@ impl Clusters {
         Self { guest, infra }
     }
 
-    /// With an index in which no VM is.
+    /// Reconciles with an index that has no VM.
     async fn sync(&self, node: &GuestNode) -> Result<bool, CallError> {
         self.sync_with(node, &Snapshot::of(vec![], vec![])).await
     }
@@ -66,7 +66,7 @@ fn node(provider_id: &str, ready: Ready) -> GuestNode {
     GuestNode { uid: "uid-1".into(), resource_version: "7".into(), ready, claims, ..GuestNode::default() }
 }
 
-/// One that kubelet registered, of a VM that nobody knows.
+/// A Node that kubelet registered, with a VM that does not exist.
 fn stranger() -> GuestNode {
     let taint = Taint { key: UNINITIALIZED_TAINT.into(), effect: NO_SCHEDULE.into(), ..Taint::default() };
     let mut node = GuestNode { taints: vec![taint], ..node("", Ready::Unknown) };

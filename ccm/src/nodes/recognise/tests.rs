@@ -128,7 +128,7 @@ fn the_uuid_alone_is_enough() {
 fn a_name_with_anothers_uuid_is_refused() {
     let world = World::of(&[("w1", None, Some(U1)), ("w2", None, Some(U2))]);
     assert_eq!(world.identify(&node("w1", Some(U2))), ambiguous(&["w1", "w2"]));
-    // machine-id in place of a UUID, as on boards without SMBIOS: it is nobody's and contradicts nothing.
+    // A machine id instead of a UUID, as on boards without SMBIOS: it matches no VM and contradicts nothing.
     assert_eq!(world.identify(&node("w1", Some(U3))), is("w1", Key::Name));
 }
 
@@ -172,7 +172,7 @@ fn uuids() -> impl Strategy<Value = Option<&'static str>> {
 }
 
 proptest! {
-    /// Whatever the world looks like: an answer names only VMs that are there, and NoVm is never said of a Node that is like one.
+    /// In every world an answer names only VMs that exist, and NoVm is never the answer for a Node that matches one.
     #[test]
     fn an_answer_is_about_what_is_there(
         machines in prop::collection::btree_map(names(), (prop::option::of(names()), uuids()), 0..4),

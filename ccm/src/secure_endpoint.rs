@@ -1,5 +1,5 @@
-//! The HTTPS endpoint, port 10258: `/healthz`, `/livez`, `/readyz` for everybody; `/metrics` and `/configz` for whom the guest
-//! cluster says may read them, as the framework's delegated authentication and authorization has it.
+//! The HTTPS endpoint, port 10258. Every client may read `/healthz`, `/livez` and `/readyz`. `/metrics` and `/configz`
+//! are for clients that the guest cluster authorizes, by the framework's delegated authentication and authorization.
 
 mod certificate;
 mod front_proxy;
@@ -39,7 +39,7 @@ pub struct SecureEndpoint {
     router: Router,
 }
 
-/// What is shown.
+/// What the endpoint shows.
 struct Shown {
     registry: Arc<Registry>,
     config: Value,
@@ -72,7 +72,7 @@ impl SecureEndpoint {
         Ok(Self { listener, router })
     }
 
-    /// The address really bound.
+    /// The address to which it is bound.
     pub fn local_addr(&self) -> SocketAddr {
         self.listener.address
     }
@@ -88,7 +88,7 @@ impl SecureEndpoint {
     }
 }
 
-/// Lets through what is allowed.
+/// Lets allowed requests through.
 async fn guard(
     State(reviews): State<Arc<Reviews>>,
     ConnectInfo(presented): ConnectInfo<Presented>,
@@ -107,7 +107,7 @@ async fn guard(
     }
 }
 
-/// The one thread that does all the work answers: that it answers is the proof.
+/// One thread does all the work. That it answers proves that it is alive.
 fn ok(shown: &Shown, check: &'static str) -> &'static str {
     shown.health.answered(check);
     "ok"

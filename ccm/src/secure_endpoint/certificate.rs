@@ -1,4 +1,4 @@
-//! Certificates of clients: taken from whoever holds their key, believed only where an authority has verified them.
+//! Client certificates: accepted from every client that holds the key, trusted only if an authority verifies them.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use x509_parser::prelude::{AttributeTypeAndValue, FromDer, X509Certificate};
 
 use super::user::User;
 
-/// The attribute of a subject that is a user's uid (apimachinery, `asn1.X509UID`).
+/// The attribute of a subject that has the user's uid (apimachinery, `asn1.X509UID`).
 const UID_ATTRIBUTE: &str = "1.3.6.1.4.1.57683.2";
-/// How an access review is told by which certificate (apiserver library, `user.CredentialIDKey`).
+/// The key under which an access review names the certificate (apiserver library, `user.CredentialIDKey`).
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
-/// The certificates that a client presented, its own first. Nothing in them is believed yet.
+/// The certificates that a client presented, its own first. None of them is verified yet.
 #[derive(Clone, Debug)]
 pub(super) struct Presented(pub Arc<[CertificateDer<'static>]>);
 
@@ -30,31 +30,31 @@ pub(super) struct Presented(pub Arc<[CertificateDer<'static>]>);
 #[derive(Clone, Debug)]
 pub(super) struct Authority(Arc<dyn ClientCertVerifier>);
 
-/// What a verified certificate says.
+/// The content of a verified certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Subject {
-    /// Empty where it has none.
+    /// Empty if the certificate has none.
     pub common_name: String,
     organizations: Vec<String>,
     uid: String,
     fingerprint: String,
 }
 
-/// Why a bundle is none.
+/// Why a certificate bundle is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
     /// It is not PEM, or the file can't be read.
     #[error("it is no PEM")]
     Pem(#[from] PemError),
-    /// One of them is no certificate authority.
+    /// One of its certificates is not a certificate authority.
     #[error("it has a certificate that can't be read")]
     Certificate(#[from] Error),
-    /// There is none.
+    /// It has no certificate.
     #[error("it has no certificate")]
     None(#[from] VerifierBuilderError),
 }
 
-/// Why what a client showed proves nobody.
+/// Why the certificates of a client prove no user.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unproved {
     #[error("the client certificate is not verified")]
@@ -74,7 +74,7 @@ impl Presented {
 }
 
 impl Authority {
-    /// The authorities of a bundle in PEM.
+    /// Reads the authorities of a bundle in PEM.
     pub(super) fn of_bundle(bundle: &[u8]) -> Result<Self, BundleError> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(bundle) {
@@ -84,7 +84,7 @@ impl Authority {
         Ok(Self(WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build()?))
     }
 
-    /// Verifies the chain, the time, and that the certificate is for clients.
+    /// Verifies the chain, the period of validity, and that the certificate is for clients.
     pub(super) fn verify(&self, presented: &Presented, now: UnixTime) -> Result<Subject, Unproved> {
         let (own, others) = presented.0.split_first().ok_or(Error::NoCertificatesPresented)?;
         self.0.verify_client_cert(own, others, now)?;
@@ -99,7 +99,7 @@ impl Subject {
             attribute.as_str().map(str::to_owned).map_err(|_| Unproved::Subject)
         };
         let subject = parsed.subject();
-        // Of several the last is meant, as Go reads it.
+        // Of several common names the last one counts, as in Go.
         let common_name = subject.iter_common_name().last().map(text).transpose()?.unwrap_or_default();
         let organizations = subject.iter_organization().map(text).collect::<Result<_, _>>()?;
         let mut uids =
@@ -116,7 +116,7 @@ impl Subject {
         Ok(Self { common_name, organizations, uid: uid.unwrap_or_default(), fingerprint })
     }
 
-    /// The user of this subject; nobody without a common name.
+    /// The user of this subject; `None` without a common name.
     pub(super) fn user(self) -> Option<User> {
         let extra = [(CREDENTIAL_ID.to_owned(), vec![format!("X509SHA256={}", self.fingerprint)])];
         let user =
@@ -125,8 +125,8 @@ impl Subject {
     }
 }
 
-/// Asks each client for a certificate and takes any whose key it holds, as Go's `RequestClientCert` does. Whom it proves is
-/// asked at each request, of the authorities of that moment.
+/// Asks each client for a certificate and accepts any whose key the client holds, as Go's `RequestClientCert` does.
+/// Which user it proves is decided at each request, by the authorities at that time.
 #[derive(Debug)]
 pub(super) struct AnyKeyHolder(pub WebPkiSupportedAlgorithms);
 
@@ -135,7 +135,7 @@ impl ClientCertVerifier for AnyKeyHolder {
         false
     }
 
-    /// No hint: a client shows what it has.
+    /// Give no hint, so that a client presents the certificate that it has.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }

@@ -1,5 +1,5 @@
-//! A front proxy: it has asked who the user is, and says it in headers. Its word counts where its certificate is verified by the
-//! authority for front proxies and bears an allowed name; a header of anybody else is nothing.
+//! A front proxy: it has authenticated the user and names it in headers. The headers count if the authority for front
+//! proxies verifies the proxy's certificate and its name is allowed; headers of any other client are ignored.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,10 +11,10 @@ use tokio_rustls::rustls::pki_types::UnixTime;
 use super::certificate::{Authority, Presented, Unproved};
 use super::user::User;
 
-/// Whose headers are believed, and which.
+/// Which front proxies are trusted, and which headers they send.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FrontProxyRules {
-    /// Common names of front proxies; none = each that is verified.
+    /// Common names of front proxies; empty = every verified one.
     pub allowed_names: Vec<String>,
     /// Headers with the user's name; the first that has a value counts.
     pub username_headers: Vec<String>,
@@ -22,7 +22,7 @@ pub struct FrontProxyRules {
     pub uid_headers: Vec<String>,
     /// Headers with the user's groups; all count.
     pub group_headers: Vec<String>,
-    /// What headers begin with whose rest is the key of further attributes.
+    /// Prefixes of headers; the rest of such a header's name is the key of a further attribute.
     pub extra_headers_prefixes: Vec<String>,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct FrontProxy {
 }
 
 impl FrontProxy {
-    /// The user whom the headers name; nobody where they name none.
+    /// The user that the headers name; `None` if they name none.
     pub(super) fn user(
         &self,
         presented: &Presented,
@@ -72,7 +72,7 @@ impl FrontProxyRules {
             for (name, value) in headers {
                 // `HeaderName` is in lower case.
                 let Some(key) = name.as_str().strip_prefix(&prefix) else { continue };
-                // A key that is wrongly escaped is taken as it stands.
+                // A key that is escaped wrongly is used as it is.
                 let decoded = percent_decode_str(key).decode_utf8().unwrap_or(Cow::Borrowed(key));
                 extra.entry(decoded.into_owned()).or_default().push(text(value)?.to_owned());
             }
@@ -81,7 +81,7 @@ impl FrontProxyRules {
     }
 }
 
-/// The first of these headers that has a value; of a header its first line.
+/// The first of these headers that has a value; if a header occurs more than once, the first one.
 fn first<'a>(headers: &'a HeaderMap, names: &[String]) -> Result<&'a str, Unproved> {
     for name in names {
         let value = headers.get(name).map_or(Ok(""), text)?;

@@ -1,4 +1,4 @@
-//! Certificates of tests.
+//! Certificates for tests.
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -6,7 +6,7 @@ use rcgen::{
 };
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// The attribute O once more: rcgen keeps one value by kind.
+/// The attribute O a second time, because rcgen keeps one value for each kind.
 const ORGANIZATION: &[u64] = &[2, 5, 4, 10];
 /// A user's uid.
 const UID: &[u64] = &[1, 3, 6, 1, 4, 1, 57683, 2];
@@ -19,7 +19,7 @@ pub(super) struct Ca {
     pub pem: String,
 }
 
-/// A certificate with its key, and those that lead to its authority.
+/// A certificate with its key, and the chain to its authority.
 pub(super) struct Identity {
     pub chain: Vec<CertificateDer<'static>>,
     pub key: KeyPair,
@@ -31,7 +31,7 @@ impl Identity {
     }
 }
 
-/// For clients, valid now, in the name of `name`; without a name where that is empty.
+/// A certificate for clients, valid now, for `name`; without a common name if that is empty.
 pub(super) fn client(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -43,7 +43,7 @@ pub(super) fn client(name: &str) -> CertificateParams {
     params
 }
 
-/// A member of two groups, with a uid.
+/// A client in two groups, with a uid.
 pub(super) fn member(name: &str, groups: [&str; 2], uid: &str) -> CertificateParams {
     let mut params = client(name);
     let subject = &mut params.distinguished_name;
@@ -53,21 +53,21 @@ pub(super) fn member(name: &str, groups: [&str; 2], uid: &str) -> CertificatePar
     params
 }
 
-/// Its time is over.
+/// A client certificate that has expired.
 pub(super) fn expired(name: &str) -> CertificateParams {
     let mut params = client(name);
     params.not_after = date_time_ymd(2020, 1, 1);
     params
 }
 
-/// Its time has not begun.
+/// A client certificate that is not valid yet.
 pub(super) fn early(name: &str) -> CertificateParams {
     let mut params = client(name);
     params.not_before = date_time_ymd(4000, 1, 1);
     params
 }
 
-/// For servers only.
+/// A certificate for servers only.
 pub(super) fn server(name: &str) -> CertificateParams {
     let mut params = client(name);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -81,7 +81,7 @@ impl Ca {
         Self { params, der: certificate.der().clone(), pem: certificate.pem(), key }
     }
 
-    /// An authority below this one.
+    /// An authority that this one has signed.
     pub(super) fn below(&self, name: &str) -> Self {
         let (params, key) = (authority(name), KeyPair::generate().unwrap());
         let certificate = params.signed_by(&key, &self.issuer()).unwrap();
@@ -94,7 +94,7 @@ impl Ca {
         Identity { chain: vec![certificate.der().clone()], key }
     }
 
-    /// The same, with this authority's own certificate beside it.
+    /// Signs a certificate and adds this authority's own certificate to the chain.
     pub(super) fn sign_with_chain(&self, params: &CertificateParams) -> Identity {
         let mut identity = self.sign(params);
         identity.chain.push(self.der.clone());

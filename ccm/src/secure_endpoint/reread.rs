@@ -1,4 +1,4 @@
-//! Files that are read again and again: kubelet renews a mounted Secret in place.
+//! Files that are read again at an interval: kubelet renews a mounted Secret in place.
 
 use std::error::Error;
 use std::time::Duration;
@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// Reads after each `interval`, as long as anybody looks at what is `shown`. `read` gives what is newer, which `take` shows; what
-/// can't be read changes nothing, for it may be half written, and is said once. `what` is the words for what is in the files.
+/// Reads after each `interval`, as long as `shown` has a receiver. `read` returns what is newer, and `take` stores it.
+/// If a file can't be read, nothing changes, because it may be half written, and the error is logged once. `what` names
+/// the content of the files in log lines.
 pub(super) async fn reread<S, N, E>(
     shown: &watch::Sender<S>,
     interval: Duration,

@@ -1,5 +1,5 @@
-//! Who may read what: a certificate proves who asks, or the guest cluster is asked (`TokenReview`), and then what that user may
-//! (`SubjectAccessReview`). Answers are kept for a short time.
+//! Who may read what. A certificate proves the user, or the guest cluster authenticates the token (`TokenReview`); then
+//! the guest cluster authorizes the user (`SubjectAccessReview`). Answers are cached for a short time.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -20,36 +20,36 @@ use super::certificate::Presented;
 use super::trust::Trust;
 use super::user::User;
 
-/// Answers that are kept; above it the oldest go.
+/// How many answers are cached; above that the oldest are dropped.
 const CACHE_SIZE: usize = 256;
-/// What stands before a token.
+/// The scheme in front of a token.
 const BEARER: &str = "bearer";
 
-/// How long answers hold.
+/// How long answers are cached.
 #[derive(Clone, Copy, Debug)]
 pub struct ReviewTimes {
-    /// Who a token is.
+    /// The user of a token.
     pub token: Duration,
-    /// A yes.
+    /// An access that is allowed.
     pub allowed: Duration,
-    /// A no.
+    /// An access that is denied.
     pub denied: Duration,
 }
 
-/// What a request may.
+/// The decision about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Go on.
+    /// It may go on.
     Allowed,
-    /// What was shown is nobody's.
+    /// The credentials prove no user.
     Unauthenticated,
-    /// Not this one.
+    /// The user may not make this request.
     Forbidden,
-    /// The guest cluster did not say.
+    /// The guest cluster did not answer.
     Unknown,
 }
 
-/// Asks, and remembers.
+/// Makes reviews and caches the answers.
 pub struct Reviews {
     trust: Trust,
     authentication: Client,
@@ -60,7 +60,7 @@ pub struct Reviews {
     accesses: Cache<(User, String, String), bool>,
 }
 
-/// A request, as far as it is judged by.
+/// A request, with the parts that decide about it.
 pub(super) struct Asked<'a> {
     pub path: &'a str,
     pub method: &'a str,
@@ -69,8 +69,8 @@ pub(super) struct Asked<'a> {
 }
 
 impl Reviews {
-    /// Certificates are believed by `trust`. Reviews of tokens by one cluster and of accesses by another, which are mostly the
-    /// same. `always_allowed` paths are free; one that ends in `*` stands for all that begin with it.
+    /// `trust` verifies certificates. One cluster reviews tokens and one reviews accesses; they are usually the same.
+    /// `always_allowed` paths need no review; a path that ends in `*` stands for all paths with that prefix.
     pub fn new(
         trust: Trust,
         authentication: Client,
@@ -102,8 +102,9 @@ impl Reviews {
         }
     }
 
-    /// Whom certificates prove, else whose token it is. A certificate that proves nobody does not spoil a token, but nobody is
-    /// anonymous with it (apiserver library, `DelegatingAuthenticatorConfig`).
+    /// The user that certificates prove, otherwise the user of the token. If a certificate proves no user, a token
+    /// still counts, but without a token the client is not anonymous (apiserver library,
+    /// `DelegatingAuthenticatorConfig`).
     async fn user(&self, asked: &Asked<'_>) -> Result<Option<User>, kube::Error> {
         let proved = self.trust.user(asked.presented, asked.headers);
         if let Err(error) = &proved {
@@ -118,9 +119,9 @@ impl Reviews {
         Ok(user.map(User::authenticated))
     }
 
-    /// Whose token it is.
+    /// The user of a token.
     async fn owner(&self, token: &str) -> Result<Option<User>, kube::Error> {
-        // The cache must not hold what opens doors elsewhere.
+        // The cache must not contain tokens, which are valid elsewhere too.
         let key: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         if let Some(known) = self.tokens.get(&key) {
             return Ok(known);
@@ -174,7 +175,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case(BEARER).then_some(token)
 }
 
-/// Answers with an end, at most [`CACHE_SIZE`].
+/// Answers that expire, at most [`CACHE_SIZE`].
 struct Cache<K, V>(Mutex<HashMap<K, (V, Instant)>>);
 
 impl<K, V> Default for Cache<K, V> {

@@ -32,7 +32,7 @@ fn guest(reviews: Arc<AtomicUsize>) -> Client {
     })
 }
 
-/// Answers reviews: `reader` may read /metrics, `other` is somebody else. `tell` hears what is asked.
+/// Answers reviews: `reader` may read /metrics, `other` is another user. `tell` gets each review.
 fn guest_told(tell: impl Fn(&Value) + Clone + Send + 'static) -> Client {
     let service = tower::service_fn(move |request: http::Request<Body>| {
         let tell = tell.clone();
@@ -63,7 +63,7 @@ fn guest_told(tell: impl Fn(&Value) + Clone + Send + 'static) -> Client {
     Client::new(service, "default")
 }
 
-/// The endpoint's certificate is its own: whose it is, is not what these tests ask.
+/// Accepts every server certificate: these tests do not check whose it is.
 #[derive(Debug)]
 struct Anyone(Arc<CryptoProvider>);
 
@@ -127,7 +127,7 @@ async fn get(address: SocketAddr, path: &str, token: Option<&str>) -> String {
     exchange(connect(address).await, path, &token).await.unwrap()
 }
 
-/// The last request of a connection, with more lines in its head.
+/// Sends the last request of a connection, with more lines in its head.
 async fn exchange(
     mut stream: tokio_rustls::client::TlsStream<TcpStream>,
     path: &str,
@@ -229,7 +229,7 @@ async fn a_renewed_certificate_is_taken_up_when_it_is_whole() {
     let second = renewed();
     std::fs::write(&certificate, &second.0).unwrap();
     for _ in 0..5 {
-        // The key is still the old one: they don't fit each other.
+        // The key is still the old one, which does not fit the new certificate.
         tokio::time::sleep(INTERVAL).await;
         assert_eq!(shown(address).await, first.2);
     }

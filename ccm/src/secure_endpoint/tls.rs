@@ -1,4 +1,4 @@
-//! TLS: the certificate, and a listener whose handshakes hold up nobody.
+//! TLS: the certificate, and a listener in which no handshake holds up another connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,25 +22,25 @@ use tokio_rustls::server::TlsStream;
 use super::certificate::{AnyKeyHolder, Presented};
 use super::reread::reread;
 
-/// Longest handshake: what connects and says nothing must not keep a socket.
+/// Timeout of a handshake: a client that connects and sends nothing must not keep a socket.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-/// Connections whose handshake is done and that nobody has taken yet.
+/// Connections that have finished their handshake and may wait to be accepted.
 const BACKLOG: usize = 16;
-/// Pause after a failed `accept`: file descriptors are not free again at once.
+/// Pause after a failed `accept`: it takes a moment until file descriptors are free again.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How often certificate and key are read again (apiserver library, `dynamiccertificates.FileRefreshDuration`).
 pub(super) const REREAD_INTERVAL: Duration = Duration::from_mins(1);
-/// `--tls-min-version` that leaves out TLS 1.2.
+/// The value of `--tls-min-version` that excludes TLS 1.2.
 const ONLY_13: &str = "VersionTLS13";
 
 /// The settings of `--tls-*`.
 #[derive(Clone, Debug, Default)]
 pub struct Tls {
-    /// Certificate and key; `None` = made at each start, for itself.
+    /// Certificate and key. `None` = a self-signed certificate, made at each start.
     pub files: Option<(PathBuf, PathBuf)>,
     /// Lowest version, by its Go name.
     pub min_version: String,
-    /// Cipher suites, by their Go names; empty = all that are safe.
+    /// Cipher suites, by their Go names; empty = all safe ones.
     pub cipher_suites: Vec<String>,
 }
 
@@ -59,7 +59,7 @@ pub enum TlsError {
     /// No certificate could be made.
     #[error("can not make a certificate")]
     Make(#[from] rcgen::Error),
-    /// Certificate, key, versions or suites do not fit.
+    /// Certificate, key, versions or suites do not fit together.
     #[error("can not serve TLS with these settings")]
     Config(#[from] tokio_rustls::rustls::Error),
     /// The address can't be bound.
@@ -105,7 +105,7 @@ impl Tls {
         })
     }
 
-    /// The suites that are both asked for and safe. Those of TLS 1.3 can't be chosen, as in Go.
+    /// The suites that are both requested and safe. Those of TLS 1.3 can't be chosen, as in Go.
     fn suites(&self) -> Vec<SupportedCipherSuite> {
         let all = ring::default_provider().cipher_suites;
         if self.cipher_suites.is_empty() {
@@ -132,7 +132,7 @@ fn read(certificate: &PathBuf, key: &PathBuf) -> Result<Identity, TlsError> {
     Ok((chain, PrivateKeyDer::from_pem_file(key).map_err(wrong(key))?))
 }
 
-/// Gives connections whose handshake is done.
+/// Accepts connections and returns those whose handshake is done.
 pub(super) struct TlsListener {
     pub(super) address: SocketAddr,
     ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
@@ -149,7 +149,7 @@ impl TlsListener {
         interval: Duration,
         tasks: &Tasks,
     ) -> Result<Self, TlsError> {
-        // Read before they are used: what changes meanwhile is seen the next time.
+        // Read before the files are used, so that a later read notices a change in between.
         let last = tls.read()?;
         let (newer, config) = watch::channel(Arc::new(tls.config()?));
         let bind = |source| TlsError::Bind { address, source };
@@ -165,7 +165,7 @@ impl TlsListener {
     }
 }
 
-/// Takes up a certificate that was renewed.
+/// Switches to a renewed certificate when the files change.
 async fn follow(
     tls: Tls,
     mut last: [Vec<u8>; 2],
@@ -206,7 +206,8 @@ async fn accept(
             }
         };
         let (acceptor, done) = (TlsAcceptor::from(Arc::clone(&config.borrow())), done.clone());
-        // Not supervised: it is one client's and ends in time, and what one client sends must not end the process.
+        // Not supervised: the task serves one client and ends in time, and nothing that one client sends must end the
+        // process.
         tokio::spawn(async move {
             match timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => drop(done.send((stream, peer)).await),
@@ -224,7 +225,7 @@ impl Listener for TlsListener {
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         match self.ready.recv().await {
             Some(connection) => connection,
-            // The task that accepts ends only after this listener.
+            // The task that accepts connections ends only after this listener.
             None => std::future::pending().await,
         }
     }

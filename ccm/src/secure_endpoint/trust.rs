@@ -1,6 +1,6 @@
-//! Which certificates of clients are believed: those of authorities that files name, else of those that the guest cluster's
-//! API server publishes in a ConfigMap. Both change while the program runs. What is not known yet, or can't be read, is believed by
-//! nobody; what was read once holds until something newer is read.
+//! Which client certificates are trusted: those that are signed by authorities in files, or else by the authorities
+//! that the guest cluster's API server publishes in a ConfigMap. Both change while the program runs. Without known
+//! authorities no certificate is trusted; authorities that were read stay in use until newer ones are read.
 
 mod files;
 mod lookup;
@@ -29,9 +29,9 @@ pub struct TrustSources {
     pub client_ca: Option<PathBuf>,
     /// Authorities of front proxies, in PEM, and what their headers are.
     pub front_proxy: Option<(PathBuf, FrontProxyRules)>,
-    /// The cluster whose API server publishes what no file names; `None` = it is not asked.
+    /// The cluster whose API server publishes the authorities that no file gives. `None` = do not ask.
     pub lookup: Option<Client>,
-    /// That it can't be asked is expected.
+    /// Whether a failure to read them is expected.
     pub tolerate_failure: bool,
 }
 
@@ -44,11 +44,11 @@ pub struct TrustError {
     source: BundleError,
 }
 
-/// What is believed, kept up to date. Nobody at first, except by files.
+/// The trusted authorities, kept up to date. At first there are only those from files.
 #[derive(Clone)]
 pub struct Trust(watch::Receiver<Trusted>);
 
-/// What is believed at a moment.
+/// The trusted authorities at one moment.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Trusted {
     clients: Option<Authority>,
@@ -56,7 +56,7 @@ pub(super) struct Trusted {
 }
 
 impl Trust {
-    /// Reads the files, and begins to follow files and cluster, which is not waited for.
+    /// Reads the files, and starts to follow files and cluster without waiting for them.
     ///
     /// # Errors
     /// A file can't be used.
@@ -95,12 +95,12 @@ impl Trust {
         Ok(Self(now))
     }
 
-    /// Nobody is believed by a certificate.
+    /// Trusts no certificate.
     pub fn nobody() -> Self {
         Self(watch::channel(Trusted::default()).1)
     }
 
-    /// Whom the certificates prove: the user whom a front proxy names, else their own subject.
+    /// The user that the certificates prove: the one that a front proxy names, otherwise their own subject.
     pub(super) fn user(&self, presented: &Presented, headers: &HeaderMap) -> Result<Option<User>, Unproved> {
         if presented.is_empty() {
             return Ok(None);
@@ -123,12 +123,12 @@ impl Trusted {
             return Ok(Some(user));
         }
         let own = self.clients.as_ref().map(|authority| authority.verify(presented, now)).transpose()?;
-        // Who proves nothing of his own is not anonymous either where he tried to speak for another.
+        // A client that proves no user of its own is not anonymous either, if it tried to speak for another user.
         own.and_then(super::certificate::Subject::user).map_or(named, |user| Ok(Some(user)))
     }
 }
 
-/// What no file names.
+/// The authorities that no file gives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Wanted {
     clients: bool,

@@ -1,14 +1,14 @@
-//! Who asks, as an access review is told it.
+//! The user who sends a request, in the form that an access review needs.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::authentication::v1::UserInfo;
 
-/// Who shows nothing (Kubernetes, "Anonymous requests").
+/// A client without credentials (Kubernetes, "Anonymous requests").
 const ANONYMOUS: &str = "system:anonymous";
-/// The group of those.
+/// The group of anonymous users.
 const UNAUTHENTICATED: &str = "system:unauthenticated";
-/// The group of all others.
+/// The group of all other users.
 const AUTHENTICATED: &str = "system:authenticated";
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -24,8 +24,8 @@ impl User {
         Self { name: ANONYMOUS.to_owned(), groups: vec![UNAUTHENTICATED.to_owned()], ..Self::default() }
     }
 
-    /// With the group of all who are somebody, unless it is said already who they are (apiserver library,
-    /// `AuthenticatedGroupAdder`).
+    /// Adds the group of all authenticated users, unless the groups already tell whether the user is authenticated
+    /// (apiserver library, `AuthenticatedGroupAdder`).
     #[must_use]
     pub(super) fn authenticated(mut self) -> Self {
         let known = |group: &String| [AUTHENTICATED, UNAUTHENTICATED].contains(&group.as_str());

@@ -1,4 +1,4 @@
-//! Who a client is by its certificate, and for whom a front proxy may speak.
+//! The user that a client's certificate proves, and for whom a front proxy may speak.
 
 use std::sync::Mutex;
 
@@ -10,30 +10,30 @@ use super::*;
 use crate::secure_endpoint::pki::{Ca, Identity, client, early, expired, member, server};
 use crate::secure_endpoint::trust::{Trust, TrustSources};
 
-/// How soon files are read again here.
+/// How soon files are read again in these tests.
 const INTERVAL: Duration = Duration::from_millis(10);
-/// What a front proxy says.
+/// The headers that a front proxy sends.
 const SPEAKS_FOR: &str = "X-Remote-User: reader\r\nX-Remote-Group: b\r\nX-Remote-Group: c\r\n\
                           X-Remote-Extra-Acme.com%2fProject: p1\r\n";
 
-/// An endpoint that believes what lies in a folder.
+/// An endpoint that trusts the authorities in a folder.
 struct World {
     folder: tempfile::TempDir,
     clients: Ca,
     proxies: Ca,
     address: SocketAddr,
-    /// Whom the guest cluster was asked about.
+    /// The users that the guest cluster was asked about.
     reviewed: Arc<Mutex<Vec<Value>>>,
     _stop: CancellationToken,
 }
 
 impl World {
-    /// `allowed` may speak for others; all that are verified where it is empty.
+    /// `allowed` names the front proxies that may speak for others; empty = every verified one.
     async fn new(allowed: &[&str]) -> Self {
         Self::with_proxies(Some(allowed)).await
     }
 
-    /// Without front proxies where it is `None`.
+    /// `None` = no front proxies.
     async fn with_proxies(allowed: Option<&[&str]>) -> Self {
         let (clients, proxies) = (Ca::new("clients"), Ca::new("proxies"));
         let folder = tempfile::tempdir().unwrap();
@@ -68,7 +68,7 @@ impl World {
         Self { folder, clients, proxies, address, reviewed, _stop: stop }
     }
 
-    /// Asks for the metrics; the status code.
+    /// Requests the metrics; returns the status code.
     async fn metrics(&self, identity: Option<&Identity>, more: &str) -> String {
         self.get("/metrics", identity, more).await
     }
@@ -79,7 +79,7 @@ impl World {
         answer.split(' ').nth(1).unwrap().to_owned()
     }
 
-    /// About whom the guest cluster was asked last.
+    /// The user that the guest cluster was asked about last.
     fn last_user(&self) -> Value {
         self.reviewed.lock().unwrap().last().cloned().unwrap()
     }
@@ -89,13 +89,13 @@ fn certified(identity: &Identity) -> Arc<dyn ResolvesClientCert> {
     certified_by(identity, identity)
 }
 
-/// The certificate of one with the key of another.
+/// The certificate of one client with the key of another.
 fn certified_by(whose: &Identity, holder: &Identity) -> Arc<dyn ResolvesClientCert> {
     let key = ring::default_provider().key_provider.load_private_key(holder.key()).unwrap();
     Arc::new(Shows(Arc::new(CertifiedKey::new(whose.chain.clone(), key))))
 }
 
-/// Shows one certificate.
+/// Presents one certificate.
 #[derive(Debug)]
 struct Shows(Arc<CertifiedKey>);
 
@@ -203,7 +203,7 @@ async fn nobody_else_is_believed_a_header() {
         assert_eq!(world.metrics(Some(&proxy), SPEAKS_FOR).await, "401", "{name:?} is not allowed to");
     }
     assert!(world.reviewed.lock().unwrap().is_empty());
-    // The name of the front proxy, of the authority that does not make front proxies.
+    // The name of the front proxy, signed by the authority that does not sign front proxies.
     let named_like_it = world.clients.sign(&client("front-proxy"));
     assert_eq!(world.metrics(Some(&named_like_it), SPEAKS_FOR).await, "403");
     assert_eq!(world.last_user()["user"], "front-proxy");
@@ -248,7 +248,7 @@ async fn an_authority_that_was_replaced_is_believed_no_more() {
     };
     tokio::time::timeout(Duration::from_secs(30), taken_up).await.unwrap();
     assert_eq!(world.metrics(Some(&old), "").await, "401");
-    // Nor on the connection that it has opened.
+    // The same on the connection that was open before.
     let rest = exchange(open, "/metrics", "").await.unwrap();
     assert!(rest.contains("HTTP/1.1 401"), "{rest}");
 }

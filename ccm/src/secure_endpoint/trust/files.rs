@@ -1,4 +1,4 @@
-//! A file with certificate authorities, read again and again.
+//! A file with certificate authorities, which is read again at an interval.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use crate::secure_endpoint::reread::reread;
 
 pub(super) struct CaFile {
     path: PathBuf,
-    /// What was read last.
+    /// The content at the last read.
     content: Option<Vec<u8>>,
 }
 
 impl CaFile {
-    /// Reads it, and has it read again while anybody looks at `trusted`.
+    /// Reads the file now, and again at an interval as long as `trusted` has a receiver.
     pub(super) fn follow(
         path: PathBuf,
         interval: Duration,
@@ -40,7 +40,7 @@ impl CaFile {
         Ok(())
     }
 
-    /// The authorities, if they are others than before.
+    /// The authorities, if they have changed since the last read.
     fn read(&mut self) -> Result<Option<Authority>, TrustError> {
         let wrong = |source| TrustError { path: self.path.clone(), source };
         let content =

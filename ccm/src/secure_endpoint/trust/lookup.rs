@@ -1,4 +1,4 @@
-//! The ConfigMap in which an API server publishes whom it believes, for programs that delegate to it.
+//! The ConfigMap in which an API server publishes the authorities that it trusts, for programs that delegate to it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::call::status_code;
 use crate::secure_endpoint::certificate::{Authority, BundleError};
 use crate::secure_endpoint::front_proxy::FrontProxyRules;
 
-/// Where it is, and what its keys are (apiserver library, `server/options/authentication.go`).
+/// Its namespace, name and keys (apiserver library, `server/options/authentication.go`).
 const NAMESPACE: &str = "kube-system";
 const NAME: &str = "extension-apiserver-authentication";
 const CLIENT_CA: &str = "client-ca-file";
@@ -29,17 +29,17 @@ const USERNAME_HEADERS: &str = "requestheader-username-headers";
 const UID_HEADERS: &str = "requestheader-uid-headers";
 const GROUP_HEADERS: &str = "requestheader-group-headers";
 const EXTRA_PREFIXES: &str = "requestheader-extra-headers-prefix";
-/// What is off without it.
+/// What does not work without it.
 const OFF: &str =
     "client certificates and the headers of front proxies prove nobody unless it was read before";
 
-/// The answer to who may not.
+/// HTTP: the right is missing.
 const FORBIDDEN: u16 = 403;
 
-/// Its data.
+/// The data of the ConfigMap.
 type Data = BTreeMap<String, String>;
 
-/// Follows it.
+/// Follows the ConfigMap.
 pub(super) struct Lookup {
     wanted: Wanted,
     tolerate_failure: bool,
@@ -47,7 +47,7 @@ pub(super) struct Lookup {
     said: Option<String>,
 }
 
-/// Why what is published can't be used.
+/// Why the published authorities can't be used.
 #[derive(Debug, thiserror::Error)]
 enum PublishedError {
     #[error("key {key} is no bundle of certificate authorities")]
@@ -69,8 +69,8 @@ impl Lookup {
         Self { wanted, tolerate_failure, trusted, said: None }
     }
 
-    /// Follows it for ever. Who may not read it looks again after each `pause`: the right may come later than the program. A watch
-    /// would complain each time.
+    /// Follows the ConfigMap, without end. If RBAC refuses that, it tries a list after each `pause`, because the right
+    /// may be granted after the program started. A watch would log an error each time.
     pub(super) async fn run(mut self, client: Client, pause: Duration) {
         let api: Api<ConfigMap> = Api::namespaced(client, NAMESPACE);
         let one = ListParams::default().fields(&format!("metadata.name={NAME}"));
@@ -87,7 +87,7 @@ impl Lookup {
         }
     }
 
-    /// Ends where reading it is refused.
+    /// Ends when RBAC refuses to read it.
     pub(super) async fn follow(&mut self, events: impl Stream<Item = watcher::Result<Event<ConfigMap>>>) {
         let (mut events, mut there) = (std::pin::pin!(events), false);
         while let Some(event) = events.next().await {
@@ -99,7 +99,7 @@ impl Lookup {
                 }
                 Ok(Event::Apply(found)) => self.take(&found.data.unwrap_or_default()),
                 Ok(Event::InitDone) if !there => self.fails("it does not exist".to_owned()),
-                // What it said holds on: an API server publishes it again at once.
+                // Its last content stays in use: an API server publishes it again at once.
                 Ok(Event::InitDone | Event::Delete(_)) => {}
                 Err(error) => {
                     self.fails(chain(&error));
@@ -111,7 +111,7 @@ impl Lookup {
         }
     }
 
-    /// Takes up what is new; what can't be used changes nothing.
+    /// Uses newer authorities; if they can't be used, nothing changes.
     fn take(&mut self, data: &Data) {
         let clients = if self.wanted.clients { authority(data, CLIENT_CA) } else { Ok(None) };
         let front_proxy = if self.wanted.front_proxy { front_proxy(data) } else { Ok(None) };
@@ -136,7 +136,7 @@ impl Lookup {
         }
     }
 
-    /// Says a new trouble once.
+    /// Logs each new error once.
     fn fails(&mut self, error: String) {
         if self.said.as_ref() == Some(&error) {
             return;
@@ -151,7 +151,7 @@ impl Lookup {
     }
 }
 
-/// The authorities of a key; `None` where nothing is published.
+/// The authorities of a key. `None` if nothing is published there.
 fn authority(data: &Data, key: &'static str) -> Result<Option<Authority>, PublishedError> {
     let bundle = data.get(key).filter(|bundle| !bundle.is_empty());
     let read = bundle.map(|bundle| Authority::of_bundle(bundle.as_bytes())).transpose();

@@ -1,4 +1,4 @@
-//! What is believed, and when it changes.
+//! Which authorities are trusted, and when that changes.
 
 use futures::stream;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -13,7 +13,7 @@ use crate::fake_api::{FakeApi, failure};
 const CONFIG_MAPS: &str = "GET /api/v1/namespaces/kube-system/configmaps";
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// What an API server publishes.
+/// The content that an API server publishes.
 struct Published {
     clients: Ca,
     proxies: Ca,
@@ -45,7 +45,7 @@ fn map(data: &serde_json::Value) -> ConfigMap {
         .unwrap()
 }
 
-/// A lookup, and what is believed by it.
+/// A lookup, and the authorities that are trusted because of it.
 struct World {
     lookup: Lookup,
     trust: Trust,
@@ -70,7 +70,7 @@ impl World {
     }
 }
 
-/// The name of whoever shows this certificate and says to be somebody else.
+/// The user that this certificate proves, if the client also sends the name of another user.
 fn user(trust: &Trust, identity: &Identity) -> Result<Option<String>, Unproved> {
     let headers: HeaderMap = [("x-remote-user", "else")]
         .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))

@@ -1,4 +1,5 @@
-//! The process: flags and cloud-config to parts, and when each runs. It decides nothing about Services or Nodes.
+//! The process: turns flags and cloud-config into the parts, and decides when each runs. It decides nothing about
+//! Services or Nodes.
 
 mod endpoint;
 
@@ -42,20 +43,21 @@ use crate::{
 
 /// The crates whose debug lines `--v=4` and `--v=5` show.
 const OWN_CRATES: &[&str] = &["ccm", "kubevirt_cloud_controller_manager", "serving"];
-/// The first word of the metrics that are only ours.
+/// The prefix of the metrics that only we have.
 const METRICS_PREFIX: &str = "kubevirt_ccm";
 /// The framework's names of controllers in metrics; that of the service controller is also its queue's.
 const SERVICE_NAME: &str = "service";
-/// The framework's names of queues: the service controller's for changes of Nodes, and the Node controllers'. In the reference each
-/// lifecycle pass goes over all Nodes, without a queue; here both share one.
+/// The framework's names of queues: the service controller's for changes of Nodes, and the Node controllers'. In the
+/// upstream cloud provider each run of the lifecycle controller goes over all Nodes, without a queue; here both
+/// controllers share one.
 const SERVICE_NODE_QUEUE: &str = "node";
 const NODE_QUEUE: &str = "Nodes";
-/// The reference's name of the controller; its queue has none there.
+/// The upstream cloud provider's name of the controller; its queue has no name there.
 const ENDPOINT_QUEUE: &str = "kubevirt_eps_controller";
 const NODE_METRIC: &str = "cloud-node";
 const LIFECYCLE_METRIC: &str = "cloud-node-lifecycle";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Gives another UUID at each read (Linux, random(4)).
+/// Returns another UUID at each read (Linux, random(4)).
 const RANDOM_UUID: &str = "/proc/sys/kernel/random/uuid";
 
 /// Both clusters.
@@ -65,7 +67,7 @@ struct Clusters {
     infra: InfraCluster,
 }
 
-/// What the controllers count.
+/// The metrics of the controllers.
 #[derive(Clone, Default)]
 struct Metrics {
     services: ServiceMetrics,
@@ -85,7 +87,7 @@ impl Metrics {
     }
 }
 
-/// The VMs, for all who need them.
+/// The VMs, for all parts that need them.
 #[derive(Clone)]
 struct Machines {
     reads: InfraReads,
@@ -101,10 +103,10 @@ impl Machines {
     }
 }
 
-/// Runs the program to its end.
+/// Runs the program until it ends.
 ///
 /// # Errors
-/// What was given can't be used, a part failed, or the lease was lost.
+/// Flags or files are invalid, a part failed, or the lease was lost.
 pub fn start(flags: Flags) -> Result<(), Box<dyn Error + Send + Sync>> {
     let telemetry =
         Telemetry { format: flags.logging_format, verbosity: flags.verbosity, own_crates: OWN_CRATES };
@@ -164,7 +166,7 @@ async fn read_config(flags: &Flags) -> Result<CloudConfig> {
     Ok(config)
 }
 
-/// Waits for the lease and runs the controllers while it is held. A standby stops at once.
+/// Waits for the lease and runs the controllers while it is held. A standby that is told to stop does so at once.
 async fn lead(
     flags: Flags,
     config: CloudConfig,
@@ -206,13 +208,13 @@ fn lease(flags: &LeaderFlags, guest: &GuestCluster) -> Result<Lease> {
     };
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let unique = std::fs::read_to_string(RANDOM_UUID).context("reading a unique id")?;
-    // The form of the framework: host name, underscore, UUID.
+    // In the form of the framework: host name, underscore, UUID.
     let me = format!("{}_{}", host.trim(), unique.trim());
     let (namespace, name) = (&flags.leader_elect_resource_namespace, &flags.leader_elect_resource_name);
     Lease::new(guest, namespace, name, me, timing).context("--leader-elect-*")
 }
 
-/// Runs the controllers that were asked for, until it is dropped.
+/// Runs the controllers that the flags select, until it is dropped.
 async fn control(flags: &Flags, config: &CloudConfig, clusters: Clusters, metrics: Metrics, tasks: &Tasks) {
     if flags.controllers.runs(Controller::Route) {
         tracing::info!("node-route-controller: KubeVirt has no routes to make, nothing is done");
@@ -256,7 +258,7 @@ async fn serve_nodes(
     let Machines { reads, index, feed } = machines;
     let (parts, queue) = ((index, feed.clone()), metrics.queues.queue(NODE_QUEUE));
     let controller = NodeController::new(settings, clusters.guest.client, reads, parts, metrics.nodes, queue);
-    // Whoever drops this ends it; there is nothing of it to finish.
+    // The controllers end when this future is dropped; they have nothing to finish.
     tokio::join!(feed.run(), controller.run(CancellationToken::new()));
 }
 

@@ -1,4 +1,4 @@
-//! The HTTPS endpoint of the program, made of its flags.
+//! The HTTPS endpoint of the program, made from its flags.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::{
     secure_endpoint::{FrontProxyRules, ReviewTimes, Reviews, SecureEndpoint, Tls, Trust, TrustSources},
 };
 
-/// Binds it. What it needs of the guest cluster is not waited for.
+/// Binds the endpoint. It does not wait for what it needs of the guest cluster.
 pub(crate) async fn bind(
     flags: &Flags,
     config: &CloudConfig,
@@ -70,7 +70,7 @@ async fn reviewer(setting: &'static str, kubeconfig: &str, clusters: &Clusters) 
     }
 }
 
-/// Who is believed by a certificate: the authorities of files, else those that `guest` publishes.
+/// The authorities for client certificates: those in files, otherwise those that `guest` publishes.
 fn trust(serving: &ServingFlags, guest: kube::Client) -> Result<TrustSources> {
     let rules = FrontProxyRules {
         allowed_names: names(&serving.requestheader_allowed_names)

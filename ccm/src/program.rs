@@ -166,7 +166,7 @@ async fn read_config(flags: &Flags) -> Result<CloudConfig> {
     Ok(config)
 }
 
-/// Waits for the lease and runs the controllers while it is held. A standby that is told to stop does so at once.
+/// Waits for the lease and runs the controllers while it is held. A standby ends at once when it has to stop.
 async fn lead(
     flags: Flags,
     config: CloudConfig,

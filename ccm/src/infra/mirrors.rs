@@ -13,8 +13,8 @@ use serde_json::Value;
 use crate::wire::service::{ServiceSpec, ServiceStatus};
 
 /// Our name in `managedFields`: the upstream cloud provider's, which is the name of its program. The entry that
-/// upstream left on an object is therefore ours from the first change on, and what it wrote and nobody wants any more
-/// goes away.
+/// upstream left on an object is therefore ours from the first change on, and what it wrote and no Service needs any
+/// more goes away.
 pub const FIELD_MANAGER: &str = "kubevirt-cloud-controller-manager";
 
 /// A Service of infra.

@@ -61,7 +61,7 @@ const AFTER_CONFLICT: Duration = Duration::from_millis(200);
 /// First and longest pause after a failure; it doubles in between.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_mins(1);
-/// A Node younger than this gets no warning event.
+/// No event reports that a Node younger than this is not recognised.
 const COMPLAINT_AGE: Duration = Duration::from_secs(15);
 /// How many Nodes the controller remembers; only Nodes with a problem are remembered.
 const MOST_REMEMBERED: usize = 10_000;

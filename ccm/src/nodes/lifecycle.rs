@@ -42,7 +42,7 @@ impl Lifecycle {
         Self { reads, writes, announcer, metrics }
     }
 
-    /// Does what the plan for one Node says. True = the Node is deleted.
+    /// Carries out the plan for one Node. True = the Node is deleted.
     pub async fn sync(
         &self,
         node: &GuestNode,

@@ -124,7 +124,7 @@ impl Feed {
                 }
             }
             time::sleep(SHORTEST_PAUSE).await;
-            // The sender lives as long as this feed; if the time is over, poll as if somebody had asked.
+            // The sender lives as long as this feed; if the time is over, poll as if a poll was requested.
             drop(time::timeout(IDLE_LOOK.saturating_sub(SHORTEST_PAUSE), hurried.changed()).await);
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! NodeUnstageVolume names a volume and a path, but no disk, and once the volume is unmounted nothing in this process's
 //! mount table leads to its disk. The record does: it is written before the volume is first mounted or published, and
-//! removed only when [`crate::release`] has proved that nothing on this node uses the disk. So the proof does not
+//! removed only when `release` has proved that nothing on this node uses the disk. So the proof does not
 //! depend on the process that unmounted the volume. Decides only; the file is [`crate::linux`]'s.
 
 use std::path::PathBuf;

@@ -3,7 +3,7 @@
 //! Another mount namespace may still use a filesystem that is unmounted here, and a pod's own mount or a device-mapper
 //! table may use a block volume. Data that they have not written back would be lost with the disk. The kernel knows
 //! about them: it refuses an exclusive open of a disk that something has claimed. Which disks are the volume's is read
-//! from its [`crate::disk_record`], never from the memory of this process.
+//! from its `disk_record`, never from the memory of this process.
 
 use std::{
     path::Path,

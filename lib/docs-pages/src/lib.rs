@@ -104,7 +104,7 @@ pub fn metrics_table(metrics: &BTreeMap<String, Metric>) -> String {
     table
 }
 
-/// Compares a page with the file of that name, or writes the file where [`REWRITE_ENV`] is set; `package` is the crate
+/// Compares a page with the file of that name, or writes the file where `UPDATE_DOCS` is set; `package` is the crate
 /// whose test this is.
 ///
 /// # Panics

@@ -48,7 +48,7 @@ pub struct Machine {
 
 impl Machine {
     /// Starts QEMU. For a worker, returns when its guest agent has answered and the driver's image is plugged as
-    /// [`DRIVER_DISK`](super::machine_spec::DRIVER_DISK); after a restore with a clock, random numbers and addresses of its own.
+    /// its driver disk; after a restore with a clock, random numbers and addresses of its own.
     pub async fn start(supervisor: &Supervisor, spec: &MachineSpec) -> Result<Self> {
         let accelerator = match &spec.boot {
             Boot::Nothing => Accelerator::Tcg,

@@ -11,7 +11,7 @@ CARGO_DENY_VERSION := 0.20.2
 demo: bench
 	$(BENCH) demo $(ARGS)
 
-## Proves everything within half an hour: the end-to-end tests on the bench, `make check` beside them. Needs root, as the demo.
+## Proves everything within half an hour: `make check`, then the end-to-end tests on the bench. Needs root, as the demo.
 test: bench
 	$(BENCH) test $(ARGS)
 	.ci/dependencies keep || echo "the compiled dependencies were not kept: the next clone compiles them"

@@ -138,7 +138,7 @@ pub async fn bring_up(
     let supervisor = Supervisor::new(run.logs());
     let programs = &artifacts.programs;
     let gates = cluster::Options { kubevirt_feature_gates: options.gates.clone() };
-    let clusters = cluster::start(&supervisor, programs, &run, &gates, progress);
+    let clusters = cluster::start(&supervisor, programs, &gates, progress);
     let clusters = timings.measure_async("boot", "clusters, KubeVirt, CDI", Box::pin(clusters)).await?;
     let control_planes = supervisor.alive();
 

@@ -32,13 +32,7 @@ pub use access::{ADMIN, ApiServer};
 use api_server::ApiServerSpec;
 pub use apply::FIELD_MANAGER;
 
-use crate::{
-    artifact::Programs,
-    paths::{self, Run},
-    report::Progress,
-    sandbox::network,
-    supervise::Supervisor,
-};
+use crate::{artifact::Programs, paths, report::Progress, sandbox::network, supervise::Supervisor};
 
 /// The infra namespace that holds the guest's VMs and volumes.
 pub const HCP_NAMESPACE: &str = "hcp-guest";
@@ -99,12 +93,11 @@ impl Clusters {
 pub async fn start(
     supervisor: &Supervisor,
     programs: &Programs,
-    run: &Run,
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Clusters> {
     progress.step("starting etcd and both API servers");
-    let etcd = etcd::start(supervisor, programs, run)?;
+    let etcd = etcd::start(supervisor, programs)?;
     let servers = async {
         tokio::try_join!(
             api_server::start(supervisor, programs, &INFRA),

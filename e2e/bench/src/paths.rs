@@ -65,7 +65,7 @@ impl Run {
     /// Opens the run folder `root`, creating it and its sub-folders.
     pub fn open(root: PathBuf) -> Result<Self> {
         let run = Self { root };
-        for dir in [run.logs(), run.volumes(), run.etcd()] {
+        for dir in [run.logs(), run.volumes()] {
             create(dir)?;
         }
         Ok(run)
@@ -84,11 +84,6 @@ impl Run {
     /// Images of infra PersistentVolumes, `<pv name>.img`.
     pub fn volumes(&self) -> PathBuf {
         self.root.join("volumes")
-    }
-
-    /// etcd's data directory.
-    pub fn etcd(&self) -> PathBuf {
-        self.root.join("etcd")
     }
 }
 

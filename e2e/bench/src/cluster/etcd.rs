@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::{
     artifact::Programs,
-    paths::Run,
+    paths::RUNTIME,
     supervise::{Process, ProcessSpec, Supervisor},
 };
 
@@ -18,10 +18,14 @@ const PEER_URL: &str = "http://127.0.0.1:2380";
 /// processor from everything else.
 const MEMORY_LIMIT: &str = "800MiB";
 
-/// Starts etcd on an empty or kept data folder. It is ready when an API server is.
-pub fn start(supervisor: &Supervisor, programs: &Programs, run: &Run) -> Result<Process> {
+/// In memory, in the sandbox's own tmpfs ([`crate::paths::RUNTIME`]). Compilers beside the bench keep a slow disk busy, and even
+/// without fsync etcd then stood still for 12 seconds: longer than controllers wait before they give up their leases.
+const DATA: &str = "etcd";
+
+/// Starts etcd on an empty data folder. It is ready when an API server is.
+pub fn start(supervisor: &Supervisor, programs: &Programs) -> Result<Process> {
     let peers = format!("default={PEER_URL}");
-    let data = run.etcd().display().to_string();
+    let data = format!("{RUNTIME}/{DATA}");
     let args = [
         ("--data-dir", data.as_str()),
         ("--listen-client-urls", URL),

@@ -1,6 +1,7 @@
-//! The quick checks beside the end-to-end tests: a process of its own, which gives way to the bench.
+//! The quick checks beside the builds of what the bench runs: a process of its own, which gives way to them.
 //!
-//! The end-to-end tests wait most of their time, compilers never do. Together they take little longer than the longer of both.
+//! A release build links for minutes on one processor; the checks have the other. They end before the bench begins: compilers keep a
+//! slow disk so busy that API servers beside them stood still for twelve seconds and controllers lost their leases.
 
 use std::{
     fs::{self, File},
@@ -24,9 +25,9 @@ use crate::{
 const TARGETS: [&str; 5] = ["format", "clippy", "unit", "docs", "deny"];
 
 /// Their group in the timings.
-const GROUP: &str = "checks, beside the tests";
+const GROUP: &str = "checks, beside the builds";
 
-/// How far the checks give way. They still get a tenth of a processor that the bench wants whole: their tests have deadlines too.
+/// How far the checks give way. They still get a tenth of a processor that the builds want whole.
 const NICENESS: &str = "10";
 
 /// What they say, among the logs of the run.
@@ -56,11 +57,6 @@ impl Checks {
             .spawn()
             .context("start the quick checks")?;
         Ok(Self { process, output })
-    }
-
-    /// Whether they have failed by now.
-    pub fn have_failed(&mut self) -> Result<bool> {
-        Ok(self.process.try_wait().context("the quick checks")?.is_some_and(|status| !status.success()))
     }
 
     /// Waits for their end and prints what they said.

@@ -40,7 +40,7 @@ pub struct Wanted {
     pub filter: Option<String>,
 }
 
-/// The end-to-end tests on a bench, the quick checks beside them, then the table of both.
+/// The quick checks beside the builds, the end-to-end tests on a bench, then the table of both.
 pub fn test(wanted: Wanted, options: Options, console: &Console) -> Result<u8> {
     let claim = Claim::new()?;
     let timings = Timings::of_run(claim.run());
@@ -49,11 +49,14 @@ pub fn test(wanted: Wanted, options: Options, console: &Console) -> Result<u8> {
         runtime()?.block_on(timings.measure_async("build", "end-to-end tests", artifact::suite(console)))?;
 
     console.step("beside what follows: format, clippy, unit and property tests, docs, licences (make check)");
-    let mut checks = Checks::start(claim.run())?;
+    let checks = Checks::start(claim.run())?;
     let artifacts = build(console, &timings)?;
-    if checks.have_failed()? {
-        checks.finish()?;
-        bail!("the quick checks failed; the end-to-end tests were not begun");
+    console.step("waiting for the quick checks");
+    if !checks.finish()?.success() {
+        bail!(
+            "the quick checks failed, so the end-to-end tests were not begun: see above, or {}",
+            claim.run().logs().join(checks::OUTPUT).display()
+        );
     }
     let full = wanted.filter.is_none();
     let (run, programs) = (claim.run().clone(), artifacts.programs.clone());
@@ -69,14 +72,9 @@ pub fn test(wanted: Wanted, options: Options, console: &Console) -> Result<u8> {
             code = 1;
         }
     }
-    console.step("waiting for the quick checks");
-    let checked = checks.finish()?;
     summary::print_parts(&timings, console.elapsed())?;
     summary::print_figures(&Figures::of_run(&run))?;
     summary::print_tests(&timings, code)?;
-    if !checked.success() {
-        bail!("the quick checks failed: see above, or {}", run.logs().join(checks::OUTPUT).display());
-    }
     Ok(code)
 }
 

@@ -23,7 +23,7 @@ use crate::{
 };
 
 tests! {
-    Shared:
+    Calls:
         publish_waits_for_ready_not_for_the_spec,
         deleting_the_vm_detaches_only_when_its_instance_ends,
         two_drivers_give_one_rwo_volume_to_one_vm_only,

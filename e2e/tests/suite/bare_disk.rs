@@ -25,8 +25,8 @@ use crate::fixture::Fixture;
 /// One mebibyte.
 pub const MIB: u64 = 1 << 20;
 
-/// Of most disks: more than the 300 MiB that mkfs.xfs asks for.
-pub const DISK_BYTES: u64 = 512 * MIB;
+/// Of most disks: more than the 300 MiB that mkfs.xfs requires; an emulated processor reads 100 MiB in a second.
+pub const DISK_BYTES: u64 = 320 * MIB;
 
 /// How much of an image is read at once.
 const BLOCK: usize = 4096;

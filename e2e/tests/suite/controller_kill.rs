@@ -15,7 +15,7 @@ use crate::{
 };
 
 tests! {
-    Shared:
+    Calls:
         a_killed_controllers_work_is_finished_once;
 }
 

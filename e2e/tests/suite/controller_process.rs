@@ -44,8 +44,9 @@ const SERVICE_ACCOUNT: &str = "kubevirt-csi";
 /// The labels that the bench's installation gives this guest's infra objects (`e2e/installation/infra`).
 pub const INFRA_LABELS: &str = "hypershift.openshift.io/infra-id=guest";
 
-/// One gibibyte.
-pub const GIB: i64 = 1 << 30;
+/// Bytes of a test's volume: more than the 300 MiB that mkfs.xfs requires, and little else, because a blank disk is read as a whole
+/// before it is formatted, which takes an emulated processor 10 s for each GiB.
+pub const VOLUME_BYTES: i64 = 320 << 20;
 
 /// Deadline of an RPC that should succeed, the sidecars' `--timeout=3m`.
 const RPC_DEADLINE: Duration = Duration::from_mins(3);
@@ -163,7 +164,7 @@ impl Controller {
         std::fs::rename(&new, &self.kubeconfig).context("swap the kubeconfig")
     }
 
-    /// CreateVolume of 1 GiB; block or ext4.
+    /// CreateVolume of [`VOLUME_BYTES`]; block or ext4.
     pub async fn create(&self, name: &str, capability: VolumeCapability) -> Result<Volume, Status> {
         self.create_within(name, capability, RPC_DEADLINE).await
     }
@@ -178,7 +179,7 @@ impl Controller {
         self.create_with(&[], name, capability, deadline).await
     }
 
-    /// CreateVolume of 1 GiB with these parameters of a guest StorageClass.
+    /// CreateVolume of [`VOLUME_BYTES`] with these parameters of a guest StorageClass.
     pub async fn create_of(
         &self,
         parameters: &[(&str, &str)],
@@ -198,7 +199,10 @@ impl Controller {
         let owned = |&(key, value): &(&str, &str)| (key.to_owned(), value.to_owned());
         let request = CreateVolumeRequest {
             name: name.to_owned(),
-            capacity_range: Some(csi_proto::v1::CapacityRange { required_bytes: GIB, limit_bytes: 0 }),
+            capacity_range: Some(csi_proto::v1::CapacityRange {
+                required_bytes: VOLUME_BYTES,
+                limit_bytes: 0,
+            }),
             volume_capabilities: vec![capability],
             parameters: parameters.iter().map(owned).collect(),
             ..CreateVolumeRequest::default()

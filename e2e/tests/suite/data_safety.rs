@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use tonic::{Code, Status};
 
 use crate::{
-    controller_process::{Controller, GIB, filesystem},
+    controller_process::{Controller, VOLUME_BYTES, filesystem},
     fixture::Fixture,
     node_socket::NodeSocket,
 };
@@ -73,8 +73,8 @@ async fn a_blank_disk_is_formatted_and_keeps_its_data(fixture: Fixture) -> Resul
         }
         let total = node.total_bytes(&volume, &target).await?;
         ensure!(
-            (GIB / 2..=GIB).contains(&total),
-            "expected a filesystem that fills the disk of 1 GiB, saw {total} bytes"
+            (VOLUME_BYTES / 2..=VOLUME_BYTES).contains(&total),
+            "expected a filesystem that fills the disk of {VOLUME_BYTES} bytes, saw {total} bytes"
         );
         let file = format!("{target}/file");
         if round == 1 {

@@ -5,7 +5,7 @@ use std::fs::File;
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    controller_process::{Controller, GIB, filesystem},
+    controller_process::{Controller, VOLUME_BYTES, filesystem},
     fixture::Fixture,
     node_socket::NodeSocket,
 };
@@ -16,9 +16,9 @@ tests! {
 }
 
 /// The disk after infra has grown it, in bytes.
-const GROWN: i64 = 2 * GIB;
+const GROWN: i64 = 2 * VOLUME_BYTES;
 
-/// ext4 and xfs are made on 1 GiB, the disk becomes 2 GiB while it is detached, and the next stage on the other worker gives
+/// ext4 and xfs are made, the disk becomes twice as large while it is detached, and the next stage on the other worker gives
 /// the pod all of it, with what was written before.
 async fn a_filesystem_smaller_than_its_disk_grows_at_stage(fixture: Fixture) -> Result<()> {
     let controller = Controller::start(&fixture, "a").await?;
@@ -46,15 +46,15 @@ async fn a_filesystem_smaller_than_its_disk_grows_at_stage(fixture: Fixture) -> 
             controller.discard_keeping(&volume, worker).await?;
             if worker == first {
                 ensure!(
-                    (GIB / 2..=GIB).contains(&total),
-                    "expected {fs_type} to fill the disk of 1 GiB, saw {total} bytes"
+                    (VOLUME_BYTES / 2..=VOLUME_BYTES).contains(&total),
+                    "expected {fs_type} to fill the disk of {VOLUME_BYTES} bytes, saw {total} bytes"
                 );
                 let image = fixture.image_of(&volume.volume_id).await?;
                 File::options().write(true).open(&image)?.set_len(GROWN.try_into()?)?;
             } else {
                 ensure!(
-                    total >= before + GIB * 9 / 10,
-                    "expected {fs_type} to grow by 1 GiB, saw {before} bytes become {total}"
+                    total >= before + VOLUME_BYTES * 9 / 10,
+                    "expected {fs_type} to grow by {VOLUME_BYTES} bytes, saw {before} bytes become {total}"
                 );
             }
             before = total;

@@ -19,7 +19,7 @@ use crate::{
 };
 
 tests! {
-    Shared:
+    Calls:
         every_call_survives_every_fault;
 }
 

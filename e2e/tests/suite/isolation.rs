@@ -16,7 +16,7 @@ use crate::{
 };
 
 tests! {
-    Shared:
+    Calls:
         a_volume_without_our_labels_is_refused;
 }
 

@@ -25,7 +25,7 @@ use crate::{
 };
 
 tests! {
-    Shared:
+    Calls:
         changed_credentials_are_taken_up_without_a_restart,
         a_volumes_life_shows_in_the_metrics,
         alive_and_ready_without_an_infra_api,

@@ -8,12 +8,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use bench::{command::goal::Plan, paths};
+use bench::command::goal::Plan;
 use serde::Deserialize;
 use tokio::process::Command;
 
 use crate::{
-    controller_process::{Controller, GIB},
+    controller_process::{Controller, VOLUME_BYTES},
     fixture::Fixture,
     node_socket::NodeSocket,
 };
@@ -77,7 +77,7 @@ async fn run(fixture: &Fixture, access_type: &str) -> Result<()> {
         .arg(format!("--csi.mountdir={inside}/mount"))
         .arg(format!("--csi.stagingdir={inside}/staging"))
         .arg(format!("--csi.testvolumeaccesstype={access_type}"))
-        .arg(format!("--csi.testvolumesize={GIB}"))
+        .arg(format!("--csi.testvolumesize={VOLUME_BYTES}"))
         .args(["mount", "staging"].map(|path| format!("--csi.create{path}pathcmd={}", commands[0].display())))
         .args(["mount", "staging"].map(|path| format!("--csi.remove{path}pathcmd={}", commands[1].display())))
         .arg(format!("--csi.checkpathcmd={}", commands[2].display()))
@@ -128,7 +128,7 @@ async fn run(fixture: &Fixture, access_type: &str) -> Result<()> {
 
 /// Writes the commands as scripts that reach into `worker` through the bench.
 fn write_commands(folder: &Path, worker: &str) -> Result<[PathBuf; 3]> {
-    let bench = paths::repository().join("target/debug/bench");
+    let bench = bench_program()?;
     let mut written = Vec::new();
     for (name, script) in COMMANDS {
         let path = folder.join(name);
@@ -141,6 +141,15 @@ fn write_commands(folder: &Path, worker: &str) -> Result<[PathBuf; 3]> {
         written.push(path);
     }
     written.try_into().ok().context("as many files as commands")
+}
+
+/// The bench's program, which cargo builds beside the folder of the tests.
+fn bench_program() -> Result<PathBuf> {
+    let test = std::env::current_exe().context("the path of this test")?;
+    let folder = test.ancestors().nth(2).with_context(|| format!("{} is in no folder", test.display()))?;
+    let bench = folder.join("bench");
+    ensure!(bench.exists(), "expected {}, saw nothing there: `make bench` builds it", bench.display());
+    Ok(bench)
 }
 
 /// The result of csi-sanity.

@@ -8,7 +8,7 @@ use bench::scenario::{ThreeSteps, three_steps::Step};
 use crate::{fixture::Fixture, provider::remove_left_everywhere};
 
 tests! {
-    Services:
+    Exclusive:
         a_client_reaches_one_pod_through_a_load_balancer;
 }
 

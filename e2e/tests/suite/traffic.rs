@@ -25,7 +25,7 @@ use crate::{
 use data_path::DataPath;
 
 tests! {
-    Services:
+    Exclusive:
         any_vm_answers_and_local_shows_the_client,
         our_endpoints_under_local_are_those_with_a_pod,
         both_families_and_the_second_alone,

@@ -25,7 +25,8 @@ use crate::{
 pub async fn serve(bench: Arc<Bench>) -> Result<()> {
     let path = socket();
     let listener = UnixListener::bind(&path).with_context(|| format!("listen at {}", path.display()))?;
-    let turns = Turns::new(std::thread::available_parallelism().map_or(1, Into::into));
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let turns = Turns::new((processors / 2).max(1));
     loop {
         let (stream, _) = listener.accept().await.context("accept on the control socket")?;
         let connection = Connection {

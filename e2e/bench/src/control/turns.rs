@@ -3,6 +3,10 @@
 //! Two things are shared: the workers with their volumes, and the guest's Services and Nodes, on all of which every running cloud
 //! controller manager acts. A test that breaks one of them has it alone, and runs beside the tests of the other.
 //!
+//! A third thing is scarce: processors. A worker that reads a disk or starts a pod without KVM keeps one of them busy, and what the API
+//! servers do for the test keeps the next: two such tests on two processors take longer than one after the other, and miss their
+//! callers' deadlines. So at most one test for each two processors uses a worker, and one that uses none runs beside it.
+//!
 //! Whoever may start and comes first in the order of the suite starts. A test that wants something alone therefore waits until nobody
 //! wants to share it any more: no time is spent on waiting for others to end.
 
@@ -15,8 +19,10 @@ use tokio::sync::oneshot;
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Lock {
-    /// Shares the workers; beside tests of Services.
+    /// Uses a worker; beside a test of Services or one that only calls.
     Shared,
+    /// Calls programs of its own and the API servers, and no worker computes for it; beside a test that uses a worker.
+    Calls,
     /// Has the workers alone, because it breaks a node plugin or a simulator; beside tests of Services.
     Workers,
     /// Has the guest's Services and Nodes alone, because it runs a cloud controller manager; beside tests of volumes.
@@ -28,7 +34,7 @@ pub enum Lock {
 /// Who has the bench and who waits for it.
 #[derive(Clone, Debug)]
 pub struct Turns {
-    /// How many tests share the workers at a time.
+    /// How many tests use the workers at a time.
     at_once: usize,
     state: Arc<Mutex<State>>,
 }
@@ -54,7 +60,7 @@ pub struct Turn {
 }
 
 impl Turns {
-    /// Nobody has the bench; later so many tests share the workers.
+    /// Nobody has the bench; later at most so many tests use the workers.
     pub fn new(at_once: usize) -> Self {
         Self { at_once, state: Arc::default() }
     }
@@ -117,8 +123,9 @@ fn may_start(lock: Lock, running: &[Lock], at_once: usize) -> bool {
             let sharing = running.iter().filter(|lock| **lock == Lock::Shared).count();
             sharing < at_once && none(&[Lock::Workers, Lock::Exclusive])
         }
-        Lock::Workers => none(&[Lock::Shared, Lock::Workers, Lock::Exclusive]),
-        Lock::Services => none(&[Lock::Services, Lock::Exclusive]),
+        Lock::Calls => none(&[Lock::Calls, Lock::Services, Lock::Workers, Lock::Exclusive]),
+        Lock::Workers => none(&[Lock::Shared, Lock::Calls, Lock::Workers, Lock::Exclusive]),
+        Lock::Services => none(&[Lock::Calls, Lock::Services, Lock::Exclusive]),
         Lock::Exclusive => running.is_empty(),
     }
 }
@@ -126,7 +133,7 @@ fn may_start(lock: Lock, running: &[Lock], at_once: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{
-        Lock::{Exclusive, Services, Shared, Workers},
+        Lock::{Calls, Exclusive, Services, Shared, Workers},
         *,
     };
 
@@ -136,8 +143,14 @@ mod tests {
         assert!(beside(Shared, &[Shared, Services]) && !beside(Shared, &[Shared, Shared]));
         assert!(!beside(Shared, &[Workers]) && !beside(Workers, &[Shared]) && !beside(Workers, &[Workers]));
         assert!(beside(Services, &[Shared, Shared]) && beside(Services, &[Workers]));
+        assert!(beside(Calls, &[Shared]) && beside(Shared, &[Calls]) && !beside(Calls, &[Calls]));
+        assert!(!beside(Calls, &[Services]) && !beside(Services, &[Calls]));
+        assert!(
+            !beside(Calls, &[Workers]) && !beside(Workers, &[Calls]),
+            "the installed controller is gone for a while"
+        );
         assert!(beside(Workers, &[Services]) && !beside(Services, &[Services]));
-        for lock in [Shared, Workers, Services, Exclusive] {
+        for lock in [Shared, Calls, Workers, Services, Exclusive] {
             assert!(beside(lock, &[]) && !beside(lock, &[Exclusive]) && !beside(Exclusive, &[lock]));
         }
     }

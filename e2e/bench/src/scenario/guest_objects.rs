@@ -15,7 +15,7 @@ pub const DEVICE_PATH: &str = "/dev/volume";
 /// The label by which a worker is chosen (`kubernetes.io/hostname`, set by kubelet).
 const HOSTNAME: &str = "kubernetes.io/hostname";
 
-/// A claim of 1 GiB, ReadWriteOnce; `volume_mode` is `Filesystem` or `Block`.
+/// A claim, ReadWriteOnce, somewhat larger than the 300 MiB that mkfs.xfs requires; `volume_mode` is `Filesystem` or `Block`.
 ///
 /// # Panics
 /// Never: the literal has the type's shape, which a unit test shows.
@@ -28,7 +28,7 @@ pub fn claim(name: &str, storage_class: &str, volume_mode: &str) -> PersistentVo
             "accessModes": ["ReadWriteOnce"],
             "volumeMode": volume_mode,
             "storageClassName": storage_class,
-            "resources": {"requests": {"storage": "1Gi"}},
+            "resources": {"requests": {"storage": "320Mi"}},
         },
     }))
 }

@@ -19,7 +19,7 @@ use crate::fixture::Fixture;
 tests! {
     Workers:
         an_exceeded_quota_is_an_event_of_the_claim;
-    Shared:
+    Calls:
         a_missing_infra_class_is_an_event_of_the_pod;
 }
 

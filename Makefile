@@ -71,6 +71,6 @@ docs:
 # The advisory database can't be fetched everywhere; licences, bans and sources are checked always. All crates of the lock
 # file are needed for that, other platforms' too.
 deny:
-	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny@$(CARGO_DENY_VERSION)
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny@$(CARGO_DENY_VERSION)
 	$(CARGO) fetch --locked --quiet
 	$(CARGO) deny --offline check bans licenses sources

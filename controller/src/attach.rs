@@ -9,21 +9,10 @@
 use std::fmt;
 
 use infra::{
-    RunStrategy, VirtualMachine, VirtualMachineInstance, VmiPhase, VolumePhase, VolumeRequest, VolumeSource,
+    Phase, RunStrategy, VirtualMachine, VirtualMachineInstance, VolumePhase, VolumeRequest, VolumeSource,
     VolumeStatus,
 };
-
-/// What is known of an object.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Seen<T> {
-    /// Not read since it may have changed.
-    #[default]
-    Unseen,
-    /// It does not exist.
-    Absent,
-    /// It exists and shows this.
-    Present(T),
-}
+use kubevirt::Seen;
 
 /// What a VM shows of one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +49,7 @@ pub(crate) enum Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VmiView {
     pub deleting: bool,
-    pub phase: VmiPhase,
+    pub phase: Phase,
     pub in_spec: bool,
     pub status: Option<VolumeStatus>,
 }
@@ -164,10 +153,10 @@ fn attach(observed: &Observed) -> Step {
         Seen::Present(vmi) => vmi,
     };
     match &vmi.phase {
-        VmiPhase::Running => {}
-        VmiPhase::Ended => return not_running(vm),
-        VmiPhase::Starting => return Step::Wait(Cause::Starting(vm.status.clone())),
-        VmiPhase::Unknown(phase) => return Step::Wait(Cause::UnknownVmiPhase(phase.clone())),
+        Phase::Running => {}
+        Phase::Succeeded | Phase::Failed => return not_running(vm),
+        Phase::Starting => return Step::Wait(Cause::Starting(vm.status.clone())),
+        Phase::Unknown(phase) => return Step::Wait(Cause::UnknownVmiPhase(phase.clone())),
     }
     if vmi.deleting {
         return Step::Wait(Cause::Stopping);
@@ -189,12 +178,12 @@ fn attach_without_vm(vmi: &Seen<VmiView>) -> Step {
     match vmi {
         Seen::Unseen => Step::Wait(Cause::VmiUnseen),
         Seen::Present(VmiView {
-            phase: VmiPhase::Running,
+            phase: Phase::Running,
             deleting: false,
             in_spec: true,
             status: Some(status),
         }) if !is_ready(status) => Step::Wait(Cause::Attaching(status.clone())),
-        Seen::Present(VmiView { phase: VmiPhase::Running, deleting: false, status: None, .. }) => {
+        Seen::Present(VmiView { phase: Phase::Running, deleting: false, status: None, .. }) => {
             Step::Wait(Cause::NotInVmi)
         }
         Seen::Absent | Seen::Present(_) => Step::Wait(Cause::VmUnseen),
@@ -322,7 +311,7 @@ impl VmView {
         });
         Self {
             deleting: vm.deleting,
-            automatic: vm.run_strategy == RunStrategy::Automatic,
+            automatic: matches!(vm.run_strategy, RunStrategy::Always | RunStrategy::RerunOnFailure),
             status: vm.printable_status.clone(),
             spec,
             request,
@@ -332,12 +321,6 @@ impl VmView {
 
 fn names_it(source: &VolumeSource, volume: &str) -> bool {
     matches!(source, VolumeSource::DataVolume(name) | VolumeSource::Claim(name) if name == volume)
-}
-
-impl<T> From<Option<T>> for Seen<T> {
-    fn from(read: Option<T>) -> Self {
-        read.map_or(Self::Absent, Self::Present)
-    }
 }
 
 impl fmt::Display for Request {

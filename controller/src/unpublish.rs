@@ -1,9 +1,10 @@
 //! `ControllerUnpublishVolume`: done when neither VM nor VMI shows the volume.
 
 use infra::{Infra, ObjectName};
+use kubevirt::Seen;
 
 use crate::{
-    attach::{self, Seen, Step, Wanted},
+    attach::{self, Step, Wanted},
     controller_operation::ControllerOperation,
     error::{Error, RefusalReason},
     holder::Holder,

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use cluster::{ApiServer, CredentialsError, Error, Rights, Source};
+use kubevirt::{ObjectName, is_dns_label};
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
 
@@ -12,7 +13,6 @@ use crate::{
     coalesce::Coalesced,
     machine_looks::{Looks, MachineLooks},
     metrics::CallMetrics,
-    object::{ObjectName, is_dns_label},
     reader::Reader,
     rights::WATCH_INSTANCES,
     tenant_guard::TenantGuard,

@@ -15,6 +15,7 @@ use std::{
 };
 
 use cluster::{Class, Error};
+use kubevirt::ObjectName;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -23,9 +24,8 @@ use tokio::{
 use crate::{
     machine::VirtualMachineInstance,
     machine_looks::Looks,
-    object::ObjectName,
     reader::Reader,
-    vmi_watch::{State as Seen, VmiWatch},
+    vmi_watch::{VmiState, VmiWatch},
 };
 
 /// Pause before the first read of a wait.
@@ -249,7 +249,7 @@ impl Drop for EndedByPanic {
 }
 
 /// Returns the next state that the watch shows; waits for ever if there is no watch.
-async fn next(watch: &mut Option<VmiWatch>) -> Result<Option<Seen>, Error> {
+async fn next(watch: &mut Option<VmiWatch>) -> Result<Option<VmiState>, Error> {
     match watch {
         Some(watch) => watch.next().await,
         None => std::future::pending().await,

@@ -326,7 +326,7 @@ async fn where_watching_is_granted_one_call_shows_what_there_is_and_what_changes
     let mut a = infra.wait_for_vmi(&name("a"));
     loop {
         // A slow waiter gets the latest state only.
-        if a.next().await.unwrap().unwrap().phase == infra::VmiPhase::Running {
+        if a.next().await.unwrap().unwrap().phase == infra::Phase::Running {
             break;
         }
     }

@@ -24,7 +24,7 @@ fn vm(spec: SpecEntry) -> VmView {
 }
 
 fn vmi(in_spec: bool, phase: Option<VolumePhase>) -> VmiView {
-    VmiView { deleting: false, phase: VmiPhase::Running, in_spec, status: phase.map(status) }
+    VmiView { deleting: false, phase: Phase::Running, in_spec, status: phase.map(status) }
 }
 
 fn seen(vm: VmView, vmi: VmiView) -> Observed {
@@ -160,10 +160,11 @@ fn any_phase() -> impl Strategy<Value = VolumePhase> {
 
 fn any_vmi() -> impl Strategy<Value = Seen<VmiView>> {
     let phase = prop_oneof![
-        Just(VmiPhase::Running),
-        Just(VmiPhase::Starting),
-        Just(VmiPhase::Ended),
-        Just(VmiPhase::Unknown("Surprise".into()))
+        Just(Phase::Running),
+        Just(Phase::Starting),
+        Just(Phase::Succeeded),
+        Just(Phase::Failed),
+        Just(Phase::Unknown("Surprise".into()))
     ];
     let volume = proptest::option::of(any_phase().prop_map(status));
     let view =
@@ -179,6 +180,26 @@ fn names_volume(observed: &Observed) -> bool {
     in_vm || matches!(&observed.vmi, Seen::Present(vmi) if vmi.has_volume())
 }
 
+#[rstest]
+#[case(RunStrategy::Always, true)]
+#[case(RunStrategy::RerunOnFailure, true)]
+#[case(RunStrategy::Halted, false)]
+#[case(RunStrategy::Other, false)]
+fn kubevirt_starts_a_vm_by_its_strategy(#[case] run_strategy: RunStrategy, #[case] automatic: bool) {
+    let vm = VirtualMachine { run_strategy, ..VirtualMachine::default() };
+    assert_eq!(VmView::of(&vm, VOLUME).automatic, automatic);
+}
+
+#[rstest]
+fn a_vm_whose_instance_ended_is_not_running(#[values(Phase::Succeeded, Phase::Failed)] phase: Phase) {
+    let ended = VmiView { phase, ..vmi(false, None) };
+    let halted = VmView { automatic: false, ..vm(SpecEntry::Absent) };
+    let refused = Step::Refuse(Refusal::Halted("Running".into()));
+    assert_eq!(next(&seen(halted, ended.clone()), Wanted::Attached), refused);
+    let starting = Step::Wait(Cause::Starting("Running".into()));
+    assert_eq!(next(&seen(vm(SpecEntry::Absent), ended), Wanted::Attached), starting);
+}
+
 proptest! {
     #[test]
     fn whatever_is_seen(vm in any_vm(), vmi in any_vmi()) {
@@ -192,7 +213,7 @@ proptest! {
                 prop_assert_eq!(call, HotplugCall::Add, "attaching never removes");
                 prop_assert!(both_present && !names_volume(&observed), "an addition where nothing names the volume");
                 let Seen::Present(vmi) = &observed.vmi else { unreachable!() };
-                prop_assert!(vmi.phase == VmiPhase::Running && !vmi.deleting, "only on a running VM");
+                prop_assert!(vmi.phase == Phase::Running && !vmi.deleting, "only on a running VM");
             }
             Step::Done => {
                 let Seen::Present(vmi) = &observed.vmi else { panic!("done without a status") };

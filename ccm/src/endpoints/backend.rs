@@ -7,10 +7,7 @@
 use crate::{
     cluster_name::ClusterName,
     guest::nodes::{Claims, GuestNode, INTERNAL_IP},
-    infra::machines::{
-        Phase, Vmi,
-        index::{Seen, Snapshot},
-    },
+    infra::machines::{Vmi, index::Snapshot},
     nodes::{
         address::AddressPolicy,
         backends::exclusion_by,
@@ -20,6 +17,8 @@ use crate::{
 };
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+
+use kubevirt::{Phase, Seen};
 
 /// A Node of the guest, with the fields that load balancing needs.
 #[derive(Clone, Debug, PartialEq, Eq)]

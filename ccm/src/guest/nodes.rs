@@ -2,11 +2,7 @@
 //! some tens of KiB, most of it `status.images`; deserialising into these types drops that at once. Never written back:
 //! writes are patches.
 
-use crate::wire::{
-    ip_family::Family,
-    metadata::{lean_metadata, null_as_default},
-    system_uuid::SystemUuid,
-};
+use crate::wire::{ip_family::Family, metadata::lean_metadata, system_uuid::SystemUuid};
 use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::{
@@ -14,6 +10,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::Resource;
+use kubevirt::null_as_default;
 use serde::Deserialize;
 
 /// Taint of a Node that kubelet registered with `--cloud-provider=external` and that no cloud provider has initialised

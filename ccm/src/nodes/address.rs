@@ -7,12 +7,13 @@
 
 use crate::{
     guest::nodes::{INTERNAL_IP, NodeAddress},
-    infra::machines::{Interface, Network, Phase, Vmi},
+    infra::machines::{Interface, Network, Vmi},
     wire::ip_family::Family,
 };
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
+use kubevirt::Phase;
 
 /// Name of the interface that the upstream cloud provider uses.
 const DEFAULT_INTERFACE: &str = "default";

@@ -21,6 +21,7 @@ use kube::{
         watcher::{self, watcher},
     },
 };
+use kubevirt::Seen;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -34,7 +35,7 @@ use crate::{
         machines::{
             Vmi,
             feed::Feed,
-            index::{MachineIndex, Seen, Snapshot},
+            index::{MachineIndex, Snapshot},
             reads::InfraReads,
         },
     },

@@ -1,11 +1,12 @@
 use super::*;
 use crate::{
     fake_api::{FakeApi, failure},
-    infra::machines::{Interface, Network, Phase, Vm},
+    infra::machines::{Interface, Network, Vm},
     queue_metrics::QueueMetrics,
     wire::{system_uuid::SystemUuid, topology_labels::ZONE_LABEL},
 };
 use kube::client::Body;
+use kubevirt::Phase;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use rstest::rstest;
 use serde_json::{Value, json};

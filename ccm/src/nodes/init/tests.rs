@@ -3,9 +3,10 @@ use crate::{
     guest::nodes::{Claims, INTERNAL_IP, NO_SCHEDULE, SHUTDOWN_TAINT},
     infra::{
         hosts::Place,
-        machines::{Interface, Network, Phase},
+        machines::{Interface, Network},
     },
 };
+use kubevirt::Phase;
 use proptest::prelude::*;
 
 fn taint(key: &str) -> Taint {

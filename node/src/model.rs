@@ -18,7 +18,7 @@ use crate::{
     mount_options::Flag,
     mount_table::{DEVTMPFS, Mount, MountTable},
     path_state::PathState,
-    probe::{Evidence, Samples},
+    probe::{Answer, Evidence, Samples},
     step::{MkfsRecord, Step},
     usage::{Amount, Capacity, Usage},
 };
@@ -295,7 +295,8 @@ impl Host for Model {
                 head: superblock(&content),
             })
         };
-        Ok(Evidence { blkid_code: Some(code), blkid_output: output, blkid_errors: String::new(), samples })
+        let blkid = Answer { code: Some(code), output, errors: String::new() };
+        Ok(Evidence { blkid, without_own: None, samples })
     }
 
     fn in_use(&self, _: &Disk) -> Result<Option<String>> {

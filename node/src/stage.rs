@@ -86,13 +86,16 @@ impl Decision {
     }
 }
 
-/// Advice to the user on data of an unknown kind.
-const UNKNOWN_DATA_REMEDY: &str = "if nothing on it is needed, zero the whole disk (blkdiscard --zeroout), or let the \
-     node role format such disks (--allow-format-nonzero)";
+/// Advice to the user on data of an unknown kind. No advice tells to destroy what is on the disk: who follows it may
+/// not know whose data it is. The troubleshooting guide has the steps in their order.
+const UNKNOWN_DATA_REMEDY: &str = "find out whose data it is; if this infra storage does not zero its new volumes, the \
+     node role can be allowed to format such disks (--allow-format-nonzero)";
 /// Advice to the user on what an unrecorded mkfs has left.
-const UNFINISHED_REMEDY: &str = "if nothing on it is needed, zero the whole disk (blkdiscard --zeroout)";
+const UNFINISHED_REMEDY: &str =
+    "its mkfs did not end, on another node or by another program; find out whose it is";
 /// Advice to the user on known content that is no filesystem of ours.
-const FOREIGN_REMEDY: &str = "use it as a block volume, or wipe it by hand if nothing on it is needed";
+const FOREIGN_REMEDY: &str = "find out whose data it is (blkid -p and wipefs --no-act show what is on it); if it is \
+     not a filesystem, use it as a block volume";
 
 /// Decides what to do with a disk's content.
 ///

@@ -10,6 +10,8 @@
 mod bench;
 #[path = "real_disks/release.rs"]
 mod release;
+#[path = "real_disks/signatures.rs"]
+mod signatures;
 
 use std::{
     fs,

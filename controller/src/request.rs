@@ -1,7 +1,7 @@
 //! Converts requests from the wire and checks their shape, limits and parameters; reads no cluster. An id of another
 //! form than ours is not an invalid request: the volume is found absent later.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt};
 
 use csi_call::contract;
 use csi_proto::v1::{
@@ -142,13 +142,8 @@ pub struct Create {
 /// The node of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeId {
-    /// A VM, as the node role names it.
-    Vm {
-        /// Namespace half.
-        namespace: String,
-        /// Name of the VM.
-        name: ObjectName,
-    },
+    /// The name of a VM; the namespace before it is not read.
+    Vm(ObjectName),
     /// Not an id that the node role gives.
     Unknown(String),
 }
@@ -234,13 +229,20 @@ impl Capacity {
     }
 }
 
+/// What operations on the node are locked by: the same for all ids that name one VM.
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vm(name) => name.fmt(f),
+            Self::Unknown(id) => f.write_str(id),
+        }
+    }
+}
+
 impl NodeId {
     fn read(id: &str) -> Self {
-        let vm = contract::NodeId::parse(id).and_then(|id| {
-            let name = ObjectName::parse(id.vm())?;
-            Some(Self::Vm { namespace: id.namespace().to_owned(), name })
-        });
-        vm.unwrap_or_else(|| Self::Unknown(id.to_owned()))
+        let vm = contract::NodeId::parse(id).and_then(|id| ObjectName::parse(id.vm()));
+        vm.map_or_else(|| Self::Unknown(id.to_owned()), Self::Vm)
     }
 }
 

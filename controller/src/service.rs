@@ -179,8 +179,8 @@ impl controller_server::Controller for Controller {
         record_node(&request.get_ref().node_id);
         let deadline = Deadline::read(request.metadata());
         let wanted = request::Publish::read(request.get_ref()).map_err(Error::from)?;
-        let node = request.into_inner().node_id;
-        let lock = self.lock("ControllerPublishVolume", &wanted.volume, Scope::Node(node), deadline)?;
+        let scope = Scope::Node(wanted.node.to_string());
+        let lock = self.lock("ControllerPublishVolume", &wanted.volume, scope, deadline)?;
         self.run(Some(lock), deadline, |shared, operation| async move {
             publish::publish(&shared.infra, &shared.queues, &operation, &wanted).await?;
             Ok(csi::ControllerPublishVolumeResponse { publish_context: HashMap::new() })
@@ -196,8 +196,7 @@ impl controller_server::Controller for Controller {
         record_node(&request.get_ref().node_id);
         let deadline = Deadline::read(request.metadata());
         let wanted = request::Unpublish::read(request.get_ref()).map_err(Error::from)?;
-        let node = request.into_inner().node_id;
-        let scope = if node.is_empty() { Scope::Volume } else { Scope::Node(node) };
+        let scope = wanted.node.as_ref().map_or(Scope::Volume, |node| Scope::Node(node.to_string()));
         let lock = self.lock("ControllerUnpublishVolume", &wanted.volume, scope, deadline)?;
         self.run(Some(lock), deadline, |shared, operation| async move {
             unpublish::unpublish(&shared.infra, &shared.queues, &operation, &wanted).await?;

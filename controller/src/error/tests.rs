@@ -55,7 +55,6 @@ fn incompatible() -> Error {
 
 #[test]
 fn every_error_has_its_code_and_text() {
-    let foreign_node = Error::ForeignNode { node: name(), namespace: "other".into(), ours: "infra".into() };
     let not_allowed = StorageClassPolicy::parse("{}").unwrap().0.permit(None).unwrap_err();
     let holder = || "infra/vm2".to_owned();
     let table = [
@@ -76,7 +75,6 @@ fn every_error_has_its_code_and_text() {
         (Error::NameTaken(name()), Code::AlreadyExists, "invalid volume name"),
         (incompatible(), Code::AlreadyExists, "exists with another"),
         (Error::NoSuchNode("x".into()), Code::NotFound, "not known"),
-        (foreign_node, Code::FailedPrecondition, "\"other\""),
         (
             Error::HeldElsewhere { holder: holder() },
             Code::FailedPrecondition,

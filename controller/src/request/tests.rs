@@ -116,8 +116,10 @@ fn ids_that_are_not_ours_are_no_fault_of_shape() {
     assert_eq!(Publish::read(&request).unwrap().node, NodeId::Unknown("fake-node-id".into()));
     request.node_id = "infra/../secrets".into();
     assert!(matches!(Publish::read(&request).unwrap().node, NodeId::Unknown(_)));
-    request.node_id = "other/vm1".into();
-    assert!(matches!(Publish::read(&request).unwrap().node, NodeId::Vm { .. }));
+    for namespace in ["infra", "clusters-foo"] {
+        request.node_id = format!("{namespace}/vm1");
+        assert!(matches!(Publish::read(&request).unwrap().node, NodeId::Vm(name) if name.as_str() == "vm1"));
+    }
 }
 
 #[rstest]

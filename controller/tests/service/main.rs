@@ -3,6 +3,7 @@
 
 mod fake_infra;
 mod lifecycle;
+mod node_ids;
 mod publish;
 mod unpublish;
 

@@ -75,7 +75,7 @@ async fn what_is_absent_or_foreign_is_not_found_and_nothing_is_called() {
     }
     assert_fails(fixture.publish("pvc-3", "fake-node-id").await, Code::NotFound, "fake-node-id");
     assert_fails(fixture.publish("pvc-3", "infra/nosuch").await, Code::NotFound, "no such VM");
-    assert_fails(fixture.publish("pvc-3", "other/vm1").await, Code::FailedPrecondition, "\"other\"");
+    assert_fails(fixture.publish("pvc-3", "other/nosuch").await, Code::NotFound, "no such VM");
     assert_eq!(puts(&fake, "addvolume"), 0);
     assert_eq!(fake.holder("pvc-3"), None, "a refused node does not keep the volume");
 }

@@ -75,7 +75,12 @@ async fn a_foreign_volume_is_never_unplugged() {
             "invalid volume name",
         );
         assert_fails(fixture.unpublish(volume, "").await, Code::FailedPrecondition, "infra/vm1");
-        assert_fails(fixture.unpublish(volume, "elsewhere/vm1").await, Code::FailedPrecondition, "infra/vm1");
+        assert_fails(fixture.unpublish(volume, "fake-node-id").await, Code::FailedPrecondition, "infra/vm1");
+        assert_fails(
+            fixture.unpublish(volume, "elsewhere/vm1").await,
+            Code::FailedPrecondition,
+            "invalid volume name",
+        );
     }
     assert!(fake.calls().iter().all(|call| !call.starts_with("PUT")));
 }

@@ -57,6 +57,11 @@ pub enum Error {
     #[error("{tool} found damage on {name} that it does not repair by itself: {detail}; repair it by hand")]
     FilesystemDamaged { name: String, tool: &'static str, detail: String },
 
+    #[error(
+        "the filesystem at {path} takes no writes: {reason}; the kernel refuses them after an error (see the kernel log of this node). Delete all pods on this node that use the volume: when the last one is gone it is unmounted, and it is checked before it is mounted again",
+        path = path.display()
+    )]
+    NotWritable { path: PathBuf, reason: String },
     #[error("{path} already has another mount: {found}, wanted {wanted}", path = path.display())]
     MountConflict { path: PathBuf, found: String, wanted: String },
     #[error("the request has no staging path, but the volume is a filesystem, which is staged first")]
@@ -133,6 +138,7 @@ impl Error {
             | Self::DiskAmbiguous { .. }
             | Self::DiskChanged { .. }
             | Self::DiskUnreadable { .. }
+            | Self::NotWritable { .. }
             | Self::NotIdentified(_)
             | Self::IdentitySource(_)
             | Self::GrowFailed(_)
@@ -209,6 +215,7 @@ mod tests {
             (Error::NotBlank { name: name(), what: text(), remedy: "r" }, Code::FailedPrecondition),
             (Error::ReadOnlyBlank { name: name() }, Code::FailedPrecondition),
             (Error::FilesystemDamaged { name: name(), tool: "t", detail: text() }, Code::Internal),
+            (Error::NotWritable { path: path(), reason: text() }, Code::Unavailable),
             (Error::MountConflict { path: path(), found: text(), wanted: text() }, Code::AlreadyExists),
             (Error::StagingPathMissing, Code::FailedPrecondition),
             (Error::AlreadyPublished { elsewhere: text() }, Code::FailedPrecondition),
@@ -242,7 +249,7 @@ mod tests {
             assert!(seen.insert(std::mem::discriminant(&error)), "listed twice: {error:?}");
         }
         // A new variant must come into the table: this number is the number of variants.
-        assert_eq!(seen.len(), 32);
+        assert_eq!(seen.len(), 33);
     }
 
     #[test]

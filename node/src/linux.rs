@@ -106,6 +106,10 @@ impl Host for Linux {
         disk::in_use(&self.paths, disk)
     }
 
+    fn write_refusal(&self, mount_point: &Path) -> Result<Option<String>> {
+        Ok(mounts::write_refusal(mount_point))
+    }
+
     fn mounts(&self) -> Result<MountTable> {
         let file = self.paths.proc.join("self/mountinfo");
         let observe = || Error::observe(format!("read {}", file.display()));

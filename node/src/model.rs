@@ -70,6 +70,8 @@ pub struct State {
     pub faults: Vec<(usize, Fault)>,
     pub busy: BTreeSet<PathBuf>,
     pub used_elsewhere: bool,
+    /// The kernel refuses all writes to the volume's filesystem.
+    pub write_refusal: Option<String>,
     pub rescans: usize,
     /// Disks that show only after a rescan.
     pub after_rescan: Vec<(Disk, Held)>,
@@ -301,6 +303,12 @@ impl Host for Model {
 
     fn in_use(&self, _: &Disk) -> Result<Option<String>> {
         Ok(self.state().used_elsewhere.then(|| "process 7 (leak)".to_owned()))
+    }
+
+    fn write_refusal(&self, mount_point: &Path) -> Result<Option<String>> {
+        let state = self.state();
+        assert!(state.mounts.iter().any(|m| m.point == mount_point), "nothing is mounted there");
+        Ok(state.write_refusal.clone())
     }
 
     fn mounts(&self) -> Result<MountTable> {

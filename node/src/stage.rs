@@ -50,6 +50,8 @@ pub struct Observed {
     pub content: Option<Content>,
     /// Size of the mounted filesystem, where it is known.
     pub filesystem_bytes: Option<u64>,
+    /// Why the mounted filesystem takes no writes although its mount is writable.
+    pub write_refusal: Option<String>,
 }
 
 /// What to do with the disk's content.
@@ -229,6 +231,9 @@ fn mounted(wanted: &Wanted, observed: &Observed, top: &Mount) -> Result<Vec<Step
     }
     if !top.read_only() && wanted.options.read_only() {
         return conflict("a writable mount".to_owned(), "a read-only one".to_owned());
+    }
+    if let Some(reason) = observed.write_refusal.clone().filter(|_| !wanted.options.read_only()) {
+        return Err(Error::NotWritable { path: wanted.staging.clone(), reason });
     }
     if let Some(flag) = wanted.options.difference(&top.words()) {
         let has = top.words().contains(flag);

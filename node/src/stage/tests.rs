@@ -20,6 +20,7 @@ fn observed(content: Content) -> Observed {
         record: None,
         content: Some(content),
         filesystem_bytes: None,
+        write_refusal: None,
     }
 }
 
@@ -153,6 +154,21 @@ fn what_is_staged_is_done_grown_or_in_conflict() {
     let tail =
         Observed { filesystem_bytes: Some(DISK_BYTES - GROW_THRESHOLD_BYTES), ..staged(16, "ext4", false) };
     assert_eq!(plan(&as_asked, &tail, false).unwrap(), []);
+}
+
+#[test]
+fn a_filesystem_that_takes_no_writes_is_staged_for_readers_only() {
+    let refused = |read_only| Observed {
+        write_refusal: Some("Read-only file system (os error 30)".into()),
+        filesystem_bytes: Some(DISK_BYTES / 2),
+        ..staged(16, "ext4", read_only)
+    };
+    let error = plan(&wanted(Ext4, &[]), &refused(false), false).unwrap_err();
+    assert!(
+        matches!(&error, Error::NotWritable { path, .. } if path == std::path::Path::new(STAGING)),
+        "{error}"
+    );
+    assert_eq!(plan(&wanted(Ext4, &["ro"]), &refused(true), false).unwrap(), [], "and is not grown");
 }
 
 #[test]

@@ -56,6 +56,10 @@ pub enum Error {
     ReadOnlyBlank { name: String },
     #[error("{tool} found damage on {name} that it does not repair by itself: {detail}; repair it by hand")]
     FilesystemDamaged { name: String, tool: &'static str, detail: String },
+    #[error(
+        "{tool} did not finish its check of {name} ({detail}); that is no verdict on the data, and nothing is mounted before it: the check is repeated with the request. If it was killed, give this node or the node role more memory; if it names a read or write error, check the disk"
+    )]
+    NotChecked { name: String, tool: &'static str, detail: String },
 
     #[error(
         "the filesystem at {path} takes no writes: {reason}; the kernel refuses them after an error (see the kernel log of this node). Delete all pods on this node that use the volume: when the last one is gone it is unmounted, and it is checked before it is mounted again",
@@ -139,6 +143,7 @@ impl Error {
             | Self::DiskChanged { .. }
             | Self::DiskUnreadable { .. }
             | Self::NotWritable { .. }
+            | Self::NotChecked { .. }
             | Self::NotIdentified(_)
             | Self::IdentitySource(_)
             | Self::GrowFailed(_)
@@ -215,6 +220,7 @@ mod tests {
             (Error::NotBlank { name: name(), what: text(), remedy: "r" }, Code::FailedPrecondition),
             (Error::ReadOnlyBlank { name: name() }, Code::FailedPrecondition),
             (Error::FilesystemDamaged { name: name(), tool: "t", detail: text() }, Code::Internal),
+            (Error::NotChecked { name: name(), tool: "t", detail: text() }, Code::Unavailable),
             (Error::NotWritable { path: path(), reason: text() }, Code::Unavailable),
             (Error::MountConflict { path: path(), found: text(), wanted: text() }, Code::AlreadyExists),
             (Error::StagingPathMissing, Code::FailedPrecondition),
@@ -249,7 +255,7 @@ mod tests {
             assert!(seen.insert(std::mem::discriminant(&error)), "listed twice: {error:?}");
         }
         // A new variant must come into the table: this number is the number of variants.
-        assert_eq!(seen.len(), 33);
+        assert_eq!(seen.len(), 34);
     }
 
     #[test]

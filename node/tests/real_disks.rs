@@ -8,6 +8,8 @@
 
 #[path = "real_disks/bench.rs"]
 mod bench;
+#[path = "real_disks/checks.rs"]
+mod checks;
 #[path = "real_disks/read_only.rs"]
 mod read_only;
 #[path = "real_disks/release.rs"]

@@ -11,7 +11,7 @@ use csi_proto::v1::{
 };
 use infra::ObjectName;
 
-use crate::keys::{BUS, PARAMETERS, SERIAL, STORAGE_CLASS, known_parameters};
+use crate::keys::{BUS, FILESYSTEM, SERIAL, STORAGE_CLASS, parameter, probably_meant};
 
 /// Longest string field (CSI specification, "Size Limits").
 const MAX_STRING: usize = 128;
@@ -48,9 +48,17 @@ pub enum Invalid {
         "access mode {0} is not supported; use a single-node mode, or MULTI_NODE_MULTI_WRITER with a block volume"
     )]
     AccessMode(String),
-    /// An unknown parameter.
-    #[error("unknown parameter {0:?}; known are {known}", known = known_parameters())]
-    UnknownParameter(String),
+    /// A parameter that is almost one of ours.
+    #[error("unknown parameter {key:?}; it should probably be {meant}")]
+    MistypedParameter {
+        /// As written.
+        key: String,
+        /// The parameter that it resembles.
+        meant: &'static str,
+    },
+    /// The older key of the filesystem, in two cases of its letters.
+    #[error("parameter {0} is there twice, in two cases of its letters")]
+    RepeatedParameter(&'static str),
     /// A bus that KubeVirt does not hotplug.
     #[error("bus {0:?} is not supported; use scsi or virtio")]
     Bus(String),
@@ -95,8 +103,8 @@ impl Bus {
         }
     }
 
-    fn parse(text: Option<&String>) -> Result<Self, Invalid> {
-        match text.map(String::as_str) {
+    fn parse(text: Option<&str>) -> Result<Self, Invalid> {
+        match text {
             None | Some("" | "scsi") => Ok(Self::Scsi),
             Some("virtio") => Ok(Self::Virtio),
             Some(other) => Err(Invalid::Bus(other.to_owned())),
@@ -137,6 +145,8 @@ pub struct Create {
     pub storage_class: Option<String>,
     /// Bus.
     pub bus: Bus,
+    /// The filesystem of the parameter, where the capability has none.
+    pub filesystem: Option<String>,
 }
 
 /// The node of a request.
@@ -187,12 +197,7 @@ impl Create {
         let name = required("name", &request.name)?;
         let sharing = sharing(&request.volume_capabilities)?;
         map_within_limit("parameters", &request.parameters)?;
-        for key in request.parameters.keys() {
-            let known = PARAMETERS.iter().any(|known| known.name == key);
-            if !known && !key.starts_with(SIDECAR_PREFIX) {
-                return Err(Invalid::UnknownParameter(key.clone()));
-            }
-        }
+        let parameters = known_parameters(&request.parameters)?;
         if request.volume_content_source.is_some() {
             return Err(Invalid::ContentSource);
         }
@@ -203,10 +208,43 @@ impl Create {
             name,
             capacity: Capacity::read(request.capacity_range.as_ref())?,
             sharing,
-            storage_class: request.parameters.get(STORAGE_CLASS).filter(|class| !class.is_empty()).cloned(),
-            bus: Bus::parse(request.parameters.get(BUS))?,
+            storage_class: parameters.get(STORAGE_CLASS).map(|class| (*class).to_owned()),
+            bus: Bus::parse(parameters.get(BUS).copied())?,
+            filesystem: parameters
+                .get(FILESYSTEM)
+                .filter(|_| request.volume_capabilities.iter().any(names_no_filesystem))
+                .map(|kind| (*kind).to_owned()),
         })
     }
+}
+
+/// The parameters that are ours and not empty, by the names that we give them. Another key is logged and has no effect, as
+/// with kubevirt/csi-driver: the parameters of a `StorageClass` cannot be corrected, and older ones have keys of sidecars
+/// and of other drivers. One that resembles ours is refused, because what it asks for would not be done.
+fn known_parameters(given: &HashMap<String, String>) -> Result<HashMap<&'static str, &str>, Invalid> {
+    let mut known = HashMap::new();
+    for (key, value) in given {
+        match (parameter(key), probably_meant(key)) {
+            (Some(name), _) if known.insert(name, value.as_str()).is_some() => {
+                return Err(Invalid::RepeatedParameter(name));
+            }
+            (Some(_), _) => {}
+            (None, _) if key.starts_with(SIDECAR_PREFIX) => {}
+            (None, Some(meant)) => return Err(Invalid::MistypedParameter { key: key.clone(), meant }),
+            (None, None) => {
+                tracing::warn!(
+                    key,
+                    "the StorageClass has a parameter that this driver does not know; it has no effect"
+                );
+            }
+        }
+    }
+    known.retain(|_, value| !value.is_empty());
+    Ok(known)
+}
+
+fn names_no_filesystem(capability: &VolumeCapability) -> bool {
+    matches!(&capability.access_type, Some(AccessType::Mount(mount)) if mount.fs_type.is_empty())
 }
 
 impl Capacity {
@@ -267,7 +305,7 @@ impl Publish {
             volume,
             node,
             sharing,
-            bus: Bus::parse(request.volume_context.get(BUS))?,
+            bus: Bus::parse(request.volume_context.get(BUS).map(String::as_str))?,
             serial: serial.cloned(),
         })
     }

@@ -20,11 +20,9 @@ use crate::{
     create::{self, Created},
     delete,
     error::Error,
-    keys::{BUS, SERIAL},
+    keys::{BUS, FILESYSTEM, SERIAL},
     metrics::{OldestOperation, Waits},
-    publish,
-    request::{self, Bus},
-    unpublish, validate,
+    publish, request, unpublish, validate,
     vm_queue::VmQueues,
 };
 
@@ -151,7 +149,7 @@ impl controller_server::Controller for Controller {
         self.run(Some(lock), deadline, |shared, operation| async move {
             let policy = &shared.settings.storage_classes;
             let created = create::create(&shared.infra, policy, &operation, &wanted).await?;
-            Ok(csi::CreateVolumeResponse { volume: Some(volume_on_wire(&created, wanted.bus)) })
+            Ok(csi::CreateVolumeResponse { volume: Some(volume_on_wire(&created, &wanted)) })
         })
         .await
     }
@@ -314,15 +312,17 @@ fn not_served(method: &str) -> Status {
     Status::unimplemented(format!("{method} is not served by this driver"))
 }
 
-fn volume_on_wire(created: &Created, bus: Bus) -> csi::Volume {
+fn volume_on_wire(created: &Created, wanted: &request::Create) -> csi::Volume {
     let metadata = &created.volume.metadata;
+    let mut volume_context = HashMap::from([
+        (BUS.to_owned(), wanted.bus.as_str().to_owned()),
+        (SERIAL.to_owned(), metadata.uid.clone()),
+    ]);
+    volume_context.extend(wanted.filesystem.clone().map(|kind| (FILESYSTEM.to_owned(), kind)));
     csi::Volume {
         volume_id: metadata.name.clone(),
         capacity_bytes: i64::try_from(created.size).unwrap_or(i64::MAX),
-        volume_context: HashMap::from([
-            (BUS.to_owned(), bus.as_str().to_owned()),
-            (SERIAL.to_owned(), metadata.uid.clone()),
-        ]),
+        volume_context,
         ..Default::default()
     }
 }

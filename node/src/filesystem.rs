@@ -16,10 +16,6 @@ pub enum FilesystemType {
     Xfs,
 }
 
-/// What is made when the capability names no filesystem; external-provisioner's `--default-fstype` in all known
-/// installations.
-pub const DEFAULT: FilesystemType = FilesystemType::Ext4;
-
 /// A program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tool {
@@ -243,6 +239,14 @@ mod tests {
         assert_eq!(FilesystemType::parse("btrfs"), None);
     }
 
+    #[test]
+    fn the_controller_is_told_all_that_is_made_here() {
+        let told =
+            csi_call::filesystems::FILESYSTEMS.map(|filesystem| FilesystemType::parse(filesystem.name));
+        assert_eq!(told, ALL.map(Some));
+        assert!(FilesystemType::parse(csi_call::filesystems::DEFAULT).is_some());
+    }
+
     #[rstest]
     #[case(Some(0), CheckResult::Sound)]
     #[case(Some(1), CheckResult::Sound)]
@@ -273,7 +277,8 @@ mod tests {
         #[case] code: Option<i32>,
         #[case] result: CheckResult,
     ) {
-        let spoken = "/dev/sda has unsupported feature(s): FEATURE_C13 e2fsck: Get a newer version of e2fsck!";
+        let spoken =
+            "/dev/sda has unsupported feature(s): FEATURE_C13 e2fsck: Get a newer version of e2fsck!";
         assert_eq!(FilesystemType::check_result(code, spoken), result);
     }
 

@@ -48,6 +48,7 @@ fn incompatible() -> Error {
         sharing: Sharing::OneNode,
         storage_class: None,
         bus: crate::request::Bus::Scsi,
+        filesystem: None,
     };
     let existing = infra::DataVolume::default();
     volume::compatible(&existing, &request, &volume::desired(&request, "pvc")).unwrap_err().into()

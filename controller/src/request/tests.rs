@@ -59,7 +59,7 @@ fn capacities(#[case] required: i64, #[case] limit: i64, #[case] size: Option<u6
 }
 
 #[test]
-fn parameters_are_known_or_the_sidecars() {
+fn parameters_have_their_effect_or_none() {
     let with = |key: &str, value: &str| {
         let mut request = create();
         request.parameters.insert(key.into(), value.into());
@@ -70,11 +70,46 @@ fn parameters_are_known_or_the_sidecars() {
     assert_eq!(with("bus", "virtio").unwrap().bus, Bus::Virtio);
     assert_eq!(with("bus", "sata"), Err(Invalid::Bus("sata".into())));
     assert!(with("csi.storage.k8s.io/pvc/name", "x").is_ok());
+    for other in ["whatever", "type", "csiProvisionerSecretName", ""] {
+        assert_eq!(with(other, "x").unwrap(), Create::read(&create()).unwrap(), "{other}");
+    }
+    let mistyped = |key: &str, meant| Err(Invalid::MistypedParameter { key: key.into(), meant });
     assert_eq!(
         with("infraStorageclassname", "x"),
-        Err(Invalid::UnknownParameter("infraStorageclassname".into()))
+        mistyped("infraStorageclassname", "infraStorageClassName")
     );
+    assert_eq!(with("infraStorageClasName", "x"), mistyped("infraStorageClasName", "infraStorageClassName"));
+    assert_eq!(with("buss", "virtio"), mistyped("buss", "bus"));
+    assert_eq!(with("fs-type", "xfs"), mistyped("fs-type", "fsType"));
     assert!(matches!(with("bus", &"x".repeat(5000)), Err(Invalid::TooLong { .. })));
+}
+
+#[test]
+fn one_parameter_in_two_spellings_is_refused() {
+    let mut request = create();
+    request.parameters = [("fstype".into(), "ext4".into()), ("fsType".into(), "xfs".into())].into();
+    assert_eq!(Create::read(&request), Err(Invalid::RepeatedParameter("fsType")));
+}
+
+#[rstest]
+#[case::of_the_capability("fsType", "xfs", Some("ext4"), None)]
+#[case::of_the_parameter("fsType", "xfs", Some(""), Some("xfs"))]
+#[case::in_lower_case("fstype", "ext3", Some(""), Some("ext3"))]
+#[case::empty("fstype", "", Some(""), None)]
+#[case::of_a_block_volume("fsType", "xfs", None, None)]
+fn the_older_key_of_the_filesystem_counts_where_the_capability_has_none(
+    #[case] key: &str,
+    #[case] value: &str,
+    #[case] fs_type: Option<&str>,
+    #[case] passed_on: Option<&str>,
+) {
+    let mut request = create();
+    request.parameters.insert(key.into(), value.into());
+    request.volume_capabilities[0].access_type = Some(match fs_type {
+        Some(kind) => AccessType::Mount(MountVolume { fs_type: kind.into(), ..MountVolume::default() }),
+        None => AccessType::Block(BlockVolume {}),
+    });
+    assert_eq!(Create::read(&request).unwrap().filesystem.as_deref(), passed_on);
 }
 
 #[test]

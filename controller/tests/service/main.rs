@@ -4,6 +4,7 @@
 mod fake_infra;
 mod lifecycle;
 mod node_ids;
+mod parameters;
 mod publish;
 mod unpublish;
 

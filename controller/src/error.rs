@@ -112,6 +112,7 @@ impl Error {
     /// code here.
     pub fn code(&self) -> Code {
         match self {
+            Self::Invalid(Invalid::TooSmall { .. }) => Code::OutOfRange,
             Self::Invalid(_) | Self::NotAllowed(_) | Self::RefusedVolume(_) => Code::InvalidArgument,
             Self::Quota(_) => Code::ResourceExhausted,
             Self::NoSuchVolume(_) | Self::NoSuchNode(_) => Code::NotFound,

@@ -54,6 +54,10 @@ pub enum Error {
         "disk {name} is blank and the volume is read-only, so there is nothing to mount; write to it first"
     )]
     ReadOnlyBlank { name: String },
+    #[error(
+        "disk {name} has {bytes} bytes and {filesystem} needs {least} at least; create the volume again with a larger size, or with another filesystem"
+    )]
+    DiskTooSmall { name: String, bytes: u64, filesystem: &'static str, least: u64 },
     #[error("{tool} found damage on {name} that it does not repair by itself: {detail}; repair it by hand")]
     FilesystemDamaged { name: String, tool: &'static str, detail: String },
     #[error(
@@ -154,6 +158,7 @@ impl Error {
             | Self::OtherFilesystem { .. }
             | Self::NotBlank { .. }
             | Self::ReadOnlyBlank { .. }
+            | Self::DiskTooSmall { .. }
             | Self::StagingPathMissing
             | Self::AlreadyPublished { .. }
             | Self::NotRemovable { .. }
@@ -219,6 +224,10 @@ mod tests {
             ),
             (Error::NotBlank { name: name(), what: text(), remedy: "r" }, Code::FailedPrecondition),
             (Error::ReadOnlyBlank { name: name() }, Code::FailedPrecondition),
+            (
+                Error::DiskTooSmall { name: name(), bytes: 1, filesystem: "xfs", least: 2 },
+                Code::FailedPrecondition,
+            ),
             (Error::FilesystemDamaged { name: name(), tool: "t", detail: text() }, Code::Internal),
             (Error::NotChecked { name: name(), tool: "t", detail: text() }, Code::Unavailable),
             (Error::NotWritable { path: path(), reason: text() }, Code::Unavailable),
@@ -255,7 +264,7 @@ mod tests {
             assert!(seen.insert(std::mem::discriminant(&error)), "listed twice: {error:?}");
         }
         // A new variant must come into the table: this number is the number of variants.
-        assert_eq!(seen.len(), 34);
+        assert_eq!(seen.len(), 35);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 use std::{fmt, path::Path};
 
+use csi_call::Filesystem;
+
 /// A filesystem that this driver makes and mounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -76,6 +78,11 @@ impl FilesystemType {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
         }
+    }
+
+    /// Size of the smallest disk on which it is made.
+    pub fn least_bytes(self) -> u64 {
+        Filesystem::named(self.name()).map_or(0, |known| known.least_bytes)
     }
 
     /// Makes it on a blank disk.

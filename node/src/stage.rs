@@ -145,6 +145,10 @@ pub fn decide(
     if formats && (wanted.options.read_only() || observed.disk.read_only) {
         return Err(Error::ReadOnlyBlank { name: name() });
     }
+    let (bytes, least) = (observed.disk.bytes, wanted.filesystem.least_bytes());
+    if formats && bytes < least {
+        return Err(Error::DiskTooSmall { name: name(), bytes, filesystem: wanted.filesystem.name(), least });
+    }
     Ok(decision)
 }
 

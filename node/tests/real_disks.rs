@@ -376,6 +376,34 @@ fn a_device_node_of_another_disk_is_not_touched_needs_root() {
 }
 
 #[test]
+fn a_disk_that_is_too_small_for_its_filesystem_is_named_so_needs_root() {
+    in_namespace("a_disk_that_is_too_small_for_its_filesystem_is_named_so_needs_root", || {
+        for (kind, bytes) in [("xfs", 100 * MIB), ("xfs", 300 * MIB - 512), ("ext3", MIB)] {
+            let disk = Loop::blank(bytes);
+            let bench = Bench::new(&disk, &format!("{kind}-{bytes}"));
+            for _ in 0..2 {
+                let status = bench.stage(kind, &[]).unwrap_err();
+                println!("{kind} on {bytes}: {status}");
+                assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+                assert!(status.message().contains(&format!("{kind} needs")), "{status}");
+            }
+            assert!(is_zero(disk.image()), "no mkfs was started");
+            bench.stage("ext4", &[]).unwrap();
+            bench.unstage().unwrap();
+        }
+        // The least sizes are mkfs's own: a disk of that size is made, and found again.
+        for filesystem in csi_call::filesystems::FILESYSTEMS {
+            let disk = Loop::blank(filesystem.least_bytes);
+            let bench = Bench::new(&disk, filesystem.name);
+            for _ in 0..2 {
+                bench.stage(filesystem.name, &[]).unwrap();
+                bench.unstage().unwrap();
+            }
+        }
+    });
+}
+
+#[test]
 fn a_damaged_filesystem_is_not_mounted_needs_root() {
     in_namespace("a_damaged_filesystem_is_not_mounted_needs_root", || {
         let disk = Loop::blank(EXT4_BYTES);

@@ -65,6 +65,11 @@ fn every_error_has_its_code_and_text() {
             "non-block volume with RWX access mode is not supported",
         ),
         (
+            Error::Invalid(Invalid::TooSmall { filesystem: "xfs", least: 2, limit: 1 }),
+            Code::OutOfRange,
+            "xfs needs a volume of 2 bytes",
+        ),
+        (
             Error::NotAllowed(not_allowed),
             Code::InvalidArgument,
             "infraStorageclass is not in the allowed list",

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
 mod fake_infra;
+mod filesystems;
 mod lifecycle;
 mod node_ids;
 mod parameters;

@@ -91,6 +91,27 @@ fn a_read_only_volume_or_disk_is_never_formatted() {
     );
 }
 
+#[rstest]
+#[case::xfs(Xfs, (300 << 20) - 512, false)]
+#[case::xfs_at_its_least(Xfs, 300 << 20, true)]
+#[case::ext3_without_its_journal(FilesystemType::Ext3, 1 << 20, false)]
+#[case::ext4(Ext4, 1 << 20, true)]
+fn a_disk_that_is_too_small_is_not_formatted(
+    #[case] filesystem: FilesystemType,
+    #[case] bytes: u64,
+    #[case] fits: bool,
+) {
+    let mut small = observed(BLANK);
+    small.disk.bytes = bytes;
+    match plan(&wanted(filesystem, &[]), &small, false) {
+        Ok(_) => assert!(fits),
+        Err(error) => assert!(!fits && matches!(error, Error::DiskTooSmall { .. }), "{error}"),
+    }
+    // One that exists is used as it is.
+    small.content = Some(found(filesystem.name(), Finished));
+    plan(&wanted(filesystem, &[]), &small, false).unwrap();
+}
+
 #[test]
 fn the_record_is_there_from_before_mkfs_until_before_the_mount() {
     let steps = plan(&wanted(Xfs, &["noatime"]), &observed(BLANK), false).unwrap();

@@ -114,6 +114,9 @@ pub(crate) enum Cause {
     Attaching(VolumeStatus),
     /// The volume is on its way out.
     Detaching(Option<VolumeStatus>),
+    /// The VMI has ended with the volume. KubeVirt takes no volume out of an ended VMI; with the run strategies `Once` and
+    /// `Manual` it does not delete the VMI either. The phase alone does not prove that nothing writes any more.
+    Ended,
     /// The VM is coming up.
     Starting(String),
     /// The VMI is being stopped.
@@ -234,17 +237,23 @@ fn detach(observed: &Observed) -> Step {
         // phase.
         (SpecEntry::Hotplugged, _) => Step::Call(HotplugCall::Remove),
         (SpecEntry::Absent, Seen::Unseen) => Step::Wait(Cause::VmiUnseen),
-        (SpecEntry::Absent, Seen::Present(vmi)) if vmi.has_volume() => {
-            Step::Wait(Cause::Detaching(vmi.status.clone()))
-        }
+        (SpecEntry::Absent, Seen::Present(vmi)) if vmi.has_volume() => Step::Wait(leaving(vmi)),
         (SpecEntry::Absent, Seen::Absent | Seen::Present(_)) => Step::Done,
     }
 }
 
 fn detach_without_vm(vmi: &Seen<VmiView>) -> Step {
     match vmi {
-        Seen::Present(vmi) if vmi.has_volume() => Step::Wait(Cause::Detaching(vmi.status.clone())),
+        Seen::Present(vmi) if vmi.has_volume() => Step::Wait(leaving(vmi)),
         Seen::Unseen | Seen::Absent | Seen::Present(_) => Step::Wait(Cause::VmUnseen),
+    }
+}
+
+/// Why a VMI still has a volume that is to leave it.
+fn leaving(vmi: &VmiView) -> Cause {
+    match vmi.phase {
+        VmiPhase::Ended => Cause::Ended,
+        VmiPhase::Starting | VmiPhase::Running | VmiPhase::Unknown(_) => Cause::Detaching(vmi.status.clone()),
     }
 }
 
@@ -359,6 +368,9 @@ impl fmt::Display for Cause {
             Self::Attaching(status) => write!(f, "the volume is being attached: {}", Status(status)),
             Self::Detaching(Some(status)) => write!(f, "the volume is being detached: {}", Status(status)),
             Self::Detaching(None) => f.write_str("the volume is being detached: still in the VMI's spec"),
+            Self::Ended => f.write_str(
+                "the volume is being detached, but its VMI has ended and still has it; if KubeVirt does not delete that VMI (runStrategy Once or Manual), the administrator of the infra cluster must make sure that its virt-launcher pod is gone and delete the VMI",
+            ),
             Self::Starting(status) => write!(f, "the VM is not running yet: {}", known(status)),
             Self::Stopping => f.write_str("the VMI is being stopped"),
             Self::UnknownVmiPhase(phase) => {

@@ -143,7 +143,8 @@ pub enum VmiPhase {
     Starting,
     /// Running.
     Running,
-    /// Ended: `Succeeded` or `Failed`; it holds no disks any more.
+    /// Ended: `Succeeded` or `Failed`. The phase does not prove that its pods are gone, and its spec and status keep their
+    /// volumes.
     Ended,
     /// A phase that this program does not know.
     Unknown(String),

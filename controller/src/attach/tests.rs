@@ -67,6 +67,26 @@ fn what_is_leaving_is_neither_added_nor_gone(#[case] view: VmiView) {
 }
 
 #[rstest]
+#[case::in_spec_and_status(vmi(true, Some(VolumePhase::Ready)))]
+#[case::in_spec(vmi(true, None))]
+#[case::in_status(vmi(false, Some(VolumePhase::Detaching)))]
+fn a_volume_of_an_ended_vmi_is_not_gone_and_the_wait_says_who_can_help(#[case] mut view: VmiView) {
+    view.phase = VmiPhase::Ended;
+    for automatic in [true, false] {
+        let machine = VmView { automatic, ..vm(SpecEntry::Absent) };
+        assert_eq!(next(&seen(machine, view.clone()), Wanted::Detached), Step::Wait(Cause::Ended));
+    }
+    let unseen = Observed { vm: Seen::Unseen, vmi: Seen::Present(view.clone()) };
+    assert_eq!(next(&unseen, Wanted::Detached), Step::Wait(Cause::Ended));
+    assert!(Cause::Ended.to_string().contains("delete the VMI"));
+    // Its object is what counts: without the volume, or without the object, it is gone.
+    let without = VmiView { in_spec: false, status: None, ..view };
+    assert_eq!(next(&seen(vm(SpecEntry::Absent), without), Wanted::Detached), Step::Done);
+    let deleted = Observed { vm: Seen::Present(vm(SpecEntry::Absent)), vmi: Seen::Absent };
+    assert_eq!(next(&deleted, Wanted::Detached), Step::Done);
+}
+
+#[rstest]
 #[case(Request::Add)]
 #[case(Request::Remove)]
 fn an_accepted_call_is_waited_out(#[case] request: Request) {

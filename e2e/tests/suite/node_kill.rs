@@ -25,7 +25,11 @@ use crate::{
     disk_content::check,
     fixture::Fixture,
     node_socket::{KUBELET_DEADLINE, NodeSocket, target},
-    rows,
+    rows::{
+        self,
+        Row::{self, Kind, Like},
+        chosen,
+    },
 };
 
 tests! {
@@ -54,6 +58,32 @@ const XFS_BYTES: u64 = 320 * MIB;
 const EXT4_WRITES: u64 = MIB / 4;
 const XFS_WRITES: u64 = 16 * MIB;
 
+/// Which call is killed when, in rounds: in each the volumes are staged, published, unpublished and unstaged, and a call without a
+/// row is only made.
+const KILLS: [[(Row, Call, Moment); 4]; 3] = [
+    [
+        (Kind, Call::Stage, Moment::Working(WORKING)),
+        (Kind, Call::Publish, Moment::Working(WORKING)),
+        (Kind, Call::Unpublish, Moment::Working(WORKING)),
+        (Kind, Call::Unstage, Moment::Working(WORKING)),
+    ],
+    [
+        (Kind, Call::Stage, Moment::Before),
+        (Like(NOT_BEGUN), Call::Publish, Moment::Before),
+        (Like(NOT_BEGUN), Call::Unpublish, Moment::Before),
+        (Like(NOT_BEGUN), Call::Unstage, Moment::Before),
+    ],
+    [
+        (Kind, Call::Stage, Moment::After),
+        (Like("stage: the next process finds the mount"), Call::Publish, Moment::After),
+        (Like("unstage: the next process finds no mount"), Call::Unpublish, Moment::After),
+        (Kind, Call::Unstage, Moment::After),
+    ],
+];
+/// Why it does not matter which call had not begun.
+const NOT_BEGUN: &str =
+    "stage: nothing of the call has begun, and the next process is asked as if it were the first";
+
 /// A volume and how it is used.
 struct Used<'a> {
     disk: BareDisk<'a>,
@@ -61,7 +91,7 @@ struct Used<'a> {
 }
 
 /// A call that changes something.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Call {
     Stage,
     Publish,
@@ -74,7 +104,7 @@ enum Call {
 enum Moment {
     /// The call is sent, and not begun.
     Before,
-    /// So long after it was sent.
+    /// So long after it was sent; in a table, at most so long.
     Working(Duration),
     /// It is done; to the next driver process this is a lost reply.
     After,
@@ -108,17 +138,20 @@ async fn each_call_killed_is_done_by_its_repetition(fixture: Fixture) -> Result<
         disk.plug().await?;
         volumes.push(Used { disk, capability });
     }
-    let working = |random: &mut Random| Moment::Working(Duration::from_millis(random.below(WORKING)));
-    for round in 0..3 {
+    for (round, kills) in KILLS.into_iter().enumerate() {
+        let kills = chosen(kills.map(|(row, call, moment)| (row, (call, moment))));
         for call in [Call::Stage, Call::Publish, Call::Unpublish, Call::Unstage] {
-            let moment = match round {
-                0 => working(&mut random),
-                1 => Moment::Before,
-                _ => Moment::After,
-            };
-            killed(&node, &volumes, call, moment)
-                .await
-                .with_context(|| format!("{call:?} killed {moment}"))?;
+            if let Some((_, moment)) = kills.iter().find(|(of, _)| *of == call) {
+                let moment = match *moment {
+                    Moment::Working(most) => Moment::Working(Duration::from_millis(random.below(most))),
+                    moment => moment,
+                };
+                killed(&node, &volumes, call, moment)
+                    .await
+                    .with_context(|| format!("{call:?} killed {moment}"))?;
+            } else {
+                repeat(&node, &volumes, call).await?;
+            }
             if matches!(call, Call::Publish) {
                 keeps_data(&node, &volumes, round).await?;
             }
@@ -187,7 +220,7 @@ fn reading<'a>(volumes: impl IntoIterator<Item = &'a Used<'a>>) -> Deadline {
 }
 
 /// The file of the last round is there, and can be written again.
-async fn keeps_data(node: &NodeSocket<'_>, volumes: &[Used<'_>], round: u32) -> Result<()> {
+async fn keeps_data(node: &NodeSocket<'_>, volumes: &[Used<'_>], round: usize) -> Result<()> {
     for Used { disk, .. } in &volumes[..2] {
         let file = format!("{}/file", target(&disk.volume));
         if round > 0 {

@@ -12,6 +12,7 @@ use csi_proto::v1::{
 };
 use infra::Infra;
 use prometheus_client::registry::Registry;
+use serving::Tasks;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -57,10 +58,10 @@ struct Shared {
 }
 
 impl Controller {
-    /// A controller over one infra cluster. Makes no call.
-    pub fn new(infra: Infra, settings: ControllerSettings) -> Self {
+    /// A controller over one infra cluster. Makes no call. `tasks` owns the workers of the VMs' queues.
+    pub fn new(infra: Infra, settings: ControllerSettings, tasks: &Tasks) -> Self {
         let (operations, waits) = (Operations::default(), Waits::default());
-        let queues = VmQueues::new(&infra, operations.tasks(), &waits);
+        let queues = VmQueues::new(&infra, tasks, operations.tasks(), &waits);
         Self { shared: Arc::new(Shared { infra, queues, operations, waits, settings }) }
     }
 
@@ -77,12 +78,9 @@ impl Controller {
         registry.register_collector(Box::new(OldestOperation(self.shared.operations.in_flight().clone())));
     }
 
-    /// Why this process will not recover by itself, if so: an operation hangs that should have ended long ago, or the
-    /// queue of a VM has panicked. An infra cluster that does not answer is no such reason.
+    /// Why this process will not recover by itself, if so: an operation hangs that should have ended long ago. An infra
+    /// cluster that does not answer is no such reason.
     pub fn wedged(&self) -> Option<String> {
-        if self.shared.queues.has_panicked() {
-            return Some("the queue of hotplug changes of a VM panicked".to_owned());
-        }
         let late = self.shared.operations.in_flight().overdue()?;
         Some(format!("an operation still runs {} s after its deadline", late.as_secs()))
     }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -343,7 +343,7 @@ impl NodeController {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Memory>> {
-        self.memory.lock().expect("no holder of this lock panics")
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::watch;
@@ -146,7 +146,7 @@ impl MachineIndex {
     }
 
     fn lock(&self) -> MutexGuard<'_, Snapshot> {
-        self.snapshot.lock().expect("no holder of this lock panics")
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -27,5 +27,4 @@ pub mod nodes;
 pub mod program;
 pub mod provider_id;
 pub mod queue_metrics;
-pub mod secure_endpoint;
 pub mod wire;

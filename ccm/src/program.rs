@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// The crates whose debug lines `--v=4` and `--v=5` show.
-const OWN_CRATES: &[&str] = &["ccm", "kubevirt_cloud_controller_manager", "serving"];
+const OWN_CRATES: &[&str] = &["ccm", "kubevirt_cloud_controller_manager", "secure_serving", "serving"];
 /// The prefix of the metrics that only we have.
 const METRICS_PREFIX: &str = "kubevirt_ccm";
 /// The framework's names of controllers in metrics; that of the service controller is also its queue's.

@@ -7,8 +7,9 @@ use tokio_rustls::rustls::client::ResolvesClientCert;
 use tokio_rustls::rustls::sign::CertifiedKey;
 
 use super::*;
-use crate::secure_endpoint::pki::{Ca, Identity, client, early, expired, member, server};
-use crate::secure_endpoint::trust::{Trust, TrustSources};
+use crate::front_proxy::FrontProxyRules;
+use crate::pki::{Ca, Identity, client, early, expired, member, server};
+use crate::trust::{Trust, TrustSources};
 
 /// How soon files are read again in these tests.
 const INTERVAL: Duration = Duration::from_millis(10);

@@ -1,16 +1,17 @@
 //! Which authorities are trusted, and when that changes.
 
+use std::sync::Mutex;
+
 use futures::stream;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::runtime::watcher::{Error, Event, Result as Watched};
 use serde_json::json;
 use serving::Tasks;
 
-use super::super::pki::{Ca, Identity, client};
 use super::*;
-use crate::fake_api::{FakeApi, failure};
+use crate::pki::{Ca, Identity, client};
 
-const CONFIG_MAPS: &str = "GET /api/v1/namespaces/kube-system/configmaps";
+const CONFIG_MAPS: &str = "/api/v1/namespaces/kube-system/configmaps";
 const INTERVAL: Duration = Duration::from_millis(10);
 
 /// The content that an API server publishes.
@@ -54,7 +55,7 @@ struct World {
 impl World {
     fn wanting(wanted: Wanted) -> Self {
         let (trusted, now) = watch::channel(Trusted::default());
-        Self { lookup: Lookup::new(wanted, false, Arc::new(trusted)), trust: Trust(now) }
+        Self { lookup: Lookup::new(wanted, "guest", false, Arc::new(trusted)), trust: Trust(now) }
     }
 
     fn new() -> Self {
@@ -80,9 +81,44 @@ fn user(trust: &Trust, identity: &Identity) -> Result<Option<String>, Unproved> 
     Ok(trust.user(&presented, &headers)?.map(|user| user.name))
 }
 
+fn refusal() -> serde_json::Value {
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403})
+}
+
+/// An API server with one answer to every request for the published ConfigMap, and the number of its requests.
+#[derive(Clone)]
+struct ConfigMaps(Arc<Mutex<(u16, serde_json::Value, usize)>>);
+
+impl ConfigMaps {
+    fn answering(code: u16, body: serde_json::Value) -> Self {
+        Self(Arc::new(Mutex::new((code, body, 0))))
+    }
+
+    fn answer(&self, code: u16, body: serde_json::Value) {
+        let mut state = self.0.lock().unwrap();
+        (state.0, state.1) = (code, body);
+    }
+
+    fn requests(&self) -> usize {
+        self.0.lock().unwrap().2
+    }
+
+    fn client(&self) -> Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            assert_eq!((request.method(), request.uri().path()), (&http::Method::GET, CONFIG_MAPS));
+            let mut state = api.0.lock().unwrap();
+            state.2 += 1;
+            let answer = http::Response::builder().status(state.0);
+            let answer = answer.body(kube::client::Body::from(state.1.to_string().into_bytes()));
+            async { answer }
+        });
+        Client::new(service, "default")
+    }
+}
+
 fn forbidden() -> Error {
-    let status =
-        serde_json::from_value::<kube::core::Status>(failure(403, "Forbidden", &json!({})).1).unwrap();
+    let status = serde_json::from_value::<kube::core::Status>(refusal()).unwrap();
     Error::InitialListFailed(kube::Error::Api(status.boxed()))
 }
 
@@ -175,14 +211,12 @@ async fn a_refusal_ends_the_watch() {
 
 #[tokio::test]
 async fn a_right_that_comes_later_is_used() {
-    let (published, api) = (Published::new(), FakeApi::default());
+    let (published, api) = (Published::new(), ConfigMaps::answering(403, refusal()));
     let reader = published.clients.sign(&client("reader"));
-    let (code, body) = failure(403, "Forbidden", &json!({}));
-    api.answer(CONFIG_MAPS, code, body);
     let sources = TrustSources { lookup: Some(api.client()), ..TrustSources::default() };
     let trust = Trust::rereading(sources, INTERVAL, &Tasks::default()).unwrap();
     let becomes = async |wanted: Option<&str>, calls: usize| {
-        while user(&trust, &reader).unwrap().as_deref() != wanted || api.made("GET").len() < calls {
+        while user(&trust, &reader).unwrap().as_deref() != wanted || api.requests() < calls {
             tokio::time::sleep(INTERVAL).await;
         }
     };
@@ -190,7 +224,7 @@ async fn a_right_that_comes_later_is_used() {
     tokio::time::timeout(within, becomes(None, 2)).await.unwrap();
     let list = json!({"apiVersion": "v1", "kind": "ConfigMapList", "metadata": {"resourceVersion": "1"},
         "items": [published.map()]});
-    api.answer(CONFIG_MAPS, 200, list);
+    api.answer(200, list);
     tokio::time::timeout(within, becomes(Some("reader"), 3)).await.unwrap();
 }
 

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 /// Reads after each `interval`, as long as `shown` has a receiver. `read` returns what is newer, and `take` stores it.
 /// If a file can't be read, nothing changes, because it may be half written, and the error is logged once. `what` names
 /// the content of the files in log lines.
-pub(super) async fn reread<S, N, E>(
+pub(crate) async fn reread<S, N, E>(
     shown: &watch::Sender<S>,
     interval: Duration,
     what: &str,
@@ -33,7 +33,7 @@ pub(super) async fn reread<S, N, E>(
                 }
             }
             Err(error) if !std::mem::replace(&mut failing, true) => {
-                let error = crate::access::chain(&error);
+                let error = cluster::chain(&error);
                 tracing::warn!(error, "the {what} can not be read again; what is in use stays");
             }
             Err(_) => {}

@@ -12,7 +12,7 @@ const UNAUTHENTICATED: &str = "system:unauthenticated";
 const AUTHENTICATED: &str = "system:authenticated";
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct User {
+pub(crate) struct User {
     pub name: String,
     pub uid: String,
     pub groups: Vec<String>,
@@ -20,14 +20,14 @@ pub(super) struct User {
 }
 
 impl User {
-    pub(super) fn anonymous() -> Self {
+    pub(crate) fn anonymous() -> Self {
         Self { name: ANONYMOUS.to_owned(), groups: vec![UNAUTHENTICATED.to_owned()], ..Self::default() }
     }
 
     /// Adds the group of all authenticated users, unless the groups already tell whether the user is authenticated
     /// (apiserver library, `AuthenticatedGroupAdder`).
     #[must_use]
-    pub(super) fn authenticated(mut self) -> Self {
+    pub(crate) fn authenticated(mut self) -> Self {
         let known = |group: &String| [AUTHENTICATED, UNAUTHENTICATED].contains(&group.as_str());
         if self.name != ANONYMOUS && !self.groups.iter().any(known) {
             self.groups.push(AUTHENTICATED.to_owned());

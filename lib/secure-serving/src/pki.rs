@@ -12,7 +12,7 @@ const ORGANIZATION: &[u64] = &[2, 5, 4, 10];
 const UID: &[u64] = &[1, 3, 6, 1, 4, 1, 57683, 2];
 
 /// A certificate authority.
-pub(super) struct Ca {
+pub(crate) struct Ca {
     params: CertificateParams,
     key: KeyPair,
     der: CertificateDer<'static>,
@@ -20,19 +20,19 @@ pub(super) struct Ca {
 }
 
 /// A certificate with its key, and the chain to its authority.
-pub(super) struct Identity {
+pub(crate) struct Identity {
     pub chain: Vec<CertificateDer<'static>>,
     pub key: KeyPair,
 }
 
 impl Identity {
-    pub(super) fn key(&self) -> PrivateKeyDer<'static> {
+    pub(crate) fn key(&self) -> PrivateKeyDer<'static> {
         self.key.serialize_der().try_into().unwrap()
     }
 }
 
 /// A certificate for clients, valid now, for `name`; without a common name if that is empty.
-pub(super) fn client(name: &str) -> CertificateParams {
+pub(crate) fn client(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     if !name.is_empty() {
@@ -44,7 +44,7 @@ pub(super) fn client(name: &str) -> CertificateParams {
 }
 
 /// A client in two groups, with a uid.
-pub(super) fn member(name: &str, groups: [&str; 2], uid: &str) -> CertificateParams {
+pub(crate) fn member(name: &str, groups: [&str; 2], uid: &str) -> CertificateParams {
     let mut params = client(name);
     let subject = &mut params.distinguished_name;
     subject.push(DnType::OrganizationName, groups[0]);
@@ -54,48 +54,48 @@ pub(super) fn member(name: &str, groups: [&str; 2], uid: &str) -> CertificatePar
 }
 
 /// A client certificate that has expired.
-pub(super) fn expired(name: &str) -> CertificateParams {
+pub(crate) fn expired(name: &str) -> CertificateParams {
     let mut params = client(name);
     params.not_after = date_time_ymd(2020, 1, 1);
     params
 }
 
 /// A client certificate that is not valid yet.
-pub(super) fn early(name: &str) -> CertificateParams {
+pub(crate) fn early(name: &str) -> CertificateParams {
     let mut params = client(name);
     params.not_before = date_time_ymd(4000, 1, 1);
     params
 }
 
 /// A certificate for servers only.
-pub(super) fn server(name: &str) -> CertificateParams {
+pub(crate) fn server(name: &str) -> CertificateParams {
     let mut params = client(name);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params
 }
 
 impl Ca {
-    pub(super) fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let (params, key) = (authority(name), KeyPair::generate().unwrap());
         let certificate = params.self_signed(&key).unwrap();
         Self { params, der: certificate.der().clone(), pem: certificate.pem(), key }
     }
 
     /// An authority that this one has signed.
-    pub(super) fn below(&self, name: &str) -> Self {
+    pub(crate) fn below(&self, name: &str) -> Self {
         let (params, key) = (authority(name), KeyPair::generate().unwrap());
         let certificate = params.signed_by(&key, &self.issuer()).unwrap();
         Self { params, der: certificate.der().clone(), pem: certificate.pem(), key }
     }
 
-    pub(super) fn sign(&self, params: &CertificateParams) -> Identity {
+    pub(crate) fn sign(&self, params: &CertificateParams) -> Identity {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer()).unwrap();
         Identity { chain: vec![certificate.der().clone()], key }
     }
 
     /// Signs a certificate and adds this authority's own certificate to the chain.
-    pub(super) fn sign_with_chain(&self, params: &CertificateParams) -> Identity {
+    pub(crate) fn sign_with_chain(&self, params: &CertificateParams) -> Identity {
         let mut identity = self.sign(params);
         identity.chain.push(self.der.clone());
         identity

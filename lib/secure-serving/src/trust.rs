@@ -1,5 +1,5 @@
 //! Which client certificates are trusted: those that are signed by authorities in files, or else by the authorities
-//! that the guest cluster's API server publishes in a ConfigMap. Both change while the program runs. Without known
+//! that the API server publishes in a ConfigMap. Both change while the program runs. Without known
 //! authorities no certificate is trusted; authorities that were read stay in use until newer ones are read.
 
 mod files;
@@ -15,21 +15,23 @@ use serving::Tasks;
 use tokio::sync::watch;
 use tokio_rustls::rustls::pki_types::UnixTime;
 
-use super::certificate::{Authority, BundleError, Presented, Unproved};
-use super::front_proxy::{FrontProxy, FrontProxyRules};
-use super::tls::REREAD_INTERVAL;
-use super::user::User;
+use crate::certificate::{Authority, BundleError, Presented, Subject, Unproved};
+use crate::front_proxy::{FrontProxy, FrontProxyRules};
+use crate::tls::REREAD_INTERVAL;
+use crate::user::User;
 use files::CaFile;
 use lookup::Lookup;
 
 /// Where authorities come from.
 #[derive(Default)]
-pub struct TrustSources {
+pub(crate) struct TrustSources {
     /// Authorities of clients, in PEM.
     pub client_ca: Option<PathBuf>,
     /// Authorities of front proxies, in PEM, and what their headers are.
     pub front_proxy: Option<(PathBuf, FrontProxyRules)>,
-    /// The cluster whose API server publishes the authorities that no file gives. `None` = do not ask.
+    /// The name of the cluster that publishes authorities, for log lines.
+    pub cluster: &'static str,
+    /// The API server that publishes the authorities that no file gives. `None` = do not ask.
     pub lookup: Option<Client>,
     /// Whether a failure to read them is expected.
     pub tolerate_failure: bool,
@@ -46,11 +48,11 @@ pub struct TrustError {
 
 /// The trusted authorities, kept up to date. At first there are only those from files.
 #[derive(Clone)]
-pub struct Trust(watch::Receiver<Trusted>);
+pub(crate) struct Trust(watch::Receiver<Trusted>);
 
 /// The trusted authorities at one moment.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Trusted {
+pub(crate) struct Trusted {
     clients: Option<Authority>,
     front_proxy: Option<Arc<FrontProxy>>,
 }
@@ -60,11 +62,11 @@ impl Trust {
     ///
     /// # Errors
     /// A file can't be used.
-    pub fn start(sources: TrustSources, tasks: &Tasks) -> Result<Self, TrustError> {
+    pub(crate) fn start(sources: TrustSources, tasks: &Tasks) -> Result<Self, TrustError> {
         Self::rereading(sources, REREAD_INTERVAL, tasks)
     }
 
-    pub(super) fn rereading(
+    pub(crate) fn rereading(
         sources: TrustSources,
         interval: Duration,
         tasks: &Tasks,
@@ -84,8 +86,9 @@ impl Trust {
             CaFile::follow(path, interval, &trusted, tasks, take)?;
         }
         if let Some(client) = sources.lookup.filter(|_| wanted != Wanted::default()) {
-            let lookup = Lookup::new(wanted, sources.tolerate_failure, Arc::clone(&trusted));
-            tasks.spawn_until_done("the reader of the guest's certificate authorities", async move {
+            let lookup = Lookup::new(wanted, sources.cluster, sources.tolerate_failure, Arc::clone(&trusted));
+            let task = format!("the reader of the {} cluster's certificate authorities", sources.cluster);
+            tasks.spawn_until_done(task, async move {
                 tokio::select! {
                     () = trusted.closed() => {}
                     () = lookup.run(client, interval) => {}
@@ -96,12 +99,13 @@ impl Trust {
     }
 
     /// Trusts no certificate.
-    pub fn nobody() -> Self {
+    #[cfg(test)]
+    pub(crate) fn nobody() -> Self {
         Self(watch::channel(Trusted::default()).1)
     }
 
     /// The user that the certificates prove: the one that a front proxy names, otherwise their own subject.
-    pub(super) fn user(&self, presented: &Presented, headers: &HeaderMap) -> Result<Option<User>, Unproved> {
+    pub(crate) fn user(&self, presented: &Presented, headers: &HeaderMap) -> Result<Option<User>, Unproved> {
         if presented.is_empty() {
             return Ok(None);
         }
@@ -124,7 +128,7 @@ impl Trusted {
         }
         let own = self.clients.as_ref().map(|authority| authority.verify(presented, now)).transpose()?;
         // A client that proves no user of its own is not anonymous either, if it tried to speak for another user.
-        own.and_then(super::certificate::Subject::user).map_or(named, |user| Ok(Some(user)))
+        own.and_then(Subject::user).map_or(named, |user| Ok(Some(user)))
     }
 }
 

@@ -8,8 +8,8 @@ use axum::http::{HeaderMap, HeaderValue};
 use percent_encoding::percent_decode_str;
 use tokio_rustls::rustls::pki_types::UnixTime;
 
-use super::certificate::{Authority, Presented, Unproved};
-use super::user::User;
+use crate::certificate::{Authority, Presented, Unproved};
+use crate::user::User;
 
 /// Which front proxies are trusted, and which headers they send.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,14 +27,14 @@ pub struct FrontProxyRules {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct FrontProxy {
+pub(crate) struct FrontProxy {
     pub authority: Authority,
     pub rules: FrontProxyRules,
 }
 
 impl FrontProxy {
     /// The user that the headers name; `None` if they name none.
-    pub(super) fn user(
+    pub(crate) fn user(
         &self,
         presented: &Presented,
         headers: &HeaderMap,

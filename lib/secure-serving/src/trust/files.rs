@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use tokio_rustls::rustls::pki_types::pem::Error as PemError;
 
 use super::{TrustError, Trusted};
-use crate::secure_endpoint::certificate::{Authority, BundleError};
-use crate::secure_endpoint::reread::reread;
+use crate::certificate::{Authority, BundleError};
+use crate::reread::reread;
 
 pub(super) struct CaFile {
     path: PathBuf,

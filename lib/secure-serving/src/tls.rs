@@ -19,8 +19,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs
 use tokio_rustls::rustls::{ServerConfig, SupportedCipherSuite, version};
 use tokio_rustls::server::TlsStream;
 
-use super::certificate::{AnyKeyHolder, Presented};
-use super::reread::reread;
+use crate::certificate::{AnyKeyHolder, Presented};
+use crate::reread::reread;
 
 /// Timeout of a handshake: a client that connects and sends nothing must not keep a socket.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -29,11 +29,11 @@ const BACKLOG: usize = 16;
 /// Pause after a failed `accept`: it takes a moment until file descriptors are free again.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How often certificate and key are read again (apiserver library, `dynamiccertificates.FileRefreshDuration`).
-pub(super) const REREAD_INTERVAL: Duration = Duration::from_mins(1);
-/// The value of `--tls-min-version` that excludes TLS 1.2.
+pub(crate) const REREAD_INTERVAL: Duration = Duration::from_mins(1);
+/// The lowest version that excludes TLS 1.2, by its Go name.
 const ONLY_13: &str = "VersionTLS13";
 
-/// The settings of `--tls-*`.
+/// How TLS is served.
 #[derive(Clone, Debug, Default)]
 pub struct Tls {
     /// Certificate and key. `None` = a self-signed certificate, made at each start.
@@ -133,17 +133,17 @@ fn read(certificate: &PathBuf, key: &PathBuf) -> Result<Identity, TlsError> {
 }
 
 /// Accepts connections and returns those whose handshake is done.
-pub(super) struct TlsListener {
-    pub(super) address: SocketAddr,
+pub(crate) struct TlsListener {
+    pub(crate) address: SocketAddr,
     ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
 }
 
 impl TlsListener {
-    pub(super) async fn bind(address: SocketAddr, tls: &Tls, tasks: &Tasks) -> Result<Self, TlsError> {
+    pub(crate) async fn bind(address: SocketAddr, tls: &Tls, tasks: &Tasks) -> Result<Self, TlsError> {
         Self::bind_rereading(address, tls, REREAD_INTERVAL, tasks).await
     }
 
-    pub(super) async fn bind_rereading(
+    pub(crate) async fn bind_rereading(
         address: SocketAddr,
         tls: &Tls,
         interval: Duration,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cluster::{chain, status_code};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::ListParams;
@@ -14,10 +15,8 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::{FrontProxy, Trusted, Wanted};
-use crate::access::chain;
-use crate::call::status_code;
-use crate::secure_endpoint::certificate::{Authority, BundleError};
-use crate::secure_endpoint::front_proxy::FrontProxyRules;
+use crate::certificate::{Authority, BundleError};
+use crate::front_proxy::FrontProxyRules;
 
 /// Its namespace, name and keys (apiserver library, `server/options/authentication.go`).
 const NAMESPACE: &str = "kube-system";
@@ -42,6 +41,7 @@ type Data = BTreeMap<String, String>;
 /// Follows the ConfigMap.
 pub(super) struct Lookup {
     wanted: Wanted,
+    cluster: &'static str,
     tolerate_failure: bool,
     trusted: Arc<watch::Sender<Trusted>>,
     said: Option<String>,
@@ -65,8 +65,13 @@ enum PublishedError {
 }
 
 impl Lookup {
-    pub(super) fn new(wanted: Wanted, tolerate_failure: bool, trusted: Arc<watch::Sender<Trusted>>) -> Self {
-        Self { wanted, tolerate_failure, trusted, said: None }
+    pub(super) fn new(
+        wanted: Wanted,
+        cluster: &'static str,
+        tolerate_failure: bool,
+        trusted: Arc<watch::Sender<Trusted>>,
+    ) -> Self {
+        Self { wanted, cluster, tolerate_failure, trusted, said: None }
     }
 
     /// Follows the ConfigMap, without end. If RBAC refuses that, it tries a list after each `pause`, because the right
@@ -131,7 +136,8 @@ impl Lookup {
         } else {
             self.said = None;
             tracing::info!(
-                "read whom the guest cluster's API server believes (ConfigMap {NAMESPACE}/{NAME})"
+                "read whom the {} cluster's API server believes (ConfigMap {NAMESPACE}/{NAME})",
+                self.cluster
             );
         }
     }
@@ -141,7 +147,7 @@ impl Lookup {
         if self.said.as_ref() == Some(&error) {
             return;
         }
-        let what = format!("can't use the guest cluster's ConfigMap {NAMESPACE}/{NAME}; {OFF}");
+        let what = format!("can't use the {} cluster's ConfigMap {NAMESPACE}/{NAME}; {OFF}", self.cluster);
         if self.tolerate_failure {
             tracing::info!(error, "{what}");
         } else {

@@ -15,7 +15,7 @@ use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use tokio_rustls::rustls::{DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use x509_parser::prelude::{AttributeTypeAndValue, FromDer, X509Certificate};
 
-use super::user::User;
+use crate::user::User;
 
 /// The attribute of a subject that has the user's uid (apimachinery, `asn1.X509UID`).
 const UID_ATTRIBUTE: &str = "1.3.6.1.4.1.57683.2";
@@ -24,15 +24,15 @@ const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 
 /// The certificates that a client presented, its own first. None of them is verified yet.
 #[derive(Clone, Debug)]
-pub(super) struct Presented(pub Arc<[CertificateDer<'static>]>);
+pub(crate) struct Presented(pub Arc<[CertificateDer<'static>]>);
 
 /// A bundle of certificate authorities for clients.
 #[derive(Clone, Debug)]
-pub(super) struct Authority(Arc<dyn ClientCertVerifier>);
+pub(crate) struct Authority(Arc<dyn ClientCertVerifier>);
 
 /// The content of a verified certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Subject {
+pub(crate) struct Subject {
     /// Empty if the certificate has none.
     pub common_name: String,
     organizations: Vec<String>,
@@ -56,7 +56,7 @@ pub enum BundleError {
 
 /// Why the certificates of a client prove no user.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unproved {
+pub(crate) enum Unproved {
     #[error("the client certificate is not verified")]
     Certificate(#[from] Error),
     #[error("the subject of the client certificate can't be read")]
@@ -68,14 +68,14 @@ pub(super) enum Unproved {
 }
 
 impl Presented {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
 impl Authority {
     /// Reads the authorities of a bundle in PEM.
-    pub(super) fn of_bundle(bundle: &[u8]) -> Result<Self, BundleError> {
+    pub(crate) fn of_bundle(bundle: &[u8]) -> Result<Self, BundleError> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(bundle) {
             roots.add(certificate?)?;
@@ -85,7 +85,7 @@ impl Authority {
     }
 
     /// Verifies the chain, the period of validity, and that the certificate is for clients.
-    pub(super) fn verify(&self, presented: &Presented, now: UnixTime) -> Result<Subject, Unproved> {
+    pub(crate) fn verify(&self, presented: &Presented, now: UnixTime) -> Result<Subject, Unproved> {
         let (own, others) = presented.0.split_first().ok_or(Error::NoCertificatesPresented)?;
         self.0.verify_client_cert(own, others, now)?;
         Subject::of(own)
@@ -117,7 +117,7 @@ impl Subject {
     }
 
     /// The user of this subject; `None` without a common name.
-    pub(super) fn user(self) -> Option<User> {
+    pub(crate) fn user(self) -> Option<User> {
         let extra = [(CREDENTIAL_ID.to_owned(), vec![format!("X509SHA256={}", self.fingerprint)])];
         let user =
             User { name: self.common_name, uid: self.uid, groups: self.organizations, extra: extra.into() };
@@ -128,7 +128,7 @@ impl Subject {
 /// Asks each client for a certificate and accepts any whose key the client holds, as Go's `RequestClientCert` does.
 /// Which user it proves is decided at each request, by the authorities at that time.
 #[derive(Debug)]
-pub(super) struct AnyKeyHolder(pub WebPkiSupportedAlgorithms);
+pub(crate) struct AnyKeyHolder(pub WebPkiSupportedAlgorithms);
 
 impl ClientCertVerifier for AnyKeyHolder {
     fn client_auth_mandatory(&self) -> bool {

@@ -1,10 +1,11 @@
-//! A real TLS endpoint with a guest cluster that knows two tokens.
+//! A real TLS endpoint with an API server that knows two tokens.
 
 mod certificates;
 
 use serving::metrics_page::OPENMETRICS;
 
 use super::*;
+use crate::reviews::ReviewTimes;
 use kube::client::{Body, Client};
 use serde_json::json;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -146,11 +147,12 @@ async fn endpoint(client: Client, tls: &Tls) -> (SocketAddr, CancellationToken) 
 
 async fn endpoint_trusting(trust: Trust, client: Client, tls: &Tls) -> (SocketAddr, CancellationToken) {
     let free = ["/healthz", "/readyz", "/livez"].map(str::to_owned).to_vec();
-    let reviews = Reviews::new(trust, client.clone(), client, free, TIMES);
+    let reviews = Reviews::new(trust, "guest", client.clone(), client, free, TIMES);
     let address = "127.0.0.1:0".parse().unwrap();
-    let registry = (Arc::new(Registry::default()), FrameworkMetrics::default());
-    let (config, tasks) = (json!({ "a": 1 }), Tasks::default());
-    let endpoint = SecureEndpoint::bind(address, tls, reviews, registry, config, &tasks).await.unwrap();
+    let shown =
+        Shown { registry: Registry::default(), config: json!({ "a": 1 }), health_checked: Box::new(|_| {}) };
+    let tasks = Tasks::default();
+    let endpoint = SecureEndpoint::reviewing(address, tls, reviews, shown, &tasks).await.unwrap();
     let (address, stop) = (endpoint.local_addr(), CancellationToken::new());
     tokio::spawn(endpoint.serve(stop.clone()));
     (address, stop)
@@ -221,7 +223,7 @@ async fn a_renewed_certificate_is_taken_up_when_it_is_whole() {
     std::fs::write(&key, &first.1).unwrap();
     let tls = Tls { files: Some((certificate.clone(), key.clone())), ..Tls::default() };
     let (address, tasks) = ("127.0.0.1:0".parse().unwrap(), Tasks::default());
-    let listener = tls::TlsListener::bind_rereading(address, &tls, INTERVAL, &tasks).await;
+    let listener = TlsListener::bind_rereading(address, &tls, INTERVAL, &tasks).await;
     let listener = listener.unwrap();
     let address = listener.address;
     assert_eq!(shown(address).await, first.2);

@@ -1,65 +1,87 @@
-//! The HTTPS endpoint, port 10258. Every client may read `/healthz`, `/livez` and `/readyz`. `/metrics` and `/configz`
-//! are for clients that the guest cluster authorizes, by the framework's delegated authentication and authorization.
+//! The routes, and the check in front of each.
 
-mod certificate;
-mod front_proxy;
-#[cfg(test)]
-mod pki;
-mod reread;
-mod reviews;
-mod tls;
-mod trust;
-mod user;
+use std::{net::SocketAddr, sync::Arc};
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-
-use axum::Router;
-use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::{
+    Router,
+    extract::{ConnectInfo, Request, State},
+    http::{StatusCode, header},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::get,
+};
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 use serving::{Tasks, metrics_page::metrics_page};
 use tokio_util::sync::CancellationToken;
 
-use crate::framework_metrics::FrameworkMetrics;
-use certificate::Presented;
-pub use front_proxy::FrontProxyRules;
-use reviews::{Asked, Verdict};
-pub use reviews::{ReviewTimes, Reviews};
-pub use tls::{Tls, TlsError};
-pub use trust::{Trust, TrustError, TrustSources};
+use crate::{
+    certificate::Presented,
+    reviews::{Asked, Reviews, Verdict},
+    settings::SecureServingSettings,
+    tls::{Tls, TlsError, TlsListener},
+    trust::{Trust, TrustError, TrustSources},
+};
 
 /// A bound endpoint.
 pub struct SecureEndpoint {
-    listener: tls::TlsListener,
+    listener: TlsListener,
     router: Router,
 }
 
 /// What the endpoint shows.
-struct Shown {
-    registry: Arc<Registry>,
-    config: Value,
-    health: FrameworkMetrics,
+pub struct Shown {
+    /// The metrics of `/metrics` and `/metrics/slis`.
+    pub registry: Registry,
+    /// The content of `/configz`.
+    pub config: Value,
+    /// Called for each answered health check with its kind: `healthz`, `livez` or `readyz`.
+    pub health_checked: Box<dyn Fn(&'static str) + Send + Sync>,
+}
+
+/// Why the endpoint can't be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// A file of certificate authorities can't be used.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The address is taken, or the certificate can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 impl SecureEndpoint {
-    /// Binds `address`. `config` is shown at `/configz`; `health` counts the checks.
+    /// Binds the address and reads the files that `settings` name. It does not wait for any API server.
     ///
     /// # Errors
-    /// The address is taken, or the certificate can't be used.
+    /// The address is taken, or a file can't be used.
     pub async fn bind(
+        settings: SecureServingSettings,
+        shown: Shown,
+        tasks: &Tasks,
+    ) -> Result<Self, BindError> {
+        let SecureServingSettings { cluster, authentication, authorization, .. } = settings;
+        let sources = TrustSources {
+            client_ca: settings.client_ca,
+            front_proxy: settings.front_proxy,
+            cluster,
+            lookup: settings.lookup.then(|| authentication.clone()),
+            tolerate_failure: settings.tolerate_lookup_failure,
+        };
+        let trust = Trust::start(sources, tasks)?;
+        let (always_allowed, times) = (settings.always_allowed, settings.times);
+        let reviews = Reviews::new(trust, cluster, authentication, authorization, always_allowed, times);
+        Ok(Self::reviewing(settings.address, &settings.tls, reviews, shown, tasks).await?)
+    }
+
+    async fn reviewing(
         address: SocketAddr,
         tls: &Tls,
         reviews: Reviews,
-        (registry, health): (Arc<Registry>, FrameworkMetrics),
-        config: Value,
+        shown: Shown,
         tasks: &Tasks,
     ) -> Result<Self, TlsError> {
-        let listener = tls::TlsListener::bind(address, tls, tasks).await?;
+        let listener = TlsListener::bind(address, tls, tasks).await?;
         let router = Router::new()
             .route("/healthz", get(async |State(shown): State<Arc<Shown>>| ok(&shown, "healthz")))
             .route("/livez", get(async |State(shown): State<Arc<Shown>>| ok(&shown, "livez")))
@@ -67,7 +89,7 @@ impl SecureEndpoint {
             .route("/metrics", get(metrics))
             .route("/metrics/slis", get(metrics))
             .route("/configz", get(configz))
-            .with_state(Arc::new(Shown { registry, config, health }))
+            .with_state(Arc::new(shown))
             .layer(from_fn_with_state(Arc::new(reviews), guard));
         Ok(Self { listener, router })
     }
@@ -102,14 +124,15 @@ async fn guard(
         Verdict::Unauthenticated => (StatusCode::UNAUTHORIZED, "Unauthorized").into_response(),
         Verdict::Forbidden => (StatusCode::FORBIDDEN, "Forbidden").into_response(),
         Verdict::Unknown => {
-            (StatusCode::INTERNAL_SERVER_ERROR, "the guest cluster did not review it").into_response()
+            let answer = format!("the {} cluster did not review it", reviews.cluster());
+            (StatusCode::INTERNAL_SERVER_ERROR, answer).into_response()
         }
     }
 }
 
 /// One thread does all the work. That it answers proves that it is alive.
 fn ok(shown: &Shown, check: &'static str) -> &'static str {
-    shown.health.answered(check);
+    (shown.health_checked)(check);
     "ok"
 }
 

@@ -1,5 +1,5 @@
-//! Who may read what. A certificate proves the user, or the guest cluster authenticates the token (`TokenReview`); then
-//! the guest cluster authorizes the user (`SubjectAccessReview`). Answers are cached for a short time.
+//! Who may read what. A certificate proves the user, or an API server authenticates the token (`TokenReview`); then an
+//! API server authorizes the user (`SubjectAccessReview`). Answers are cached for a short time.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, header};
+use cluster::chain;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{
     NonResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
@@ -16,9 +17,9 @@ use kube::api::{Api, PostParams};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use super::certificate::Presented;
-use super::trust::Trust;
-use super::user::User;
+use crate::certificate::Presented;
+use crate::trust::Trust;
+use crate::user::User;
 
 /// How many answers are cached; above that the oldest are dropped.
 const CACHE_SIZE: usize = 256;
@@ -38,20 +39,21 @@ pub struct ReviewTimes {
 
 /// The decision about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// It may go on.
     Allowed,
     /// The credentials prove no user.
     Unauthenticated,
     /// The user may not make this request.
     Forbidden,
-    /// The guest cluster did not answer.
+    /// The API server did not answer.
     Unknown,
 }
 
 /// Makes reviews and caches the answers.
-pub struct Reviews {
+pub(crate) struct Reviews {
     trust: Trust,
+    cluster: &'static str,
     authentication: Client,
     authorization: Client,
     always_allowed: Vec<String>,
@@ -61,7 +63,7 @@ pub struct Reviews {
 }
 
 /// A request, with the parts that decide about it.
-pub(super) struct Asked<'a> {
+pub(crate) struct Asked<'a> {
     pub path: &'a str,
     pub method: &'a str,
     pub headers: &'a HeaderMap,
@@ -69,20 +71,26 @@ pub(super) struct Asked<'a> {
 }
 
 impl Reviews {
-    /// `trust` verifies certificates. One cluster reviews tokens and one reviews accesses; they are usually the same.
-    /// `always_allowed` paths need no review; a path that ends in `*` stands for all paths with that prefix.
-    pub fn new(
+    /// `trust` verifies certificates. One API server reviews tokens and one reviews accesses; they are usually the
+    /// same. `always_allowed` paths need no review; a path that ends in `*` stands for all paths with that prefix.
+    pub(crate) fn new(
         trust: Trust,
+        cluster: &'static str,
         authentication: Client,
         authorization: Client,
         always_allowed: Vec<String>,
         times: ReviewTimes,
     ) -> Self {
         let (tokens, accesses) = (Cache::default(), Cache::default());
-        Self { trust, authentication, authorization, always_allowed, times, tokens, accesses }
+        Self { trust, cluster, authentication, authorization, always_allowed, times, tokens, accesses }
     }
 
-    pub(super) async fn judge(&self, asked: &Asked<'_>) -> Verdict {
+    /// The name of the cluster that reviews.
+    pub(crate) fn cluster(&self) -> &'static str {
+        self.cluster
+    }
+
+    pub(crate) async fn judge(&self, asked: &Asked<'_>) -> Verdict {
         let free = |allowed: &String| match allowed.strip_suffix('*') {
             Some(prefix) => asked.path.starts_with(prefix),
             None => allowed == asked.path,
@@ -93,12 +101,12 @@ impl Reviews {
         let user = match self.user(asked).await {
             Ok(Some(user)) => user,
             Ok(None) => return Verdict::Unauthenticated,
-            Err(error) => return unknown(&error),
+            Err(error) => return self.unknown(&error),
         };
         match self.may(user, asked.path, &asked.method.to_lowercase()).await {
             Ok(true) => Verdict::Allowed,
             Ok(false) => Verdict::Forbidden,
-            Err(error) => unknown(&error),
+            Err(error) => self.unknown(&error),
         }
     }
 
@@ -108,7 +116,7 @@ impl Reviews {
     async fn user(&self, asked: &Asked<'_>) -> Result<Option<User>, kube::Error> {
         let proved = self.trust.user(asked.presented, asked.headers);
         if let Err(error) = &proved {
-            tracing::debug!(error = crate::access::chain(error), "a client certificate proved nobody");
+            tracing::debug!(error = chain(error), "a client certificate proved nobody");
         }
         let user = match (proved, bearer(asked.headers)) {
             (Ok(Some(user)), _) => Some(user),
@@ -161,11 +169,11 @@ impl Reviews {
         self.accesses.put(key, allowed, holds);
         Ok(allowed)
     }
-}
 
-fn unknown(error: &kube::Error) -> Verdict {
-    tracing::warn!(error = crate::access::chain(error), "the guest cluster did not review a request");
-    Verdict::Unknown
+    fn unknown(&self, error: &kube::Error) -> Verdict {
+        tracing::warn!(error = chain(error), "the {} cluster did not review a request", self.cluster);
+        Verdict::Unknown
+    }
 }
 
 /// The token of a request.

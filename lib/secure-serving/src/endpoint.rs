@@ -68,7 +68,7 @@ impl SecureEndpoint {
             lookup: settings.lookup.then(|| authentication.clone()),
             tolerate_failure: settings.tolerate_lookup_failure,
         };
-        let trust = Trust::start(sources, tasks)?;
+        let trust = Trust::start(sources, tasks).await?;
         let (always_allowed, times) = (settings.always_allowed, settings.times);
         let reviews = Reviews::new(trust, cluster, authentication, authorization, always_allowed, times);
         Ok(Self::reviewing(settings.address, &settings.tls, reviews, shown, tasks).await?)

@@ -1,15 +1,16 @@
 //! A front proxy: it has authenticated the user and names it in headers. The headers count if the authority for front
 //! proxies verifies the proxy's certificate and its name is allowed; headers of any other client are ignored.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use axum::http::{HeaderMap, HeaderValue};
 use percent_encoding::percent_decode_str;
 use tokio_rustls::rustls::pki_types::UnixTime;
 
-use crate::certificate::{Authority, Presented, Unproved};
-use crate::user::User;
+use crate::{
+    certificate::{Authority, Presented, Unproved},
+    user::User,
+};
 
 /// Which front proxies are trusted, and which headers they send.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -12,7 +12,6 @@ mod endpoint;
 mod front_proxy;
 #[cfg(test)]
 mod pki;
-mod reread;
 mod reviews;
 mod settings;
 mod tls;

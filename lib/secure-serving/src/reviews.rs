@@ -1,25 +1,27 @@
 //! Who may read what. A certificate proves the user, or an API server authenticates the token (`TokenReview`); then an
 //! API server authorizes the user (`SubjectAccessReview`). Answers are cached for a short time.
 
-use std::collections::HashMap;
-use std::hash::Hash;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::http::{HeaderMap, header};
 use cluster::chain;
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
-use k8s_openapi::api::authorization::v1::{
-    NonResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
+use k8s_openapi::api::{
+    authentication::v1::{TokenReview, TokenReviewSpec},
+    authorization::v1::{NonResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
 };
-use kube::Client;
-use kube::api::{Api, PostParams};
+use kube::{
+    Client,
+    api::{Api, PostParams},
+};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use crate::certificate::Presented;
-use crate::trust::Trust;
-use crate::user::User;
+use crate::{certificate::Presented, trust::Trust, user::User};
 
 /// How many answers are cached; above that the oldest are dropped.
 const CACHE_SIZE: usize = 256;

@@ -1,26 +1,39 @@
 //! TLS: the certificate, and a listener in which no handshake holds up another connection.
 
-use std::io;
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use axum::extract::connect_info::Connected;
-use axum::serve::{IncomingStream, Listener};
+use axum::{
+    extract::connect_info::Connected,
+    serve::{IncomingStream, Listener},
+};
+use cluster::{Contents, Followed, FromFiles};
 use serving::Tasks;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
-use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio_rustls::rustls::{ServerConfig, SupportedCipherSuite, version};
-use tokio_rustls::server::TlsStream;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, watch},
+    time::{sleep, timeout},
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig, SupportedCipherSuite,
+        crypto::{CryptoProvider, ring},
+        pki_types::{
+            CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+            pem::{Error as PemError, PemObject},
+        },
+        version,
+    },
+    server::TlsStream,
+};
 
 use crate::certificate::{AnyKeyHolder, Presented};
-use crate::reread::reread;
 
 /// Timeout of a handshake: a client that connects and sends nothing must not keep a socket.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -74,9 +87,28 @@ pub enum TlsError {
 }
 
 impl Tls {
-    fn config(&self) -> Result<ServerConfig, TlsError> {
+    /// The suites that are both requested and safe. Those of TLS 1.3 can't be chosen, as in Go.
+    fn suites(&self) -> Vec<SupportedCipherSuite> {
+        let all = ring::default_provider().cipher_suites;
+        if self.cipher_suites.is_empty() {
+            return all;
+        }
+        let asked = |suite: &SupportedCipherSuite| {
+            let name = format!("{:?}", suite.suite());
+            // Go writes TLS_…, and CHACHA20_POLY1305 with or without its hash.
+            suite.tls13().is_some() || self.cipher_suites.iter().any(|go| name.starts_with(go.trim()))
+        };
+        all.into_iter().filter(asked).collect()
+    }
+}
+
+impl FromFiles for Tls {
+    type Value = ServerConfig;
+    type Error = TlsError;
+
+    async fn make(&self, contents: &mut Contents) -> Result<ServerConfig, TlsError> {
         let (chain, key) = if let Some((certificate, key)) = &self.files {
-            read(certificate, key)?
+            (read_certificates(certificate, contents).await?, read_key(key, contents).await?)
         } else {
             let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
             let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
@@ -93,43 +125,25 @@ impl Tls {
             ServerConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(versions)?;
         Ok(config.with_client_cert_verifier(clients).with_single_cert(chain, key)?)
     }
-
-    /// The bytes of certificate and key.
-    fn read(&self) -> Result<[Vec<u8>; 2], TlsError> {
-        let bytes = |path: &PathBuf| {
-            std::fs::read(path)
-                .map_err(|source| TlsError::File { path: path.clone(), source: PemError::Io(source) })
-        };
-        self.files.as_ref().map_or(Ok([const { Vec::new() }; 2]), |(certificate, key)| {
-            Ok([bytes(certificate)?, bytes(key)?])
-        })
-    }
-
-    /// The suites that are both requested and safe. Those of TLS 1.3 can't be chosen, as in Go.
-    fn suites(&self) -> Vec<SupportedCipherSuite> {
-        let all = ring::default_provider().cipher_suites;
-        if self.cipher_suites.is_empty() {
-            return all;
-        }
-        let asked = |suite: &SupportedCipherSuite| {
-            let name = format!("{:?}", suite.suite());
-            // Go writes TLS_…, and CHACHA20_POLY1305 with or without its hash.
-            suite.tls13().is_some() || self.cipher_suites.iter().any(|go| name.starts_with(go.trim()))
-        };
-        all.into_iter().filter(asked).collect()
-    }
 }
 
-type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+async fn read_certificates(
+    path: &Path,
+    contents: &mut Contents,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let bytes = read(path, contents).await?;
+    let chain = CertificateDer::pem_slice_iter(&bytes).collect::<Result<_, _>>();
+    chain.map_err(|source| TlsError::File { path: path.to_owned(), source })
+}
 
-fn read(certificate: &PathBuf, key: &PathBuf) -> Result<Identity, TlsError> {
-    let wrong = |path: &PathBuf| {
-        let path = path.clone();
-        move |source| TlsError::File { path, source }
-    };
-    let chain = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
-    let chain = chain.map_err(wrong(certificate))?;
-    Ok((chain, PrivateKeyDer::from_pem_file(key).map_err(wrong(key))?))
+async fn read_key(path: &Path, contents: &mut Contents) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let bytes = read(path, contents).await?;
+    PrivateKeyDer::from_pem_slice(&bytes).map_err(|source| TlsError::File { path: path.to_owned(), source })
+}
+
+async fn read(path: &Path, contents: &mut Contents) -> Result<Vec<u8>, TlsError> {
+    let wrong = |source| TlsError::File { path: path.to_owned(), source: PemError::Io(source) };
+    contents.read(path).await.map_err(wrong)
 }
 
 /// Accepts connections and returns those whose handshake is done.
@@ -149,42 +163,23 @@ impl TlsListener {
         interval: Duration,
         tasks: &Tasks,
     ) -> Result<Self, TlsError> {
-        // Read before the files are used, so that a later read notices a change in between.
-        let last = tls.read()?;
-        let (newer, config) = watch::channel(Arc::new(tls.config()?));
+        let (files, config) = Followed::open("certificate of the HTTPS endpoint", tls.clone()).await?;
+        let (newer, config) = watch::channel(Arc::new(config));
         let bind = |source| TlsError::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         let (done, ready) = mpsc::channel(BACKLOG);
         tasks.spawn_until_done("the HTTPS listener", accept(listener, config, done));
         if tls.files.is_some() {
-            let follow = follow(tls.clone(), last, interval, newer);
-            tasks.spawn_until_done("the renewal of the HTTPS certificate", follow);
+            tasks.spawn_until_done("the renewal of the HTTPS certificate", async move {
+                let take = |config| {
+                    newer.send_replace(Arc::new(config));
+                };
+                files.follow(interval, newer.closed(), take).await;
+            });
         }
         Ok(Self { address, ready })
     }
-}
-
-/// Switches to a renewed certificate when the files change.
-async fn follow(
-    tls: Tls,
-    mut last: [Vec<u8>; 2],
-    interval: Duration,
-    newer: watch::Sender<Arc<ServerConfig>>,
-) {
-    let read = || {
-        let bytes = tls.read()?;
-        if last == bytes {
-            return Ok(None);
-        }
-        let config = tls.config()?;
-        last = bytes;
-        Ok::<_, TlsError>(Some(config))
-    };
-    let take = |config| {
-        newer.send_replace(Arc::new(config));
-    };
-    reread(&newer, interval, "certificate of the HTTPS endpoint", read, take).await;
 }
 
 async fn accept(

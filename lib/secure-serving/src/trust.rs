@@ -1,24 +1,25 @@
 //! Which client certificates are trusted: those that are signed by authorities in files, or else by the authorities
-//! that the API server publishes in a ConfigMap. Both change while the program runs. Without known
-//! authorities no certificate is trusted; authorities that were read stay in use until newer ones are read.
+//! that the API server publishes in a ConfigMap. Both change while the program runs. Without known authorities no
+//! certificate is trusted; authorities that were read stay in use until newer ones are read.
 
 mod files;
 mod lookup;
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::http::HeaderMap;
+use cluster::Followed;
 use kube::Client;
 use serving::Tasks;
 use tokio::sync::watch;
 use tokio_rustls::rustls::pki_types::UnixTime;
 
-use crate::certificate::{Authority, BundleError, Presented, Subject, Unproved};
-use crate::front_proxy::{FrontProxy, FrontProxyRules};
-use crate::tls::REREAD_INTERVAL;
-use crate::user::User;
+use crate::{
+    certificate::{Authority, BundleError, Presented, Subject, Unproved},
+    front_proxy::{FrontProxy, FrontProxyRules},
+    tls::REREAD_INTERVAL,
+    user::User,
+};
 use files::CaFile;
 use lookup::Lookup;
 
@@ -62,11 +63,11 @@ impl Trust {
     ///
     /// # Errors
     /// A file can't be used.
-    pub(crate) fn start(sources: TrustSources, tasks: &Tasks) -> Result<Self, TrustError> {
-        Self::rereading(sources, REREAD_INTERVAL, tasks)
+    pub(crate) async fn start(sources: TrustSources, tasks: &Tasks) -> Result<Self, TrustError> {
+        Self::rereading(sources, REREAD_INTERVAL, tasks).await
     }
 
-    pub(crate) fn rereading(
+    pub(crate) async fn rereading(
         sources: TrustSources,
         interval: Duration,
         tasks: &Tasks,
@@ -77,13 +78,13 @@ impl Trust {
             Wanted { clients: sources.client_ca.is_none(), front_proxy: sources.front_proxy.is_none() };
         if let Some(path) = sources.client_ca {
             let take = |trusted: &mut Trusted, authority| trusted.clients = Some(authority);
-            CaFile::follow(path, interval, &trusted, tasks, take)?;
+            follow(path, interval, &trusted, tasks, take).await?;
         }
         if let Some((path, rules)) = sources.front_proxy {
             let take = move |trusted: &mut Trusted, authority| {
                 trusted.front_proxy = Some(Arc::new(FrontProxy { authority, rules: rules.clone() }));
             };
-            CaFile::follow(path, interval, &trusted, tasks, take)?;
+            follow(path, interval, &trusted, tasks, take).await?;
         }
         if let Some(client) = sources.lookup.filter(|_| wanted != Wanted::default()) {
             let lookup = Lookup::new(wanted, sources.cluster, sources.tolerate_failure, Arc::clone(&trusted));
@@ -112,6 +113,26 @@ impl Trust {
         let trusted = self.0.borrow().clone();
         trusted.user(presented, headers, UnixTime::now())
     }
+}
+
+/// Takes up the authorities in a file, now and after each change, as long as `trusted` has a receiver.
+async fn follow(
+    path: PathBuf,
+    interval: Duration,
+    trusted: &Arc<watch::Sender<Trusted>>,
+    tasks: &Tasks,
+    take: impl Fn(&mut Trusted, Authority) + Send + Sync + 'static,
+) -> Result<(), TrustError> {
+    let name = format!("certificate authorities of {}", path.display());
+    let task = format!("the renewal of the {name}");
+    let (file, authority) = Followed::open(name, CaFile(path)).await?;
+    trusted.send_modify(|trusted| take(trusted, authority));
+    let trusted = Arc::clone(trusted);
+    tasks.spawn_until_done(task, async move {
+        let take = |authority| trusted.send_modify(|trusted| take(trusted, authority));
+        file.follow(interval, trusted.closed(), take).await;
+    });
+    Ok(())
 }
 
 impl Trusted {

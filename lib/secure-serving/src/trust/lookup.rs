@@ -1,22 +1,25 @@
 //! The ConfigMap in which an API server publishes the authorities that it trusts, for programs that delegate to it.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use cluster::{chain, status_code};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::ListParams;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client};
-use tokio::sync::watch;
-use tokio::time::sleep;
+use kube::{
+    Api, Client,
+    api::ListParams,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event, watcher},
+    },
+};
+use tokio::{sync::watch, time::sleep};
 
 use super::{FrontProxy, Trusted, Wanted};
-use crate::certificate::{Authority, BundleError};
-use crate::front_proxy::FrontProxyRules;
+use crate::{
+    certificate::{Authority, BundleError},
+    front_proxy::FrontProxyRules,
+};
 
 /// Its namespace, name and keys (apiserver library, `server/options/authentication.go`).
 const NAMESPACE: &str = "kube-system";

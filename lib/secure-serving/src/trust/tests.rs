@@ -214,7 +214,7 @@ async fn a_right_that_comes_later_is_used() {
     let (published, api) = (Published::new(), ConfigMaps::answering(403, refusal()));
     let reader = published.clients.sign(&client("reader"));
     let sources = TrustSources { lookup: Some(api.client()), ..TrustSources::default() };
-    let trust = Trust::rereading(sources, INTERVAL, &Tasks::default()).unwrap();
+    let trust = Trust::rereading(sources, INTERVAL, &Tasks::default()).await.unwrap();
     let becomes = async |wanted: Option<&str>, calls: usize| {
         while user(&trust, &reader).unwrap().as_deref() != wanted || api.requests() < calls {
             tokio::time::sleep(INTERVAL).await;
@@ -237,13 +237,13 @@ async fn files_must_be_usable_at_the_start() {
             std::fs::write(&file, content).unwrap();
         }
         let sources = || TrustSources { client_ca: Some(file.clone()), ..TrustSources::default() };
-        let error = Trust::start(sources(), &Tasks::default()).err().expect("is refused");
+        let error = Trust::start(sources(), &Tasks::default()).await.err().expect("is refused");
         assert!(error.to_string().contains("ca as a bundle"), "{error}");
         let front_proxy = Some((file.clone(), FrontProxyRules::default()));
         let sources = TrustSources { front_proxy, ..TrustSources::default() };
-        assert!(Trust::start(sources, &Tasks::default()).is_err());
+        assert!(Trust::start(sources, &Tasks::default()).await.is_err());
     }
     std::fs::write(&file, Ca::new("clients").pem).unwrap();
     let sources = TrustSources { client_ca: Some(file), ..TrustSources::default() };
-    assert!(Trust::start(sources, &Tasks::default()).is_ok());
+    assert!(Trust::start(sources, &Tasks::default()).await.is_ok());
 }

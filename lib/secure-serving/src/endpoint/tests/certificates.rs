@@ -57,7 +57,8 @@ impl World {
             },
             INTERVAL,
             &Tasks::default(),
-        );
+        )
+        .await;
         let reviewed = Arc::<Mutex<Vec<Value>>>::default();
         let kept = reviewed.clone();
         let guest = guest_told(move |spec| {

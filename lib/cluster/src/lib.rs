@@ -31,7 +31,7 @@ pub use error::{Class, Error, Failure};
 pub use files::{Contents, Followed, FromFiles};
 pub use metrics::{Meter, Outcome, Unmetered};
 pub use pace::MAX_RETRY_AFTER;
-pub use rights::{Right, Rights};
+pub use rights::{Right, Rights, is_granted};
 pub use server::{ApiServer, CALL_DEADLINE, WhenPaused};
 
 pub use serving::chain;

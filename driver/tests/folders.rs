@@ -195,6 +195,11 @@ fn nothing_in_the_controller_goes_round_in_a_circle() {
 }
 
 #[test]
+fn nothing_in_secure_serving_goes_round_in_a_circle() {
+    assert_no_circles("lib/secure-serving", &[]);
+}
+
+#[test]
 fn nothing_new_in_the_ccm_goes_round_in_a_circle() {
     assert_no_circles("ccm", &LEFT_IN_CCM);
 }

@@ -183,8 +183,50 @@ async fn a_guest_cluster_that_does_not_answer_opens_nothing() {
         Err::<http::Response<Body>, _>(std::io::Error::other("gone"))
     });
     let (address, _stop) = endpoint(Client::new(service, "default"), &Tls::default()).await;
-    assert!(get(address, "/metrics", Some("reader")).await.starts_with("HTTP/1.1 500"));
+    let unknown = get(address, "/metrics", Some("reader")).await;
+    assert!(unknown.starts_with("HTTP/1.1 500"), "{unknown}");
+    assert!(unknown.ends_with("the guest cluster did not review it"), "{unknown}");
     assert!(get(address, "/healthz", None).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn the_settings_decide_what_needs_no_review_and_answered_checks_are_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca");
+    let (asked, checked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let settings = || SecureServingSettings {
+        address: "127.0.0.1:0".parse().unwrap(),
+        tls: Tls::default(),
+        cluster: "guest",
+        authentication: guest(asked.clone()),
+        authorization: guest(asked.clone()),
+        always_allowed: vec!["/livez*".to_owned()],
+        times: TIMES,
+        client_ca: Some(file.clone()),
+        front_proxy: None,
+        lookup: false,
+        tolerate_lookup_failure: false,
+    };
+    let shown = || {
+        let checked = checked.clone();
+        let health_checked = Box::new(move |kind| {
+            assert_eq!(kind, "livez");
+            checked.fetch_add(1, Ordering::Relaxed);
+        });
+        Shown { registry: Registry::default(), config: json!({}), health_checked }
+    };
+    let bind = async || SecureEndpoint::bind(settings(), shown(), &Tasks::default()).await;
+    assert!(matches!(bind().await, Err(BindError::Trust(_))), "the file does not exist");
+    std::fs::write(&file, crate::pki::Ca::new("clients").pem).unwrap();
+    let endpoint = bind().await.unwrap();
+    let (address, stop) = (endpoint.local_addr(), CancellationToken::new());
+    let serving = tokio::spawn(endpoint.serve(stop.clone()));
+    assert!(get(address, "/livez", None).await.starts_with("HTTP/1.1 200"));
+    assert_eq!((checked.load(Ordering::Relaxed), asked.load(Ordering::Relaxed)), (1, 0));
+    assert!(get(address, "/healthz", None).await.starts_with("HTTP/1.1 403"));
+    assert_eq!((checked.load(Ordering::Relaxed), asked.load(Ordering::Relaxed)), (1, 1));
+    stop.cancel();
+    serving.await.unwrap().unwrap();
 }
 
 #[tokio::test]

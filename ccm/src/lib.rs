@@ -8,6 +8,7 @@
 pub mod access;
 pub mod announcer;
 pub mod call;
+pub mod changes;
 pub mod cluster_name;
 pub mod config;
 #[cfg(test)]

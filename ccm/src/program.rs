@@ -22,6 +22,7 @@ use crate::{
     endpoints::{controller::EndpointController, metrics::EndpointMetrics},
     flags::{Controller, Flags, LeaderFlags, path},
     framework_metrics::FrameworkMetrics,
+    guest::nodes::watch::NodeWatch,
     guest_names::Identity,
     handover::{EndpointChoice, EndpointSource, Gate, Slices},
     infra::machines::{feed::Feed, index::MachineIndex, reads::InfraReads},
@@ -220,9 +221,11 @@ async fn control(flags: &Flags, config: &CloudConfig, clusters: Clusters, metric
         tracing::info!("node-route-controller: KubeVirt has no routes to make, nothing is done");
     }
     let machines = Machines::new(&clusters.infra);
+    let nodes = NodeWatch::new(clusters.guest.client.clone(), tasks.clone());
+    let shared = (machines, nodes);
     tokio::join!(
-        Box::pin(serve_nodes(flags, config, clusters.clone(), machines.clone(), metrics.clone())),
-        Box::pin(serve_services(flags, config, clusters, machines, metrics, tasks)),
+        Box::pin(serve_nodes(flags, config, clusters.clone(), shared.clone(), metrics.clone())),
+        Box::pin(serve_services(flags, config, clusters, shared, metrics, tasks)),
     );
 }
 
@@ -230,7 +233,7 @@ async fn serve_nodes(
     flags: &Flags,
     config: &CloudConfig,
     clusters: Clusters,
-    machines: Machines,
+    (machines, nodes): (Machines, NodeWatch),
     metrics: Metrics,
 ) {
     let writes_endpoints = config.load_balancer.enabled
@@ -257,7 +260,8 @@ async fn serve_nodes(
     }
     let Machines { reads, index, feed } = machines;
     let (parts, queue) = ((index, feed.clone()), metrics.queues.queue(NODE_QUEUE));
-    let controller = NodeController::new(settings, clusters.guest.client, reads, parts, metrics.nodes, queue);
+    let guest = (clusters.guest.client, nodes);
+    let controller = NodeController::new(settings, guest, reads, parts, metrics.nodes, queue);
     // The controllers end when this future is dropped; they have nothing to finish.
     tokio::join!(feed.run(), controller.run(CancellationToken::new()));
 }
@@ -267,7 +271,7 @@ async fn serve_services(
     flags: &Flags,
     config: &CloudConfig,
     clusters: Clusters,
-    machines: Machines,
+    (machines, nodes): (Machines, NodeWatch),
     metrics: Metrics,
     tasks: &Tasks,
 ) {
@@ -292,6 +296,7 @@ async fn serve_services(
         choice: settings.endpoints.choice,
         addresses: config.instances.addresses.clone(),
         services: services.0.clone(),
+        nodes: nodes.clone(),
         gate: Arc::clone(&gate),
         index: machines.index,
         feed: machines.feed,
@@ -310,6 +315,7 @@ async fn serve_services(
             infra: clusters.infra,
             settings,
             services,
+            nodes,
             gate,
             address_timeout: config.load_balancer.poll_timeout,
             owner: config.load_balancer.owner.clone(),

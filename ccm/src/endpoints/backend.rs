@@ -13,7 +13,7 @@ use crate::{
     },
     nodes::{
         address::AddressPolicy,
-        backends::exclusion_by,
+        backends::exclusion,
         recognise::{Identity, doubt, identify},
     },
     wire::{endpoint_slice::Conditions, ip_family::Family},
@@ -58,9 +58,7 @@ impl From<&GuestNode> for Member {
         Self {
             claims: node.claims.clone(),
             addresses: node.provided.iter().copied().chain(internal).collect(),
-            excluded: exclusion_by(node.deleting, Some(&node.labels), &node.taints).is_some()
-                // Nothing serves node ports on this Node yet.
-                || node.is_uninitialized(),
+            excluded: exclusion(node).is_some(),
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     access::{GuestCluster, InfraCluster, chain},
     call::{CallError, call},
     endpoints::{metrics::EndpointMetrics, rights, session::Session},
-    guest::services::GuestService,
+    guest::{nodes::watch::NodeWatch, services::GuestService},
     guest_names::{CLUSTER_NAME_LABEL, Identity},
     handover::{EndpointChoice, Gate, Work},
     infra::{
@@ -47,6 +47,8 @@ pub struct EndpointController {
     pub addresses: AddressPolicy,
     /// The Services of both clusters.
     pub services: ServiceWatches,
+    /// The guest's Nodes.
+    pub nodes: NodeWatch,
     /// Where it reports its progress.
     pub gate: Arc<Gate>,
     /// The VMs.

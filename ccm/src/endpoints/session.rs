@@ -47,6 +47,10 @@ fn item(service: &ObjectRef<GuestService>) -> Item {
     (service.namespace.clone().unwrap_or_default(), service.name.clone())
 }
 
+fn member(node: &Arc<WireNode>) -> Member {
+    Member::from(&GuestNode::from(&**node))
+}
+
 /// What a session works with.
 pub(crate) struct Session {
     pub(crate) controller: EndpointController,
@@ -78,7 +82,6 @@ impl Session {
         let (guest, infra) = (&session.controller.guest.client, &session.controller.infra);
         let own = of_guest(&session.controller.identity);
         let guest_slices: Api<WireGuestSlice> = Api::all(guest.clone());
-        let nodes: Api<WireNode> = Api::all(guest.clone());
         let infra_slices: Api<WireSlice> = Api::namespaced(infra.client.clone(), &infra.namespace);
         let mut refused = session.refused.subscribe();
         let why = async {
@@ -87,7 +90,8 @@ impl Session {
         };
         tokio::select! {
             why = follow(guest_slices, None, GUEST_SLICES, &*session) => why,
-            why = follow(nodes, None, NODES, &*session) => why,
+            () = session.follow_nodes() => Ended::Forbidden("nobody keeps the Nodes".to_owned()),
+            () = session.controller.nodes.refused() => Ended::Forbidden(format!("no right to watch {NODES}")),
             why = follow(infra_slices, Some(own), INFRA_SLICES, &*session) => why,
             why = why => Ended::Forbidden(why),
             () = session.follow_machines() => Ended::Forbidden("nobody keeps the VMs".to_owned()),
@@ -105,10 +109,46 @@ impl Session {
         let mut seen = self.state.lock();
         if seen.backends.is_none() {
             let (cluster, policy) = (&self.controller.identity.cluster, &self.controller.addresses);
-            let found = backends(seen.members.values(), &self.controller.index.snapshot(), cluster, policy);
+            let members: Vec<_> = seen.nodes.values().map(member).collect();
+            let found = backends(&members, &self.controller.index.snapshot(), cluster, policy);
             seen.backends = found.map(Arc::new);
         }
         seen.backends.clone()
+    }
+
+    /// Keeps the Nodes of this session up to date, without end.
+    async fn follow_nodes(&self) {
+        let nodes = &self.controller.nodes;
+        nodes.start();
+        // The rights were asked for before this session began.
+        nodes.retry();
+        let mut changes = nodes.subscribe();
+        nodes.wait_until_complete().await;
+        self.update_nodes(changes.take());
+        self.backends_changed();
+        self.is_complete(NODES);
+        loop {
+            let names = changes.next().await;
+            if self.update_nodes(names) {
+                // Where VMs are not watched, they have to be polled.
+                self.controller.feed.hurry();
+                self.backends_changed();
+            }
+        }
+    }
+
+    /// True = something changed that backends depend on.
+    fn update_nodes(&self, names: HashSet<String>) -> bool {
+        let (mut seen, mut has_changed) = (self.state.lock(), false);
+        for name in names {
+            let now = self.controller.nodes.get(&name);
+            let before = match &now {
+                Some(node) => seen.nodes.insert(name, Arc::clone(node)),
+                None => seen.nodes.remove(&name),
+            };
+            has_changed |= before.as_ref().map(member) != now.as_ref().map(member);
+        }
+        has_changed
     }
 
     async fn follow_machines(&self) {
@@ -215,28 +255,6 @@ impl Follow<WireGuestSlice> for Session {
         let concerned = self.state.lock().guest_slices.retain(living);
         self.guest_slices_changed(concerned);
         self.is_complete(GUEST_SLICES);
-    }
-}
-
-impl Follow<WireNode> for Session {
-    fn put(&self, object: WireNode) {
-        let member = Member::from(&GuestNode::from(&object));
-        let before = self.state.lock().members.insert(key(&object), member.clone());
-        if before.as_ref() != Some(&member) {
-            self.controller.feed.hurry();
-            self.backends_changed();
-        }
-    }
-
-    fn remove(&self, object: WireNode) {
-        self.state.lock().members.remove(&key(&object));
-        self.backends_changed();
-    }
-
-    fn complete(&self, living: &HashSet<String>) {
-        self.state.lock().members.retain(|name, _| living.contains(name));
-        self.backends_changed();
-        self.is_complete(NODES);
     }
 }
 

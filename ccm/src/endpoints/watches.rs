@@ -12,7 +12,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use serde::de::DeserializeOwned;
 
-use crate::{access::chain, call::status_code, endpoints::controller::Ended};
+use crate::{access::chain, call::is_watch_forbidden, endpoints::controller::Ended};
 
 /// Objects per page of a list.
 const PAGE: u32 = 100;
@@ -120,7 +120,7 @@ where
                     Event::Delete(object) => follower.remove(object),
                 }
             }
-            Err(error) if is_forbidden(&error) => {
+            Err(error) if is_watch_forbidden(&error) => {
                 return Ended::Forbidden(format!("no right to watch {what}"));
             }
             Err(error) if !std::mem::replace(&mut failing, true) => {
@@ -130,15 +130,6 @@ where
         }
     }
     Ended::Forbidden(format!("the watch of {what} ended"))
-}
-
-fn is_forbidden(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::InitialListFailed(cause) | watcher::Error::WatchStartFailed(cause) => {
-            status_code(cause) == Some(403)
-        }
-        _ => false,
-    }
 }
 
 #[cfg(test)]

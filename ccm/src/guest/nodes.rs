@@ -2,6 +2,8 @@
 //! some tens of KiB, most of it `status.images`; deserialising into these types drops that at once. Never written back:
 //! writes are patches.
 
+pub mod watch;
+
 use crate::wire::{
     ip_family::Family,
     metadata::{lean_metadata, null_as_default},
@@ -129,7 +131,7 @@ pub fn provided_node_ips(annotation: &str) -> Vec<IpAddr> {
     provided
 }
 
-/// The fields of a Node that are read.
+/// The fields of a Node that are read; the watch keeps these.
 #[derive(Clone, Debug, Default, Deserialize, Resource)]
 #[resource(inherit = "Node")]
 #[serde(default)]
@@ -181,6 +183,15 @@ struct WireInfo {
     system_uuid: String,
     #[serde(rename = "machineID")]
     machine_id: String,
+}
+
+impl WireNode {
+    /// Drops the annotations that are not read, before the object is kept.
+    fn strip(&mut self) {
+        if let Some(annotations) = &mut self.metadata.annotations {
+            annotations.retain(|key, _| key == PROVIDED_NODE_IP);
+        }
+    }
 }
 
 impl WireInfo {

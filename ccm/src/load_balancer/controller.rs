@@ -17,7 +17,7 @@ use crate::{
     access::{GuestCluster, InfraCluster},
     announcer::EventSink,
     config::OwnerChoice,
-    guest::services::GuestService,
+    guest::{nodes::watch::NodeWatch, services::GuestService},
     handover::{EndpointSource, Gate},
     load_balancer::{
         announce,
@@ -53,6 +53,8 @@ pub struct ServiceController {
     pub settings: Settings,
     /// The Services of both clusters, and the queue of those to reconcile.
     pub services: (Watches, mpsc::Receiver<ObjectRef<GuestService>>),
+    /// The guest's Nodes.
+    pub nodes: NodeWatch,
     /// The progress of our own endpoints.
     pub gate: Arc<Gate>,
     /// After this time without an address, the Service gets a warning event.
@@ -116,7 +118,7 @@ impl ServiceController {
     pub async fn run(self) {
         let (watches, queue) = self.services;
         relay::start(&self.infra, watches.clone(), self.events.clone(), &self.tasks);
-        let mut nodes = Nodes::start(&self.guest, self.node_queue, &self.tasks);
+        let nodes = Nodes::start(self.nodes, self.node_queue);
         let services = Services::new(&self.guest, &self.infra);
         // The CCM must know infra's Services before it acts, or it would create each mirror a second time; and which
         // guest this is.
@@ -147,10 +149,11 @@ impl ServiceController {
             nodes,
         });
         owner_lookup::look_until_answered(&context).await;
+        let followed = context.nodes.followed();
         tokio::join!(
             Self::passes(Arc::clone(&context), guests, queue, concurrency),
             sweep::run(&context, self.sweep_interval),
-            nodes::follow(&context),
+            nodes::follow(followed, &context),
             wake_waiting(&context),
         );
     }

@@ -7,13 +7,14 @@ use k8s_openapi::api::core::v1::{Event as CoreEvent, ObjectReference};
 use kube::Resource;
 use kube::api::{Api, ObjectMeta};
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Error, Event, watcher};
+use kube::runtime::watcher::{self, Event, watcher};
 use serde::Deserialize;
 use serving::Tasks;
 
 use crate::{
     access::InfraCluster,
     announcer::{EventSink, Kind},
+    call::is_watch_forbidden,
     load_balancer::{announce::reference, watches::Watches},
 };
 
@@ -45,7 +46,7 @@ pub(crate) fn start(infra: &InfraCluster, watches: Watches, events: EventSink, t
             match event {
                 Ok(Event::Apply(event)) => relay(&event, &watches, &events),
                 Ok(_) => {}
-                Err(error) if is_forbidden(&error) => {
+                Err(error) if is_watch_forbidden(&error) => {
                     tracing::info!(
                         "no right to watch events in the infra namespace: its words about load balancers are not relayed"
                     );
@@ -55,14 +56,6 @@ pub(crate) fn start(infra: &InfraCluster, watches: Watches, events: EventSink, t
             }
         }
     });
-}
-
-fn is_forbidden(error: &Error) -> bool {
-    match error {
-        Error::InitialListFailed(kube::Error::Api(status))
-        | Error::WatchStartFailed(kube::Error::Api(status)) => status.is_forbidden(),
-        _ => false,
-    }
 }
 
 fn relay(event: &InfraEvent, watches: &Watches, events: &EventSink) {

@@ -6,19 +6,18 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::{Stream, StreamExt, stream};
 use k8s_openapi::jiff::Timestamp;
 use kube::{
-    Api, Client, ResourceExt,
+    Client, ResourceExt,
     runtime::{
-        WatchStreamExt,
         controller::{Action, Config, Error, applier},
-        reflector::{ObjectRef, Store, store},
-        watcher::{self, watcher},
+        reflector::ObjectRef,
     },
 };
 use tokio::time::Instant;
@@ -28,7 +27,7 @@ use crate::{
     access::chain,
     call::CallError,
     cluster_name::ClusterName,
-    guest::nodes::{GuestNode, Ready, WireNode},
+    guest::nodes::{GuestNode, Ready, WireNode, watch::NodeWatch},
     infra::{
         hosts::{Host, Hosts},
         machines::{
@@ -65,8 +64,6 @@ const LONGEST_RETRY: Duration = Duration::from_mins(1);
 const COMPLAINT_AGE: Duration = Duration::from_secs(15);
 /// How many Nodes the controller remembers; only Nodes with a problem are remembered.
 const MOST_REMEMBERED: usize = 10_000;
-/// Nodes per page of a list: a whole Node takes some tens of KiB on the wire.
-const NODE_PAGE: u32 = 20;
 /// More doublings exceed [`LONGEST_RETRY`] anyway.
 const MOST_DOUBLINGS: u32 = 10;
 
@@ -110,7 +107,7 @@ impl Default for Settings {
 /// The controllers of the guest's Nodes.
 pub struct NodeController {
     settings: Settings,
-    guest: Client,
+    nodes: NodeWatch,
     index: Arc<MachineIndex>,
     feed: Feed,
     hosts: Hosts,
@@ -132,11 +129,11 @@ struct Memory {
 }
 
 impl NodeController {
-    /// Controllers of the Nodes of `guest`, whose VMs are read by `reads` and kept in `index`. `feed` has to run at the
-    /// same time.
+    /// Controllers of the `nodes` of `guest`, whose VMs are read by `reads` and kept in `index`. `feed` has to run at
+    /// the same time.
     pub fn new(
         settings: Settings,
-        guest: Client,
+        (guest, nodes): (Client, NodeWatch),
         reads: InfraReads,
         (index, feed): (Arc<MachineIndex>, Feed),
         metrics: NodeMetrics,
@@ -144,13 +141,13 @@ impl NodeController {
     ) -> Self {
         Self {
             settings,
+            nodes,
             index,
             feed,
             hosts: Hosts::new(reads.clone()),
             writes: NodeWrites::new(guest.clone()),
-            announcer: Announcer::new(guest.clone()),
             lifecycle: Lifecycle::new(&guest, reads, metrics.clone()),
-            guest,
+            announcer: Announcer::new(guest),
             metrics,
             queue,
             memory: Mutex::default(),
@@ -159,16 +156,14 @@ impl NodeController {
 
     /// Runs until `stop`, and finishes the reconciles that are running then.
     pub async fn run(self, stop: CancellationToken) {
-        let (nodes, writer) = store();
-        let api: Api<WireNode> = Api::all(self.guest.clone());
-        let seen = watcher(api, watcher::Config::default().page_size(NODE_PAGE)).default_backoff();
-        let seen = seen.reflect(writer).applied_objects().map_ok(|node| ObjectRef::from_obj(&node));
-        let queue = self.queue.clone();
+        let (nodes, queue) = (self.nodes.store(), self.queue.clone());
         // kube takes 0 as no limit.
         let concurrency = self.settings.concurrency.max(1);
-        let due = stream::select(seen, self.changes(nodes.clone()).map(Ok))
-            .inspect_ok(|node| queue.added(item(&node.name)))
+        let due = stream::select(self.changed_nodes(), self.changed_machines())
+            .inspect(|node| queue.added(item(&node.name)))
+            .map(Ok::<_, Infallible>)
             .take_until(stop.cancelled_owned());
+        self.nodes.start();
         applier(
             |node, controller| Box::pin(reconcile(node, controller)),
             after_failure,
@@ -185,17 +180,24 @@ impl NodeController {
         .await;
     }
 
+    /// Each Node that is there, and at each of its changes again.
+    fn changed_nodes(&self) -> impl Stream<Item = ObjectRef<WireNode>> + Send + use<> {
+        let nodes = self.nodes.clone();
+        self.nodes.subscribe().stream().flat_map(move |names| {
+            let present: Vec<_> = names.iter().filter_map(|name| nodes.get(name)).collect();
+            stream::iter(present).map(|node| ObjectRef::from_obj(&*node))
+        })
+    }
+
     /// All Nodes at each change of a VM or VMI. Each is then compared with its VM, which makes no call where nothing
     /// differs.
-    fn changes(&self, nodes: Store<WireNode>) -> impl Stream<Item = ObjectRef<WireNode>> + Send + use<> {
-        let changes = stream::unfold(self.index.changes(), async |mut changes| {
+    fn changed_machines(&self) -> impl Stream<Item = ObjectRef<WireNode>> + Send + use<> {
+        let (nodes, changes) = (self.nodes.clone(), self.index.changes());
+        let changes = stream::unfold(changes, async |mut changes| {
             changes.changed().await.ok()?;
             Some(((), changes))
         });
-        changes.flat_map(move |()| {
-            let all = nodes.state().into_iter().map(|node| ObjectRef::from_obj(&*node));
-            stream::iter(all)
-        })
+        changes.flat_map(move |()| stream::iter(nodes.all()).map(|node| ObjectRef::from_obj(&*node)))
     }
 
     async fn sync(&self, node: &GuestNode) -> Result<Action, CallError> {

@@ -9,6 +9,7 @@ use kube::client::Body;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use rstest::rstest;
 use serde_json::{Value, json};
+use serving::Tasks;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const NODE: &str = "/api/v1/nodes/vm-1";
@@ -50,7 +51,7 @@ impl Clusters {
         index.replace([vmi()]);
         let controller = NodeController::new(
             settings,
-            guest.client(),
+            watched(guest.client()),
             reads,
             (index, feed),
             NodeMetrics::default(),
@@ -62,6 +63,11 @@ impl Clusters {
     async fn sync(&self, node: &Value) -> Result<Action, CallError> {
         self.controller.sync(&read(node)).await
     }
+}
+
+/// A guest, and the watch of its Nodes.
+fn watched(guest: Client) -> (Client, NodeWatch) {
+    (guest.clone(), NodeWatch::new(guest, Tasks::default()))
 }
 
 fn vmi() -> Vmi {
@@ -347,7 +353,7 @@ async fn at_most_so_many_nodes_are_written_at_a_time(#[case] concurrency: u16, #
     let feed = Feed::new(reads.clone(), Arc::clone(&index));
     let settings = Settings { concurrency, ..Settings::default() };
     let queue = QueueMetrics::default().queue("Nodes");
-    let guest = busy.client(NODES);
+    let guest = watched(busy.client(NODES));
     let controller =
         NodeController::new(settings, guest, reads, (index, feed), NodeMetrics::default(), queue);
     let stop = CancellationToken::new();

@@ -42,10 +42,10 @@ impl<T: Clone + Eq + Hash> Changes<T> {
     }
 
     /// Gives notice that these changed.
-    pub fn notify(&self, changed: impl IntoIterator<Item = T> + Clone) {
+    pub fn notify(&self, changed: &[T]) {
         self.lock().retain(|subscriber| {
             let Some(pending) = subscriber.upgrade() else { return false };
-            pending.add(changed.clone());
+            pending.add(changed.iter().cloned());
             true
         });
     }
@@ -81,12 +81,12 @@ impl<T: Eq + Hash> Subscription<T> {
     }
 
     /// Takes the notices that wait.
-    pub fn take(&mut self) -> HashSet<T> {
+    pub fn take(&self) -> HashSet<T> {
         std::mem::take(&mut *self.0.lock())
     }
 
     /// Waits for notices and takes them.
-    pub async fn next(&mut self) -> HashSet<T> {
+    pub async fn next(&self) -> HashSet<T> {
         loop {
             let changed = self.take();
             if !changed.is_empty() {
@@ -98,7 +98,7 @@ impl<T: Eq + Hash> Subscription<T> {
 
     /// The notices, one after the other, without end.
     pub fn stream(self) -> impl Stream<Item = HashSet<T>> {
-        stream::unfold(self, async |mut subscription| Some((subscription.next().await, subscription)))
+        stream::unfold(self, async |subscription| Some((subscription.next().await, subscription)))
     }
 }
 
@@ -109,23 +109,23 @@ mod tests {
     #[tokio::test]
     async fn what_changed_often_is_taken_once() {
         let changes = Changes::default();
-        let mut subscription = changes.subscribe();
+        let subscription = changes.subscribe();
         subscription.add(["there"]);
         assert_eq!(subscription.next().await, HashSet::from(["there"]));
-        changes.notify(["web", "web"]);
-        changes.notify(["web"]);
+        changes.notify(&["web", "web"]);
+        changes.notify(&["web"]);
         assert_eq!(subscription.next().await, HashSet::from(["web"]));
-        let (taken, ()) = tokio::join!(subscription.next(), async { changes.notify(["web"]) });
+        let (taken, ()) = tokio::join!(subscription.next(), async { changes.notify(&["web"]) });
         assert_eq!(taken.len(), 1);
     }
 
     #[tokio::test]
     async fn each_subscriber_gets_every_change() {
         let changes = Changes::default();
-        let (mut first, mut second) = (changes.subscribe(), changes.subscribe());
-        changes.notify([1, 2]);
+        let (first, second) = (changes.subscribe(), changes.subscribe());
+        changes.notify(&[1, 2]);
         assert_eq!(first.next().await.len(), 2);
-        changes.notify([3]);
+        changes.notify(&[3]);
         assert_eq!(first.next().await, HashSet::from([3]));
         assert_eq!(second.next().await, HashSet::from([1, 2, 3]));
     }
@@ -134,10 +134,10 @@ mod tests {
     fn nothing_is_kept_without_a_subscriber() {
         let changes = Changes::default();
         let subscription = changes.subscribe();
-        changes.notify([1]);
+        changes.notify(&[1]);
         assert_eq!(*subscription.0.lock(), HashSet::from([1]));
         drop(subscription);
-        changes.notify([1]);
+        changes.notify(&[1]);
         assert!(changes.lock().is_empty());
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod announcer;
+mod backoff;
 pub mod call;
 pub mod changes;
 pub mod cluster_name;
@@ -28,5 +29,6 @@ pub mod nodes;
 pub mod program;
 pub mod provider_id;
 pub mod queue_metrics;
+mod reconciles;
 pub mod secure_endpoint;
 pub mod wire;

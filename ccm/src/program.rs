@@ -19,7 +19,9 @@ use crate::{
     access::{CallMetrics, GuestCluster, InfraCluster, chain},
     announcer::EventSink,
     config::{CloudConfig, ManagedEndpoints},
-    endpoints::{controller::EndpointController, metrics::EndpointMetrics},
+    endpoints::{
+        context::Context as EndpointContext, controller::EndpointController, metrics::EndpointMetrics,
+    },
     flags::{Controller, Flags, LeaderFlags, path},
     framework_metrics::FrameworkMetrics,
     guest::nodes::watch::NodeWatch,
@@ -31,8 +33,7 @@ use crate::{
         cleanup::Cleanup,
         controller::{COMPONENT, ServiceController},
         metrics::ServiceMetrics,
-        places::Places,
-        plan::Settings,
+        plan::PlanConfig,
         watches::Watches as ServiceWatches,
     },
     nodes::{
@@ -283,17 +284,15 @@ async fn serve_services(
     if !balancers && !endpoints {
         return std::future::pending().await;
     }
-    let settings = settings(flags, config);
+    let plan_config = plan_config(flags, config);
     let gate = Arc::new(Gate::default());
-    let places = Places::new(config.load_balancer.policy.max_load_balancers);
-    let queue = metrics.queues.queue(SERVICE_NAME);
     let (guest, infra) = (&clusters.guest, &clusters.infra);
-    let services = ServiceWatches::start(guest, infra, &settings.identity, places, queue.clone(), tasks);
-    let writer = EndpointController {
+    let services = ServiceWatches::start(guest, infra, &plan_config.identity, tasks);
+    let writer = EndpointController::new(EndpointContext {
         guest: guest.clone(),
         infra: infra.clone(),
-        identity: settings.identity.clone(),
-        choice: settings.endpoints.choice,
+        identity: plan_config.identity.clone(),
+        choice: plan_config.endpoints.choice,
         addresses: config.instances.addresses.clone(),
         services: services.0.clone(),
         nodes: nodes.clone(),
@@ -302,7 +301,7 @@ async fn serve_services(
         feed: machines.feed,
         metrics: metrics.endpoints,
         queue: metrics.queues.queue(ENDPOINT_QUEUE),
-    };
+    });
     let write = async { if endpoints { Box::pin(writer.run()).await } else { writer.stay_off() } };
     let balance = async {
         if !balancers {
@@ -313,7 +312,7 @@ async fn serve_services(
         let controller = ServiceController {
             guest: clusters.guest,
             infra: clusters.infra,
-            settings,
+            config: plan_config,
             services,
             nodes,
             gate,
@@ -323,7 +322,7 @@ async fn serve_services(
             concurrency: flags.concurrent_service_syncs,
             events,
             metrics: metrics.services,
-            queue,
+            queue: metrics.queues.queue(SERVICE_NAME),
             node_queue: metrics.queues.queue(SERVICE_NODE_QUEUE),
             tasks: tasks.clone(),
         };
@@ -340,9 +339,9 @@ fn endpoint_choice(config: &CloudConfig) -> EndpointChoice {
     }
 }
 
-fn settings(flags: &Flags, config: &CloudConfig) -> Settings {
+fn plan_config(flags: &Flags, config: &CloudConfig) -> PlanConfig {
     let choice = endpoint_choice(config);
-    Settings {
+    PlanConfig {
         identity: identity(flags, config),
         endpoints: EndpointSource { choice, slices: Slices::Unknown },
         policy: Arc::new(config.load_balancer.policy.clone()),

@@ -9,7 +9,7 @@ use crate::{
     endpoints::{
         backend::Backend,
         demand::{Spread, Wanted, demand},
-        watches::Shelf,
+        index::Index,
     },
     guest::{nodes::WireNode, services::GuestService, slices::GuestSlice},
     infra::{
@@ -32,9 +32,9 @@ pub(crate) struct State {
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     /// The guest's slices.
-    pub guest_slices: Shelf<ServiceKey, GuestSlice>,
+    pub guest_slices: Index<ServiceKey, GuestSlice>,
     /// Infra's slices, by the infra Service's name.
-    pub infra_slices: Shelf<String, InfraSlice>,
+    pub infra_slices: Index<String, InfraSlice>,
     /// The guest's Nodes by name, as they were when the backends were found.
     pub nodes: BTreeMap<String, Arc<WireNode>>,
     /// The VMs of these Nodes; cached until something changes.

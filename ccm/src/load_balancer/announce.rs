@@ -8,10 +8,10 @@ use crate::{
     announcer::Kind,
     guest::services::GuestService,
     load_balancer::{
-        controller::Context,
+        context::Context,
+        error::ReconcileError,
         mirror::Refused,
         plan::{Plan, Refusal, Step},
-        reconcile::Failure,
     },
 };
 
@@ -71,8 +71,8 @@ fn reason_of(wish: &Refused) -> &'static str {
 }
 
 /// Reports why a reconcile failed, in the framework's form.
-pub(crate) fn failure(guest: &GuestService, failure: &Failure, context: &Context) {
-    let note = format!("Error syncing load balancer: {}", chain(failure));
+pub(crate) fn error(guest: &GuestService, error: &ReconcileError, context: &Context) {
+    let note = format!("Error syncing load balancer: {}", chain(error));
     context.events.emit(&reference(guest), Kind::Warning, "SyncLoadBalancerFailed", &note);
 }
 

@@ -13,9 +13,9 @@ use crate::{
         announce::reference,
         calls::Answer,
         conditions::{Backends, NO_NODES, Said, conditions, patch, serving_reason},
-        controller::Context,
+        context::Context,
+        error::{ReconcileError, failed},
         plan::{Plan, Step, Wait},
-        reconcile::{Failure, failed},
     },
 };
 
@@ -23,7 +23,7 @@ use crate::{
 pub(crate) fn wanted(guest: &GuestService, plan: &Plan, context: &Context) -> Vec<Said> {
     let overdue = plan.waits_for == Some(Wait::Address)
         && context.memory.waited(guest.uid()) >= context.address_timeout;
-    let backends = if context.settings().endpoints.choice.writer(guest.spec.is_local()) == Writer::Others {
+    let backends = if context.config.endpoints.choice.writer(guest.spec.is_local()) == Writer::Others {
         Backends::Elsewhere
     } else {
         context.nodes.backends()
@@ -43,7 +43,7 @@ pub(crate) async fn write(
     plan: &Plan,
     next: Action,
     context: &Context,
-) -> Result<Action, Failure> {
+) -> Result<Action, ReconcileError> {
     // A Service that is about to disappear needs no conditions.
     let goes = |step: &Step| matches!(step, Step::RemoveFinalizer | Step::Delete(_));
     if now.is_deleting() && plan.steps.iter().any(goes) {

@@ -6,14 +6,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// First pause after a failure (the framework's `minRetryDelay`).
-const MIN_PAUSE: Duration = Duration::from_secs(5);
-/// Longest pause after failures (the framework's `maxRetryDelay`).
-const MAX_PAUSE: Duration = Duration::from_mins(5);
-/// Longest pause while an API server does not answer: this affects all Services, and they should recover soon after it
-/// is back.
-const MAX_OUTAGE_PAUSE: Duration = Duration::from_secs(30);
-
 /// What is kept of each Service, by its UID.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
@@ -22,7 +14,6 @@ pub(crate) struct Memory {
 
 #[derive(Debug, Default)]
 struct Remembered {
-    failures: u32,
     /// Since when it waits for an address.
     without_address: Option<Instant>,
     /// The refusals that its users were last sent as events.
@@ -30,22 +21,6 @@ struct Remembered {
 }
 
 impl Memory {
-    /// Records one more failure in a row; returns the pause.
-    pub(crate) fn failed(&self, uid: &str, outage: bool) -> Duration {
-        let mut services = self.lock();
-        let service = services.entry(uid.to_owned()).or_default();
-        let doubled = MIN_PAUSE.saturating_mul(2u32.saturating_pow(service.failures));
-        service.failures = service.failures.saturating_add(1);
-        doubled.min(if outage { MAX_OUTAGE_PAUSE } else { MAX_PAUSE })
-    }
-
-    /// Ends the row of failures.
-    pub(crate) fn succeeded(&self, uid: &str) {
-        if let Some(service) = self.lock().get_mut(uid) {
-            service.failures = 0;
-        }
-    }
-
     /// Records that it waits for an address; returns how long it has waited.
     pub(crate) fn waits(&self, uid: &str) -> Duration {
         let mut services = self.lock();
@@ -102,17 +77,6 @@ impl Memory {
 mod tests {
     use super::*;
 
-    #[test]
-    fn pauses_double_up_to_the_frameworks_and_begin_anew_after_success() {
-        let memory = Memory::default();
-        let pauses: Vec<_> = (0..8).map(|_| memory.failed("a", false).as_secs()).collect();
-        assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 300, 300]);
-        assert_eq!(memory.failed("b", false).as_secs(), 5, "each Service has its own");
-        assert_eq!(memory.failed("a", true).as_secs(), 30, "an outage concerns all");
-        memory.succeeded("a");
-        assert_eq!(memory.failed("a", false).as_secs(), 5);
-    }
-
     #[tokio::test(start_paused = true)]
     async fn the_wait_for_an_address_counts_from_its_first_sight() {
         let memory = Memory::default();
@@ -128,7 +92,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_kept_of_those_that_are_gone() {
         let memory = Memory::default();
-        memory.failed("a", false);
+        memory.waits("a");
         memory.waits("b");
         memory.keep(|uid| uid == "b");
         assert_eq!(memory.lock().keys().collect::<Vec<_>>(), ["b"]);

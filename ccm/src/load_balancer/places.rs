@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kube::runtime::reflector::{Lookup, ObjectRef};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     guest::services::GuestService,
@@ -101,15 +101,21 @@ impl Places {
         given.told.retain(|uid, _| is_there(uid));
     }
 
-    /// A Service is gone that may have had a place, or was before others in the order.
-    pub(crate) fn freed(&self) {
-        self.freed.notify_one();
-    }
-
-    /// Waits until places may have become free; returns the waiting Services that may have one.
-    pub(crate) async fn next(&self, watches: &Watches, identity: &Identity) -> Vec<ObjectRef<GuestService>> {
+    /// Waits until places may have become free, by `events` of the watches or otherwise; returns the waiting Services
+    /// that may have one.
+    pub(crate) async fn next(
+        &self,
+        events: &mut watch::Receiver<()>,
+        watches: &Watches,
+        identity: &Identity,
+    ) -> Vec<ObjectRef<GuestService>> {
         let Some(max) = self.max else { return std::future::pending().await };
-        self.freed.notified().await;
+        // A Service may be gone that had a place, or was before others in the order.
+        tokio::select! {
+            () = self.freed.notified() => {}
+            // The sender lives as long as `watches`.
+            _ = events.changed() => {}
+        }
         let mut given = self.lock();
         if given.told.is_empty() {
             return Vec::new();

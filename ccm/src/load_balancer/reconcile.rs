@@ -14,8 +14,9 @@ use crate::{
     load_balancer::{
         announce::{self, reference},
         calls::{Answer, Deleted},
-        controller::Context,
-        explain, owner_lookup,
+        context::Context,
+        error::{ReconcileError, failed},
+        explain,
         plan::{Infra, Plan, Refusal, Step, Wait, plan},
     },
 };
@@ -27,46 +28,6 @@ const MAX_LOOKS: usize = 4;
 const SUPERSEDED_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause before the next check of an infra Service that is not ours, which we do not watch.
 const FOREIGN_INTERVAL: Duration = Duration::from_mins(5);
-
-/// Why a reconcile failed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
-    /// A call failed.
-    #[error("failed to {doing}")]
-    Call {
-        /// What the call was to do.
-        doing: &'static str,
-        /// The error that the client returned.
-        #[source]
-        source: Box<kube::Error>,
-    },
-    /// Another program changes the infra Service all the time.
-    #[error("infra service {0} was changed by others again and again")]
-    Unsettled(String),
-}
-
-impl Failure {
-    /// Whether the API server refused the request, so that nothing was done.
-    pub(crate) fn is_refusal(&self) -> bool {
-        matches!(self, Self::Call { source, .. }
-            if matches!(source.as_ref(), kube::Error::Api(status) if (400..500).contains(&status.code)))
-    }
-
-    /// Whether the API server was not available.
-    pub(crate) fn is_outage(&self) -> bool {
-        match self {
-            Self::Unsettled(_) => false,
-            Self::Call { source, .. } => match source.as_ref() {
-                kube::Error::Api(status) => status.code >= 500 || matches!(status.code, 401 | 429),
-                _ => true,
-            },
-        }
-    }
-}
-
-pub(crate) fn failed(doing: &'static str) -> impl FnOnce(kube::Error) -> Failure {
-    move |source| Failure::Call { doing, source: Box::new(source) }
-}
 
 /// How the plan ended.
 enum Outcome {
@@ -142,7 +103,7 @@ impl Subject<'_> {
 /// 5. guest `patch services/status`: removes the finalizer, after that proof.
 ///
 /// The reconcile reads only where these answers or a watch leave something open: see [`change`] and [`Step::Confirm`].
-pub(crate) async fn reconcile(guest: &GuestService, context: &Context) -> Result<Action, Failure> {
+pub(crate) async fn reconcile(guest: &GuestService, context: &Context) -> Result<Action, ReconcileError> {
     if let Some(left) = context.watches.is_behind(guest) {
         // The event of our patch triggers the next reconcile.
         return Ok(Action::requeue(left));
@@ -151,12 +112,12 @@ pub(crate) async fn reconcile(guest: &GuestService, context: &Context) -> Result
     let mut seen = context.watches.mirror(&name).map_or(Seen::Unknown, Seen::Present);
     let mut subject = Subject { shown: guest, answered: None };
     for _ in 0..MAX_LOOKS {
-        let settings = context.settings_for(guest);
-        let plan = plan(subject.guest(), seen.as_infra(), &settings);
+        let config = context.config_for(guest);
+        let plan = plan(subject.guest(), seen.as_infra(), &config);
         if let Some(left) = awaited(&plan, &seen, &name, context) {
             return Ok(Action::requeue(left));
         }
-        let plan = context.places.limit(guest, plan, &context.watches, &settings.identity);
+        let plan = context.places.limit(guest, plan, &context.watches, &config.identity);
         match carry_out(&mut subject, &plan, seen.as_infra(), context).await? {
             Outcome::Done => {
                 let next = conclude(guest, &plan, context);
@@ -171,7 +132,7 @@ pub(crate) async fn reconcile(guest: &GuestService, context: &Context) -> Result
             }
         }
     }
-    Err(Failure::Unsettled(name))
+    Err(ReconcileError::Unsettled(name))
 }
 
 /// How long to wait because the mirror was already created and only the watch does not show it yet.
@@ -186,7 +147,7 @@ async fn carry_out(
     plan: &Plan,
     infra: Infra<'_>,
     context: &Context,
-) -> Result<Outcome, Failure> {
+) -> Result<Outcome, ReconcileError> {
     let services = &context.services;
     for step in &plan.steps {
         let guest = subject.guest();
@@ -221,7 +182,7 @@ async fn carry_out(
 /// Whether the guest Service as it is now leads to the same kind of step.
 fn still_planned(now: &GuestService, infra: Infra<'_>, step: &Step, context: &Context) -> bool {
     let kind = std::mem::discriminant(step);
-    plan(now, infra, &context.settings_for(now)).steps.iter().any(|step| std::mem::discriminant(step) == kind)
+    plan(now, infra, &context.config_for(now)).steps.iter().any(|step| std::mem::discriminant(step) == kind)
 }
 
 /// Creates or deletes the mirror. The watch may be behind, so this reads the guest Service first; not if its API has
@@ -231,7 +192,7 @@ async fn change(
     infra: Infra<'_>,
     step: &Step,
     context: &Context,
-) -> Result<Stepped, Failure> {
+) -> Result<Stepped, ReconcileError> {
     let is_final = matches!(step, Step::Delete(_)) && subject.shown.is_deleting();
     if subject.answered.is_none() && !is_final {
         let now =
@@ -249,7 +210,7 @@ async fn change(
     }
 }
 
-async fn delete(guest: &GuestService, uid: &str, context: &Context) -> Result<Stepped, Failure> {
+async fn delete(guest: &GuestService, uid: &str, context: &Context) -> Result<Stepped, ReconcileError> {
     context.events.emit(&reference(guest), Kind::Normal, "DeletingLoadBalancer", "Deleting load balancer");
     let name = infra_name(guest.uid());
     let deleted = context.services.delete_mirror(&name, uid).await;
@@ -264,14 +225,14 @@ async fn delete(guest: &GuestService, uid: &str, context: &Context) -> Result<St
     })
 }
 
-async fn create(subject: &Subject<'_>, context: &Context) -> Result<Stepped, Failure> {
+async fn create(subject: &Subject<'_>, context: &Context) -> Result<Stepped, ReconcileError> {
     let guest = subject.guest();
     context.events.emit(&reference(guest), Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
     if subject.shown.has_finalizer() {
         // It had a mirror that another program deleted, perhaps together with its owner.
-        owner_lookup::look(context).await;
+        context.owner.look().await;
     }
-    let mirror = context.settings_for(guest).mirror(guest, None);
+    let mirror = context.config_for(guest).mirror(guest, None);
     context.memory.waits(guest.uid());
     let created = context.services.create_mirror(&mirror.new_object()).await;
     let created = changed(&created.map_err(failed("ensure load balancer"))?);
@@ -291,11 +252,11 @@ fn changed(answer: &Answer<()>) -> Stepped {
 
 /// Turns the infra Service into the mirror again. It is read first, because the whole object is replaced and the watch
 /// keeps only a part of it.
-async fn replace(guest: &GuestService, context: &Context) -> Result<Stepped, Failure> {
+async fn replace(guest: &GuestService, context: &Context) -> Result<Stepped, ReconcileError> {
     let name = infra_name(guest.uid());
     let now = context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;
     let Some((mut object, infra)) = now else { return Ok(Stepped::Ended(Outcome::Look)) };
-    let planned = plan(guest, Infra::Present(&infra), &context.settings_for(guest)).steps;
+    let planned = plan(guest, Infra::Present(&infra), &context.config_for(guest)).steps;
     let Some(Step::Replace(mirror, fields)) = planned.iter().find(|step| matches!(step, Step::Replace(..)))
     else {
         // Another program was faster, or the Service is not ours any more: plan again with what is there now.
@@ -318,6 +279,7 @@ fn conclude(guest: &GuestService, plan: &Plan, context: &Context) -> Action {
     announce::refusals(guest, plan, context);
     if plan.steps.contains(&Step::RemoveFinalizer) {
         context.memory.forget(guest.uid());
+        context.backoff.succeeded(guest.uid());
         context.places.forget(guest.uid());
         return Action::await_change();
     }

@@ -13,9 +13,8 @@ use crate::{
     infra::mirrors::InfraService,
     load_balancer::{
         calls::Answer as Called,
-        controller::Context,
+        context::Context,
         left_over::{Answer, Knowledge, Verdict, judge},
-        owner_lookup,
     },
 };
 
@@ -43,22 +42,23 @@ pub(crate) async fn run(context: &Context, interval: Option<Duration>) {
         }
         let is_there = |uid: &str| context.watches.guest_of(&infra_name(uid)).is_some();
         context.memory.keep(is_there);
+        context.backoff.keep(is_there);
         context.places.keep(is_there);
         sleep(interval).await;
-        owner_lookup::look(context).await;
+        context.owner.look().await;
     }
 }
 
 /// One sweep. `seen` are the infra Services (by UID) that the last sweep found unneeded without proof.
 async fn look(context: &Context, seen: &mut HashSet<String>) -> Result<(), Unswept> {
-    let settings = context.settings();
+    let config = &context.config;
     let mirrors = context.watches.mirrors();
     let suspects: Vec<_> = mirrors.iter().filter(|mirror| is_suspect(mirror, context)).collect();
     if suspects.is_empty() {
         seen.clear();
         return Ok(());
     }
-    if context.services.guest_cluster().await? != settings.guest_cluster {
+    if context.services.guest_cluster().await? != config.guest_cluster {
         return Err(Unswept::OtherGuest);
     }
     let before = std::mem::take(seen);
@@ -77,7 +77,7 @@ fn is_suspect(mirror: &InfraService, context: &Context) -> bool {
     let wanted = |guest: &crate::guest::services::GuestService| {
         infra_name(guest.uid()) == name && (guest.wants_load_balancer() || guest.has_finalizer())
     };
-    context.settings().identity.owns(mirror)
+    context.config.identity.owns(mirror)
         && !mirror.is_deleting()
         && !context.watches.guest_of(name).is_some_and(|guest| wanted(&guest))
 }
@@ -90,12 +90,9 @@ async fn sweep(mirror: &InfraService, seen_before: bool, context: &Context) -> R
     let (Some(namespace), Some(name)) = (namespace, name) else { return Ok(false) };
     let guest = context.services.guest_named(&namespace, &name).await?;
     let infra = mirror.metadata.name.as_deref().unwrap_or_default();
-    let settings = context.settings();
-    let known = Knowledge {
-        identity: &settings.identity,
-        guest_cluster: settings.guest_cluster.as_deref(),
-        seen_before,
-    };
+    let config = &context.config;
+    let known =
+        Knowledge { identity: &config.identity, guest_cluster: config.guest_cluster.as_deref(), seen_before };
     let answer = guest.as_ref().map_or(Answer::Absent, Answer::Present);
     // The watch may be behind, so judge the Service as it is now.
     let Some((_, now)) = context.services.mirror_now(infra).await? else { return Ok(false) };

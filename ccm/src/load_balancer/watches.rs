@@ -13,32 +13,22 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::{WatchStreamExt, reflector::Lookup};
 use serde::de::DeserializeOwned;
 use serving::Tasks;
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 
 use crate::{
     access::{GuestCluster, InfraCluster},
+    changes::{Changes, Subscription},
     guest::services::GuestService,
     guest_names::{CLUSTER_NAME_LABEL, Identity, infra_name},
     infra::mirrors::InfraService,
-    load_balancer::{ahead::Ahead, changed::Changed, places::Places},
-    queue_metrics::Queue,
+    load_balancer::ahead::Ahead,
 };
 
 /// Objects per page of a list: small pages cost calls, large ones memory.
 const PAGE: u32 = 100;
 
-/// Triggers reconciles of guest Services. Clones share the queue.
-#[derive(Clone)]
-struct Triggers {
-    sender: mpsc::Sender<ObjectRef<GuestService>>,
-    queue: Queue,
-}
-
 /// Which guest Service an infra Service mirrors, by the latter's name.
 type Names = Arc<Mutex<HashMap<String, ObjectRef<GuestService>>>>;
-
-/// Triggers that may wait to be taken; the watches wait when the queue is full.
-const QUEUE: usize = 256;
 
 /// Both watches. Clones share them.
 #[derive(Clone)]
@@ -47,34 +37,35 @@ pub struct Watches {
     mirrors: Store<InfraService>,
     names: Names,
     namespace: String,
-    triggers: Triggers,
-    changed: Arc<Changed>,
-    places: Arc<Places>,
+    /// The Services that changed.
+    changes: Arc<Changes<ObjectRef<GuestService>>>,
+    /// The Services that the service controller has to reconcile: those that changed, and those that are asked for.
+    due: Arc<Changes<ObjectRef<GuestService>>>,
+    /// Notifies of every event, also of those that concern no load balancer of this guest.
+    events: Arc<watch::Sender<()>>,
     ahead: Arc<Ahead>,
 }
 
 impl Watches {
-    /// Starts both watches; each change sends a trigger. The receiver has to take triggers for as long as the watches
-    /// are used.
+    /// Starts both watches. The service controller takes what it has to reconcile from the subscription.
     pub fn start(
         guest: &GuestCluster,
         infra: &InfraCluster,
         identity: &Identity,
-        places: Places,
-        queue: Queue,
         tasks: &Tasks,
-    ) -> (Self, mpsc::Receiver<ObjectRef<GuestService>>) {
+    ) -> (Self, Subscription<ObjectRef<GuestService>>) {
         let (guests, guest_writer) = store();
         let (mirrors, mirror_writer) = store();
-        let (sender, triggered) = mpsc::channel(QUEUE);
+        let due = Arc::new(Changes::default());
+        let subscription = due.subscribe();
         let watches = Self {
             guests,
             mirrors,
             names: Names::default(),
             namespace: infra.namespace.clone(),
-            triggers: Triggers { sender, queue },
-            changed: Arc::default(),
-            places: Arc::new(places),
+            changes: Arc::default(),
+            due,
+            events: Arc::default(),
             ahead: Arc::default(),
         };
 
@@ -82,22 +73,16 @@ impl Watches {
         let all = watcher(Api::<GuestService>::all(guest.client.clone()), config.clone());
         let all = all.default_backoff().modify(GuestService::slim).reflect(guest_writer);
         let of_guest = watches.clone();
-        let following = follow(all, "guest", move |event| {
-            let watches = of_guest.clone();
-            async move { watches.guest_event(event).await }
-        });
+        let following = follow(all, "guest", move |event| of_guest.guest_event(event));
         tasks.spawn("the watch of the guest's Services", following);
 
         let config = config.labels(&format!("{CLUSTER_NAME_LABEL}={}", identity.cluster_label()));
         let own = watcher(Api::<InfraService>::namespaced(infra.client.clone(), &infra.namespace), config);
         let own = own.default_backoff().reflect(mirror_writer);
         let of_infra = watches.clone();
-        let following = follow(own, "infra", move |event| {
-            let watches = of_infra.clone();
-            async move { watches.infra_event(event).await }
-        });
+        let following = follow(own, "infra", move |event| of_infra.infra_event(event));
         tasks.spawn("the watch of the infra Services", following);
-        (watches, triggered)
+        (watches, subscription)
     }
 
     /// The guest's Services.
@@ -167,32 +152,30 @@ impl Watches {
         own.filter_map(|mirror| mirror.metadata.name.clone()).collect()
     }
 
-    /// The places of the quota.
-    pub(crate) fn places(&self) -> Arc<Places> {
-        Arc::clone(&self.places)
-    }
-
     /// The guest Service whose mirror has this name.
     pub(crate) fn guest_of(&self, infra_name: &str) -> Option<Arc<GuestService>> {
         let reference = self.names.lock().unwrap_or_else(PoisonError::into_inner).get(infra_name).cloned()?;
         self.guests.get(&reference)
     }
 
-    /// The changes since they were last taken, for readers other than the service controller.
-    pub(crate) fn changed(&self) -> &Changed {
-        &self.changed
+    /// Receives the Services that change from now on.
+    pub(crate) fn subscribe(&self) -> Subscription<ObjectRef<GuestService>> {
+        self.changes.subscribe()
+    }
+
+    /// Notifies of every event from now on; one notification may stand for several events.
+    pub(crate) fn events(&self) -> watch::Receiver<()> {
+        self.events.subscribe()
     }
 
     /// Triggers a reconcile of a Service.
-    pub(crate) async fn look_at(&self, service: ObjectRef<GuestService>) {
-        self.triggers.send(service).await;
+    pub(crate) fn look_at(&self, service: ObjectRef<GuestService>) {
+        self.due.notify(&[service]);
     }
 
     /// Triggers a reconcile of all Services.
-    pub(crate) async fn look_at_all(&self) {
-        for reference in self.load_balancers() {
-            self.look_at(reference).await;
-        }
+    pub(crate) fn look_at_all(&self) {
+        self.due.notify(&self.load_balancers());
     }
 
     /// The guest's Services that concern the CCM.
@@ -200,19 +183,19 @@ impl Watches {
         self.names.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    async fn tell(&self, service: ObjectRef<GuestService>) {
-        self.changed.mark([service.clone()]);
-        self.look_at(service).await;
+    fn changed(&self, services: &[ObjectRef<GuestService>]) {
+        self.due.notify(services);
+        self.changes.notify(services);
     }
 
-    async fn guest_event(&self, event: Event<GuestService>) {
+    fn guest_event(&self, event: Event<GuestService>) {
         let (service, deleted) = match event {
             Event::Apply(service) | Event::InitApply(service) => (service, false),
             Event::Delete(service) => (service, true),
             Event::Init => return,
             Event::InitDone => {
                 self.forget_vanished();
-                return self.tell_all().await;
+                return self.changed(&self.load_balancers());
             }
         };
         let concerns_us = service.wants_load_balancer() || service.has_finalizer();
@@ -231,27 +214,27 @@ impl Watches {
         if deleted {
             self.ahead.forget(service.uid());
         }
-        self.places.freed();
+        self.events.send_replace(());
         if known && !deleted {
-            self.tell(reference).await;
+            self.changed(&[reference]);
         }
     }
 
-    async fn infra_event(&self, event: Event<InfraService>) {
+    fn infra_event(&self, event: Event<InfraService>) {
         let name = match event {
             Event::Apply(service) | Event::Delete(service) => service.metadata.name.unwrap_or_default(),
             Event::Init | Event::InitApply(_) => return,
             // After a gap in the watch, only the absence of a mirror shows that it was deleted.
             Event::InitDone => {
                 self.ahead.told_all(|name| self.shown_uid(name));
-                return self.tell_all().await;
+                return self.changed(&self.load_balancers());
             }
         };
         self.ahead.told(&name, self.shown_uid(&name).as_deref());
-        self.places.freed();
+        self.events.send_replace(());
         let reference = self.names.lock().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
         if let Some(reference) = reference {
-            self.tell(reference).await;
+            self.changed(&[reference]);
         }
     }
 
@@ -264,31 +247,15 @@ impl Watches {
         };
         names.retain(|name, service| is_there(name, service));
     }
-
-    async fn tell_all(&self) {
-        self.changed.mark(self.load_balancers());
-        self.look_at_all().await;
-    }
-}
-
-impl Triggers {
-    /// Triggers a reconcile of this Service. There is no receiver any more when the controller was dropped.
-    async fn send(&self, service: ObjectRef<GuestService>) {
-        self.queue.added((service.namespace.clone().unwrap_or_default(), service.name.clone()));
-        if self.sender.send(service).await.is_err() {
-            tracing::debug!("the service controller has ended");
-        }
-    }
 }
 
 /// Passes on each event; logs once when a watch fails, and once when it works again.
-async fn follow<K, F>(
+async fn follow<K>(
     events: impl futures::Stream<Item = watcher::Result<Event<K>>>,
     cluster: &'static str,
-    mut hand_on: impl FnMut(Event<K>) -> F,
+    hand_on: impl Fn(Event<K>),
 ) where
     K: Resource + Clone + DeserializeOwned + Debug,
-    F: Future<Output = ()>,
 {
     let mut failing = false;
     let mut events = std::pin::pin!(events);
@@ -298,7 +265,7 @@ async fn follow<K, F>(
                 if std::mem::take(&mut failing) {
                     tracing::info!(cluster, "the watch of Services is back");
                 }
-                hand_on(event).await;
+                hand_on(event);
             }
             Err(error) if !std::mem::replace(&mut failing, true) => {
                 tracing::warn!(cluster, error = crate::access::chain(&error), "the watch of Services failed");

@@ -6,25 +6,21 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures::{Stream, StreamExt, stream};
 use k8s_openapi::jiff::Timestamp;
 use kube::{
-    Client, ResourceExt,
-    runtime::{
-        controller::{Action, Config, Error, applier},
-        reflector::ObjectRef,
-    },
+    Client,
+    runtime::{controller::Action, reflector::ObjectRef},
 };
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::chain,
+    backoff::{AFTER_CONFLICT, Backoff},
     call::CallError,
     cluster_name::ClusterName,
     guest::nodes::{GuestNode, Ready, WireNode, watch::NodeWatch},
@@ -46,7 +42,8 @@ use crate::{
         metrics::NodeMetrics,
         recognise::{Identity, doubt, identify},
     },
-    queue_metrics::{Item, Queue},
+    queue_metrics::Queue,
+    reconciles,
 };
 
 /// The framework's default of `--node-monitor-period`.
@@ -55,17 +52,13 @@ pub const MONITOR_PERIOD: Duration = Duration::from_secs(5);
 pub const STATUS_UPDATE_FREQUENCY: Duration = Duration::from_mins(5);
 /// Our default of `--concurrent-node-syncs`.
 const CONCURRENCY: u16 = 16;
-/// After a conflict the watch usually brings the newer Node; this pause is for a watch that is behind.
-const AFTER_CONFLICT: Duration = Duration::from_millis(200);
-/// First and longest pause after a failure; it doubles in between.
+/// First and longest pause after a failure.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_mins(1);
 /// No event reports that a Node younger than this is not recognised.
 const COMPLAINT_AGE: Duration = Duration::from_secs(15);
-/// How many Nodes the controller remembers; only Nodes with a problem are remembered.
-const MOST_REMEMBERED: usize = 10_000;
-/// More doublings exceed [`LONGEST_RETRY`] anyway.
-const MOST_DOUBLINGS: u32 = 10;
+/// The complaints about how many Nodes the controller keeps; above it all are dropped, and reported again.
+const MOST_COMPLAINTS: usize = 10_000;
 
 /// What the Node controllers do, and how often.
 #[derive(Clone, Debug)]
@@ -116,16 +109,9 @@ pub struct NodeController {
     metrics: NodeMetrics,
     queue: Queue,
     lifecycle: Lifecycle,
-    memory: Mutex<HashMap<String, Memory>>,
-}
-
-/// What the process remembers of a Node. Losing it does no harm.
-#[derive(Default)]
-struct Memory {
-    /// Failures in a row.
-    failures: u32,
-    /// The last warning event about it.
-    complaint: Option<String>,
+    backoff: Backoff,
+    /// The last warning event about a Node, by its name. Losing it does no harm.
+    complaints: Mutex<HashMap<String, String>>,
 }
 
 impl NodeController {
@@ -150,34 +136,18 @@ impl NodeController {
             announcer: Announcer::new(guest),
             metrics,
             queue,
-            memory: Mutex::default(),
+            backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
+            complaints: Mutex::default(),
         }
     }
 
     /// Runs until `stop`, and finishes the reconciles that are running then.
     pub async fn run(self, stop: CancellationToken) {
-        let (nodes, queue) = (self.nodes.store(), self.queue.clone());
-        // kube takes 0 as no limit.
-        let concurrency = self.settings.concurrency.max(1);
-        let due = stream::select(self.changed_nodes(), self.changed_machines())
-            .inspect(|node| queue.added(item(&node.name)))
-            .map(Ok::<_, Infallible>)
-            .take_until(stop.cancelled_owned());
+        let due =
+            stream::select(self.changed_nodes(), self.changed_machines()).take_until(stop.cancelled_owned());
         self.nodes.start();
-        applier(
-            |node, controller| Box::pin(reconcile(node, controller)),
-            after_failure,
-            Arc::new(self),
-            nodes,
-            Box::pin(due),
-            Config::default().concurrency(concurrency),
-        )
-        .for_each(async |result| match result {
-            Ok(_) => {}
-            Err(Error::ObjectNotFound(gone)) => queue.dropped(&item(&gone.name)),
-            Err(error) => tracing::debug!(error = chain(&error), "a Node was not reconciled"),
-        })
-        .await;
+        let (nodes, queue) = (self.nodes.store(), (self.queue.clone(), self.settings.concurrency));
+        reconciles::run(due, nodes, queue, Arc::new(self), reconcile, after_failure).await;
     }
 
     /// Each Node that is there, and at each of its changes again.
@@ -210,7 +180,8 @@ impl NodeController {
             Ok(false)
         };
         if let Ok(true) = life {
-            self.lock().remove(&node.claims.name);
+            self.backoff.succeeded(&node.claims.name);
+            self.complaints().remove(&node.claims.name);
             return Ok(Action::await_change());
         }
         let is_whole = if self.settings.upkeep {
@@ -284,15 +255,10 @@ impl NodeController {
         };
         let name = &node.claims.name;
         let Some(said) = said else {
-            if let Some(memory) = self.lock().get_mut(name) {
-                memory.complaint = None;
-            }
+            self.complaints().remove(name);
             return;
         };
-        let is_new = self.remember(name, |memory| {
-            memory.complaint.replace(said.message.clone()) != Some(said.message.clone())
-        });
-        if is_new {
+        if self.is_new(name, &said.message) {
             tracing::warn!(node = name, "{}", said.message);
             self.announcer.announce(node, &said).await;
         }
@@ -313,7 +279,7 @@ impl NodeController {
     }
 
     fn next_look(&self, node: &GuestNode, identity: &Identity, is_whole: bool) -> Action {
-        self.succeeded(&node.claims.name);
+        self.backoff.succeeded(&node.claims.name);
         if *identity == Identity::Foreign {
             return Action::await_change();
         }
@@ -326,40 +292,22 @@ impl NodeController {
         Action::requeue(pause)
     }
 
-    /// Only a Node with a problem is remembered.
-    fn succeeded(&self, name: &str) {
-        let mut memory = self.lock();
-        match memory.get_mut(name) {
-            Some(Memory { failures, complaint: Some(_) }) => *failures = 0,
-            Some(_) => drop(memory.remove(name)),
-            None => {}
+    /// Whether this is another complaint than the last one about the Node.
+    fn is_new(&self, name: &str, complaint: &str) -> bool {
+        let mut complaints = self.complaints();
+        if complaints.len() >= MOST_COMPLAINTS {
+            complaints.clear();
         }
+        complaints.insert(name.to_owned(), complaint.to_owned()).as_deref() != Some(complaint)
     }
 
-    fn remember<T>(&self, name: &str, change: impl FnOnce(&mut Memory) -> T) -> T {
-        let mut memory = self.lock();
-        if memory.len() >= MOST_REMEMBERED {
-            memory.clear();
-        }
-        change(memory.entry(name.to_owned()).or_default())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Memory>> {
-        self.memory.lock().expect("no holder of this lock panics")
+    fn complaints(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.complaints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 async fn reconcile(node: Arc<WireNode>, controller: Arc<NodeController>) -> Result<Action, CallError> {
-    let began = Instant::now();
-    controller.queue.taken(&item(&node.name_any()));
-    let done = controller.sync(&GuestNode::from(&*node)).await;
-    controller.queue.done(began.elapsed().as_secs_f64(), done.is_err());
-    done
-}
-
-/// A Node in the queue.
-fn item(name: &str) -> Item {
-    (String::new(), name.to_owned())
+    controller.sync(&GuestNode::from(&*node)).await
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "kube's Controller calls it with these")]
@@ -368,15 +316,11 @@ fn after_failure(node: Arc<WireNode>, error: &CallError, controller: Arc<NodeCon
         return Action::requeue(AFTER_CONFLICT);
     }
     let name = GuestNode::from(&*node).claims.name;
-    let failures = controller.remember(&name, |memory| {
-        memory.failures = memory.failures.saturating_add(1);
-        memory.failures
-    });
-    let doublings = failures.saturating_sub(1).min(MOST_DOUBLINGS);
-    if doublings == 0 {
+    let pause = controller.backoff.failed(&name);
+    if pause == FIRST_RETRY {
         tracing::warn!(node = name, error = chain(error), "a Node is tried again");
     }
-    Action::requeue(FIRST_RETRY.saturating_mul(1 << doublings).min(LONGEST_RETRY))
+    Action::requeue(pause)
 }
 
 /// The last poll of the VMs may be older than a new Node.

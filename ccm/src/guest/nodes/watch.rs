@@ -190,7 +190,7 @@ impl NodeWatch {
             changed.extend(self.names());
         }
         // Whoever waits for the list has the notices of all Nodes then.
-        self.0.changes.notify(changed);
+        self.0.changes.notify(&changed);
         if is_list {
             self.0.listing.send_replace(Listing::Complete);
         }

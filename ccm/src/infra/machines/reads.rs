@@ -10,12 +10,12 @@ use serde::de::DeserializeOwned;
 use crate::{
     call::{CallError, call, call_within},
     infra::{
-        hosts::Place,
         machines::{
             Vm, Vmi,
             index::{Kept, Snapshot},
             wire::{WireVm, WireVmi},
         },
+        topology::Topology,
     },
 };
 
@@ -91,10 +91,10 @@ impl InfraReads {
     }
 
     /// Zone and region of an infra Node. Only its metadata is requested.
-    pub async fn place(&self, node: &str) -> Result<Place, CallError> {
+    pub async fn topology(&self, node: &str) -> Result<Topology, CallError> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let what = || format!("get infra node {node}");
         let meta = call_within(PLACE_DEADLINE, what, nodes.get_metadata(node)).await?.metadata;
-        Ok(Place::of_labels(&meta.labels.unwrap_or_default()))
+        Ok(Topology::of_labels(&meta.labels.unwrap_or_default()))
     }
 }

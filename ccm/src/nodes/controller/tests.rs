@@ -237,7 +237,11 @@ async fn a_node_that_load_balancers_leave_out_is_told_once_until_it_is_mended() 
     assert!(said()[1].as_str().unwrap().ends_with("names the cluster \"other\", not this one"));
     clusters.controller.index.put(vmi());
     clusters.sync(&claiming(REAL)).await.unwrap();
-    assert!(clusters.controller.lock().is_empty(), "nothing is remembered of a Node without trouble");
+    let controller = &clusters.controller;
+    assert!(
+        controller.complaints().is_empty() && controller.backoff.is_empty(),
+        "nothing is kept of a Node without trouble"
+    );
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ async fn all_readers_share_one_watch_and_each_gets_every_node() {
     let api = FakeApi::default();
     api.answer(NODES, 200, list(&["a", "b"]));
     let watch = NodeWatch::new(api.client(), Tasks::default());
-    let mut early = watch.subscribe();
+    let early = watch.subscribe();
     assert_eq!(watch.listing(), Listing::Pending);
     watch.start();
     watch.clone().start();

@@ -6,6 +6,8 @@
 //! is neither. The planner adds a volume only if everything was read and nothing names the volume, so a pending change
 //! is never repeated.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::fmt;
 
 use infra::{

@@ -3,6 +3,8 @@
 //! Decides only. The rule: *blank* is proved, never assumed. blkid answers 2 both for
 //! "nothing found" and for "could not read" (kubernetes/kubernetes#142243), so its answer alone proves nothing.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::{fmt, iter::once, ops::Range};
 
 use crate::filesystem::{Completion, FilesystemType};

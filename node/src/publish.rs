@@ -4,6 +4,8 @@
 //! Decides only. A filesystem is published by binding its staging mount, a block volume by binding its device node.
 //! Unpublishing also serves the older layout, in which the disk itself is mounted at the target.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::path::{Path, PathBuf};
 
 use crate::{

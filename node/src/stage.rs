@@ -2,6 +2,8 @@
 //!
 //! Decides only, and never formats on anything but proof. A plan after its own steps is empty.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::path::PathBuf;
 
 use crate::{

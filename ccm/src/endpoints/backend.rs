@@ -4,6 +4,8 @@
 //! whose label names another cluster, or whose system UUID is not the Node's. It uses an address only if the VM's own
 //! status shows it, never because a Node claims it.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use crate::{
     cluster_name::ClusterName,
     guest::nodes::{Claims, GuestNode, INTERNAL_IP},

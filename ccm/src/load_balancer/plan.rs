@@ -3,6 +3,8 @@
 //! The same observation gives the same plan, and after a plan was carried out nothing is left to plan. A Service that
 //! is not proved to be this guest's is never changed or deleted; only a read of the infra API proves that one is gone.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::LoadBalancerIngress;

@@ -5,6 +5,8 @@
 //! addresses that kubelet has from `--node-ip` are always kept and come first. When the guest agent stops reporting, a
 //! VMI shows no addresses for a while: then the last known address of a family is kept.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use crate::{
     guest::nodes::{INTERNAL_IP, NodeAddress},
     infra::machines::{Interface, Network, Phase, Vmi},

@@ -2,6 +2,8 @@
 //! `controllers/service`, `stableNodeSetPredicates`), and one reason of our own. Pure. The rule does not consider
 //! whether a Node is ready.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::collections::BTreeMap;
 
 use crate::guest::nodes::GuestNode;

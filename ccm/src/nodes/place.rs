@@ -4,6 +4,8 @@
 //! annotation of the VMI itself counts, which is as reliable as its author. A label whose value is not known stays as
 //! it is.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use crate::{
     infra::{hosts::Host, machines::Vmi},
     wire::topology_labels::{BETA_LABELS, REGION_LABEL, TYPE_LABEL, ZONE_LABEL},

@@ -4,6 +4,8 @@
 //! may have been created without a VM. Only two successful reads prove *gone*. A VM that was not read, or that has an
 //! unknown phase, is neither gone nor stopped.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use crate::{
     cluster_name::ClusterName,
     guest::nodes::Claims,

@@ -5,6 +5,8 @@
 //! namespace is its machine. If the VM exists and is stopped, the Node gets the shutdown taint and stays, with
 //! everything that depends on it.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::{

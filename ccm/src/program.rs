@@ -32,9 +32,10 @@ use crate::{
     load_balancer::{
         cleanup::Cleanup,
         controller::{COMPONENT, ServiceController},
+        index::Index,
         metrics::ServiceMetrics,
         plan::PlanConfig,
-        watches::Watches as ServiceWatches,
+        watches,
     },
     nodes::{
         controller::{NodeController, Settings as NodeSettings},
@@ -287,14 +288,17 @@ async fn serve_services(
     let plan_config = plan_config(flags, config);
     let gate = Arc::new(Gate::default());
     let (guest, infra) = (&clusters.guest, &clusters.infra);
-    let services = ServiceWatches::start(guest, infra, &plan_config.identity, tasks);
+    let max = plan_config.policy.max_load_balancers;
+    let (services, writers) = Index::new(plan_config.identity.clone(), infra.namespace.clone(), max);
+    let due = services.due();
+    watches::start(&services, writers, guest, infra, tasks);
     let writer = EndpointController::new(EndpointContext {
         guest: guest.clone(),
         infra: infra.clone(),
         identity: plan_config.identity.clone(),
         choice: plan_config.endpoints.choice,
         addresses: config.instances.addresses.clone(),
-        services: services.0.clone(),
+        services: services.clone(),
         nodes: nodes.clone(),
         gate: Arc::clone(&gate),
         index: machines.index,
@@ -313,7 +317,7 @@ async fn serve_services(
             guest: clusters.guest,
             infra: clusters.infra,
             config: plan_config,
-            services,
+            services: (services, due),
             nodes,
             gate,
             address_timeout: config.load_balancer.poll_timeout,

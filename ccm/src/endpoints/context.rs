@@ -11,7 +11,7 @@ use crate::{
     guest_names::Identity,
     handover::{EndpointChoice, Gate, Work},
     infra::machines::{feed::Feed, index::MachineIndex},
-    load_balancer::watches::Watches as ServiceWatches,
+    load_balancer::index::Index as ServiceIndex,
     nodes::address::AddressPolicy,
     queue_metrics::Queue,
 };
@@ -30,7 +30,7 @@ pub struct Context {
     /// Which of a VM's addresses its Node gets.
     pub addresses: AddressPolicy,
     /// The Services of both clusters.
-    pub services: ServiceWatches,
+    pub services: ServiceIndex,
     /// The guest's Nodes.
     pub nodes: NodeWatch,
     /// Where it reports its progress.

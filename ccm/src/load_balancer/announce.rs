@@ -20,7 +20,7 @@ pub(crate) fn step(guest: &GuestService, step: &Step, plan: &Plan, context: &Con
     let say = |reason, note| context.events.emit(&reference(guest), Kind::Normal, reason, note);
     match step {
         Step::SetStatus(ingress) if !ingress.is_empty() => {
-            if let Some(waited) = context.memory.has_address(guest.uid()) {
+            if let Some(waited) = context.index.has_address(guest.uid()) {
                 context.metrics.address_after(waited.as_secs_f64());
             }
             say("EnsuredLoadBalancer", "Ensured load balancer");
@@ -49,7 +49,7 @@ pub(crate) fn refusals(guest: &GuestService, plan: &Plan, context: &Context) {
     });
     let said: Vec<_> = whole.chain(wishes).collect();
     let texts: Vec<_> = said.iter().map(|(_, text)| text.clone()).collect();
-    if !context.memory.is_news(guest.uid(), &texts) {
+    if !context.index.is_news(guest.uid(), &texts) {
         return;
     }
     for (reason, text) in said {

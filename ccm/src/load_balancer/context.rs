@@ -8,15 +8,15 @@ use crate::{
     guest::services::GuestService,
     handover::{EndpointSource, Gate},
     load_balancer::{
-        calls::Services, memory::Memory, metrics::ServiceMetrics, nodes::Nodes, owner_lookup::Owner,
-        places::Places, plan::PlanConfig, watches::Watches,
+        calls::Services, index::Index, metrics::ServiceMetrics, nodes::Nodes, owner_lookup::Owner,
+        plan::PlanConfig,
     },
 };
 
 /// What each reconcile uses.
 pub(crate) struct Context {
     pub(crate) services: Services,
-    pub(crate) watches: Watches,
+    pub(crate) index: Index,
     /// The configuration, without what is found out while the controller runs.
     pub(crate) config: PlanConfig,
     pub(crate) owner: Owner,
@@ -24,9 +24,7 @@ pub(crate) struct Context {
     pub(crate) address_timeout: Duration,
     pub(crate) events: EventSink,
     pub(crate) metrics: ServiceMetrics,
-    pub(crate) memory: Memory,
     pub(crate) backoff: Backoff,
-    pub(crate) places: Places,
     pub(crate) nodes: Nodes,
 }
 

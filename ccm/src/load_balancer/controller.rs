@@ -23,15 +23,13 @@ use crate::{
         calls::Services,
         context::Context,
         error::ReconcileError,
-        memory::Memory,
+        index::Index,
         metrics::ServiceMetrics,
         node_sync,
         nodes::Nodes,
         owner_lookup::{self, Owner},
-        places::Places,
         plan::PlanConfig,
         reconcile, relay, sweep,
-        watches::Watches,
     },
     queue_metrics::Queue,
     reconciles,
@@ -45,6 +43,14 @@ const MIN_CONCURRENCY: u16 = 32;
 /// How long to wait at the start until it is known whether our own endpoints can be written.
 const ENDPOINTS_KNOWN: Duration = Duration::from_secs(10);
 
+/// First pause after a failure (the framework's `minRetryDelay`).
+const MIN_PAUSE: Duration = Duration::from_secs(5);
+/// Longest pause after failures (the framework's `maxRetryDelay`).
+const MAX_PAUSE: Duration = Duration::from_mins(5);
+/// Longest pause while an API server does not answer: this affects all Services, and they should recover soon after it
+/// is back.
+const MAX_OUTAGE_PAUSE: Duration = Duration::from_secs(30);
+
 /// What the service controller needs.
 pub struct ServiceController {
     /// The cluster with the users' Services.
@@ -54,7 +60,7 @@ pub struct ServiceController {
     /// What identifies the guest, and which program writes endpoints.
     pub config: PlanConfig,
     /// The Services of both clusters, and the queue of those to reconcile.
-    pub services: (Watches, Subscription<ObjectRef<GuestService>>),
+    pub services: (Index, Subscription<ObjectRef<GuestService>>),
     /// The guest's Nodes.
     pub nodes: NodeWatch,
     /// The progress of our own endpoints.
@@ -79,26 +85,18 @@ pub struct ServiceController {
     pub tasks: Tasks,
 }
 
-/// First pause after a failure (the framework's `minRetryDelay`).
-const MIN_PAUSE: Duration = Duration::from_secs(5);
-/// Longest pause after failures (the framework's `maxRetryDelay`).
-const MAX_PAUSE: Duration = Duration::from_mins(5);
-/// Longest pause while an API server does not answer: this affects all Services, and they should recover soon after it
-/// is back.
-const MAX_OUTAGE_PAUSE: Duration = Duration::from_secs(30);
-
 impl ServiceController {
     /// Runs until it is dropped.
     pub async fn run(self) {
-        let (watches, due) = self.services;
-        relay::start(&self.infra, watches.clone(), self.events.clone(), &self.tasks);
+        let (index, due) = self.services;
+        relay::start(&self.infra, index.clone(), self.events.clone(), &self.tasks);
         let nodes = Nodes::start(self.nodes);
         let services = Services::new(&self.guest, &self.infra);
         // The CCM must know infra's Services before it acts, or it would create each mirror a second time; and which
         // guest this is.
         let (guest_cluster, (), ()) = tokio::join!(
             owner_lookup::guest_cluster(&services),
-            watches.wait_until_complete(),
+            index.wait_until_complete(),
             nodes.wait_until_known()
         );
         if self.config.endpoints.choice.is_ours() {
@@ -106,18 +104,16 @@ impl ServiceController {
             drop(tokio::time::timeout(ENDPOINTS_KNOWN, self.gate.wait_until_known()).await);
         }
         tracing::info!(namespace = self.infra.namespace, "serving LoadBalancer Services");
-        let (concurrency, guests) = (self.concurrency.max(MIN_CONCURRENCY), watches.guests());
+        let (concurrency, guests) = (self.concurrency.max(MIN_CONCURRENCY), index.guests());
         let context = Arc::new(Context {
             services,
-            watches,
-            places: Places::new(self.config.policy.max_load_balancers),
+            index,
             config: PlanConfig { guest_cluster, ..self.config },
             owner: Owner::new(self.owner, self.infra),
             gate: self.gate,
             address_timeout: self.address_timeout,
             events: self.events,
             metrics: self.metrics,
-            memory: Memory::default(),
             backoff: Backoff::new(MIN_PAUSE, MAX_PAUSE),
             nodes,
         });
@@ -135,17 +131,17 @@ impl ServiceController {
             ),
             sweep::run(&context, self.sweep_interval),
             node_sync::run(followed, &self.node_queue, &context),
-            wake_waiting(&context),
+            wake_waiting(&context.index),
         );
     }
 }
 
 /// Reconciles those Services that waited for a place of the quota and may now have one.
-async fn wake_waiting(context: &Context) {
-    let mut events = context.watches.events();
+async fn wake_waiting(index: &Index) {
     loop {
-        for next in context.places.next(&mut events, &context.watches, &context.config.identity).await {
-            context.watches.look_at(next);
+        index.place_freed().await;
+        for next in index.next_places() {
+            index.look_at(next);
         }
     }
 }
@@ -153,10 +149,10 @@ async fn wake_waiting(context: &Context) {
 async fn reconcile(guest: Arc<GuestService>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let _urgent = context.events.urgent();
     let reconciled = reconcile::reconcile(&guest, &context).await;
-    context.metrics.waiting(context.memory.waiting());
+    context.metrics.waiting(context.index.waiting());
     match &reconciled {
         Ok(_) => context.backoff.succeeded(guest.uid()),
-        Err(error) if error.is_refusal() => context.places.set_aside(guest.uid()),
+        Err(error) if error.is_refusal() => context.index.set_aside(guest.uid()),
         Err(_) => {}
     }
     reconciled

@@ -44,7 +44,7 @@ pub(crate) async fn run(mut followed: Followed, queue: &Queue, context: &Context
         followed.catch_up();
         queue.taken(&item());
         let began = Instant::now();
-        let served: Vec<_> = context.watches.guests().state();
+        let served: Vec<_> = context.index.guests().state();
         let served = served.into_iter().filter(|guest| guest.wants_load_balancer() && guest.has_finalizer());
         let failed = AtomicBool::new(false);
         futures::stream::iter(served)
@@ -53,7 +53,7 @@ pub(crate) async fn run(mut followed: Followed, queue: &Queue, context: &Context
                 if let Err(error) = refresh(&guest, context).await {
                     failed.store(true, Ordering::Relaxed);
                     tracing::warn!(error = chain(&error), "a Service was not told about the nodes");
-                    context.watches.look_at(ObjectRef::from_obj(&*guest));
+                    context.index.look_at(ObjectRef::from_obj(&*guest));
                 }
                 context.metrics.hosts_updated(began.elapsed().as_secs_f64());
             })
@@ -67,11 +67,11 @@ pub(crate) async fn run(mut followed: Followed, queue: &Queue, context: &Context
 /// Writes the conditions and events of one Service after a change of the Nodes. If the Service has steps to carry out,
 /// its reconcile does that.
 async fn refresh(guest: &GuestService, context: &Context) -> Result<(), ReconcileError> {
-    let mirror = context.watches.mirror(&infra_name(guest.uid()));
+    let mirror = context.index.mirror(&infra_name(guest.uid()));
     let infra = mirror.as_deref().map_or(Infra::NotSeen, Infra::Present);
     let plan = plan(guest, infra, &context.config_for(guest));
     if plan.steps.is_empty() {
-        explain::write((guest, guest), &plan, Action::await_change(), context).await?;
+        explain::write((guest, guest), &plan, false, Action::await_change(), context).await?;
     }
     Ok(())
 }

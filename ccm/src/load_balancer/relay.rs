@@ -15,7 +15,7 @@ use crate::{
     access::InfraCluster,
     announcer::{EventSink, Kind},
     call::is_watch_forbidden,
-    load_balancer::{announce::reference, watches::Watches},
+    load_balancer::{announce::reference, index::Index},
 };
 
 /// Events about Services only.
@@ -37,14 +37,14 @@ struct InfraEvent {
 }
 
 /// Starts to relay events from now on.
-pub(crate) fn start(infra: &InfraCluster, watches: Watches, events: EventSink, tasks: &Tasks) {
+pub(crate) fn start(infra: &InfraCluster, index: Index, events: EventSink, tasks: &Tasks) {
     let api: Api<InfraEvent> = Api::namespaced(infra.client.clone(), &infra.namespace);
     let config = watcher::Config::default().fields(ABOUT_SERVICES);
     tasks.spawn_until_done("the relay of the infra cluster's events", async move {
         let mut said = std::pin::pin!(watcher(api, config).default_backoff());
         while let Some(event) = said.next().await {
             match event {
-                Ok(Event::Apply(event)) => relay(&event, &watches, &events),
+                Ok(Event::Apply(event)) => relay(&event, &index, &events),
                 Ok(_) => {}
                 Err(error) if is_watch_forbidden(&error) => {
                     tracing::info!(
@@ -58,9 +58,9 @@ pub(crate) fn start(infra: &InfraCluster, watches: Watches, events: EventSink, t
     });
 }
 
-fn relay(event: &InfraEvent, watches: &Watches, events: &EventSink) {
+fn relay(event: &InfraEvent, index: &Index, events: &EventSink) {
     let name = event.involved_object.name.as_deref().unwrap_or_default();
-    let Some(guest) = watches.guest_of(name) else { return };
+    let Some(guest) = index.guest_of(name) else { return };
     let kind = if event.kind == "Warning" { Kind::Warning } else { Kind::Normal };
     let note = format!("infra cluster: {}", event.message);
     events.emit(&reference(&guest), kind, &event.reason, &note);

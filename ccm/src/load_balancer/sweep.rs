@@ -40,10 +40,9 @@ pub(crate) async fn run(context: &Context, interval: Option<Duration>) {
         if let Err(error) = look(context, &mut seen).await {
             tracing::info!(error = chain(&error), "left-overs in infra were not looked for to the end");
         }
-        let is_there = |uid: &str| context.watches.guest_of(&infra_name(uid)).is_some();
-        context.memory.keep(is_there);
+        let is_there = |uid: &str| context.index.guest_of(&infra_name(uid)).is_some();
         context.backoff.keep(is_there);
-        context.places.keep(is_there);
+        context.index.drop_vanished();
         sleep(interval).await;
         context.owner.look().await;
     }
@@ -52,7 +51,7 @@ pub(crate) async fn run(context: &Context, interval: Option<Duration>) {
 /// One sweep. `seen` are the infra Services (by UID) that the last sweep found unneeded without proof.
 async fn look(context: &Context, seen: &mut HashSet<String>) -> Result<(), Unswept> {
     let config = &context.config;
-    let mirrors = context.watches.mirrors();
+    let mirrors = context.index.mirrors();
     let suspects: Vec<_> = mirrors.iter().filter(|mirror| is_suspect(mirror, context)).collect();
     if suspects.is_empty() {
         seen.clear();
@@ -79,7 +78,7 @@ fn is_suspect(mirror: &InfraService, context: &Context) -> bool {
     };
     context.config.identity.owns(mirror)
         && !mirror.is_deleting()
-        && !context.watches.guest_of(name).is_some_and(|guest| wanted(&guest))
+        && !context.index.guest_of(name).is_some_and(|guest| wanted(&guest))
 }
 
 /// Asks the guest about one infra Service, and deletes it if it is proved to be a left-over. True = the next sweep may
@@ -95,7 +94,9 @@ async fn sweep(mirror: &InfraService, seen_before: bool, context: &Context) -> R
         Knowledge { identity: &config.identity, guest_cluster: config.guest_cluster.as_deref(), seen_before };
     let answer = guest.as_ref().map_or(Answer::Absent, Answer::Present);
     // The watch may be behind, so judge the Service as it is now.
-    let Some((_, now)) = context.services.mirror_now(infra).await? else { return Ok(false) };
+    let Some(now) = context.services.mirror_now(infra).await?.map(|now| now.service) else {
+        return Ok(false);
+    };
     if now.metadata.uid != mirror.metadata.uid {
         return Ok(false);
     }

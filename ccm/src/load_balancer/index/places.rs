@@ -2,24 +2,31 @@
 //! it again after a restart.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kube::runtime::reflector::{Lookup, ObjectRef};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 use crate::{
     guest::services::GuestService,
-    guest_names::{Identity, infra_name},
+    guest_names::infra_name,
     load_balancer::{
         plan::{Plan, Refusal, Step},
         quota::{Waiting, admitted},
-        watches::Watches,
     },
 };
 
+/// What the watches show.
+pub(super) struct Shown {
+    /// The guest's Services.
+    pub(super) guests: Vec<Arc<GuestService>>,
+    /// The names of this guest's mirrors.
+    pub(super) mirrors: HashSet<String>,
+}
+
 /// The places of one guest.
 #[derive(Debug, Default)]
-pub struct Places {
+pub(super) struct Places {
     /// How many places there are; `None` = no limit.
     max: Option<u32>,
     given: Mutex<Given>,
@@ -34,32 +41,26 @@ struct Given {
     /// UIDs of Services whose last try failed: they keep no place from others.
     aside: HashSet<String>,
     /// The Services that have to wait, by UID.
-    told: HashMap<String, ObjectRef<GuestService>>,
+    waiting: HashMap<String, ObjectRef<GuestService>>,
 }
 
 impl Places {
     /// `max` places; `None` = no limit.
-    pub fn new(max: Option<u32>) -> Self {
+    pub(super) fn new(max: Option<u32>) -> Self {
         Self { max, ..Self::default() }
     }
 
     /// Gives the Service a place if `plan` needs one, and returns the plan. If no place is free, returns the part of
-    /// the plan that needs none.
-    pub(crate) fn limit(
-        &self,
-        guest: &GuestService,
-        mut plan: Plan,
-        watches: &Watches,
-        identity: &Identity,
-    ) -> Plan {
+    /// the plan that needs none. `shown` is called while no other place is given, so that none is given twice.
+    pub(super) fn limit(&self, guest: &GuestService, mut plan: Plan, shown: impl Fn() -> Shown) -> Plan {
         let Some(max) = self.max else { return plan };
         if !plan.steps.iter().any(|step| matches!(step, Step::Create(_))) {
             return plan;
         }
         let (name, uid) = (infra_name(guest.uid()), guest.uid());
         let mut given = self.lock();
-        if !given.promised.contains(&name) && !given.next(max, Some(guest), watches, identity).contains(uid) {
-            given.told.insert(uid.to_owned(), guest.to_object_ref(()));
+        if !given.promised.contains(&name) && !given.next(max, Some(guest), shown()).contains(uid) {
+            given.waiting.insert(uid.to_owned(), guest.to_object_ref(()));
             plan.steps.retain(|step| !matches!(step, Step::AddFinalizer | Step::Create(_)));
             plan.waits_for = None;
             plan.refusal = Some(Refusal::Quota(max));
@@ -67,12 +68,12 @@ impl Places {
         }
         given.promised.insert(name);
         given.aside.remove(uid);
-        given.told.remove(uid);
+        given.waiting.remove(uid);
         plan
     }
 
     /// The try of this Service failed: another Service may have its place until it tries again.
-    pub(crate) fn set_aside(&self, uid: &str) {
+    pub(super) fn set_aside(&self, uid: &str) {
         if self.max.is_none() {
             return;
         }
@@ -83,45 +84,46 @@ impl Places {
     }
 
     /// This Service does not need a place any more.
-    pub(crate) fn forget(&self, uid: &str) {
+    pub(super) fn forget(&self, uid: &str) {
         if self.max.is_none() {
             return;
         }
         let mut given = self.lock();
         given.promised.remove(&infra_name(uid));
         given.aside.remove(uid);
-        given.told.remove(uid);
+        given.waiting.remove(uid);
         self.freed.notify_one();
     }
 
     /// Keeps only the Services that still exist.
-    pub(crate) fn keep(&self, is_there: impl Fn(&str) -> bool) {
+    pub(super) fn keep(&self, is_there: impl Fn(&str) -> bool) {
         let mut given = self.lock();
         given.aside.retain(|uid| is_there(uid));
-        given.told.retain(|uid, _| is_there(uid));
+        given.waiting.retain(|uid, _| is_there(uid));
     }
 
-    /// Waits until places may have become free, by `events` of the watches or otherwise; returns the waiting Services
-    /// that may have one.
-    pub(crate) async fn next(
-        &self,
-        events: &mut watch::Receiver<()>,
-        watches: &Watches,
-        identity: &Identity,
-    ) -> Vec<ObjectRef<GuestService>> {
-        let Some(max) = self.max else { return std::future::pending().await };
-        // A Service may be gone that had a place, or was before others in the order.
-        tokio::select! {
-            () = self.freed.notified() => {}
-            // The sender lives as long as `watches`.
-            _ = events.changed() => {}
+    /// A place may have become free: a Service is gone that had one, or was before others in the order.
+    pub(super) fn free(&self) {
+        self.freed.notify_one();
+    }
+
+    /// Waits until a place may have become free; without a limit it never returns.
+    pub(super) async fn freed(&self) {
+        if self.max.is_none() {
+            return std::future::pending().await;
         }
+        self.freed.notified().await;
+    }
+
+    /// The waiting Services that may have a place now.
+    pub(super) fn next(&self, shown: impl Fn() -> Shown) -> Vec<ObjectRef<GuestService>> {
+        let Some(max) = self.max else { return Vec::new() };
         let mut given = self.lock();
-        if given.told.is_empty() {
+        if given.waiting.is_empty() {
             return Vec::new();
         }
-        let next = given.next(max, None, watches, identity);
-        next.iter().filter_map(|uid| given.told.get(uid).cloned()).collect()
+        let next = given.next(max, None, shown());
+        next.iter().filter_map(|uid| given.waiting.get(uid).cloned()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Given> {
@@ -135,11 +137,8 @@ impl Given {
         &mut self,
         max: u32,
         asking: Option<&GuestService>,
-        watches: &Watches,
-        identity: &Identity,
+        Shown { guests, mirrors: mut taken }: Shown,
     ) -> HashSet<String> {
-        let mut taken = watches.own_mirrors(identity);
-        let guests = watches.guests().state();
         // No place is kept for a Service that is gone, for whatever reason.
         let wanted: HashSet<_> = guests.iter().map(|guest| infra_name(guest.uid())).collect();
         self.promised.retain(|name| !taken.contains(name) && wanted.contains(name));

@@ -1,4 +1,4 @@
-//! What the controller keeps of a Service between two reconciles. Losing it does no harm.
+//! What happened to a Service before this reconcile. Losing it does no harm.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 /// What is kept of each Service, by its UID.
 #[derive(Debug, Default)]
-pub(crate) struct Memory {
+pub(super) struct History {
     services: Mutex<HashMap<String, Remembered>>,
 }
 
@@ -20,28 +20,28 @@ struct Remembered {
     told: Vec<String>,
 }
 
-impl Memory {
+impl History {
     /// Records that it waits for an address; returns how long it has waited.
-    pub(crate) fn waits(&self, uid: &str) -> Duration {
+    pub(super) fn waits(&self, uid: &str) -> Duration {
         let mut services = self.lock();
         let service = services.entry(uid.to_owned()).or_default();
         service.without_address.get_or_insert_with(Instant::now).elapsed()
     }
 
     /// How long it has waited for an address; zero = it does not wait.
-    pub(crate) fn waited(&self, uid: &str) -> Duration {
+    pub(super) fn waited(&self, uid: &str) -> Duration {
         let services = self.lock();
         let since = services.get(uid).and_then(|service| service.without_address);
         since.map(|since| since.elapsed()).unwrap_or_default()
     }
 
     /// Ends the wait for an address; returns how long it was.
-    pub(crate) fn has_address(&self, uid: &str) -> Option<Duration> {
+    pub(super) fn has_address(&self, uid: &str) -> Option<Duration> {
         self.lock().get_mut(uid)?.without_address.take().map(|since| since.elapsed())
     }
 
     /// Whether these texts differ from those that its users were sent last.
-    pub(crate) fn is_news(&self, uid: &str, texts: &[String]) -> bool {
+    pub(super) fn is_news(&self, uid: &str, texts: &[String]) -> bool {
         let mut services = self.lock();
         if texts.is_empty() && !services.contains_key(uid) {
             return false;
@@ -53,18 +53,18 @@ impl Memory {
     }
 
     /// Drops what is kept of it.
-    pub(crate) fn forget(&self, uid: &str) {
+    pub(super) fn forget(&self, uid: &str) {
         self.lock().remove(uid);
     }
 
     /// Keeps only the Services that still exist: a Service can be deleted without us if somebody removes its finalizer
     /// by hand.
-    pub(crate) fn keep(&self, is_there: impl Fn(&str) -> bool) {
+    pub(super) fn keep(&self, is_there: impl Fn(&str) -> bool) {
         self.lock().retain(|uid, _| is_there(uid));
     }
 
     /// How many Services wait for an address.
-    pub(crate) fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         self.lock().values().filter(|service| service.without_address.is_some()).count()
     }
 
@@ -79,33 +79,33 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_wait_for_an_address_counts_from_its_first_sight() {
-        let memory = Memory::default();
-        assert_eq!(memory.has_address("a"), None);
-        assert_eq!(memory.waits("a"), Duration::ZERO);
+        let history = History::default();
+        assert_eq!(history.has_address("a"), None);
+        assert_eq!(history.waits("a"), Duration::ZERO);
         tokio::time::advance(Duration::from_secs(3)).await;
-        assert_eq!((memory.waits("a"), memory.waiting()), (Duration::from_secs(3), 1));
-        assert_eq!((memory.waited("a"), memory.waited("b")), (Duration::from_secs(3), Duration::ZERO));
-        assert_eq!(memory.has_address("a"), Some(Duration::from_secs(3)));
-        assert_eq!((memory.has_address("a"), memory.waiting()), (None, 0));
+        assert_eq!((history.waits("a"), history.waiting()), (Duration::from_secs(3), 1));
+        assert_eq!((history.waited("a"), history.waited("b")), (Duration::from_secs(3), Duration::ZERO));
+        assert_eq!(history.has_address("a"), Some(Duration::from_secs(3)));
+        assert_eq!((history.has_address("a"), history.waiting()), (None, 0));
     }
 
     #[tokio::test]
     async fn nothing_is_kept_of_those_that_are_gone() {
-        let memory = Memory::default();
-        memory.waits("a");
-        memory.waits("b");
-        memory.keep(|uid| uid == "b");
-        assert_eq!(memory.lock().keys().collect::<Vec<_>>(), ["b"]);
+        let history = History::default();
+        history.waits("a");
+        history.waits("b");
+        history.keep(|uid| uid == "b");
+        assert_eq!(history.lock().keys().collect::<Vec<_>>(), ["b"]);
     }
 
     #[test]
     fn the_same_words_are_news_once() {
-        let memory = Memory::default();
+        let history = History::default();
         let words = ["no".to_owned()];
-        assert!(!memory.is_news("a", &[]));
-        assert!(memory.is_news("a", &words));
-        assert!(!memory.is_news("a", &words));
-        assert!(!memory.is_news("a", &[]), "nothing to say");
-        assert!(memory.is_news("a", &words), "it came back");
+        assert!(!history.is_news("a", &[]));
+        assert!(history.is_news("a", &words));
+        assert!(!history.is_news("a", &words));
+        assert!(!history.is_news("a", &[]), "nothing to say");
+        assert!(history.is_news("a", &words), "it came back");
     }
 }

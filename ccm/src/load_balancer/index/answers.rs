@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the API servers answered.
 #[derive(Debug, Default)]
-pub(crate) struct Ahead {
+pub(super) struct Answers {
     /// By the infra Service's name.
     known: Mutex<HashMap<String, Known>>,
     /// The version that our patch gave to the guest Service with this UID, and the time of the patch.
@@ -31,28 +31,28 @@ enum Known {
     Deleted(String),
 }
 
-impl Ahead {
+impl Answers {
     /// Records infra's answer that it was created. `shown` = the UID that the watch shows by now.
-    pub(crate) fn created(&self, name: &str, shown: Option<&str>) {
+    pub(super) fn created(&self, name: &str, shown: Option<&str>) {
         if shown.is_none() {
             self.lock().insert(name.to_owned(), Known::Created(Instant::now()));
         }
     }
 
     /// Records infra's answer that the Service with this UID is gone.
-    pub(crate) fn deleted(&self, name: &str, uid: &str, shown: Option<&str>) {
+    pub(super) fn deleted(&self, name: &str, uid: &str, shown: Option<&str>) {
         if shown == Some(uid) {
             self.lock().insert(name.to_owned(), Known::Deleted(uid.to_owned()));
         }
     }
 
     /// Whether the Service with this UID, which the watch still shows, is gone.
-    pub(crate) fn is_gone(&self, name: &str, uid: Option<&str>) -> bool {
+    pub(super) fn is_gone(&self, name: &str, uid: Option<&str>) -> bool {
         matches!(self.lock().get(name), Some(Known::Deleted(gone)) if Some(gone.as_str()) == uid)
     }
 
     /// How much longer to wait for the event of a create.
-    pub(crate) fn is_coming(&self, name: &str) -> Option<Duration> {
+    pub(super) fn is_coming(&self, name: &str) -> Option<Duration> {
         let mut known = self.lock();
         let Some(Known::Created(since)) = known.get(name) else { return None };
         let left = PATIENCE.saturating_sub(since.elapsed());
@@ -64,7 +64,7 @@ impl Ahead {
     }
 
     /// The watch has had an event about it, and shows this UID now.
-    pub(crate) fn told(&self, name: &str, shown: Option<&str>) {
+    pub(super) fn told(&self, name: &str, shown: Option<&str>) {
         let mut known = self.lock();
         if !matches!(known.get(name), Some(Known::Deleted(gone)) if shown == Some(gone.as_str())) {
             known.remove(name);
@@ -72,7 +72,7 @@ impl Ahead {
     }
 
     /// The watch has restarted with a full list: `shown` gives the UID by name.
-    pub(crate) fn told_all(&self, shown: impl Fn(&str) -> Option<String>) {
+    pub(super) fn told_all(&self, shown: impl Fn(&str) -> Option<String>) {
         self.lock().retain(|name, known| match known {
             Known::Created(_) => false,
             Known::Deleted(gone) => shown(name).as_ref() == Some(gone),
@@ -80,7 +80,7 @@ impl Ahead {
     }
 
     /// Records the guest's answer `now` to a patch. `shown` = what the watch shows by now.
-    pub(crate) fn patched(&self, shown: &GuestService, now: &GuestService) {
+    pub(super) fn patched(&self, shown: &GuestService, now: &GuestService) {
         // The answer to the patch that ends an object has its old version.
         let ended = now.is_deleting() && now.metadata.finalizers.iter().flatten().next().is_none();
         let wrote = if ended { Some(u64::MAX) } else { version(now) };
@@ -93,7 +93,7 @@ impl Ahead {
 
     /// How much longer the watch may take to show our patch of this Service. `None` if it shows it, or if the time is
     /// over.
-    pub(crate) fn is_behind(&self, shown: &GuestService) -> Option<Duration> {
+    pub(super) fn is_behind(&self, shown: &GuestService) -> Option<Duration> {
         let mut patched = self.patches();
         let (wrote, since) = *patched.get(shown.uid())?;
         let left = PATIENCE.saturating_sub(since.elapsed());
@@ -105,7 +105,7 @@ impl Ahead {
     }
 
     /// Drops what is known of the guest Service with this UID, which needs no load balancer any more.
-    pub(crate) fn forget(&self, uid: &str) {
+    pub(super) fn forget(&self, uid: &str) {
         self.lock().remove(&infra_name(uid));
         self.patches().remove(uid);
     }
@@ -139,74 +139,74 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_patch_is_waited_for_until_the_watch_shows_it_or_more_or_patience_ends() {
-        let ahead = Ahead::default();
-        assert_eq!(ahead.is_behind(&guest("9")), None);
-        ahead.patched(&guest("9"), &guest("10"));
-        assert_eq!(ahead.is_behind(&guest("9")), Some(PATIENCE), "as numbers");
-        assert_eq!(ahead.is_behind(&guest("10")), None);
-        assert_eq!(ahead.is_behind(&guest("9")), None, "what was shown is not waited for again");
-        ahead.patched(&guest("9"), &guest("10"));
-        assert_eq!(ahead.is_behind(&guest("11")), None);
-        ahead.patched(&guest("11"), &guest("12"));
+        let answers = Answers::default();
+        assert_eq!(answers.is_behind(&guest("9")), None);
+        answers.patched(&guest("9"), &guest("10"));
+        assert_eq!(answers.is_behind(&guest("9")), Some(PATIENCE), "as numbers");
+        assert_eq!(answers.is_behind(&guest("10")), None);
+        assert_eq!(answers.is_behind(&guest("9")), None, "what was shown is not waited for again");
+        answers.patched(&guest("9"), &guest("10"));
+        assert_eq!(answers.is_behind(&guest("11")), None);
+        answers.patched(&guest("11"), &guest("12"));
         tokio::time::advance(PATIENCE).await;
-        assert_eq!(ahead.is_behind(&guest("11")), None);
-        ahead.patched(&guest("12"), &guest("12"));
-        ahead.patched(&guest("12"), &guest("not a number"));
-        assert!(ahead.patches().is_empty());
+        assert_eq!(answers.is_behind(&guest("11")), None);
+        answers.patched(&guest("12"), &guest("12"));
+        answers.patched(&guest("12"), &guest("not a number"));
+        assert!(answers.patches().is_empty());
 
         let mut ended = guest("12");
         ended.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::UNIX_EPOCH));
-        ahead.patched(&guest("12"), &ended);
-        assert_eq!(ahead.is_behind(&guest("12")), Some(PATIENCE), "the last finalizer went");
+        answers.patched(&guest("12"), &ended);
+        assert_eq!(answers.is_behind(&guest("12")), Some(PATIENCE), "the last finalizer went");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_created_one_is_waited_for_until_the_watch_tells_or_patience_ends() {
-        let ahead = Ahead::default();
-        assert_eq!(ahead.is_coming("a"), None);
-        ahead.created("a", None);
+        let answers = Answers::default();
+        assert_eq!(answers.is_coming("a"), None);
+        answers.created("a", None);
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!(ahead.is_coming("a"), Some(Duration::from_secs(3)));
-        ahead.told("a", Some("u1"));
-        assert_eq!(ahead.is_coming("a"), None);
+        assert_eq!(answers.is_coming("a"), Some(Duration::from_secs(3)));
+        answers.told("a", Some("u1"));
+        assert_eq!(answers.is_coming("a"), None);
 
-        ahead.created("a", None);
+        answers.created("a", None);
         tokio::time::advance(PATIENCE).await;
-        assert_eq!(ahead.is_coming("a"), None, "it may be gone: infra is asked");
-        ahead.created("a", Some("u1"));
-        assert_eq!(ahead.is_coming("a"), None, "the watch was faster");
+        assert_eq!(answers.is_coming("a"), None, "it may be gone: infra is asked");
+        answers.created("a", Some("u1"));
+        assert_eq!(answers.is_coming("a"), None, "the watch was faster");
     }
 
     #[test]
     fn a_deleted_one_is_not_believed_in_until_the_watch_shows_its_end() {
-        let ahead = Ahead::default();
-        ahead.deleted("a", "u1", Some("u1"));
+        let answers = Answers::default();
+        answers.deleted("a", "u1", Some("u1"));
         assert!(
-            ahead.is_gone("a", Some("u1"))
-                && !ahead.is_gone("a", Some("u2"))
-                && !ahead.is_gone("b", Some("u1"))
+            answers.is_gone("a", Some("u1"))
+                && !answers.is_gone("a", Some("u2"))
+                && !answers.is_gone("b", Some("u1"))
         );
-        ahead.told("a", Some("u1"));
-        assert!(ahead.is_gone("a", Some("u1")), "an older event of it came late");
-        ahead.told_all(|_| Some("u1".to_owned()));
-        assert!(ahead.is_gone("a", Some("u1")), "the list was older than the answer");
-        ahead.told("a", None);
-        assert!(!ahead.is_gone("a", Some("u1")));
-        ahead.deleted("a", "u1", None);
-        assert!(!ahead.is_gone("a", Some("u1")), "the watch was faster");
+        answers.told("a", Some("u1"));
+        assert!(answers.is_gone("a", Some("u1")), "an older event of it came late");
+        answers.told_all(|_| Some("u1".to_owned()));
+        assert!(answers.is_gone("a", Some("u1")), "the list was older than the answer");
+        answers.told("a", None);
+        assert!(!answers.is_gone("a", Some("u1")));
+        answers.deleted("a", "u1", None);
+        assert!(!answers.is_gone("a", Some("u1")), "the watch was faster");
     }
 
     #[test]
     fn nothing_is_kept_of_what_the_watch_has_caught_up_with() {
-        let ahead = Ahead::default();
-        ahead.created("a", None);
-        ahead.deleted("b", "u2", Some("u2"));
-        ahead.deleted("c", "u3", Some("u3"));
-        ahead.told_all(|name| (name == "c").then(|| "u3".to_owned()));
-        assert!(ahead.lock().contains_key("c"));
-        ahead.deleted(&infra_name("u1"), "u4", Some("u4"));
-        ahead.patched(&guest("1"), &guest("2"));
-        ahead.forget("u1");
-        assert!(ahead.patches().is_empty() && ahead.lock().len() == 1);
+        let answers = Answers::default();
+        answers.created("a", None);
+        answers.deleted("b", "u2", Some("u2"));
+        answers.deleted("c", "u3", Some("u3"));
+        answers.told_all(|name| (name == "c").then(|| "u3".to_owned()));
+        assert!(answers.lock().contains_key("c"));
+        answers.deleted(&infra_name("u1"), "u4", Some("u4"));
+        answers.patched(&guest("1"), &guest("2"));
+        answers.forget("u1");
+        assert!(answers.patches().is_empty() && answers.lock().len() == 1);
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 pub use cluster::{CALL_DEADLINE, is_absent, status_code};
-use kube::Resource;
+use kube::{Resource, runtime::watcher};
 
 /// A call that failed. Nothing can be concluded from it.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,16 @@ impl CallError {
             Self::Failed { source, .. } => cluster::status_code(source),
             Self::TimedOut { .. } => None,
         }
+    }
+}
+
+/// Whether RBAC refused a watch, or the list that it begins with.
+pub fn is_watch_forbidden(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(cause) | watcher::Error::WatchStartFailed(cause) => {
+            status_code(cause) == Some(403)
+        }
+        _ => false,
     }
 }
 

@@ -6,13 +6,15 @@
 
 pub mod backend;
 mod calls;
+pub mod context;
 pub mod controller;
 pub mod demand;
+mod follow;
+mod index;
 pub mod metrics;
 mod observe;
 pub mod plan;
 mod reconcile;
-mod retries;
 mod rights;
 mod session;
 pub mod slice;

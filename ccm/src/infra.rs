@@ -5,3 +5,4 @@ pub mod hosts;
 pub mod machines;
 pub mod mirrors;
 pub mod slices;
+pub mod topology;

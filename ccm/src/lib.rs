@@ -7,7 +7,9 @@
 
 pub mod access;
 pub mod announcer;
+mod backoff;
 pub mod call;
+pub mod changes;
 pub mod cluster_name;
 pub mod config;
 #[cfg(test)]
@@ -27,5 +29,5 @@ pub mod nodes;
 pub mod program;
 pub mod provider_id;
 pub mod queue_metrics;
-pub mod secure_endpoint;
+mod reconciles;
 pub mod wire;

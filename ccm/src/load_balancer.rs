@@ -3,22 +3,22 @@
 //!
 //! [`plan`](mod@plan) decides and knows no client, clock or environment; [`controller`] observes and acts.
 
-mod ahead;
 mod announce;
 mod calls;
-mod changed;
 pub mod cleanup;
 pub mod conditions;
+mod context;
 pub mod controller;
+mod error;
 mod explain;
+pub mod index;
 pub mod left_over;
-mod memory;
 pub mod metrics;
 pub mod mirror;
+mod node_sync;
 mod nodes;
 pub mod owner;
 mod owner_lookup;
-pub mod places;
 pub mod plan;
 pub mod quota;
 mod reconcile;

@@ -19,9 +19,12 @@ use crate::{
     access::{CallMetrics, GuestCluster, InfraCluster, chain},
     announcer::EventSink,
     config::{CloudConfig, ManagedEndpoints},
-    endpoints::{controller::EndpointController, metrics::EndpointMetrics},
+    endpoints::{
+        context::Context as EndpointContext, controller::EndpointController, metrics::EndpointMetrics,
+    },
     flags::{Controller, Flags, LeaderFlags, path},
     framework_metrics::FrameworkMetrics,
+    guest::nodes::watch::NodeWatch,
     guest_names::Identity,
     handover::{EndpointChoice, EndpointSource, Gate, Slices},
     infra::machines::{feed::Feed, index::MachineIndex, reads::InfraReads},
@@ -29,10 +32,10 @@ use crate::{
     load_balancer::{
         cleanup::Cleanup,
         controller::{COMPONENT, ServiceController},
+        index::Index,
         metrics::ServiceMetrics,
-        places::Places,
-        plan::Settings,
-        watches::Watches as ServiceWatches,
+        plan::PlanConfig,
+        watches,
     },
     nodes::{
         controller::{NodeController, Settings as NodeSettings},
@@ -42,7 +45,7 @@ use crate::{
 };
 
 /// The crates whose debug lines `--v=4` and `--v=5` show.
-const OWN_CRATES: &[&str] = &["ccm", "kubevirt_cloud_controller_manager", "serving"];
+const OWN_CRATES: &[&str] = &["ccm", "kubevirt_cloud_controller_manager", "secure_serving", "serving"];
 /// The prefix of the metrics that only we have.
 const METRICS_PREFIX: &str = "kubevirt_ccm";
 /// The framework's names of controllers in metrics; that of the service controller is also its queue's.
@@ -220,9 +223,11 @@ async fn control(flags: &Flags, config: &CloudConfig, clusters: Clusters, metric
         tracing::info!("node-route-controller: KubeVirt has no routes to make, nothing is done");
     }
     let machines = Machines::new(&clusters.infra);
+    let nodes = NodeWatch::new(clusters.guest.client.clone(), tasks.clone());
+    let shared = (machines, nodes);
     tokio::join!(
-        Box::pin(serve_nodes(flags, config, clusters.clone(), machines.clone(), metrics.clone())),
-        Box::pin(serve_services(flags, config, clusters, machines, metrics, tasks)),
+        Box::pin(serve_nodes(flags, config, clusters.clone(), shared.clone(), metrics.clone())),
+        Box::pin(serve_services(flags, config, clusters, shared, metrics, tasks)),
     );
 }
 
@@ -230,7 +235,7 @@ async fn serve_nodes(
     flags: &Flags,
     config: &CloudConfig,
     clusters: Clusters,
-    machines: Machines,
+    (machines, nodes): (Machines, NodeWatch),
     metrics: Metrics,
 ) {
     let writes_endpoints = config.load_balancer.enabled
@@ -257,7 +262,8 @@ async fn serve_nodes(
     }
     let Machines { reads, index, feed } = machines;
     let (parts, queue) = ((index, feed.clone()), metrics.queues.queue(NODE_QUEUE));
-    let controller = NodeController::new(settings, clusters.guest.client, reads, parts, metrics.nodes, queue);
+    let guest = (clusters.guest.client, nodes);
+    let controller = NodeController::new(settings, guest, reads, parts, metrics.nodes, queue);
     // The controllers end when this future is dropped; they have nothing to finish.
     tokio::join!(feed.run(), controller.run(CancellationToken::new()));
 }
@@ -267,7 +273,7 @@ async fn serve_services(
     flags: &Flags,
     config: &CloudConfig,
     clusters: Clusters,
-    machines: Machines,
+    (machines, nodes): (Machines, NodeWatch),
     metrics: Metrics,
     tasks: &Tasks,
 ) {
@@ -279,25 +285,27 @@ async fn serve_services(
     if !balancers && !endpoints {
         return std::future::pending().await;
     }
-    let settings = settings(flags, config);
+    let plan_config = plan_config(flags, config);
     let gate = Arc::new(Gate::default());
-    let places = Places::new(config.load_balancer.policy.max_load_balancers);
-    let queue = metrics.queues.queue(SERVICE_NAME);
     let (guest, infra) = (&clusters.guest, &clusters.infra);
-    let services = ServiceWatches::start(guest, infra, &settings.identity, places, queue.clone(), tasks);
-    let writer = EndpointController {
+    let max = plan_config.policy.max_load_balancers;
+    let (services, writers) = Index::new(plan_config.identity.clone(), infra.namespace.clone(), max);
+    let due = services.due();
+    watches::start(&services, writers, guest, infra, tasks);
+    let writer = EndpointController::new(EndpointContext {
         guest: guest.clone(),
         infra: infra.clone(),
-        identity: settings.identity.clone(),
-        choice: settings.endpoints.choice,
+        identity: plan_config.identity.clone(),
+        choice: plan_config.endpoints.choice,
         addresses: config.instances.addresses.clone(),
-        services: services.0.clone(),
+        services: services.clone(),
+        nodes: nodes.clone(),
         gate: Arc::clone(&gate),
         index: machines.index,
         feed: machines.feed,
         metrics: metrics.endpoints,
         queue: metrics.queues.queue(ENDPOINT_QUEUE),
-    };
+    });
     let write = async { if endpoints { Box::pin(writer.run()).await } else { writer.stay_off() } };
     let balance = async {
         if !balancers {
@@ -308,8 +316,9 @@ async fn serve_services(
         let controller = ServiceController {
             guest: clusters.guest,
             infra: clusters.infra,
-            settings,
-            services,
+            config: plan_config,
+            services: (services, due),
+            nodes,
             gate,
             address_timeout: config.load_balancer.poll_timeout,
             owner: config.load_balancer.owner.clone(),
@@ -317,7 +326,7 @@ async fn serve_services(
             concurrency: flags.concurrent_service_syncs,
             events,
             metrics: metrics.services,
-            queue,
+            queue: metrics.queues.queue(SERVICE_NAME),
             node_queue: metrics.queues.queue(SERVICE_NODE_QUEUE),
             tasks: tasks.clone(),
         };
@@ -334,9 +343,9 @@ fn endpoint_choice(config: &CloudConfig) -> EndpointChoice {
     }
 }
 
-fn settings(flags: &Flags, config: &CloudConfig) -> Settings {
+fn plan_config(flags: &Flags, config: &CloudConfig) -> PlanConfig {
     let choice = endpoint_choice(config);
-    Settings {
+    PlanConfig {
         identity: identity(flags, config),
         endpoints: EndpointSource { choice, slices: Slices::Unknown },
         policy: Arc::new(config.load_balancer.policy.clone()),

@@ -5,15 +5,15 @@
 
 use std::fmt;
 
+use kubevirt::ObjectName;
+
 /// Scheme of our ids, with its separator (kubevirt/cloud-provider-kubevirt, `instances_v2.go`).
 const PREFIX: &str = "kubevirt://";
-/// Longest name of a Kubernetes object (DNS-1123 subdomain).
-const MAX_NAME: usize = 253;
 
 /// An id in our format.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProviderId {
-    vm: String,
+    vm: ObjectName,
 }
 
 /// What a Node's `spec.providerID` claims.
@@ -30,12 +30,12 @@ pub enum Claimed {
 impl ProviderId {
     /// The id of the VM `name`. `None` if no Kubernetes object can have this name.
     pub fn of(name: &str) -> Option<Self> {
-        is_object_name(name).then(|| Self { vm: name.to_owned() })
+        ObjectName::parse(name).map(|vm| Self { vm })
     }
 
     /// The name of the VM, and of its VMI.
     pub fn vm(&self) -> &str {
-        &self.vm
+        self.vm.as_str()
     }
 }
 
@@ -53,17 +53,6 @@ impl fmt::Display for ProviderId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{PREFIX}{}", self.vm)
     }
-}
-
-/// Whether `name` is a DNS-1123 subdomain.
-fn is_object_name(name: &str) -> bool {
-    let legal = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('-')
-            && !part.ends_with('-')
-            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    };
-    name.len() <= MAX_NAME && name.split('.').all(legal)
 }
 
 #[cfg(test)]
@@ -90,7 +79,7 @@ mod tests {
     fn names_a_vm_only_in_our_format(#[case] text: &str, #[case] vm: Option<&str>) {
         let claimed = Claimed::parse(text);
         match vm {
-            Some(vm) => assert_eq!(claimed, Claimed::Vm(ProviderId { vm: vm.to_owned() })),
+            Some(vm) => assert_eq!(claimed, Claimed::Vm(ProviderId::of(vm).unwrap())),
             None if text.is_empty() => assert_eq!(claimed, Claimed::Nothing),
             None => assert_eq!(claimed, Claimed::Foreign),
         }
@@ -99,8 +88,8 @@ mod tests {
     #[test]
     fn a_name_too_long_for_an_object_is_nobodys() {
         let name = |length| "a".repeat(length);
-        assert!(ProviderId::of(&name(MAX_NAME)).is_some());
-        assert!(ProviderId::of(&name(MAX_NAME + 1)).is_none());
+        assert!(ProviderId::of(&name(253)).is_some());
+        assert!(ProviderId::of(&name(254)).is_none());
     }
 
     proptest! {

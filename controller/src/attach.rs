@@ -6,24 +6,15 @@
 //! is neither. The planner adds a volume only if everything was read and nothing names the volume, so a pending change
 //! is never repeated.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::fmt;
 
 use infra::{
-    RunStrategy, VirtualMachine, VirtualMachineInstance, VmiPhase, VolumePhase, VolumeRequest, VolumeSource,
+    Phase, RunStrategy, VirtualMachine, VirtualMachineInstance, VolumePhase, VolumeRequest, VolumeSource,
     VolumeStatus,
 };
-
-/// What is known of an object.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Seen<T> {
-    /// Not read since it may have changed.
-    #[default]
-    Unseen,
-    /// It does not exist.
-    Absent,
-    /// It exists and shows this.
-    Present(T),
-}
+use kubevirt::Seen;
 
 /// What a VM shows of one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +51,7 @@ pub(crate) enum Request {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VmiView {
     pub deleting: bool,
-    pub phase: VmiPhase,
+    pub phase: Phase,
     pub in_spec: bool,
     pub status: Option<VolumeStatus>,
 }
@@ -114,6 +105,9 @@ pub(crate) enum Cause {
     Attaching(VolumeStatus),
     /// The volume is on its way out.
     Detaching(Option<VolumeStatus>),
+    /// The VMI has ended with the volume. KubeVirt takes no volume out of an ended VMI; with the run strategies `Once` and
+    /// `Manual` it does not delete the VMI either. The phase alone does not prove that nothing writes any more.
+    Ended,
     /// The VM is coming up.
     Starting(String),
     /// The VMI is being stopped.
@@ -164,10 +158,10 @@ fn attach(observed: &Observed) -> Step {
         Seen::Present(vmi) => vmi,
     };
     match &vmi.phase {
-        VmiPhase::Running => {}
-        VmiPhase::Ended => return not_running(vm),
-        VmiPhase::Starting => return Step::Wait(Cause::Starting(vm.status.clone())),
-        VmiPhase::Unknown(phase) => return Step::Wait(Cause::UnknownVmiPhase(phase.clone())),
+        Phase::Running => {}
+        Phase::Succeeded | Phase::Failed => return not_running(vm),
+        Phase::Starting => return Step::Wait(Cause::Starting(vm.status.clone())),
+        Phase::Unknown(phase) => return Step::Wait(Cause::UnknownVmiPhase(phase.clone())),
     }
     if vmi.deleting {
         return Step::Wait(Cause::Stopping);
@@ -189,12 +183,12 @@ fn attach_without_vm(vmi: &Seen<VmiView>) -> Step {
     match vmi {
         Seen::Unseen => Step::Wait(Cause::VmiUnseen),
         Seen::Present(VmiView {
-            phase: VmiPhase::Running,
+            phase: Phase::Running,
             deleting: false,
             in_spec: true,
             status: Some(status),
         }) if !is_ready(status) => Step::Wait(Cause::Attaching(status.clone())),
-        Seen::Present(VmiView { phase: VmiPhase::Running, deleting: false, status: None, .. }) => {
+        Seen::Present(VmiView { phase: Phase::Running, deleting: false, status: None, .. }) => {
             Step::Wait(Cause::NotInVmi)
         }
         Seen::Absent | Seen::Present(_) => Step::Wait(Cause::VmUnseen),
@@ -234,17 +228,23 @@ fn detach(observed: &Observed) -> Step {
         // phase.
         (SpecEntry::Hotplugged, _) => Step::Call(HotplugCall::Remove),
         (SpecEntry::Absent, Seen::Unseen) => Step::Wait(Cause::VmiUnseen),
-        (SpecEntry::Absent, Seen::Present(vmi)) if vmi.has_volume() => {
-            Step::Wait(Cause::Detaching(vmi.status.clone()))
-        }
+        (SpecEntry::Absent, Seen::Present(vmi)) if vmi.has_volume() => Step::Wait(leaving(vmi)),
         (SpecEntry::Absent, Seen::Absent | Seen::Present(_)) => Step::Done,
     }
 }
 
 fn detach_without_vm(vmi: &Seen<VmiView>) -> Step {
     match vmi {
-        Seen::Present(vmi) if vmi.has_volume() => Step::Wait(Cause::Detaching(vmi.status.clone())),
+        Seen::Present(vmi) if vmi.has_volume() => Step::Wait(leaving(vmi)),
         Seen::Unseen | Seen::Absent | Seen::Present(_) => Step::Wait(Cause::VmUnseen),
+    }
+}
+
+/// Why a VMI still has a volume that is to leave it.
+fn leaving(vmi: &VmiView) -> Cause {
+    match vmi.phase {
+        Phase::Succeeded | Phase::Failed => Cause::Ended,
+        Phase::Starting | Phase::Running | Phase::Unknown(_) => Cause::Detaching(vmi.status.clone()),
     }
 }
 
@@ -322,7 +322,7 @@ impl VmView {
         });
         Self {
             deleting: vm.deleting,
-            automatic: vm.run_strategy == RunStrategy::Automatic,
+            automatic: matches!(vm.run_strategy, RunStrategy::Always | RunStrategy::RerunOnFailure),
             status: vm.printable_status.clone(),
             spec,
             request,
@@ -332,12 +332,6 @@ impl VmView {
 
 fn names_it(source: &VolumeSource, volume: &str) -> bool {
     matches!(source, VolumeSource::DataVolume(name) | VolumeSource::Claim(name) if name == volume)
-}
-
-impl<T> From<Option<T>> for Seen<T> {
-    fn from(read: Option<T>) -> Self {
-        read.map_or(Self::Absent, Self::Present)
-    }
 }
 
 impl fmt::Display for Request {
@@ -359,6 +353,9 @@ impl fmt::Display for Cause {
             Self::Attaching(status) => write!(f, "the volume is being attached: {}", Status(status)),
             Self::Detaching(Some(status)) => write!(f, "the volume is being detached: {}", Status(status)),
             Self::Detaching(None) => f.write_str("the volume is being detached: still in the VMI's spec"),
+            Self::Ended => f.write_str(
+                "the volume is being detached, but its VMI has ended and still has it; if KubeVirt does not delete that VMI (runStrategy Once or Manual), the administrator of the infra cluster must make sure that its virt-launcher pod is gone and delete the VMI",
+            ),
             Self::Starting(status) => write!(f, "the VM is not running yet: {}", known(status)),
             Self::Stopping => f.write_str("the VMI is being stopped"),
             Self::UnknownVmiPhase(phase) => {

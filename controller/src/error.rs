@@ -40,18 +40,6 @@ pub enum Error {
     /// The node id is not one that this driver gives.
     #[error("node {0:?} is not known; node ids are <namespace>/<vm>")]
     NoSuchNode(String),
-    /// The node id names a VM of another namespace.
-    #[error(
-        "node {node:?} is in namespace {namespace:?}; only VMs of {ours:?} may get volumes of this guest"
-    )]
-    ForeignNode {
-        /// VM.
-        node: ObjectName,
-        /// Its namespace.
-        namespace: String,
-        /// Our namespace.
-        ours: String,
-    },
     /// A volume for one node is on another.
     #[error("volume is attached to another VM: {holder}")]
     HeldElsewhere {
@@ -124,12 +112,12 @@ impl Error {
     /// code here.
     pub fn code(&self) -> Code {
         match self {
+            Self::Invalid(Invalid::TooSmall { .. }) => Code::OutOfRange,
             Self::Invalid(_) | Self::NotAllowed(_) | Self::RefusedVolume(_) => Code::InvalidArgument,
             Self::Quota(_) => Code::ResourceExhausted,
             Self::NoSuchVolume(_) | Self::NoSuchNode(_) => Code::NotFound,
             Self::NameTaken(_) | Self::Incompatible(_) => Code::AlreadyExists,
             Self::NotOurs
-            | Self::ForeignNode { .. }
             | Self::HeldElsewhere { .. }
             | Self::InUse { .. }
             | Self::Deleting(_)

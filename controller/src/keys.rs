@@ -1,7 +1,7 @@
 //! The keys that this crate reads and writes: parameters, volume context, annotations, and the keys of the storage
 //! class policy. `docs/reference/parameters.md` is generated from the tables.
 
-pub(crate) use csi_call::contract::{BUS, SERIAL};
+pub(crate) use csi_call::contract::{BUS, FILESYSTEM, SERIAL};
 
 /// `StorageClass` parameter: the infra storage class.
 pub(crate) const STORAGE_CLASS: &str = "infraStorageClassName";
@@ -33,8 +33,8 @@ const fn key(name: &'static str, values: &'static str, meaning: &'static str) ->
     Key { name, values, meaning }
 }
 
-/// Parameters of a guest `StorageClass`; any other is refused.
-pub const PARAMETERS: [Key; 2] = [
+/// Parameters of a guest `StorageClass`; any other has no effect.
+pub const PARAMETERS: [Key; 3] = [
     key(
         STORAGE_CLASS,
         "name of an infra StorageClass",
@@ -45,12 +45,22 @@ pub const PARAMETERS: [Key; 2] = [
         "`scsi` (default), `virtio`",
         "Bus of the hotplugged disk. A virtio disk shows the guest 20 characters of its serial",
     ),
+    key(
+        FILESYSTEM,
+        "as `csi.storage.k8s.io/fstype`",
+        "The older name of that key, in upper or lower case; csi-provisioner reads it too and logs that it is deprecated",
+    ),
 ];
 
 /// Keys of the volume context (`spec.csi.volumeAttributes` of the guest's PersistentVolume), which never changes.
-pub const VOLUME_CONTEXT: [Key; 2] = [
+pub const VOLUME_CONTEXT: [Key; 3] = [
     key(SERIAL, "UID of the DataVolume", "Serial of the disk, by which the node role finds it"),
     key(BUS, "`scsi`, `virtio`", "As in the StorageClass, for the attach"),
+    key(
+        FILESYSTEM,
+        "filesystem type",
+        "Of the StorageClass's older key, only where the request of csi-provisioner does not name the type",
+    ),
 ];
 
 /// Annotations that this driver writes on objects of the infra cluster.
@@ -88,7 +98,95 @@ pub const POLICY: [Key; 4] = [
     ),
 ];
 
-/// The names of [`PARAMETERS`], for the refusal of another.
-pub(crate) fn known_parameters() -> String {
-    PARAMETERS.map(|key| key.name).join(", ")
+/// The parameter of [`PARAMETERS`] that a key is. external-provisioner reads the older key of the filesystem in any case.
+pub(crate) fn parameter(key: &str) -> Option<&'static str> {
+    let is_key = |name: &str| name == key || (name == FILESYSTEM && name.eq_ignore_ascii_case(key));
+    PARAMETERS.iter().map(|known| known.name).find(|name| is_key(name))
+}
+
+/// The parameter of [`PARAMETERS`] for which a key that is none of them was probably mistyped.
+pub(crate) fn probably_meant(key: &str) -> Option<&'static str> {
+    PARAMETERS.iter().map(|known| known.name).find(|name| is_mistyped(key, name))
+}
+
+/// Changes of one letter that a mistyped long name may have.
+const MOST_CHANGES: usize = 2;
+/// In a name of at most this length only one letter may be wrong: two make it another word (`type` is not `fsType`).
+const SHORT: usize = 6;
+
+/// The case of letters does not count as a change.
+fn is_mistyped(key: &str, name: &str) -> bool {
+    let most = if name.len() <= SHORT { 1 } else { MOST_CHANGES };
+    key.len().abs_diff(name.len()) <= most && distance(&key.to_lowercase(), &name.to_lowercase()) <= most
+}
+
+/// The number of letters to insert, to leave out, to replace, or to swap with their neighbour, that make one text of the
+/// other (optimal string alignment).
+fn distance(one: &str, other: &str) -> usize {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    let mut rows: Vec<Vec<usize>> = vec![(0..=other.len()).collect()];
+    for (i, a) in one.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, b) in other.iter().enumerate() {
+            let replaced = rows[i][j] + usize::from(a != b);
+            let mut least = replaced.min(rows[i][j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && *a == other[j - 1] && one[i - 1] == *b {
+                least = least.min(rows[i - 1][j - 1] + 1);
+            }
+            row.push(least);
+        }
+        rows.push(row);
+    }
+    rows[one.len()][other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("infraStorageClassName", Some(STORAGE_CLASS))]
+    #[case("infraStorageclassname", None)]
+    #[case("FSTYPE", Some(FILESYSTEM))]
+    #[case("fstype", Some(FILESYSTEM))]
+    #[case("Bus", None)]
+    #[case("fs", None)]
+    #[case("", None)]
+    fn a_parameter_is_known_by_its_name(#[case] key: &str, #[case] known: Option<&str>) {
+        assert_eq!(parameter(key), known);
+    }
+
+    #[rstest]
+    #[case("infraStorageclassname", Some(STORAGE_CLASS))]
+    #[case("INFRASTORAGECLASSNAME", Some(STORAGE_CLASS))]
+    #[case("Bus", Some(BUS))]
+    #[case("infraStorageClasName", Some(STORAGE_CLASS))]
+    #[case("infraStorageClassNames", Some(STORAGE_CLASS))]
+    #[case("infra-StorageClassNam", Some(STORAGE_CLASS))]
+    #[case("infarStorageClassNmae", Some(STORAGE_CLASS))]
+    #[case("storageClassName", None)]
+    #[case("bsu", Some(BUS))]
+    #[case("buss", Some(BUS))]
+    #[case("bug", Some(BUS))]
+    #[case("fs", None)]
+    #[case("pool", None)]
+    #[case("type", None)]
+    #[case("fs_type", Some(FILESYSTEM))]
+    #[case("fsTyp", Some(FILESYSTEM))]
+    #[case("encrypted", None)]
+    #[case("csiProvisionerSecretName", None)]
+    #[case("", None)]
+    fn a_mistyped_parameter_is_told_from_another_word(#[case] key: &str, #[case] meant: Option<&str>) {
+        assert_eq!(probably_meant(key), meant);
+    }
+
+    #[test]
+    fn no_parameter_is_a_mistyped_other() {
+        for one in PARAMETERS {
+            for other in PARAMETERS {
+                assert_eq!(is_mistyped(one.name, other.name), one.name == other.name);
+            }
+        }
+    }
 }

@@ -99,7 +99,7 @@ impl From<&Cause> for WaitCause {
                 VolumePhase::UnMountedFromPod | VolumePhase::Detaching => Self::Detaching,
                 VolumePhase::Unknown(_) => Self::UnknownPhase,
             },
-            Cause::Detaching(_) => Self::Detaching,
+            Cause::Detaching(_) | Cause::Ended => Self::Detaching,
             Cause::Starting(_) => Self::VmStarting,
             Cause::Stopping => Self::VmStopping,
             Cause::UnknownVmiPhase(_) => Self::UnknownPhase,

@@ -1,19 +1,18 @@
 //! Node ids, `<namespace>/<vm>`, and the VMs of this guest that they name.
+//!
+//! The namespace in a node id is not read, as kubevirt/csi-driver does not: the node role takes it from an annotation
+//! that Cluster API writes for its own objects, which may be in another namespace than the VMs. All VMs of a guest are in
+//! this controller's infra namespace, and it calls no other.
 
 use infra::{Infra, ObjectName};
 
 use crate::{error::Error, request::NodeId};
 
-/// The VM of a node id; the id of another namespace is refused.
-pub(crate) fn vm_of_node(infra: &Infra, node: &NodeId) -> Result<ObjectName, Error> {
+/// The VM of a node id, in the infra namespace.
+pub(crate) fn vm_of_node(node: &NodeId) -> Result<&ObjectName, Error> {
     match node {
+        NodeId::Vm(name) => Ok(name),
         NodeId::Unknown(id) => Err(Error::NoSuchNode(id.clone())),
-        NodeId::Vm { namespace, name } if namespace == infra.namespace() => Ok(name.clone()),
-        NodeId::Vm { namespace, name } => Err(Error::ForeignNode {
-            node: name.clone(),
-            namespace: namespace.clone(),
-            ours: infra.namespace().to_owned(),
-        }),
     }
 }
 

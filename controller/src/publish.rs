@@ -35,7 +35,7 @@ pub(crate) async fn publish(
     request: &Publish,
 ) -> Result<(), Error> {
     let name = infra.guard().volume_name(&request.volume)?;
-    let vm = vm_of_node(infra, &request.node)?;
+    let vm = vm_of_node(&request.node)?;
     let volume = operation.wait(infra.data_volume(&name)).await??.ok_or(infra::Foreign)?;
     let volume = Arc::new(infra.guard().admit(volume).inspect_err(|_| usable::audit(&name, "attach"))?);
     if request.sharing == Sharing::ManyNodes && !volume::is_shared(&volume) {
@@ -44,7 +44,7 @@ pub(crate) async fn publish(
     let serial = request.serial.clone().unwrap_or_else(|| volume.metadata.uid.clone());
     let disk = HotplugDisk { serial, bus: request.bus.as_str() };
     let progress = Mutex::new((volume.progress(), Instant::now()));
-    let publication = Publication { infra, queues, operation, name: &name, vm: &vm, volume, progress, disk };
+    let publication = Publication { infra, queues, operation, name: &name, vm, volume, progress, disk };
     match request.sharing {
         Sharing::ManyNodes => publication.attach_shared().await,
         Sharing::OneNode => publication.attach_alone().await,

@@ -1,9 +1,9 @@
 //! Converts requests from the wire and checks their shape, limits and parameters; reads no cluster. An id of another
 //! form than ours is not an invalid request: the volume is found absent later.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt};
 
-use csi_call::contract;
+use csi_call::{Filesystem, contract, filesystems, mount_flags};
 use csi_proto::v1::{
     CapacityRange, ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateVolumeRequest,
     DeleteVolumeRequest, ValidateVolumeCapabilitiesRequest, VolumeCapability,
@@ -11,7 +11,7 @@ use csi_proto::v1::{
 };
 use infra::ObjectName;
 
-use crate::keys::{BUS, PARAMETERS, SERIAL, STORAGE_CLASS, known_parameters};
+use crate::keys::{BUS, FILESYSTEM, SERIAL, STORAGE_CLASS, parameter, probably_meant};
 
 /// Longest string field (CSI specification, "Size Limits").
 const MAX_STRING: usize = 128;
@@ -26,7 +26,14 @@ const MAX_SERIAL: usize = 36;
 /// Keys with this prefix are the sidecars' own (names of claim and PersistentVolume, filesystem type, secrets).
 const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
 
-/// The request is malformed or asks for what this driver never does. `INVALID_ARGUMENT`.
+/// Sizes that are computed here are multiples of this.
+const MIB: u64 = 1 << 20;
+/// A disk may be smaller than the size that was asked for by less than this part: CDI's `disk.img` was by 1.2 %
+/// (kubevirt/containerized-data-importer#4024).
+const MARGIN: u64 = 50;
+
+/// The request is malformed or asks for what this driver never does. `INVALID_ARGUMENT`, or `OUT_OF_RANGE` for a size
+/// that its filesystem cannot have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     /// A required field is empty.
@@ -48,9 +55,17 @@ pub enum Invalid {
         "access mode {0} is not supported; use a single-node mode, or MULTI_NODE_MULTI_WRITER with a block volume"
     )]
     AccessMode(String),
-    /// An unknown parameter.
-    #[error("unknown parameter {0:?}; known are {known}", known = known_parameters())]
-    UnknownParameter(String),
+    /// A parameter that is almost one of ours.
+    #[error("unknown parameter {key:?}; it should probably be {meant}")]
+    MistypedParameter {
+        /// As written.
+        key: String,
+        /// The parameter that it resembles.
+        meant: &'static str,
+    },
+    /// The older key of the filesystem, in two cases of its letters.
+    #[error("parameter {0} is there twice, in two cases of its letters")]
+    RepeatedParameter(&'static str),
     /// A bus that KubeVirt does not hotplug.
     #[error("bus {0:?} is not supported; use scsi or virtio")]
     Bus(String),
@@ -65,6 +80,25 @@ pub enum Invalid {
         /// `limit_bytes`.
         limit: i64,
     },
+    /// The largest size that satisfies the request is below the smallest of its filesystem.
+    #[error("{filesystem} needs a volume of {least} bytes at least, but the request allows {limit} at most")]
+    TooSmall {
+        /// Filesystem.
+        filesystem: &'static str,
+        /// Its smallest size.
+        least: u64,
+        /// `limit_bytes`.
+        limit: u64,
+    },
+    /// A filesystem that the node role does not make.
+    #[error("filesystem type {0:?} is not supported; use one of {names}", names = filesystems::names())]
+    Filesystem(String),
+    /// A mount flag that the node role refuses.
+    #[error("mount flag {0:?} would change what is mounted")]
+    MountFlag(String),
+    /// `volume_mount_group` without the capability `VOLUME_MOUNT_GROUP`.
+    #[error("volume_mount_group is not supported")]
+    MountGroup,
     /// Snapshots and clones.
     #[error("creating a volume from a snapshot or another volume is not supported")]
     ContentSource,
@@ -95,8 +129,8 @@ impl Bus {
         }
     }
 
-    fn parse(text: Option<&String>) -> Result<Self, Invalid> {
-        match text.map(String::as_str) {
+    fn parse(text: Option<&str>) -> Result<Self, Invalid> {
+        match text {
             None | Some("" | "scsi") => Ok(Self::Scsi),
             Some("virtio") => Ok(Self::Virtio),
             Some(other) => Err(Invalid::Bus(other.to_owned())),
@@ -137,18 +171,15 @@ pub struct Create {
     pub storage_class: Option<String>,
     /// Bus.
     pub bus: Bus,
+    /// The filesystem of the parameter, where the capability has none.
+    pub filesystem: Option<String>,
 }
 
 /// The node of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeId {
-    /// A VM, as the node role names it.
-    Vm {
-        /// Namespace half.
-        namespace: String,
-        /// Name of the VM.
-        name: ObjectName,
-    },
+    /// The name of a VM; the namespace before it is not read.
+    Vm(ObjectName),
     /// Not an id that the node role gives.
     Unknown(String),
 }
@@ -182,22 +213,28 @@ pub struct Unpublish {
 pub struct Validate {
     /// Volume id.
     pub volume: String,
-    /// One node or many; an error is the reason why the driver does not serve the capabilities.
-    pub sharing: Result<Sharing, Invalid>,
+    /// What the capabilities need; an error is the reason why the driver does not serve them.
+    pub needs: Result<Needs, Invalid>,
+}
+
+/// What capabilities need of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// One node or many.
+    pub sharing: Sharing,
+    /// The filesystem, of several the one that needs the largest disk; `None` = only block.
+    pub filesystem: Option<Filesystem>,
 }
 
 impl Create {
     /// Reads a `CreateVolumeRequest`.
     pub fn read(request: &CreateVolumeRequest) -> Result<Self, Invalid> {
         let name = required("name", &request.name)?;
-        let sharing = sharing(&request.volume_capabilities)?;
         map_within_limit("parameters", &request.parameters)?;
-        for key in request.parameters.keys() {
-            let known = PARAMETERS.iter().any(|known| known.name == key);
-            if !known && !key.starts_with(SIDECAR_PREFIX) {
-                return Err(Invalid::UnknownParameter(key.clone()));
-            }
-        }
+        let parameters = known_parameters(&request.parameters)?;
+        let default = parameters.get(FILESYSTEM).copied().unwrap_or(filesystems::DEFAULT);
+        let Needs { sharing, filesystem } = needs(&request.volume_capabilities, default)?;
+        let capacity = Capacity::read(request.capacity_range.as_ref())?;
         if request.volume_content_source.is_some() {
             return Err(Invalid::ContentSource);
         }
@@ -206,12 +243,45 @@ impl Create {
         }
         Ok(Self {
             name,
-            capacity: Capacity::read(request.capacity_range.as_ref())?,
+            capacity: filesystem.map_or(Ok(capacity), |filesystem| capacity.for_filesystem(filesystem))?,
             sharing,
-            storage_class: request.parameters.get(STORAGE_CLASS).filter(|class| !class.is_empty()).cloned(),
-            bus: Bus::parse(request.parameters.get(BUS))?,
+            storage_class: parameters.get(STORAGE_CLASS).map(|class| (*class).to_owned()),
+            bus: Bus::parse(parameters.get(BUS).copied())?,
+            filesystem: parameters
+                .get(FILESYSTEM)
+                .filter(|_| request.volume_capabilities.iter().any(names_no_filesystem))
+                .map(|kind| (*kind).to_owned()),
         })
     }
+}
+
+/// The parameters that are ours and not empty, by the names that we give them. Another key is logged and has no effect, as
+/// with kubevirt/csi-driver: the parameters of a `StorageClass` cannot be corrected, and older ones have keys of sidecars
+/// and of other drivers. One that resembles ours is refused, because what it asks for would not be done.
+fn known_parameters(given: &HashMap<String, String>) -> Result<HashMap<&'static str, &str>, Invalid> {
+    let mut known = HashMap::new();
+    for (key, value) in given {
+        match (parameter(key), probably_meant(key)) {
+            (Some(name), _) if known.insert(name, value.as_str()).is_some() => {
+                return Err(Invalid::RepeatedParameter(name));
+            }
+            (Some(_), _) => {}
+            (None, _) if key.starts_with(SIDECAR_PREFIX) => {}
+            (None, Some(meant)) => return Err(Invalid::MistypedParameter { key: key.clone(), meant }),
+            (None, None) => {
+                tracing::warn!(
+                    key,
+                    "the StorageClass has a parameter that this driver does not know; it has no effect"
+                );
+            }
+        }
+    }
+    known.retain(|_, value| !value.is_empty());
+    Ok(known)
+}
+
+fn names_no_filesystem(capability: &VolumeCapability) -> bool {
+    matches!(&capability.access_type, Some(AccessType::Mount(mount)) if mount.fs_type.is_empty())
 }
 
 impl Capacity {
@@ -228,19 +298,42 @@ impl Capacity {
         Ok(Self { size, required: least, limit: most })
     }
 
+    /// With at least the size that mkfs needs, as long as the request allows that: a smaller volume would be bound and
+    /// never mounted.
+    fn for_filesystem(self, filesystem: Filesystem) -> Result<Self, Invalid> {
+        let Filesystem { name, least_bytes: least } = filesystem;
+        let with_margin = (least + least / MARGIN).next_multiple_of(MIB);
+        let enough = self.size.max(with_margin);
+        match self.limit {
+            Some(limit) if limit < least => Err(Invalid::TooSmall { filesystem: name, least, limit }),
+            limit => Ok(Self {
+                size: limit.map_or(enough, |limit| enough.min(limit)),
+                required: self.required.max(least),
+                limit,
+            }),
+        }
+    }
+
     /// Whether a volume of this size satisfies the request.
     pub fn admits(&self, size: u64) -> bool {
         size >= self.required && self.limit.is_none_or(|limit| size <= limit)
     }
 }
 
+/// What operations on the node are locked by: the same for all ids that name one VM.
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vm(name) => name.fmt(f),
+            Self::Unknown(id) => f.write_str(id),
+        }
+    }
+}
+
 impl NodeId {
     fn read(id: &str) -> Self {
-        let vm = contract::NodeId::parse(id).and_then(|id| {
-            let name = ObjectName::parse(id.vm())?;
-            Some(Self::Vm { namespace: id.namespace().to_owned(), name })
-        });
-        vm.unwrap_or_else(|| Self::Unknown(id.to_owned()))
+        let vm = contract::NodeId::parse(id).and_then(|id| ObjectName::parse(id.vm()));
+        vm.map_or_else(|| Self::Unknown(id.to_owned()), Self::Vm)
     }
 }
 
@@ -265,7 +358,7 @@ impl Publish {
             volume,
             node,
             sharing,
-            bus: Bus::parse(request.volume_context.get(BUS))?,
+            bus: Bus::parse(request.volume_context.get(BUS).map(String::as_str))?,
             serial: serial.cloned(),
         })
     }
@@ -295,9 +388,10 @@ impl Validate {
         if request.volume_capabilities.is_empty() {
             return Err(Invalid::Missing("volume capabilities"));
         }
-        match sharing(&request.volume_capabilities) {
+        let default = request.volume_context.get(FILESYSTEM).map_or("", String::as_str);
+        match needs(&request.volume_capabilities, default) {
             Err(missing @ Invalid::Missing(_)) => Err(missing),
-            sharing => Ok(Self { volume, sharing }),
+            needs => Ok(Self { volume, needs }),
         }
     }
 }
@@ -327,18 +421,35 @@ fn is_serial(serial: &str) -> bool {
     serial.len() <= MAX_SERIAL && serial.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.+-".contains(&b))
 }
 
-/// The sharing that all capabilities together need.
-fn sharing(capabilities: &[VolumeCapability]) -> Result<Sharing, Invalid> {
+/// What all capabilities together need; `default` is the filesystem of those that name none.
+fn needs(capabilities: &[VolumeCapability], default: &str) -> Result<Needs, Invalid> {
     if capabilities.is_empty() {
         return Err(Invalid::Missing("volume capabilities"));
     }
-    let mut all = Sharing::OneNode;
+    let mut all = Needs { sharing: Sharing::OneNode, filesystem: None };
     for capability in capabilities {
         if sharing_of(capability)? == Sharing::ManyNodes {
-            all = Sharing::ManyNodes;
+            all.sharing = Sharing::ManyNodes;
         }
+        let filesystems = [all.filesystem, filesystem_of(capability, default)?].into_iter().flatten();
+        all.filesystem = filesystems.max_by_key(|filesystem| filesystem.least_bytes);
     }
     Ok(all)
+}
+
+/// The filesystem that the node role is to make; what it refuses is refused here, before a volume is made for it.
+fn filesystem_of(capability: &VolumeCapability, default: &str) -> Result<Option<Filesystem>, Invalid> {
+    let Some(AccessType::Mount(mount)) = &capability.access_type else { return Ok(None) };
+    if !mount.volume_mount_group.is_empty() {
+        return Err(Invalid::MountGroup);
+    }
+    if let Some(refused) =
+        mount_flags::options(&mount.mount_flags).find(|option| mount_flags::is_refused(option))
+    {
+        return Err(Invalid::MountFlag(refused.to_owned()));
+    }
+    let name = if mount.fs_type.is_empty() { default } else { &mount.fs_type };
+    Filesystem::named(name).map(Some).ok_or_else(|| Invalid::Filesystem(name.to_owned()))
 }
 
 fn sharing_of(capability: &VolumeCapability) -> Result<Sharing, Invalid> {

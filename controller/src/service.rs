@@ -12,6 +12,7 @@ use csi_proto::v1::{
 };
 use infra::Infra;
 use prometheus_client::registry::Registry;
+use serving::Tasks;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -20,11 +21,9 @@ use crate::{
     create::{self, Created},
     delete,
     error::Error,
-    keys::{BUS, SERIAL},
+    keys::{BUS, FILESYSTEM, SERIAL},
     metrics::{OldestOperation, Waits},
-    publish,
-    request::{self, Bus},
-    unpublish, validate,
+    publish, request, unpublish, validate,
     vm_queue::VmQueues,
 };
 
@@ -57,10 +56,10 @@ struct Shared {
 }
 
 impl Controller {
-    /// A controller over one infra cluster. Makes no call.
-    pub fn new(infra: Infra, settings: ControllerSettings) -> Self {
+    /// A controller over one infra cluster. Makes no call. `tasks` owns the workers of the VMs' queues.
+    pub fn new(infra: Infra, settings: ControllerSettings, tasks: &Tasks) -> Self {
         let (operations, waits) = (Operations::default(), Waits::default());
-        let queues = VmQueues::new(&infra, operations.tasks(), &waits);
+        let queues = VmQueues::new(&infra, tasks, operations.tasks(), &waits);
         Self { shared: Arc::new(Shared { infra, queues, operations, waits, settings }) }
     }
 
@@ -77,12 +76,9 @@ impl Controller {
         registry.register_collector(Box::new(OldestOperation(self.shared.operations.in_flight().clone())));
     }
 
-    /// Why this process will not recover by itself, if so: an operation hangs that should have ended long ago, or the
-    /// queue of a VM has panicked. An infra cluster that does not answer is no such reason.
+    /// Why this process will not recover by itself, if so: an operation hangs that should have ended long ago. An infra
+    /// cluster that does not answer is no such reason.
     pub fn wedged(&self) -> Option<String> {
-        if self.shared.queues.has_panicked() {
-            return Some("the queue of hotplug changes of a VM panicked".to_owned());
-        }
         let late = self.shared.operations.in_flight().overdue()?;
         Some(format!("an operation still runs {} s after its deadline", late.as_secs()))
     }
@@ -151,7 +147,7 @@ impl controller_server::Controller for Controller {
         self.run(Some(lock), deadline, |shared, operation| async move {
             let policy = &shared.settings.storage_classes;
             let created = create::create(&shared.infra, policy, &operation, &wanted).await?;
-            Ok(csi::CreateVolumeResponse { volume: Some(volume_on_wire(&created, wanted.bus)) })
+            Ok(csi::CreateVolumeResponse { volume: Some(volume_on_wire(&created, &wanted)) })
         })
         .await
     }
@@ -179,8 +175,8 @@ impl controller_server::Controller for Controller {
         record_node(&request.get_ref().node_id);
         let deadline = Deadline::read(request.metadata());
         let wanted = request::Publish::read(request.get_ref()).map_err(Error::from)?;
-        let node = request.into_inner().node_id;
-        let lock = self.lock("ControllerPublishVolume", &wanted.volume, Scope::Node(node), deadline)?;
+        let scope = Scope::Node(wanted.node.to_string());
+        let lock = self.lock("ControllerPublishVolume", &wanted.volume, scope, deadline)?;
         self.run(Some(lock), deadline, |shared, operation| async move {
             publish::publish(&shared.infra, &shared.queues, &operation, &wanted).await?;
             Ok(csi::ControllerPublishVolumeResponse { publish_context: HashMap::new() })
@@ -196,8 +192,7 @@ impl controller_server::Controller for Controller {
         record_node(&request.get_ref().node_id);
         let deadline = Deadline::read(request.metadata());
         let wanted = request::Unpublish::read(request.get_ref()).map_err(Error::from)?;
-        let node = request.into_inner().node_id;
-        let scope = if node.is_empty() { Scope::Volume } else { Scope::Node(node) };
+        let scope = wanted.node.as_ref().map_or(Scope::Volume, |node| Scope::Node(node.to_string()));
         let lock = self.lock("ControllerUnpublishVolume", &wanted.volume, scope, deadline)?;
         self.run(Some(lock), deadline, |shared, operation| async move {
             unpublish::unpublish(&shared.infra, &shared.queues, &operation, &wanted).await?;
@@ -315,15 +310,17 @@ fn not_served(method: &str) -> Status {
     Status::unimplemented(format!("{method} is not served by this driver"))
 }
 
-fn volume_on_wire(created: &Created, bus: Bus) -> csi::Volume {
+fn volume_on_wire(created: &Created, wanted: &request::Create) -> csi::Volume {
     let metadata = &created.volume.metadata;
+    let mut volume_context = HashMap::from([
+        (BUS.to_owned(), wanted.bus.as_str().to_owned()),
+        (SERIAL.to_owned(), metadata.uid.clone()),
+    ]);
+    volume_context.extend(wanted.filesystem.clone().map(|kind| (FILESYSTEM.to_owned(), kind)));
     csi::Volume {
         volume_id: metadata.name.clone(),
         capacity_bytes: i64::try_from(created.size).unwrap_or(i64::MAX),
-        volume_context: HashMap::from([
-            (BUS.to_owned(), bus.as_str().to_owned()),
-            (SERIAL.to_owned(), metadata.uid.clone()),
-        ]),
+        volume_context,
         ..Default::default()
     }
 }

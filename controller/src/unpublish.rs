@@ -1,9 +1,10 @@
 //! `ControllerUnpublishVolume`: done when neither VM nor VMI shows the volume.
 
 use infra::{Infra, ObjectName};
+use kubevirt::Seen;
 
 use crate::{
-    attach::{self, Seen, Step, Wanted},
+    attach::{self, Step, Wanted},
     controller_operation::ControllerOperation,
     error::{Error, RefusalReason},
     holder::Holder,
@@ -27,7 +28,7 @@ pub(crate) async fn unpublish(
         return Ok(());
     };
     match &request.node {
-        Some(NodeId::Vm { namespace, name }) if namespace == infra.namespace() => {
+        Some(NodeId::Vm(name)) => {
             let holder = Holder::new(infra, &volume, name);
             // A successful release proves that the claim carries our labels; the patch changes nothing on a foreign
             // claim.
@@ -38,9 +39,8 @@ pub(crate) async fn unpublish(
                 refuse_unless_absent(infra, operation, &volume, name).await
             }
         }
-        // The node id is not of this driver, or of another namespace: change nothing, and succeed only if no VM has the
-        // volume.
-        Some(_) => in_use(infra, operation, &volume).await,
+        // The node id is not of this driver: change nothing, and succeed only if no VM has the volume.
+        Some(NodeId::Unknown(_)) => in_use(infra, operation, &volume).await,
         None => {
             if !is_ours_or_gone(infra, operation, &volume).await? {
                 return in_use(infra, operation, &volume).await;

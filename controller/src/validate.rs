@@ -1,11 +1,12 @@
 //! `ValidateVolumeCapabilities`: whether an existing volume serves the requested capabilities.
 
-use infra::Infra;
+use csi_call::Filesystem;
+use infra::{DataVolume, Infra};
 
 use crate::{
     controller_operation::ControllerOperation,
     error::Error,
-    request::{Sharing, Validate},
+    request::{Needs, Sharing, Validate},
     volume,
 };
 
@@ -18,9 +19,18 @@ pub(crate) async fn validate(
     let name = infra.guard().volume_name(&wanted.volume)?;
     let found = operation.wait(infra.data_volume(&name)).await??.ok_or(infra::Foreign)?;
     let found = infra.guard().admit(found)?;
-    Ok(match &wanted.sharing {
-        Ok(Sharing::ManyNodes) if !volume::is_shared(&found) => Some(Error::NotShared(name).to_string()),
-        Ok(Sharing::OneNode | Sharing::ManyNodes) => None,
+    Ok(match &wanted.needs {
+        Ok(Needs { sharing: Sharing::ManyNodes, .. }) if !volume::is_shared(&found) => {
+            Some(Error::NotShared(name).to_string())
+        }
+        Ok(Needs { filesystem: Some(filesystem), .. }) => too_small(&found, *filesystem),
+        Ok(Needs { filesystem: None, .. }) => None,
         Err(invalid) => Some(invalid.to_string()),
     })
+}
+
+fn too_small(volume: &DataVolume, filesystem: Filesystem) -> Option<String> {
+    let Filesystem { name, least_bytes } = filesystem;
+    let size = volume.size.filter(|size| *size < least_bytes)?;
+    Some(format!("{name} needs a volume of {least_bytes} bytes at least, and this one has {size}"))
 }

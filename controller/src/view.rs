@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use infra::{Census, Class, Infra, MachineLooks, ObjectName, VmiWait};
+use kubevirt::Seen;
 use tokio::time::Instant;
 
 use crate::{
-    attach::{Cause, Observed, Seen, VmView, VmiView},
+    attach::{Cause, Observed, VmView, VmiView},
     controller_operation::ControllerOperation,
     error::Error,
 };

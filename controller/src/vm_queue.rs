@@ -7,14 +7,12 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use infra::{DataVolume, HotplugDisk, Infra, ObjectName, Owned};
+use serving::Tasks;
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -74,11 +72,10 @@ pub(crate) enum Outcome {
 #[derive(Clone)]
 pub(crate) struct VmQueues {
     infra: Infra,
-    tasks: TaskTracker,
+    tasks: Tasks,
+    calls: TaskTracker,
     waits: Waits,
     queues: Arc<Mutex<HashMap<ObjectName, mpsc::UnboundedSender<Entry>>>>,
-    /// A worker panicked.
-    panicked: Arc<AtomicBool>,
 }
 
 /// A change in a queue, and where its outcome goes.
@@ -91,20 +88,15 @@ struct Entry {
 }
 
 impl VmQueues {
-    /// `tasks` counts one task for each VM while calls are made, and none while they settle.
-    pub(crate) fn new(infra: &Infra, tasks: &TaskTracker, waits: &Waits) -> Self {
+    /// `tasks` owns the workers; `calls` counts one task for each VM while calls are made, and none while they settle.
+    pub(crate) fn new(infra: &Infra, tasks: &Tasks, calls: &TaskTracker, waits: &Waits) -> Self {
         Self {
             infra: infra.clone(),
             tasks: tasks.clone(),
+            calls: calls.clone(),
             waits: waits.clone(),
             queues: Arc::default(),
-            panicked: Arc::default(),
         }
-    }
-
-    /// Whether the worker of a queue panicked.
-    pub(crate) fn has_panicked(&self) -> bool {
-        self.panicked.load(Ordering::Relaxed)
     }
 
     /// Makes a change in its turn. The caller may stop waiting; a call that is being made is still finished.
@@ -115,10 +107,12 @@ impl VmQueues {
             // The volumes bound the queue's length: each has one operation at a time.
             let sender = queues.entry(vm.clone()).or_insert_with(|| {
                 let (sender, receiver) = mpsc::unbounded_channel();
-                tokio::spawn(self.clone().run(vm.clone(), receiver));
+                let name = format!("the queue of hotplug changes of VM {vm}");
+                self.tasks.spawn_until_done(name, self.clone().run(vm.clone(), receiver));
                 sender
             });
             let entry = Entry { change, reply, span: Span::current(), _counted: self.waits.queued() };
+            // The queue of a worker that panicked stays in the map: while the process ends, no worker takes its place.
             if sender.send(entry).is_err() {
                 return Outcome::QueueFailed;
             }
@@ -127,7 +121,6 @@ impl VmQueues {
     }
 
     async fn run(self, vm: ObjectName, mut incoming: mpsc::UnboundedReceiver<Entry>) {
-        let _leave = LeaveOnPanic { queues: self.clone(), vm: vm.clone() };
         let mut waiting = Vec::new();
         // Keeps what was read of this VM from one change to the next.
         let _reads = self.infra.machine(&vm);
@@ -151,7 +144,7 @@ impl VmQueues {
         mut waiting: VecDeque<Entry>,
         incoming: &mut mpsc::UnboundedReceiver<Entry>,
     ) -> Vec<(ObjectName, Wanted)> {
-        let _task = self.tasks.token();
+        let _call = self.calls.token();
         let mut accepted = Vec::new();
         while let Some(Entry { change, reply, span, _counted }) = waiting.pop_front() {
             if !reply.is_closed() {
@@ -237,21 +230,6 @@ impl VmQueues {
     /// The map is whole after any panic: each change of it is one insertion or removal.
     fn lock(&self) -> MutexGuard<'_, HashMap<ObjectName, mpsc::UnboundedSender<Entry>>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Records the panic of a worker and removes its queue from the map, so that no later change is sent into it.
-struct LeaveOnPanic {
-    queues: VmQueues,
-    vm: ObjectName,
-}
-
-impl Drop for LeaveOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.queues.panicked.store(true, Ordering::Relaxed);
-            self.queues.lock().remove(&self.vm);
-        }
     }
 }
 

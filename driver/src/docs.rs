@@ -9,6 +9,7 @@ use clap::{CommandFactory, Parser};
 use docs_pages::{Metric, compare, exposition, flags_table, metrics, metrics_table};
 use prometheus_client::registry::Registry;
 use serving::{ProcessMetrics, RpcLayer, Tasks};
+use tempfile::TempDir;
 use tonic::body::Body;
 use tower::{Layer, ServiceExt};
 
@@ -47,8 +48,8 @@ users: [{name: u, user: {token: none}}]
 contexts: [{name: c, context: {cluster: c, user: u}}]
 ";
 
-/// The metrics of a process of both roles that has made a call and answered one.
-async fn shown() -> String {
+/// A driver of both roles, whose clusters do not answer, and the directory with its kubeconfig, which it may read again.
+pub(crate) async fn both_roles(registry: &mut Registry) -> (Roles, TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
     let kubeconfig = directory.path().join("kubeconfig");
     fs::write(&kubeconfig, KUBECONFIG).expect("writes");
@@ -60,10 +61,15 @@ async fn shown() -> String {
         format!("--infra-cluster-kubeconfig={}", kubeconfig.display()),
         format!("--tenant-cluster-kubeconfig={}", kubeconfig.display()),
     ]);
+    (Roles::new(&flags, registry, &Tasks::default()).await.expect("starts"), directory)
+}
+
+/// The metrics of a process of both roles that has made a call and answered one.
+async fn shown() -> String {
     let mut registry = Registry::default();
     ProcessMetrics::register(&mut registry, METRICS_PREFIX, VERSION);
     let layer = RpcLayer::new(registry.sub_registry_with_prefix(METRICS_PREFIX), methods::method);
-    let roles = Roles::new(&flags, &mut registry, &Tasks::default()).await.expect("starts");
+    let (roles, _directory) = both_roles(&mut registry).await;
     let request = http::Request::post("/csi.v1.Identity/Probe").body(Body::empty()).expect("a request");
     let answer = layer.layer(roles.routes).oneshot(request).await.expect("is answered");
     drop(answer);

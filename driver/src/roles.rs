@@ -141,20 +141,20 @@ async fn controller(
         tracing::warn!(keys = ?unknown, "unknown keys in INFRA_STORAGE_CLASS_ENFORCEMENT have no effect");
     }
     *shown = storage_classes.to_string();
-    let infra = Infra::connect(infra::Settings {
+    let infra_settings = infra::Settings {
         kubeconfig: path(&flags.infra_cluster_kubeconfig),
         namespace: flags.infra_cluster_namespace.clone(),
         labels: TenantGuard::parse_labels(&flags.infra_cluster_labels)?,
         volume_prefix: flags.volume_prefix.clone(),
-    })
-    .await?;
+    };
+    let infra = Infra::connect(infra_settings, tasks).await?;
     rights::report(infra.clone(), registry, tasks);
     let settings = ControllerSettings {
         driver_name: DRIVER_NAME.to_owned(),
         vendor_version: VERSION.to_owned(),
         storage_classes,
     };
-    let controller = Controller::new(infra, settings);
+    let controller = Controller::new(infra, settings, tasks);
     controller.register(registry);
     Ok(controller)
 }

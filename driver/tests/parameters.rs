@@ -25,7 +25,8 @@ What a cluster's users and administrators write for the driver, and what it writ
 
 ## StorageClass, guest cluster
 
-The provisioner is `csi.kubevirt.io`. A parameter that is not here is refused (`unknown parameter`).
+The provisioner is `csi.kubevirt.io`. A parameter that is not here has no effect; the controller's log names it. One that differs
+from `infraStorageClassName` by one or two letters, or from a shorter one by one letter, is refused (`unknown parameter`).
 
 ";
 
@@ -93,9 +94,9 @@ fn page() -> String {
         page,
         "| from | value |\n|---|---|\n\
          | `spec.providerID` | `{PROVIDER_SCHEME}<VM>` |\n\
-         | with annotation `{CLUSTER_NAMESPACE}` | the VM's namespace; Cluster API writes both |\n\
+         | with annotation `{CLUSTER_NAMESPACE}` | a namespace, which the controller does not read; Cluster API writes both |\n\
          | annotation `{INFRA_VM_NAME}` | the VM |\n\
-         | with annotation `{INFRA_VM_NAMESPACE}` | its namespace |\n\n"
+         | with annotation `{INFRA_VM_NAMESPACE}` | a namespace, which the controller does not read |\n\n"
     )
     .expect("writes to a String");
     page.push_str("## Infra cluster\n\nEvery object that the driver makes carries the labels of `infraClusterLabels`, and a claim gets them from CDI. What does not\ncarry them is not touched.\n\n");

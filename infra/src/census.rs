@@ -1,9 +1,8 @@
 //! All VMs and VMIs of the namespace at one time, to find out which VMs have a volume.
 
-use crate::{
-    machine::{VirtualMachine, VirtualMachineInstance},
-    object::ObjectName,
-};
+use kubevirt::ObjectName;
+
+use crate::machine::{VirtualMachine, VirtualMachineInstance};
 
 /// Everything in the namespace that can have a volume. The VMIs were listed before the VMs: a VM's spec names a volume
 /// before its VMI does, so the lists also show an addition that happens between them.

@@ -2,12 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use kubevirt::{Metadata, null_as_default};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    object::{Metadata, null_as_default},
-    tenant_guard::Guarded,
-};
+use crate::tenant_guard::Guarded;
 
 /// The part of a claim that we read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

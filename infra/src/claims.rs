@@ -2,11 +2,11 @@
 
 use cluster::{Error, WhenPaused};
 use http::header;
+use kubevirt::ObjectName;
 
 use crate::{
     claim::{Claim, PatchOp},
     infra::Infra,
-    object::ObjectName,
     reader::{CLAIMS, accepting_all},
 };
 

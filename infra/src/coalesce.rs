@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     hash::Hash,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use cluster::Error;
@@ -61,7 +61,7 @@ impl<K, T> Default for CoalescedBy<K, T> {
 impl<K: Clone + Eq + Hash, T> CoalescedBy<K, T> {
     /// The reads of `key`. Their answers are kept as long as a caller holds the returned value.
     pub(crate) fn of(&self, key: &K) -> Arc<Coalesced<T>> {
-        let mut all = self.0.lock().expect("no holder of this lock panics");
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, one| Arc::strong_count(one) > 1);
         Arc::clone(all.entry(key.clone()).or_default())
     }

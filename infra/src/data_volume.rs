@@ -2,13 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use kubevirt::{Metadata, ObjectName, null_as_default};
 use serde::Deserialize;
 
-use crate::{
-    object::{Metadata, ObjectName, null_as_default},
-    quantity::parse_quantity,
-    tenant_guard::Guarded,
-};
+use crate::{quantity::parse_quantity, tenant_guard::Guarded};
 
 /// API version of the objects that we create.
 pub(crate) const API_VERSION: &str = "cdi.kubevirt.io/v1beta1";

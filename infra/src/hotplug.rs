@@ -2,12 +2,12 @@
 
 use cluster::{Error, WhenPaused};
 use kube::api::PostParams;
+use kubevirt::ObjectName;
 use serde_json::{Value, json};
 
 use crate::{
     data_volume::DataVolume,
     infra::Infra,
-    object::ObjectName,
     reader::{VM_SUBRESOURCES, accepting_all},
     tenant_guard::Owned,
 };

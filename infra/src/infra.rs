@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use cluster::{ApiServer, CredentialsError, Error, Rights, Source};
+use kubevirt::{ObjectName, is_dns_label};
 use prometheus_client::registry::Registry;
+use serving::Tasks;
 use tokio::time::Instant;
 
 use crate::{
@@ -12,7 +14,6 @@ use crate::{
     coalesce::Coalesced,
     machine_looks::{Looks, MachineLooks},
     metrics::CallMetrics,
-    object::{ObjectName, is_dns_label},
     reader::Reader,
     rights::WATCH_INSTANCES,
     tenant_guard::TenantGuard,
@@ -62,8 +63,9 @@ pub(crate) struct Shared {
 }
 
 impl Infra {
-    /// Makes the client, and no call. If the API can't be reached, the first call shows it.
-    pub async fn connect(settings: Settings) -> Result<Self, ConnectError> {
+    /// Makes the client, and no call. If the API can't be reached, the first call shows it. `tasks` owns the task that
+    /// reads for the waits.
+    pub async fn connect(settings: Settings, tasks: &Tasks) -> Result<Self, ConnectError> {
         let source = Source {
             cluster: "infra",
             setting: "--infra-cluster-kubeconfig",
@@ -71,23 +73,32 @@ impl Infra {
             address: String::new(),
         };
         let metrics = CallMetrics::default();
-        Self::new(ApiServer::open(source, metrics.clone()).await?, metrics, settings)
+        Self::new(ApiServer::open(source, metrics.clone()).await?, metrics, settings, tasks)
     }
 
     /// As [`Self::connect`], over the given client; `settings.kubeconfig` is not read.
-    pub fn from_client(client: kube::Client, settings: Settings) -> Result<Self, ConnectError> {
+    pub fn from_client(
+        client: kube::Client,
+        settings: Settings,
+        tasks: &Tasks,
+    ) -> Result<Self, ConnectError> {
         let metrics = CallMetrics::default();
-        Self::new(ApiServer::over(client, metrics.clone()), metrics, settings)
+        Self::new(ApiServer::over(client, metrics.clone()), metrics, settings, tasks)
     }
 
-    fn new(server: ApiServer, metrics: CallMetrics, settings: Settings) -> Result<Self, ConnectError> {
+    fn new(
+        server: ApiServer,
+        metrics: CallMetrics,
+        settings: Settings,
+        tasks: &Tasks,
+    ) -> Result<Self, ConnectError> {
         if !is_dns_label(&settings.namespace) {
             return Err(ConnectError::Namespace(settings.namespace));
         }
         let guard = TenantGuard::new(settings.labels, &settings.volume_prefix)?;
         let reader = Arc::new(Reader::new(server, settings.namespace));
         let looks = Looks::new(&reader);
-        let poller = Poller::new(Arc::clone(&reader), looks.clone());
+        let poller = Poller::new(Arc::clone(&reader), looks.clone(), tasks);
         let shared = Shared { reader, guard, poller, census: Coalesced::default(), looks, metrics };
         Ok(Self { shared: Arc::new(shared) })
     }

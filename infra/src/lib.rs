@@ -18,10 +18,10 @@ mod coalesce;
 mod data_volume;
 mod hotplug;
 mod infra;
+mod list;
 mod machine;
 mod machine_looks;
 mod metrics;
-mod object;
 mod quantity;
 mod reader;
 mod rights;
@@ -31,6 +31,7 @@ mod volumes;
 mod wait;
 
 pub use cluster::{CALL_DEADLINE, Class, Error, Failure, MAX_RETRY_AFTER, Right, Rights};
+pub use kubevirt::{Metadata, ObjectName, Phase, RunStrategy, is_dns_label};
 
 pub use census::Census;
 pub use claim::{Claim, PatchOp, annotation_path, label_path};
@@ -38,11 +39,9 @@ pub use data_volume::{Condition, DataVolume, DataVolumeSource, KEEP_AFTER_COMPLE
 pub use hotplug::HotplugDisk;
 pub use infra::{ConnectError, Infra, Settings};
 pub use machine::{
-    RunStrategy, VirtualMachine, VirtualMachineInstance, VmiPhase, Volume, VolumePhase, VolumeRequest,
-    VolumeSource, VolumeStatus,
+    VirtualMachine, VirtualMachineInstance, Volume, VolumePhase, VolumeRequest, VolumeSource, VolumeStatus,
 };
 pub use machine_looks::{Looked, MachineLooks};
-pub use object::{Metadata, ObjectName, is_dns_label};
 pub use quantity::parse_quantity;
 pub use rights::{REQUIRED_RIGHTS, WATCH_INSTANCES};
 pub use tenant_guard::{Foreign, GuardError, Guarded, MAX_PREFIX_LENGTH, Owned, TenantGuard};

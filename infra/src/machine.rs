@@ -1,14 +1,13 @@
 //! KubeVirt's `VirtualMachine` and `VirtualMachineInstance`, reduced to the fields that show where a volume is.
 
-mod wire;
+mod projection;
 
+use kubevirt::{ObjectName, Phase, RunStrategy};
 use serde::Deserialize;
-
-use crate::object::ObjectName;
 
 /// The part of a VM that we read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(from = "wire::WireVm")]
+#[serde(from = "kubevirt::WireVm")]
 pub struct VirtualMachine {
     /// Name of the VM and of its VMI.
     pub name: String,
@@ -16,7 +15,7 @@ pub struct VirtualMachine {
     pub uid: String,
     /// Whether it is being deleted.
     pub deleting: bool,
-    /// Whether KubeVirt keeps it running.
+    /// `spec.runStrategy`, or the strategy that `spec.running` stands for.
     pub run_strategy: RunStrategy,
     /// `status.printableStatus`, for people.
     pub printable_status: String,
@@ -24,16 +23,6 @@ pub struct VirtualMachine {
     pub volumes: Vec<Volume>,
     /// `status.volumeRequests`: hotplug calls accepted and not yet carried out (gate `HotplugVolumes`).
     pub requests: Vec<VolumeRequest>,
-}
-
-/// `spec.runStrategy`, or what `spec.running` stands for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum RunStrategy {
-    /// KubeVirt (re)starts it by itself: `Always`, `RerunOnFailure`.
-    Automatic,
-    /// It stays as it is until a client changes it: `Halted`, `Manual`, `Once` and the like.
-    #[default]
-    OnDemand,
 }
 
 /// A volume of a VM or VMI spec.
@@ -110,7 +99,7 @@ impl VirtualMachine {
 
 /// The part of a VMI that we read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(from = "wire::WireVmi")]
+#[serde(from = "kubevirt::WireVmi")]
 pub struct VirtualMachineInstance {
     /// Name.
     pub name: String,
@@ -121,7 +110,7 @@ pub struct VirtualMachineInstance {
     /// Name of the VM that owns it.
     pub owner: Option<ObjectName>,
     /// `status.phase`.
-    pub phase: VmiPhase,
+    pub phase: Phase,
     /// `spec.volumes`.
     pub volumes: Vec<Volume>,
     /// `status.volumeStatus`.
@@ -133,20 +122,6 @@ impl VirtualMachineInstance {
     pub fn uses(&self, volume: &str) -> bool {
         self.volumes.iter().any(|v| v.uses(volume)) || self.status.iter().any(|s| s.uses(volume))
     }
-}
-
-/// Life of a VMI.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum VmiPhase {
-    /// Not running yet: `Pending`, `Scheduling`, `Scheduled`, or no phase at all.
-    #[default]
-    Starting,
-    /// Running.
-    Running,
-    /// Ended: `Succeeded` or `Failed`; it holds no disks any more.
-    Ended,
-    /// A phase that this program does not know.
-    Unknown(String),
 }
 
 /// One entry of `status.volumeStatus`.
@@ -249,7 +224,7 @@ mod tests {
             ]},
         }))
         .unwrap();
-        assert_eq!(vm.run_strategy, RunStrategy::Automatic);
+        assert_eq!(vm.run_strategy, RunStrategy::Always);
         assert!(vm.volumes[1].hotpluggable && !vm.volumes[2].hotpluggable);
         assert_eq!(vm.volumes[0].source, VolumeSource::Other);
         for volume in ["pvc-1", "pvc-2", "pvc-3"] {
@@ -271,7 +246,7 @@ mod tests {
             ]},
         }))
         .unwrap();
-        assert_eq!(vmi.phase, VmiPhase::Running);
+        assert_eq!(vmi.phase, Phase::Running);
         assert_eq!(vmi.owner.as_ref().map(ObjectName::as_str), Some("vm1"));
         assert!(vmi.status[0].hotplug);
         assert_eq!(vmi.status[1].phase, VolumePhase::Unknown("HotplugVolumeFailed".into()));
@@ -282,9 +257,24 @@ mod tests {
     fn the_old_running_field_counts_where_there_is_no_strategy() {
         let strategy =
             |spec| serde_json::from_value::<VirtualMachine>(json!({ "spec": spec })).unwrap().run_strategy;
-        assert_eq!(strategy(json!({"running": true})), RunStrategy::Automatic);
-        assert_eq!(strategy(json!({"running": false})), RunStrategy::OnDemand);
-        assert_eq!(strategy(json!({"runStrategy": "Halted"})), RunStrategy::OnDemand);
-        assert_eq!(strategy(json!({"runStrategy": "Surprise"})), RunStrategy::OnDemand);
+        assert_eq!(strategy(json!({"running": true})), RunStrategy::Always);
+        assert_eq!(strategy(json!({"running": false})), RunStrategy::Halted);
+        assert_eq!(strategy(json!({"runStrategy": "Halted"})), RunStrategy::Halted);
+        assert_eq!(strategy(json!({"runStrategy": "Surprise"})), RunStrategy::Other);
+    }
+
+    #[test]
+    fn what_is_missing_or_null_is_empty() {
+        for value in [json!({}), json!({"metadata": null, "spec": null, "status": null})] {
+            let vm: VirtualMachine = serde_json::from_value(value.clone()).unwrap();
+            assert_eq!(vm, VirtualMachine::default(), "{value}");
+            let vmi: VirtualMachineInstance = serde_json::from_value(value.clone()).unwrap();
+            assert_eq!(vmi, VirtualMachineInstance::default(), "{value}");
+        }
+        let vmi = json!({"spec": {"volumes": [{}]}, "status": {"phase": "Surprise", "volumeStatus": [{"phase": null}]}});
+        let vmi: VirtualMachineInstance = serde_json::from_value(vmi).unwrap();
+        assert_eq!(vmi.phase, Phase::Unknown("Surprise".into()));
+        assert_eq!(vmi.volumes[0].source, VolumeSource::Other);
+        assert_eq!(vmi.status, [VolumeStatus::default()]);
     }
 }

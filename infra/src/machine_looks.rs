@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use cluster::Error;
+use kubevirt::ObjectName;
 use tokio::time::Instant;
 
 use crate::{
     coalesce::{Coalesced, CoalescedBy},
     machine::{VirtualMachine, VirtualMachineInstance},
-    object::ObjectName,
     reader::Reader,
 };
 

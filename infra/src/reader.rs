@@ -9,11 +9,12 @@ use kube::{
     api::{GetParams, ListParams, WatchParams},
     core::{Request, WatchEvent, request},
 };
+use kubevirt::{ObjectName, WireVm, WireVmi};
 use serde::de::DeserializeOwned;
 
 use crate::{
+    list::List,
     machine::{VirtualMachine, VirtualMachineInstance},
-    object::{List, ObjectName},
 };
 
 /// Objects per list page: a VM is some 10 KiB, so a page is about 1 MiB in memory at a time.
@@ -24,18 +25,22 @@ const ACCEPT: HeaderValue = HeaderValue::from_static("application/json, */*");
 /// A resource of the API.
 #[derive(Clone, Copy)]
 pub(crate) struct Resource {
-    api: &'static str,
+    /// `None` = the core group.
+    group: Option<&'static str>,
+    version: &'static str,
     plural: &'static str,
 }
 
 pub(crate) const DATA_VOLUMES: Resource =
-    Resource { api: "/apis/cdi.kubevirt.io/v1beta1", plural: "datavolumes" };
-pub(crate) const CLAIMS: Resource = Resource { api: "/api/v1", plural: "persistentvolumeclaims" };
+    Resource { group: Some("cdi.kubevirt.io"), version: "v1beta1", plural: "datavolumes" };
+pub(crate) const CLAIMS: Resource = Resource { group: None, version: "v1", plural: "persistentvolumeclaims" };
 /// The subresources of VMs; a VM itself is one of [`VMS`].
 pub(crate) const VM_SUBRESOURCES: Resource =
-    Resource { api: "/apis/subresources.kubevirt.io/v1", plural: "virtualmachines" };
-const VMS: Resource = Resource { api: "/apis/kubevirt.io/v1", plural: "virtualmachines" };
-const VMIS: Resource = Resource { api: "/apis/kubevirt.io/v1", plural: "virtualmachineinstances" };
+    Resource { group: Some("subresources.kubevirt.io"), version: "v1", plural: WireVm::PLURAL };
+const VMS: Resource =
+    Resource { group: Some(kubevirt::GROUP), version: kubevirt::VERSION, plural: WireVm::PLURAL };
+const VMIS: Resource =
+    Resource { group: Some(kubevirt::GROUP), version: kubevirt::VERSION, plural: WireVmi::PLURAL };
 
 /// The infra API, in the infra namespace.
 pub(crate) struct Reader {
@@ -109,7 +114,8 @@ impl Reader {
 
     /// Makes requests about a resource of the infra namespace.
     pub(crate) fn requests(&self, resource: Resource) -> Request {
-        let Resource { api, plural } = resource;
+        let Resource { group, version, plural } = resource;
+        let api = group.map_or_else(|| format!("/api/{version}"), |group| format!("/apis/{group}/{version}"));
         Request::new(format!("{api}/namespaces/{}/{plural}", self.namespace))
     }
 }

@@ -3,10 +3,9 @@
 
 use std::{collections::BTreeMap, ops::Deref};
 
-use crate::{
-    claim::{PatchOp, label_path},
-    object::{ObjectName, is_dns_label},
-};
+use kubevirt::{ObjectName, is_dns_label};
+
+use crate::claim::{PatchOp, label_path};
 
 /// Longest volume prefix: `<prefix>-` and a 32-character hash make a DNS label of at most 63.
 pub const MAX_PREFIX_LENGTH: usize = 30;

@@ -6,9 +6,10 @@ use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
 use cluster::Error;
 use futures::{Stream, TryStreamExt};
 use kube::core::WatchEvent;
+use kubevirt::ObjectName;
 use tokio::time::{Instant, sleep_until};
 
-use crate::{machine::VirtualMachineInstance, object::ObjectName, reader::Reader};
+use crate::{machine::VirtualMachineInstance, reader::Reader};
 
 /// How long one watch lasts. Then the poller reads again, which also ends a connection that died without notice.
 const LASTING: Duration = Duration::from_secs(30);
@@ -18,7 +19,7 @@ const OVERTIME: Duration = Duration::from_secs(5);
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 /// Name and state of a VMI; `None` = it does not exist.
-pub(crate) type State = (String, Option<Arc<VirtualMachineInstance>>);
+pub(crate) type VmiState = (String, Option<Arc<VirtualMachineInstance>>);
 
 /// An open watch.
 pub(crate) struct VmiWatch {
@@ -43,7 +44,7 @@ impl VmiWatch {
 
     /// Returns the next state; `None` when the watch has ended and a new one is due. The future may be dropped at any
     /// time.
-    pub(crate) async fn next(&mut self) -> Result<Option<State>, Error> {
+    pub(crate) async fn next(&mut self) -> Result<Option<VmiState>, Error> {
         let over = self.began + LASTING + OVERTIME;
         loop {
             if let Some(name) = self.absent.pop() {

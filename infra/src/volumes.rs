@@ -2,11 +2,11 @@
 
 use cluster::{Error, WhenPaused};
 use kube::api::{DeleteParams, PostParams, Preconditions};
+use kubevirt::ObjectName;
 
 use crate::{
     data_volume::{DataVolume, NewDataVolume},
     infra::Infra,
-    object::ObjectName,
     reader::{DATA_VOLUMES, accepting_all},
     tenant_guard::Owned,
 };

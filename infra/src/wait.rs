@@ -8,13 +8,15 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use cluster::{Class, Error};
+use kubevirt::ObjectName;
+use serving::Tasks;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -23,9 +25,8 @@ use tokio::{
 use crate::{
     machine::VirtualMachineInstance,
     machine_looks::Looks,
-    object::ObjectName,
     reader::Reader,
-    vmi_watch::{State as Seen, VmiWatch},
+    vmi_watch::{VmiState, VmiWatch},
 };
 
 /// Pause before the first read of a wait.
@@ -50,6 +51,7 @@ type Look = Result<Option<Arc<VirtualMachineInstance>>, Error>;
 pub(crate) struct Poller {
     reader: Arc<Reader>,
     looks: Looks,
+    tasks: Tasks,
     state: Mutex<State>,
     /// Notified when a wait begins: the pause under way may be too long for it.
     joined: Notify,
@@ -95,10 +97,11 @@ impl Drop for VmiWait {
 }
 
 impl Poller {
-    pub(crate) fn new(reader: Arc<Reader>, looks: Looks) -> Arc<Self> {
+    /// `tasks` owns the task that reads: if it panicked unnoticed, every wait would end at its deadline.
+    pub(crate) fn new(reader: Arc<Reader>, looks: Looks, tasks: &Tasks) -> Arc<Self> {
         let watches = AtomicBool::new(false);
         let (state, joined) = (Mutex::new(State::default()), Notify::new());
-        Arc::new(Self { reader, looks, state, joined, watches })
+        Arc::new(Self { reader, looks, tasks: tasks.clone(), state, joined, watches })
     }
 
     /// Sets whether the poller may watch from now on.
@@ -117,13 +120,12 @@ impl Poller {
             self.joined.notify_one();
         } else {
             state.running = true;
-            tokio::spawn(Arc::clone(self).run());
+            self.tasks.spawn_until_done("the poller of VM instances", Arc::clone(self).run());
         }
         VmiWait { poller: Arc::clone(self), id, receiver }
     }
 
     async fn run(self: Arc<Self>) {
-        let _ended = EndedByPanic(Arc::clone(&self));
         let mut last_look = Instant::now();
         let mut effort = Duration::ZERO;
         let mut watch: Option<VmiWatch> = None;
@@ -231,25 +233,13 @@ impl Poller {
     }
 
     /// The list of waiters is valid after any panic: each change of it is one call.
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-/// Lets the next wait start a poller again after one panicked. Without it every later wait would end at its deadline.
-struct EndedByPanic(Arc<Poller>);
-
-impl Drop for EndedByPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.lock().running = false;
-            tracing::error!("the poller of VM instances panicked; the next wait starts it again");
-        }
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Returns the next state that the watch shows; waits for ever if there is no watch.
-async fn next(watch: &mut Option<VmiWatch>) -> Result<Option<Seen>, Error> {
+async fn next(watch: &mut Option<VmiWatch>) -> Result<Option<VmiState>, Error> {
     match watch {
         Some(watch) => watch.next().await,
         None => std::future::pending().await,
@@ -265,6 +255,27 @@ fn pause(age: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::CallMetrics;
+    use cluster::ApiServer;
+    use kube::client::Body;
+    use serving::Shutdown;
+    use std::{future::poll_fn, io, task::Poll};
+
+    #[tokio::test]
+    async fn a_poller_that_panics_ends_the_process_with_an_error_that_names_it() {
+        let broken = tower::service_fn(|_: http::Request<Body>| {
+            poll_fn(|_| -> Poll<Result<http::Response<Body>, io::Error>> { panic!("no volume {}", 7) })
+        });
+        let server = ApiServer::over(kube::Client::new(broken, "infra"), CallMetrics::default());
+        let reader = Arc::new(Reader::new(server, "infra".to_owned()));
+        let shutdown = Shutdown::default();
+        let poller = Poller::new(Arc::clone(&reader), Looks::new(&reader), shutdown.tasks());
+        let _wait = poller.wait(&ObjectName::parse("vm1").expect("is a name"));
+        let ended =
+            tokio::time::timeout(PATIENCE, shutdown.drained(PATIENCE)).await.expect("the process ends");
+        let error = ended.expect_err("the poller panicked").to_string();
+        assert_eq!(error, "the poller of VM instances panicked: no volume 7");
+    }
 
     #[test]
     fn looks_come_soon_and_then_slowly() {

@@ -11,6 +11,7 @@ use http::{Request, Response};
 use infra::{Class, Infra, NewDataVolume, ObjectName, PatchOp, Settings, VirtualMachine};
 use kube::client::Body;
 use serde_json::{Value, json};
+use serving::Tasks;
 
 /// Method, URL and content type; `Accept`; body.
 type Call = (String, String, Vec<u8>);
@@ -71,7 +72,7 @@ impl Api {
             labels: [("csi-driver/cluster".to_owned(), "tenant".to_owned())].into(),
             volume_prefix: "pvc".into(),
         };
-        Infra::from_client(kube::Client::new(service, "infra"), settings).unwrap()
+        Infra::from_client(kube::Client::new(service, "infra"), settings, &Tasks::default()).unwrap()
     }
 
     fn calls(&self) -> Vec<String> {
@@ -326,7 +327,7 @@ async fn where_watching_is_granted_one_call_shows_what_there_is_and_what_changes
     let mut a = infra.wait_for_vmi(&name("a"));
     loop {
         // A slow waiter gets the latest state only.
-        if a.next().await.unwrap().unwrap().phase == infra::VmiPhase::Running {
+        if a.next().await.unwrap().unwrap().phase == infra::Phase::Running {
             break;
         }
     }
@@ -400,7 +401,7 @@ async fn a_kubeconfig_that_changed_is_loaded_again_after_a_401() {
         labels: [("a".to_owned(), "1".to_owned())].into(),
         volume_prefix: "pvc".into(),
     };
-    let infra = Infra::connect(settings).await.unwrap();
+    let infra = Infra::connect(settings, &Tasks::default()).await.unwrap();
     assert_eq!(vm(&infra).await.unwrap_err().class(), Class::Unauthorized);
     write("new");
     assert_eq!(vm(&infra).await.unwrap().unwrap().name, "vm1");

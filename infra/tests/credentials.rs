@@ -12,6 +12,7 @@ use std::{
 
 use infra::{Class, Infra, ObjectName, Settings};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
+use serving::Tasks;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -167,7 +168,7 @@ async fn connect(secret: &Secret) -> Infra {
         labels: [("a".to_owned(), "1".to_owned())].into(),
         volume_prefix: "pvc".into(),
     };
-    Infra::connect(settings).await.unwrap()
+    Infra::connect(settings, &Tasks::default()).await.unwrap()
 }
 
 async fn reads_a_vm(infra: &Infra) -> Result<(), infra::Error> {

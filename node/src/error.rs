@@ -54,9 +54,22 @@ pub enum Error {
         "disk {name} is blank and the volume is read-only, so there is nothing to mount; write to it first"
     )]
     ReadOnlyBlank { name: String },
+    #[error(
+        "disk {name} has {bytes} bytes and {filesystem} needs {least} at least; create the volume again with a larger size, or with another filesystem"
+    )]
+    DiskTooSmall { name: String, bytes: u64, filesystem: &'static str, least: u64 },
     #[error("{tool} found damage on {name} that it does not repair by itself: {detail}; repair it by hand")]
     FilesystemDamaged { name: String, tool: &'static str, detail: String },
+    #[error(
+        "{tool} did not finish its check of {name} ({detail}); that is no verdict on the data, and nothing is mounted before it: the check is repeated with the request. If it was killed, give this node or the node role more memory; if it names a read or write error, check the disk"
+    )]
+    NotChecked { name: String, tool: &'static str, detail: String },
 
+    #[error(
+        "the filesystem at {path} takes no writes: {reason}; the kernel refuses them after an error (see the kernel log of this node). Delete all pods on this node that use the volume: when the last one is gone it is unmounted, and it is checked before it is mounted again",
+        path = path.display()
+    )]
+    NotWritable { path: PathBuf, reason: String },
     #[error("{path} already has another mount: {found}, wanted {wanted}", path = path.display())]
     MountConflict { path: PathBuf, found: String, wanted: String },
     #[error("the request has no staging path, but the volume is a filesystem, which is staged first")]
@@ -133,6 +146,8 @@ impl Error {
             | Self::DiskAmbiguous { .. }
             | Self::DiskChanged { .. }
             | Self::DiskUnreadable { .. }
+            | Self::NotWritable { .. }
+            | Self::NotChecked { .. }
             | Self::NotIdentified(_)
             | Self::IdentitySource(_)
             | Self::GrowFailed(_)
@@ -143,6 +158,7 @@ impl Error {
             | Self::OtherFilesystem { .. }
             | Self::NotBlank { .. }
             | Self::ReadOnlyBlank { .. }
+            | Self::DiskTooSmall { .. }
             | Self::StagingPathMissing
             | Self::AlreadyPublished { .. }
             | Self::NotRemovable { .. }
@@ -208,7 +224,13 @@ mod tests {
             ),
             (Error::NotBlank { name: name(), what: text(), remedy: "r" }, Code::FailedPrecondition),
             (Error::ReadOnlyBlank { name: name() }, Code::FailedPrecondition),
+            (
+                Error::DiskTooSmall { name: name(), bytes: 1, filesystem: "xfs", least: 2 },
+                Code::FailedPrecondition,
+            ),
             (Error::FilesystemDamaged { name: name(), tool: "t", detail: text() }, Code::Internal),
+            (Error::NotChecked { name: name(), tool: "t", detail: text() }, Code::Unavailable),
+            (Error::NotWritable { path: path(), reason: text() }, Code::Unavailable),
             (Error::MountConflict { path: path(), found: text(), wanted: text() }, Code::AlreadyExists),
             (Error::StagingPathMissing, Code::FailedPrecondition),
             (Error::AlreadyPublished { elsewhere: text() }, Code::FailedPrecondition),
@@ -242,7 +264,7 @@ mod tests {
             assert!(seen.insert(std::mem::discriminant(&error)), "listed twice: {error:?}");
         }
         // A new variant must come into the table: this number is the number of variants.
-        assert_eq!(seen.len(), 32);
+        assert_eq!(seen.len(), 35);
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 use std::{fmt, path::Path};
 
+use csi_call::Filesystem;
+
 /// A filesystem that this driver makes and mounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -15,10 +17,6 @@ pub enum FilesystemType {
     Ext4,
     Xfs,
 }
-
-/// What is made when the capability names no filesystem; external-provisioner's `--default-fstype` in all known
-/// installations.
-pub const DEFAULT: FilesystemType = FilesystemType::Ext4;
 
 /// A program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +34,7 @@ impl Tool {
     }
 }
 
-/// What an exit code of the check program means.
+/// What the end of the check program means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckResult {
     /// Clean, or repaired.
@@ -45,7 +43,20 @@ pub enum CheckResult {
     Again,
     /// Damaged beyond what is repaired unasked.
     Damaged,
+    /// Not checked: the filesystem has a feature that is newer than the program. It may be one that the kernel knows.
+    TooNew,
+    /// Not checked to the end, for a reason that is not the filesystem's. Nothing is known of the data.
+    NotChecked,
 }
+
+/// The exit code of e2fsck is a sum of these bits (e2fsck(8), EXIT CODE). 1 is "corrected".
+const E2FSCK_REBOOT: i32 = 2;
+const E2FSCK_UNCORRECTED: i32 = 4;
+/// All bits that are a verdict on the filesystem. The others (8 operational error, 16 usage, 32 cancelled, 128 library)
+/// say that there is none, also where e2fsck adds "uncorrected" to them, as it does for what it cannot check.
+const E2FSCK_VERDICT: i32 = 7;
+/// e2fsck's words on features that it does not know (`e2fsck/unix.c`: "%s has unsupported feature(s):").
+const E2FSCK_TOO_NEW: &str = "unsupported feature";
 
 impl FilesystemType {
     /// By the name used in storage classes, by blkid and in mountinfo.
@@ -67,6 +78,11 @@ impl FilesystemType {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
         }
+    }
+
+    /// Size of the smallest disk on which it is made.
+    pub fn least_bytes(self) -> u64 {
+        Filesystem::named(self.name()).map_or(0, |known| known.least_bytes)
     }
 
     /// Makes it on a blank disk.
@@ -93,12 +109,14 @@ impl FilesystemType {
         }
     }
 
-    /// Reads the exit code of [`Self::check`] (e2fsck(8): bits 1 corrected, 2 reboot, 4 and above not corrected).
-    pub fn check_result(code: i32) -> CheckResult {
+    /// Reads the exit code of [`Self::check`], `None` if a signal ended it, and what it printed.
+    pub fn check_result(code: Option<i32>, spoken: &str) -> CheckResult {
         match code {
-            0 | 1 => CheckResult::Sound,
-            2 | 3 => CheckResult::Again,
-            _ => CheckResult::Damaged,
+            Some(bits @ 0..=E2FSCK_VERDICT) if bits & E2FSCK_UNCORRECTED != 0 => CheckResult::Damaged,
+            Some(bits @ 0..=E2FSCK_VERDICT) if bits & E2FSCK_REBOOT != 0 => CheckResult::Again,
+            Some(0..=E2FSCK_VERDICT) => CheckResult::Sound,
+            Some(_) if spoken.contains(E2FSCK_TOO_NEW) => CheckResult::TooNew,
+            Some(_) | None => CheckResult::NotChecked,
         }
     }
 
@@ -228,17 +246,55 @@ mod tests {
         assert_eq!(FilesystemType::parse("btrfs"), None);
     }
 
+    #[test]
+    fn the_controller_is_told_all_that_is_made_here() {
+        let told =
+            csi_call::filesystems::FILESYSTEMS.map(|filesystem| FilesystemType::parse(filesystem.name));
+        assert_eq!(told, ALL.map(Some));
+        assert!(FilesystemType::parse(csi_call::filesystems::DEFAULT).is_some());
+    }
+
     #[rstest]
-    #[case(0, CheckResult::Sound)]
-    #[case(1, CheckResult::Sound)]
-    #[case(2, CheckResult::Again)]
-    #[case(3, CheckResult::Again)]
-    #[case(4, CheckResult::Damaged)]
-    #[case(8, CheckResult::Damaged)]
-    #[case(12, CheckResult::Damaged)]
-    #[case(-1, CheckResult::Damaged)]
-    fn e2fsck_codes(#[case] code: i32, #[case] result: CheckResult) {
-        assert_eq!(FilesystemType::check_result(code), result);
+    #[case(Some(0), CheckResult::Sound)]
+    #[case(Some(1), CheckResult::Sound)]
+    #[case(Some(2), CheckResult::Again)]
+    #[case(Some(3), CheckResult::Again)]
+    #[case(Some(4), CheckResult::Damaged)]
+    #[case(Some(5), CheckResult::Damaged)]
+    #[case(Some(6), CheckResult::Damaged)]
+    #[case(Some(8), CheckResult::NotChecked)]
+    #[case(Some(9), CheckResult::NotChecked)]
+    #[case(Some(12), CheckResult::NotChecked)]
+    #[case(Some(16), CheckResult::NotChecked)]
+    #[case(Some(32), CheckResult::NotChecked)]
+    #[case(Some(128), CheckResult::NotChecked)]
+    #[case(Some(-1), CheckResult::NotChecked)]
+    #[case(None, CheckResult::NotChecked)]
+    fn e2fsck_codes(#[case] code: Option<i32>, #[case] result: CheckResult) {
+        assert_eq!(FilesystemType::check_result(code, "e2fsck: some words"), result);
+    }
+
+    #[rstest]
+    #[case(Some(8), CheckResult::TooNew)]
+    #[case(Some(12), CheckResult::TooNew)]
+    #[case(Some(4), CheckResult::Damaged)]
+    #[case(Some(0), CheckResult::Sound)]
+    #[case(None, CheckResult::NotChecked)]
+    fn a_feature_that_e2fsck_does_not_know_is_no_damage(
+        #[case] code: Option<i32>,
+        #[case] result: CheckResult,
+    ) {
+        let spoken =
+            "/dev/sda has unsupported feature(s): FEATURE_C13 e2fsck: Get a newer version of e2fsck!";
+        assert_eq!(FilesystemType::check_result(code, spoken), result);
+    }
+
+    proptest! {
+        #[test]
+        fn only_a_verdict_of_e2fsck_is_called_damage(code in proptest::option::of(any::<i32>()), spoken in ".{0,40}") {
+            let damaged = FilesystemType::check_result(code, &spoken) == CheckResult::Damaged;
+            prop_assert_eq!(damaged, matches!(code, Some(4..=7)));
+        }
     }
 
     #[test]

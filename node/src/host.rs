@@ -42,6 +42,10 @@ pub trait Host: Send + Sync + 'static {
     /// What has claimed the disk, in any mount namespace; `None` when nothing has, and all that was written to the disk
     /// is on it.
     fn in_use(&self, disk: &Disk) -> Result<Option<String>>;
+    /// Why nothing can be written to the filesystem that is mounted here, though the mount table calls it writable: after
+    /// an error the kernel refuses all writes. `None`: it can be written, or why it cannot is of another kind, such as a
+    /// full disk. Writes nothing that stays; may wait for as long as the filesystem is frozen.
+    fn write_refusal(&self, mount_point: &Path) -> Result<Option<String>>;
     /// The mount table.
     fn mounts(&self) -> Result<MountTable>;
     /// The path as the mount table names it: its parent's links resolved, its last component as given.

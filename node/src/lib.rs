@@ -25,6 +25,7 @@ pub mod mount_options;
 pub mod mount_table;
 pub mod mutation;
 pub mod node_id;
+mod own_signature;
 pub mod path_state;
 mod pool;
 pub mod probe;

@@ -52,16 +52,24 @@ impl Linux {
         // "Again" once: a second run must find it sound.
         for last in [false, true] {
             let ended = command::run(&tool, &disk.name, CHECK_LIMIT)?;
-            match ended.code.map(FilesystemType::check_result) {
-                Some(CheckResult::Sound) => return Ok(()),
-                Some(CheckResult::Again) if !last => {}
-                Some(CheckResult::Again | CheckResult::Damaged) | None => {
-                    let detail = format!("{}: {}", ended.status, ended.spoken());
-                    return Err(Error::FilesystemDamaged {
-                        name: disk.name.clone(),
-                        tool: tool.program,
+            let spoken = ended.spoken();
+            let (name, tool, detail) =
+                (disk.name.clone(), tool.program, format!("{}: {spoken}", ended.status));
+            match FilesystemType::check_result(ended.code, &spoken) {
+                CheckResult::Sound => return Ok(()),
+                CheckResult::Again if !last => {}
+                // The kernel knows its own features: it mounts the filesystem, or refuses to with its own words.
+                CheckResult::TooNew => {
+                    tracing::warn!(
+                        disk = name,
                         detail,
-                    });
+                        "{tool} is older than the filesystem, which is mounted unchecked; use an image with a newer {tool}"
+                    );
+                    return Ok(());
+                }
+                CheckResult::Damaged => return Err(Error::FilesystemDamaged { name, tool, detail }),
+                CheckResult::Again | CheckResult::NotChecked => {
+                    return Err(Error::NotChecked { name, tool, detail });
                 }
             }
         }
@@ -104,6 +112,10 @@ impl Host for Linux {
 
     fn in_use(&self, disk: &Disk) -> Result<Option<String>> {
         disk::in_use(&self.paths, disk)
+    }
+
+    fn write_refusal(&self, mount_point: &Path) -> Result<Option<String>> {
+        Ok(mounts::write_refusal(mount_point))
     }
 
     fn mounts(&self) -> Result<MountTable> {

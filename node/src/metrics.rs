@@ -23,14 +23,16 @@ const REFUSED_OTHER_FILESYSTEM: &str = "refused_other_filesystem";
 const REFUSED_NOT_BLANK: &str = "refused_not_blank";
 const REFUSED_UNREADABLE: &str = "refused_unreadable";
 const REFUSED_READ_ONLY: &str = "refused_read_only";
+const REFUSED_TOO_SMALL: &str = "refused_too_small";
 const REFUSED_IN_USE: &str = "refused_in_use";
 const REFUSED_NOT_PROBED: &str = "refused_not_probed";
 /// The label's values for disks that were refused.
-const REFUSALS: [&str; 6] = [
+const REFUSALS: [&str; 7] = [
     REFUSED_OTHER_FILESYSTEM,
     REFUSED_NOT_BLANK,
     REFUSED_UNREADABLE,
     REFUSED_READ_ONLY,
+    REFUSED_TOO_SMALL,
     REFUSED_IN_USE,
     REFUSED_NOT_PROBED,
 ];
@@ -111,6 +113,7 @@ impl Metrics {
             Err(Error::NotBlank { .. }) => REFUSED_NOT_BLANK,
             Err(Error::DiskUnreadable { .. }) => REFUSED_UNREADABLE,
             Err(Error::ReadOnlyBlank { .. }) => REFUSED_READ_ONLY,
+            Err(Error::DiskTooSmall { .. }) => REFUSED_TOO_SMALL,
             Err(Error::DiskBusy { .. }) => REFUSED_IN_USE,
             Err(_) => REFUSED_NOT_PROBED,
         };

@@ -18,7 +18,7 @@ use crate::{
     mount_options::Flag,
     mount_table::{DEVTMPFS, Mount, MountTable},
     path_state::PathState,
-    probe::{Evidence, Samples},
+    probe::{Answer, Evidence, Samples},
     step::{MkfsRecord, Step},
     usage::{Amount, Capacity, Usage},
 };
@@ -70,6 +70,8 @@ pub struct State {
     pub faults: Vec<(usize, Fault)>,
     pub busy: BTreeSet<PathBuf>,
     pub used_elsewhere: bool,
+    /// The kernel refuses all writes to the volume's filesystem.
+    pub write_refusal: Option<String>,
     pub rescans: usize,
     /// Disks that show only after a rescan.
     pub after_rescan: Vec<(Disk, Held)>,
@@ -295,11 +297,18 @@ impl Host for Model {
                 head: superblock(&content),
             })
         };
-        Ok(Evidence { blkid_code: Some(code), blkid_output: output, blkid_errors: String::new(), samples })
+        let blkid = Answer { code: Some(code), output, errors: String::new() };
+        Ok(Evidence { blkid, without_own: None, samples })
     }
 
     fn in_use(&self, _: &Disk) -> Result<Option<String>> {
         Ok(self.state().used_elsewhere.then(|| "process 7 (leak)".to_owned()))
+    }
+
+    fn write_refusal(&self, mount_point: &Path) -> Result<Option<String>> {
+        let state = self.state();
+        assert!(state.mounts.iter().any(|m| m.point == mount_point), "nothing is mounted there");
+        Ok(state.write_refusal.clone())
     }
 
     fn mounts(&self) -> Result<MountTable> {

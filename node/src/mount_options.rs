@@ -4,6 +4,8 @@
 
 use std::{collections::BTreeSet, fmt};
 
+use csi_call::mount_flags;
+
 /// A generic flag of mount(2), named as `/proc/self/mountinfo` prints it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "the names are those of mount(8)")]
@@ -50,23 +52,6 @@ const WORDS: &[(&str, Flag, bool)] = &[
 const FOR_MOUNT_PROGRAM: &[&str] =
     &["defaults", "auto", "noauto", "_netdev", "nofail", "user", "nouser", "users", "group", "owner"];
 
-/// Options that would make another mount than the requested one.
-const REFUSED: &[&str] = &[
-    "bind",
-    "rbind",
-    "move",
-    "remount",
-    "loop",
-    "shared",
-    "rshared",
-    "slave",
-    "rslave",
-    "private",
-    "rprivate",
-    "unbindable",
-    "runbindable",
-];
-
 /// Flags whose difference makes a mount another mount. The atime family but `noatime` is left out: the kernel adds
 /// `relatime` by itself. Read-only is compared apart.
 const COMPARED: &[Flag] =
@@ -105,13 +90,13 @@ impl MountOptions {
     ///
     /// # Errors
     /// The option that would change what is mounted (`bind`, `remount`, …).
-    pub fn parse<S: AsRef<str>>(mount_flags: &[S]) -> Result<Self, String> {
+    pub fn parse<S: AsRef<str>>(given: &[S]) -> Result<Self, String> {
         let mut options = Self::default();
-        for word in mount_flags.iter().flat_map(|flag| split_outside_quotes(flag.as_ref())) {
+        for word in mount_flags::options(given) {
             if word.is_empty() || FOR_MOUNT_PROGRAM.contains(&word) || word.starts_with("x-") {
                 continue;
             }
-            if REFUSED.contains(&word) || word.starts_with("loop=") {
+            if mount_flags::is_refused(word) {
                 return Err(word.to_owned());
             }
             match WORDS.iter().find(|(known, _, _)| *known == word) {
@@ -163,18 +148,6 @@ impl fmt::Display for MountOptions {
             self.flags.iter().map(|flag| flag.word()).chain(self.data.iter().map(String::as_str)).collect();
         f.write_str(&if words.is_empty() { "defaults".to_owned() } else { words.join(",") })
     }
-}
-
-/// Splits at commas that are not inside double quotes: `SELinux` contexts carry commas (`context="…:s0:c1,c2"`).
-fn split_outside_quotes(text: &str) -> Vec<&str> {
-    let mut quoted = false;
-    text.split(move |c| {
-        if c == '"' {
-            quoted = !quoted;
-        }
-        c == ',' && !quoted
-    })
-    .collect()
 }
 
 #[cfg(test)]

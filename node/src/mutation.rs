@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     filesystem::FilesystemType,
     host::{HeldDisk, Host},
-    mount_table::{DEVTMPFS, MountTable, TMPFS},
+    mount_table::{DEVTMPFS, Mount, MountTable, TMPFS},
     path_state::PathState,
     probe::{Content, judge},
     publish, release, stage,
@@ -55,7 +55,14 @@ fn observe_stage(
     let path = host.path(&wanted.staging)?;
     let stale = context.is_stale(&wanted.staging, &path, &mounts)?;
     let top = mounts.at(&wanted.staging).pop();
-    let (mut record, mut probed, mut filesystem_bytes) = (None, None, None);
+    let (mut record, mut probed, mut filesystem_bytes, mut write_refusal) = (None, None, None, None);
+    if let Some(mount) = &top
+        && mount.number == disk.number
+        && !stale
+        && !wanted.options.read_only()
+    {
+        write_refusal = probe_writes(host, mount)?;
+    }
     match &top {
         None => {
             context.progress.set(format!("reading {}", disk.name));
@@ -85,7 +92,13 @@ fn observe_stage(
         record,
         content: probed,
         filesystem_bytes,
+        write_refusal,
     })
+}
+
+/// Why a mount that is writable by the mount table takes no writes.
+fn probe_writes(host: &dyn Host, mount: &Mount) -> Result<Option<String>> {
+    if mount.read_only() { Ok(None) } else { host.write_refusal(&mount.point) }
 }
 
 /// What is on the disk. One that is mounted on this node already (the older layout) cannot be opened exclusively; its
@@ -206,7 +219,15 @@ fn observe_publish(
         (publish::Source::Node { .. }, _) => None,
     };
     let target_is_ours = number.map(is_ours).transpose()?.unwrap_or(false);
-    Ok(publish::Observed { mounts, target, stale, target_is_ours })
+    let written = match &wanted.source {
+        publish::Source::Staging(staging) if wanted.writes() => match mounts.at(&wanted.target).pop() {
+            Some(top) => (target_is_ours && !stale).then_some(top),
+            None => mounts.at(staging).pop(),
+        },
+        publish::Source::Staging(_) | publish::Source::Node { .. } => None,
+    };
+    let write_refusal = written.map(|mount| probe_writes(context.host, &mount)).transpose()?.flatten();
+    Ok(publish::Observed { mounts, target, stale, target_is_ours, write_refusal })
 }
 
 /// Unmounts a target and removes it.

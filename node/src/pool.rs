@@ -38,7 +38,8 @@ impl Pool {
     }
 
     /// Runs a job on a thread. Waits for a free one until `deadline`, and for the job itself without limit; a caller
-    /// that goes away leaves the job running, and its thread taken.
+    /// that goes away leaves the job running, and its thread taken. If the job panics, its caller gets
+    /// [`Error::JobLost`], and its place is free again.
     pub async fn run<T, J>(&self, deadline: Instant, job: J) -> Result<T>
     where
         T: Send + 'static,

@@ -3,9 +3,14 @@
 //! Decides only. The rule: *blank* is proved, never assumed. blkid answers 2 both for
 //! "nothing found" and for "could not read" (kubernetes/kubernetes#142243), so its answer alone proves nothing.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::{fmt, iter::once, ops::Range};
 
-use crate::filesystem::{Completion, FilesystemType};
+use crate::{
+    filesystem::{Completion, FilesystemType, Superblock},
+    own_signature::{Finding, own_signatures},
+};
 
 /// How much of the beginning and of the end is read whole. Partition tables, and the superblocks of all filesystems,
 /// RAIDs and volume managers that blkid knows, begin within this distance of an end.
@@ -31,14 +36,23 @@ const BLKID_AMBIVALENT: i32 = 8;
 /// Everything that was read about a disk, under one exclusive open.
 #[derive(Debug, Clone)]
 pub struct Evidence {
-    /// Exit code of `blkid -p -o export`; `None` when a signal ended it.
-    pub blkid_code: Option<i32>,
-    /// Its output.
-    pub blkid_output: String,
-    /// Its messages.
-    pub blkid_errors: String,
+    /// What blkid answers.
+    pub blkid: Answer,
+    /// What it answers if it does not look for the signatures of [`own_kinds`]; `None`: it was not run again.
+    pub without_own: Option<Answer>,
     /// Our own reads, or why one failed.
     pub samples: Result<Samples, String>,
+}
+
+/// How one run of `blkid -p -o export` ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// Its output.
+    pub output: String,
+    /// Its messages.
+    pub errors: String,
 }
 
 /// What our own reads found.
@@ -127,28 +141,77 @@ pub fn judge(evidence: &Evidence) -> Content {
         Ok(samples) => samples,
         Err(reason) => return Content::Unreadable { reason: reason.clone() },
     };
+    let content = read(&evidence.blkid, samples);
+    let outvoted = matches!(content, Content::Foreign { .. } | Content::Ambiguous { .. });
+    match evidence.without_own.as_ref().filter(|_| outvoted).map(|answer| read(answer, samples)) {
+        // It has the signature of something else too, so it counts as finished: it is never formatted.
+        Some(Content::Filesystem {
+            kind,
+            completion: Completion::Finished | Completion::Unused,
+            fingerprint,
+        }) if FilesystemType::parse(&kind).is_some() => {
+            Content::Filesystem { kind, completion: Completion::Finished, fingerprint }
+        }
+        _ => content,
+    }
+}
+
+/// The signatures that blkid must not look for, so that it finds the filesystem whose own data shows them. Empty: the
+/// answer stands as it is.
+pub fn own_kinds(answer: &Answer, samples: &Samples, disk_bytes: u64) -> Vec<&'static str> {
+    let Some(superblock) = only_superblock(&samples.head) else { return Vec::new() };
+    let value = |name: &str| answer.value(name);
+    let (kind, version) = (value("TYPE"), value("VERSION"));
+    let finding = match (answer.code, &kind, value("USAGE").as_deref(), value("PTTYPE")) {
+        (Some(BLKID_AMBIVALENT), ..) => Finding::Several,
+        (Some(BLKID_FOUND), Some(kind), usage, None) if usage != Some(FILESYSTEM) => {
+            Finding::One { kind, version: version.as_deref() }
+        }
+        _ => return Vec::new(),
+    };
+    own_signatures(finding, &superblock, disk_bytes)
+}
+
+/// The superblock at the beginning of a disk, if there is exactly one of those that this driver reads.
+fn only_superblock(head: &[u8]) -> Option<Superblock> {
+    match (FilesystemType::Ext4.superblock(head), FilesystemType::Xfs.superblock(head)) {
+        (Some(only), None) | (None, Some(only)) => Some(only),
+        _ => None,
+    }
+}
+
+fn read(answer: &Answer, samples: &Samples) -> Content {
     let fingerprint = samples.fingerprint;
-    match evidence.blkid_code {
-        Some(BLKID_FOUND) => signature(&evidence.blkid_output, samples),
-        Some(BLKID_NOTHING) if evidence.blkid_output.trim().is_empty() => match samples.first_data {
+    match answer.code {
+        Some(BLKID_FOUND) => signature(answer, samples),
+        Some(BLKID_NOTHING) if answer.output.trim().is_empty() => match samples.first_data {
             None => Content::Blank { fingerprint },
             Some(at) => Content::UnknownData { at, fingerprint },
         },
-        Some(BLKID_AMBIVALENT) => Content::Ambiguous { detail: words(evidence) },
-        Some(code) => Content::Unreadable { reason: format!("blkid ended with {code} {}", words(evidence)) },
+        Some(BLKID_AMBIVALENT) => Content::Ambiguous { detail: answer.words() },
+        Some(code) => Content::Unreadable { reason: format!("blkid ended with {code} {}", answer.words()) },
         None => Content::Unreadable { reason: "blkid was killed".to_owned() },
     }
 }
 
-fn words(evidence: &Evidence) -> String {
-    let all = format!("{} {}", evidence.blkid_output.trim(), evidence.blkid_errors.trim());
-    all.split_whitespace().collect::<Vec<_>>().join(" ")
+/// blkid's USAGE of filesystems.
+const FILESYSTEM: &str = "filesystem";
+
+impl Answer {
+    /// Everything that it printed, on one line.
+    pub fn words(&self) -> String {
+        let all = format!("{} {}", self.output.trim(), self.errors.trim());
+        all.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    fn value(&self, name: &str) -> Option<String> {
+        export_values(&self.output).find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
 }
 
-fn signature(output: &str, samples: &Samples) -> Content {
-    let value = |name: &str| export_values(output).find(|(key, _)| *key == name).map(|(_, value)| value);
-    match (value("TYPE"), value("PTTYPE"), value("USAGE").as_deref()) {
-        (Some(kind), None, Some("filesystem")) => {
+fn signature(answer: &Answer, samples: &Samples) -> Content {
+    match (answer.value("TYPE"), answer.value("PTTYPE"), answer.value("USAGE").as_deref()) {
+        (Some(kind), None, Some(FILESYSTEM)) => {
             let superblock = FilesystemType::parse(&kind).and_then(|known| known.superblock(&samples.head));
             // A filesystem that we cannot read ourselves counts as finished: it is never formatted.
             let completion = superblock.map_or(Completion::Finished, |superblock| superblock.completion);
@@ -159,9 +222,9 @@ fn signature(output: &str, samples: &Samples) -> Content {
         (Some(kind), Some(table), _) => {
             Content::Ambiguous { detail: format!("{kind} and a {table} partition table") }
         }
-        (None, None, _) => {
-            Content::Unreadable { reason: format!("blkid found something without a name: {}", output.trim()) }
-        }
+        (None, None, _) => Content::Unreadable {
+            reason: format!("blkid found something without a name: {}", answer.output.trim()),
+        },
     }
 }
 
@@ -246,7 +309,11 @@ mod tests {
     }
 
     fn evidence(code: Option<i32>, output: &str, samples: Result<Samples, String>) -> Evidence {
-        Evidence { blkid_code: code, blkid_output: output.into(), blkid_errors: String::new(), samples }
+        Evidence { blkid: answer(code, output), without_own: None, samples }
+    }
+
+    fn answer(code: Option<i32>, output: &str) -> Answer {
+        Answer { code, output: output.into(), errors: String::new() }
     }
 
     const EXT4: &str = "DEVNAME=/dev/sda\nUUID=a\nTYPE=ext4\nUSAGE=filesystem\n";
@@ -281,6 +348,72 @@ mod tests {
         for code in [Some(2), Some(0), None] {
             let verdict = judge(&evidence(code, EXT4, Err("Input/output error".into())));
             assert!(matches!(verdict, Content::Unreadable { .. }), "{verdict:?}");
+        }
+    }
+
+    const JMICRON: &str = "DEVNAME=/dev/sda\nVERSION=0.0\nTYPE=jmicron_raid_member\nUSAGE=raid\n";
+    const DISK: u64 = 64 << 20;
+
+    /// The head of an ext4 with blocks of 1 KiB.
+    fn ext4_of(bytes: u64) -> Samples {
+        let mut samples = samples(false);
+        let blocks = u32::try_from(bytes >> 10).unwrap();
+        samples.head[1024 + 4..1024 + 8].copy_from_slice(&blocks.to_le_bytes());
+        samples.head[1024 + 0x38..1024 + 0x3a].copy_from_slice(&0xef53_u16.to_le_bytes());
+        samples
+    }
+
+    #[rstest]
+    #[case::weak(JMICRON, ext4_of(DISK), true)]
+    #[case::no_superblock(JMICRON, samples(false), false)]
+    #[case::blank(JMICRON, samples(true), false)]
+    #[case::luks("TYPE=crypto_LUKS\nUSAGE=crypto\n", ext4_of(DISK), false)]
+    #[case::with_a_partition_table(
+        "TYPE=jmicron_raid_member\nUSAGE=raid\nPTTYPE=dos\n",
+        ext4_of(DISK),
+        false
+    )]
+    #[case::filesystem(EXT4, ext4_of(DISK), false)]
+    #[case::too_large(JMICRON, ext4_of(2 * DISK), false)]
+    fn blkid_is_run_again_only_over_a_good_superblock(
+        #[case] output: &str,
+        #[case] samples: Samples,
+        #[case] is_run: bool,
+    ) {
+        assert_eq!(!own_kinds(&answer(Some(0), output), &samples, DISK).is_empty(), is_run);
+    }
+
+    #[rstest]
+    #[case::good(Some(0), EXT4, true)]
+    #[case::another_filesystem(Some(0), "TYPE=btrfs\nUSAGE=filesystem\n", false)]
+    #[case::nothing(Some(2), "", false)]
+    #[case::still_several(Some(8), "", false)]
+    #[case::something_stronger(Some(0), "TYPE=crypto_LUKS\nUSAGE=crypto\n", false)]
+    #[case::killed(None, EXT4, false)]
+    fn a_good_superblock_outvotes_a_signature_in_its_own_data_and_is_never_formatted(
+        #[case] code: Option<i32>,
+        #[case] output: &str,
+        #[case] is_used: bool,
+    ) {
+        for (first, content) in [
+            (answer(Some(0), JMICRON), Content::Foreign { kind: "jmicron_raid_member".into() }),
+            (answer(Some(8), ""), Content::Ambiguous { detail: String::new() }),
+        ] {
+            let without_own = Some(answer(code, output));
+            let verdict = judge(&Evidence { blkid: first, without_own, samples: Ok(ext4_of(DISK)) });
+            let used =
+                Content::Filesystem { kind: "ext4".into(), completion: Completion::Finished, fingerprint: 7 };
+            assert_eq!(verdict, if is_used { used } else { content });
+        }
+    }
+
+    #[test]
+    fn a_second_answer_never_makes_a_disk_blank() {
+        let second = Some(answer(Some(0), EXT4));
+        for first in [answer(Some(2), ""), answer(Some(0), GPT), answer(None, "")] {
+            let alone = Evidence { blkid: first, without_own: None, samples: Ok(samples(true)) };
+            let both = Evidence { without_own: second.clone(), ..alone.clone() };
+            assert_eq!(judge(&both), judge(&alone));
         }
     }
 

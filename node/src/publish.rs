@@ -4,6 +4,8 @@
 //! Decides only. A filesystem is published by binding its staging mount, a block volume by binding its device node.
 //! Unpublishing also serves the older layout, in which the disk itself is mounted at the target.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::path::{Path, PathBuf};
 
 use crate::{
@@ -39,8 +41,17 @@ pub struct Wanted {
     /// The pod may only read. A read-only bind does not keep anyone from writing to a device node: for block volumes
     /// the kubelet withholds the right in the pod's device cgroup.
     pub read_only: bool,
+    /// The volume's capability is read-only, so its staging mount is: a writable target cannot be more.
+    pub staged_read_only: bool,
     /// `SINGLE_NODE_SINGLE_WRITER`: no second target.
     pub exclusive: bool,
+}
+
+impl Wanted {
+    /// The pod must be able to write to the filesystem.
+    pub fn writes(&self) -> bool {
+        matches!(self.source, Source::Staging(_)) && !self.read_only && !self.staged_read_only
+    }
 }
 
 /// What was observed.
@@ -54,6 +65,8 @@ pub struct Observed {
     pub stale: bool,
     /// The topmost mount at the target, or the device node that it shows, is the volume's.
     pub target_is_ours: bool,
+    /// Why the filesystem takes no writes although its mount is writable.
+    pub write_refusal: Option<String>,
 }
 
 /// Plans the next steps. Empty when the volume is published as asked.
@@ -68,6 +81,7 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Result<Vec<Step>> {
         }
         return mounted(wanted, observed, top);
     }
+    refuse_unwritable(wanted, observed)?;
     if wanted.exclusive {
         refuse_second_target(wanted, &observed.mounts)?;
     }
@@ -107,6 +121,7 @@ fn mounted(wanted: &Wanted, observed: &Observed, top: &Mount) -> Result<Vec<Step
     if !observed.target_is_ours {
         return conflict(&format!("device {} ({})", top.number, top.root.display()), "this volume");
     }
+    refuse_unwritable(wanted, observed)?;
     match (wanted.read_only, top.read_only()) {
         // A call that ended between the bind and the remount; the same target is the same pod, so nothing is taken
         // away.
@@ -116,6 +131,17 @@ fn mounted(wanted: &Wanted, observed: &Observed, top: &Mount) -> Result<Vec<Step
         }
         (false, true) if !source_is_read_only(wanted, observed) => conflict("read-only", "writable"),
         _ => Ok(Vec::new()),
+    }
+}
+
+/// A target that a pod cannot write to as it asks is not published: the kernel refuses all writes after an error, and
+/// only a new mount, before which the filesystem is checked, ends that.
+fn refuse_unwritable(wanted: &Wanted, observed: &Observed) -> Result<()> {
+    let (Source::Staging(staging), true) = (&wanted.source, wanted.writes()) else { return Ok(()) };
+    let read_only = source_is_read_only(wanted, observed).then(|| "its mount is read-only".to_owned());
+    match observed.write_refusal.clone().or(read_only) {
+        Some(reason) => Err(Error::NotWritable { path: staging.clone(), reason }),
+        None => Ok(()),
     }
 }
 

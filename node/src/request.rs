@@ -6,7 +6,10 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use csi_call::contract::SERIAL;
+use csi_call::{
+    contract::{FILESYSTEM, SERIAL},
+    filesystems,
+};
 use csi_proto::v1::{
     self,
     volume_capability::{AccessType, access_mode::Mode},
@@ -15,7 +18,7 @@ use csi_proto::v1::{
 use crate::{
     device::Serial,
     error::{Error, Result},
-    filesystem::{self, FilesystemType},
+    filesystem::FilesystemType,
     mount_options::{Flag, MountOptions},
 };
 
@@ -97,7 +100,7 @@ impl TryFrom<v1::NodeStageVolumeRequest> for StageRequest {
         Ok(Self {
             volume: required(request.volume_id, "volume_id")?,
             staging: path(&request.staging_target_path, "staging_target_path")?,
-            capability: capability(request.volume_capability)?,
+            capability: capability(request.volume_capability, &request.volume_context)?,
             serial: serial(&request.volume_context)?,
         })
     }
@@ -112,7 +115,7 @@ impl TryFrom<v1::NodePublishVolumeRequest> for PublishRequest {
             volume: required(request.volume_id, "volume_id")?,
             target: path(&request.target_path, "target_path")?,
             staging: (!staging.is_empty()).then(|| path(staging, "staging_target_path")).transpose()?,
-            capability: capability(request.volume_capability)?,
+            capability: capability(request.volume_capability, &request.volume_context)?,
             read_only: request.readonly,
             serial: serial(&request.volume_context)?,
         })
@@ -182,7 +185,10 @@ fn serial(context: &HashMap<String, String>) -> Result<Serial> {
     }
 }
 
-fn capability(capability: Option<v1::VolumeCapability>) -> Result<Capability> {
+fn capability(
+    capability: Option<v1::VolumeCapability>,
+    context: &HashMap<String, String>,
+) -> Result<Capability> {
     let Some(capability) = capability else { return invalid("volume_capability is missing") };
     let mode = capability.access_mode.map(|mode| mode.mode());
     let (read_only, exclusive, several_nodes) = match mode {
@@ -199,22 +205,24 @@ fn capability(capability: Option<v1::VolumeCapability>) -> Result<Capability> {
         Some(AccessType::Mount(_)) if several_nodes => {
             return invalid("non-block volume with RWX access mode is not supported");
         }
-        Some(AccessType::Mount(mount)) => filesystem_access(&mount, read_only)?,
+        Some(AccessType::Mount(mount)) => filesystem_access(&mount, context, read_only)?,
         None => return invalid("volume_capability is neither block nor mount"),
     };
     Ok(Capability { access, exclusive })
 }
 
-fn filesystem_access(mount: &v1::volume_capability::MountVolume, read_only: bool) -> Result<Access> {
+fn filesystem_access(
+    mount: &v1::volume_capability::MountVolume,
+    context: &HashMap<String, String>,
+    read_only: bool,
+) -> Result<Access> {
     if !mount.volume_mount_group.is_empty() {
         return invalid("volume_mount_group is not supported");
     }
-    let filesystem = match mount.fs_type.as_str() {
-        "" => filesystem::DEFAULT,
-        name => match FilesystemType::parse(name) {
-            Some(known) => known,
-            None => return invalid(format!("fs_type {name:?} is not supported; use ext4 or xfs")),
-        },
+    let mut named = [Some(&mount.fs_type), context.get(FILESYSTEM)].into_iter().flatten().map(String::as_str);
+    let name = named.find(|name| !name.is_empty()).unwrap_or(filesystems::DEFAULT);
+    let Some(filesystem) = FilesystemType::parse(name) else {
+        return invalid(format!("fs_type {name:?} is not supported; use ext4 or xfs"));
     };
     let mut options = match MountOptions::parse(&mount.mount_flags) {
         Ok(options) => options,
@@ -301,25 +309,48 @@ mod tests {
 
     #[test]
     fn a_filesystem_on_several_nodes_is_refused_in_known_words() {
-        let error = capability(Some(mount(Mode::MultiNodeMultiWriter, "ext4", &[]))).unwrap_err();
+        let capability = |wanted| capability(Some(wanted), &HashMap::new());
+        let error = capability(mount(Mode::MultiNodeMultiWriter, "ext4", &[])).unwrap_err();
         assert_eq!(error.to_string(), "non-block volume with RWX access mode is not supported");
         let block = v1::VolumeCapability {
             access_mode: Some(AccessMode { mode: Mode::MultiNodeMultiWriter.into() }),
             access_type: Some(AccessType::Block(BlockVolume {})),
         };
-        assert_eq!(capability(Some(block)).unwrap(), Capability { access: Access::Block, exclusive: false });
+        assert_eq!(capability(block).unwrap(), Capability { access: Access::Block, exclusive: false });
+    }
+
+    #[rstest]
+    #[case::default("", None, FilesystemType::Ext4)]
+    #[case::of_the_context("", Some("xfs"), FilesystemType::Xfs)]
+    #[case::of_the_capability("ext3", Some("xfs"), FilesystemType::Ext3)]
+    #[case::empty_in_both("", Some(""), FilesystemType::Ext4)]
+    fn the_filesystem_is_the_capabilitys_or_else_the_contexts(
+        #[case] fs_type: &str,
+        #[case] context: Option<&str>,
+        #[case] expected: FilesystemType,
+    ) {
+        let mut request = stage();
+        request.volume_capability = Some(mount(Mode::SingleNodeWriter, fs_type, &[]));
+        if let Some(kind) = context {
+            request.volume_context.insert("fsType".into(), kind.into());
+        }
+        let read = StageRequest::try_from(request).unwrap();
+        assert!(
+            matches!(read.capability.access, Access::Filesystem { filesystem, .. } if filesystem == expected)
+        );
     }
 
     #[test]
     fn read_only_modes_become_the_flag_and_only_single_writer_is_exclusive() {
-        let reader = capability(Some(mount(Mode::SingleNodeReaderOnly, "xfs", &["rw"]))).unwrap();
+        let capability = |wanted| capability(Some(wanted), &HashMap::new());
+        let reader = capability(mount(Mode::SingleNodeReaderOnly, "xfs", &["rw"])).unwrap();
         assert!(matches!(reader.access, Access::Filesystem { options, .. } if options.read_only()));
         for (mode, exclusive) in [
             (Mode::SingleNodeWriter, false),
             (Mode::SingleNodeMultiWriter, false),
             (Mode::SingleNodeSingleWriter, true),
         ] {
-            assert_eq!(capability(Some(mount(mode, "", &[]))).unwrap().exclusive, exclusive, "{mode:?}");
+            assert_eq!(capability(mount(mode, "", &[])).unwrap().exclusive, exclusive, "{mode:?}");
         }
     }
 

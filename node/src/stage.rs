@@ -2,6 +2,8 @@
 //!
 //! Decides only, and never formats on anything but proof. A plan after its own steps is empty.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::path::PathBuf;
 
 use crate::{
@@ -50,6 +52,8 @@ pub struct Observed {
     pub content: Option<Content>,
     /// Size of the mounted filesystem, where it is known.
     pub filesystem_bytes: Option<u64>,
+    /// Why the mounted filesystem takes no writes although its mount is writable.
+    pub write_refusal: Option<String>,
 }
 
 /// What to do with the disk's content.
@@ -86,13 +90,16 @@ impl Decision {
     }
 }
 
-/// Advice to the user on data of an unknown kind.
-const UNKNOWN_DATA_REMEDY: &str = "if nothing on it is needed, zero the whole disk (blkdiscard --zeroout), or let the \
-     node role format such disks (--allow-format-nonzero)";
+/// Advice to the user on data of an unknown kind. No advice tells to destroy what is on the disk: who follows it may
+/// not know whose data it is. The troubleshooting guide has the steps in their order.
+const UNKNOWN_DATA_REMEDY: &str = "find out whose data it is; if this infra storage does not zero its new volumes, the \
+     node role can be allowed to format such disks (--allow-format-nonzero)";
 /// Advice to the user on what an unrecorded mkfs has left.
-const UNFINISHED_REMEDY: &str = "if nothing on it is needed, zero the whole disk (blkdiscard --zeroout)";
+const UNFINISHED_REMEDY: &str =
+    "its mkfs did not end, on another node or by another program; find out whose it is";
 /// Advice to the user on known content that is no filesystem of ours.
-const FOREIGN_REMEDY: &str = "use it as a block volume, or wipe it by hand if nothing on it is needed";
+const FOREIGN_REMEDY: &str = "find out whose data it is (blkid -p and wipefs --no-act show what is on it); if it is \
+     not a filesystem, use it as a block volume";
 
 /// Decides what to do with a disk's content.
 ///
@@ -139,6 +146,10 @@ pub fn decide(
     let formats = !matches!(decision, Decision::Use | Decision::Share);
     if formats && (wanted.options.read_only() || observed.disk.read_only) {
         return Err(Error::ReadOnlyBlank { name: name() });
+    }
+    let (bytes, least) = (observed.disk.bytes, wanted.filesystem.least_bytes());
+    if formats && bytes < least {
+        return Err(Error::DiskTooSmall { name: name(), bytes, filesystem: wanted.filesystem.name(), least });
     }
     Ok(decision)
 }
@@ -226,6 +237,9 @@ fn mounted(wanted: &Wanted, observed: &Observed, top: &Mount) -> Result<Vec<Step
     }
     if !top.read_only() && wanted.options.read_only() {
         return conflict("a writable mount".to_owned(), "a read-only one".to_owned());
+    }
+    if let Some(reason) = observed.write_refusal.clone().filter(|_| !wanted.options.read_only()) {
+        return Err(Error::NotWritable { path: wanted.staging.clone(), reason });
     }
     if let Some(flag) = wanted.options.difference(&top.words()) {
         let has = top.words().contains(flag);

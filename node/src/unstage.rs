@@ -2,6 +2,8 @@
 //!
 //! Decides only. It needs no disk: a disk that is gone must not keep its mount from being taken away.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::path::Path;
 
 use crate::{

@@ -172,7 +172,7 @@ impl Volumes {
             let source = publish::Source::Node { path: context.host.node_path(&disk), number: disk.number };
             let target = context.host.canonical(&request.target)?;
             let (read_only, exclusive) = (request.read_only, request.capability.exclusive);
-            let wanted = publish::Wanted { source, target, read_only, exclusive };
+            let wanted = publish::Wanted { source, target, read_only, staged_read_only: false, exclusive };
             mutation::publish_block(context, &request.volume, &wanted, &disk)
         })
         .await
@@ -191,6 +191,7 @@ impl Volumes {
             return Err(Error::StagingPathMissing);
         };
         let (volume, serial) = (request.volume.clone(), request.serial.clone());
+        let staged_read_only = options.read_only();
         let wanted = stage::Wanted { volume, serial, staging, filesystem, options };
         let bind = |request: PublishRequest| {
             move |context: Context<'_>| {
@@ -199,6 +200,7 @@ impl Volumes {
                     source: publish::Source::Staging(context.host.canonical(staging)?),
                     target: context.host.canonical(&request.target)?,
                     read_only: request.read_only,
+                    staged_read_only,
                     exclusive: request.capability.exclusive,
                 };
                 mutation::publish_filesystem(context, &wanted, &request.serial)

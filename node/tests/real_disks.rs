@@ -8,8 +8,14 @@
 
 #[path = "real_disks/bench.rs"]
 mod bench;
+#[path = "real_disks/checks.rs"]
+mod checks;
+#[path = "real_disks/read_only.rs"]
+mod read_only;
 #[path = "real_disks/release.rs"]
 mod release;
+#[path = "real_disks/signatures.rs"]
+mod signatures;
 
 use std::{
     fs,
@@ -366,6 +372,34 @@ fn a_device_node_of_another_disk_is_not_touched_needs_root() {
         assert_eq!(status.code(), Code::Unavailable, "{status}");
         assert!(status.message().contains("is not the disk that was found"), "{status}");
         assert!(is_zero(ours.image()) && is_zero(other.image()));
+    });
+}
+
+#[test]
+fn a_disk_that_is_too_small_for_its_filesystem_is_named_so_needs_root() {
+    in_namespace("a_disk_that_is_too_small_for_its_filesystem_is_named_so_needs_root", || {
+        for (kind, bytes) in [("xfs", 100 * MIB), ("xfs", 300 * MIB - 512), ("ext3", MIB)] {
+            let disk = Loop::blank(bytes);
+            let bench = Bench::new(&disk, &format!("{kind}-{bytes}"));
+            for _ in 0..2 {
+                let status = bench.stage(kind, &[]).unwrap_err();
+                println!("{kind} on {bytes}: {status}");
+                assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+                assert!(status.message().contains(&format!("{kind} needs")), "{status}");
+            }
+            assert!(is_zero(disk.image()), "no mkfs was started");
+            bench.stage("ext4", &[]).unwrap();
+            bench.unstage().unwrap();
+        }
+        // The least sizes are mkfs's own: a disk of that size is made, and found again.
+        for filesystem in csi_call::filesystems::FILESYSTEMS {
+            let disk = Loop::blank(filesystem.least_bytes);
+            let bench = Bench::new(&disk, filesystem.name);
+            for _ in 0..2 {
+                bench.stage(filesystem.name, &[]).unwrap();
+                bench.unstage().unwrap();
+            }
+        }
     });
 }
 

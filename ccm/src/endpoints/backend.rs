@@ -4,22 +4,23 @@
 //! whose label names another cluster, or whose system UUID is not the Node's. It uses an address only if the VM's own
 //! status shows it, never because a Node claims it.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use crate::{
     cluster_name::ClusterName,
     guest::nodes::{Claims, GuestNode, INTERNAL_IP},
-    infra::machines::{
-        Phase, Vmi,
-        index::{Seen, Snapshot},
-    },
+    infra::machines::{Vmi, index::Snapshot},
     nodes::{
         address::AddressPolicy,
-        backends::exclusion_by,
+        backends::exclusion,
         recognise::{Identity, doubt, identify},
     },
     wire::{endpoint_slice::Conditions, ip_family::Family},
 };
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+
+use kubevirt::{Phase, Seen};
 
 /// A Node of the guest, with the fields that load balancing needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,9 +59,7 @@ impl From<&GuestNode> for Member {
         Self {
             claims: node.claims.clone(),
             addresses: node.provided.iter().copied().chain(internal).collect(),
-            excluded: exclusion_by(node.deleting, Some(&node.labels), &node.taints).is_some()
-                // Nothing serves node ports on this Node yet.
-                || node.is_uninitialized(),
+            excluded: exclusion(node).is_some(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Which endpoints an infra Service should have: the guest's own EndpointSlices laid over its VMs. Pure.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use crate::{
     endpoints::backend::Backend,
     guest::slices::GuestSlice,

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{
     endpoints::{
-        backend::{Backend, Member},
+        backend::Backend,
         demand::{Spread, Wanted, demand},
-        watches::Shelf,
+        index::Index,
     },
-    guest::{services::GuestService, slices::GuestSlice},
+    guest::{nodes::WireNode, services::GuestService, slices::GuestSlice},
     infra::{
         mirrors::InfraService,
         slices::{Endpoint, InfraSlice},
@@ -32,11 +32,11 @@ pub(crate) struct State {
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     /// The guest's slices.
-    pub guest_slices: Shelf<ServiceKey, GuestSlice>,
+    pub guest_slices: Index<ServiceKey, GuestSlice>,
     /// Infra's slices, by the infra Service's name.
-    pub infra_slices: Shelf<String, InfraSlice>,
-    /// The guest's Nodes.
-    pub members: BTreeMap<String, Member>,
+    pub infra_slices: Index<String, InfraSlice>,
+    /// The guest's Nodes by name, as they were when the backends were found.
+    pub nodes: BTreeMap<String, Arc<WireNode>>,
     /// The VMs of these Nodes; cached until something changes.
     pub backends: Option<Arc<Vec<Backend>>>,
     /// Which watches have delivered their first list.

@@ -5,6 +5,8 @@
 //! Service between us and infra's own controllers leaves no gap: the new writer writes first, then the selector
 //! changes, then what the old writer left is deleted.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{

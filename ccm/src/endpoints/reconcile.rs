@@ -4,18 +4,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kube::ResourceExt;
 use kube::runtime::controller::Action;
-use tokio::time::Instant;
 
 use crate::{
     access::chain,
+    backoff::AFTER_CONFLICT,
     call::CallError,
     endpoints::{
         calls::Answer,
         metrics::Count,
         plan::{Observed, Plan, Step, plan},
-        session::Session,
+        session::{FIRST_PAUSE, Session},
     },
     guest::services::GuestService,
     guest_names::infra_name,
@@ -32,7 +31,7 @@ const MAX_LOOKS: usize = 6;
 
 /// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
+pub(crate) enum ReconcileError {
     /// A call failed.
     #[error(transparent)]
     Call(#[from] CallError),
@@ -57,46 +56,54 @@ struct Planned {
     is_ours: bool,
 }
 
-/// One reconcile, with its metrics.
-pub(crate) async fn pass(guest: Arc<GuestService>, session: Arc<Session>) -> Result<Action, Failure> {
-    let (began, queue) = (Instant::now(), &session.controller.queue);
-    queue.taken(&(guest.namespace().unwrap_or_default(), guest.name_any()));
-    let passed = reconcile(&guest, &session).await;
-    queue.done(began.elapsed().as_secs_f64(), passed.is_err());
-    match &passed {
-        Ok(_) => session.retries.succeeded(guest.uid()),
-        Err(Failure::Call(error)) if error.is_forbidden() => {
+/// One reconcile.
+pub(crate) async fn reconcile(
+    guest: Arc<GuestService>,
+    session: Arc<Session>,
+) -> Result<Action, ReconcileError> {
+    let reconciled = observe_and_act(&guest, &session).await;
+    match &reconciled {
+        Ok(_) => session.backoff.succeeded(guest.uid()),
+        Err(ReconcileError::Call(error)) if error.is_forbidden() => {
             session.is_refused(format!("refused: {}", chain(error)));
         }
         Err(_) => {}
     }
-    passed
+    reconciled
 }
 
+/// When a reconcile that failed is repeated.
 #[expect(clippy::needless_pass_by_value, reason = "the signature is kube's")]
-pub(crate) fn retry(guest: Arc<GuestService>, failure: &Failure, session: Arc<Session>) -> Action {
-    let conflict = matches!(failure, Failure::Call(error) if error.is_conflict());
-    let pause = session.retries.failed(guest.uid(), conflict);
+pub(crate) fn after_failure(
+    guest: Arc<GuestService>,
+    error: &ReconcileError,
+    session: Arc<Session>,
+) -> Action {
+    let is_conflict = matches!(error, ReconcileError::Call(error) if error.is_conflict());
+    let pause = match session.backoff.failed(guest.uid()) {
+        FIRST_PAUSE if is_conflict => AFTER_CONFLICT,
+        pause => pause,
+    };
     tracing::warn!(
         service = guest.metadata.name,
         namespace = guest.metadata.namespace,
-        error = chain(failure),
+        error = chain(error),
         pause = pause.as_secs(),
         "endpoints could not be written, which is repeated"
     );
     Action::requeue(pause)
 }
 
-async fn reconcile(guest: &GuestService, session: &Session) -> Result<Action, Failure> {
+async fn observe_and_act(guest: &GuestService, session: &Session) -> Result<Action, ReconcileError> {
     let name = infra_name(guest.uid());
     let mut view = session.seen(&name);
     for _ in 0..MAX_LOOKS {
         let Some(planned) = session.plan(guest, view.as_ref()) else {
-            session.controller.wrote(guest, false).await;
-            session.controller.metrics.count(guest.uid(), None);
+            session.context.wrote(guest, false);
+            session.context.metrics.count(guest.uid(), None);
             return Ok(Action::await_change());
         };
-        session.controller.wrote(guest, planned.plan.is_written).await;
+        session.context.wrote(guest, planned.plan.is_written);
         if planned.plan.steps.is_empty() {
             session.count(guest, &planned);
             return Ok(Action::await_change());
@@ -113,19 +120,19 @@ async fn reconcile(guest: &GuestService, session: &Session) -> Result<Action, Fa
         }
         view = session.seen(&name);
     }
-    Err(Failure::Unsettled(name))
+    Err(ReconcileError::Unsettled(name))
 }
 
 impl Session {
     /// The infra Service and its slices as the watches showed them last.
     fn seen(&self, name: &str) -> Option<View> {
-        let service = self.controller.services.mirror(name)?;
+        let service = self.context.services.mirror(name)?;
         let slices = self.state.lock().infra_slices.of(&name.to_owned()).cloned().collect();
         Some(View { service, slices, is_fresh: false })
     }
 
     /// Reads the infra Service and its slices.
-    async fn look(&self, name: &str) -> Result<Option<View>, Failure> {
+    async fn look(&self, name: &str) -> Result<Option<View>, ReconcileError> {
         let slices = self.calls.slices_of(name).await?;
         let Some(service) = self.calls.service(name).await? else { return Ok(None) };
         Ok(Some(View { service: Arc::new(service), slices, is_fresh: true }))
@@ -133,15 +140,14 @@ impl Session {
 
     /// What to do. `None` = the Service is not ours, or too little is known.
     fn plan(&self, guest: &GuestService, view: Option<&View>) -> Option<Planned> {
-        let (controller, view) = (&self.controller, view?);
+        let (context, view) = (&self.context, view?);
         let is_served = guest.wants_load_balancer() && !guest.is_deleting() && !view.service.is_deleting();
-        let writer = controller.choice.writer(guest.spec.is_local());
-        if !is_served || writer == Writer::Others || controller.identity.check(guest, &*view.service).is_err()
-        {
+        let writer = context.choice.writer(guest.spec.is_local());
+        if !is_served || writer == Writer::Others || context.identity.check(guest, &*view.service).is_err() {
             return None;
         }
         let backends = self.backends()?;
-        let everywhere = controller.choice.slices_for_all;
+        let everywhere = context.choice.slices_for_all;
         let wanted = self.state.lock().wanted(guest, &view.service, &view.slices, &backends, everywhere);
         let observed = Observed {
             service: &view.service,
@@ -155,7 +161,7 @@ impl Session {
     }
 
     /// Carries out one step. False = another writer was faster, so observe again.
-    async fn act(&self, service: &InfraService, step: &Step) -> Result<bool, Failure> {
+    async fn act(&self, service: &InfraService, step: &Step) -> Result<bool, ReconcileError> {
         let name = service.metadata.name.as_deref().unwrap_or_default();
         let written = match step {
             Step::Create { name: slice, family, content } => {
@@ -195,7 +201,7 @@ impl Session {
 
     /// Reads a slice that is not as the watch showed it, and keeps the answer. The watch may be behind, and does not
     /// show a slice that lost our labels.
-    async fn look_again(&self, service: &str, slice: &str) -> Result<bool, Failure> {
+    async fn look_again(&self, service: &str, slice: &str) -> Result<bool, ReconcileError> {
         let now = self.calls.slice(slice).await?;
         let mut seen = self.state.lock();
         match now {
@@ -209,7 +215,7 @@ impl Session {
         let all = || planned.wanted.values().flatten();
         let ready = all().filter(|endpoint| endpoint.conditions.ready).count();
         let count = Count { ready, unready: all().count() - ready };
-        self.controller.metrics.count(guest.uid(), planned.is_ours.then_some(count));
+        self.context.metrics.count(guest.uid(), planned.is_ours.then_some(count));
     }
 }
 

@@ -1,10 +1,8 @@
 //! Which of the rights that the endpoint controller uses it has. It asks the API servers instead of trying: a Service
 //! must not lose its selector before it is known that its endpoints can be written.
 
-use k8s_openapi::api::authorization::v1::{
-    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
-};
-use kube::api::{Api, PostParams};
+use cluster::Right;
+use kube::Client;
 
 use crate::{
     access::{GuestCluster, InfraCluster},
@@ -13,10 +11,23 @@ use crate::{
 
 /// API group of EndpointSlices.
 const DISCOVERY: &str = "discovery.k8s.io";
-/// The verbs that the CCM uses on slices of infra.
-const INFRA_VERBS: [&str; 6] = ["get", "list", "watch", "create", "update", "delete"];
-/// The verbs that the CCM uses on objects of the guest.
-const GUEST_VERBS: [&str; 2] = ["list", "watch"];
+const LIST_SLICES: Right = slices("list");
+/// What the CCM does with slices of infra.
+const IN_INFRA: [Right; 6] =
+    [slices("get"), LIST_SLICES, slices("watch"), slices("create"), slices("update"), slices("delete")];
+/// What the CCM reads of the guest.
+const IN_GUEST: [Right; 4] = [LIST_SLICES, slices("watch"), nodes("list"), nodes("watch")];
+/// Takes Services over from the selector.
+const DELETE_ENDPOINTS: Right =
+    Right { group: "", resource: "endpoints", verb: "delete", purpose: "taking over from the selector" };
+
+const fn slices(verb: &'static str) -> Right {
+    Right { group: DISCOVERY, resource: "endpointslices", verb, purpose: "writing endpoints" }
+}
+
+const fn nodes(verb: &'static str) -> Right {
+    Right { group: "", resource: "nodes", verb, purpose: "writing endpoints" }
+}
 
 /// The rights that the controller has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,46 +41,27 @@ pub(crate) struct Rights {
 /// Asks both clusters.
 pub(crate) async fn ask(guest: &GuestCluster, infra: &InfraCluster) -> Result<Rights, CallError> {
     let mut missing = Vec::new();
-    let slices = ("endpointslices", DISCOVERY);
-    for verb in INFRA_VERBS {
-        if !may(&infra.client, Some(&infra.namespace), slices, verb).await? {
-            missing.push(format!("{verb} endpointslices in the infra namespace"));
+    let namespace = Some(infra.namespace.as_str());
+    for right in IN_INFRA {
+        if !may(&infra.client, namespace, right).await? {
+            missing.push(format!("{right} in the infra namespace"));
         }
     }
-    for (resource, group) in [slices, ("nodes", "")] {
-        for verb in GUEST_VERBS {
-            if !may(&guest.client, None, (resource, group), verb).await? {
-                missing.push(format!("{verb} {resource} in the guest"));
-            }
+    for right in IN_GUEST {
+        if !may(&guest.client, None, right).await? {
+            missing.push(format!("{right} in the guest"));
         }
     }
-    let may_convert = may(&infra.client, Some(&infra.namespace), ("endpoints", ""), "delete").await?;
+    let may_convert = may(&infra.client, namespace, DELETE_ENDPOINTS).await?;
     Ok(Rights { missing, may_convert })
 }
 
 /// Whether the CCM may list slices of infra.
 pub(crate) async fn may_look(infra: &InfraCluster) -> Result<bool, CallError> {
-    may(&infra.client, Some(&infra.namespace), ("endpointslices", DISCOVERY), "list").await
+    may(&infra.client, Some(&infra.namespace), LIST_SLICES).await
 }
 
-async fn may(
-    client: &kube::Client,
-    namespace: Option<&str>,
-    (resource, group): (&str, &str),
-    verb: &str,
-) -> Result<bool, CallError> {
-    let attributes = ResourceAttributes {
-        namespace: namespace.map(str::to_owned),
-        verb: Some(verb.to_owned()),
-        group: Some(group.to_owned()),
-        resource: Some(resource.to_owned()),
-        ..ResourceAttributes::default()
-    };
-    let spec =
-        SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), non_resource_attributes: None };
-    let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
-    let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
-    let params = PostParams::default();
-    let asked = call(|| format!("ask for the right to {verb} {resource}"), api.create(&params, &review));
-    Ok(asked.await?.status.is_some_and(|status| status.allowed))
+async fn may(client: &Client, namespace: Option<&str>, right: Right) -> Result<bool, CallError> {
+    let asked = cluster::is_granted(client, namespace, &right);
+    call(|| format!("ask for the right to {right}"), asked).await
 }

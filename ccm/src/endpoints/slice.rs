@@ -1,6 +1,8 @@
 //! An `EndpointSlice` of infra as it is read, and as we write it. We write all of our own slices, and never those of
 //! other writers.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use crate::{
     infra::{
         mirrors::InfraService,

@@ -2,11 +2,9 @@
 //! some tens of KiB, most of it `status.images`; deserialising into these types drops that at once. Never written back:
 //! writes are patches.
 
-use crate::wire::{
-    ip_family::Family,
-    metadata::{lean_metadata, null_as_default},
-    system_uuid::SystemUuid,
-};
+pub mod watch;
+
+use crate::wire::{ip_family::Family, metadata::lean_metadata, system_uuid::SystemUuid};
 use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::{
@@ -14,6 +12,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::Resource;
+use kubevirt::null_as_default;
 use serde::Deserialize;
 
 /// Taint of a Node that kubelet registered with `--cloud-provider=external` and that no cloud provider has initialised
@@ -129,7 +128,7 @@ pub fn provided_node_ips(annotation: &str) -> Vec<IpAddr> {
     provided
 }
 
-/// The fields of a Node that are read.
+/// The fields of a Node that are read; the watch keeps these.
 #[derive(Clone, Debug, Default, Deserialize, Resource)]
 #[resource(inherit = "Node")]
 #[serde(default)]
@@ -181,6 +180,15 @@ struct WireInfo {
     system_uuid: String,
     #[serde(rename = "machineID")]
     machine_id: String,
+}
+
+impl WireNode {
+    /// Drops the annotations that are not read, before the object is kept.
+    fn strip(&mut self) {
+        if let Some(annotations) = &mut self.metadata.annotations {
+            annotations.retain(|key, _| key == PROVIDED_NODE_IP);
+        }
+    }
 }
 
 impl WireInfo {

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Resource;
 use kube::api::ObjectMeta;
+use kubevirt::null_as_default;
 use serde::Deserialize;
 
 use crate::wire::{
     endpoint_slice::{Conditions, WireConditions},
     ip_family::Family,
-    metadata::null_as_default,
 };
 
 /// An `EndpointSlice` of the guest: where its endpoints are, and their conditions.

@@ -2,12 +2,11 @@
 
 use crate::{
     access::chain,
-    infra::machines::reads::InfraReads,
-    wire::topology_labels::{BETA_LABELS, REGION_LABEL, ZONE_LABEL},
+    infra::{machines::reads::InfraReads, topology::Topology},
 };
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Mutex, MutexGuard},
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -16,36 +15,16 @@ use tokio::time::Instant;
 /// How long the zone and region of an infra Node are cached; they hardly ever change.
 const BELIEVED: Duration = Duration::from_mins(5);
 
-/// Zone and region of an infra node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    /// Zone.
-    pub zone: Option<String>,
-    /// Region.
-    pub region: Option<String>,
-}
-
 /// What is known of the infra Node on which a VM runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Host {
-    /// Its place.
-    At(Place),
+    /// Its zone and region.
+    At(Topology),
     /// The CCM may not read infra Nodes.
     Forbidden,
     /// Zone and region are switched off, or the infra Node could not be read this time.
     #[default]
     Unknown,
-}
-
-impl Place {
-    /// Reads the labels of an infra Node. An older name counts where the current one is missing.
-    pub fn of_labels(labels: &BTreeMap<String, String>) -> Self {
-        let of = |wanted: &str| {
-            let older = BETA_LABELS.iter().find(|(_, stable)| *stable == wanted).map(|(beta, _)| *beta);
-            labels.get(wanted).or_else(|| labels.get(older?)).filter(|value| !value.is_empty()).cloned()
-        };
-        Self { zone: of(ZONE_LABEL), region: of(REGION_LABEL) }
-    }
 }
 
 /// Cache of the zone and region of infra Nodes.
@@ -56,7 +35,7 @@ pub(crate) struct Hosts {
 
 #[derive(Default)]
 struct State {
-    places: HashMap<String, (Place, Instant)>,
+    places: HashMap<String, (Topology, Instant)>,
     forbidden: bool,
 }
 
@@ -77,7 +56,7 @@ impl Hosts {
         {
             return Host::At(place.clone());
         }
-        match self.reads.place(node).await {
+        match self.reads.topology(node).await {
             Ok(place) => {
                 let mut state = self.lock();
                 state.places.retain(|_, (_, read)| read.elapsed() < BELIEVED);
@@ -102,6 +81,6 @@ impl Hosts {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no holder of this lock panics")
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,7 +9,9 @@ pub mod wire;
 use crate::wire::system_uuid::SystemUuid;
 use std::net::IpAddr;
 
-/// The fields of a `VirtualMachine` that are read.
+use kubevirt::{Phase, RunStrategy};
+
+/// The fields of a `VirtualMachine` that are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vm {
     /// Name of the VM and of its VMI.
@@ -24,19 +26,7 @@ pub struct Vm {
     pub uuid: Option<SystemUuid>,
 }
 
-/// What KubeVirt does with a VM that does not run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum RunStrategy {
-    /// `Always`: starts it again, however it ended.
-    Always,
-    /// `Halted`: keeps it stopped.
-    Halted,
-    /// `RerunOnFailure`, `Manual`, `Once` and any later one: depends on the status of the VM.
-    #[default]
-    Depends,
-}
-
-/// The fields of a `VirtualMachineInstance` that are read.
+/// The fields of a `VirtualMachineInstance` that are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vmi {
     /// Name.
@@ -76,22 +66,6 @@ pub struct VmiConditions {
     pub ready: bool,
     /// Condition `Paused`: its processors are stopped.
     pub paused: bool,
-}
-
-/// Phase of a VMI.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Phase {
-    /// `Pending`, `Scheduling`, `Scheduled`, or no phase yet.
-    #[default]
-    Starting,
-    /// `Running`.
-    Running,
-    /// `Succeeded`: the guest system shut down, by itself or on request.
-    Succeeded,
-    /// `Failed`.
-    Failed,
-    /// `Unknown`, or a phase that this program does not know.
-    Unknown(String),
 }
 
 /// A network interface of a running VMI.

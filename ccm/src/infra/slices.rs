@@ -7,12 +7,12 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Resource;
 use kube::api::ObjectMeta;
+use kubevirt::null_as_default;
 use serde::Deserialize;
 
 use crate::wire::{
     endpoint_slice::{Conditions, SERVICE_LABEL, WireConditions},
     ip_family::Family,
-    metadata::null_as_default,
 };
 
 /// Label: which controller writes a slice (`LabelManagedBy`).

@@ -1,5 +1,7 @@
 //! What a replica does next about the lease: a function of what it has read.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::time::Duration;
 
 use jiff::Timestamp;

@@ -8,10 +8,10 @@ use crate::{
     announcer::Kind,
     guest::services::GuestService,
     load_balancer::{
-        controller::Context,
+        context::Context,
+        error::ReconcileError,
         mirror::Refused,
         plan::{Plan, Refusal, Step},
-        reconcile::Failure,
     },
 };
 
@@ -20,7 +20,7 @@ pub(crate) fn step(guest: &GuestService, step: &Step, plan: &Plan, context: &Con
     let say = |reason, note| context.events.emit(&reference(guest), Kind::Normal, reason, note);
     match step {
         Step::SetStatus(ingress) if !ingress.is_empty() => {
-            if let Some(waited) = context.memory.has_address(guest.uid()) {
+            if let Some(waited) = context.index.has_address(guest.uid()) {
                 context.metrics.address_after(waited.as_secs_f64());
             }
             say("EnsuredLoadBalancer", "Ensured load balancer");
@@ -49,7 +49,7 @@ pub(crate) fn refusals(guest: &GuestService, plan: &Plan, context: &Context) {
     });
     let said: Vec<_> = whole.chain(wishes).collect();
     let texts: Vec<_> = said.iter().map(|(_, text)| text.clone()).collect();
-    if !context.memory.is_news(guest.uid(), &texts) {
+    if !context.index.is_news(guest.uid(), &texts) {
         return;
     }
     for (reason, text) in said {
@@ -71,8 +71,8 @@ fn reason_of(wish: &Refused) -> &'static str {
 }
 
 /// Reports why a reconcile failed, in the framework's form.
-pub(crate) fn failure(guest: &GuestService, failure: &Failure, context: &Context) {
-    let note = format!("Error syncing load balancer: {}", chain(failure));
+pub(crate) fn error(guest: &GuestService, error: &ReconcileError, context: &Context) {
+    let note = format!("Error syncing load balancer: {}", chain(error));
     context.events.emit(&reference(guest), Kind::Warning, "SyncLoadBalancerFailed", &note);
 }
 

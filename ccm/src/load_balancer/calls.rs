@@ -28,6 +28,20 @@ pub(crate) enum Answer<T> {
     Changed,
 }
 
+/// An infra Service as infra answered: the whole object, and the fields that we use.
+#[derive(Debug)]
+pub(crate) struct Mirrored {
+    pub(crate) object: Value,
+    pub(crate) service: InfraService,
+}
+
+impl Mirrored {
+    fn of(object: Value) -> Result<Self, kube::Error> {
+        let service = serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
+        Ok(Self { object, service })
+    }
+}
+
 /// What a delete of an infra Service led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Deleted {
@@ -155,7 +169,7 @@ impl Services {
 
     /// Reads the infra Service: the whole object, and the fields that we use. `None` only if the API server itself
     /// reports that this Service does not exist.
-    pub(crate) async fn mirror_now(&self, name: &str) -> Result<Option<(Value, InfraService)>, kube::Error> {
+    pub(crate) async fn mirror_now(&self, name: &str) -> Result<Option<Mirrored>, kube::Error> {
         let request =
             self.whole.get(name, &kube::api::GetParams::default()).map_err(kube::Error::BuildRequest)?;
         let whole: Value = match self.infra.request(request).await {
@@ -163,31 +177,40 @@ impl Services {
             Err(error) if is_absent::<InfraService>(&error, name) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let read = serde_json::from_value(whole.clone()).map_err(kube::Error::SerdeError)?;
-        Ok(Some((whole, read)))
+        Mirrored::of(whole).map(Some)
     }
 
-    pub(crate) async fn create_mirror(&self, object: &Value) -> Result<Answer<()>, kube::Error> {
-        let request =
-            self.whole.create(&post(), object.to_string().into_bytes()).map_err(kube::Error::BuildRequest)?;
-        match self.infra.request::<Value>(request).await {
-            Ok(_) => Ok(Answer::Done(())),
+    /// Creates the mirror; returns it as infra has it now.
+    pub(crate) async fn create_mirror(&self, object: &Value) -> Result<Answer<Mirrored>, kube::Error> {
+        let request = self.whole.create(&post(), object.to_string().into_bytes());
+        match self.write(request).await {
             Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(Answer::Changed),
-            Err(error) => Err(error),
+            written => Ok(Answer::Done(written?)),
         }
     }
 
-    /// Replaces the infra Service by `object`, if it has not changed since `object` was made from it.
-    pub(crate) async fn replace_mirror(&self, name: &str, object: &Value) -> Result<Answer<()>, kube::Error> {
-        let body = object.to_string().into_bytes();
-        let request = self.whole.replace(name, &post(), body).map_err(kube::Error::BuildRequest)?;
-        match self.infra.request::<Value>(request).await {
-            Ok(_) => Ok(Answer::Done(())),
+    /// Replaces the infra Service by `object`, if it has not changed since `object` was made from it; returns it as
+    /// infra has it now.
+    pub(crate) async fn replace_mirror(
+        &self,
+        name: &str,
+        object: &Value,
+    ) -> Result<Answer<Mirrored>, kube::Error> {
+        let request = self.whole.replace(name, &post(), object.to_string().into_bytes());
+        match self.write(request).await {
             Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
                 Ok(Answer::Changed)
             }
-            Err(error) => Err(error),
+            written => Ok(Answer::Done(written?)),
         }
+    }
+
+    async fn write(
+        &self,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> Result<Mirrored, kube::Error> {
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        Mirrored::of(self.infra.request(request).await?)
     }
 
     /// Deletes the infra Service, if it still has this UID.

@@ -2,6 +2,8 @@
 //! whether that has backends. Pure. Conditions of other programs stay, and a condition that is already as it should be
 //! is not written.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use crate::{
     guest::services::{GuestService, PROVISIONED, SERVING, is_ours},
     guest_names::infra_name,

@@ -13,17 +13,17 @@ use crate::{
         announce::reference,
         calls::Answer,
         conditions::{Backends, NO_NODES, Said, conditions, patch, serving_reason},
-        controller::Context,
-        plan::{Plan, Step, Wait},
-        reconcile::{Failure, failed},
+        context::Context,
+        error::{ReconcileError, failed},
+        plan::{Plan, Wait},
     },
 };
 
 /// The conditions as they should be once `plan` is carried out.
 pub(crate) fn wanted(guest: &GuestService, plan: &Plan, context: &Context) -> Vec<Said> {
-    let overdue = plan.waits_for == Some(Wait::Address)
-        && context.memory.waited(guest.uid()) >= context.address_timeout;
-    let backends = if context.settings().endpoints.choice.writer(guest.spec.is_local()) == Writer::Others {
+    let overdue =
+        plan.waits_for == Some(Wait::Address) && context.index.waited(guest.uid()) >= context.address_timeout;
+    let backends = if context.config.endpoints.choice.writer(guest.spec.is_local()) == Writer::Others {
         Backends::Elsewhere
     } else {
         context.nodes.backends()
@@ -37,16 +37,17 @@ pub(crate) fn entries(guest: &GuestService, said: &[Said]) -> Vec<Value> {
 }
 
 /// Writes the conditions, unless a step has done so, and reports what changed between the Service as the watch has
-/// `shown` it and as it is `now`. `next` is the result of the reconcile, passed through.
+/// `shown` it and as it is `now`. `goes` = this reconcile has deleted the mirror or removed the finalizer. `next` is the
+/// result of the reconcile, passed through.
 pub(crate) async fn write(
     (shown, now): (&GuestService, &GuestService),
     plan: &Plan,
+    goes: bool,
     next: Action,
     context: &Context,
-) -> Result<Action, Failure> {
+) -> Result<Action, ReconcileError> {
     // A Service that is about to disappear needs no conditions.
-    let goes = |step: &Step| matches!(step, Step::RemoveFinalizer | Step::Delete(_));
-    if now.is_deleting() && plan.steps.iter().any(goes) {
+    if now.is_deleting() && goes {
         return Ok(next);
     }
     let said = wanted(now, plan, context);
@@ -54,7 +55,7 @@ pub(crate) async fn write(
     if !entries.is_empty() {
         let set = context.services.set_conditions(now, &entries).await;
         if let Answer::Done(now) = set.map_err(failed("update the load balancer conditions"))? {
-            context.watches.patched(&now);
+            context.index.patched(&now);
         }
     }
     tell(shown, &said, context);

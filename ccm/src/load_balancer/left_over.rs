@@ -1,6 +1,8 @@
 //! Whether an infra Service of this guest is a left-over. Pure. A Service that is deleted by mistake loses its address,
 //! so only one that is proved to be a left-over counts as one.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use crate::{
     cluster_name::ClusterName,
     guest::services::GuestService,

@@ -1,6 +1,8 @@
 //! What the infra Service of a guest Service should be, how it differs from that, and the whole object with the
 //! difference corrected. Fields that other programs own (addresses, node ports, other annotations) stay as they are.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;

@@ -1,45 +1,23 @@
 //! Finds the UID of the guest cluster and the infra object that owns its infra Services: once, and again when there is
 //! a sign that it changed.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use tokio::time::sleep;
 
 use crate::{
     access::{InfraCluster, chain},
     call::status_code,
     config::OwnerChoice,
-    load_balancer::{calls::Services, controller::Context},
+    load_balancer::calls::Services,
 };
 
 /// Between two tries while an API server does not answer.
 const RETRY: Duration = Duration::from_secs(2);
 /// HTTP: the right is missing.
 const FORBIDDEN: u16 = 403;
-
-/// The owner of all infra Services, if one is configured.
-pub(crate) struct Owner {
-    choice: OwnerChoice,
-    infra: InfraCluster,
-    /// What was logged about it last.
-    said: Mutex<Option<String>>,
-}
-
-impl Owner {
-    pub(crate) fn new(choice: OwnerChoice, infra: InfraCluster) -> Self {
-        Self { choice, infra, said: Mutex::default() }
-    }
-
-    /// Logs `text` unless it was logged last.
-    fn say(&self, text: String) {
-        let mut said = self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if said.as_ref() != Some(&text) {
-            tracing::warn!("{text}");
-            *said = Some(text);
-        }
-    }
-}
 
 /// Waits until the guest's API answers with the UID of the guest cluster. `None` = it has none.
 pub(crate) async fn guest_cluster(services: &Services) -> Option<String> {
@@ -59,35 +37,63 @@ pub(crate) async fn guest_cluster(services: &Services) -> Option<String> {
     }
 }
 
-/// Reads the owner until infra answers, so that every infra Service is created with it.
-pub(crate) async fn look_until_answered(context: &Context) {
-    while !look(context).await {
-        sleep(RETRY).await;
-    }
+/// The owner of all infra Services, if one is configured.
+pub(crate) struct Owner {
+    /// What to look up, and where.
+    choice: Option<(OwnerChoice, InfraCluster)>,
+    /// The last answer.
+    found: Mutex<Option<OwnerReference>>,
+    /// What was logged about it last.
+    logged: Mutex<Option<String>>,
 }
 
-/// Reads the owner once. False = infra did not answer, and what was known stays.
-pub(crate) async fn look(context: &Context) -> bool {
-    let Some(owner) = &context.owner else { return true };
-    let found = match owner.choice.find(&owner.infra).await {
-        Ok(found) => found,
-        Err(error) if status_code(&error) == Some(FORBIDDEN) => {
-            owner.say(format!(
-                "no right to get {} in the infra namespace: infra services are made without owner",
-                owner.choice
-            ));
-            return true;
-        }
-        Err(error) => {
-            tracing::debug!(error = chain(&error), "the owner of infra services can't be read");
-            return false;
-        }
-    };
-    if found.is_none() {
-        owner.say(format!("{} is not there: infra services are made without owner", owner.choice));
+impl Owner {
+    pub(crate) fn new(choice: Option<OwnerChoice>, infra: InfraCluster) -> Self {
+        let choice = choice.map(|choice| (choice, infra));
+        Self { choice, found: Mutex::default(), logged: Mutex::default() }
     }
-    if context.settings().owner != found {
-        context.learn(|settings| settings.owner = found);
+
+    /// The owner, as it was found last.
+    pub(crate) fn found(&self) -> Option<OwnerReference> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
-    true
+
+    /// Reads the owner until infra answers, so that every infra Service is created with it.
+    pub(crate) async fn look_until_answered(&self) {
+        while !self.look().await {
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Reads the owner once. False = infra did not answer, and what was known stays.
+    pub(crate) async fn look(&self) -> bool {
+        let Some((choice, infra)) = &self.choice else { return true };
+        let found = match choice.find(infra).await {
+            Ok(found) => found,
+            Err(error) if status_code(&error) == Some(FORBIDDEN) => {
+                self.log(format!(
+                    "no right to get {choice} in the infra namespace: infra services are made without owner"
+                ));
+                return true;
+            }
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "the owner of infra services can't be read");
+                return false;
+            }
+        };
+        if found.is_none() {
+            self.log(format!("{choice} is not there: infra services are made without owner"));
+        }
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        true
+    }
+
+    /// Logs `text` unless it was logged last.
+    fn log(&self, text: String) {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.as_ref() != Some(&text) {
+            tracing::warn!("{text}");
+            *logged = Some(text);
+        }
+    }
 }

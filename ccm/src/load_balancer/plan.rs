@@ -3,6 +3,8 @@
 //! The same observation gives the same plan, and after a plan was carried out nothing is left to plan. A Service that
 //! is not proved to be this guest's is never changed or deleted; only a read of the infra API proves that one is gone.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::LoadBalancerIngress;
@@ -19,12 +21,12 @@ use crate::{
 
 /// The configuration, and what was found out about the clusters.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub struct PlanConfig {
     /// What identifies this guest.
     pub identity: Identity,
     /// Which endpoints its infra Services have.
     pub endpoints: EndpointSource,
-    /// Which of the guest's requests may reach infra. Shared, because each reconcile has its own settings.
+    /// Which of the guest's requests may reach infra. Shared, because each reconcile has its own config.
     pub policy: Arc<GuestPolicy>,
     /// UID of the guest cluster; `None` = not known.
     pub guest_cluster: Option<String>,
@@ -104,7 +106,7 @@ pub enum Refusal {
     Quota(u32),
 }
 
-impl Settings {
+impl PlanConfig {
     /// The mirror of `guest`, with what the `existing` one has and may keep.
     pub fn mirror(&self, guest: &GuestService, existing: Option<&InfraService>) -> Mirror {
         let mut mirror = Mirror::of(guest, existing, &self.identity, self.endpoints, &self.policy);
@@ -124,22 +126,22 @@ impl Plan {
 }
 
 /// What to do about `guest`, given what is known of `infra`.
-pub fn plan(guest: &GuestService, infra: Infra<'_>, settings: &Settings) -> Plan {
+pub fn plan(guest: &GuestService, infra: Infra<'_>, config: &PlanConfig) -> Plan {
     if guest.wants_load_balancer() && !guest.is_deleting() {
-        return serve(guest, infra, settings);
+        return serve(guest, infra, config);
     }
     if guest.spec.load_balancer_class.is_some() {
-        return hand_over(guest, infra, settings);
+        return hand_over(guest, infra, config);
     }
     if guest.has_finalizer() {
-        return clean_up(guest, infra, settings);
+        return clean_up(guest, infra, config);
     }
     Plan::default()
 }
 
-fn serve(guest: &GuestService, infra: Infra<'_>, settings: &Settings) -> Plan {
+fn serve(guest: &GuestService, infra: Infra<'_>, config: &PlanConfig) -> Plan {
     if let Infra::Present(present) = infra
-        && let Err(foreign) = settings.identity.check(guest, present)
+        && let Err(foreign) = config.identity.check(guest, present)
     {
         return Plan { refusal: Some(foreign.into()), ..Plan::default() };
     }
@@ -160,7 +162,7 @@ fn serve(guest: &GuestService, infra: Infra<'_>, settings: &Settings) -> Plan {
         Infra::Present(present) => Some(present),
         Infra::NotSeen | Infra::Gone => None,
     };
-    let mirror = settings.mirror(guest, present);
+    let mirror = config.mirror(guest, present);
     plan.refused.clone_from(&mirror.refused);
     let ingress = match present {
         None => {
@@ -189,14 +191,14 @@ fn show(guest: &GuestService, ingress: &[LoadBalancerIngress], plan: &mut Plan) 
     }
 }
 
-fn clean_up(guest: &GuestService, infra: Infra<'_>, settings: &Settings) -> Plan {
+fn clean_up(guest: &GuestService, infra: Infra<'_>, config: &PlanConfig) -> Plan {
     let mut plan = Plan::default();
     match infra {
         Infra::NotSeen => {
             plan.steps.push(Step::Confirm);
             return plan;
         }
-        Infra::Present(present) => match settings.identity.check(guest, present) {
+        Infra::Present(present) => match config.identity.check(guest, present) {
             Ok(()) => {
                 delete(present, &mut plan);
                 return plan;
@@ -222,10 +224,10 @@ fn delete(present: &InfraService, plan: &mut Plan) {
 
 /// For a Service that was ours and now names a class: deletes what we created. Its finalizer may belong to the other
 /// controller, which uses the same framework, unless our infra Service still exists.
-fn hand_over(guest: &GuestService, infra: Infra<'_>, settings: &Settings) -> Plan {
+fn hand_over(guest: &GuestService, infra: Infra<'_>, config: &PlanConfig) -> Plan {
     let mut plan = Plan::default();
     let Infra::Present(present) = infra else { return plan };
-    if settings.identity.check(guest, present).is_err() || present.is_deleting() {
+    if config.identity.check(guest, present).is_err() || present.is_deleting() {
         return plan;
     }
     if guest.has_finalizer() {

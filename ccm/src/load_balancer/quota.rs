@@ -1,6 +1,8 @@
 //! Which of the guest's Services get one of the load balancers that its operator allows: those that have one keep it,
 //! then the oldest. Pure.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 /// A Service that needs a load balancer and has none.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Waiting {

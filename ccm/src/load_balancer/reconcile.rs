@@ -1,10 +1,13 @@
-//! One reconcile of one guest Service: observe, plan, act. A change that could do harm needs more than a watch, which
-//! may be behind.
+//! One reconcile of one guest Service: observe, plan, and carry out the first step of the plan; its answer is the next
+//! observation. A change that could do harm needs more than a watch, which may be behind.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::runtime::controller::Action;
+use serde_json::Value;
 
 use crate::{
     announcer::Kind,
@@ -13,80 +16,39 @@ use crate::{
     infra::mirrors::InfraService,
     load_balancer::{
         announce::{self, reference},
-        calls::{Answer, Deleted},
-        controller::Context,
-        explain, owner_lookup,
+        calls::{Answer, Deleted, Mirrored},
+        context::Context,
+        error::{ReconcileError, failed},
+        explain,
+        mirror::Mirror,
         plan::{Infra, Plan, Refusal, Step, Wait, plan},
     },
 };
 
-/// How often one reconcile reads infra because another program was faster.
-const MAX_LOOKS: usize = 4;
+/// How many observations one reconcile makes at most. Without other writers, six are enough: a Service that is replaced
+/// is read, and shown; one that is deleted is read, deleted, and loses its status and finalizer.
+const MAX_OBSERVATIONS: usize = 12;
 /// Pause before the next reconcile of a guest Service that the API reports as gone or replaced. The watch has usually
 /// shown that by then. If it still shows the same Service, the answer was wrong (a proxy's 404, for example).
 const SUPERSEDED_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause before the next check of an infra Service that is not ours, which we do not watch.
 const FOREIGN_INTERVAL: Duration = Duration::from_mins(5);
 
-/// Why a reconcile failed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
-    /// A call failed.
-    #[error("failed to {doing}")]
-    Call {
-        /// What the call was to do.
-        doing: &'static str,
-        /// The error that the client returned.
-        #[source]
-        source: Box<kube::Error>,
-    },
-    /// Another program changes the infra Service all the time.
-    #[error("infra service {0} was changed by others again and again")]
-    Unsettled(String),
-}
-
-impl Failure {
-    /// Whether the API server refused the request, so that nothing was done.
-    pub(crate) fn is_refusal(&self) -> bool {
-        matches!(self, Self::Call { source, .. }
-            if matches!(source.as_ref(), kube::Error::Api(status) if (400..500).contains(&status.code)))
-    }
-
-    /// Whether the API server was not available.
-    pub(crate) fn is_outage(&self) -> bool {
-        match self {
-            Self::Unsettled(_) => false,
-            Self::Call { source, .. } => match source.as_ref() {
-                kube::Error::Api(status) => status.code >= 500 || matches!(status.code, 401 | 429),
-                _ => true,
-            },
-        }
-    }
-}
-
-pub(crate) fn failed(doing: &'static str) -> impl FnOnce(kube::Error) -> Failure {
-    move |source| Failure::Call { doing, source: Box::new(source) }
-}
-
-/// How the plan ended.
-enum Outcome {
-    /// All steps were carried out.
-    Done,
-    /// Infra has to be read, and the Service planned again.
-    Look,
-    /// Infra answered that its Service is gone, so plan again.
-    Gone,
-    /// The guest Service is gone, or asks for something else. The watch will show that; if it does not, a later
-    /// reconcile checks.
-    Superseded,
-}
-
-/// How a step ended.
-enum Stepped {
-    /// The next step may follow.
-    Done,
-    /// The step ended the plan.
-    Ended(Outcome),
+/// What a reconcile has observed: each object as it was read or answered last.
+struct Observed<'a> {
+    /// The guest Service as the watch showed it.
+    shown: &'a GuestService,
+    /// The guest Service as its API answered in this reconcile.
+    answered: Option<GuestService>,
+    infra: Seen,
+    /// The whole infra Service, where infra answered it in this reconcile.
+    whole: Option<Value>,
+    /// Whether the owner of infra Services was read in this reconcile.
+    is_owner_read: bool,
+    /// Whether the mirror was deleted in this reconcile.
+    is_deleted: bool,
+    /// Whether the finalizer was removed in this reconcile.
+    is_released: bool,
 }
 
 /// What is known of the infra Service.
@@ -94,6 +56,65 @@ enum Seen {
     Unknown,
     Gone,
     Present(Arc<InfraService>),
+}
+
+/// How a step ended.
+enum Outcome {
+    /// It was carried out.
+    Done,
+    /// Something was read first, or another writer was faster: plan again.
+    Read,
+    /// The guest Service is gone, or another one has its name. The watch will show that; if it does not, a later
+    /// reconcile checks.
+    Superseded,
+}
+
+/// One reconcile. These are the calls in the life of a Service when nothing goes wrong, and why each is needed:
+///
+/// 1. guest `patch services/status`: adds the finalizer, before infra has anything that could be left over; also the
+///    conditions.
+/// 2. infra `create services`: creates the mirror.
+/// 3. guest `patch services/status`: sets the address, and the conditions that change with it.
+/// 4. infra `delete services`: deletes the mirror; if no finalizer holds it, the answer proves that it is gone.
+/// 5. guest `patch services/status`: removes the finalizer, after that proof.
+///
+/// The reconcile reads only where these answers or a watch leave something open: see [`act`].
+pub(crate) async fn reconcile(shown: &GuestService, context: &Context) -> Result<Action, ReconcileError> {
+    if let Some(left) = context.index.is_behind(shown) {
+        // The event of our patch triggers the next reconcile.
+        return Ok(Action::requeue(left));
+    }
+    let mut observed = Observed::of(shown, context);
+    for _ in 0..MAX_OBSERVATIONS {
+        let plan = plan(observed.guest(), observed.infra.as_infra(), &context.config_for(shown));
+        if let Some(left) = awaited(&plan, &observed, context) {
+            return Ok(Action::requeue(left));
+        }
+        let plan = context.index.limit(observed.guest(), plan);
+        let Some(step) = plan.steps.first() else {
+            let next = conclude(&observed, &plan, context);
+            return explain::write(
+                (shown, observed.guest()),
+                &plan,
+                observed.is_deleted || observed.is_released,
+                next,
+                context,
+            )
+            .await;
+        };
+        match act(step, &plan, &mut observed, context).await? {
+            Outcome::Done => {
+                announce::step(shown, step, &plan, context);
+                if *step == Step::RemoveFinalizer {
+                    announce::refusals(shown, &plan, context);
+                    observed.is_released = true;
+                }
+            }
+            Outcome::Read => {}
+            Outcome::Superseded => return Ok(Action::requeue(SUPERSEDED_INTERVAL)),
+        }
+    }
+    Err(ReconcileError::Unsettled(infra_name(shown.uid())))
 }
 
 impl Seen {
@@ -106,201 +127,139 @@ impl Seen {
     }
 }
 
-/// The guest Service of a reconcile.
-struct Subject<'a> {
-    /// As the watch showed it.
-    shown: &'a GuestService,
-    /// As its API answered last in this reconcile.
-    answered: Option<GuestService>,
-}
+impl<'a> Observed<'a> {
+    /// What the index shows.
+    fn of(shown: &'a GuestService, context: &Context) -> Self {
+        let infra = context.index.mirror(&infra_name(shown.uid())).map_or(Seen::Unknown, Seen::Present);
+        Self {
+            shown,
+            answered: None,
+            infra,
+            whole: None,
+            is_owner_read: false,
+            is_deleted: false,
+            is_released: false,
+        }
+    }
 
-impl Subject<'_> {
     fn guest(&self) -> &GuestService {
         self.answered.as_ref().unwrap_or(self.shown)
     }
 
-    /// Keeps the API's answer.
-    fn keep(&mut self, answer: Answer<GuestService>, context: &Context) -> Stepped {
+    /// Whether the guest Service was read before the mirror is created or deleted, so that a watch that is behind does
+    /// no harm. One that is being deleted needs no read, because nothing can undo that.
+    fn is_guest_certain(&self, step: &Step) -> bool {
+        self.answered.is_some() || (matches!(step, Step::Delete(_)) && self.shown.is_deleting())
+    }
+
+    /// Keeps the answer of the guest's API.
+    fn guest_answered(&mut self, answer: Answer<GuestService>, done: Outcome, context: &Context) -> Outcome {
         match answer {
             Answer::Done(now) => {
-                context.watches.patched(&now);
+                context.index.patched(&now);
                 self.answered = Some(now);
-                Stepped::Done
+                done
             }
-            Answer::Absent | Answer::Changed => Stepped::Ended(Outcome::Superseded),
+            Answer::Absent | Answer::Changed => Outcome::Superseded,
         }
     }
-}
 
-/// One reconcile. These are the calls in the life of a Service when nothing goes wrong, and why each is needed:
-///
-/// 1. guest `patch services/status`: adds the finalizer, before infra has anything that could be left over; also the
-///    conditions.
-/// 2. infra `create services`: creates the mirror.
-/// 3. guest `patch services/status`: sets the address, and the conditions that change with it.
-/// 4. infra `delete services`: deletes the mirror; if no finalizer holds it, the answer proves that it is gone.
-/// 5. guest `patch services/status`: removes the finalizer, after that proof.
-///
-/// The reconcile reads only where these answers or a watch leave something open: see [`change`] and [`Step::Confirm`].
-pub(crate) async fn reconcile(guest: &GuestService, context: &Context) -> Result<Action, Failure> {
-    if let Some(left) = context.watches.is_behind(guest) {
-        // The event of our patch triggers the next reconcile.
-        return Ok(Action::requeue(left));
+    /// Keeps infra's answer. `None` = there is no such Service.
+    fn infra_answered(&mut self, answer: Option<Mirrored>) {
+        (self.infra, self.whole) = match answer {
+            Some(Mirrored { object, service }) => (Seen::Present(Arc::new(service)), Some(object)),
+            None => (Seen::Gone, None),
+        };
     }
-    let name = infra_name(guest.uid());
-    let mut seen = context.watches.mirror(&name).map_or(Seen::Unknown, Seen::Present);
-    let mut subject = Subject { shown: guest, answered: None };
-    for _ in 0..MAX_LOOKS {
-        let settings = context.settings_for(guest);
-        let plan = plan(subject.guest(), seen.as_infra(), &settings);
-        if let Some(left) = awaited(&plan, &seen, &name, context) {
-            return Ok(Action::requeue(left));
-        }
-        let plan = context.places.limit(guest, plan, &context.watches, &settings.identity);
-        match carry_out(&mut subject, &plan, seen.as_infra(), context).await? {
-            Outcome::Done => {
-                let next = conclude(guest, &plan, context);
-                return explain::write((guest, subject.guest()), &plan, next, context).await;
-            }
-            Outcome::Superseded => return Ok(Action::requeue(SUPERSEDED_INTERVAL)),
-            Outcome::Gone => seen = Seen::Gone,
-            Outcome::Look => {
-                let now =
-                    context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;
-                seen = now.map_or(Seen::Gone, |(_, infra)| Seen::Present(Arc::new(infra)));
-            }
-        }
+
+    /// Reads the infra Service.
+    async fn read_infra(&mut self, context: &Context) -> Result<Outcome, ReconcileError> {
+        let now = context.services.mirror_now(&infra_name(self.shown.uid())).await;
+        self.infra_answered(now.map_err(failed("read the infra service"))?);
+        Ok(Outcome::Read)
     }
-    Err(Failure::Unsettled(name))
 }
 
 /// How long to wait because the mirror was already created and only the watch does not show it yet.
-fn awaited(plan: &Plan, seen: &Seen, name: &str, context: &Context) -> Option<Duration> {
+fn awaited(plan: &Plan, observed: &Observed<'_>, context: &Context) -> Option<Duration> {
     let creates = plan.steps.iter().any(|step| matches!(step, Step::Create(_)));
-    let is_open = creates && matches!(seen, Seen::Unknown);
-    is_open.then(|| context.watches.is_coming(name)).flatten()
+    let is_open = creates && matches!(observed.infra, Seen::Unknown);
+    is_open.then(|| context.index.is_coming(&infra_name(observed.shown.uid()))).flatten()
 }
 
-async fn carry_out(
-    subject: &mut Subject<'_>,
-    plan: &Plan,
-    infra: Infra<'_>,
-    context: &Context,
-) -> Result<Outcome, Failure> {
-    let services = &context.services;
-    for step in &plan.steps {
-        let guest = subject.guest();
-        let entries = || explain::entries(guest, &explain::wanted(guest, plan, context));
-        let stepped = match step {
-            Step::AddFinalizer => {
-                let added = services.add_finalizer(guest, &entries()).await;
-                subject.keep(added.map_err(failed("add the load balancer cleanup finalizer"))?, context)
-            }
-            Step::SetStatus(ingress) => {
-                let set = services.set_status(guest, ingress, &entries()).await;
-                subject.keep(set.map_err(failed("update the load balancer status"))?, context)
-            }
-            Step::RemoveFinalizer => {
-                let removed = services.remove_finalizer(guest).await;
-                subject.keep(removed.map_err(failed("remove the load balancer cleanup finalizer"))?, context)
-            }
-            Step::Confirm => Stepped::Ended(Outcome::Look),
-            Step::Create(_) | Step::Delete(_) => change(subject, infra, step, context).await?,
-            Step::Replace(..) => replace(guest, context).await?,
-        };
-        if matches!(stepped, Stepped::Done | Stepped::Ended(Outcome::Gone)) {
-            announce::step(subject.shown, step, plan, context);
-        }
-        if let Stepped::Ended(outcome) = stepped {
-            return Ok(outcome);
-        }
-    }
-    Ok(Outcome::Done)
-}
-
-/// Whether the guest Service as it is now leads to the same kind of step.
-fn still_planned(now: &GuestService, infra: Infra<'_>, step: &Step, context: &Context) -> bool {
-    let kind = std::mem::discriminant(step);
-    plan(now, infra, &context.settings_for(now)).steps.iter().any(|step| std::mem::discriminant(step) == kind)
-}
-
-/// Creates or deletes the mirror. The watch may be behind, so this reads the guest Service first; not if its API has
-/// answered in this reconcile, nor if it is being deleted, which nothing can undo.
-async fn change(
-    subject: &mut Subject<'_>,
-    infra: Infra<'_>,
+/// Carries out one step, or reads what the step needs to be certain.
+async fn act(
     step: &Step,
+    plan: &Plan,
+    observed: &mut Observed<'_>,
     context: &Context,
-) -> Result<Stepped, Failure> {
-    let is_final = matches!(step, Step::Delete(_)) && subject.shown.is_deleting();
-    if subject.answered.is_none() && !is_final {
-        let now =
-            context.services.guest_now(subject.shown).await.map_err(failed("read the service again"))?;
-        if let Stepped::Ended(outcome) = subject.keep(now, context) {
-            return Ok(Stepped::Ended(outcome));
-        }
-    }
-    if !still_planned(subject.guest(), infra, step, context) {
-        return Ok(Stepped::Ended(Outcome::Superseded));
-    }
+) -> Result<Outcome, ReconcileError> {
+    let (services, guest) = (&context.services, observed.guest());
+    let entries = || explain::entries(guest, &explain::wanted(guest, plan, context));
     match step {
-        Step::Delete(uid) => delete(subject.guest(), uid, context).await,
-        _ => create(subject, context).await,
-    }
-}
-
-async fn delete(guest: &GuestService, uid: &str, context: &Context) -> Result<Stepped, Failure> {
-    context.events.emit(&reference(guest), Kind::Normal, "DeletingLoadBalancer", "Deleting load balancer");
-    let name = infra_name(guest.uid());
-    let deleted = context.services.delete_mirror(&name, uid).await;
-    Ok(match deleted.map_err(failed("delete load balancer"))? {
-        Answer::Done(Deleted::Gone) => {
-            context.watches.deleted(&name, uid);
-            Stepped::Ended(Outcome::Gone)
+        Step::AddFinalizer => {
+            let added = services.add_finalizer(guest, &entries()).await;
+            let added = added.map_err(failed("add the load balancer cleanup finalizer"))?;
+            Ok(observed.guest_answered(added, Outcome::Done, context))
         }
-        Answer::Done(Deleted::Going) => Stepped::Done,
-        // It is gone, or another object has its name; the next read proves which.
-        Answer::Absent | Answer::Changed => Stepped::Ended(Outcome::Look),
-    })
+        Step::SetStatus(ingress) => {
+            let set = services.set_status(guest, ingress, &entries()).await;
+            let set = set.map_err(failed("update the load balancer status"))?;
+            Ok(observed.guest_answered(set, Outcome::Done, context))
+        }
+        Step::RemoveFinalizer => {
+            let removed = services.remove_finalizer(guest).await;
+            let removed = removed.map_err(failed("remove the load balancer cleanup finalizer"))?;
+            Ok(observed.guest_answered(removed, Outcome::Done, context))
+        }
+        Step::Confirm => observed.read_infra(context).await,
+        Step::Create(_) | Step::Delete(_) if !observed.is_guest_certain(step) => {
+            let now = services.guest_now(observed.shown).await.map_err(failed("read the service again"))?;
+            Ok(observed.guest_answered(now, Outcome::Read, context))
+        }
+        Step::Create(mirror) => create(mirror, observed, context).await,
+        Step::Replace(mirror, fields) => replace(mirror, fields, observed, context).await,
+        Step::Delete(uid) => delete(uid, observed, context).await,
+    }
 }
 
-async fn create(subject: &Subject<'_>, context: &Context) -> Result<Stepped, Failure> {
-    let guest = subject.guest();
-    context.events.emit(&reference(guest), Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
-    if subject.shown.has_finalizer() {
+async fn create(
+    mirror: &Mirror,
+    observed: &mut Observed<'_>,
+    context: &Context,
+) -> Result<Outcome, ReconcileError> {
+    if observed.shown.has_finalizer() && !observed.is_owner_read {
         // It had a mirror that another program deleted, perhaps together with its owner.
-        owner_lookup::look(context).await;
+        context.owner.look().await;
+        observed.is_owner_read = true;
+        return Ok(Outcome::Read);
     }
-    let mirror = context.settings_for(guest).mirror(guest, None);
-    context.memory.waits(guest.uid());
+    let guest = observed.guest();
+    context.events.emit(&reference(guest), Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
+    context.index.waits(guest.uid());
     let created = context.services.create_mirror(&mirror.new_object()).await;
-    let created = changed(&created.map_err(failed("ensure load balancer"))?);
-    if matches!(created, Stepped::Done) {
-        context.watches.created(&mirror.name);
-    }
-    Ok(created)
-}
-
-/// If a change of infra was not made, infra is read again.
-fn changed(answer: &Answer<()>) -> Stepped {
-    match answer {
-        Answer::Done(()) => Stepped::Done,
-        Answer::Absent | Answer::Changed => Stepped::Ended(Outcome::Look),
+    match created.map_err(failed("ensure load balancer"))? {
+        Answer::Done(now) => {
+            context.index.created(&mirror.name);
+            observed.infra_answered(Some(now));
+            Ok(Outcome::Done)
+        }
+        Answer::Absent | Answer::Changed => observed.read_infra(context).await,
     }
 }
 
 /// Turns the infra Service into the mirror again. It is read first, because the whole object is replaced and the watch
 /// keeps only a part of it.
-async fn replace(guest: &GuestService, context: &Context) -> Result<Stepped, Failure> {
-    let name = infra_name(guest.uid());
-    let now = context.services.mirror_now(&name).await.map_err(failed("read the infra service"))?;
-    let Some((mut object, infra)) = now else { return Ok(Stepped::Ended(Outcome::Look)) };
-    let planned = plan(guest, Infra::Present(&infra), &context.settings_for(guest)).steps;
-    let Some(Step::Replace(mirror, fields)) = planned.iter().find(|step| matches!(step, Step::Replace(..)))
-    else {
-        // Another program was faster, or the Service is not ours any more: plan again with what is there now.
-        return Ok(Stepped::Ended(Outcome::Look));
+async fn replace(
+    mirror: &Mirror,
+    fields: &[&str],
+    observed: &mut Observed<'_>,
+    context: &Context,
+) -> Result<Outcome, ReconcileError> {
+    let (Seen::Present(infra), Some(mut object)) = (&observed.infra, observed.whole.take()) else {
+        return observed.read_infra(context).await;
     };
+    let guest = observed.guest();
     tracing::info!(
         service = guest.metadata.name,
         namespace = guest.metadata.namespace,
@@ -308,28 +267,61 @@ async fn replace(guest: &GuestService, context: &Context) -> Result<Stepped, Fai
         "updating infra"
     );
     context.events.emit(&reference(guest), Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
-    mirror.write_into(&mut object, &infra);
-    let replaced = context.services.replace_mirror(&name, &object).await;
-    Ok(changed(&replaced.map_err(failed("ensure load balancer"))?))
+    mirror.write_into(&mut object, infra);
+    let replaced = context.services.replace_mirror(&mirror.name, &object).await;
+    match replaced.map_err(failed("ensure load balancer"))? {
+        Answer::Done(now) => {
+            observed.infra_answered(Some(now));
+            Ok(Outcome::Done)
+        }
+        Answer::Absent | Answer::Changed => observed.read_infra(context).await,
+    }
 }
 
-/// What follows when all steps are done: the wait, and the events about what is refused.
-fn conclude(guest: &GuestService, plan: &Plan, context: &Context) -> Action {
-    announce::refusals(guest, plan, context);
-    if plan.steps.contains(&Step::RemoveFinalizer) {
-        context.memory.forget(guest.uid());
-        context.places.forget(guest.uid());
+async fn delete(
+    uid: &str,
+    observed: &mut Observed<'_>,
+    context: &Context,
+) -> Result<Outcome, ReconcileError> {
+    let (guest, name) = (observed.guest(), infra_name(observed.shown.uid()));
+    context.events.emit(&reference(guest), Kind::Normal, "DeletingLoadBalancer", "Deleting load balancer");
+    let deleted = context.services.delete_mirror(&name, uid).await;
+    match deleted.map_err(failed("delete load balancer"))? {
+        Answer::Done(Deleted::Gone) => {
+            context.index.deleted(&name, uid);
+            observed.infra_answered(None);
+        }
+        Answer::Done(Deleted::Going) => {
+            if let Seen::Present(infra) = &mut observed.infra {
+                let now = || Time(Timestamp::now());
+                Arc::make_mut(infra).metadata.deletion_timestamp.get_or_insert_with(now);
+            }
+        }
+        // It is gone, or another object has its name; the next read proves which.
+        Answer::Absent | Answer::Changed => return observed.read_infra(context).await,
+    }
+    observed.is_deleted = true;
+    Ok(Outcome::Done)
+}
+
+/// What follows when no step is left: the wait, and the events about what is refused.
+fn conclude(observed: &Observed<'_>, plan: &Plan, context: &Context) -> Action {
+    let guest = observed.shown;
+    if observed.is_released {
+        context.index.forget(guest.uid());
+        context.backoff.succeeded(guest.uid());
         return Action::await_change();
     }
+    announce::refusals(guest, plan, context);
     if matches!(plan.refusal, Some(Refusal::Foreign(_))) {
-        context.places.set_aside(guest.uid());
+        context.index.set_aside(guest.uid());
         return Action::requeue(FOREIGN_INTERVAL);
     }
     if plan.waits_for != Some(Wait::Address) {
-        context.memory.has_address(guest.uid());
+        context.index.has_address(guest.uid());
         return Action::await_change();
     }
-    let left = context.address_timeout.saturating_sub(context.memory.waits(guest.uid()));
+    let left = context.address_timeout.saturating_sub(context.index.waits(guest.uid()));
     if !left.is_zero() {
         return Action::requeue(left);
     }
@@ -342,3 +334,6 @@ fn conclude(guest: &GuestService, plan: &Plan, context: &Context) -> Action {
     context.events.emit(&reference(guest), Kind::Warning, "SyncLoadBalancerFailed", &note);
     Action::await_change()
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,14 +7,15 @@ use k8s_openapi::api::core::v1::{Event as CoreEvent, ObjectReference};
 use kube::Resource;
 use kube::api::{Api, ObjectMeta};
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Error, Event, watcher};
+use kube::runtime::watcher::{self, Event, watcher};
 use serde::Deserialize;
 use serving::Tasks;
 
 use crate::{
     access::InfraCluster,
     announcer::{EventSink, Kind},
-    load_balancer::{announce::reference, watches::Watches},
+    call::is_watch_forbidden,
+    load_balancer::{announce::reference, index::Index},
 };
 
 /// Events about Services only.
@@ -36,16 +37,16 @@ struct InfraEvent {
 }
 
 /// Starts to relay events from now on.
-pub(crate) fn start(infra: &InfraCluster, watches: Watches, events: EventSink, tasks: &Tasks) {
+pub(crate) fn start(infra: &InfraCluster, index: Index, events: EventSink, tasks: &Tasks) {
     let api: Api<InfraEvent> = Api::namespaced(infra.client.clone(), &infra.namespace);
     let config = watcher::Config::default().fields(ABOUT_SERVICES);
     tasks.spawn_until_done("the relay of the infra cluster's events", async move {
         let mut said = std::pin::pin!(watcher(api, config).default_backoff());
         while let Some(event) = said.next().await {
             match event {
-                Ok(Event::Apply(event)) => relay(&event, &watches, &events),
+                Ok(Event::Apply(event)) => relay(&event, &index, &events),
                 Ok(_) => {}
-                Err(error) if is_forbidden(&error) => {
+                Err(error) if is_watch_forbidden(&error) => {
                     tracing::info!(
                         "no right to watch events in the infra namespace: its words about load balancers are not relayed"
                     );
@@ -57,17 +58,9 @@ pub(crate) fn start(infra: &InfraCluster, watches: Watches, events: EventSink, t
     });
 }
 
-fn is_forbidden(error: &Error) -> bool {
-    match error {
-        Error::InitialListFailed(kube::Error::Api(status))
-        | Error::WatchStartFailed(kube::Error::Api(status)) => status.is_forbidden(),
-        _ => false,
-    }
-}
-
-fn relay(event: &InfraEvent, watches: &Watches, events: &EventSink) {
+fn relay(event: &InfraEvent, index: &Index, events: &EventSink) {
     let name = event.involved_object.name.as_deref().unwrap_or_default();
-    let Some(guest) = watches.guest_of(name) else { return };
+    let Some(guest) = index.guest_of(name) else { return };
     let kind = if event.kind == "Warning" { Kind::Warning } else { Kind::Normal };
     let note = format!("infra cluster: {}", event.message);
     events.emit(&reference(&guest), kind, &event.reason, &note);

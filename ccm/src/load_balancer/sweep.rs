@@ -13,9 +13,8 @@ use crate::{
     infra::mirrors::InfraService,
     load_balancer::{
         calls::Answer as Called,
-        controller::Context,
+        context::Context,
         left_over::{Answer, Knowledge, Verdict, judge},
-        owner_lookup,
     },
 };
 
@@ -41,24 +40,24 @@ pub(crate) async fn run(context: &Context, interval: Option<Duration>) {
         if let Err(error) = look(context, &mut seen).await {
             tracing::info!(error = chain(&error), "left-overs in infra were not looked for to the end");
         }
-        let is_there = |uid: &str| context.watches.guest_of(&infra_name(uid)).is_some();
-        context.memory.keep(is_there);
-        context.places.keep(is_there);
+        let is_there = |uid: &str| context.index.guest_of(&infra_name(uid)).is_some();
+        context.backoff.keep(is_there);
+        context.index.drop_vanished();
         sleep(interval).await;
-        owner_lookup::look(context).await;
+        context.owner.look().await;
     }
 }
 
 /// One sweep. `seen` are the infra Services (by UID) that the last sweep found unneeded without proof.
 async fn look(context: &Context, seen: &mut HashSet<String>) -> Result<(), Unswept> {
-    let settings = context.settings();
-    let mirrors = context.watches.mirrors();
+    let config = &context.config;
+    let mirrors = context.index.mirrors();
     let suspects: Vec<_> = mirrors.iter().filter(|mirror| is_suspect(mirror, context)).collect();
     if suspects.is_empty() {
         seen.clear();
         return Ok(());
     }
-    if context.services.guest_cluster().await? != settings.guest_cluster {
+    if context.services.guest_cluster().await? != config.guest_cluster {
         return Err(Unswept::OtherGuest);
     }
     let before = std::mem::take(seen);
@@ -77,9 +76,9 @@ fn is_suspect(mirror: &InfraService, context: &Context) -> bool {
     let wanted = |guest: &crate::guest::services::GuestService| {
         infra_name(guest.uid()) == name && (guest.wants_load_balancer() || guest.has_finalizer())
     };
-    context.settings().identity.owns(mirror)
+    context.config.identity.owns(mirror)
         && !mirror.is_deleting()
-        && !context.watches.guest_of(name).is_some_and(|guest| wanted(&guest))
+        && !context.index.guest_of(name).is_some_and(|guest| wanted(&guest))
 }
 
 /// Asks the guest about one infra Service, and deletes it if it is proved to be a left-over. True = the next sweep may
@@ -90,15 +89,14 @@ async fn sweep(mirror: &InfraService, seen_before: bool, context: &Context) -> R
     let (Some(namespace), Some(name)) = (namespace, name) else { return Ok(false) };
     let guest = context.services.guest_named(&namespace, &name).await?;
     let infra = mirror.metadata.name.as_deref().unwrap_or_default();
-    let settings = context.settings();
-    let known = Knowledge {
-        identity: &settings.identity,
-        guest_cluster: settings.guest_cluster.as_deref(),
-        seen_before,
-    };
+    let config = &context.config;
+    let known =
+        Knowledge { identity: &config.identity, guest_cluster: config.guest_cluster.as_deref(), seen_before };
     let answer = guest.as_ref().map_or(Answer::Absent, Answer::Present);
     // The watch may be behind, so judge the Service as it is now.
-    let Some((_, now)) = context.services.mirror_now(infra).await? else { return Ok(false) };
+    let Some(now) = context.services.mirror_now(infra).await?.map(|now| now.service) else {
+        return Ok(false);
+    };
     if now.metadata.uid != mirror.metadata.uid {
         return Ok(false);
     }

@@ -5,14 +5,17 @@
 //! addresses that kubelet has from `--node-ip` are always kept and come first. When the guest agent stops reporting, a
 //! VMI shows no addresses for a while: then the last known address of a family is kept.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use crate::{
     guest::nodes::{INTERNAL_IP, NodeAddress},
-    infra::machines::{Interface, Network, Phase, Vmi},
+    infra::machines::{Interface, Network, Vmi},
     wire::ip_family::Family,
 };
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
+use kubevirt::Phase;
 
 /// Name of the interface that the upstream cloud provider uses.
 const DEFAULT_INTERFACE: &str = "default";

@@ -6,35 +6,31 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::{Stream, StreamExt, stream};
 use k8s_openapi::jiff::Timestamp;
 use kube::{
-    Api, Client, ResourceExt,
-    runtime::{
-        WatchStreamExt,
-        controller::{Action, Config, Error, applier},
-        reflector::{ObjectRef, Store, store},
-        watcher::{self, watcher},
-    },
+    Client,
+    runtime::{controller::Action, reflector::ObjectRef},
 };
-use tokio::time::Instant;
+use kubevirt::Seen;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     access::chain,
+    backoff::{AFTER_CONFLICT, Backoff},
     call::CallError,
     cluster_name::ClusterName,
-    guest::nodes::{GuestNode, Ready, WireNode},
+    guest::nodes::{GuestNode, Ready, WireNode, watch::NodeWatch},
     infra::{
         hosts::{Host, Hosts},
         machines::{
             Vmi,
             feed::Feed,
-            index::{MachineIndex, Seen, Snapshot},
+            index::{MachineIndex, Snapshot},
             reads::InfraReads,
         },
     },
@@ -47,7 +43,8 @@ use crate::{
         metrics::NodeMetrics,
         recognise::{Identity, doubt, identify},
     },
-    queue_metrics::{Item, Queue},
+    queue_metrics::Queue,
+    reconciles,
 };
 
 /// The framework's default of `--node-monitor-period`.
@@ -56,19 +53,13 @@ pub const MONITOR_PERIOD: Duration = Duration::from_secs(5);
 pub const STATUS_UPDATE_FREQUENCY: Duration = Duration::from_mins(5);
 /// Our default of `--concurrent-node-syncs`.
 const CONCURRENCY: u16 = 16;
-/// After a conflict the watch usually brings the newer Node; this pause is for a watch that is behind.
-const AFTER_CONFLICT: Duration = Duration::from_millis(200);
-/// First and longest pause after a failure; it doubles in between.
+/// First and longest pause after a failure.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LONGEST_RETRY: Duration = Duration::from_mins(1);
 /// No event reports that a Node younger than this is not recognised.
 const COMPLAINT_AGE: Duration = Duration::from_secs(15);
-/// How many Nodes the controller remembers; only Nodes with a problem are remembered.
-const MOST_REMEMBERED: usize = 10_000;
-/// Nodes per page of a list: a whole Node takes some tens of KiB on the wire.
-const NODE_PAGE: u32 = 20;
-/// More doublings exceed [`LONGEST_RETRY`] anyway.
-const MOST_DOUBLINGS: u32 = 10;
+/// The complaints about how many Nodes the controller keeps; above it all are dropped, and reported again.
+const MOST_COMPLAINTS: usize = 10_000;
 
 /// What the Node controllers do, and how often.
 #[derive(Clone, Debug)]
@@ -110,7 +101,7 @@ impl Default for Settings {
 /// The controllers of the guest's Nodes.
 pub struct NodeController {
     settings: Settings,
-    guest: Client,
+    nodes: NodeWatch,
     index: Arc<MachineIndex>,
     feed: Feed,
     hosts: Hosts,
@@ -119,24 +110,17 @@ pub struct NodeController {
     metrics: NodeMetrics,
     queue: Queue,
     lifecycle: Lifecycle,
-    memory: Mutex<HashMap<String, Memory>>,
-}
-
-/// What the process remembers of a Node. Losing it does no harm.
-#[derive(Default)]
-struct Memory {
-    /// Failures in a row.
-    failures: u32,
-    /// The last warning event about it.
-    complaint: Option<String>,
+    backoff: Backoff,
+    /// The last warning event about a Node, by its name. Losing it does no harm.
+    complaints: Mutex<HashMap<String, String>>,
 }
 
 impl NodeController {
-    /// Controllers of the Nodes of `guest`, whose VMs are read by `reads` and kept in `index`. `feed` has to run at the
-    /// same time.
+    /// Controllers of the `nodes` of `guest`, whose VMs are read by `reads` and kept in `index`. `feed` has to run at
+    /// the same time.
     pub fn new(
         settings: Settings,
-        guest: Client,
+        (guest, nodes): (Client, NodeWatch),
         reads: InfraReads,
         (index, feed): (Arc<MachineIndex>, Feed),
         metrics: NodeMetrics,
@@ -144,58 +128,47 @@ impl NodeController {
     ) -> Self {
         Self {
             settings,
+            nodes,
             index,
             feed,
             hosts: Hosts::new(reads.clone()),
             writes: NodeWrites::new(guest.clone()),
-            announcer: Announcer::new(guest.clone()),
             lifecycle: Lifecycle::new(&guest, reads, metrics.clone()),
-            guest,
+            announcer: Announcer::new(guest),
             metrics,
             queue,
-            memory: Mutex::default(),
+            backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
+            complaints: Mutex::default(),
         }
     }
 
     /// Runs until `stop`, and finishes the reconciles that are running then.
     pub async fn run(self, stop: CancellationToken) {
-        let (nodes, writer) = store();
-        let api: Api<WireNode> = Api::all(self.guest.clone());
-        let seen = watcher(api, watcher::Config::default().page_size(NODE_PAGE)).default_backoff();
-        let seen = seen.reflect(writer).applied_objects().map_ok(|node| ObjectRef::from_obj(&node));
-        let queue = self.queue.clone();
-        // kube takes 0 as no limit.
-        let concurrency = self.settings.concurrency.max(1);
-        let due = stream::select(seen, self.changes(nodes.clone()).map(Ok))
-            .inspect_ok(|node| queue.added(item(&node.name)))
-            .take_until(stop.cancelled_owned());
-        applier(
-            |node, controller| Box::pin(reconcile(node, controller)),
-            after_failure,
-            Arc::new(self),
-            nodes,
-            Box::pin(due),
-            Config::default().concurrency(concurrency),
-        )
-        .for_each(async |result| match result {
-            Ok(_) => {}
-            Err(Error::ObjectNotFound(gone)) => queue.dropped(&item(&gone.name)),
-            Err(error) => tracing::debug!(error = chain(&error), "a Node was not reconciled"),
+        let due =
+            stream::select(self.changed_nodes(), self.changed_machines()).take_until(stop.cancelled_owned());
+        self.nodes.start();
+        let (nodes, queue) = (self.nodes.store(), (self.queue.clone(), self.settings.concurrency));
+        reconciles::run(due, nodes, queue, Arc::new(self), reconcile, after_failure).await;
+    }
+
+    /// Each Node that is there, and at each of its changes again.
+    fn changed_nodes(&self) -> impl Stream<Item = ObjectRef<WireNode>> + Send + use<> {
+        let nodes = self.nodes.clone();
+        self.nodes.subscribe().stream().flat_map(move |names| {
+            let present: Vec<_> = names.iter().filter_map(|name| nodes.get(name)).collect();
+            stream::iter(present).map(|node| ObjectRef::from_obj(&*node))
         })
-        .await;
     }
 
     /// All Nodes at each change of a VM or VMI. Each is then compared with its VM, which makes no call where nothing
     /// differs.
-    fn changes(&self, nodes: Store<WireNode>) -> impl Stream<Item = ObjectRef<WireNode>> + Send + use<> {
-        let changes = stream::unfold(self.index.changes(), async |mut changes| {
+    fn changed_machines(&self) -> impl Stream<Item = ObjectRef<WireNode>> + Send + use<> {
+        let (nodes, changes) = (self.nodes.clone(), self.index.changes());
+        let changes = stream::unfold(changes, async |mut changes| {
             changes.changed().await.ok()?;
             Some(((), changes))
         });
-        changes.flat_map(move |()| {
-            let all = nodes.state().into_iter().map(|node| ObjectRef::from_obj(&*node));
-            stream::iter(all)
-        })
+        changes.flat_map(move |()| stream::iter(nodes.all()).map(|node| ObjectRef::from_obj(&*node)))
     }
 
     async fn sync(&self, node: &GuestNode) -> Result<Action, CallError> {
@@ -208,7 +181,8 @@ impl NodeController {
             Ok(false)
         };
         if let Ok(true) = life {
-            self.lock().remove(&node.claims.name);
+            self.backoff.succeeded(&node.claims.name);
+            self.complaints().remove(&node.claims.name);
             return Ok(Action::await_change());
         }
         let is_whole = if self.settings.upkeep {
@@ -282,15 +256,10 @@ impl NodeController {
         };
         let name = &node.claims.name;
         let Some(said) = said else {
-            if let Some(memory) = self.lock().get_mut(name) {
-                memory.complaint = None;
-            }
+            self.complaints().remove(name);
             return;
         };
-        let is_new = self.remember(name, |memory| {
-            memory.complaint.replace(said.message.clone()) != Some(said.message.clone())
-        });
-        if is_new {
+        if self.is_new(name, &said.message) {
             tracing::warn!(node = name, "{}", said.message);
             self.announcer.announce(node, &said).await;
         }
@@ -311,7 +280,7 @@ impl NodeController {
     }
 
     fn next_look(&self, node: &GuestNode, identity: &Identity, is_whole: bool) -> Action {
-        self.succeeded(&node.claims.name);
+        self.backoff.succeeded(&node.claims.name);
         if *identity == Identity::Foreign {
             return Action::await_change();
         }
@@ -324,40 +293,22 @@ impl NodeController {
         Action::requeue(pause)
     }
 
-    /// Only a Node with a problem is remembered.
-    fn succeeded(&self, name: &str) {
-        let mut memory = self.lock();
-        match memory.get_mut(name) {
-            Some(Memory { failures, complaint: Some(_) }) => *failures = 0,
-            Some(_) => drop(memory.remove(name)),
-            None => {}
+    /// Whether this is another complaint than the last one about the Node.
+    fn is_new(&self, name: &str, complaint: &str) -> bool {
+        let mut complaints = self.complaints();
+        if complaints.len() >= MOST_COMPLAINTS {
+            complaints.clear();
         }
+        complaints.insert(name.to_owned(), complaint.to_owned()).as_deref() != Some(complaint)
     }
 
-    fn remember<T>(&self, name: &str, change: impl FnOnce(&mut Memory) -> T) -> T {
-        let mut memory = self.lock();
-        if memory.len() >= MOST_REMEMBERED {
-            memory.clear();
-        }
-        change(memory.entry(name.to_owned()).or_default())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Memory>> {
-        self.memory.lock().expect("no holder of this lock panics")
+    fn complaints(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.complaints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 async fn reconcile(node: Arc<WireNode>, controller: Arc<NodeController>) -> Result<Action, CallError> {
-    let began = Instant::now();
-    controller.queue.taken(&item(&node.name_any()));
-    let done = controller.sync(&GuestNode::from(&*node)).await;
-    controller.queue.done(began.elapsed().as_secs_f64(), done.is_err());
-    done
-}
-
-/// A Node in the queue.
-fn item(name: &str) -> Item {
-    (String::new(), name.to_owned())
+    controller.sync(&GuestNode::from(&*node)).await
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "kube's Controller calls it with these")]
@@ -366,15 +317,11 @@ fn after_failure(node: Arc<WireNode>, error: &CallError, controller: Arc<NodeCon
         return Action::requeue(AFTER_CONFLICT);
     }
     let name = GuestNode::from(&*node).claims.name;
-    let failures = controller.remember(&name, |memory| {
-        memory.failures = memory.failures.saturating_add(1);
-        memory.failures
-    });
-    let doublings = failures.saturating_sub(1).min(MOST_DOUBLINGS);
-    if doublings == 0 {
+    let pause = controller.backoff.failed(&name);
+    if pause == FIRST_RETRY {
         tracing::warn!(node = name, error = chain(error), "a Node is tried again");
     }
-    Action::requeue(FIRST_RETRY.saturating_mul(1 << doublings).min(LONGEST_RETRY))
+    Action::requeue(pause)
 }
 
 /// The last poll of the VMs may be older than a new Node.

@@ -4,6 +4,8 @@
 //! and removes the taint. A Node with a providerID of ours is kept up to date afterwards. Every other Node belongs to
 //! another program.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Taint;

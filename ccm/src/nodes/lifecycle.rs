@@ -7,16 +7,13 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
+use kubevirt::Seen;
 
 use crate::{
     access::chain,
     call::CallError,
     guest::nodes::GuestNode,
-    infra::machines::{
-        index::{Seen, Snapshot},
-        reads::InfraReads,
-        wire::{WireVm, WireVmi},
-    },
+    infra::machines::{Vm, Vmi, index::Snapshot, reads::InfraReads},
     nodes::{
         NodeWrites,
         announcer::{Announcement, Announcer, LIFECYCLE_SOURCE},
@@ -79,8 +76,8 @@ impl Lifecycle {
 
     /// The VMI is read first: a VM creates its VMI, so if one is created between the two reads, its VM shows that.
     async fn life(&self, id: &ProviderId) -> Result<Life, CallError> {
-        let vmi = self.reads.get::<WireVmi>(id.vm()).await?.map(Arc::new);
-        let vm = self.reads.get::<WireVm>(id.vm()).await?.map(Arc::new);
+        let vmi = self.reads.get::<Vmi>(id.vm()).await?.map(Arc::new);
+        let vm = self.reads.get::<Vm>(id.vm()).await?.map(Arc::new);
         Ok(life(&vm.map_or(Seen::Absent, Seen::Present), &vmi.map_or(Seen::Absent, Seen::Present)))
     }
 

@@ -4,6 +4,8 @@
 //! annotation of the VMI itself counts, which is as reliable as its author. A label whose value is not known stays as
 //! it is.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use crate::{
     infra::{hosts::Host, machines::Vmi},
     wire::topology_labels::{BETA_LABELS, REGION_LABEL, TYPE_LABEL, ZONE_LABEL},
@@ -50,7 +52,7 @@ fn is_label_value(value: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::infra::hosts::Place;
+    use crate::infra::topology::Topology;
 
     fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
@@ -67,7 +69,7 @@ mod tests {
 
     #[test]
     fn present_and_older_names_are_written() {
-        let host = Host::At(Place { zone: Some("z1".into()), region: Some("r1".into()) });
+        let host = Host::At(Topology { zone: Some("z1".into()), region: Some("r1".into()) });
         let expected = [
             ("beta.kubernetes.io/instance-type", "u1.large"),
             ("failure-domain.beta.kubernetes.io/region", "r1"),
@@ -84,7 +86,7 @@ mod tests {
         let zone = |host: &Host| labels(&vmi(), host).remove(ZONE_LABEL);
         assert_eq!(zone(&Host::Forbidden).as_deref(), Some("own-zone"));
         assert_eq!(zone(&Host::Unknown), None);
-        assert_eq!(zone(&Host::At(Place::default())), None);
+        assert_eq!(zone(&Host::At(Topology::default())), None);
     }
 
     #[test]
@@ -98,8 +100,8 @@ mod tests {
     #[test]
     fn a_place_is_read_by_present_names_first() {
         let older = ("failure-domain.beta.kubernetes.io/zone", "old");
-        assert_eq!(Place::of_labels(&map(&[older])).zone.as_deref(), Some("old"));
-        assert_eq!(Place::of_labels(&map(&[older, (ZONE_LABEL, "z1")])).zone.as_deref(), Some("z1"));
-        assert_eq!(Place::of_labels(&map(&[(ZONE_LABEL, "")])), Place::default());
+        assert_eq!(Topology::of_labels(&map(&[older])).zone.as_deref(), Some("old"));
+        assert_eq!(Topology::of_labels(&map(&[older, (ZONE_LABEL, "z1")])).zone.as_deref(), Some("z1"));
+        assert_eq!(Topology::of_labels(&map(&[(ZONE_LABEL, "")])), Topology::default());
     }
 }

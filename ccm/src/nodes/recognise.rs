@@ -4,18 +4,19 @@
 //! may have been created without a VM. Only two successful reads prove *gone*. A VM that was not read, or that has an
 //! unknown phase, is neither gone nor stopped.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use crate::{
     cluster_name::ClusterName,
     guest::nodes::Claims,
     guest_names::CLUSTER_NAME_LABEL,
-    infra::machines::{
-        Phase, RunStrategy, Vm, Vmi,
-        index::{Known, Seen},
-    },
+    infra::machines::{Vm, Vmi, index::Known},
     provider_id::{Claimed, ProviderId},
     wire::system_uuid::SystemUuid,
 };
 use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use kubevirt::{Phase, RunStrategy, Seen};
 
 /// `status.printableStatus` of a VM that is stopped (kubevirt.io/api, `VirtualMachineStatusStopped`).
 const STOPPED: &str = "Stopped";
@@ -55,8 +56,8 @@ pub fn life(vm: &Seen<Arc<Vm>>, vmi: &Seen<Arc<Vmi>>) -> Life {
 fn ended(vm: &Vm) -> Life {
     match vm.strategy {
         RunStrategy::Halted => Life::ShutDown,
-        RunStrategy::Depends if vm.printable_status == STOPPED => Life::ShutDown,
-        RunStrategy::Always | RunStrategy::Depends => Life::Exists,
+        RunStrategy::RerunOnFailure | RunStrategy::Other if vm.printable_status == STOPPED => Life::ShutDown,
+        RunStrategy::Always | RunStrategy::RerunOnFailure | RunStrategy::Other => Life::Exists,
     }
 }
 

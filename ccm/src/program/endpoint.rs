@@ -1,10 +1,10 @@
 //! The HTTPS endpoint of the program, made from its flags.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use prometheus_client::registry::Registry;
+use secure_serving::{FrontProxyRules, ReviewTimes, SecureEndpoint, SecureServingSettings, Shown, Tls};
 use serde_json::json;
 use serving::Tasks;
 
@@ -14,7 +14,6 @@ use crate::{
     flags::{Flags, ServingFlags, names, path},
     framework_metrics::FrameworkMetrics,
     program::Clusters,
-    secure_endpoint::{FrontProxyRules, ReviewTimes, Reviews, SecureEndpoint, Tls, Trust, TrustSources},
 };
 
 /// Binds the endpoint. It does not wait for what it needs of the guest cluster.
@@ -44,10 +43,20 @@ pub(crate) async fn bind(
     let authentication = reviewer(by, of, clusters).await?;
     let (by, of) = ("--authorization-kubeconfig", &serving.authorization_kubeconfig);
     let authorization = reviewer(by, of, clusters).await?;
-    let always = serving.authorization_always_allow_paths.clone();
-    let trust = Trust::start(trust(serving, authentication.clone())?, tasks)?;
-    let reviews = Reviews::new(trust, authentication, authorization, always, times);
-    let shown = json!({ "kubevirt-cloud-controller-manager": {
+    let settings = SecureServingSettings {
+        address: SocketAddr::new(ip, *secure_port),
+        tls,
+        cluster: "guest",
+        authentication,
+        authorization,
+        always_allowed: serving.authorization_always_allow_paths.clone(),
+        times,
+        client_ca: path(&serving.client_ca_file),
+        front_proxy: path(&serving.requestheader_client_ca_file).zip(Some(front_proxy_rules(serving)?)),
+        lookup: !serving.authentication_skip_lookup,
+        tolerate_lookup_failure: serving.authentication_tolerate_lookup_failure,
+    };
+    let config = json!({ "kubevirt-cloud-controller-manager": {
         "clusterName": flags.cluster_name.as_str(),
         "infraNamespace": clusters.infra.namespace,
         "infraLabels": config.infra_labels,
@@ -58,9 +67,9 @@ pub(crate) async fn bind(
             "endpoints": format!("{:?}", config.load_balancer.endpoints),
         },
     } });
-    let address = SocketAddr::new(ip, *secure_port);
-    let metrics = (Arc::new(registry), health.clone());
-    Ok(SecureEndpoint::bind(address, &tls, reviews, metrics, shown, tasks).await?)
+    let health = health.clone();
+    let shown = Shown { registry, config, health_checked: Box::new(move |kind| health.answered(kind)) };
+    Ok(SecureEndpoint::bind(settings, shown, tasks).await?)
 }
 
 async fn reviewer(setting: &'static str, kubeconfig: &str, clusters: &Clusters) -> Result<kube::Client> {
@@ -70,9 +79,8 @@ async fn reviewer(setting: &'static str, kubeconfig: &str, clusters: &Clusters) 
     }
 }
 
-/// The authorities for client certificates: those in files, otherwise those that `guest` publishes.
-fn trust(serving: &ServingFlags, guest: kube::Client) -> Result<TrustSources> {
-    let rules = FrontProxyRules {
+fn front_proxy_rules(serving: &ServingFlags) -> Result<FrontProxyRules> {
+    Ok(FrontProxyRules {
         allowed_names: names(&serving.requestheader_allowed_names)
             .context("--requestheader-allowed-names")?,
         username_headers: names(&serving.requestheader_username_headers)
@@ -82,11 +90,5 @@ fn trust(serving: &ServingFlags, guest: kube::Client) -> Result<TrustSources> {
             .context("--requestheader-group-headers")?,
         extra_headers_prefixes: names(&serving.requestheader_extra_headers_prefix)
             .context("--requestheader-extra-headers-prefix")?,
-    };
-    Ok(TrustSources {
-        client_ca: path(&serving.client_ca_file),
-        front_proxy: path(&serving.requestheader_client_ca_file).map(|file| (file, rules)),
-        lookup: (!serving.authentication_skip_lookup).then_some(guest),
-        tolerate_failure: serving.authentication_tolerate_lookup_failure,
     })
 }

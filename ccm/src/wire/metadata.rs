@@ -1,4 +1,4 @@
-//! Metadata of API objects without the fields that no code reads, and how Go writes an empty value.
+//! Metadata of API objects without the fields that no code reads.
 
 use std::collections::BTreeMap;
 
@@ -31,13 +31,4 @@ pub(crate) fn lean_metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
         deletion_timestamp: lean.deletion_timestamp,
         ..ObjectMeta::default()
     })
-}
-
-/// Go writes a nil map or slice as `null`; it means empty.
-pub(crate) fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Default + Deserialize<'de>,
-{
-    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }

@@ -24,7 +24,7 @@ fn vm(spec: SpecEntry) -> VmView {
 }
 
 fn vmi(in_spec: bool, phase: Option<VolumePhase>) -> VmiView {
-    VmiView { deleting: false, phase: VmiPhase::Running, in_spec, status: phase.map(status) }
+    VmiView { deleting: false, phase: Phase::Running, in_spec, status: phase.map(status) }
 }
 
 fn seen(vm: VmView, vmi: VmiView) -> Observed {
@@ -64,6 +64,29 @@ fn what_is_leaving_is_neither_added_nor_gone(#[case] view: VmiView) {
     for wanted in [Wanted::Attached, Wanted::Detached] {
         assert_eq!(next(&observed, wanted), Step::Wait(Cause::Detaching(view.status.clone())));
     }
+}
+
+#[rstest]
+#[case::in_spec_and_status(vmi(true, Some(VolumePhase::Ready)))]
+#[case::in_spec(vmi(true, None))]
+#[case::in_status(vmi(false, Some(VolumePhase::Detaching)))]
+fn a_volume_of_an_ended_vmi_is_not_gone_and_the_wait_says_who_can_help(
+    #[case] mut view: VmiView,
+    #[values(Phase::Succeeded, Phase::Failed)] phase: Phase,
+) {
+    view.phase = phase;
+    for automatic in [true, false] {
+        let machine = VmView { automatic, ..vm(SpecEntry::Absent) };
+        assert_eq!(next(&seen(machine, view.clone()), Wanted::Detached), Step::Wait(Cause::Ended));
+    }
+    let unseen = Observed { vm: Seen::Unseen, vmi: Seen::Present(view.clone()) };
+    assert_eq!(next(&unseen, Wanted::Detached), Step::Wait(Cause::Ended));
+    assert!(Cause::Ended.to_string().contains("delete the VMI"));
+    // Its object is what counts: without the volume, or without the object, it is gone.
+    let without = VmiView { in_spec: false, status: None, ..view };
+    assert_eq!(next(&seen(vm(SpecEntry::Absent), without), Wanted::Detached), Step::Done);
+    let deleted = Observed { vm: Seen::Present(vm(SpecEntry::Absent)), vmi: Seen::Absent };
+    assert_eq!(next(&deleted, Wanted::Detached), Step::Done);
 }
 
 #[rstest]
@@ -160,10 +183,11 @@ fn any_phase() -> impl Strategy<Value = VolumePhase> {
 
 fn any_vmi() -> impl Strategy<Value = Seen<VmiView>> {
     let phase = prop_oneof![
-        Just(VmiPhase::Running),
-        Just(VmiPhase::Starting),
-        Just(VmiPhase::Ended),
-        Just(VmiPhase::Unknown("Surprise".into()))
+        Just(Phase::Running),
+        Just(Phase::Starting),
+        Just(Phase::Succeeded),
+        Just(Phase::Failed),
+        Just(Phase::Unknown("Surprise".into()))
     ];
     let volume = proptest::option::of(any_phase().prop_map(status));
     let view =
@@ -179,6 +203,26 @@ fn names_volume(observed: &Observed) -> bool {
     in_vm || matches!(&observed.vmi, Seen::Present(vmi) if vmi.has_volume())
 }
 
+#[rstest]
+#[case(RunStrategy::Always, true)]
+#[case(RunStrategy::RerunOnFailure, true)]
+#[case(RunStrategy::Halted, false)]
+#[case(RunStrategy::Other, false)]
+fn kubevirt_starts_a_vm_by_its_strategy(#[case] run_strategy: RunStrategy, #[case] automatic: bool) {
+    let vm = VirtualMachine { run_strategy, ..VirtualMachine::default() };
+    assert_eq!(VmView::of(&vm, VOLUME).automatic, automatic);
+}
+
+#[rstest]
+fn a_vm_whose_instance_ended_is_not_running(#[values(Phase::Succeeded, Phase::Failed)] phase: Phase) {
+    let ended = VmiView { phase, ..vmi(false, None) };
+    let halted = VmView { automatic: false, ..vm(SpecEntry::Absent) };
+    let refused = Step::Refuse(Refusal::Halted("Running".into()));
+    assert_eq!(next(&seen(halted, ended.clone()), Wanted::Attached), refused);
+    let starting = Step::Wait(Cause::Starting("Running".into()));
+    assert_eq!(next(&seen(vm(SpecEntry::Absent), ended), Wanted::Attached), starting);
+}
+
 proptest! {
     #[test]
     fn whatever_is_seen(vm in any_vm(), vmi in any_vmi()) {
@@ -192,7 +236,7 @@ proptest! {
                 prop_assert_eq!(call, HotplugCall::Add, "attaching never removes");
                 prop_assert!(both_present && !names_volume(&observed), "an addition where nothing names the volume");
                 let Seen::Present(vmi) = &observed.vmi else { unreachable!() };
-                prop_assert!(vmi.phase == VmiPhase::Running && !vmi.deleting, "only on a running VM");
+                prop_assert!(vmi.phase == Phase::Running && !vmi.deleting, "only on a running VM");
             }
             Step::Done => {
                 let Seen::Present(vmi) = &observed.vmi else { panic!("done without a status") };

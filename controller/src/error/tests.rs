@@ -48,6 +48,7 @@ fn incompatible() -> Error {
         sharing: Sharing::OneNode,
         storage_class: None,
         bus: crate::request::Bus::Scsi,
+        filesystem: None,
     };
     let existing = infra::DataVolume::default();
     volume::compatible(&existing, &request, &volume::desired(&request, "pvc")).unwrap_err().into()
@@ -55,7 +56,6 @@ fn incompatible() -> Error {
 
 #[test]
 fn every_error_has_its_code_and_text() {
-    let foreign_node = Error::ForeignNode { node: name(), namespace: "other".into(), ours: "infra".into() };
     let not_allowed = StorageClassPolicy::parse("{}").unwrap().0.permit(None).unwrap_err();
     let holder = || "infra/vm2".to_owned();
     let table = [
@@ -63,6 +63,11 @@ fn every_error_has_its_code_and_text() {
             Error::Invalid(Invalid::SharedFilesystem),
             Code::InvalidArgument,
             "non-block volume with RWX access mode is not supported",
+        ),
+        (
+            Error::Invalid(Invalid::TooSmall { filesystem: "xfs", least: 2, limit: 1 }),
+            Code::OutOfRange,
+            "xfs needs a volume of 2 bytes",
         ),
         (
             Error::NotAllowed(not_allowed),
@@ -76,7 +81,6 @@ fn every_error_has_its_code_and_text() {
         (Error::NameTaken(name()), Code::AlreadyExists, "invalid volume name"),
         (incompatible(), Code::AlreadyExists, "exists with another"),
         (Error::NoSuchNode("x".into()), Code::NotFound, "not known"),
-        (foreign_node, Code::FailedPrecondition, "\"other\""),
         (
             Error::HeldElsewhere { holder: holder() },
             Code::FailedPrecondition,

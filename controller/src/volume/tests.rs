@@ -14,6 +14,7 @@ fn request() -> Create {
         sharing: Sharing::OneNode,
         storage_class: Some("fast".into()),
         bus: Bus::Scsi,
+        filesystem: None,
     }
 }
 

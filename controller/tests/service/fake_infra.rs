@@ -28,6 +28,8 @@ pub enum Effect {
     LoseReply,
     /// The call is carried out late.
     Delay(Duration),
+    /// The task that makes the call panics.
+    Panic(&'static str),
 }
 
 #[derive(Default)]
@@ -171,6 +173,7 @@ impl FakeInfra {
         match fault {
             Some(Effect::Answer(code, message)) => return Ok(status(code, message)),
             Some(Effect::Delay(delay)) => tokio::time::sleep(delay).await,
+            Some(Effect::Panic(message)) => panic!("{message}"),
             Some(Effect::LoseReply) | None => {}
         }
         let (parts, body) = request.into_parts();

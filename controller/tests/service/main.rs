@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
 mod fake_infra;
+mod filesystems;
 mod lifecycle;
+mod node_ids;
+mod parameters;
 mod publish;
 mod unpublish;
 
@@ -19,6 +22,7 @@ use csi_proto::v1::{
 };
 use fake_infra::{FakeInfra, LABEL, NAMESPACE};
 use infra::Infra;
+use serving::Tasks;
 use tempfile::TempDir;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{
@@ -35,13 +39,18 @@ struct Fixture {
 }
 
 fn controller_over(fake: &FakeInfra) -> Controller {
+    controller_of(fake, &Tasks::default())
+}
+
+/// A controller whose long-lived tasks `tasks` owns.
+fn controller_of(fake: &FakeInfra, tasks: &Tasks) -> Controller {
     let settings = infra::Settings {
         kubeconfig: None,
         namespace: NAMESPACE.into(),
         labels: [(LABEL.0.to_owned(), LABEL.1.to_owned())].into(),
         volume_prefix: "pvc".into(),
     };
-    let infra = Infra::from_client(fake.client(), settings).unwrap();
+    let infra = Infra::from_client(fake.client(), settings, tasks).unwrap();
     Controller::new(
         infra,
         ControllerSettings {
@@ -49,6 +58,7 @@ fn controller_over(fake: &FakeInfra) -> Controller {
             vendor_version: "0.1.0".into(),
             storage_classes: StorageClassPolicy::default(),
         },
+        tasks,
     )
 }
 

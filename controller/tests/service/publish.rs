@@ -4,6 +4,7 @@ use super::*;
 use csi::controller_server::Controller as _;
 use fake_infra::Effect;
 use serde_json::json;
+use serving::Shutdown;
 
 /// The sidecars' `--timeout`.
 const SIDECAR_TIMEOUT: Duration = Duration::from_mins(3);
@@ -75,7 +76,7 @@ async fn what_is_absent_or_foreign_is_not_found_and_nothing_is_called() {
     }
     assert_fails(fixture.publish("pvc-3", "fake-node-id").await, Code::NotFound, "fake-node-id");
     assert_fails(fixture.publish("pvc-3", "infra/nosuch").await, Code::NotFound, "no such VM");
-    assert_fails(fixture.publish("pvc-3", "other/vm1").await, Code::FailedPrecondition, "\"other\"");
+    assert_fails(fixture.publish("pvc-3", "other/nosuch").await, Code::NotFound, "no such VM");
     assert_eq!(puts(&fake, "addvolume"), 0);
     assert_eq!(fake.holder("pvc-3"), None, "a refused node does not keep the volume");
 }
@@ -459,6 +460,24 @@ async fn a_stop_answers_who_merely_waits_and_says_what_was_seen_last() {
     assert_fails(publishing.await.unwrap(), Code::Unavailable, "not yet in its VMI");
     assert!(fixture.controller.shutdown(Duration::from_secs(5)).await);
     assert_eq!(fixture.controller.wedged(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_panics_fails_its_callers_and_ends_the_process_with_an_error_that_names_it() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    let shutdown = Shutdown::default();
+    let controller = controller_of(&fake, shutdown.tasks());
+    fake.fault("addvolume", Effect::Panic("no slot 3"));
+    let unanswered = "the operation ended without an answer";
+    assert_fails(publish_directly(&controller, SHORT).await, Code::Unavailable, unanswered);
+    // While the process ends, no other worker takes the queue.
+    assert_fails(publish_directly(&controller, SHORT).await, Code::Unavailable, unanswered);
+    assert_eq!(puts(&fake, "addvolume"), 1);
+    let ended = tokio::time::timeout(SHORT, shutdown.drained(SHORT)).await.expect("the process ends");
+    let error = ended.unwrap_err().to_string();
+    assert_eq!(error, "the queue of hotplug changes of VM vm1 panicked: no slot 3");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! Detaching.
 
 use super::*;
+use csi::controller_server::Controller as _;
 use serde_json::json;
 
 #[tokio::test]
@@ -28,6 +29,38 @@ async fn a_vm_that_is_gone_is_waited_for_until_its_instance_is() {
     assert_fails(fixture.unpublish("pvc-1", "infra/vm1").await, Code::Aborted, "not gone yet");
     fake.remove("virtualmachineinstances", "vm1");
     fixture.unpublish("pvc-1", "infra/vm1").await.unwrap();
+}
+
+/// KubeVirt keeps the VMI of a VM with runStrategy Once or Manual, and takes nothing out of it.
+#[tokio::test]
+async fn a_vmi_that_has_ended_keeps_its_volume_until_it_is_deleted_and_the_error_says_so() {
+    for (strategy, phase) in [("Once", "Succeeded"), ("Manual", "Failed")] {
+        let fake = FakeInfra::default();
+        fake.vm("vm1");
+        fake.vm("vm2");
+        fake.volume("pvc-1", true);
+        let fixture = Fixture::new(&fake).await;
+        fixture.publish("pvc-1", "infra/vm1").await.unwrap();
+        fake.edit("virtualmachines", "vm1", |vm| {
+            vm["spec"]["runStrategy"] = strategy.into();
+            vm["spec"]["template"]["spec"]["volumes"].as_array_mut().unwrap().clear();
+        });
+        fake.edit("virtualmachineinstances", "vm1", |vmi| vmi["status"]["phase"] = phase.into());
+        let mut request = Request::new(csi::ControllerUnpublishVolumeRequest {
+            volume_id: "pvc-1".into(),
+            node_id: "infra/vm1".into(),
+            ..Default::default()
+        });
+        // Without a socket, on which tonic's own timeout races with the controller's.
+        request.set_timeout(Duration::from_secs(2));
+        let unpublished = fixture.controller.controller_unpublish_volume(request).await;
+        assert_fails(unpublished.map(drop), Code::DeadlineExceeded, "delete the VMI");
+        let elsewhere = fixture.publish("pvc-1", "infra/vm2").await;
+        assert_fails(elsewhere, Code::FailedPrecondition, "volume is attached to another VM: infra/vm1");
+        fake.remove("virtualmachineinstances", "vm1");
+        fixture.unpublish("pvc-1", "infra/vm1").await.unwrap();
+        fixture.publish("pvc-1", "infra/vm2").await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -75,7 +108,12 @@ async fn a_foreign_volume_is_never_unplugged() {
             "invalid volume name",
         );
         assert_fails(fixture.unpublish(volume, "").await, Code::FailedPrecondition, "infra/vm1");
-        assert_fails(fixture.unpublish(volume, "elsewhere/vm1").await, Code::FailedPrecondition, "infra/vm1");
+        assert_fails(fixture.unpublish(volume, "fake-node-id").await, Code::FailedPrecondition, "infra/vm1");
+        assert_fails(
+            fixture.unpublish(volume, "elsewhere/vm1").await,
+            Code::FailedPrecondition,
+            "invalid volume name",
+        );
     }
     assert!(fake.calls().iter().all(|call| !call.starts_with("PUT")));
 }

@@ -5,24 +5,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use clap::Parser;
 use csi_proto::v1 as csi;
 use prometheus_client::registry::Registry;
 use prost::Message;
-use serving::{RpcLayer, Tasks};
+use serving::RpcLayer;
 use tonic::{body::Body, codegen::Bytes};
 use tower::{Layer, ServiceExt};
 
 use super::*;
-use crate::{flags::Flags, roles::Roles};
-
-const KUBECONFIG: &str = "apiVersion: v1
-kind: Config
-current-context: c
-clusters: [{name: c, cluster: {server: 'https://127.0.0.1:1'}}]
-users: [{name: u, user: {token: none}}]
-contexts: [{name: c, context: {cluster: c, user: u}}]
-";
+use crate::docs::both_roles;
 
 /// gRPC over HTTP/2, "Length-Prefixed-Message": one byte compressed flag, four bytes length.
 const FRAME_PREFIX: usize = 5;
@@ -50,20 +41,9 @@ impl Write for Log {
 
 /// Sends `message` to the RPC at `/csi.v1.<path>` of a driver of both roles; returns the log line of its answer.
 async fn line(path: &str, message: &[u8]) -> String {
-    let directory = tempfile::tempdir().expect("a directory");
-    let kubeconfig = directory.path().join("kubeconfig");
-    std::fs::write(&kubeconfig, KUBECONFIG).expect("writes");
-    let flags = Flags::parse_from([
-        "driver".to_owned(),
-        "--infra-cluster-namespace=hcp".to_owned(),
-        "--infra-cluster-labels=a=b".to_owned(),
-        "--node-name=worker-1".to_owned(),
-        format!("--infra-cluster-kubeconfig={}", kubeconfig.display()),
-        format!("--tenant-cluster-kubeconfig={}", kubeconfig.display()),
-    ]);
     let mut registry = Registry::default();
     let layer = RpcLayer::new(&mut registry, method);
-    let roles = Roles::new(&flags, &mut registry, &Tasks::default()).await.expect("starts");
+    let (roles, _directory) = both_roles(&mut registry).await;
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()

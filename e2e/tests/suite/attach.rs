@@ -20,6 +20,7 @@ use tonic::Code;
 use crate::{
     controller_process::{Controller, block},
     fixture::Fixture,
+    rows,
 };
 
 tests! {
@@ -27,7 +28,7 @@ tests! {
         publish_waits_for_ready_not_for_the_spec,
         deleting_the_vm_detaches_only_when_its_instance_ends,
         two_drivers_give_one_rwo_volume_to_one_vm_only,
-        sixteen_volumes_reach_one_vm_at_once,
+        many_volumes_reach_one_vm_at_once,
         a_halted_vm_is_refused_without_a_change;
 }
 
@@ -165,13 +166,14 @@ async fn two_drivers_give_one_rwo_volume_to_one_vm_only(fixture: Fixture) -> Res
     Ok(())
 }
 
-/// Sixteen volumes for one VM at the same moment.
-async fn sixteen_volumes_reach_one_vm_at_once(fixture: Fixture) -> Result<()> {
-    const COUNT: usize = 16;
+/// Many volumes for one VM at the same moment: their calls are made one after another. Six of them show it; the long list has
+/// sixteen.
+async fn many_volumes_reach_one_vm_at_once(fixture: Fixture) -> Result<()> {
+    let count = if rows::all() { 16 } else { 6 };
     let controller = Controller::start(&fixture, "a").await?;
     let machine = format!("{}-vm", fixture.word);
     fixture.empty_machine(&machine).await?;
-    volumes_at_once(&fixture, &controller, &machine, COUNT).await?;
+    volumes_at_once(&fixture, &controller, &machine, count).await?;
     fixture.delete_machine(&machine).await
 }
 

@@ -36,6 +36,7 @@ pub struct BareDisk<'a> {
     fixture: &'a Fixture,
     worker: &'a str,
     disk: Disk,
+    bytes: u64,
     /// The volume as the node plugin gets it.
     pub volume: Volume,
 }
@@ -64,7 +65,7 @@ impl<'a> BareDisk<'a> {
         };
         let (bus, faults) = (Bus::Scsi, DiskFaults::default());
         let disk = Disk { name, image, bus, serial, faults, by_test: true };
-        Ok(Self { fixture, worker, disk, volume })
+        Ok(Self { fixture, worker, disk, bytes, volume })
     }
 
     /// With a serial and on a bus of the test's choice.
@@ -89,6 +90,11 @@ impl<'a> BareDisk<'a> {
     /// Its image.
     pub fn image(&self) -> &Path {
         &self.disk.image
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Its serial.

@@ -34,7 +34,7 @@ async fn a_disk_lost_while_it_is_formatted_is_formatted_again(fixture: Fixture) 
     let xfs = filesystem("xfs");
     disk.plug().await?;
     let pull = async {
-        node.until_formatting(1).await?;
+        node.until_formatting(&[&disk]).await?;
         disk.unplug().await
     };
     let (staged, pulled) = tokio::join!(node.stage(&disk.volume, &xfs), pull);

@@ -75,11 +75,6 @@ impl Fixture {
         client("infra", Some(user)).await
     }
 
-    /// A client of the guest cluster as another user.
-    pub async fn guest_as(&self, user: &str) -> Result<Client> {
-        client("tenant", Some(user)).await
-    }
-
     /// Creates the guest namespace of this test.
     pub async fn guest_namespace(&self) -> Result<String> {
         let namespaces: Api<Namespace> = Api::all(self.guest.clone());

@@ -24,7 +24,12 @@ use crate::{
     controller_process::{block, filesystem},
     disk_content::check,
     fixture::Fixture,
-    node_socket::{NodeSocket, target},
+    node_socket::{KUBELET_DEADLINE, NodeSocket, target},
+    rows::{
+        self,
+        Row::{self, Kind, Like},
+        chosen,
+    },
 };
 
 tests! {
@@ -43,9 +48,8 @@ const WORKING: Duration = Duration::from_millis(700);
 /// kubelet's first pause after a failed call (`initialDurationBeforeRetry`).
 const KUBELET_BACKOFF: Duration = Duration::from_millis(500);
 
-/// Sizes of the disks on which mkfs is killed. Each disk is read as a whole before mkfs starts, and eight at once share the
-/// worker's one emulated processor: with 512 MiB each, reading took a minute on a busy machine, which is all that the test
-/// waits. mkfs writes as much on the smaller disks.
+/// Sizes of the disks on which mkfs is killed. Each disk is read as a whole before mkfs starts, and all share the worker's one
+/// emulated processor, so they are small: mkfs writes as much on a small disk.
 const EXT4_BYTES: u64 = 64 * MIB;
 /// See [`EXT4_BYTES`]; mkfs.xfs requires more than 300 MiB.
 const XFS_BYTES: u64 = 320 * MIB;
@@ -54,6 +58,32 @@ const XFS_BYTES: u64 = 320 * MIB;
 const EXT4_WRITES: u64 = MIB / 4;
 const XFS_WRITES: u64 = 16 * MIB;
 
+/// Which call is killed when, in rounds: in each the volumes are staged, published, unpublished and unstaged, and a call without a
+/// row is only made.
+const KILLS: [[(Row, Call, Moment); 4]; 3] = [
+    [
+        (Kind, Call::Stage, Moment::Working(WORKING)),
+        (Kind, Call::Publish, Moment::Working(WORKING)),
+        (Kind, Call::Unpublish, Moment::Working(WORKING)),
+        (Kind, Call::Unstage, Moment::Working(WORKING)),
+    ],
+    [
+        (Kind, Call::Stage, Moment::Before),
+        (Like(NOT_BEGUN), Call::Publish, Moment::Before),
+        (Like(NOT_BEGUN), Call::Unpublish, Moment::Before),
+        (Like(NOT_BEGUN), Call::Unstage, Moment::Before),
+    ],
+    [
+        (Kind, Call::Stage, Moment::After),
+        (Like("stage: the next process finds the mount"), Call::Publish, Moment::After),
+        (Like("unstage: the next process finds no mount"), Call::Unpublish, Moment::After),
+        (Kind, Call::Unstage, Moment::After),
+    ],
+];
+/// Why it does not matter which call had not begun.
+const NOT_BEGUN: &str =
+    "stage: nothing of the call has begun, and the next process is asked as if it were the first";
+
 /// A volume and how it is used.
 struct Used<'a> {
     disk: BareDisk<'a>,
@@ -61,7 +91,7 @@ struct Used<'a> {
 }
 
 /// A call that changes something.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Call {
     Stage,
     Publish,
@@ -74,7 +104,7 @@ enum Call {
 enum Moment {
     /// The call is sent, and not begun.
     Before,
-    /// So long after it was sent.
+    /// So long after it was sent; in a table, at most so long.
     Working(Duration),
     /// It is done; to the next driver process this is a lost reply.
     After,
@@ -90,7 +120,7 @@ impl Call {
     async fn send(self, node: &NodeSocket<'_>, used: &Used<'_>) -> Result<(), Status> {
         let volume = &used.disk.volume;
         match self {
-            Self::Stage => node.stage_within(volume, &used.capability, Duration::from_mins(2)).await,
+            Self::Stage => node.stage_within(volume, &used.capability, KUBELET_DEADLINE).await,
             Self::Publish => node.publish(volume, &used.capability).await.map(drop),
             Self::Unpublish => node.unpublish(volume).await,
             Self::Unstage => node.unstage(volume).await,
@@ -108,17 +138,20 @@ async fn each_call_killed_is_done_by_its_repetition(fixture: Fixture) -> Result<
         disk.plug().await?;
         volumes.push(Used { disk, capability });
     }
-    let working = |random: &mut Random| Moment::Working(Duration::from_millis(random.below(WORKING)));
-    for round in 0..3 {
+    for (round, kills) in KILLS.into_iter().enumerate() {
+        let kills = chosen(kills.map(|(row, call, moment)| (row, (call, moment))));
         for call in [Call::Stage, Call::Publish, Call::Unpublish, Call::Unstage] {
-            let moment = match round {
-                0 => working(&mut random),
-                1 => Moment::Before,
-                _ => Moment::After,
-            };
-            killed(&node, &volumes, call, moment)
-                .await
-                .with_context(|| format!("{call:?} killed {moment}"))?;
+            if let Some((_, moment)) = kills.iter().find(|(of, _)| *of == call) {
+                let moment = match *moment {
+                    Moment::Working(most) => Moment::Working(Duration::from_millis(random.below(most))),
+                    moment => moment,
+                };
+                killed(&node, &volumes, call, moment)
+                    .await
+                    .with_context(|| format!("{call:?} killed {moment}"))?;
+            } else {
+                repeat(&node, &volumes, call).await?;
+            }
             if matches!(call, Call::Publish) {
                 keeps_data(&node, &volumes, round).await?;
             }
@@ -163,16 +196,31 @@ async fn killed(node: &NodeSocket<'_>, volumes: &[Used<'_>], call: Call, moment:
 
 /// As kubelet does: again until it succeeds, which it does soon or never.
 async fn repeat(node: &NodeSocket<'_>, volumes: &[Used<'_>], call: Call) -> Result<()> {
+    repeat_within(node, volumes, call, reading(volumes)).await
+}
+
+/// The same, where the worker has more to do than this.
+async fn repeat_within(
+    node: &NodeSocket<'_>,
+    volumes: &[Used<'_>],
+    call: Call,
+    deadline: Deadline,
+) -> Result<()> {
     let each = volumes.iter().map(|used| {
-        until("the repeated call to succeed", Deadline::Reaction, async || {
+        until("the repeated call to succeed", deadline, async || {
             Ok(call.send(node, used).await.map_err(|status| format!("{status:?}")))
         })
     });
     try_join_all(each).await.map(drop)
 }
 
+/// For a call that reads all of these disks.
+fn reading<'a>(volumes: impl IntoIterator<Item = &'a Used<'a>>) -> Deadline {
+    Deadline::Reading(volumes.into_iter().map(|used| used.disk.bytes()).sum())
+}
+
 /// The file of the last round is there, and can be written again.
-async fn keeps_data(node: &NodeSocket<'_>, volumes: &[Used<'_>], round: u32) -> Result<()> {
+async fn keeps_data(node: &NodeSocket<'_>, volumes: &[Used<'_>], round: usize) -> Result<()> {
     for Used { disk, .. } in &volumes[..2] {
         let file = format!("{}/file", target(&disk.volume));
         if round > 0 {
@@ -194,8 +242,10 @@ async fn mkfs_killed_anywhere_ends_in_one_filesystem(fixture: Fixture) -> Result
     let node = NodeSocket::connect(&fixture, WORKER).await?;
     let mut random = Random::new();
     let mut volumes = Vec::new();
+    // Each filesystem on a disk that goes on and on one that comes back; in the long list twice.
+    let disks = if rows::all() { 8 } else { 4 };
     let kinds = [("ext4", EXT4_WRITES, EXT4_BYTES), ("xfs", XFS_WRITES, XFS_BYTES)];
-    for (index, (kind, most, size)) in kinds.into_iter().cycle().take(8).enumerate() {
+    for (index, (kind, most, size)) in kinds.into_iter().cycle().take(disks).enumerate() {
         let bytes = random.below_bytes(most);
         let name = format!("{kind}-{index}-cut-at-{bytes}");
         let faults = DiskFaults { frozen_after: Some(bytes), ..DiskFaults::default() };
@@ -206,7 +256,8 @@ async fn mkfs_killed_anywhere_ends_in_one_filesystem(fixture: Fixture) -> Result
     let (killing, earlier) = (AtomicBool::new(false), Mutex::new(Vec::new()));
     let send = join_all(volumes.iter().map(|(_, used)| stage_until_killed(&node, used, &killing, &earlier)));
     let kill = async {
-        let formatting = node.until_formatting(volumes.len()).await;
+        let blank: Vec<&BareDisk<'_>> = volumes.iter().map(|(_, used)| &used.disk).collect();
+        let formatting = node.until_formatting(&blank).await;
         killing.store(true, Ordering::SeqCst);
         let earlier = || earlier.lock().unwrap_or_else(PoisonError::into_inner).join("; ");
         formatting.with_context(|| format!("calls that failed before: [{}]", earlier()))?;
@@ -220,7 +271,7 @@ async fn mkfs_killed_anywhere_ends_in_one_filesystem(fixture: Fixture) -> Result
     );
 
     for (index, (_, used)) in volumes.iter_mut().enumerate() {
-        if index < 4 {
+        if index < disks / 2 {
             used.disk.heal().await?;
         } else {
             used.disk.unplug().await?;
@@ -229,8 +280,9 @@ async fn mkfs_killed_anywhere_ends_in_one_filesystem(fixture: Fixture) -> Result
         }
     }
     node.until_replaced(&killed).await?;
+    let deadline = reading(volumes.iter().map(|(_, used)| used));
     let outcomes = join_all(volumes.iter().map(async |(kind, used)| {
-        is_made_once(&node, kind, used).await.with_context(|| used.disk.volume.volume_id.clone())
+        is_made_once(&node, kind, used, deadline).await.with_context(|| used.disk.volume.volume_id.clone())
     }));
     let wrong: Vec<String> =
         outcomes.await.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
@@ -263,10 +315,11 @@ async fn stage_until_killed(
     }
 }
 
-/// The same call again makes one sound filesystem, which keeps what is written to it.
-async fn is_made_once(node: &NodeSocket<'_>, kind: &str, used: &Used<'_>) -> Result<()> {
+/// The same call again makes one sound filesystem, which keeps what is written to it. The worker does so much beside it that it
+/// may take until `deadline`.
+async fn is_made_once(node: &NodeSocket<'_>, kind: &str, used: &Used<'_>, deadline: Deadline) -> Result<()> {
     let volume = &used.disk.volume;
-    repeat(node, std::slice::from_ref(used), Call::Stage).await?;
+    repeat_within(node, std::slice::from_ref(used), Call::Stage, deadline).await?;
     node.publish(volume, &used.capability).await?;
     let file = format!("{}/file", target(volume));
     node.run(&["sh", "-c", &format!("echo kept > {file}")]).await?;

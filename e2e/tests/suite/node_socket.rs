@@ -28,11 +28,12 @@ use crate::{bare_disk::BareDisk, controller_process::timed, fixture::Fixture};
 /// The port of the forwarder in each worker.
 const PORT: u16 = 7002;
 
-/// kubelet's deadline for a CSI call.
-const KUBELET_DEADLINE: Duration = Duration::from_mins(2);
+/// kubelet's deadline for a CSI call (`csiTimeout`).
+pub const KUBELET_DEADLINE: Duration = Duration::from_mins(2);
 
-/// Deadline of a call that can't succeed.
-pub const SHORT_DEADLINE: Duration = Duration::from_secs(5);
+/// Deadline of a call that can't succeed and so takes all of it. The driver answers a tenth of the deadline before it, at most a
+/// second: so its answer has as long a way here as with [`KUBELET_DEADLINE`]. With half of this a busy worker's answer came too late.
+pub const SHORT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The driver's process in the worker.
 const DRIVER: &str = "kubevirt-csi-driver";
@@ -247,9 +248,11 @@ impl<'a> NodeSocket<'a> {
         .await
     }
 
-    /// Waits until so many mkfs run in the worker.
-    pub async fn until_formatting(&self, programs: usize) -> Result<()> {
-        until(&format!("{programs} running mkfs in the worker"), Deadline::Reaction, async || {
+    /// Waits until an mkfs runs in the worker for each of these blank disks, which the driver reads before.
+    pub async fn until_formatting(&self, disks: &[&BareDisk<'_>]) -> Result<()> {
+        let programs = disks.len();
+        let deadline = Deadline::Reading(disks.iter().map(|disk| disk.bytes()).sum());
+        until(&format!("{programs} running mkfs in the worker"), deadline, async || {
             let seen = self.run(&["sh", "-c", "pidof mkfs.ext4 mkfs.xfs | wc -w"]).await?.trim().to_owned();
             if seen == programs.to_string() {
                 return Ok(Ok(()));

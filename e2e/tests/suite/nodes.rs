@@ -1,5 +1,5 @@
-//! Nodes of the guest and the VMs that they are: the controllers of the cloud controller manager's node half, in this process, with
-//! the rights that installers give, between both real API servers and beside the real virt-controller.
+//! Nodes of the guest and the VMs that they are: a cloud controller manager of the test's own, with the rights that installers give,
+//! between both real API servers and beside the real virt-controller.
 //!
 //! The Nodes are objects that this test registers as kubelet would; their VMs are real to KubeVirt and run no guest.
 
@@ -13,7 +13,6 @@ use bench::scenario::{
     CLUSTER_NAME, Deadline, HCP_NAMESPACE, until, until_gone, virtual_machine_instance_migrations,
     virtual_machine_instances, virtual_machines,
 };
-use ccm::nodes::controller::Settings;
 use futures::{StreamExt, TryStreamExt, stream::iter};
 use k8s_openapi::api::core::v1::Node;
 use kube::{
@@ -25,8 +24,11 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::fixture::{Fixture, KUBEVIRT};
-use controllers::{Controllers, Rights};
+use crate::{
+    fixture::{Fixture, KUBEVIRT},
+    provider::{ALONE, Place},
+};
+use controllers::{Rights, start};
 use guest_node::{GuestNode, NODE_IP, UNINITIALIZED, has_taint};
 
 tests! {
@@ -63,10 +65,11 @@ const IN_FLIGHT: usize = 16;
 async fn a_node_is_recognised_and_initialised(fixture: Fixture) -> Result<()> {
     let zone = [(ZONE_LABELS[0], ZONE)];
     label_infra_nodes(&fixture, &json!({ zone[0].0: zone[0].1 })).await?;
+    let place = Place::over_workers(&fixture).await?;
     for rights in [Rights::Reference, Rights::HyperShift, Rights::NoWatch] {
         let vm = format!("{}-{}", fixture.word, rights.word());
         fixture.empty_machine(&vm).await?;
-        let controllers = Controllers::start(&fixture, rights).await?;
+        let controllers = start(&fixture, &place, rights).await?;
         let uuid = firmware_uuid(&fixture, &vm).await?;
         // Its name is not the VM's: only the system UUID identifies the VM.
         let guest = GuestNode::register(&fixture, &format!("node-of-{vm}"), "", Some(&uuid)).await?;
@@ -104,7 +107,8 @@ async fn a_node_is_recognised_and_initialised(fixture: Fixture) -> Result<()> {
 async fn a_node_follows_its_vm(fixture: Fixture) -> Result<()> {
     let vm = fixture.word.clone();
     fixture.empty_machine(&vm).await?;
-    let controllers = Controllers::start(&fixture, Rights::HyperShift).await?;
+    let place = Place::over_workers(&fixture).await?;
+    let controllers = start(&fixture, &place, Rights::HyperShift).await?;
     let guest = GuestNode::register(&fixture, &vm, "", None).await?;
     let uid = guest.until("initialised", |node| !has_taint(node, UNINITIALIZED)).await?.metadata.uid;
     let instances = virtual_machine_instances(&fixture.infra, HCP_NAMESPACE);
@@ -153,9 +157,10 @@ async fn a_node_follows_a_live_migration(fixture: Fixture) -> Result<()> {
     }
     fixture.empty_machine(&vm).await?;
     let instances = virtual_machine_instances(&fixture.infra, HCP_NAMESPACE);
-    let place = |vmi: &DynamicObject| vmi.data["status"]["nodeName"].as_str().unwrap_or_default().to_owned();
-    let source = place(&instances.get(&vm).await?);
-    let controllers = Controllers::start(&fixture, Rights::Reference).await?;
+    let host = |vmi: &DynamicObject| vmi.data["status"]["nodeName"].as_str().unwrap_or_default().to_owned();
+    let source = host(&instances.get(&vm).await?);
+    let place = Place::over_workers(&fixture).await?;
+    let controllers = start(&fixture, &place, Rights::Reference).await?;
     let guest = GuestNode::register(&fixture, &vm, "", None).await?;
     let is_in = |node: &Node, zone: &str| {
         let labels = node.metadata.labels.clone().unwrap_or_default();
@@ -172,7 +177,7 @@ async fn a_node_follows_a_live_migration(fixture: Fixture) -> Result<()> {
         Ok(if phase.contains("Succeeded") { Ok(()) } else { Err(phase) })
     })
     .await?;
-    let target = place(&instances.get(&vm).await?);
+    let target = host(&instances.get(&vm).await?);
     ensure!(target != source, "expected the VM on another infra node, saw it on {source}");
     let node = guest.until("in its new zone", |node| is_in(node, &zone_of(&target))).await?;
     ensure!(
@@ -212,7 +217,8 @@ async fn a_node_shows_what_its_vm_is(fixture: Fixture) -> Result<()> {
         Ok(if phase.as_deref() == Some("\"Running\"") { Ok(()) } else { Err(format!("{phase:?}")) })
     })
     .await?;
-    let controllers = Controllers::start(&fixture, Rights::HyperShift).await?;
+    let place = Place::over_workers(&fixture).await?;
+    let controllers = start(&fixture, &place, Rights::HyperShift).await?;
     let guest = GuestNode::register(&fixture, &host, "", None).await?;
     let node = guest.until("initialised", |node| !has_taint(node, UNINITIALIZED)).await?;
     ensure!(node.spec.context("a Node without spec")?.provider_id == Some(format!("kubevirt://{vm}")));
@@ -239,12 +245,15 @@ async fn a_node_shows_what_its_vm_is(fixture: Fixture) -> Result<()> {
     Ok(())
 }
 
-/// A Node's name is that of a VM, but its system UUID is another: load balancers leave it out, and an event says why.
+/// A Node's name is that of a VM, but its system UUID is another: load balancers whose endpoints we write leave it out, and an event
+/// says why.
 async fn a_node_that_load_balancers_leave_out_is_told(fixture: Fixture) -> Result<()> {
     let vm = fixture.word.clone();
     fixture.empty_machine(&vm).await?;
-    let settings = Settings { balanced: Some(CLUSTER_NAME.parse()?), ..Settings::default() };
-    let controllers = Controllers::with(&fixture, Rights::HyperShift, settings).await?;
+    let place = Place::over_workers(&fixture).await?;
+    place.grant(&fixture, "endpoints").await?;
+    let keys = json!({"loadBalancer": {"endpoints": "Managed"}});
+    let controllers = place.configured("a", CLUSTER_NAME, &keys, &[ALONE]).await?;
     let claim = format!("kubevirt://{vm}");
     let guest = GuestNode::register(&fixture, &vm, &claim, Some(NOBODYS_UUID)).await?;
     guest.until("initialised nevertheless", |node| !has_taint(node, UNINITIALIZED)).await?;
@@ -271,7 +280,8 @@ async fn two_hundred_nodes_follow_their_vms(fixture: Fixture) -> Result<()> {
         }
     };
     let guests: Vec<GuestNode> = iter(&names).map(register).buffered(IN_FLIGHT).try_collect().await?;
-    let controllers = Controllers::start(&fixture, Rights::HyperShift).await?;
+    let place = Place::over_workers(&fixture).await?;
+    let controllers = start(&fixture, &place, Rights::HyperShift).await?;
     let began = Instant::now();
     let nodes: Api<Node> = Api::all(fixture.guest.clone());
     let ours = async || -> Result<Vec<Node>> {
@@ -330,7 +340,8 @@ async fn left_overs_go_and_foreign_nodes_stay(fixture: Fixture) -> Result<()> {
     for node in [&foreign, &own, &left_over] {
         node.ready("Unknown").await?;
     }
-    let controllers = Controllers::start(&fixture, Rights::HyperShift).await?;
+    let place = Place::over_workers(&fixture).await?;
+    let controllers = start(&fixture, &place, Rights::HyperShift).await?;
     until_gone(&left_over.nodes, &left_over.name, "left-over Node", Deadline::Reaction).await?;
     let gone = GuestNode::register(&fixture, &name("gone"), "kubevirt://gone.vm", None).await?;
     gone.ready("False").await?;

@@ -8,8 +8,9 @@ mod services;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use bench::{
     cluster::ApiServer,
     command::goal::Plan,
@@ -35,6 +36,8 @@ pub use services::{foreign_slice, merge, mirror_name};
 pub const CLUSTER: &str = "guest";
 /// Without leader election: only the test of the election waits for a lease.
 pub const ALONE: &str = "--leader-elect=false";
+/// How long a provider may take to end: kubelet's `terminationGracePeriodSeconds`, if a pod sets none.
+const STOP: Duration = Duration::from_secs(30);
 /// The program.
 const PROGRAM: &str = "kubevirt-cloud-controller-manager";
 
@@ -75,6 +78,15 @@ pub struct Provider {
     pub process: Process,
 }
 
+impl Provider {
+    /// Ends it as kubelet does; it must end by itself, and without an error.
+    pub async fn stop(self) -> Result<()> {
+        let ended = self.process.stop(STOP).await;
+        ensure!(ended.success(), "expected {} to end well, saw {ended}", self.process.name());
+        Ok(())
+    }
+}
+
 impl Drop for Provider {
     fn drop(&mut self) {
         self.process.signal(Signal::SIGKILL);
@@ -100,7 +112,8 @@ impl Place {
         Ok(Self { program, ..Self::new(fixture).await? })
     }
 
-    /// Makes it over the infra namespace of the workers' VMs, where the accounts and rights are installed.
+    /// Makes it over the infra namespace of the workers' VMs, where the accounts and rights are installed. No other test has
+    /// load balancers at the same time.
     pub async fn over_workers(fixture: &Fixture) -> Result<Self> {
         remove_left_everywhere(fixture).await?;
         Self::with_infra(fixture, fixture.guest_namespace().await?, HCP_NAMESPACE.to_owned()).await
@@ -137,8 +150,8 @@ impl Place {
             guests: Api::namespaced(fixture.guest.clone(), &namespace),
             mirrors: Api::namespaced(fixture.infra.clone(), &infra_namespace),
             guest: fixture.guest.clone(),
-            infra_access: access(&fixture.infra, "infra", &infra_namespace, None).await?,
-            guest_access: access(&fixture.guest, "tenant", GUEST_ACCOUNT_NAMESPACE, None).await?,
+            infra_access: access(&fixture.infra, "infra", (&infra_namespace, ACCOUNT), None).await?,
+            guest_access: access(&fixture.guest, "tenant", (GUEST_ACCOUNT_NAMESPACE, ACCOUNT), None).await?,
             guest_kubectl: administrator("tenant"),
             logs: fixture.run.join("logs"),
             program: program()?,
@@ -196,8 +209,19 @@ impl Place {
 
     /// The same, with these credentials in infra and in the guest.
     pub async fn provider_as(&self, suffix: &str, access: &Access, more: &[&str]) -> Result<Provider> {
+        self.configured_as(suffix, access, &usual_keys(), more).await
+    }
+
+    /// The same, with these keys and no others in the cloud-config.
+    pub async fn configured_as(
+        &self,
+        suffix: &str,
+        access: &Access,
+        keys: &Value,
+        more: &[&str],
+    ) -> Result<Provider> {
         let access = (&access.infra, &access.guest);
-        self.start(self.arguments(access, suffix, CLUSTER, &usual_keys()).await?, more)
+        self.start(self.arguments(access, suffix, CLUSTER, keys).await?, more)
     }
 
     /// A file of a provider.

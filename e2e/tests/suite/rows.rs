@@ -23,6 +23,9 @@ pub enum Row {
     Like(&'static str),
 }
 
+/// A matrix.
+pub type Rows<T> = Vec<(Row, T)>;
+
 /// The rows that run.
 pub fn chosen<T>(table: impl IntoIterator<Item = (Row, T)>) -> Vec<T> {
     table.into_iter().filter(|(row, _)| all() || *row == Row::Kind).map(|(_, row)| row).collect()

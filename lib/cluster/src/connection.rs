@@ -1,8 +1,7 @@
 //! The current client of a cluster, replaced when a file of its credentials has changed.
 //!
-//! Secrets and projected tokens change under a running process, by a swapped symlink, which a watch on the file would
-//! not notice. So the files are read again before a call, at most once a second, and at once after an answer that new
-//! credentials may cure. kube by itself reads a token file again within a minute, and a kubeconfig's CA never.
+//! The files are read again before a call, at most once a second, and at once after an answer that new credentials may
+//! cure. kube by itself reads a token file again within a minute, and a kubeconfig's CA never.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -13,8 +12,8 @@ use kube::Client;
 use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
-    chain,
-    credentials::{CredentialsError, Files, Loaded, Source},
+    credentials::{CredentialFiles, CredentialsError, Loaded, Source},
+    files::Followed,
 };
 
 /// The files are read again before a call if the last read is older than this: a few KiB, and only while calls are
@@ -23,8 +22,6 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A client and the source of its credentials.
 pub(crate) struct Connection {
-    /// `None` = the client was given and handles its own credentials.
-    source: Option<Source>,
     current: RwLock<Current>,
     /// One task at a time checks the files.
     checked: Mutex<Checked>,
@@ -40,30 +37,31 @@ pub(crate) struct Current {
     generation: u64,
 }
 
-/// The files as they were last used.
+/// The files, and when they were last checked.
 struct Checked {
-    files: Files,
+    /// `None` = the client was given and handles its own credentials.
+    files: Option<Followed<CredentialFiles>>,
     at: Instant,
-    /// Why the newest files are not in use; logged once.
-    complaint: Option<String>,
 }
 
 impl Connection {
     /// Connects to `source`, and returns the namespace that its credentials name. Makes no call.
     pub(crate) async fn open(source: Source) -> Result<(Self, String), CredentialsError> {
-        let Loaded { files, client, namespace, host } = source.load().await?;
-        Ok((Self::new(Some(source), client, host, files), namespace))
+        let name = format!("{} cluster's credentials", source.cluster);
+        let (files, Loaded { client, namespace, host }) =
+            Followed::open(name, CredentialFiles(source)).await?;
+        Ok((Self::new(client, host, Some(files)), namespace))
     }
 
     /// A connection whose client is never replaced.
     pub(crate) fn fixed(client: Client) -> Self {
-        Self::new(None, client, "".into(), Files::none())
+        Self::new(client, "".into(), None)
     }
 
-    fn new(source: Option<Source>, client: Client, host: Arc<str>, files: Files) -> Self {
-        let checked = Checked { files, at: Instant::now(), complaint: None };
+    fn new(client: Client, host: Arc<str>, files: Option<Followed<CredentialFiles>>) -> Self {
+        let checked = Checked { files, at: Instant::now() };
         let current = RwLock::new(Current { client, host, generation: 0 });
-        Self { source, current, checked: Mutex::new(checked) }
+        Self { current, checked: Mutex::new(checked) }
     }
 
     /// The client to make a call with (cheap). Checks the files first if that is due.
@@ -95,28 +93,10 @@ impl Connection {
     /// Replaces the client if the files have changed. While the new files can't be used, the last good client stays.
     async fn check(&self, checked: &mut Checked) {
         checked.at = Instant::now();
-        let Some(source) = &self.source else { return };
-        if !checked.files.changed().await {
-            return;
-        }
-        let cluster = source.cluster;
-        match source.load().await {
-            Ok(Loaded { files, client, host, .. }) => {
-                (checked.files, checked.complaint) = (files, None);
-                let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-                *current = Current { client, host, generation: current.generation + 1 };
-                tracing::info!("the {cluster} cluster's credentials changed; the new ones are used");
-            }
-            Err(error) => {
-                let complaint = chain(&error);
-                if checked.complaint.as_ref() != Some(&complaint) {
-                    tracing::warn!(
-                        error = complaint,
-                        "the {cluster} cluster's credentials changed and can't be used; the last good ones stay in use"
-                    );
-                    checked.complaint = Some(complaint);
-                }
-            }
+        let Some(files) = &mut checked.files else { return };
+        if let Some(Loaded { client, host, .. }) = files.newer().await {
+            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+            *current = Current { client, host, generation: current.generation + 1 };
         }
     }
 }

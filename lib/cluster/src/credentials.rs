@@ -13,6 +13,7 @@ use kube::{
 
 use crate::{
     client::client,
+    files::{Contents, FromFiles},
     proxy::{ProxyError, Variables},
 };
 
@@ -109,12 +110,11 @@ pub enum CredentialsError {
     },
 }
 
-/// Files and their contents.
-pub(crate) struct Files(Vec<(PathBuf, Option<Vec<u8>>)>);
+/// The files of a source.
+pub(crate) struct CredentialFiles(pub Source);
 
 /// What was read from the credentials.
 pub(crate) struct Loaded {
-    pub files: Files,
     pub client: Client,
     /// The namespace that they name.
     pub namespace: String,
@@ -122,29 +122,22 @@ pub(crate) struct Loaded {
     pub host: Arc<str>,
 }
 
-impl Files {
-    pub(crate) fn none() -> Self {
-        Self(Vec::new())
-    }
+impl FromFiles for CredentialFiles {
+    type Value = Loaded;
+    type Error = CredentialsError;
 
-    /// Whether one of the files has another content now.
-    pub(crate) async fn changed(&self) -> bool {
-        for (path, content) in &self.0 {
-            if tokio::fs::read(path).await.ok() != *content {
-                return true;
-            }
-        }
-        false
+    async fn make(&self, contents: &mut Contents) -> Result<Loaded, CredentialsError> {
+        self.0.load(contents).await
     }
 }
 
 impl Source {
-    /// Reads the files, then makes a client: the next check finds a change in between.
-    pub(crate) async fn load(&self) -> Result<Loaded, CredentialsError> {
+    /// Reads the files, then makes a client. kube reads them once more: the next check finds a change in between.
+    async fn load(&self, contents: &mut Contents) -> Result<Loaded, CredentialsError> {
         let (cluster, setting) = (self.cluster, self.setting);
-        let (files, mut config, proxy_url) = match &self.kubeconfig {
-            Some(path) => self.read_kubeconfig(path).await?,
-            None => self.read_service_account().await?,
+        let (mut config, proxy_url) = match &self.kubeconfig {
+            Some(path) => self.read_kubeconfig(path, contents).await?,
+            None => self.read_service_account(contents).await?,
         };
         if !self.address.is_empty() {
             let address = self.address.clone();
@@ -162,28 +155,30 @@ impl Source {
             setting,
             source: Box::new(source),
         })?;
-        Ok(Loaded { files, client, namespace, host })
+        Ok(Loaded { client, namespace, host })
     }
 
-    async fn read_service_account(&self) -> Result<(Files, Config, Option<String>), CredentialsError> {
-        let mut files = Vec::new();
-        for path in SERVICE_ACCOUNT_FILES.map(PathBuf::from) {
+    async fn read_service_account(
+        &self,
+        contents: &mut Contents,
+    ) -> Result<(Config, Option<String>), CredentialsError> {
+        for path in SERVICE_ACCOUNT_FILES {
             // Outside a pod these files do not exist; the next step reports that better.
-            let content = tokio::fs::read(&path).await.ok();
-            files.push((path, content));
+            drop(contents.read(path).await);
         }
         let config = Config::incluster().map_err(|source| CredentialsError::InCluster {
             cluster: self.cluster,
             setting: self.setting,
             source: Box::new(source),
         })?;
-        Ok((Files(files), config, None))
+        Ok((config, None))
     }
 
     async fn read_kubeconfig(
         &self,
         path: &Path,
-    ) -> Result<(Files, Config, Option<String>), CredentialsError> {
+        contents: &mut Contents,
+    ) -> Result<(Config, Option<String>), CredentialsError> {
         let wrong = |source| CredentialsError::Kubeconfig {
             cluster: self.cluster,
             setting: self.setting,
@@ -191,24 +186,20 @@ impl Source {
             source: Box::new(source),
         };
         // Read here too, because the parser's error does not distinguish a missing file from a wrong one.
-        let mut files = vec![self.read(path.to_owned()).await?];
+        self.read(path.to_owned(), contents).await?;
         let kubeconfig = Kubeconfig::read_from(path).map_err(wrong)?;
         for path in referenced_files(&kubeconfig) {
-            files.push(self.read(path).await?);
+            self.read(path, contents).await?;
         }
         let proxy_url = proxy_url(&kubeconfig);
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await;
-        Ok((Files(files), config.map_err(wrong)?, proxy_url))
+        Ok((config.map_err(wrong)?, proxy_url))
     }
 
-    async fn read(&self, path: PathBuf) -> Result<(PathBuf, Option<Vec<u8>>), CredentialsError> {
-        match tokio::fs::read(&path).await {
-            Ok(content) => Ok((path, Some(content))),
-            Err(source) => {
-                let (cluster, setting) = (self.cluster, self.setting);
-                Err(CredentialsError::Read { cluster, setting, path, source })
-            }
-        }
+    async fn read(&self, path: PathBuf, contents: &mut Contents) -> Result<(), CredentialsError> {
+        let (cluster, setting) = (self.cluster, self.setting);
+        let read = contents.read(&path).await;
+        read.map(drop).map_err(|source| CredentialsError::Read { cluster, setting, path, source })
     }
 }
 

@@ -3,6 +3,8 @@
 //! This crate alone makes Kubernetes clients, reads credentials, waits for `Retry-After`, classifies answers and proves
 //! that an object does not exist. It knows no object: paths and types are its callers'. Typed [`kube::Api`]s (over
 //! [`ApiServer::client`]) and raw requests ([`ApiServer::exchange`]) take the same way through [`ApiServer`].
+//!
+//! Credentials change while a program runs. [`Followed`] takes up changed files, also for other crates.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 
@@ -13,6 +15,7 @@ mod connection;
 mod credentials;
 mod error;
 mod exchange;
+mod files;
 mod metrics;
 mod pace;
 mod proxy;
@@ -25,9 +28,10 @@ pub use absence::{get, is_absent, status_code};
 pub use call::Call;
 pub use credentials::{CredentialsError, Source};
 pub use error::{Class, Error, Failure};
+pub use files::{Contents, Followed, FromFiles};
 pub use metrics::{Meter, Outcome, Unmetered};
 pub use pace::MAX_RETRY_AFTER;
-pub use rights::{Right, Rights};
+pub use rights::{Right, Rights, is_granted};
 pub use server::{ApiServer, CALL_DEADLINE, WhenPaused};
 
 pub use serving::chain;

@@ -8,6 +8,10 @@ pub const SERIAL: &str = "serial";
 /// Key of the volume context: the bus of the disk. Only the controller reads it; the node finds a disk on any bus.
 pub const BUS: &str = "bus";
 
+/// Key of the volume context: the filesystem type, where the `StorageClass` names it by the older parameter and the
+/// capability does not have it.
+pub const FILESYSTEM: &str = "fsType";
+
 /// The id of a node: `<namespace>/<vm>`, as kubevirt/csi-driver writes it. The node gives it, the controller reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeId {

@@ -147,6 +147,7 @@ impl Operations {
             }
             Some(ended)
         };
+        // Not supervised: if the task panics, its caller gets an error, and the volume's lock is released for the next call.
         let task = self.tasks.spawn(task.in_current_span());
         let unanswered = tokio::select! {
             // A finished answer counts, also at the last moment.

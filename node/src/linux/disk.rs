@@ -25,7 +25,9 @@ use crate::{
         command::{self, FORMAT_LIMIT, PROBE_LIMIT},
         holders, sysfs,
     },
-    probe::{EDGE_BYTES, Evidence, SURVEY_ALIGNMENT, Samples, sample_ranges, survey_ranges},
+    probe::{
+        Answer, EDGE_BYTES, Evidence, SURVEY_ALIGNMENT, Samples, own_kinds, sample_ranges, survey_ranges,
+    },
     settings::HostPaths,
 };
 
@@ -129,15 +131,7 @@ fn answers_no_more(error: &io::Error) -> bool {
 pub fn examine(paths: &HostPaths, held: &HeldDisk) -> Result<Evidence> {
     let disk = held.disk();
     let exclusive = open_exclusively(paths, disk, false)?;
-    let blkid = Tool {
-        program: "blkid",
-        arguments: ["-p", "-o", "export"]
-            .into_iter()
-            .map(str::to_owned)
-            .chain([node_path(paths, disk).to_string_lossy().into_owned()])
-            .collect(),
-    };
-    let ended = command::run(&blkid, &disk.name, PROBE_LIMIT)?;
+    let blkid = ask_blkid(paths, disk, &[])?;
     let samples = sample(&exclusive, disk.bytes).and_then(|samples| {
         let first_data = match samples.first_data {
             None => survey(&exclusive, disk.bytes)?,
@@ -146,7 +140,30 @@ pub fn examine(paths: &HostPaths, held: &HeldDisk) -> Result<Evidence> {
         Ok(Samples { first_data, ..samples })
     });
     let samples = samples.map_err(|error| error.to_string());
-    Ok(Evidence { blkid_code: ended.code, blkid_output: ended.output, blkid_errors: ended.errors, samples })
+    let own = samples.as_ref().map(|samples| own_kinds(&blkid, samples, disk.bytes)).unwrap_or_default();
+    let without_own = if own.is_empty() {
+        None
+    } else {
+        tracing::warn!(
+            disk = disk.name,
+            found = blkid.words(),
+            "blkid found a signature where the data of a filesystem can have it; asking without such signatures"
+        );
+        Some(ask_blkid(paths, disk, &own)?)
+    };
+    Ok(Evidence { blkid, without_own, samples })
+}
+
+/// Runs blkid, which does not look for the signatures named in `without`.
+fn ask_blkid(paths: &HostPaths, disk: &Disk, without: &[&str]) -> Result<Answer> {
+    let mut arguments: Vec<String> = ["-p", "-o", "export"].map(str::to_owned).into();
+    if !without.is_empty() {
+        // The prefix is the whole list's (blkid.c, `list_to_types`), whatever blkid(8) says.
+        arguments.extend(["-n".to_owned(), format!("no{}", without.join(","))]);
+    }
+    arguments.push(node_path(paths, disk).to_string_lossy().into_owned());
+    let ended = command::run(&Tool { program: "blkid", arguments }, &disk.name, PROBE_LIMIT)?;
+    Ok(Answer { code: ended.code, output: ended.output, errors: ended.errors })
 }
 
 /// Reads the ranges of [`sample_ranges`] from the disk itself, not from what the kernel remembers of it.

@@ -10,6 +10,7 @@ use std::{
 
 use nix::{
     errno::Errno,
+    fcntl::OFlag,
     mount::{MntFlags, MsFlags, mount, umount2},
 };
 
@@ -37,6 +38,25 @@ const CORRUPTED: [Errno; 7] = [
     Errno::EWOULDBLOCK,
     Errno::ENODEV,
 ];
+
+/// The errors with which the kernel refuses every write to a filesystem that had an error: ext4 is then read-only, xfs is
+/// shut down, and both find damage.
+const WRITE_REFUSED: [Errno; 4] = [Errno::EROFS, Errno::EIO, Errno::EUCLEAN, Errno::ESHUTDOWN];
+/// Mode of the file without a name.
+const NAMELESS_MODE: u32 = 0o600;
+
+/// See [`crate::host::Host::write_refusal`].
+///
+/// Since "ext4: don't set SB_RDONLY after filesystem errors" (in 6.1.0-57 and 6.18) neither the mount table nor
+/// statvfs(2) nor access(2) show what an error of the kernel has done. A file without a name is created and is gone when
+/// it is closed.
+pub fn write_refusal(mount_point: &Path) -> Option<String> {
+    let mut nameless = OpenOptions::new();
+    nameless.read(true).write(true).mode(NAMELESS_MODE).custom_flags(OFlag::O_TMPFILE.bits());
+    let error = nameless.open(mount_point).err()?;
+    let refused = error.raw_os_error().is_some_and(|code| WRITE_REFUSED.contains(&Errno::from_raw(code)));
+    refused.then(|| error.to_string())
+}
 
 /// See [`crate::host::Host::path`].
 pub fn state(path: &Path) -> Result<PathState> {

@@ -81,7 +81,8 @@ fn staged(filesystem: FilesystemType, flags: &[&str]) -> stage::Wanted {
 
 fn published(read_only: bool) -> publish::Wanted {
     let source = publish::Source::Staging(STAGING.into());
-    publish::Wanted { source, target: TARGET.into(), read_only, exclusive: false }
+    let staged_read_only = false;
+    publish::Wanted { source, target: TARGET.into(), read_only, staged_read_only, exclusive: false }
 }
 
 fn ext4(bytes: u64) -> Held {
@@ -152,6 +153,31 @@ fn a_mount_whose_disk_is_gone_is_replaced_and_one_of_a_living_disk_is_not() {
 }
 
 #[test]
+fn a_filesystem_that_the_kernel_made_read_only_is_neither_staged_nor_published_again_for_a_writer() {
+    let setup = Setup::new(ext4(DISK_BYTES));
+    setup.stage(FilesystemType::Ext4, &[]).unwrap();
+    assert_eq!(setup.publish(false).unwrap(), Published::Done);
+    setup.model.take_applied();
+    setup.model.state().write_refusal = Some("Read-only file system (os error 30)".into());
+    let second = publish::Wanted { target: "/pods/b/mount".into(), ..published(false) };
+    for failed in [
+        setup.stage(FilesystemType::Ext4, &[]).unwrap_err(),
+        setup.publish(false).unwrap_err(),
+        publish_filesystem(setup.context(), &second, &serial()).unwrap_err(),
+    ] {
+        assert!(matches!(failed, Error::NotWritable { .. }), "{failed}");
+    }
+    assert_eq!(setup.model.take_applied(), [], "and nothing is taken from the pod that has it");
+    let reader = publish::Wanted { read_only: true, ..second };
+    assert_eq!(publish_filesystem(setup.context(), &reader, &serial()).unwrap(), Published::Done);
+    setup.unpublish("/pods/b/mount").unwrap();
+    setup.unpublish(TARGET).unwrap();
+    setup.unstage().unwrap();
+    setup.model.state().write_refusal = None;
+    setup.stage(FilesystemType::Ext4, &[]).unwrap();
+}
+
+#[test]
 fn the_older_layout_is_served() {
     // kubevirt/csi-driver mounts the disk itself at the target and nothing at the staging path.
     let setup = Setup::new(ext4(DISK_BYTES));
@@ -205,7 +231,9 @@ fn a_staging_mount_whose_disk_is_gone_is_not_published_until_it_is_staged_again(
 fn a_block_volume_is_bound_and_taken_back() {
     let setup = Setup::new(Held::Partitions);
     let source = publish::Source::Node { path: "/dev/sdb".into(), number: disk(16).number };
-    let wanted = publish::Wanted { source, target: TARGET.into(), read_only: false, exclusive: true };
+    let (read_only, staged_read_only) = (false, false);
+    let wanted =
+        publish::Wanted { source, target: TARGET.into(), read_only, staged_read_only, exclusive: true };
     stage_block(setup.context(), VOLUME, &disk(16), STAGING.as_ref()).unwrap();
     publish_block(setup.context(), VOLUME, &wanted, &disk(16)).unwrap();
     assert_eq!(setup.model.state().mounts[0].fs_type, DEVTMPFS);

@@ -10,17 +10,18 @@ const STAGING: &str = "/stage";
 const TARGET: &str = "/pods/a/mount";
 
 fn wanted(read_only: bool, exclusive: bool) -> Wanted {
-    Wanted { source: Source::Staging(STAGING.into()), target: TARGET.into(), read_only, exclusive }
+    let source = Source::Staging(STAGING.into());
+    Wanted { source, target: TARGET.into(), read_only, staged_read_only: false, exclusive }
 }
 
 fn wanted_node(exclusive: bool) -> Wanted {
     let source = Source::Node { path: "/dev/sdb".into(), number: disk(16).number };
-    Wanted { source, target: TARGET.into(), read_only: false, exclusive }
+    Wanted { source, target: TARGET.into(), read_only: false, staged_read_only: false, exclusive }
 }
 
 fn staged() -> Observed {
     let mounts = MountTable(vec![mount(disk(16).number, "/", STAGING.as_ref(), "ext4", false)]);
-    Observed { mounts, target: PathState::Missing, stale: false, target_is_ours: false }
+    Observed { mounts, target: PathState::Missing, stale: false, target_is_ours: false, write_refusal: None }
 }
 
 fn also(mut observed: Observed, point: &str, root: &str, fs_type: &str, read_only: bool) -> Observed {
@@ -99,7 +100,33 @@ fn a_read_only_staging_mount_satisfies_a_writable_target() {
     let mut observed = also(staged(), TARGET, "/", "ext4", true);
     observed.mounts.0[0].options = ["ro".to_owned()].into();
     let observed = Observed { target: PathState::Directory, target_is_ours: true, ..observed };
-    assert_eq!(plan(&wanted(false, false), &observed).unwrap(), []);
+    let of_a_reader = Wanted { staged_read_only: true, ..wanted(false, false) };
+    assert_eq!(plan(&of_a_reader, &observed).unwrap(), []);
+    let error = plan(&wanted(false, false), &observed).unwrap_err();
+    assert!(matches!(error, Error::NotWritable { .. }), "remounted by somebody: {error}");
+}
+
+#[rstest]
+#[case::writer(false, false, false)]
+#[case::reader(true, false, true)]
+#[case::writer_of_a_read_only_volume(false, true, true)]
+fn a_filesystem_that_takes_no_writes_is_published_for_readers_only(
+    #[case] read_only: bool,
+    #[case] staged_read_only: bool,
+    #[case] is_published: bool,
+) {
+    let wanted = Wanted { staged_read_only, ..wanted(read_only, false) };
+    let first = Observed { write_refusal: Some("Read-only file system".into()), ..staged() };
+    let mut again = also(first.clone(), TARGET, "/", "ext4", read_only);
+    again.target = PathState::Directory;
+    again.target_is_ours = true;
+    for observed in [first, again] {
+        match plan(&wanted, &observed) {
+            Ok(_) => assert!(is_published),
+            Err(Error::NotWritable { path, .. }) => assert!(!is_published && path == Path::new(STAGING)),
+            Err(other) => panic!("{other}"),
+        }
+    }
 }
 
 #[rstest]

@@ -91,6 +91,9 @@ impl Host for Gate {
     fn in_use(&self, disk: &Disk) -> Result<Option<String>> {
         self.model.in_use(disk)
     }
+    fn write_refusal(&self, mount_point: &Path) -> Result<Option<String>> {
+        self.model.write_refusal(mount_point)
+    }
     fn mounts(&self) -> Result<MountTable> {
         self.model.mounts()
     }

@@ -20,6 +20,7 @@ fn observed(content: Content) -> Observed {
         record: None,
         content: Some(content),
         filesystem_bytes: None,
+        write_refusal: None,
     }
 }
 
@@ -90,6 +91,27 @@ fn a_read_only_volume_or_disk_is_never_formatted() {
     );
 }
 
+#[rstest]
+#[case::xfs(Xfs, (300 << 20) - 512, false)]
+#[case::xfs_at_its_least(Xfs, 300 << 20, true)]
+#[case::ext3_without_its_journal(FilesystemType::Ext3, 1 << 20, false)]
+#[case::ext4(Ext4, 1 << 20, true)]
+fn a_disk_that_is_too_small_is_not_formatted(
+    #[case] filesystem: FilesystemType,
+    #[case] bytes: u64,
+    #[case] fits: bool,
+) {
+    let mut small = observed(BLANK);
+    small.disk.bytes = bytes;
+    match plan(&wanted(filesystem, &[]), &small, false) {
+        Ok(_) => assert!(fits),
+        Err(error) => assert!(!fits && matches!(error, Error::DiskTooSmall { .. }), "{error}"),
+    }
+    // One that exists is used as it is.
+    small.content = Some(found(filesystem.name(), Finished));
+    plan(&wanted(filesystem, &[]), &small, false).unwrap();
+}
+
 #[test]
 fn the_record_is_there_from_before_mkfs_until_before_the_mount() {
     let steps = plan(&wanted(Xfs, &["noatime"]), &observed(BLANK), false).unwrap();
@@ -153,6 +175,21 @@ fn what_is_staged_is_done_grown_or_in_conflict() {
     let tail =
         Observed { filesystem_bytes: Some(DISK_BYTES - GROW_THRESHOLD_BYTES), ..staged(16, "ext4", false) };
     assert_eq!(plan(&as_asked, &tail, false).unwrap(), []);
+}
+
+#[test]
+fn a_filesystem_that_takes_no_writes_is_staged_for_readers_only() {
+    let refused = |read_only| Observed {
+        write_refusal: Some("Read-only file system (os error 30)".into()),
+        filesystem_bytes: Some(DISK_BYTES / 2),
+        ..staged(16, "ext4", read_only)
+    };
+    let error = plan(&wanted(Ext4, &[]), &refused(false), false).unwrap_err();
+    assert!(
+        matches!(&error, Error::NotWritable { path, .. } if path == std::path::Path::new(STAGING)),
+        "{error}"
+    );
+    assert_eq!(plan(&wanted(Ext4, &["ro"]), &refused(true), false).unwrap(), [], "and is not grown");
 }
 
 #[test]

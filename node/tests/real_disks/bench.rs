@@ -313,6 +313,10 @@ impl Bench {
         self.publish_as(pod, filesystem(kind, &[]), readonly)
     }
 
+    pub fn publish_with(&self, pod: &str, kind: &str, flags: &[&str], readonly: bool) -> Result<(), Status> {
+        self.publish_as(pod, filesystem(kind, flags), readonly)
+    }
+
     pub fn publish_block(&self, pod: &str) -> Result<(), Status> {
         self.publish_as(pod, capability(AccessType::Block(BlockVolume {})), false)
     }

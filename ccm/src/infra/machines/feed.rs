@@ -24,9 +24,10 @@ use crate::{
     access::chain,
     call::status_code,
     infra::machines::{
+        Vm, Vmi,
         index::{Kept, MachineIndex},
-        reads::{InfraReads, PAGE, Wire},
-        wire::{WireVm, WireVmi},
+        reads::{InfraReads, PAGE},
+        wire::Machine,
     },
 };
 
@@ -66,61 +67,61 @@ impl Feed {
         if self.runs.swap(true, Ordering::Relaxed) {
             return std::future::pending().await;
         }
-        tokio::join!(self.follow::<WireVm>(), self.follow::<WireVmi>());
+        tokio::join!(self.follow::<Vm>(), self.follow::<Vmi>());
     }
 
-    async fn follow<K: Wire>(&self) {
-        self.watch::<K>().await;
-        let kind = K::Kept::RESOURCE;
+    async fn follow<T: Machine>(&self) {
+        self.watch::<T>().await;
+        let kind = T::RESOURCE;
         tracing::info!(
             kind,
             "no right to watch in the infra cluster, so they are listed every {IDLE_LOOK:?}, or sooner where a node needs it"
         );
-        self.look_again_and_again::<K>().await;
+        self.look_again_and_again::<T>().await;
     }
 
     /// Watches a kind; ends only when RBAC refuses that.
-    async fn watch<K: Wire>(&self) {
+    async fn watch<T: Machine>(&self) {
         let config = watcher::Config::default().page_size(PAGE);
-        let mut events = pin!(watcher(self.reads.api::<K>(), config).default_backoff());
+        let mut events = pin!(watcher(self.reads.api::<T>(), config).default_backoff());
         let (mut listed, mut trouble) = (Vec::new(), Trouble::default());
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => listed.clear(),
-                Ok(watcher::Event::InitApply(object)) => listed.push(K::Kept::from(object)),
+                Ok(watcher::Event::InitApply(object)) => listed.push(object.kept),
                 Ok(watcher::Event::InitDone) => {
                     self.index.replace(std::mem::take(&mut listed));
                     trouble.is_over();
                 }
-                Ok(watcher::Event::Apply(object)) => self.index.put(K::Kept::from(object)),
-                Ok(watcher::Event::Delete(object)) => self.index.remove::<K::Kept>(&object.name_any()),
+                Ok(watcher::Event::Apply(object)) => self.index.put(object.kept),
+                Ok(watcher::Event::Delete(object)) => self.index.remove::<T>(&object.name_any()),
                 Err(watcher::Error::WatchStartFailed(error)) if status_code(&error) == Some(403) => return,
                 Err(error) => {
                     if let watcher::Error::InitialListFailed(cause) = &error
                         && status_code(cause) == Some(403)
                     {
-                        self.index.forget::<K::Kept>();
+                        self.index.forget::<T>();
                     }
-                    trouble.is::<K::Kept>(&error);
+                    trouble.is::<T>(&error);
                 }
             }
         }
     }
 
-    async fn look_again_and_again<K: Wire>(&self) {
+    async fn look_again_and_again<T: Machine>(&self) {
         let (mut hurried, mut trouble) = (self.hurried.subscribe(), Trouble::default());
         loop {
             hurried.mark_unchanged();
-            match self.reads.list::<K>().await {
+            match self.reads.list::<T>().await {
                 Ok(objects) => {
                     self.index.replace(objects);
                     trouble.is_over();
                 }
                 Err(error) => {
                     if error.is_forbidden() {
-                        self.index.forget::<K::Kept>();
+                        self.index.forget::<T>();
                     }
-                    trouble.is::<K::Kept>(&error);
+                    trouble.is::<T>(&error);
                 }
             }
             time::sleep(SHORTEST_PAUSE).await;

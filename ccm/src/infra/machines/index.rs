@@ -5,9 +5,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use kubevirt::{Seen, WireVm, WireVmi};
 use tokio::sync::watch;
 
 use crate::infra::machines::{Vm, Vmi};
@@ -29,18 +30,6 @@ pub struct Snapshot {
     /// `None` = not read yet, or reading is not allowed.
     vms: Option<Shelf<Vm>>,
     vmis: Option<Shelf<Vmi>>,
-}
-
-/// What is known of one object, which may not have been read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Seen<T> {
-    /// It was not read, or the read failed.
-    #[default]
-    Unseen,
-    /// It does not exist, by a read that succeeded.
-    Absent,
-    /// It exists and has this value.
-    Present(T),
 }
 
 /// All known VMs and VMIs of the namespace. `None` = not read.
@@ -65,7 +54,7 @@ pub trait Kept: Eq + Sized {
 }
 
 impl Kept for Vm {
-    const RESOURCE: &'static str = "virtualmachines";
+    const RESOURCE: &'static str = WireVm::PLURAL;
 
     fn name(&self) -> &str {
         &self.name
@@ -77,7 +66,7 @@ impl Kept for Vm {
 }
 
 impl Kept for Vmi {
-    const RESOURCE: &'static str = "virtualmachineinstances";
+    const RESOURCE: &'static str = WireVmi::PLURAL;
 
     fn name(&self) -> &str {
         &self.name
@@ -146,7 +135,7 @@ impl MachineIndex {
     }
 
     fn lock(&self) -> MutexGuard<'_, Snapshot> {
-        self.snapshot.lock().expect("no holder of this lock panics")
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -176,7 +165,7 @@ impl Snapshot {
 }
 
 fn seen<T>(shelf: Option<&Shelf<T>>, name: &str) -> Seen<Arc<T>> {
-    shelf.map_or(Seen::Unseen, |shelf| shelf.get(name).cloned().map_or(Seen::Absent, Seen::Present))
+    shelf.map_or(Seen::Unseen, |shelf| shelf.get(name).cloned().into())
 }
 
 #[cfg(test)]

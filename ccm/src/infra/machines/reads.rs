@@ -1,21 +1,20 @@
 //! Live reads of the infra cluster. The API server answers each from its quorum; no cache is used, neither ours nor its
 //! own.
 
-use std::{fmt::Debug, time::Duration};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
-use kube::{Api, Client, Resource, api::ListParams, core::NamespaceResourceScope};
-use serde::de::DeserializeOwned;
+use kube::{Api, Client, api::ListParams};
 
 use crate::{
     call::{CallError, call, call_within},
     infra::{
-        hosts::Place,
         machines::{
             Vm, Vmi,
-            index::{Kept, Snapshot},
-            wire::{WireVm, WireVmi},
+            index::Snapshot,
+            wire::{Machine, Reduced},
         },
+        topology::Topology,
     },
 };
 
@@ -31,22 +30,6 @@ pub struct InfraReads {
     namespace: String,
 }
 
-/// A kind of the API, and the type to which it is reduced.
-pub trait Wire:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + 'static
-{
-    /// The reduced type.
-    type Kept: Kept + Clone + From<Self> + Send;
-}
-
-impl Wire for WireVm {
-    type Kept = Vm;
-}
-
-impl Wire for WireVmi {
-    type Kept = Vmi;
-}
-
 impl InfraReads {
     /// Reads in one namespace.
     pub fn new(client: Client, namespace: impl Into<String>) -> Self {
@@ -54,29 +37,29 @@ impl InfraReads {
     }
 
     /// The objects of a kind.
-    pub fn api<K: Wire>(&self) -> Api<K> {
+    pub fn api<T: Machine>(&self) -> Api<Reduced<T>> {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
     /// One object. `None` = the API server reports that it does not exist.
-    pub async fn get<K: Wire>(&self, name: &str) -> Result<Option<K::Kept>, CallError> {
-        let what = || format!("get {} {name}", K::Kept::RESOURCE);
-        match call(what, self.api::<K>().get(name)).await {
-            Ok(object) => Ok(Some(object.into())),
-            Err(error) if error.proves_absence_of::<K>(name) => Ok(None),
+    pub async fn get<T: Machine>(&self, name: &str) -> Result<Option<T>, CallError> {
+        let what = || format!("get {} {name}", T::RESOURCE);
+        match call(what, self.api::<T>().get(name)).await {
+            Ok(object) => Ok(Some(object.kept)),
+            Err(error) if error.proves_absence_of::<Reduced<T>>(name) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     /// All objects of a kind, page by page. There is no `resourceVersion`, so that each page is a quorum read.
-    pub async fn list<K: Wire>(&self) -> Result<Vec<K::Kept>, CallError> {
-        let api = self.api::<K>();
+    pub async fn list<T: Machine>(&self) -> Result<Vec<T>, CallError> {
+        let api = self.api::<T>();
         let mut all = Vec::new();
         let mut next: Option<String> = None;
         loop {
             let params = ListParams { limit: Some(PAGE), continue_token: next, ..ListParams::default() };
-            let page = call(|| format!("list {}", K::Kept::RESOURCE), api.list(&params)).await?;
-            all.extend(page.items.into_iter().map(K::Kept::from));
+            let page = call(|| format!("list {}", T::RESOURCE), api.list(&params)).await?;
+            all.extend(page.items.into_iter().map(|object| object.kept));
             next = page.metadata.continue_.filter(|token| !token.is_empty());
             if next.is_none() {
                 return Ok(all);
@@ -86,15 +69,15 @@ impl InfraReads {
 
     /// All VMs and VMIs. VMs are listed last, so that a VMI is seen even if its VM is deleted between the two lists.
     pub async fn everything(&self) -> Result<Snapshot, CallError> {
-        let vmis = self.list::<WireVmi>().await?;
-        Ok(Snapshot::of(self.list::<WireVm>().await?, vmis))
+        let vmis = self.list::<Vmi>().await?;
+        Ok(Snapshot::of(self.list::<Vm>().await?, vmis))
     }
 
     /// Zone and region of an infra Node. Only its metadata is requested.
-    pub async fn place(&self, node: &str) -> Result<Place, CallError> {
+    pub async fn topology(&self, node: &str) -> Result<Topology, CallError> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let what = || format!("get infra node {node}");
         let meta = call_within(PLACE_DEADLINE, what, nodes.get_metadata(node)).await?.metadata;
-        Ok(Place::of_labels(&meta.labels.unwrap_or_default()))
+        Ok(Topology::of_labels(&meta.labels.unwrap_or_default()))
     }
 }

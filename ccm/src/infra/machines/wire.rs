@@ -1,20 +1,20 @@
-//! VM and VMI as KubeVirt writes them: the fields that are read, and how they become our own types. They are never
-//! written back, because that would lose every field that they do not have.
+//! VM and VMI as KubeVirt writes them become the types that are kept. That happens while an object is parsed, so that a
+//! list never holds more than what is kept.
 
 use crate::{
     guest_names::CLUSTER_NAME_LABEL,
-    infra::machines::{Interface, Network, Phase, RunStrategy, Vm, Vmi, VmiConditions},
+    infra::machines::{Interface, Network, Vm, Vmi, VmiConditions, index::Kept},
     wire::{
-        metadata::{lean_metadata, null_as_default},
         system_uuid::SystemUuid,
         topology_labels::{REGION_LABEL, ZONE_LABEL},
     },
 };
-use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
+use std::{borrow::Cow, fmt::Debug, net::IpAddr};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, core::NamespaceResourceScope};
-use serde::Deserialize;
+use kubevirt::{Metadata, Phase, WireInterface, WireNetwork, WireVm, WireVmi, WireVmiSpec};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
 /// Annotations in which KubeVirt records the instance type that a VM was made from: first the namespaced kind, then the
 /// cluster-wide one (kubevirt.io/api, `InstancetypeAnnotation`, `ClusterInstancetypeAnnotation`).
@@ -26,245 +26,169 @@ const AGENT_CONNECTED: &str = "AgentConnected";
 const READY: &str = "Ready";
 /// Condition of a VMI whose processors are stopped (`VirtualMachineInstancePaused`).
 const PAUSED: &str = "Paused";
+/// Phase of a VMI that is the target of a migration and waits for its source (`WaitingForSync`). It has not started yet.
+const WAITING_FOR_SYNC: &str = "WaitingForSync";
 
-/// The fields of a `VirtualMachine` that are read.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct WireVm {
-    #[serde(deserialize_with = "lean_metadata")]
+/// A kind of KubeVirt that is kept.
+pub trait Machine: Kept + Clone + Debug + Send + 'static {
+    /// The kind.
+    const KIND: &'static str;
+    /// The type that has its fields as KubeVirt writes them.
+    type Wire: DeserializeOwned + Into<Self>;
+
+    /// The metadata of an object.
+    fn metadata(wire: &Self::Wire) -> &Metadata;
+}
+
+impl Machine for Vm {
+    const KIND: &'static str = WireVm::KIND;
+    type Wire = WireVm;
+
+    fn metadata(wire: &WireVm) -> &Metadata {
+        &wire.metadata
+    }
+}
+
+impl Machine for Vmi {
+    const KIND: &'static str = WireVmi::KIND;
+    type Wire = WireVmi;
+
+    fn metadata(wire: &WireVmi) -> &Metadata {
+        &wire.metadata
+    }
+}
+
+/// An object of the API, reduced to what is kept of it and to the metadata that kube's watcher needs.
+#[derive(Clone, Debug)]
+pub struct Reduced<T> {
     metadata: ObjectMeta,
-    spec: WireVmSpec,
-    #[serde(deserialize_with = "null_as_default")]
-    status: WireVmStatus,
+    /// What is kept.
+    pub kept: T,
 }
 
-/// The fields of a `VirtualMachineInstance` that are read.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct WireVmi {
-    #[serde(deserialize_with = "lean_metadata")]
-    metadata: ObjectMeta,
-    spec: WireVmiSpec,
-    #[serde(deserialize_with = "null_as_default")]
-    status: WireVmiStatus,
+impl<'de, T: Machine> Deserialize<'de> for Reduced<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wire = T::Wire::deserialize(deserializer)?;
+        let Metadata { name, resource_version, .. } = T::metadata(&wire);
+        let metadata = ObjectMeta {
+            name: Some(name.clone()),
+            resource_version: Some(resource_version.clone()),
+            ..ObjectMeta::default()
+        };
+        Ok(Self { metadata, kept: wire.into() })
+    }
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct WireVmSpec {
-    run_strategy: Option<String>,
-    running: Option<bool>,
-    template: WireTemplate,
-}
+impl<T: Machine> Resource for Reduced<T> {
+    type DynamicType = ();
+    type Scope = NamespaceResourceScope;
 
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-struct WireTemplate {
-    spec: WireVmiSpec,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct WireVmStatus {
-    #[serde(deserialize_with = "null_as_default")]
-    printable_status: String,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-struct WireVmiSpec {
-    hostname: Option<String>,
-    domain: WireDomain,
-    #[serde(deserialize_with = "null_as_default")]
-    networks: Vec<WireNetwork>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-struct WireDomain {
-    firmware: Option<WireFirmware>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-struct WireFirmware {
-    #[serde(deserialize_with = "null_as_default")]
-    uuid: String,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-struct WireNetwork {
-    name: String,
-    pod: Option<serde::de::IgnoredAny>,
-    multus: Option<WireMultus>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct WireMultus {
-    network_name: String,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct WireVmiStatus {
-    #[serde(deserialize_with = "null_as_default")]
-    phase: String,
-    node_name: Option<String>,
-    #[serde(deserialize_with = "null_as_default")]
-    interfaces: Vec<WireInterface>,
-    #[serde(deserialize_with = "null_as_default")]
-    conditions: Vec<WireCondition>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct WireInterface {
-    #[serde(deserialize_with = "null_as_default")]
-    name: String,
-    #[serde(deserialize_with = "null_as_default")]
-    ip_address: String,
-    #[serde(deserialize_with = "null_as_default")]
-    ip_addresses: Vec<String>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-struct WireCondition {
-    r#type: String,
-    status: String,
+    fn kind((): &()) -> Cow<'_, str> {
+        T::KIND.into()
+    }
+    fn group((): &()) -> Cow<'_, str> {
+        kubevirt::GROUP.into()
+    }
+    fn version((): &()) -> Cow<'_, str> {
+        kubevirt::VERSION.into()
+    }
+    fn plural((): &()) -> Cow<'_, str> {
+        T::RESOURCE.into()
+    }
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
 }
 
 impl From<WireVm> for Vm {
     fn from(wire: WireVm) -> Self {
-        let strategy = match (wire.spec.run_strategy.as_deref(), wire.spec.running) {
-            (Some("Always"), _) | (None, Some(true)) => RunStrategy::Always,
-            (Some("Halted"), _) | (None, Some(false)) => RunStrategy::Halted,
-            _ => RunStrategy::Depends,
-        };
         Self {
-            strategy,
+            strategy: wire.spec.strategy(),
             printable_status: wire.status.printable_status,
-            uuid: wire.spec.template.spec.uuid(),
+            uuid: uuid(&wire.spec.template.spec),
             hostname: wire.spec.template.spec.hostname.filter(|name| !name.is_empty()),
-            name: wire.metadata.name.unwrap_or_default(),
+            name: wire.metadata.name,
         }
     }
 }
 
 impl From<WireVmi> for Vmi {
     fn from(wire: WireVmi) -> Self {
-        let phase = match wire.status.phase.as_str() {
-            "" | "Pending" | "Scheduling" | "Scheduled" | "WaitingForSync" => Phase::Starting,
-            "Running" => Phase::Running,
-            "Succeeded" => Phase::Succeeded,
-            "Failed" => Phase::Failed,
-            _ => Phase::Unknown(wire.status.phase),
+        let phase = match wire.status.phase {
+            Phase::Unknown(text) if text == WAITING_FOR_SYNC => Phase::Starting,
+            phase => phase,
         };
+        let metadata = &wire.metadata;
         let own = |key: &str| {
-            let of = |map: &Option<BTreeMap<String, String>>| map.as_ref()?.get(key).cloned();
-            of(&wire.metadata.labels)
-                .or_else(|| of(&wire.metadata.annotations))
-                .filter(|text| !text.is_empty())
+            let text = metadata.labels.get(key).or_else(|| metadata.annotations.get(key));
+            text.filter(|text| !text.is_empty()).cloned()
         };
         let networks = &wire.spec.networks;
         let condition = |kind: &str| {
-            let found = wire.status.conditions.iter().find(|condition| condition.r#type == kind);
+            let found = wire.status.conditions.iter().find(|condition| condition.kind == kind);
             found.map(|condition| condition.status == "True")
         };
         Self {
-            uid: wire.metadata.uid.unwrap_or_default(),
-            cluster: wire.metadata.labels.as_ref().and_then(|all| all.get(CLUSTER_NAME_LABEL)).cloned(),
-            deleting: wire.metadata.deletion_timestamp.is_some(),
+            cluster: metadata.labels.get(CLUSTER_NAME_LABEL).cloned(),
+            deleting: metadata.deletion_timestamp.is_some(),
             conditions: VmiConditions {
                 ready: condition(READY).unwrap_or(phase == Phase::Running),
                 paused: condition(PAUSED) == Some(true),
             },
             agent_connected: condition(AGENT_CONNECTED) == Some(true),
             phase,
-            uuid: wire.spec.uuid(),
+            uuid: uuid(&wire.spec),
             host: wire.status.node_name.filter(|name| !name.is_empty()),
-            interfaces: wire.status.interfaces.into_iter().map(|it| it.project(networks)).collect(),
+            interfaces: wire.status.interfaces.into_iter().map(|it| interface(it, networks)).collect(),
             instance_type: INSTANCE_TYPE_ANNOTATIONS.iter().find_map(|key| own(key)),
             zone: own(ZONE_LABEL),
             region: own(REGION_LABEL),
             hostname: wire.spec.hostname.filter(|name| !name.is_empty()),
-            name: wire.metadata.name.unwrap_or_default(),
+            uid: wire.metadata.uid,
+            name: wire.metadata.name,
         }
     }
 }
 
-impl WireVmiSpec {
-    fn uuid(&self) -> Option<SystemUuid> {
-        SystemUuid::parse(&self.domain.firmware.as_ref()?.uuid)
-    }
+fn uuid(spec: &WireVmiSpec) -> Option<SystemUuid> {
+    SystemUuid::parse(&spec.domain.firmware.as_ref()?.uuid)
 }
 
-impl WireInterface {
-    /// `ipAddress` is the primary address, and is missing from `ipAddresses` on old instances.
-    fn project(self, networks: &[WireNetwork]) -> Interface {
-        let network = match networks.iter().find(|network| network.name == self.name) {
-            Some(WireNetwork { pod: Some(_), .. }) => Network::Pod,
-            Some(WireNetwork { multus: Some(multus), .. }) => Network::Multus(multus.network_name.clone()),
-            Some(_) | None => Network::Unknown,
-        };
-        let mut addresses: Vec<IpAddr> = Vec::new();
-        for text in std::iter::once(&self.ip_address).chain(&self.ip_addresses) {
-            if let Ok(address) = text.parse()
-                && !addresses.contains(&address)
-            {
-                addresses.push(address);
-            }
-        }
-        Interface { name: self.name, network, addresses }
-    }
-}
-
-/// The API group of both kinds.
-const GROUP: &str = "kubevirt.io";
-/// Its version.
-const VERSION: &str = "v1";
-
-macro_rules! kubevirt_resource {
-    ($type:ty, $kind:literal, $plural:literal) => {
-        impl Resource for $type {
-            type DynamicType = ();
-            type Scope = NamespaceResourceScope;
-
-            fn kind((): &()) -> Cow<'_, str> {
-                $kind.into()
-            }
-            fn group((): &()) -> Cow<'_, str> {
-                GROUP.into()
-            }
-            fn version((): &()) -> Cow<'_, str> {
-                VERSION.into()
-            }
-            fn plural((): &()) -> Cow<'_, str> {
-                $plural.into()
-            }
-            fn meta(&self) -> &ObjectMeta {
-                &self.metadata
-            }
-            fn meta_mut(&mut self) -> &mut ObjectMeta {
-                &mut self.metadata
-            }
-        }
+/// `ipAddress` is the primary address, and is missing from `ipAddresses` on old instances.
+fn interface(wire: WireInterface, networks: &[WireNetwork]) -> Interface {
+    let network = match networks.iter().find(|network| network.name == wire.name) {
+        Some(WireNetwork { pod: Some(_), .. }) => Network::Pod,
+        Some(WireNetwork { multus: Some(multus), .. }) => Network::Multus(multus.network_name.clone()),
+        Some(_) | None => Network::Unknown,
     };
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for text in std::iter::once(&wire.ip_address).chain(&wire.ip_addresses) {
+        if let Ok(address) = text.parse()
+            && !addresses.contains(&address)
+        {
+            addresses.push(address);
+        }
+    }
+    Interface { name: wire.name, network, addresses }
 }
-
-kubevirt_resource!(WireVm, "VirtualMachine", "virtualmachines");
-kubevirt_resource!(WireVmi, "VirtualMachineInstance", "virtualmachineinstances");
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kube::ResourceExt;
+    use kubevirt::RunStrategy;
     use rstest::rstest;
     use serde_json::json;
 
     fn vmi(value: serde_json::Value) -> Vmi {
-        serde_json::from_value::<WireVmi>(value).unwrap().into()
+        serde_json::from_value::<Reduced<Vmi>>(value).unwrap().kept
+    }
+
+    fn vm(value: serde_json::Value) -> Vm {
+        serde_json::from_value::<Reduced<Vm>>(value).unwrap().kept
     }
 
     #[test]
@@ -323,22 +247,50 @@ mod tests {
         assert_eq!(vmi(json!({"metadata": {"annotations": both}})).instance_type.as_deref(), Some("own"));
     }
 
+    #[test]
+    fn kube_finds_name_and_version_of_a_reduced_object() {
+        let value = json!({"metadata": {"name": "vm1", "resourceVersion": "7", "labels": {"a": "b"}}});
+        let vmi: Reduced<Vmi> = serde_json::from_value(value).unwrap();
+        assert_eq!((vmi.name_any(), vmi.resource_version()), ("vm1".to_owned(), Some("7".to_owned())));
+        assert_eq!(
+            Reduced::<Vmi>::url_path(&(), Some("n")),
+            "/apis/kubevirt.io/v1/namespaces/n/virtualmachineinstances"
+        );
+        assert_eq!(
+            Reduced::<Vm>::url_path(&(), Some("n")),
+            "/apis/kubevirt.io/v1/namespaces/n/virtualmachines"
+        );
+    }
+
+    #[test]
+    fn what_is_missing_or_null_is_empty() {
+        for value in [json!({}), json!({"metadata": null, "spec": null, "status": null})] {
+            assert_eq!(vm(value.clone()), Vm::default(), "{value}");
+            assert_eq!(vmi(value.clone()), Vmi::default(), "{value}");
+        }
+        let nulls = json!({"phase": null, "nodeName": null, "interfaces": null, "conditions": null});
+        assert_eq!(
+            vmi(json!({"spec": {"networks": null, "volumes": null}, "status": nulls})),
+            Vmi::default()
+        );
+    }
+
     #[rstest]
     #[case(json!({"runStrategy": "Always"}), RunStrategy::Always)]
     #[case(json!({"running": true}), RunStrategy::Always)]
     #[case(json!({"running": false}), RunStrategy::Halted)]
     #[case(json!({"runStrategy": "Halted"}), RunStrategy::Halted)]
-    #[case(json!({"runStrategy": "RerunOnFailure"}), RunStrategy::Depends)]
-    #[case(json!({"runStrategy": "Surprise"}), RunStrategy::Depends)]
-    #[case(json!({}), RunStrategy::Depends)]
+    #[case(json!({"runStrategy": "RerunOnFailure"}), RunStrategy::RerunOnFailure)]
+    #[case(json!({"runStrategy": "Surprise"}), RunStrategy::Other)]
+    #[case(json!({}), RunStrategy::Other)]
     fn strategies(#[case] spec: serde_json::Value, #[case] strategy: RunStrategy) {
-        let vm: Vm = serde_json::from_value::<WireVm>(json!({"spec": spec, "status": null})).unwrap().into();
-        assert_eq!(vm.strategy, strategy);
+        assert_eq!(vm(json!({"spec": spec, "status": null})).strategy, strategy);
     }
 
     #[rstest]
     #[case("", Phase::Starting)]
     #[case("Scheduled", Phase::Starting)]
+    #[case("WaitingForSync", Phase::Starting)]
     #[case("Running", Phase::Running)]
     #[case("Succeeded", Phase::Succeeded)]
     #[case("Failed", Phase::Failed)]

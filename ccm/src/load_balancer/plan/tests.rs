@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 const UID: &str = "0e4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3";
 
-fn settings() -> Settings {
+fn config() -> PlanConfig {
     let identity = Identity { cluster: "guest".parse().unwrap(), infra_labels: BTreeMap::new() };
     let owner = OwnerReference {
         api_version: "v1".to_owned(),
@@ -18,7 +18,7 @@ fn settings() -> Settings {
         uid: "anchor-uid".to_owned(),
         ..OwnerReference::default()
     };
-    Settings {
+    PlanConfig {
         identity,
         endpoints: EndpointSource::default(),
         policy: Arc::default(),
@@ -65,7 +65,7 @@ impl World {
             None if proved => Infra::Gone,
             None => Infra::NotSeen,
         };
-        plan(&self.guest(), seen, &settings())
+        plan(&self.guest(), seen, &config())
     }
 
     /// Carries out a plan as the API servers do. True = the plan asked for a read.

@@ -1,14 +1,16 @@
 use super::*;
 use crate::{
     fake_api::{FakeApi, failure},
-    infra::machines::{Interface, Network, Phase, Vm},
+    infra::machines::{Interface, Network, Vm},
     queue_metrics::QueueMetrics,
     wire::{system_uuid::SystemUuid, topology_labels::ZONE_LABEL},
 };
 use kube::client::Body;
+use kubevirt::Phase;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use rstest::rstest;
 use serde_json::{Value, json};
+use serving::Tasks;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const NODE: &str = "/api/v1/nodes/vm-1";
@@ -50,7 +52,7 @@ impl Clusters {
         index.replace([vmi()]);
         let controller = NodeController::new(
             settings,
-            guest.client(),
+            watched(guest.client()),
             reads,
             (index, feed),
             NodeMetrics::default(),
@@ -62,6 +64,11 @@ impl Clusters {
     async fn sync(&self, node: &Value) -> Result<Action, CallError> {
         self.controller.sync(&read(node)).await
     }
+}
+
+/// A guest, and the watch of its Nodes.
+fn watched(guest: Client) -> (Client, NodeWatch) {
+    (guest.clone(), NodeWatch::new(guest, Tasks::default()))
 }
 
 fn vmi() -> Vmi {
@@ -231,7 +238,11 @@ async fn a_node_that_load_balancers_leave_out_is_told_once_until_it_is_mended() 
     assert!(said()[1].as_str().unwrap().ends_with("names the cluster \"other\", not this one"));
     clusters.controller.index.put(vmi());
     clusters.sync(&claiming(REAL)).await.unwrap();
-    assert!(clusters.controller.lock().is_empty(), "nothing is remembered of a Node without trouble");
+    let controller = &clusters.controller;
+    assert!(
+        controller.complaints().is_empty() && controller.backoff.is_empty(),
+        "nothing is kept of a Node without trouble"
+    );
 }
 
 #[tokio::test]
@@ -347,7 +358,7 @@ async fn at_most_so_many_nodes_are_written_at_a_time(#[case] concurrency: u16, #
     let feed = Feed::new(reads.clone(), Arc::clone(&index));
     let settings = Settings { concurrency, ..Settings::default() };
     let queue = QueueMetrics::default().queue("Nodes");
-    let guest = busy.client(NODES);
+    let guest = watched(busy.client(NODES));
     let controller =
         NodeController::new(settings, guest, reads, (index, feed), NodeMetrics::default(), queue);
     let stop = CancellationToken::new();

@@ -2,10 +2,11 @@ use super::*;
 use crate::{
     guest::nodes::{Claims, INTERNAL_IP, NO_SCHEDULE, SHUTDOWN_TAINT},
     infra::{
-        hosts::Place,
-        machines::{Interface, Network, Phase},
+        machines::{Interface, Network},
+        topology::Topology,
     },
 };
+use kubevirt::Phase;
 use proptest::prelude::*;
 
 fn taint(key: &str) -> Taint {
@@ -26,7 +27,8 @@ fn vmi() -> Vmi {
 }
 
 fn found(vmi: Option<&Vmi>, zone: Option<&str>) -> Found<'static> {
-    let host = zone.map_or(Host::Unknown, |zone| Host::At(Place { zone: Some(zone.into()), region: None }));
+    let host =
+        zone.map_or(Host::Unknown, |zone| Host::At(Topology { zone: Some(zone.into()), region: None }));
     let vmi = vmi.map(|vmi| &*Box::leak(Box::new(vmi.clone())));
     Found { id: ProviderId::of("vm-1").unwrap(), vmi, host }
 }

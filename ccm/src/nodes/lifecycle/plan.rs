@@ -5,6 +5,8 @@
 //! namespace is its machine. If the VM exists and is stopped, the Node gets the shutdown taint and stays, with
 //! everything that depends on it.
 
+#![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
+
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::{
@@ -62,9 +64,10 @@ mod tests {
     use super::*;
     use crate::{
         guest::nodes::UNINITIALIZED_TAINT,
-        infra::machines::{Phase, RunStrategy, Vm, Vmi, index::Seen},
+        infra::machines::{Vm, Vmi},
         nodes::recognise::life,
     };
+    use kubevirt::{Phase, RunStrategy, Seen};
     use proptest::prelude::*;
     use rstest::rstest;
     use std::sync::Arc;
@@ -120,13 +123,14 @@ mod tests {
     }
 
     fn vms() -> Vec<Vm> {
-        let strategies = [RunStrategy::Always, RunStrategy::Halted, RunStrategy::Depends];
+        let strategies =
+            [RunStrategy::Always, RunStrategy::RerunOnFailure, RunStrategy::Halted, RunStrategy::Other];
         let with = |strategy: RunStrategy, status: &str| Vm {
             strategy,
             printable_status: status.into(),
             ..Vm::default()
         };
-        strategies.into_iter().flat_map(|s| [with(s.clone(), "Stopped"), with(s, "Starting")]).collect()
+        strategies.into_iter().flat_map(|s| [with(s, "Stopped"), with(s, "Starting")]).collect()
     }
 
     fn vmis() -> Vec<Vmi> {

@@ -124,8 +124,7 @@ async fn a_node_that_is_none_of_our_business_costs_no_call(#[case] node: GuestNo
 #[tokio::test]
 async fn a_stopped_vm_taints_its_node() {
     let clusters = Clusters::new();
-    let vm =
-        Vm { name: "vm-1".into(), strategy: crate::infra::machines::RunStrategy::Halted, ..Vm::default() };
+    let vm = Vm { name: "vm-1".into(), strategy: kubevirt::RunStrategy::Halted, ..Vm::default() };
     let seen = Snapshot::of(vec![vm], vec![]);
     assert!(!clusters.sync_with(&node("kubevirt://vm-1", Ready::Unknown), &seen).await.unwrap());
     let patched = clusters.guest.made("PATCH");

@@ -19,15 +19,24 @@ pub enum Deadline {
     PodStart,
     /// A virtual machine boots and joins.
     MachineStart,
+    /// A worker reads so many bytes of its disks, and reacts.
+    Reading(u64),
 }
+
+/// Seconds of [`Deadline::Reaction`].
+const REACTION: u64 = 120;
+
+/// How many bytes a worker reads in a second, at least: an emulated processor reads 100 MiB on a quiet machine.
+const READ_IN_A_SECOND: u64 = 25 << 20;
 
 impl Deadline {
     /// The longest wait.
     pub fn duration(self) -> Duration {
         Duration::from_secs(match self {
-            Self::Reaction => 120,
+            Self::Reaction => REACTION,
             Self::PodStart => 300,
             Self::MachineStart => 600,
+            Self::Reading(bytes) => REACTION + bytes.div_ceil(READ_IN_A_SECOND),
         })
     }
 }

@@ -13,9 +13,10 @@ use kube::api::{DeleteParams, ListParams};
 use serde_json::{Value, json};
 
 use crate::{
-    api_faults::api_faults,
+    api_faults::api_faults_of,
     fixture::Fixture,
     provider::{ALONE, Place, Proxies, merge, mirror_name},
+    rows::{Row::Like, chosen},
 };
 
 tests! {
@@ -86,10 +87,14 @@ const CHANGES: [Change; 6] = [
     change(Side::Guest, "patch", "services/status", UserAction::Delete, 0),
 ];
 
-/// The faults, each with a name; a watch also gets the answer that its version is too old.
+/// Of two 4xx without a meaning of their own the cloud controller manager knows only that nothing was done.
+const REFUSAL: &str = "403: a refusal of a change, whose code decides nothing";
+
+/// The faults, each with a name; a watch gets the answer that its version is too old in [`both_api_servers_are_away`].
 fn faults() -> Vec<(&'static str, Action)> {
-    let mut faults = api_faults(WORDS);
-    faults.push(("410", Action::Answer(Reply::kubernetes(410, WORDS))));
+    let expired = ("410", Action::Answer(Reply::kubernetes(410, WORDS)));
+    let mut faults = api_faults_of(WORDS, &[("422", REFUSAL)]);
+    faults.extend(chosen([(Like(REFUSAL), expired)]));
     faults
 }
 

@@ -74,13 +74,13 @@ pub(super) async fn apply(
 pub(super) async fn access(
     client: &Client,
     cluster: &str,
-    namespace: &str,
+    (namespace, account): (&str, &str),
     bound_to: Option<BoundObjectReference>,
 ) -> Result<Kubeconfig> {
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
     let spec = TokenRequestSpec { bound_object_ref: bound_to, ..TokenRequestSpec::default() };
     let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
-    let answer = accounts.create_token_request(ACCOUNT, &PostParams::default(), &request).await?;
+    let answer = accounts.create_token_request(account, &PostParams::default(), &request).await?;
     let token = answer.status.map(|status| status.token).context("no token in the answer")?;
     let mut admin = Kubeconfig::read_from(paths::kubeconfig())?;
     admin.clusters.retain(|entry| entry.name == cluster);

@@ -6,7 +6,7 @@ use kube::{Api, Client};
 
 use super::{
     Place,
-    account::{Access, GUEST_ACCOUNT_NAMESPACE, access},
+    account::{ACCOUNT, Access, GUEST_ACCOUNT_NAMESPACE, access},
 };
 use crate::bound_token;
 
@@ -21,11 +21,20 @@ impl Place {
         Ok(())
     }
 
+    /// The usual credentials in the guest, and in infra those of another account of the infra namespace.
+    pub async fn access_of(&self, infra: &Client, account: &str) -> Result<Access> {
+        Ok(Access {
+            infra: access(infra, "infra", (&self.infra_namespace, account), None).await?,
+            guest: self.guest_access.clone(),
+        })
+    }
+
     /// Credentials of the usual accounts that end with a Secret of this name in both clusters, which it makes.
     pub async fn access_bound_to(&self, infra: &Client, secret: &str) -> Result<Access> {
         let bound = async |client: &Client, cluster: &str, namespace: &str| {
             let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-            access(client, cluster, namespace, Some(bound_token::anchor(&secrets, secret).await?)).await
+            access(client, cluster, (namespace, ACCOUNT), Some(bound_token::anchor(&secrets, secret).await?))
+                .await
         };
         Ok(Access {
             infra: bound(infra, "infra", &self.infra_namespace).await?,

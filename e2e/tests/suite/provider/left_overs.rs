@@ -13,7 +13,7 @@ use crate::fixture::Fixture;
 /// The label of every mirror, as kubevirt/cloud-provider-kubevirt sets it.
 const TENANT_NAME: &str = "cluster.x-k8s.io/tenant-service-name";
 
-/// Removes what earlier tests left of load balancers in both clusters: before traffic is sent. The caller has the bench alone.
+/// Removes what earlier tests left of load balancers in both clusters. The caller has the guest's Services alone.
 ///
 /// In infra these are the mirrors in the namespaces of those tests: each load balancer begins with the same address, and
 /// infra's kube-proxy would serve it for one of them.
@@ -22,8 +22,8 @@ pub async fn remove_left_everywhere(fixture: &Fixture) -> Result<()> {
     remove(&fixture.infra, &ListParams::default().labels(TENANT_NAME)).await
 }
 
-/// Removes what an earlier test left in the guest: a provider serves the Services of all namespaces. The caller has the bench
-/// alone.
+/// Removes what an earlier test left in the guest: a provider serves the Services of all namespaces. The caller has the guest's
+/// Services alone.
 pub(super) async fn remove_left(guest: &Client) -> Result<()> {
     remove(guest, &ListParams::default().fields("spec.type=LoadBalancer")).await
 }

@@ -1,7 +1,12 @@
 //! How many requests of clients are lost while the pods behind a load balancer are replaced, or a VM moves, or is reset.
+//!
+//! The short list replaces pods and moves a VM with few requests, which shows that traffic goes on; the long list counts the loss.
+//! The reset of a VM is in the long list only: it is a whole boot of an emulated worker, until kubelet and the pods run again, and
+//! nothing shorter has its loss. In the short list `endpoints::they_follow_the_vms` shows that a VM which does not run takes no
+//! traffic.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{
         Mutex, PoisonError,
@@ -19,10 +24,10 @@ use bench::{
     },
 };
 use futures::future::join_all;
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{
-    Api,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -32,23 +37,34 @@ use crate::fixture::{Fixture, setting};
 tests! {
     Exclusive, long:
         lost_in_a_rolling_restart,
+        lost_in_a_rolling_restart_with_our_endpoints,
         lost_in_a_live_migration,
         lost_in_a_reset_of_a_vm;
     Exclusive:
-        lost_in_a_rolling_restart_with_our_endpoints;
+        a_rolling_restart_loses_hardly_a_request,
+        a_live_migration_loses_hardly_a_request;
 }
 
-/// Requests of one measurement, at least: two emulated workers answer some fifty in a second.
-const QUESTIONS: u32 = 1_000;
-/// The environment variable with another number of them.
+/// How large a measurement is.
+#[derive(Clone, Copy)]
+struct Size {
+    /// Requests, at least: two emulated workers answer some fifty in a second.
+    questions: u32,
+    /// Requests before the disruption begins.
+    before: u32,
+    /// Pods, as many on each of two workers.
+    pods: i32,
+}
+
+/// Enough to count the loss.
+const LONG: Size = Size { questions: 1_000, before: 200, pods: 4 };
+/// Enough to see that traffic goes on: there are always pods to which it can go, and each is replaced.
+const SHORT: Size = Size { questions: 100, before: 20, pods: 2 };
+/// The environment variable with another number of requests.
 const SETTING: &str = "BENCH_QUESTIONS";
-/// Requests before the disruption begins.
-const BEFORE: u32 = 200;
 /// How many clients send requests at the same time, each one after the other. More, and the emulated workers are so busy with them
 /// that they miss their pods' probes: the loss is then not caused by the disruption.
 const CLIENTS: usize = 2;
-/// Pods: two on each of two workers.
-const PODS: i32 = 4;
 /// Seconds for which a pod that goes still answers: until all kube-proxies know that it goes.
 const DRAIN_SECONDS: u32 = 5;
 /// Seconds until a pod that goes is killed.
@@ -58,13 +74,15 @@ const NAME: &str = "web";
 /// The infra node to which a worker moves.
 const OTHER_NODE: &str = "infra-node-2";
 /// One of so many requests may be lost where none should be: an emulated worker stands still for a second or more now and then,
-/// as the figure without a disruption shows.
+/// as the figure without a disruption shows. One such moment loses a request of each client, so this many are allowed at least.
 const ONE_IN: u32 = 50;
 
 /// The objects that a disruption changes.
 struct DisruptionTarget<'a> {
     fixture: &'a Fixture,
     deployments: Api<Deployment>,
+    pods: Api<Pod>,
+    size: Size,
     /// The worker that moves or is reset.
     worker: String,
 }
@@ -77,39 +95,61 @@ struct Losses {
 }
 
 async fn lost_in_a_rolling_restart(fixture: Fixture) -> Result<()> {
-    rolling_restart(fixture, "infra's selector", json!({}), &["Cluster", "Local"]).await
+    rolling_restart(fixture, LONG, ("infra's selector", json!({})), &["Cluster", "Local"]).await
 }
 
 async fn lost_in_a_rolling_restart_with_our_endpoints(fixture: Fixture) -> Result<()> {
-    rolling_restart(fixture, "our endpoints", managed(), &["Local"]).await
+    rolling_restart(fixture, LONG, ("our endpoints", managed()), &["Local"]).await
+}
+
+/// The endpoints are ours and only those with a pod, so each replaced pod changes them.
+async fn a_rolling_restart_loses_hardly_a_request(fixture: Fixture) -> Result<()> {
+    rolling_restart(fixture, SHORT, ("our endpoints", managed()), &["Local"]).await
 }
 
 /// The pods are replaced as `kubectl rollout restart` does: hardly a request is lost, whichever controller writes the endpoints.
-async fn rolling_restart(fixture: Fixture, who: &str, keys: Value, policies: &[&str]) -> Result<()> {
+async fn rolling_restart(
+    fixture: Fixture,
+    size: Size,
+    (who, keys): (&str, Value),
+    policies: &[&str],
+) -> Result<()> {
     let path = DataPath::with(&fixture, &keys).await?;
     for policy in policies {
-        let what = format!("a rolling restart of {PODS} pods, {who}");
-        let counted = measured(&fixture, &path, &what, policy, async |it| it.restart().await).await?;
-        counted.few()?;
+        let what = format!("a rolling restart of {} pods, {who}", size.pods);
+        let restart = async |it: &DisruptionTarget<'_>| it.restart().await;
+        measured(&fixture, &path, size, &what, policy, restart).await?.few()?;
     }
+    path.close().await
+}
+
+async fn lost_in_a_live_migration(fixture: Fixture) -> Result<()> {
+    let path = DataPath::new(&fixture).await?;
+    measured(&fixture, &path, LONG, "no disruption", "Cluster", async |_| Ok(())).await?.few()?;
+    live_migration(&fixture, &path, LONG, &["Cluster", "Local"]).await?;
+    path.close().await
+}
+
+/// Under Local infra's node sends traffic only to VMs that run on it, so the worker leaves the traffic and comes back to it.
+async fn a_live_migration_loses_hardly_a_request(fixture: Fixture) -> Result<()> {
+    let path = DataPath::new(&fixture).await?;
+    live_migration(&fixture, &path, SHORT, &["Local"]).await?;
     path.close().await
 }
 
 /// A worker moves to another infra node and back; its address moves with it, as with a network whose addresses are a VM's own.
 /// No packet waits for the copy of its memory: QEMU stays where it is.
-async fn lost_in_a_live_migration(fixture: Fixture) -> Result<()> {
-    let path = DataPath::new(&fixture).await?;
-    measured(&fixture, &path, "no disruption", "Cluster", async |_| Ok(())).await?.few()?;
+async fn live_migration(fixture: &Fixture, path: &DataPath, size: Size, policies: &[&str]) -> Result<()> {
     admit_workers(&fixture.infra, OTHER_NODE, true).await?;
-    for policy in ["Cluster", "Local"] {
+    for policy in policies {
         let there_and_back = async |it: &DisruptionTarget<'_>| {
             it.migrate(OTHER_NODE).await?;
             it.migrate(DATA_PATH_NODE).await
         };
-        measured(&fixture, &path, "a live migration and one back", policy, there_and_back).await?.few()?;
+        let what = "a live migration and one back";
+        measured(fixture, path, size, what, policy, there_and_back).await?.few()?;
     }
-    admit_workers(&fixture.infra, OTHER_NODE, false).await?;
-    path.close().await
+    admit_workers(&fixture.infra, OTHER_NODE, false).await
 }
 
 /// A worker is reset: requests to it are lost until its pods answer again, unless a proxy learns that it is away; then all requests
@@ -120,31 +160,36 @@ async fn lost_in_a_reset_of_a_vm(fixture: Fixture) -> Result<()> {
     let policies: &[&str] =
         if setting::<u32>(SETTING)?.is_some() { &["Cluster", "Local"] } else { &["Cluster"] };
     for policy in policies {
-        measured(&fixture, &path, "a reset of one of two VMs", policy, async |it| it.reset().await).await?;
+        let what = "a reset of one of two VMs";
+        measured(&fixture, &path, LONG, what, policy, async |it| it.reset().await).await?;
     }
     path.close().await
 }
 
-/// Sends requests while `disrupt` runs, and until enough were sent; afterwards each of the pods answers.
+/// Sends requests while `disrupt` runs, and until enough were sent; afterwards each of the pods answers, and no other.
 async fn measured(
     fixture: &Fixture,
     path: &DataPath,
+    size: Size,
     what: &str,
     policy: &str,
     disrupt: impl AsyncFn(&DisruptionTarget<'_>) -> Result<()>,
 ) -> Result<Losses> {
-    let deployments: Api<Deployment> = Api::namespaced(fixture.guest.clone(), &path.place.namespace);
+    let (guest, namespace) = (&fixture.guest, &path.place.namespace);
+    let deployments: Api<Deployment> = Api::namespaced(guest.clone(), namespace);
+    let pods: Api<Pod> = Api::namespaced(guest.clone(), namespace);
     let workers = fixture.control.workers().await?;
     let worker = workers.last().context("no worker")?.clone();
-    let disrupted = DisruptionTarget { fixture, deployments, worker };
-    disrupted.deployments.create(&PostParams::default(), &deployment()?).await?;
+    let disrupted = DisruptionTarget { fixture, deployments, pods, size, worker };
+    disrupted.deployments.create(&PostParams::default(), &deployment(size.pods)?).await?;
     disrupted.rolled_out().await?;
     let address = path.service(NAME, json!({"externalTrafficPolicy": policy})).await?;
-    let all = usize::try_from(PODS)?;
-    path.until_answered("each pod", address, |answers| pods_in(answers).len() == all).await?;
+    let pods = disrupted.pods().await?;
+    path.until_answered("each pod", address, |answers| pods_in(answers) == pods).await?;
 
-    let counted = counted(path, address, async || disrupt(&disrupted).await).await?;
-    path.until_answered("each pod afterwards", address, |answers| pods_in(answers).len() == all).await?;
+    let counted = counted(path, address, size, async || disrupt(&disrupted).await).await?;
+    let pods = disrupted.pods().await?;
+    path.until_answered("each pod afterwards", address, |answers| pods_in(answers) == pods).await?;
     fixture.figures.add(
         &format!("questions lost in {what}, policy {policy}"),
         format!("{} of {}", counted.all_lost(), counted.asked),
@@ -159,9 +204,10 @@ async fn measured(
 async fn counted(
     path: &DataPath,
     address: IpAddr,
+    size: Size,
     disrupt: impl AsyncFnOnce() -> Result<()>,
 ) -> Result<Losses> {
-    let enough = setting(SETTING)?.unwrap_or(QUESTIONS);
+    let enough = setting(SETTING)?.unwrap_or(size.questions);
     let (asked, over) = (AtomicU32::new(0), AtomicBool::new(false));
     let lost: Mutex<BTreeMap<String, u32>> = Mutex::default();
     let client = async || {
@@ -177,7 +223,7 @@ async fn counted(
         let outcome = async {
             until("the first requests", Deadline::PodStart, async || {
                 let asked = asked.load(Ordering::Relaxed);
-                Ok(if asked >= BEFORE { Ok(()) } else { Err(format!("{asked} asked")) })
+                Ok(if asked >= size.before { Ok(()) } else { Err(format!("{asked} asked")) })
             })
             .await?;
             disrupt().await
@@ -200,9 +246,10 @@ impl Losses {
 
     fn few(&self) -> Result<()> {
         let (lost, asked) = (self.all_lost(), self.asked);
+        let most = (asked / ONE_IN).max(u32::try_from(CLIENTS)?);
         ensure!(
-            lost <= asked / ONE_IN,
-            "expected at most one of {ONE_IN} requests to be lost, saw {lost} of {asked}: {:?}",
+            lost <= most,
+            "expected at most {most} of {asked} requests to be lost, saw {lost}: {:?}",
             self.lost
         );
         Ok(())
@@ -210,12 +257,23 @@ impl Losses {
 }
 
 impl DisruptionTarget<'_> {
+    /// The names of the pods that do not end.
+    async fn pods(&self) -> Result<BTreeSet<String>> {
+        let all = self.pods.list(&ListParams::default().labels(&format!("app={NAME}"))).await?.items;
+        let stay = all.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none());
+        Ok(stay.map(ResourceExt::name_any).collect())
+    }
+
     /// Restarts the pods as `kubectl rollout restart` does.
     async fn restart(&self) -> Result<()> {
+        let before = self.pods().await?;
         let again =
             json!({"spec": {"template": {"metadata": {"annotations": {"bench.local/restarted": "once"}}}}});
         self.deployments.patch(NAME, &PatchParams::default(), &Patch::Merge(again)).await?;
-        self.rolled_out().await
+        self.rolled_out().await?;
+        let after = self.pods().await?;
+        ensure!(before.is_disjoint(&after), "expected all of {before:?} to be replaced, saw {after:?}");
+        Ok(())
     }
 
     /// Waits until all pods are of the newest template, and available.
@@ -225,7 +283,7 @@ impl DisruptionTarget<'_> {
             let status = deployment.status.unwrap_or_default();
             let seen = status.observed_generation == deployment.metadata.generation;
             let counts = [status.replicas, status.updated_replicas, status.available_replicas];
-            let done = seen && counts.iter().all(|count| *count == Some(PODS));
+            let done = seen && counts.iter().all(|count| *count == Some(self.size.pods));
             Ok(if done { Ok(()) } else { Err(format!("all, updated, available: {counts:?}")) })
         })
         .await
@@ -257,7 +315,7 @@ impl DisruptionTarget<'_> {
     }
 }
 
-fn deployment() -> Result<Deployment> {
+fn deployment(pods: i32) -> Result<Deployment> {
     let mut pod: Value = answering_pod_spec();
     pod["terminationGracePeriodSeconds"] = GRACE_SECONDS.into();
     pod["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": DRAIN_SECONDS}}});
@@ -269,7 +327,7 @@ fn deployment() -> Result<Deployment> {
     Ok(serde_json::from_value(json!({
         "metadata": {"name": NAME},
         "spec": {
-            "replicas": PODS,
+            "replicas": pods,
             "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "selector": {"matchLabels": labels},
             "template": {"metadata": {"labels": labels}, "spec": pod},

@@ -1,0 +1,62 @@
+//! What the endpoint controller works with.
+
+use std::sync::Arc;
+
+use kube::runtime::reflector::ObjectRef;
+
+use crate::{
+    access::{GuestCluster, InfraCluster},
+    endpoints::metrics::EndpointMetrics,
+    guest::{nodes::watch::NodeWatch, services::GuestService},
+    guest_names::Identity,
+    handover::{EndpointChoice, Gate, Work},
+    infra::machines::{feed::Feed, index::MachineIndex},
+    load_balancer::index::Index as ServiceIndex,
+    nodes::address::AddressPolicy,
+    queue_metrics::Queue,
+};
+
+/// What the endpoint controller needs.
+#[derive(Clone)]
+pub struct Context {
+    /// The cluster with the endpoints.
+    pub guest: GuestCluster,
+    /// The cluster with the load balancers.
+    pub infra: InfraCluster,
+    /// What identifies the guest in infra.
+    pub identity: Identity,
+    /// Which Services' endpoints are ours to write.
+    pub choice: EndpointChoice,
+    /// Which of a VM's addresses its Node gets.
+    pub addresses: AddressPolicy,
+    /// The Services of both clusters.
+    pub services: ServiceIndex,
+    /// The guest's Nodes.
+    pub nodes: NodeWatch,
+    /// Where it reports its progress.
+    pub gate: Arc<Gate>,
+    /// The VMs.
+    pub index: Arc<MachineIndex>,
+    /// Keeps `index` up to date.
+    pub feed: Feed,
+    /// The metrics of endpoints.
+    pub metrics: EndpointMetrics,
+    /// The metrics of its queue.
+    pub queue: Queue,
+}
+
+impl Context {
+    /// Reports to the service controller whether slices can be written.
+    pub(crate) fn set(&self, work: Work) {
+        if self.gate.set(work) {
+            self.services.look_at_all();
+        }
+    }
+
+    /// Reports to the service controller whether a Service can do without its selector.
+    pub(crate) fn wrote(&self, guest: &GuestService, is_written: bool) {
+        if self.gate.wrote(guest.uid(), is_written) {
+            self.services.look_at(ObjectRef::from_obj(guest));
+        }
+    }
+}

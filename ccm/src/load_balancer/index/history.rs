@@ -1,0 +1,111 @@
+//! What happened to a Service before this reconcile. Losing it does no harm.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// What is kept of each Service, by its UID.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    services: Mutex<HashMap<String, Remembered>>,
+}
+
+#[derive(Debug, Default)]
+struct Remembered {
+    /// Since when it waits for an address.
+    without_address: Option<Instant>,
+    /// The refusals that its users were last sent as events.
+    told: Vec<String>,
+}
+
+impl History {
+    /// Records that it waits for an address; returns how long it has waited.
+    pub(super) fn waits(&self, uid: &str) -> Duration {
+        let mut services = self.lock();
+        let service = services.entry(uid.to_owned()).or_default();
+        service.without_address.get_or_insert_with(Instant::now).elapsed()
+    }
+
+    /// How long it has waited for an address; zero = it does not wait.
+    pub(super) fn waited(&self, uid: &str) -> Duration {
+        let services = self.lock();
+        let since = services.get(uid).and_then(|service| service.without_address);
+        since.map(|since| since.elapsed()).unwrap_or_default()
+    }
+
+    /// Ends the wait for an address; returns how long it was.
+    pub(super) fn has_address(&self, uid: &str) -> Option<Duration> {
+        self.lock().get_mut(uid)?.without_address.take().map(|since| since.elapsed())
+    }
+
+    /// Whether these texts differ from those that its users were sent last.
+    pub(super) fn is_news(&self, uid: &str, texts: &[String]) -> bool {
+        let mut services = self.lock();
+        if texts.is_empty() && !services.contains_key(uid) {
+            return false;
+        }
+        let service = services.entry(uid.to_owned()).or_default();
+        let news = service.told != texts;
+        texts.clone_into(&mut service.told);
+        news && !texts.is_empty()
+    }
+
+    /// Drops what is kept of it.
+    pub(super) fn forget(&self, uid: &str) {
+        self.lock().remove(uid);
+    }
+
+    /// Keeps only the Services that still exist: a Service can be deleted without us if somebody removes its finalizer
+    /// by hand.
+    pub(super) fn keep(&self, is_there: impl Fn(&str) -> bool) {
+        self.lock().retain(|uid, _| is_there(uid));
+    }
+
+    /// How many Services wait for an address.
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().values().filter(|service| service.without_address.is_some()).count()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Remembered>> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_for_an_address_counts_from_its_first_sight() {
+        let history = History::default();
+        assert_eq!(history.has_address("a"), None);
+        assert_eq!(history.waits("a"), Duration::ZERO);
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!((history.waits("a"), history.waiting()), (Duration::from_secs(3), 1));
+        assert_eq!((history.waited("a"), history.waited("b")), (Duration::from_secs(3), Duration::ZERO));
+        assert_eq!(history.has_address("a"), Some(Duration::from_secs(3)));
+        assert_eq!((history.has_address("a"), history.waiting()), (None, 0));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_of_those_that_are_gone() {
+        let history = History::default();
+        history.waits("a");
+        history.waits("b");
+        history.keep(|uid| uid == "b");
+        assert_eq!(history.lock().keys().collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn the_same_words_are_news_once() {
+        let history = History::default();
+        let words = ["no".to_owned()];
+        assert!(!history.is_news("a", &[]));
+        assert!(history.is_news("a", &words));
+        assert!(!history.is_news("a", &words));
+        assert!(!history.is_news("a", &[]), "nothing to say");
+        assert!(history.is_news("a", &words), "it came back");
+    }
+}

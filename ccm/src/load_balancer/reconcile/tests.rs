@@ -1,0 +1,322 @@
+//! Reconciles of one Service over both clusters. What counts is which calls they make.
+
+use std::sync::{Mutex, MutexGuard};
+
+use super::*;
+use crate::{
+    access::{GuestCluster, InfraCluster},
+    announcer::EventSink,
+    backoff::Backoff,
+    guest::{nodes::watch::NodeWatch, services::FINALIZER},
+    guest_names::Identity,
+    load_balancer::{
+        calls::Services,
+        index::{Index, Writers},
+        metrics::ServiceMetrics,
+        nodes::Nodes,
+        owner_lookup::Owner,
+        plan::PlanConfig,
+    },
+};
+use http::Method;
+use kube::{Client, client::Body, runtime::watcher::Event};
+use serde_json::json;
+use serving::Tasks;
+
+const UID: &str = "0e4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3";
+const GUESTS: &str = "/api/v1/namespaces/shop/services";
+const MIRRORS: &str = "/api/v1/namespaces/hcp/services";
+
+/// Both clusters, as far as one Service needs them.
+#[derive(Default)]
+struct World {
+    guest: Value,
+    mirror: Option<Value>,
+    version: u64,
+    /// Whether a finalizer of infra holds what is deleted.
+    holds: bool,
+    /// The calls about Services, with the cluster of each.
+    calls: Vec<String>,
+}
+
+impl World {
+    fn stamp(&mut self) -> Value {
+        self.version += 1;
+        json!(self.version.to_string())
+    }
+
+    fn answer(&mut self, method: &Method, path: &str, body: &Value) -> (u16, Value) {
+        if !path.starts_with(GUESTS) && !path.starts_with(MIRRORS) {
+            return status(403, "Forbidden", "");
+        }
+        let cluster = if path.starts_with(GUESTS) { "guest" } else { "infra" };
+        self.calls.push(format!("{method} {cluster}"));
+        match (method.as_str(), cluster, &self.mirror) {
+            ("GET", "guest", _) if self.guest.is_null() => status(404, "NotFound", "web"),
+            ("GET", "guest", _) => (200, self.guest.clone()),
+            ("PATCH", "guest", _) => (200, self.patched(body)),
+            ("GET", _, Some(mirror)) => (200, mirror.clone()),
+            ("POST", _, Some(_)) => status(409, "AlreadyExists", &infra_name(UID)),
+            ("POST", _, None) => {
+                let mut mirror = body.clone();
+                mirror["metadata"]["uid"] = json!("m1");
+                mirror["metadata"]["resourceVersion"] = self.stamp();
+                self.mirror = Some(mirror.clone());
+                (201, mirror)
+            }
+            ("PUT", _, Some(mirror))
+                if mirror["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"] =>
+            {
+                status(409, "Conflict", &infra_name(UID))
+            }
+            ("PUT", _, _) => {
+                let mut mirror = body.clone();
+                mirror["metadata"]["resourceVersion"] = self.stamp();
+                self.mirror = Some(mirror.clone());
+                (200, mirror)
+            }
+            ("DELETE", _, Some(_)) if self.holds => {
+                let mirror = self.mirror.as_mut().unwrap();
+                mirror["metadata"]["finalizers"] = json!(["infra/holds"]);
+                mirror["metadata"]["deletionTimestamp"] = json!("2026-11-21T00:00:00Z");
+                (200, mirror.clone())
+            }
+            ("DELETE", _, Some(_)) => (200, self.mirror.take().unwrap()),
+            _ => status(404, "NotFound", &infra_name(UID)),
+        }
+    }
+
+    /// A strategic merge patch, as far as the CCM uses it.
+    fn patched(&mut self, patch: &Value) -> Value {
+        assert_eq!(patch["metadata"]["uid"], UID);
+        if patch["metadata"].get("finalizers").is_some() {
+            self.guest["metadata"]["finalizers"] = json!([FINALIZER]);
+        }
+        if patch["metadata"].get("$deleteFromPrimitiveList/finalizers").is_some() {
+            self.guest["metadata"]["finalizers"] = json!([]);
+        }
+        if let Some(load_balancer) = patch["status"].get("loadBalancer") {
+            let ingress = load_balancer["ingress"].as_array().cloned().unwrap_or_default();
+            self.guest["status"]["loadBalancer"] = json!({ "ingress": ingress });
+        }
+        for condition in patch["status"]["conditions"].as_array().into_iter().flatten() {
+            let conditions = self.guest["status"]["conditions"].as_array_mut().unwrap();
+            conditions.retain(|known| known["type"] != condition["type"]);
+            if condition.get("$patch").is_none() {
+                conditions.push(condition.clone());
+            }
+        }
+        let is_last = self.guest["metadata"]["finalizers"] == json!([]);
+        if is_last && self.guest["metadata"].get("deletionTimestamp").is_some() {
+            return std::mem::take(&mut self.guest);
+        }
+        self.guest["metadata"]["resourceVersion"] = self.stamp();
+        self.guest.clone()
+    }
+}
+
+fn status(code: u16, reason: &str, name: &str) -> (u16, Value) {
+    crate::fake_api::failure(code, reason, &json!({ "name": name, "kind": "services" }))
+}
+
+/// A controller of one Service.
+struct Controller {
+    world: Arc<Mutex<World>>,
+    context: Context,
+    writers: Writers,
+}
+
+impl Controller {
+    fn new() -> Self {
+        let guest = json!({
+            "metadata": { "name": "web", "namespace": "shop", "uid": UID, "resourceVersion": "1" },
+            "spec": { "type": "LoadBalancer", "externalTrafficPolicy": "Cluster", "ipFamilies": ["IPv4"],
+                "ports": [{ "name": "http", "protocol": "TCP", "port": 80, "nodePort": 30080 }] },
+            "status": { "conditions": [] },
+        });
+        let world = Arc::new(Mutex::new(World { guest, version: 1, ..World::default() }));
+        let (client, tasks) = (client(&world), Tasks::default());
+        let (guest, infra) = (
+            GuestCluster::over(client.clone()),
+            InfraCluster { client: client.clone(), namespace: "hcp".to_owned() },
+        );
+        let identity = Identity { cluster: "guest".parse().unwrap(), infra_labels: [].into() };
+        let (index, writers) = Index::new(identity.clone(), "hcp".to_owned(), None);
+        let (endpoints, policy) = Default::default();
+        let context = Context {
+            services: Services::new(&guest, &infra),
+            index,
+            config: PlanConfig { identity, endpoints, policy, guest_cluster: None, owner: None },
+            owner: Owner::new(None, infra),
+            gate: Arc::default(),
+            address_timeout: Duration::from_mins(1),
+            events: EventSink::start(guest, "test", &tasks),
+            metrics: ServiceMetrics::default(),
+            backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(1)),
+            nodes: Nodes::start(NodeWatch::new(client, tasks)),
+        };
+        Self { world, context, writers }
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap()
+    }
+
+    /// The watches show what there is; then the Service is reconciled. Returns the calls of that.
+    async fn reconcile(&mut self) -> Vec<String> {
+        let (guest, mirror) = {
+            let world = self.world();
+            (world.guest.clone(), world.mirror.clone())
+        };
+        let guest: GuestService = serde_json::from_value(guest).unwrap();
+        let shown = Event::InitApply(guest.clone());
+        for event in [Event::Init, shown, Event::InitDone] {
+            self.writers.guests.apply_watcher_event(&event);
+            self.context.index.guest_event(event);
+        }
+        let mirror = mirror.map(|mirror| Event::InitApply(serde_json::from_value(mirror).unwrap()));
+        for event in [Some(Event::Init), mirror, Some(Event::InitDone)].into_iter().flatten() {
+            self.writers.mirrors.apply_watcher_event(&event);
+            self.context.index.infra_event(event);
+        }
+        self.again(&guest).await.unwrap();
+        std::mem::take(&mut self.world().calls)
+    }
+
+    /// Reconciles the Service as the watch showed it before.
+    async fn again(&self, shown: &GuestService) -> Result<Action, ReconcileError> {
+        reconcile(shown, &self.context).await
+    }
+
+    fn mend(&self, change: impl FnOnce(&mut World)) {
+        let mut world = self.world();
+        change(&mut world);
+        let version = world.stamp();
+        if !world.guest.is_null() {
+            world.guest["metadata"]["resourceVersion"] = version;
+        }
+    }
+
+    fn assign_address(&self) {
+        self.mend(|world| {
+            world.mirror.as_mut().unwrap()["status"] =
+                json!({ "loadBalancer": { "ingress": [{ "ip": "192.0.2.1" }] } });
+        });
+    }
+
+    fn delete(&self) {
+        self.mend(|world| world.guest["metadata"]["deletionTimestamp"] = json!("2026-11-21T00:00:00Z"));
+    }
+}
+
+fn client(world: &Arc<Mutex<World>>) -> Client {
+    let world = Arc::clone(world);
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let world = Arc::clone(&world);
+        async move {
+            let (parts, body) = request.into_parts();
+            let body = serde_json::from_slice(&body.collect_bytes().await?).unwrap_or(Value::Null);
+            let (code, body) = world.lock().unwrap().answer(&parts.method, parts.uri.path(), &body);
+            let body = Body::from(body.to_string().into_bytes());
+            Ok::<_, tower::BoxError>(http::Response::builder().status(code).body(body)?)
+        }
+    });
+    Client::new(service, "default")
+}
+
+#[tokio::test]
+async fn the_life_of_a_service_takes_two_calls_of_infra_and_three_of_the_guest() {
+    let mut controller = Controller::new();
+    assert_eq!(controller.reconcile().await, ["PATCH guest", "POST infra"]);
+    assert!(controller.reconcile().await.is_empty(), "it waits for an address");
+    controller.assign_address();
+    assert_eq!(controller.reconcile().await, ["PATCH guest"]);
+    assert_eq!(controller.world().guest["status"]["loadBalancer"]["ingress"][0]["ip"], "192.0.2.1");
+    assert!(controller.reconcile().await.is_empty(), "nothing is left to do");
+    controller.delete();
+    assert_eq!(controller.reconcile().await, ["DELETE infra", "PATCH guest"]);
+    let world = controller.world();
+    assert!(world.guest.is_null() && world.mirror.is_none());
+}
+
+#[tokio::test]
+async fn a_mirror_with_an_address_from_the_start_is_shown_in_the_same_reconcile() {
+    let mut controller = Controller::new();
+    controller.reconcile().await;
+    controller.assign_address();
+    let mirror = controller.world().mirror.take();
+    controller.mend(|world| world.guest["metadata"]["finalizers"] = json!([]));
+    controller.world().mirror = mirror;
+    // The watch does not show the mirror: the create finds it, and the read its address.
+    let shown: GuestService = serde_json::from_value(controller.world().guest.clone()).unwrap();
+    controller.writers.guests.apply_watcher_event(&Event::Apply(shown.clone()));
+    controller.writers.mirrors.apply_watcher_event(&Event::Delete(read_mirror(&controller)));
+    controller.context.index.infra_event(Event::Delete(read_mirror(&controller)));
+    controller.again(&shown).await.unwrap();
+    assert_eq!(controller.world().calls, ["PATCH guest", "POST infra", "GET infra", "PATCH guest"]);
+}
+
+fn read_mirror(controller: &Controller) -> InfraService {
+    serde_json::from_value(controller.world().mirror.clone().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn drift_is_repaired_from_one_read_and_the_answer_is_not_read_again() {
+    let mut controller = Controller::new();
+    controller.reconcile().await;
+    controller.mend(|world| world.mirror.as_mut().unwrap()["spec"]["ports"][0]["port"] = json!(81));
+    assert_eq!(controller.reconcile().await, ["GET infra", "PUT infra"]);
+    assert_eq!(controller.world().mirror.as_ref().unwrap()["spec"]["ports"][0]["port"], 80);
+    assert!(controller.reconcile().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_mirror_that_another_program_deleted_is_created_after_a_read_of_the_service() {
+    let mut controller = Controller::new();
+    controller.reconcile().await;
+    controller.mend(|world| world.mirror = None);
+    assert_eq!(controller.reconcile().await, ["GET guest", "POST infra"]);
+}
+
+#[tokio::test]
+async fn what_infra_holds_is_waited_for() {
+    let mut controller = Controller::new();
+    controller.reconcile().await;
+    controller.world().holds = true;
+    controller.delete();
+    assert_eq!(controller.reconcile().await, ["DELETE infra"]);
+    controller.reconcile().await;
+    assert_eq!(controller.world().guest["metadata"]["finalizers"], json!([FINALIZER]));
+    controller.mend(|world| world.mirror = None);
+    assert_eq!(controller.reconcile().await, ["GET infra", "PATCH guest"], "the absence is proved first");
+}
+
+#[tokio::test]
+async fn a_service_that_needs_no_load_balancer_any_more_loses_it_and_its_conditions() {
+    let mut controller = Controller::new();
+    controller.reconcile().await;
+    controller.assign_address();
+    controller.reconcile().await;
+    controller.mend(|world| world.guest["spec"]["type"] = json!("ClusterIP"));
+    let calls = controller.reconcile().await;
+    assert_eq!(calls, ["GET guest", "DELETE infra", "PATCH guest", "PATCH guest"]);
+    let world = controller.world();
+    assert_eq!(world.guest["metadata"]["finalizers"], json!([]));
+    assert_eq!(world.guest["status"]["conditions"], json!([]));
+    assert_eq!(world.guest["status"]["loadBalancer"]["ingress"], json!([]));
+}
+
+#[tokio::test]
+async fn a_service_that_is_gone_is_not_served() {
+    let mut controller = Controller::new();
+    controller.reconcile().await;
+    let shown: GuestService = serde_json::from_value(controller.world().guest.clone()).unwrap();
+    controller.mend(|world| (world.mirror, world.guest) = (None, Value::Null));
+    controller.writers.mirrors.apply_watcher_event(&Event::Init);
+    controller.writers.mirrors.apply_watcher_event(&Event::InitDone);
+    controller.context.index.infra_event(Event::InitDone);
+    controller.writers.guests.apply_watcher_event(&Event::Apply(shown.clone()));
+    let ended = controller.again(&shown).await.unwrap();
+    assert_eq!(ended, Action::requeue(SUPERSEDED_INTERVAL));
+    assert_eq!(controller.world().calls, ["GET guest"]);
+}

@@ -1,0 +1,148 @@
+//! The routes, and the check in front of each.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, Request, State},
+    http::{StatusCode, header},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use prometheus_client::registry::Registry;
+use serde_json::Value;
+use serving::{Tasks, metrics_page::metrics_page};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    certificate::Presented,
+    reviews::{Asked, Reviews, Verdict},
+    settings::SecureServingSettings,
+    tls::{Tls, TlsError, TlsListener},
+    trust::{Trust, TrustError, TrustSources},
+};
+
+/// A bound endpoint.
+pub struct SecureEndpoint {
+    listener: TlsListener,
+    router: Router,
+}
+
+/// What the endpoint shows.
+pub struct Shown {
+    /// The metrics of `/metrics` and `/metrics/slis`.
+    pub registry: Registry,
+    /// The content of `/configz`.
+    pub config: Value,
+    /// Called for each answered health check with its kind: `healthz`, `livez` or `readyz`.
+    pub health_checked: Box<dyn Fn(&'static str) + Send + Sync>,
+}
+
+/// Why the endpoint can't be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// A file of certificate authorities can't be used.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The address is taken, or the certificate can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+impl SecureEndpoint {
+    /// Binds the address and reads the files that `settings` name. It does not wait for any API server.
+    ///
+    /// # Errors
+    /// The address is taken, or a file can't be used.
+    pub async fn bind(
+        settings: SecureServingSettings,
+        shown: Shown,
+        tasks: &Tasks,
+    ) -> Result<Self, BindError> {
+        let SecureServingSettings { cluster, authentication, authorization, .. } = settings;
+        let sources = TrustSources {
+            client_ca: settings.client_ca,
+            front_proxy: settings.front_proxy,
+            cluster,
+            lookup: settings.lookup.then(|| authentication.clone()),
+            tolerate_failure: settings.tolerate_lookup_failure,
+        };
+        let trust = Trust::start(sources, tasks).await?;
+        let (always_allowed, times) = (settings.always_allowed, settings.times);
+        let reviews = Reviews::new(trust, cluster, authentication, authorization, always_allowed, times);
+        Ok(Self::reviewing(settings.address, &settings.tls, reviews, shown, tasks).await?)
+    }
+
+    async fn reviewing(
+        address: SocketAddr,
+        tls: &Tls,
+        reviews: Reviews,
+        shown: Shown,
+        tasks: &Tasks,
+    ) -> Result<Self, TlsError> {
+        let listener = TlsListener::bind(address, tls, tasks).await?;
+        let router = Router::new()
+            .route("/healthz", get(async |State(shown): State<Arc<Shown>>| ok(&shown, "healthz")))
+            .route("/livez", get(async |State(shown): State<Arc<Shown>>| ok(&shown, "livez")))
+            .route("/readyz", get(async |State(shown): State<Arc<Shown>>| ok(&shown, "readyz")))
+            .route("/metrics", get(metrics))
+            .route("/metrics/slis", get(metrics))
+            .route("/configz", get(configz))
+            .with_state(Arc::new(shown))
+            .layer(from_fn_with_state(Arc::new(reviews), guard));
+        Ok(Self { listener, router })
+    }
+
+    /// The address to which it is bound.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.listener.address
+    }
+
+    /// Serves until `stop`.
+    ///
+    /// # Errors
+    /// The socket fails.
+    pub async fn serve(self, stop: CancellationToken) -> std::io::Result<()> {
+        let stopped = async move { stop.cancelled().await };
+        let service = self.router.into_make_service_with_connect_info::<Presented>();
+        axum::serve(self.listener, service).with_graceful_shutdown(stopped).await
+    }
+}
+
+/// Lets allowed requests through.
+async fn guard(
+    State(reviews): State<Arc<Reviews>>,
+    ConnectInfo(presented): ConnectInfo<Presented>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (path, method) = (request.uri().path(), request.method().as_str());
+    let asked = Asked { path, method, headers: request.headers(), presented: &presented };
+    match reviews.judge(&asked).await {
+        Verdict::Allowed => next.run(request).await,
+        Verdict::Unauthenticated => (StatusCode::UNAUTHORIZED, "Unauthorized").into_response(),
+        Verdict::Forbidden => (StatusCode::FORBIDDEN, "Forbidden").into_response(),
+        Verdict::Unknown => {
+            let answer = format!("the {} cluster did not review it", reviews.cluster());
+            (StatusCode::INTERNAL_SERVER_ERROR, answer).into_response()
+        }
+    }
+}
+
+/// One thread does all the work. That it answers proves that it is alive.
+fn ok(shown: &Shown, check: &'static str) -> &'static str {
+    (shown.health_checked)(check);
+    "ok"
+}
+
+async fn metrics(State(shown): State<Arc<Shown>>) -> Response {
+    metrics_page(&shown.registry)
+}
+
+async fn configz(State(shown): State<Arc<Shown>>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], shown.config.to_string()).into_response()
+}
+
+#[cfg(test)]
+mod tests;

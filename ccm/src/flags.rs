@@ -64,7 +64,7 @@ pub struct Flags {
     #[arg(long, value_name = "COUNT", default_value_t = NODE_SYNCS)]
     pub concurrent_node_syncs: u16,
 
-    /// How often Nodes that are not ready are looked at
+    /// How often the VMs of Nodes that are not ready are checked
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     pub node_monitor_period: Duration,
 
@@ -118,7 +118,7 @@ pub struct LeaderFlags {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     pub leader_elect_renew_deadline: Duration,
 
-    /// How often the lease is renewed, and looked at by the others
+    /// How often the lease is renewed, and checked by the others
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = parse_duration)]
     pub leader_elect_retry_period: Duration,
 

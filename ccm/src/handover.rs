@@ -209,6 +209,6 @@ mod tests {
         assert!(gate.set(Work::Off));
         assert_eq!(gate.slices("a"), Slices::Off);
         gate.set(Work::On);
-        assert_eq!(gate.slices("a"), Slices::Coming, "what was written before is looked at again");
+        assert_eq!(gate.slices("a"), Slices::Coming, "what was written before is checked again");
     }
 }

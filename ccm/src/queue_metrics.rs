@@ -69,7 +69,7 @@ impl QueueMetrics {
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "workqueue_depth",
-            "Objects that wait to be looked at, by queue",
+            "Objects that wait for a reconcile, by queue",
             self.depth.clone(),
         );
         registry.register(
@@ -84,7 +84,7 @@ impl QueueMetrics {
         );
         registry.register_with_unit(
             "workqueue_queue_duration",
-            "Time that an object waited to be looked at, by queue",
+            "Time that an object waited for its reconcile, by queue",
             Unit::Seconds,
             self.waited.clone(),
         );

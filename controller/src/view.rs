@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use infra::{Census, Class, Infra, MachineLooks, ObjectName, VmiWait};
+use infra::{Census, Class, Infra, ObjectName, VmReads, VmiWait};
 use kubevirt::Seen;
 use tokio::time::Instant;
 
@@ -24,7 +24,7 @@ pub(crate) struct View {
     infra: Infra,
     vm: ObjectName,
     volume: ObjectName,
-    looks: MachineLooks,
+    reads: VmReads,
     observed: Observed,
     /// When the older of the two reads began.
     since: Instant,
@@ -53,7 +53,7 @@ impl View {
             infra: infra.clone(),
             vm: vm.clone(),
             volume: volume.clone(),
-            looks: infra.machine(vm),
+            reads: infra.machine(vm),
             observed: Observed::default(),
             since: Instant::now(),
             vm_read_at: None,
@@ -99,7 +99,7 @@ impl View {
     async fn read_after(&mut self, since: Instant) -> Result<(), infra::Error> {
         self.wait = None;
         let ((vm_read_at, vm), (instance_read_at, vmi)) =
-            tokio::try_join!(self.looks.vm(since), self.looks.vmi(since))?;
+            tokio::try_join!(self.reads.vm(since), self.reads.vmi(since))?;
         self.observed.vm = vm.as_ref().as_ref().map(|vm| VmView::of(vm, self.volume.as_str())).into();
         self.observed.vmi = vmi.as_ref().as_ref().map(|vmi| VmiView::of(vmi, self.volume.as_str())).into();
         self.since = vm_read_at.min(instance_read_at);
@@ -163,7 +163,7 @@ impl View {
     }
 
     async fn read_vmi(&mut self, operation: &ControllerOperation) -> Result<(), Error> {
-        let (_, vmi) = operation.wait(self.looks.vmi(Instant::now())).await??;
+        let (_, vmi) = operation.wait(self.reads.vmi(Instant::now())).await??;
         self.observed.vmi = vmi.as_ref().as_ref().map(|vmi| VmiView::of(vmi, self.volume.as_str())).into();
         Ok(())
     }
@@ -171,7 +171,7 @@ impl View {
     async fn read_vm(&mut self, operation: &ControllerOperation) -> Result<(), Error> {
         // Any read counts that is newer than our last one: all operations that wait for this VM share it.
         let since = self.vm_read_at.unwrap_or_else(Instant::now);
-        match operation.wait(self.looks.vm(since)).await? {
+        match operation.wait(self.reads.vm(since)).await? {
             Ok((read_at, vm)) => {
                 self.observed.vm = vm.as_ref().as_ref().map(|vm| VmView::of(vm, self.volume.as_str())).into();
                 self.vm_read_at = Some(read_at);

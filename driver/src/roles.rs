@@ -9,7 +9,7 @@ use csi_call::Identity;
 use csi_proto::v1::controller_server::ControllerServer;
 use csi_proto::v1::identity_server::IdentityServer;
 use csi_proto::v1::node_server::NodeServer;
-use infra::{Infra, TenantGuard};
+use infra::{GuestGuard, Infra};
 use node::Node;
 use prometheus_client::registry::Registry;
 use serving::shutdown::DRAIN_BOUND;
@@ -144,7 +144,7 @@ async fn controller(
     let infra_settings = infra::Settings {
         kubeconfig: path(&flags.infra_cluster_kubeconfig),
         namespace: flags.infra_cluster_namespace.clone(),
-        labels: TenantGuard::parse_labels(&flags.infra_cluster_labels)?,
+        labels: GuestGuard::parse_labels(&flags.infra_cluster_labels)?,
         volume_prefix: flags.volume_prefix.clone(),
     };
     let infra = Infra::connect(infra_settings, tasks).await?;

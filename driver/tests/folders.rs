@@ -170,6 +170,16 @@ fn nothing_in_the_controller_goes_round_in_a_circle() {
 }
 
 #[test]
+fn nothing_in_infra_goes_round_in_a_circle() {
+    assert_no_circles("infra");
+}
+
+#[test]
+fn nothing_in_the_node_goes_round_in_a_circle() {
+    assert_no_circles("node");
+}
+
+#[test]
 fn nothing_in_secure_serving_goes_round_in_a_circle() {
     assert_no_circles("lib/secure-serving");
 }

@@ -16,7 +16,7 @@ const TABLES: [&str; 9] = [
     "lib/csi-call/src/operation.rs",
 ];
 /// The guard's error, for whose text the tests of kubevirt/csi-driver search.
-const GUARD: &str = "infra/src/tenant_guard.rs";
+const GUARD: &str = "infra/src/guest_guard.rs";
 
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);

@@ -5,8 +5,9 @@ use http::header;
 use kubevirt::ObjectName;
 
 use crate::{
-    claim::{Claim, PatchOp},
+    claim::Claim,
     infra::Infra,
+    json_patch::PatchOp,
     reader::{CLAIMS, accepting_all},
 };
 

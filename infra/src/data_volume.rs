@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kubevirt::{Metadata, ObjectName, null_as_default};
 use serde::Deserialize;
 
-use crate::{quantity::parse_quantity, tenant_guard::Guarded};
+use crate::{guest_guard::Guarded, quantity::parse_quantity};
 
 /// API version of the objects that we create.
 pub(crate) const API_VERSION: &str = "cdi.kubevirt.io/v1beta1";

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use crate::{
     data_volume::DataVolume,
+    guest_guard::Owned,
     infra::Infra,
     reader::{VM_SUBRESOURCES, accepting_all},
-    tenant_guard::Owned,
 };
 
 /// A disk to plug.

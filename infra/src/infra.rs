@@ -12,11 +12,11 @@ use crate::{
     GuardError,
     census::Census,
     coalesce::Coalesced,
-    machine_looks::{Looks, MachineLooks},
+    guest_guard::GuestGuard,
     metrics::CallMetrics,
     reader::Reader,
     rights::WATCH_INSTANCES,
-    tenant_guard::TenantGuard,
+    shared_reads::{SharedReads, VmReads},
     wait::{Poller, VmiWait},
 };
 
@@ -55,10 +55,10 @@ pub struct Infra {
 
 pub(crate) struct Shared {
     pub reader: Arc<Reader>,
-    pub guard: TenantGuard,
+    pub guard: GuestGuard,
     poller: Arc<Poller>,
     census: Coalesced<Census>,
-    looks: Looks,
+    reads: SharedReads,
     metrics: CallMetrics,
 }
 
@@ -95,11 +95,11 @@ impl Infra {
         if !is_dns_label(&settings.namespace) {
             return Err(ConnectError::Namespace(settings.namespace));
         }
-        let guard = TenantGuard::new(settings.labels, &settings.volume_prefix)?;
+        let guard = GuestGuard::new(settings.labels, &settings.volume_prefix)?;
         let reader = Arc::new(Reader::new(server, settings.namespace));
-        let looks = Looks::new(&reader);
-        let poller = Poller::new(Arc::clone(&reader), looks.clone(), tasks);
-        let shared = Shared { reader, guard, poller, census: Coalesced::default(), looks, metrics };
+        let reads = SharedReads::new(&reader);
+        let poller = Poller::new(Arc::clone(&reader), reads.clone(), tasks);
+        let shared = Shared { reader, guard, poller, census: Coalesced::default(), reads, metrics };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -120,13 +120,13 @@ impl Infra {
     }
 
     /// The check that an object belongs to this guest.
-    pub fn guard(&self) -> &TenantGuard {
+    pub fn guard(&self) -> &GuestGuard {
         &self.shared.guard
     }
 
     /// The reads of one VM and its VMI, shared by all operations on that VM.
-    pub fn machine(&self, name: &ObjectName) -> MachineLooks {
-        self.shared.looks.of(name)
+    pub fn machine(&self, name: &ObjectName) -> VmReads {
+        self.shared.reads.of(name)
     }
 
     /// All VMs and VMIs, read after this call began; concurrent callers share one read.

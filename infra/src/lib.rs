@@ -16,16 +16,17 @@ mod claim;
 mod claims;
 mod coalesce;
 mod data_volume;
+mod guest_guard;
 mod hotplug;
 mod infra;
+mod json_patch;
 mod list;
 mod machine;
-mod machine_looks;
 mod metrics;
 mod quantity;
 mod reader;
 mod rights;
-mod tenant_guard;
+mod shared_reads;
 mod vmi_watch;
 mod volumes;
 mod wait;
@@ -34,15 +35,16 @@ pub use cluster::{CALL_DEADLINE, Class, Error, Failure, MAX_RETRY_AFTER, Right, 
 pub use kubevirt::{Metadata, ObjectName, Phase, RunStrategy, is_dns_label};
 
 pub use census::Census;
-pub use claim::{Claim, PatchOp, annotation_path, label_path};
+pub use claim::Claim;
 pub use data_volume::{Condition, DataVolume, DataVolumeSource, KEEP_AFTER_COMPLETION, NewDataVolume};
+pub use guest_guard::{Foreign, GuardError, Guarded, GuestGuard, MAX_PREFIX_LENGTH, Owned};
 pub use hotplug::HotplugDisk;
 pub use infra::{ConnectError, Infra, Settings};
+pub use json_patch::{PatchOp, annotation_path, label_path};
 pub use machine::{
     VirtualMachine, VirtualMachineInstance, Volume, VolumePhase, VolumeRequest, VolumeSource, VolumeStatus,
 };
-pub use machine_looks::{Looked, MachineLooks};
 pub use quantity::parse_quantity;
 pub use rights::{REQUIRED_RIGHTS, WATCH_INSTANCES};
-pub use tenant_guard::{Foreign, GuardError, Guarded, MAX_PREFIX_LENGTH, Owned, TenantGuard};
+pub use shared_reads::{ReadResult, VmReads};
 pub use wait::VmiWait;

@@ -6,9 +6,9 @@ use kubevirt::ObjectName;
 
 use crate::{
     data_volume::{DataVolume, NewDataVolume},
+    guest_guard::Owned,
     infra::Infra,
     reader::{DATA_VOLUMES, accepting_all},
-    tenant_guard::Owned,
 };
 
 impl Infra {

@@ -24,8 +24,8 @@ use tokio::{
 
 use crate::{
     machine::VirtualMachineInstance,
-    machine_looks::Looks,
     reader::Reader,
+    shared_reads::SharedReads,
     vmi_watch::{VmiState, VmiWatch},
 };
 
@@ -50,7 +50,7 @@ type Look = Result<Option<Arc<VirtualMachineInstance>>, Error>;
 /// Reads VMIs for all waits.
 pub(crate) struct Poller {
     reader: Arc<Reader>,
-    looks: Looks,
+    reads: SharedReads,
     tasks: Tasks,
     state: Mutex<State>,
     /// Notified when a wait begins: the pause under way may be too long for it.
@@ -86,7 +86,7 @@ impl VmiWait {
     /// Never: the poller keeps the sending half as long as this wait lives.
     pub async fn next(&mut self) -> Result<Option<Arc<VirtualMachineInstance>>, Error> {
         self.receiver.changed().await.expect("the poller keeps the sender until this wait is dropped");
-        self.receiver.borrow_and_update().clone().expect("a change carries a look")
+        self.receiver.borrow_and_update().clone().expect("a change carries a result")
     }
 }
 
@@ -98,10 +98,10 @@ impl Drop for VmiWait {
 
 impl Poller {
     /// `tasks` owns the task that reads: if it panicked unnoticed, every wait would end at its deadline.
-    pub(crate) fn new(reader: Arc<Reader>, looks: Looks, tasks: &Tasks) -> Arc<Self> {
+    pub(crate) fn new(reader: Arc<Reader>, reads: SharedReads, tasks: &Tasks) -> Arc<Self> {
         let watches = AtomicBool::new(false);
         let (state, joined) = (Mutex::new(State::default()), Notify::new());
-        Arc::new(Self { reader, looks, tasks: tasks.clone(), state, joined, watches })
+        Arc::new(Self { reader, reads, tasks: tasks.clone(), state, joined, watches })
     }
 
     /// Sets whether the poller may watch from now on.
@@ -151,7 +151,7 @@ impl Poller {
                 }
             }
             let began = Instant::now();
-            watch = self.look(began).await;
+            watch = self.poll(began).await;
             last_look = Instant::now();
             // The next pause is at least as long as this read took, so reads take at most half of the time, however
             // slow the infra API is.
@@ -172,7 +172,7 @@ impl Poller {
     }
 
     /// Reads all VMIs that are waited for. Where watching is granted, opens a watch of them instead and returns it.
-    async fn look(&self, began: Instant) -> Option<VmiWatch> {
+    async fn poll(&self, began: Instant) -> Option<VmiWatch> {
         let mut names: Vec<_> = self.lock().waiters.values().map(|waiter| waiter.name.clone()).collect();
         names.sort();
         names.dedup();
@@ -187,7 +187,7 @@ impl Poller {
         }
         let seen = match names.as_slice() {
             [name] => {
-                self.looks.of(name).vmi(began).await.map(|(_, vmi)| (*vmi).clone().into_iter().collect())
+                self.reads.of(name).vmi(began).await.map(|(_, vmi)| (*vmi).clone().into_iter().collect())
             }
             _ => self.reader.vmis().await,
         };
@@ -205,9 +205,9 @@ impl Poller {
         let never = matches!(error.class(), Class::Forbidden | Class::Invalid | Class::BadRequest);
         if never {
             self.may_watch(false);
-            tracing::info!(%error, "VM instances can't be watched, looking at them instead");
+            tracing::info!(%error, "VMIs can't be watched, so they are polled");
         } else {
-            tracing::debug!(%error, "VM instances can't be watched now, looking at them");
+            tracing::debug!(%error, "VMIs can't be watched now, so they are polled");
         }
     }
 
@@ -221,14 +221,14 @@ impl Poller {
         // A wait that began during the read gets the result of the next one, because this read began before the wait
         // did.
         for waiter in state.waiters.values().filter(|waiter| waiter.since <= began) {
-            let look = match seen {
+            let result = match seen {
                 Ok(seen) => match seen.get(waiter.name.as_str()) {
                     Some(vmi) => Ok(vmi.clone()),
                     None => continue,
                 },
                 Err(error) => Err(error.clone()),
             };
-            waiter.sender.send_replace(Some(look));
+            waiter.sender.send_replace(Some(result));
         }
     }
 
@@ -269,7 +269,7 @@ mod tests {
         let server = ApiServer::over(kube::Client::new(broken, "infra"), CallMetrics::default());
         let reader = Arc::new(Reader::new(server, "infra".to_owned()));
         let shutdown = Shutdown::default();
-        let poller = Poller::new(Arc::clone(&reader), Looks::new(&reader), shutdown.tasks());
+        let poller = Poller::new(Arc::clone(&reader), SharedReads::new(&reader), shutdown.tasks());
         let _wait = poller.wait(&ObjectName::parse("vm1").expect("is a name"));
         let ended =
             tokio::time::timeout(PATIENCE, shutdown.drained(PATIENCE)).await.expect("the process ends");
@@ -280,13 +280,13 @@ mod tests {
     #[test]
     fn looks_come_soon_and_then_slowly() {
         let mut at = Duration::ZERO;
-        let looks: Vec<_> = (0..8)
+        let reads: Vec<_> = (0..8)
             .map(|_| {
                 at += pause(at);
                 at.as_millis()
             })
             .collect();
-        assert_eq!(looks, [50, 150, 350, 750, 1550, 2550, 3550, 4550]);
+        assert_eq!(reads, [50, 150, 350, 750, 1550, 2550, 3550, 4550]);
         assert_eq!(pause(Duration::from_secs(61)), SLOWEST_LOOK);
     }
 }

@@ -33,9 +33,9 @@ const MEASURING_THREADS: usize = 16;
 const MEASURE_LIMIT: Duration = Duration::from_secs(10);
 
 /// First pause between two reads of the disks.
-const FIRST_LOOK_PAUSE: Duration = Duration::from_millis(100);
+const FIRST_SCAN_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause.
-const LAST_LOOK_PAUSE: Duration = Duration::from_secs(1);
+const LAST_SCAN_PAUSE: Duration = Duration::from_secs(1);
 /// The SCSI hosts are asked to scan after this time, and again at this interval: an announcement may have been lost.
 const RESCAN_AFTER: Duration = Duration::from_secs(5);
 /// The wait for a disk ends this long before the answer is due, so that the answer can report what was seen.
@@ -276,7 +276,7 @@ impl Volumes {
     ) -> Result<Disk> {
         let begin = Instant::now();
         let end = (begin + self.settings.device_wait).min(deadline.answer_by - WAIT_MARGIN);
-        let mut pause = FIRST_LOOK_PAUSE;
+        let mut pause = FIRST_SCAN_PAUSE;
         let mut rescan_at = begin + RESCAN_AFTER;
         let result = loop {
             let host = Arc::clone(&self.host);
@@ -298,7 +298,7 @@ impl Volumes {
                 self.rescan(deadline).await;
             }
             sleep(pause.min(end - now)).await;
-            pause = (pause * 2).min(LAST_LOOK_PAUSE);
+            pause = (pause * 2).min(LAST_SCAN_PAUSE);
         };
         self.metrics.observe_device_wait(begin.elapsed());
         result

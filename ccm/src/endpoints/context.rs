@@ -49,14 +49,14 @@ impl Context {
     /// Reports to the service controller whether slices can be written.
     pub(crate) fn set(&self, work: Work) {
         if self.gate.set(work) {
-            self.services.look_at_all();
+            self.services.enqueue_all();
         }
     }
 
     /// Reports to the service controller whether a Service can do without its selector.
     pub(crate) fn wrote(&self, guest: &GuestService, is_written: bool) {
         if self.gate.wrote(guest.uid(), is_written) {
-            self.services.look_at(ObjectRef::from_obj(guest));
+            self.services.enqueue(ObjectRef::from_obj(guest));
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How often one reconcile observes: at its start, after its writes, and when another writer was faster.
-const MAX_LOOKS: usize = 6;
+const MAX_OBSERVATIONS: usize = 6;
 
 /// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +97,7 @@ pub(crate) fn after_failure(
 async fn observe_and_act(guest: &GuestService, session: &Session) -> Result<Action, ReconcileError> {
     let name = infra_name(guest.uid());
     let mut view = session.seen(&name);
-    for _ in 0..MAX_LOOKS {
+    for _ in 0..MAX_OBSERVATIONS {
         let Some(planned) = session.plan(guest, view.as_ref()) else {
             session.context.wrote(guest, false);
             session.context.metrics.count(guest.uid(), None);
@@ -110,7 +110,7 @@ async fn observe_and_act(guest: &GuestService, session: &Session) -> Result<Acti
         }
         let Some(seen) = view.take() else { return Ok(Action::await_change()) };
         if !seen.is_fresh && planned.plan.steps.iter().any(Step::is_final) {
-            view = session.look(&name).await?;
+            view = session.observe(&name).await?;
             continue;
         }
         for step in &planned.plan.steps {
@@ -132,7 +132,7 @@ impl Session {
     }
 
     /// Reads the infra Service and its slices.
-    async fn look(&self, name: &str) -> Result<Option<View>, ReconcileError> {
+    async fn observe(&self, name: &str) -> Result<Option<View>, ReconcileError> {
         let slices = self.calls.slices_of(name).await?;
         let Some(service) = self.calls.service(name).await? else { return Ok(None) };
         Ok(Some(View { service: Arc::new(service), slices, is_fresh: true }))

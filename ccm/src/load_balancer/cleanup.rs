@@ -114,7 +114,7 @@ impl Cleanup {
         }
         let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
         let respected = seconds.map_or(DEFAULT_LEASE, Duration::from_secs);
-        println!("looking for {} s whether {holder} renews lease {namespace}/{name}", respected.as_secs());
+        println!("checking for {} s whether {holder} renews lease {namespace}/{name}", respected.as_secs());
         let began = Instant::now();
         while began.elapsed() < respected {
             sleep(LOOK).await;

@@ -37,7 +37,7 @@ pub enum Backends {
 
 /// One condition as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Said {
+pub struct WantedCondition {
     /// `type`.
     pub kind: &'static str,
     /// `status`.
@@ -49,7 +49,12 @@ pub struct Said {
 }
 
 /// The conditions of a Service with this plan. `overdue` = it has waited for an address longer than it should.
-pub fn conditions(guest: &GuestService, plan: &Plan, overdue: bool, backends: Backends) -> Vec<Said> {
+pub fn conditions(
+    guest: &GuestService,
+    plan: &Plan,
+    overdue: bool,
+    backends: Backends,
+) -> Vec<WantedCondition> {
     let ends = plan.steps.contains(&Step::RemoveFinalizer);
     let is_others = guest.spec.load_balancer_class.is_some();
     if ends || is_others || (!guest.wants_load_balancer() && plan.waits_for.is_none()) {
@@ -60,8 +65,9 @@ pub fn conditions(guest: &GuestService, plan: &Plan, overdue: bool, backends: Ba
     vec![provisioned, serving]
 }
 
-fn provisioned(guest: &GuestService, plan: &Plan, overdue: bool) -> Said {
-    let said = |status, reason, message: String| Said { kind: PROVISIONED, status, reason, message };
+fn provisioned(guest: &GuestService, plan: &Plan, overdue: bool) -> WantedCondition {
+    let said =
+        |status, reason, message: String| WantedCondition { kind: PROVISIONED, status, reason, message };
     let (name, shown) = (infra_name(guest.uid()), ingress(guest, plan));
     if let Some(refusal) = &plan.refusal {
         // The load balancer that infra has keeps serving.
@@ -84,7 +90,7 @@ fn provisioned(guest: &GuestService, plan: &Plan, overdue: bool) -> Said {
     }
 }
 
-fn serving(provisioned: bool, backends: Backends) -> Said {
+fn serving(provisioned: bool, backends: Backends) -> WantedCondition {
     let (status, reason, message) = match backends {
         Backends::NoNodes => (FALSE, NO_NODES, "no node of this cluster takes traffic of load balancers"),
         _ if !provisioned => (FALSE, "NotProvisioned", "there is no load balancer yet"),
@@ -92,7 +98,7 @@ fn serving(provisioned: bool, backends: Backends) -> Said {
         Backends::Elsewhere => (UNKNOWN, "EndpointsElsewhere", "another controller writes the endpoints"),
         Backends::Nodes => (TRUE, "Serving", "nodes of this cluster take its traffic"),
     };
-    Said { kind: SERVING, status, reason, message: message.to_owned() }
+    WantedCondition { kind: SERVING, status, reason, message: message.to_owned() }
 }
 
 fn reason(refusal: &Refusal) -> &'static str {
@@ -114,7 +120,7 @@ fn ingress<'a>(guest: &'a GuestService, plan: &'a Plan) -> &'a [LoadBalancerIngr
 
 /// The entries of a strategic merge patch that turns the conditions `present` into those that are `wanted`; empty =
 /// nothing to write.
-pub fn patch(present: &[Condition], wanted: &[Said], now: &Time) -> Vec<Value> {
+pub fn patch(present: &[Condition], wanted: &[WantedCondition], now: &Time) -> Vec<Value> {
     let find = |kind: &str| present.iter().find(|condition| condition.type_ == kind);
     let changed = wanted.iter().filter_map(|said| {
         let found = find(said.kind);

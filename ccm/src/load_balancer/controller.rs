@@ -117,7 +117,7 @@ impl ServiceController {
             backoff: Backoff::new(MIN_PAUSE, MAX_PAUSE),
             nodes,
         });
-        context.owner.look_until_answered().await;
+        context.owner.read_until_answered().await;
         let followed = context.nodes.followed();
         let due = due.stream().flat_map(stream::iter);
         tokio::join!(
@@ -141,7 +141,7 @@ async fn wake_waiting(index: &Index) {
     loop {
         index.place_freed().await;
         for next in index.next_places() {
-            index.look_at(next);
+            index.enqueue(next);
         }
     }
 }

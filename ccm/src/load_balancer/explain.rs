@@ -12,7 +12,7 @@ use crate::{
     load_balancer::{
         announce::reference,
         calls::Answer,
-        conditions::{Backends, NO_NODES, Said, conditions, patch, serving_reason},
+        conditions::{Backends, NO_NODES, WantedCondition, conditions, patch, serving_reason},
         context::Context,
         error::{ReconcileError, failed},
         plan::{Plan, Wait},
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The conditions as they should be once `plan` is carried out.
-pub(crate) fn wanted(guest: &GuestService, plan: &Plan, context: &Context) -> Vec<Said> {
+pub(crate) fn wanted(guest: &GuestService, plan: &Plan, context: &Context) -> Vec<WantedCondition> {
     let overdue =
         plan.waits_for == Some(Wait::Address) && context.index.waited(guest.uid()) >= context.address_timeout;
     let backends = if context.config.endpoints.choice.writer(guest.spec.is_local()) == Writer::Others {
@@ -32,7 +32,7 @@ pub(crate) fn wanted(guest: &GuestService, plan: &Plan, context: &Context) -> Ve
 }
 
 /// The entries of the patch that sets these conditions; empty = they are set.
-pub(crate) fn entries(guest: &GuestService, said: &[Said]) -> Vec<Value> {
+pub(crate) fn entries(guest: &GuestService, said: &[WantedCondition]) -> Vec<Value> {
     patch(&guest.status.conditions, said, &Time(Timestamp::now()))
 }
 
@@ -63,7 +63,7 @@ pub(crate) async fn write(
 }
 
 /// The framework's events for a change of the backends.
-fn tell(guest: &GuestService, said: &[Said], context: &Context) {
+fn tell(guest: &GuestService, said: &[WantedCondition], context: &Context) {
     let before = serving_reason(&guest.status.conditions);
     let now = said.iter().find(|said| said.kind == crate::guest::services::SERVING);
     let Some(now) = now.map(|said| said.reason) else { return };

@@ -226,12 +226,12 @@ impl Index {
     }
 
     /// Triggers a reconcile of a Service.
-    pub(crate) fn look_at(&self, service: ObjectRef<GuestService>) {
+    pub(crate) fn enqueue(&self, service: ObjectRef<GuestService>) {
         self.0.due.notify(&[service]);
     }
 
     /// Triggers a reconcile of all Services.
-    pub(crate) fn look_at_all(&self) {
+    pub(crate) fn enqueue_all(&self) {
         self.0.due.notify(&self.load_balancers());
     }
 
@@ -285,11 +285,11 @@ impl Index {
             Event::Init | Event::InitApply(_) => return,
             // After a gap in the watch, only the absence of a mirror shows that it was deleted.
             Event::InitDone => {
-                self.0.answers.told_all(|name| self.shown_uid(name));
+                self.0.answers.watch_restarted(|name| self.shown_uid(name));
                 return self.changed(&self.load_balancers());
             }
         };
-        self.0.answers.told(&name, self.shown_uid(&name).as_deref());
+        self.0.answers.watch_showed(&name, self.shown_uid(&name).as_deref());
         self.0.places.free();
         let reference = self.0.names.lock().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
         if let Some(reference) = reference {

@@ -24,7 +24,7 @@ pub enum Answer<'a> {
 
 /// What an infra Service is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Classification {
     /// It is not ours, is in use, or is being deleted.
     Stays,
     /// It is a left-over.
@@ -45,28 +45,32 @@ pub struct Knowledge<'a> {
 }
 
 /// Judges one infra Service by the guest's answer.
-pub fn judge(infra: &InfraService, answer: Answer<'_>, known: Knowledge<'_>) -> Verdict {
+pub fn judge(infra: &InfraService, answer: Answer<'_>, known: Knowledge<'_>) -> Classification {
     let name = infra.metadata.name.as_deref().unwrap_or_default();
     if !known.identity.owns(infra) || infra.is_deleting() {
-        return Verdict::Stays;
+        return Classification::Stays;
     }
     if let Answer::Present(guest) = answer
         && infra_name(guest.uid()) == name
     {
         let is_wanted = guest.spec.kind == crate::wire::service::LOAD_BALANCER || guest.has_finalizer();
-        return if is_wanted || guest.is_deleting() { Verdict::Stays } else { Verdict::LeftOver };
+        return if is_wanted || guest.is_deleting() {
+            Classification::Stays
+        } else {
+            Classification::LeftOver
+        };
     }
     match (annotation(infra, GUEST_CLUSTER_ANNOTATION), known.guest_cluster) {
-        (_, None) => Verdict::Unproved("the guest cluster's UID is not known"),
+        (_, None) => Classification::Unproved("the guest cluster's UID is not known"),
         (Some(marked), Some(own)) if marked != own => {
-            Verdict::Unproved("it is marked as another guest cluster's")
+            Classification::Unproved("it is marked as another guest cluster's")
         }
-        (Some(_), Some(_)) => Verdict::LeftOver,
+        (Some(_), Some(_)) => Classification::LeftOver,
         (None, Some(_)) if known.identity.cluster == default_name() => {
-            Verdict::Unproved("it has no mark, and many guest clusters may be named kubernetes")
+            Classification::Unproved("it has no mark, and many guest clusters may be named kubernetes")
         }
-        (None, Some(_)) if known.seen_before => Verdict::LeftOver,
-        (None, Some(_)) => Verdict::Unproved("it has no mark; looked at again an interval later"),
+        (None, Some(_)) if known.seen_before => Classification::LeftOver,
+        (None, Some(_)) => Classification::Unproved("it has no mark; checked again an interval later"),
     }
 }
 

@@ -53,7 +53,7 @@ pub(crate) async fn run(mut followed: Followed, queue: &Queue, context: &Context
                 if let Err(error) = refresh(&guest, context).await {
                     failed.store(true, Ordering::Relaxed);
                     tracing::warn!(error = chain(&error), "a Service was not told about the nodes");
-                    context.index.look_at(ObjectRef::from_obj(&*guest));
+                    context.index.enqueue(ObjectRef::from_obj(&*guest));
                 }
                 context.metrics.hosts_updated(began.elapsed().as_secs_f64());
             })

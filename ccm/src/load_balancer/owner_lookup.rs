@@ -59,14 +59,14 @@ impl Owner {
     }
 
     /// Reads the owner until infra answers, so that every infra Service is created with it.
-    pub(crate) async fn look_until_answered(&self) {
-        while !self.look().await {
+    pub(crate) async fn read_until_answered(&self) {
+        while !self.read().await {
             sleep(RETRY).await;
         }
     }
 
     /// Reads the owner once. False = infra did not answer, and what was known stays.
-    pub(crate) async fn look(&self) -> bool {
+    pub(crate) async fn read(&self) -> bool {
         let Some((choice, infra)) = &self.choice else { return true };
         let found = match choice.find(infra).await {
             Ok(found) => found,

@@ -230,7 +230,7 @@ async fn create(
 ) -> Result<Outcome, ReconcileError> {
     if observed.shown.has_finalizer() && !observed.is_owner_read {
         // It had a mirror that another program deleted, perhaps together with its owner.
-        context.owner.look().await;
+        context.owner.read().await;
         observed.is_owner_read = true;
         return Ok(Outcome::Read);
     }

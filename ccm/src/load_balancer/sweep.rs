@@ -14,7 +14,7 @@ use crate::{
     load_balancer::{
         calls::Answer as Called,
         context::Context,
-        left_over::{Answer, Knowledge, Verdict, judge},
+        left_over::{Answer, Classification, Knowledge, judge},
     },
 };
 
@@ -37,19 +37,19 @@ pub(crate) async fn run(context: &Context, interval: Option<Duration>) {
     let Some(interval) = interval else { return std::future::pending().await };
     let mut seen = HashSet::new();
     loop {
-        if let Err(error) = look(context, &mut seen).await {
-            tracing::info!(error = chain(&error), "left-overs in infra were not looked for to the end");
+        if let Err(error) = sweep_once(context, &mut seen).await {
+            tracing::info!(error = chain(&error), "the search for left-overs in infra did not finish");
         }
         let is_there = |uid: &str| context.index.guest_of(&infra_name(uid)).is_some();
         context.backoff.keep(is_there);
         context.index.drop_vanished();
         sleep(interval).await;
-        context.owner.look().await;
+        context.owner.read().await;
     }
 }
 
 /// One sweep. `seen` are the infra Services (by UID) that the last sweep found unneeded without proof.
-async fn look(context: &Context, seen: &mut HashSet<String>) -> Result<(), Unswept> {
+async fn sweep_once(context: &Context, seen: &mut HashSet<String>) -> Result<(), Unswept> {
     let config = &context.config;
     let mirrors = context.index.mirrors();
     let suspects: Vec<_> = mirrors.iter().filter(|mirror| is_suspect(mirror, context)).collect();
@@ -101,12 +101,12 @@ async fn sweep(mirror: &InfraService, seen_before: bool, context: &Context) -> R
         return Ok(false);
     }
     match judge(&now, answer, known) {
-        Verdict::Stays => Ok(false),
-        Verdict::Unproved(why) => {
+        Classification::Stays => Ok(false),
+        Classification::Unproved(why) => {
             tracing::info!(infra, namespace, service = name, why, "an infra Service seems to be left over");
             Ok(true)
         }
-        Verdict::LeftOver => {
+        Classification::LeftOver => {
             let uid = now.metadata.uid.as_deref().unwrap_or_default();
             if let Called::Done(_) = context.services.delete_mirror(infra, uid).await? {
                 tracing::info!(

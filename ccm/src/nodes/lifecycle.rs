@@ -17,7 +17,7 @@ use crate::{
     nodes::{
         NodeWrites,
         announcer::{Announcement, Announcer, LIFECYCLE_SOURCE},
-        lifecycle::plan::{Fate, Step, plan},
+        lifecycle::plan::{NodeVm, Step, plan},
         metrics::NodeMetrics,
         recognise::{Identity, Life, identify, life},
     },
@@ -46,7 +46,7 @@ impl Lifecycle {
         identity: &Identity,
         seen: &Snapshot,
     ) -> Result<bool, CallError> {
-        match plan(node, fate(node, identity, seen)) {
+        match plan(node, node_vm(node, identity, seen)) {
             Step::Taint(taints) => {
                 let name = &node.claims.name;
                 tracing::info!(
@@ -63,15 +63,15 @@ impl Lifecycle {
 
     /// Whether live reads lead to the same plan. If a read fails, its error ends this.
     async fn is_proved(&self, node: &GuestNode, identity: &Identity) -> Result<bool, CallError> {
-        let fate = match identity {
-            Identity::Vm { id, .. } => Fate::Vm(self.life(id).await?),
+        let node_vm = match identity {
+            Identity::Vm { id, .. } => NodeVm::Vm(self.life(id).await?),
             Identity::NoVm => {
                 let everything = self.reads.everything().await?;
-                fate(node, &identify(&node.claims, everything.known()), &everything)
+                node_vm(node, &identify(&node.claims, everything.known()), &everything)
             }
-            Identity::Foreign | Identity::Ambiguous { .. } | Identity::Unidentified => Fate::Undecided,
+            Identity::Foreign | Identity::Ambiguous { .. } | Identity::Unidentified => NodeVm::Undecided,
         };
-        Ok(plan(node, fate) == Step::Delete)
+        Ok(plan(node, node_vm) == Step::Delete)
     }
 
     /// The VMI is read first: a VM creates its VMI, so if one is created between the two reads, its VM shows that.
@@ -107,14 +107,14 @@ impl Lifecycle {
 
 /// What is known of the Node's VM. A Node without the uninitialized taint and without a providerID is not ours to
 /// judge, whatever its name is.
-fn fate(node: &GuestNode, identity: &Identity, seen: &Snapshot) -> Fate {
+fn node_vm(node: &GuestNode, identity: &Identity, seen: &Snapshot) -> NodeVm {
     match identity {
         Identity::Vm { .. } if node.claims.provider_id.is_empty() && !node.is_uninitialized() => {
-            Fate::Undecided
+            NodeVm::Undecided
         }
-        Identity::Vm { id, .. } => Fate::Vm(life(&seen.vm(id.vm()), &seen.vmi(id.vm()))),
-        Identity::NoVm => Fate::NoVm,
-        Identity::Foreign | Identity::Ambiguous { .. } | Identity::Unidentified => Fate::Undecided,
+        Identity::Vm { id, .. } => NodeVm::Vm(life(&seen.vm(id.vm()), &seen.vmi(id.vm()))),
+        Identity::NoVm => NodeVm::NoVm,
+        Identity::Foreign | Identity::Ambiguous { .. } | Identity::Unidentified => NodeVm::Undecided,
     }
 }
 

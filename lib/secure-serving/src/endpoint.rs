@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     certificate::Presented,
-    reviews::{Asked, Reviews, Verdict},
+    reviews::{Access, Asked, Reviews},
     settings::SecureServingSettings,
     tls::{Tls, TlsError, TlsListener},
     trust::{Trust, TrustError, TrustSources},
@@ -120,10 +120,10 @@ async fn guard(
     let (path, method) = (request.uri().path(), request.method().as_str());
     let asked = Asked { path, method, headers: request.headers(), presented: &presented };
     match reviews.judge(&asked).await {
-        Verdict::Allowed => next.run(request).await,
-        Verdict::Unauthenticated => (StatusCode::UNAUTHORIZED, "Unauthorized").into_response(),
-        Verdict::Forbidden => (StatusCode::FORBIDDEN, "Forbidden").into_response(),
-        Verdict::Unknown => {
+        Access::Allowed => next.run(request).await,
+        Access::Unauthenticated => (StatusCode::UNAUTHORIZED, "Unauthorized").into_response(),
+        Access::Forbidden => (StatusCode::FORBIDDEN, "Forbidden").into_response(),
+        Access::Unknown => {
             let answer = format!("the {} cluster did not review it", reviews.cluster());
             (StatusCode::INTERNAL_SERVER_ERROR, answer).into_response()
         }

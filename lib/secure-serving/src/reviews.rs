@@ -41,7 +41,7 @@ pub struct ReviewTimes {
 
 /// The decision about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum Access {
     /// It may go on.
     Allowed,
     /// The credentials prove no user.
@@ -92,22 +92,22 @@ impl Reviews {
         self.cluster
     }
 
-    pub(crate) async fn judge(&self, asked: &Asked<'_>) -> Verdict {
+    pub(crate) async fn judge(&self, asked: &Asked<'_>) -> Access {
         let free = |allowed: &String| match allowed.strip_suffix('*') {
             Some(prefix) => asked.path.starts_with(prefix),
             None => allowed == asked.path,
         };
         if self.always_allowed.iter().any(free) {
-            return Verdict::Allowed;
+            return Access::Allowed;
         }
         let user = match self.user(asked).await {
             Ok(Some(user)) => user,
-            Ok(None) => return Verdict::Unauthenticated,
+            Ok(None) => return Access::Unauthenticated,
             Err(error) => return self.unknown(&error),
         };
         match self.may(user, asked.path, &asked.method.to_lowercase()).await {
-            Ok(true) => Verdict::Allowed,
-            Ok(false) => Verdict::Forbidden,
+            Ok(true) => Access::Allowed,
+            Ok(false) => Access::Forbidden,
             Err(error) => self.unknown(&error),
         }
     }
@@ -172,9 +172,9 @@ impl Reviews {
         Ok(allowed)
     }
 
-    fn unknown(&self, error: &kube::Error) -> Verdict {
+    fn unknown(&self, error: &kube::Error) -> Access {
         tracing::warn!(error = chain(error), "the {} cluster did not review a request", self.cluster);
-        Verdict::Unknown
+        Access::Unknown
     }
 }
 

@@ -102,8 +102,8 @@ prop_compose! {
         status in prop_oneof![Just(TRUE), Just(FALSE), Just(UNKNOWN)],
         reason in prop_oneof![Just("A"), Just("B")],
         message in "[a-c]{0,2}",
-    ) -> Vec<Said> {
-        kinds.into_iter().map(|kind| Said { kind, status, reason, message: message.clone() }).collect()
+    ) -> Vec<WantedCondition> {
+        kinds.into_iter().map(|kind| WantedCondition { kind, status, reason, message: message.clone() }).collect()
     }
 }
 

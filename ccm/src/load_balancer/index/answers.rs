@@ -64,7 +64,7 @@ impl Answers {
     }
 
     /// The watch has had an event about it, and shows this UID now.
-    pub(super) fn told(&self, name: &str, shown: Option<&str>) {
+    pub(super) fn watch_showed(&self, name: &str, shown: Option<&str>) {
         let mut known = self.lock();
         if !matches!(known.get(name), Some(Known::Deleted(gone)) if shown == Some(gone.as_str())) {
             known.remove(name);
@@ -72,7 +72,7 @@ impl Answers {
     }
 
     /// The watch has restarted with a full list: `shown` gives the UID by name.
-    pub(super) fn told_all(&self, shown: impl Fn(&str) -> Option<String>) {
+    pub(super) fn watch_restarted(&self, shown: impl Fn(&str) -> Option<String>) {
         self.lock().retain(|name, known| match known {
             Known::Created(_) => false,
             Known::Deleted(gone) => shown(name).as_ref() == Some(gone),
@@ -167,7 +167,7 @@ mod tests {
         answers.created("a", None);
         tokio::time::advance(Duration::from_secs(2)).await;
         assert_eq!(answers.is_coming("a"), Some(Duration::from_secs(3)));
-        answers.told("a", Some("u1"));
+        answers.watch_showed("a", Some("u1"));
         assert_eq!(answers.is_coming("a"), None);
 
         answers.created("a", None);
@@ -186,11 +186,11 @@ mod tests {
                 && !answers.is_gone("a", Some("u2"))
                 && !answers.is_gone("b", Some("u1"))
         );
-        answers.told("a", Some("u1"));
+        answers.watch_showed("a", Some("u1"));
         assert!(answers.is_gone("a", Some("u1")), "an older event of it came late");
-        answers.told_all(|_| Some("u1".to_owned()));
+        answers.watch_restarted(|_| Some("u1".to_owned()));
         assert!(answers.is_gone("a", Some("u1")), "the list was older than the answer");
-        answers.told("a", None);
+        answers.watch_showed("a", None);
         assert!(!answers.is_gone("a", Some("u1")));
         answers.deleted("a", "u1", None);
         assert!(!answers.is_gone("a", Some("u1")), "the watch was faster");
@@ -202,7 +202,7 @@ mod tests {
         answers.created("a", None);
         answers.deleted("b", "u2", Some("u2"));
         answers.deleted("c", "u3", Some("u3"));
-        answers.told_all(|name| (name == "c").then(|| "u3".to_owned()));
+        answers.watch_restarted(|name| (name == "c").then(|| "u3".to_owned()));
         assert!(answers.lock().contains_key("c"));
         answers.deleted(&infra_name("u1"), "u4", Some("u4"));
         answers.patched(&guest("1"), &guest("2"));

@@ -89,7 +89,7 @@ fn a_change_of_either_service_reaches_all_and_a_request_the_service_controller_o
     fed.infra(Event::Apply(mirror("u1", "m1")));
     fed.infra(Event::Apply(mirror("u2", "m2")));
     assert_eq!((due.take(), changes.take()), (named(&["u1"]), named(&["u1"])));
-    fed.index.look_at(ObjectRef::new("u1").within("shop"));
+    fed.index.enqueue(ObjectRef::new("u1").within("shop"));
     assert_eq!((due.take(), changes.take()), (named(&["u1"]), named(&[])));
     assert_eq!(fed.index.guest_of(&infra_name("u1")).unwrap().uid(), "u1");
     fed.guest(Event::Delete(guest("u1", 1)));

@@ -44,7 +44,7 @@ fn guest(uid: &str, kind: &str, finalizer: bool) -> GuestService {
     serde_json::from_value(json!({ "metadata": metadata, "spec": { "type": kind } })).unwrap()
 }
 
-fn judged(infra: &InfraService, answer: Answer<'_>, seen_before: bool) -> Verdict {
+fn judged(infra: &InfraService, answer: Answer<'_>, seen_before: bool) -> Classification {
     let identity = identity("guest");
     judge(infra, answer, Knowledge { identity: &identity, guest_cluster: Some(CLUSTER_UID), seen_before })
 }
@@ -52,17 +52,21 @@ fn judged(infra: &InfraService, answer: Answer<'_>, seen_before: bool) -> Verdic
 #[test]
 fn what_the_guest_does_not_have_is_a_left_over() {
     let marked = infra("guest", &json!({}));
-    assert_eq!(judged(&marked, Answer::Absent, false), Verdict::LeftOver);
+    assert_eq!(judged(&marked, Answer::Absent, false), Classification::LeftOver);
     let another = guest(OTHER_UID, "LoadBalancer", true);
-    assert_eq!(judged(&marked, Answer::Present(&another), false), Verdict::LeftOver);
+    assert_eq!(judged(&marked, Answer::Present(&another), false), Classification::LeftOver);
 }
 
 #[rstest]
-#[case("LoadBalancer", false, Verdict::Stays)]
-#[case("LoadBalancer", true, Verdict::Stays)]
-#[case("ClusterIP", true, Verdict::Stays)]
-#[case("ClusterIP", false, Verdict::LeftOver)]
-fn a_service_that_is_there_decides(#[case] kind: &str, #[case] finalizer: bool, #[case] wanted: Verdict) {
+#[case("LoadBalancer", false, Classification::Stays)]
+#[case("LoadBalancer", true, Classification::Stays)]
+#[case("ClusterIP", true, Classification::Stays)]
+#[case("ClusterIP", false, Classification::LeftOver)]
+fn a_service_that_is_there_decides(
+    #[case] kind: &str,
+    #[case] finalizer: bool,
+    #[case] wanted: Classification,
+) {
     let own = guest(UID, kind, finalizer);
     assert_eq!(judged(&infra("guest", &json!({})), Answer::Present(&own), true), wanted);
 }
@@ -77,17 +81,17 @@ fn a_service_that_is_there_decides(#[case] kind: &str, #[case] finalizer: bool, 
 #[case::name_of_another_uid(json!({"/metadata/annotations|cluster.x-k8s.io/tenant-service-uid": OTHER_UID}))]
 #[case::going(json!({"/metadata|deletionTimestamp": "2026-11-21T00:00:00Z"}))]
 fn what_is_not_ours_in_everything_stays(#[case] change: Value) {
-    assert_eq!(judged(&infra("guest", &change), Answer::Absent, true), Verdict::Stays);
+    assert_eq!(judged(&infra("guest", &change), Answer::Absent, true), Classification::Stays);
 }
 
 #[test]
 fn a_guest_of_the_same_name_has_another_mark() {
     let change = json!({"/metadata/annotations|cluster.x-k8s.io/tenant-cluster-uid": OTHER_UID});
-    assert!(matches!(judged(&infra("guest", &change), Answer::Absent, true), Verdict::Unproved(_)));
+    assert!(matches!(judged(&infra("guest", &change), Answer::Absent, true), Classification::Unproved(_)));
     let identity = identity("guest");
     let known = Knowledge { identity: &identity, guest_cluster: None, seen_before: true };
-    let verdict = judge(&infra("guest", &json!({})), Answer::Absent, known);
-    assert!(matches!(verdict, Verdict::Unproved(_)), "who the guest is must be known");
+    let classification = judge(&infra("guest", &json!({})), Answer::Absent, known);
+    assert!(matches!(classification, Classification::Unproved(_)), "who the guest is must be known");
 }
 
 #[test]
@@ -95,12 +99,12 @@ fn what_the_reference_left_is_believed_at_the_second_look_and_under_a_name_of_it
     let change = json!({"/metadata/annotations|cluster.x-k8s.io/tenant-cluster-uid": null,
         "/metadata/annotations|cluster.x-k8s.io/tenant-service-uid": null});
     let unmarked = infra("guest", &change);
-    assert!(matches!(judged(&unmarked, Answer::Absent, false), Verdict::Unproved(_)));
-    assert_eq!(judged(&unmarked, Answer::Absent, true), Verdict::LeftOver);
+    assert!(matches!(judged(&unmarked, Answer::Absent, false), Classification::Unproved(_)));
+    assert_eq!(judged(&unmarked, Answer::Absent, true), Classification::LeftOver);
     let unnamed = identity(DEFAULT_CLUSTER_NAME);
     let known = Knowledge { identity: &unnamed, guest_cluster: Some(CLUSTER_UID), seen_before: true };
-    let verdict = judge(&infra(DEFAULT_CLUSTER_NAME, &change), Answer::Absent, known);
-    assert!(matches!(verdict, Verdict::Unproved(_)));
+    let classification = judge(&infra(DEFAULT_CLUSTER_NAME, &change), Answer::Absent, known);
+    assert!(matches!(classification, Classification::Unproved(_)));
 }
 
 proptest! {
@@ -113,6 +117,6 @@ proptest! {
         let foreign = infra(&cluster, &json!({"/metadata/labels|team": team}));
         let own = guest(&uid, "ClusterIP", false);
         let answer = if present { Answer::Present(&own) } else { Answer::Absent };
-        prop_assert_eq!(judged(&foreign, answer, seen_before), Verdict::Stays);
+        prop_assert_eq!(judged(&foreign, answer, seen_before), Classification::Stays);
     }
 }

@@ -94,7 +94,7 @@ impl World {
                 }
                 Step::Delete(uid) => {
                     let metadata = &mut self.infra.as_mut().expect("deletes what is there")["metadata"];
-                    assert_eq!(metadata["uid"], json!(uid), "deletes only what was looked at");
+                    assert_eq!(metadata["uid"], json!(uid), "deletes only what was observed");
                     metadata["deletionTimestamp"] = json!("2026-11-21T00:00:00Z");
                 }
             }

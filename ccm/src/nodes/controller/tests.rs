@@ -165,7 +165,7 @@ async fn a_live_migration_moves_the_zone() {
     clusters.infra.answer("GET /api/v1/nodes/infra-2", 200, place);
     let mut changes = clusters.controller.index.changes();
     clusters.controller.index.put(Vmi { host: Some("infra-2".into()), ..vmi() });
-    assert!(changes.has_changed().unwrap() && changes.changed().await.is_ok(), "all Nodes are looked at");
+    assert!(changes.has_changed().unwrap() && changes.changed().await.is_ok(), "all Nodes are reconciled");
     clusters.sync(&initialised()).await.unwrap();
     let [moved] = &clusters.guest.made("PATCH")[..] else { panic!("not one write") };
     let labels = json!({ZONE_LABEL: "z2", "failure-domain.beta.kubernetes.io/zone": "z2"});
@@ -207,7 +207,7 @@ async fn why_a_node_is_not_recognised_is_said_once() {
     node["metadata"]["creationTimestamp"] = json!(Timestamp::now().to_string());
     node["metadata"]["name"] = json!("younger");
     clusters.sync(&node).await.unwrap();
-    assert_eq!(clusters.guest.made("POST").len(), 1, "the VM may have come after the last look");
+    assert_eq!(clusters.guest.made("POST").len(), 1, "the VM may have come after the last read");
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use crate::{
 
 /// What is known of a Node's VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum NodeVm {
     /// It is one of our VMs, in this state.
     Vm(Life),
     /// It has none: every VM was read, and none is its machine.
@@ -37,18 +37,20 @@ pub enum Step {
 }
 
 /// What to do with `node`.
-pub fn plan(node: &GuestNode, fate: Fate) -> Step {
+pub fn plan(node: &GuestNode, node_vm: NodeVm) -> Step {
     if node.deleting {
         return Step::Leave;
     }
     let tainted = node.has_taint(SHUTDOWN_TAINT);
-    match (node.ready, fate) {
-        (Ready::True, Fate::Vm(_)) if tainted => Step::Taint(node.taints_without(SHUTDOWN_TAINT)),
-        (Ready::False | Ready::Unknown, Fate::Vm(Life::Gone)) => Step::Delete,
-        (Ready::False | Ready::Unknown, Fate::Vm(Life::ShutDown)) if !tainted => Step::Taint(shut_down(node)),
+    match (node.ready, node_vm) {
+        (Ready::True, NodeVm::Vm(_)) if tainted => Step::Taint(node.taints_without(SHUTDOWN_TAINT)),
+        (Ready::False | Ready::Unknown, NodeVm::Vm(Life::Gone)) => Step::Delete,
+        (Ready::False | Ready::Unknown, NodeVm::Vm(Life::ShutDown)) if !tainted => {
+            Step::Taint(shut_down(node))
+        }
         // Kubelet registers a Node as not ready, so `Unknown` means that kubelet did report once.
-        (Ready::Unknown, Fate::NoVm) if node.is_uninitialized() => Step::Delete,
-        (Ready::True | Ready::False | Ready::Unknown, Fate::Vm(_) | Fate::NoVm | Fate::Undecided) => {
+        (Ready::Unknown, NodeVm::NoVm) if node.is_uninitialized() => Step::Delete,
+        (Ready::True | Ready::False | Ready::Unknown, NodeVm::Vm(_) | NodeVm::NoVm | NodeVm::Undecided) => {
             Step::Leave
         }
     }
@@ -88,32 +90,32 @@ mod tests {
     }
 
     #[rstest]
-    #[case::running(Ready::True, &[], Fate::Vm(Life::Exists), Step::Leave)]
-    #[case::booting(Ready::False, &[], Fate::Vm(Life::Exists), Step::Leave)]
-    #[case::restarting(Ready::Unknown, &[], Fate::Vm(Life::Exists), Step::Leave)]
-    #[case::unknown(Ready::Unknown, &[], Fate::Vm(Life::Unknown), Step::Leave)]
-    #[case::tainted_already(Ready::Unknown, SHUT, Fate::Vm(Life::ShutDown), Step::Leave)]
-    #[case::starting_again(Ready::False, SHUT, Fate::Vm(Life::Exists), Step::Leave)]
-    #[case::gone(Ready::Unknown, &[], Fate::Vm(Life::Gone), Step::Delete)]
-    #[case::gone_at_once(Ready::False, &[], Fate::Vm(Life::Gone), Step::Delete)]
-    #[case::gone_but_ready(Ready::True, &[], Fate::Vm(Life::Gone), Step::Leave)]
-    #[case::gone_before_initialised(Ready::False, UNINIT, Fate::Vm(Life::Gone), Step::Delete)]
-    #[case::nobodys_and_silent(Ready::Unknown, UNINIT, Fate::NoVm, Step::Delete)]
-    #[case::nobodys_and_booting(Ready::False, UNINIT, Fate::NoVm, Step::Leave)]
-    #[case::nobodys_and_initialised(Ready::Unknown, &[], Fate::NoVm, Step::Leave)]
-    #[case::foreign(Ready::Unknown, UNINIT, Fate::Undecided, Step::Leave)]
-    #[case::foreign_and_ready(Ready::True, SHUT, Fate::Undecided, Step::Leave)]
-    fn steps(#[case] ready: Ready, #[case] taints: &[&str], #[case] fate: Fate, #[case] expected: Step) {
-        assert_eq!(plan(&node(ready, taints), fate), expected);
+    #[case::running(Ready::True, &[], NodeVm::Vm(Life::Exists), Step::Leave)]
+    #[case::booting(Ready::False, &[], NodeVm::Vm(Life::Exists), Step::Leave)]
+    #[case::restarting(Ready::Unknown, &[], NodeVm::Vm(Life::Exists), Step::Leave)]
+    #[case::unknown(Ready::Unknown, &[], NodeVm::Vm(Life::Unknown), Step::Leave)]
+    #[case::tainted_already(Ready::Unknown, SHUT, NodeVm::Vm(Life::ShutDown), Step::Leave)]
+    #[case::starting_again(Ready::False, SHUT, NodeVm::Vm(Life::Exists), Step::Leave)]
+    #[case::gone(Ready::Unknown, &[], NodeVm::Vm(Life::Gone), Step::Delete)]
+    #[case::gone_at_once(Ready::False, &[], NodeVm::Vm(Life::Gone), Step::Delete)]
+    #[case::gone_but_ready(Ready::True, &[], NodeVm::Vm(Life::Gone), Step::Leave)]
+    #[case::gone_before_initialised(Ready::False, UNINIT, NodeVm::Vm(Life::Gone), Step::Delete)]
+    #[case::nobodys_and_silent(Ready::Unknown, UNINIT, NodeVm::NoVm, Step::Delete)]
+    #[case::nobodys_and_booting(Ready::False, UNINIT, NodeVm::NoVm, Step::Leave)]
+    #[case::nobodys_and_initialised(Ready::Unknown, &[], NodeVm::NoVm, Step::Leave)]
+    #[case::foreign(Ready::Unknown, UNINIT, NodeVm::Undecided, Step::Leave)]
+    #[case::foreign_and_ready(Ready::True, SHUT, NodeVm::Undecided, Step::Leave)]
+    fn steps(#[case] ready: Ready, #[case] taints: &[&str], #[case] node_vm: NodeVm, #[case] expected: Step) {
+        assert_eq!(plan(&node(ready, taints), node_vm), expected);
         let deleting = GuestNode { deleting: true, ..node(ready, taints) };
-        assert_eq!(plan(&deleting, fate), Step::Leave);
+        assert_eq!(plan(&deleting, node_vm), Step::Leave);
     }
 
     #[test]
     fn the_shutdown_taint_comes_and_goes_without_touching_others() {
-        let stopped = plan(&node(Ready::Unknown, &["other"]), Fate::Vm(Life::ShutDown));
+        let stopped = plan(&node(Ready::Unknown, &["other"]), NodeVm::Vm(Life::ShutDown));
         assert_eq!(keys(&stopped), Some(vec!["other", SHUTDOWN_TAINT]));
-        let back = plan(&node(Ready::True, &["other", SHUTDOWN_TAINT]), Fate::Vm(Life::Exists));
+        let back = plan(&node(Ready::True, &["other", SHUTDOWN_TAINT]), NodeVm::Vm(Life::Exists));
         assert_eq!(keys(&back), Some(vec!["other"]));
     }
 
@@ -149,16 +151,16 @@ mod tests {
             taints in prop::sample::subsequence(vec!["other", UNINITIALIZED_TAINT, SHUTDOWN_TAINT], 0..=3),
         ) {
             let mut node = node(ready, &taints);
-            let fate = Fate::Vm(life(&vm, &vmi));
-            match plan(&node, fate) {
+            let node_vm = NodeVm::Vm(life(&vm, &vmi));
+            match plan(&node, node_vm) {
                 Step::Delete => prop_assert!(vm == Seen::Absent && vmi == Seen::Absent && ready != Ready::True),
                 Step::Taint(taints) => {
                     node.taints = taints;
-                    prop_assert_eq!(plan(&node, fate), Step::Leave);
+                    prop_assert_eq!(plan(&node, node_vm), Step::Leave);
                 }
                 Step::Leave => {}
             }
-            prop_assert_ne!(plan(&node, Fate::Undecided), Step::Delete);
+            prop_assert_ne!(plan(&node, NodeVm::Undecided), Step::Delete);
         }
     }
 }

@@ -187,5 +187,5 @@ async fn a_node_that_changed_meanwhile_stays_without_a_warning() {
 fn a_name_alone_puts_no_initialised_node_at_stake() {
     let identity = Identity::Vm { id: ProviderId::of("vm-1").unwrap(), by: Key::Name };
     let nothing = Snapshot::of(vec![], vec![]);
-    assert_eq!(fate(&node("", Ready::Unknown), &identity, &nothing), Fate::Undecided);
+    assert_eq!(node_vm(&node("", Ready::Unknown), &identity, &nothing), NodeVm::Undecided);
 }

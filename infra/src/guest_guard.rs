@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::Deref};
 
 use kubevirt::{ObjectName, is_dns_label};
 
-use crate::claim::{PatchOp, label_path};
+use crate::json_patch::{PatchOp, label_path};
 
 /// Longest volume prefix: `<prefix>-` and a 32-character hash make a DNS label of at most 63.
 pub const MAX_PREFIX_LENGTH: usize = 30;
@@ -20,12 +20,12 @@ pub trait Guarded {
 
 /// The labels and the prefix that make an object ours.
 #[derive(Clone, Debug)]
-pub struct TenantGuard {
+pub struct GuestGuard {
     labels: BTreeMap<String, String>,
     prefix: String,
 }
 
-/// Proof that an object passed the guard. Only [`TenantGuard::admit`] makes one.
+/// Proof that an object passed the guard. Only [`GuestGuard::admit`] makes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owned<T>(T);
 
@@ -68,7 +68,7 @@ pub enum GuardError {
     },
 }
 
-impl TenantGuard {
+impl GuestGuard {
     /// A guard of `labels` (at least one) and `prefix` (a DNS label).
     pub fn new(labels: BTreeMap<String, String>, prefix: &str) -> Result<Self, GuardError> {
         if labels.is_empty() {
@@ -142,7 +142,7 @@ mod tests {
     }
 
     fn labels(text: &str) -> BTreeMap<String, String> {
-        TenantGuard::parse_labels(text).unwrap()
+        GuestGuard::parse_labels(text).unwrap()
     }
 
     #[rstest]
@@ -158,7 +158,7 @@ mod tests {
         #[case] has: &str,
         #[case] ours: bool,
     ) {
-        let guard = TenantGuard::new(labels("a=1,b=2"), "pvc").unwrap();
+        let guard = GuestGuard::new(labels("a=1,b=2"), "pvc").unwrap();
         assert_eq!(guard.admit(Thing(name, labels(has))).is_ok(), ours);
     }
 
@@ -170,15 +170,15 @@ mod tests {
     #[case("a=1=2")]
     #[case("a=1,a=2")]
     fn malformed_labels_are_refused(#[case] text: &str) {
-        assert!(TenantGuard::parse_labels(text).is_err());
+        assert!(GuestGuard::parse_labels(text).is_err());
     }
 
     #[test]
     fn a_guard_without_labels_or_prefix_is_refused() {
-        assert!(TenantGuard::new(BTreeMap::new(), "pvc").is_err());
-        assert!(TenantGuard::new(labels("a=1"), "").is_err());
-        assert!(TenantGuard::new(labels("a=1"), &"p".repeat(MAX_PREFIX_LENGTH + 1)).is_err());
-        assert!(TenantGuard::new(labels("a=1"), "Pvc").is_err());
+        assert!(GuestGuard::new(BTreeMap::new(), "pvc").is_err());
+        assert!(GuestGuard::new(labels("a=1"), "").is_err());
+        assert!(GuestGuard::new(labels("a=1"), &"p".repeat(MAX_PREFIX_LENGTH + 1)).is_err());
+        assert!(GuestGuard::new(labels("a=1"), "Pvc").is_err());
     }
 
     #[test]

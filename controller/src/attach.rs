@@ -8,7 +8,7 @@
 
 #![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
 
-use std::fmt;
+mod text;
 
 use infra::{
     Phase, RunStrategy, VirtualMachine, VirtualMachineInstance, VolumePhase, VolumeRequest, VolumeSource,
@@ -332,71 +332,6 @@ impl VmView {
 
 fn names_it(source: &VolumeSource, volume: &str) -> bool {
     matches!(source, VolumeSource::DataVolume(name) | VolumeSource::Claim(name) if name == volume)
-}
-
-impl fmt::Display for Request {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Add => "an accepted addition",
-            Self::Remove => "an accepted removal",
-        })
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::VmUnseen => f.write_str("the VM is being read"),
-            Self::VmiUnseen => f.write_str("the VMI is being read"),
-            Self::Requested(request) => write!(f, "KubeVirt has not carried out {request} of the volume"),
-            Self::NotInVmi => f.write_str("the volume is in the VM and not yet in its VMI"),
-            Self::Attaching(status) => write!(f, "the volume is being attached: {}", Status(status)),
-            Self::Detaching(Some(status)) => write!(f, "the volume is being detached: {}", Status(status)),
-            Self::Detaching(None) => f.write_str("the volume is being detached: still in the VMI's spec"),
-            Self::Ended => f.write_str(
-                "the volume is being detached, but its VMI has ended and still has it; if KubeVirt does not delete that VMI (runStrategy Once or Manual), the administrator of the infra cluster must make sure that its virt-launcher pod is gone and delete the VMI",
-            ),
-            Self::Starting(status) => write!(f, "the VM is not running yet: {}", known(status)),
-            Self::Stopping => f.write_str("the VMI is being stopped"),
-            Self::UnknownVmiPhase(phase) => {
-                write!(f, "the VMI is in phase {phase}, which this driver does not know")
-            }
-        }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoSuchVm => f.write_str("there is no such VM"),
-            Self::VmDeleting => f.write_str("the VM is being deleted"),
-            Self::Halted(status) => write!(f, "the VM is not running ({}); start it first", known(status)),
-            Self::Fixed(name) => write!(
-                f,
-                "the volume is disk {name:?} of the VM and was not plugged in by this driver; detach it in the VM"
-            ),
-            Self::InstanceOutlivesVm => {
-                f.write_str("the VM is deleted and its VMI, which still has the volume, is not gone yet")
-            }
-        }
-    }
-}
-
-fn known(status: &str) -> &str {
-    if status.is_empty() { "no status" } else { status }
-}
-
-/// A volume's status as KubeVirt reports it.
-struct Status<'a>(&'a VolumeStatus);
-
-impl fmt::Display for Status<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "phase {}", self.0.phase.as_str())?;
-        for text in [&self.0.reason, &self.0.message].into_iter().filter(|text| !text.is_empty()) {
-            write!(f, ", {text}")?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

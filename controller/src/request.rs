@@ -1,17 +1,23 @@
 //! Converts requests from the wire and checks their shape, limits and parameters; reads no cluster. An id of another
 //! form than ours is not an invalid request: the volume is found absent later.
 
+mod invalid;
+mod needs;
+
 use std::{collections::HashMap, fmt};
 
-use csi_call::{Filesystem, contract, filesystems, mount_flags};
+use csi_call::{Filesystem, contract, filesystems};
 use csi_proto::v1::{
     CapacityRange, ControllerPublishVolumeRequest, ControllerUnpublishVolumeRequest, CreateVolumeRequest,
-    DeleteVolumeRequest, ValidateVolumeCapabilitiesRequest, VolumeCapability,
-    volume_capability::{AccessType, access_mode::Mode},
+    DeleteVolumeRequest, ValidateVolumeCapabilitiesRequest, VolumeCapability, volume_capability::AccessType,
 };
 use infra::ObjectName;
 
 use crate::keys::{BUS, FILESYSTEM, SERIAL, STORAGE_CLASS, parameter, probably_meant};
+
+pub use invalid::Invalid;
+pub(crate) use needs::Needs;
+use needs::{needs, sharing_of};
 
 /// Longest string field (CSI specification, "Size Limits").
 const MAX_STRING: usize = 128;
@@ -31,84 +37,6 @@ const MIB: u64 = 1 << 20;
 /// A disk may be smaller than the size that was asked for by less than this part: CDI's `disk.img` was by 1.2 %
 /// (kubevirt/containerized-data-importer#4024).
 const MARGIN: u64 = 50;
-
-/// The request is malformed or asks for what this driver never does. `INVALID_ARGUMENT`, or `OUT_OF_RANGE` for a size
-/// that its filesystem cannot have.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Invalid {
-    /// A required field is empty.
-    #[error("{0} is missing in the request")]
-    Missing(&'static str),
-    /// A field is longer than the CSI specification allows.
-    #[error("{field} is longer than the {limit} bytes that CSI allows")]
-    TooLong {
-        /// Field.
-        field: &'static str,
-        /// Its limit in bytes.
-        limit: usize,
-    },
-    /// Many nodes and a filesystem (the text of kubevirt/csi-driver, whose e2e tests expect it).
-    #[error("non-block volume with RWX access mode is not supported")]
-    SharedFilesystem,
-    /// An access mode that is not served.
-    #[error(
-        "access mode {0} is not supported; use a single-node mode, or MULTI_NODE_MULTI_WRITER with a block volume"
-    )]
-    AccessMode(String),
-    /// A parameter that is almost one of ours.
-    #[error("unknown parameter {key:?}; it should probably be {meant}")]
-    MistypedParameter {
-        /// As written.
-        key: String,
-        /// The parameter that it resembles.
-        meant: &'static str,
-    },
-    /// The older key of the filesystem, in two cases of its letters.
-    #[error("parameter {0} is there twice, in two cases of its letters")]
-    RepeatedParameter(&'static str),
-    /// A bus that KubeVirt does not hotplug.
-    #[error("bus {0:?} is not supported; use scsi or virtio")]
-    Bus(String),
-    /// A serial that can't be a disk's serial.
-    #[error("serial {0:?} in the volume context is not 1 to {MAX_SERIAL} of A-Z a-z 0-9 _ . + -")]
-    Serial(String),
-    /// A capacity range that nothing satisfies.
-    #[error("capacity range is not satisfiable: required {required} bytes, limit {limit} bytes")]
-    Capacity {
-        /// `required_bytes`.
-        required: i64,
-        /// `limit_bytes`.
-        limit: i64,
-    },
-    /// The largest size that satisfies the request is below the smallest of its filesystem.
-    #[error("{filesystem} needs a volume of {least} bytes at least, but the request allows {limit} at most")]
-    TooSmall {
-        /// Filesystem.
-        filesystem: &'static str,
-        /// Its smallest size.
-        least: u64,
-        /// `limit_bytes`.
-        limit: u64,
-    },
-    /// A filesystem that the node role does not make.
-    #[error("filesystem type {0:?} is not supported; use one of {names}", names = filesystems::names())]
-    Filesystem(String),
-    /// A mount flag that the node role refuses.
-    #[error("mount flag {0:?} would change what is mounted")]
-    MountFlag(String),
-    /// `volume_mount_group` without the capability `VOLUME_MOUNT_GROUP`.
-    #[error("volume_mount_group is not supported")]
-    MountGroup,
-    /// Snapshots and clones.
-    #[error("creating a volume from a snapshot or another volume is not supported")]
-    ContentSource,
-    /// `mutable_parameters`.
-    #[error("mutable parameters are not supported")]
-    MutableParameters,
-    /// `readonly` without the capability `PUBLISH_READONLY`.
-    #[error("read-only publishing is not supported by the controller; mount the volume read-only instead")]
-    Readonly,
-}
 
 /// Bus of a hotplugged disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -215,15 +143,6 @@ pub struct Validate {
     pub volume: String,
     /// What the capabilities need; an error is the reason why the driver does not serve them.
     pub needs: Result<Needs, Invalid>,
-}
-
-/// What capabilities need of a volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Needs {
-    /// One node or many.
-    pub sharing: Sharing,
-    /// The filesystem, of several the one that needs the largest disk; `None` = only block.
-    pub filesystem: Option<Filesystem>,
 }
 
 impl Create {
@@ -419,62 +338,6 @@ fn map_within_limit(field: &'static str, map: &HashMap<String, String>) -> Resul
 
 fn is_serial(serial: &str) -> bool {
     serial.len() <= MAX_SERIAL && serial.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.+-".contains(&b))
-}
-
-/// What all capabilities together need; `default` is the filesystem of those that name none.
-fn needs(capabilities: &[VolumeCapability], default: &str) -> Result<Needs, Invalid> {
-    if capabilities.is_empty() {
-        return Err(Invalid::Missing("volume capabilities"));
-    }
-    let mut all = Needs { sharing: Sharing::OneNode, filesystem: None };
-    for capability in capabilities {
-        if sharing_of(capability)? == Sharing::ManyNodes {
-            all.sharing = Sharing::ManyNodes;
-        }
-        let filesystems = [all.filesystem, filesystem_of(capability, default)?].into_iter().flatten();
-        all.filesystem = filesystems.max_by_key(|filesystem| filesystem.least_bytes);
-    }
-    Ok(all)
-}
-
-/// The filesystem that the node role is to make; what it refuses is refused here, before a volume is made for it.
-fn filesystem_of(capability: &VolumeCapability, default: &str) -> Result<Option<Filesystem>, Invalid> {
-    let Some(AccessType::Mount(mount)) = &capability.access_type else { return Ok(None) };
-    if !mount.volume_mount_group.is_empty() {
-        return Err(Invalid::MountGroup);
-    }
-    if let Some(refused) =
-        mount_flags::options(&mount.mount_flags).find(|option| mount_flags::is_refused(option))
-    {
-        return Err(Invalid::MountFlag(refused.to_owned()));
-    }
-    let name = if mount.fs_type.is_empty() { default } else { &mount.fs_type };
-    Filesystem::named(name).map(Some).ok_or_else(|| Invalid::Filesystem(name.to_owned()))
-}
-
-fn sharing_of(capability: &VolumeCapability) -> Result<Sharing, Invalid> {
-    let access = capability.access_type.as_ref().ok_or(Invalid::Missing("access type (block or mount)"))?;
-    let mode = capability.access_mode.as_ref().ok_or(Invalid::Missing("access mode"))?;
-    let is_mount = matches!(access, AccessType::Mount(_));
-    match Mode::try_from(mode.mode) {
-        Ok(
-            Mode::SingleNodeWriter
-            | Mode::SingleNodeReaderOnly
-            | Mode::SingleNodeSingleWriter
-            | Mode::SingleNodeMultiWriter,
-        ) => Ok(Sharing::OneNode),
-        Ok(Mode::MultiNodeReaderOnly | Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter)
-            if is_mount =>
-        {
-            Err(Invalid::SharedFilesystem)
-        }
-        Ok(Mode::MultiNodeMultiWriter) => Ok(Sharing::ManyNodes),
-        Ok(Mode::Unknown) => Err(Invalid::Missing("access mode")),
-        Ok(mode @ (Mode::MultiNodeReaderOnly | Mode::MultiNodeSingleWriter)) => {
-            Err(Invalid::AccessMode(mode.as_str_name().to_owned()))
-        }
-        Err(_) => Err(Invalid::AccessMode(mode.mode.to_string())),
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use csi_proto::v1::{
     VolumeContentSource,
-    volume_capability::{AccessMode, BlockVolume, MountVolume},
+    volume_capability::{AccessMode, BlockVolume, MountVolume, access_mode::Mode},
 };
 use rstest::rstest;
 
@@ -109,7 +109,7 @@ fn what_the_node_role_refuses_is_refused_at_creation(
     #[case] capability: VolumeCapability,
     #[case] expected: Result<Option<&str>, Invalid>,
 ) {
-    let needs = needs(&[capability.clone()], "").map(|needs| needs.filesystem.map(|it| it.name));
+    let needs = needs(std::slice::from_ref(&capability), "").map(|needs| needs.filesystem.map(|it| it.name));
     assert_eq!(needs, expected);
     let request = CreateVolumeRequest { volume_capabilities: vec![capability], ..create() };
     assert_eq!(Create::read(&request).err(), expected.err());

@@ -1,4 +1,4 @@
-//! Parameters of StorageClasses that were written for kubevirt/csi-driver or for other drivers.
+//! Parameters of a `StorageClass` that was written for kubevirt/csi-driver or for other drivers.
 
 use super::*;
 

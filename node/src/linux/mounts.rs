@@ -47,7 +47,7 @@ const NAMELESS_MODE: u32 = 0o600;
 
 /// See [`crate::host::Host::write_refusal`].
 ///
-/// Since "ext4: don't set SB_RDONLY after filesystem errors" (in 6.1.0-57 and 6.18) neither the mount table nor
+/// Since "ext4: don't set `SB_RDONLY` after filesystem errors" (in 6.1.0-57 and 6.18) neither the mount table nor
 /// statvfs(2) nor access(2) show what an error of the kernel has done. A file without a name is created and is gone when
 /// it is closed.
 pub fn write_refusal(mount_point: &Path) -> Option<String> {

@@ -35,7 +35,7 @@ fn sector(parts: &[(usize, &[u8])]) -> Vec<u8> {
     sector
 }
 
-/// The superblock of md 1.x (linux/raid/md_p.h), which names the sector that it is in.
+/// The superblock of md 1.x (`linux/raid/md_p.h`), which names the sector that it is in.
 fn md(minor: &'static str, at: u64) -> Signature {
     let sector_number = (at / 512).to_le_bytes();
     let bytes = sector(&[(0, &[0xfc, 0x4e, 0x2b, 0xa9]), (4, &[1]), (16, &[7; 16]), (144, &sector_number)]);

@@ -70,7 +70,9 @@ fn sources() -> Sources {
         .flat_map(|(path, text)| test_modules(text).map(move |name| beside(path, name)))
         .collect();
     found.retain(|path, _| path.contains("/src/") && !of_tests.contains(path));
-    found.values_mut().for_each(|text| *text = program(text));
+    for text in found.values_mut() {
+        *text = program(text);
+    }
     assert!(found.len() > 100, "the source is read: {:?}", found.keys());
     found
 }

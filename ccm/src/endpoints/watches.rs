@@ -54,7 +54,9 @@ where
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                if std::mem::take(&mut failing) {
+                // A watch begins each try to list with `Init`, before the API server has answered.
+                let is_answer = !matches!(event, Event::Init | Event::InitApply(_));
+                if is_answer && std::mem::take(&mut failing) {
                     tracing::info!(what, "the watch is back");
                 }
                 match event {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::{api::core::v1::LoadBalancerIngress, apimachinery::pkg::apis::meta::v1::Time};
 use kube::runtime::controller::Action;
 use serde_json::Value;
 
@@ -49,6 +49,10 @@ struct Observed<'a> {
     is_deleted: bool,
     /// Whether the finalizer was removed in this reconcile.
     is_released: bool,
+    /// Whether infra accepted a replacement of the mirror in this reconcile.
+    is_replaced: bool,
+    /// The addresses that the guest's API accepted in this reconcile.
+    set: Option<Vec<LoadBalancerIngress>>,
 }
 
 /// What is known of the infra Service.
@@ -91,7 +95,7 @@ pub(crate) async fn reconcile(shown: &GuestService, context: &Context) -> Result
             return Ok(Action::requeue(left));
         }
         let plan = context.index.limit(observed.guest(), plan);
-        let Some(step) = plan.steps.first() else {
+        let Some(step) = plan.steps.iter().find(|step| !observed.has_accepted(step)) else {
             let next = conclude(&observed, &plan, context);
             return explain::write(
                 (shown, observed.guest()),
@@ -105,9 +109,9 @@ pub(crate) async fn reconcile(shown: &GuestService, context: &Context) -> Result
         match act(step, &plan, &mut observed, context).await? {
             Outcome::Done => {
                 announce::step(shown, step, &plan, context);
+                observed.accepted(step);
                 if *step == Step::RemoveFinalizer {
                     announce::refusals(shown, &plan, context);
-                    observed.is_released = true;
                 }
             }
             Outcome::Read => {}
@@ -139,6 +143,31 @@ impl<'a> Observed<'a> {
             is_owner_read: false,
             is_deleted: false,
             is_released: false,
+            is_replaced: false,
+            set: None,
+        }
+    }
+
+    /// Keeps what an API server has accepted.
+    fn accepted(&mut self, step: &Step) {
+        match step {
+            // The Service is wanted again: its life begins anew.
+            Step::AddFinalizer => (self.is_deleted, self.is_released) = (false, false),
+            Step::RemoveFinalizer => self.is_released = true,
+            Step::Replace(..) => self.is_replaced = true,
+            Step::SetStatus(ingress) => self.set = Some(ingress.clone()),
+            Step::Confirm | Step::Create(_) | Step::Delete(_) => {}
+        }
+    }
+
+    /// Whether an API server has accepted this step in this reconcile and yet answers that it is needed. It stores
+    /// another value than the one that was written: an older guest drops `ipMode`, a policy of infra sets a field.
+    /// Writing it again at once does not change that, and must not keep the steps behind it from being taken.
+    fn has_accepted(&self, step: &Step) -> bool {
+        match step {
+            Step::Replace(..) => self.is_replaced,
+            Step::SetStatus(ingress) => self.set.as_ref() == Some(ingress),
+            _ => false,
         }
     }
 

@@ -56,7 +56,9 @@ async fn follow<K>(
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                if std::mem::take(&mut failing) {
+                // A watch begins each try to list with `Init`, before the API server has answered.
+                let is_answer = !matches!(event, Event::Init | Event::InitApply(_));
+                if is_answer && std::mem::take(&mut failing) {
                     tracing::info!(cluster, "the watch of Services is back");
                 }
                 hand_on(event);

@@ -169,7 +169,10 @@ impl NodeWatch {
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    self.0.failing.store(false, Ordering::Relaxed);
+                    // A watch begins each try to list with `Init`, before the API server has answered.
+                    if !matches!(event, Event::Init | Event::InitApply(_)) {
+                        self.0.failing.store(false, Ordering::Relaxed);
+                    }
                     self.apply(&event, writer);
                 }
                 Err(error) => self.failed(&error),

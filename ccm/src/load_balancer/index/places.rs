@@ -139,8 +139,12 @@ impl Given {
         asking: Option<&GuestService>,
         Shown { guests, mirrors: mut taken }: Shown,
     ) -> HashSet<String> {
-        // No place is kept for a Service that is gone, for whatever reason.
-        let wanted: HashSet<_> = guests.iter().map(|guest| infra_name(guest.uid())).collect();
+        // No place is kept for a Service that is gone, or that needs none before it has got anything.
+        let needs = |guest: &GuestService| {
+            guest.has_finalizer() || (guest.wants_load_balancer() && !guest.is_deleting())
+        };
+        let wanted: HashSet<_> =
+            guests.iter().filter(|guest| needs(guest)).map(|guest| infra_name(guest.uid())).collect();
         self.promised.retain(|name| !taken.contains(name) && wanted.contains(name));
         taken.extend(self.promised.iter().cloned());
         let waits = |guest: &GuestService| {

@@ -177,3 +177,30 @@ fn without_a_limit_no_place_is_counted() {
     let guest = guest("u1", 1);
     assert!(fed.limited(&guest).refusal.is_none() && fed.index.place_freed().now_or_never().is_none());
 }
+
+#[test]
+fn a_place_that_a_service_got_and_never_used_is_free_when_it_needs_none() {
+    let cluster_ip = |service: &GuestService| {
+        let mut service = service.clone();
+        service.spec = ServiceSpec::default();
+        Event::Apply(service)
+    };
+    let deleting = |service: &GuestService| {
+        let mut service = service.clone();
+        service.metadata.deletion_timestamp = service.metadata.creation_timestamp.clone();
+        Event::Apply(service)
+    };
+    let gone = |service: &GuestService| Event::Delete(service.clone());
+    let ends: [&dyn Fn(&GuestService) -> Event<GuestService>; 3] = [&cluster_ip, &deleting, &gone];
+    for end in ends {
+        let mut fed = Fed::new(Some(1));
+        let (first, second) = (guest("u1", 1), guest("u2", 2));
+        fed.guest(Event::Apply(first.clone()));
+        fed.guest(Event::Apply(second.clone()));
+        assert!(!fed.limited(&first).steps.is_empty(), "it has the only place");
+        assert!(fed.limited(&second).steps.is_empty(), "there is no other");
+        // The patch that adds its finalizer fails, and the user changes the Service.
+        fed.guest(end(&first));
+        assert!(!fed.limited(&second).steps.is_empty());
+    }
+}

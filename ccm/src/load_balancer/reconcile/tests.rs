@@ -35,6 +35,12 @@ struct World {
     version: u64,
     /// Whether a finalizer of infra holds what is deleted.
     holds: bool,
+    /// Whether the guest's API stores no `ipMode`, as before Kubernetes 1.29.
+    drops_ip_mode: bool,
+    /// Whether the user makes the Service a load balancer again when its finalizer goes.
+    is_wanted_after_patch: bool,
+    /// A policy of infra: this value at this place of the spec, whatever is written.
+    policy: Option<(&'static str, Value)>,
     /// The calls about Services, with the cluster of each.
     calls: Vec<String>,
 }
@@ -43,6 +49,12 @@ impl World {
     fn stamp(&mut self) -> Value {
         self.version += 1;
         json!(self.version.to_string())
+    }
+
+    fn admit(&self, mirror: &mut Value) {
+        if let Some((field, value)) = &self.policy {
+            mirror["spec"][*field] = value.clone();
+        }
     }
 
     fn answer(&mut self, method: &Method, path: &str, body: &Value) -> (u16, Value) {
@@ -60,6 +72,7 @@ impl World {
             ("POST", _, None) => {
                 let mut mirror = body.clone();
                 mirror["metadata"]["uid"] = json!("m1");
+                self.admit(&mut mirror);
                 mirror["metadata"]["resourceVersion"] = self.stamp();
                 self.mirror = Some(mirror.clone());
                 (201, mirror)
@@ -71,6 +84,7 @@ impl World {
             }
             ("PUT", _, _) => {
                 let mut mirror = body.clone();
+                self.admit(&mut mirror);
                 mirror["metadata"]["resourceVersion"] = self.stamp();
                 self.mirror = Some(mirror.clone());
                 (200, mirror)
@@ -94,9 +108,17 @@ impl World {
         }
         if patch["metadata"].get("$deleteFromPrimitiveList/finalizers").is_some() {
             self.guest["metadata"]["finalizers"] = json!([]);
+            if self.is_wanted_after_patch {
+                self.guest["spec"]["type"] = json!("LoadBalancer");
+            }
         }
         if let Some(load_balancer) = patch["status"].get("loadBalancer") {
-            let ingress = load_balancer["ingress"].as_array().cloned().unwrap_or_default();
+            let mut ingress = load_balancer["ingress"].as_array().cloned().unwrap_or_default();
+            if self.drops_ip_mode {
+                for entry in &mut ingress {
+                    entry.as_object_mut().unwrap().remove("ipMode");
+                }
+            }
             self.guest["status"]["loadBalancer"] = json!({ "ingress": ingress });
         }
         for condition in patch["status"]["conditions"].as_array().into_iter().flatten() {
@@ -319,4 +341,55 @@ async fn a_service_that_is_gone_is_not_served() {
     let ended = controller.again(&shown).await.unwrap();
     assert_eq!(ended, Action::requeue(SUPERSEDED_INTERVAL));
     assert_eq!(controller.world().calls, ["GET guest"]);
+}
+
+#[tokio::test]
+async fn an_address_that_the_guest_stores_otherwise_is_written_once_in_a_reconcile() {
+    let mut controller = Controller::new();
+    controller.world().drops_ip_mode = true;
+    controller.reconcile().await;
+    controller.mend(|world| {
+        world.mirror.as_mut().unwrap()["status"] =
+            json!({ "loadBalancer": { "ingress": [{ "ip": "192.0.2.1", "ipMode": "VIP" }] } });
+    });
+    assert_eq!(controller.reconcile().await, ["PATCH guest"]);
+    assert_eq!(controller.world().guest["status"]["loadBalancer"]["ingress"], json!([{ "ip": "192.0.2.1" }]));
+}
+
+#[tokio::test]
+async fn what_a_policy_of_infra_sets_does_not_keep_the_address_from_the_guest() {
+    for (field, value) in [
+        ("externalTrafficPolicy", json!("Local")),
+        ("ports", json!([{ "name": "http", "protocol": "TCP", "port": 81, "targetPort": 30080 }])),
+        ("loadBalancerSourceRanges", json!(["192.0.2.0/24"])),
+    ] {
+        let mut controller = Controller::new();
+        controller.world().policy = Some((field, value));
+        assert_eq!(controller.reconcile().await, ["PATCH guest", "POST infra", "PUT infra"], "{field}");
+        controller.assign_address();
+        assert_eq!(controller.reconcile().await, ["GET infra", "PUT infra", "PATCH guest"], "{field}");
+        assert_eq!(controller.world().guest["status"]["loadBalancer"]["ingress"][0]["ip"], "192.0.2.1");
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_is_wanted_again_at_once_keeps_its_place() {
+    let mut controller = Controller::new();
+    controller.reconcile().await;
+    controller.mend(|world| world.guest["spec"]["type"] = json!("ClusterIP"));
+    let shown: GuestService = serde_json::from_value(controller.world().guest.clone()).unwrap();
+    controller.writers.guests.apply_watcher_event(&Event::Apply(shown.clone()));
+    controller.context.index.guest_event(Event::Apply(shown.clone()));
+    let created = Event::Apply(read_mirror(&controller));
+    controller.writers.mirrors.apply_watcher_event(&created);
+    controller.context.index.infra_event(created);
+    controller.world().calls.clear();
+    // The answers show that the user has changed it back.
+    controller.world().is_wanted_after_patch = true;
+    controller.again(&shown).await.unwrap();
+    let world = controller.world();
+    assert!(world.mirror.is_some(), "{:?}", world.calls);
+    assert_eq!(world.guest["metadata"]["finalizers"], json!([FINALIZER]));
+    drop(world);
+    assert!(controller.context.index.waited(UID) < Duration::from_secs(1));
 }

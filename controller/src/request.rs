@@ -78,9 +78,10 @@ pub enum Sharing {
 /// The requested size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Bytes to create.
+    /// Bytes to create; what the filesystem needs is in it.
     pub size: u64,
-    /// Smallest size that satisfies the request.
+    /// Smallest size that satisfies the request, as the CO gave it. An existing volume is compared with it alone: an
+    /// earlier version, or kubevirt/csi-driver, made it for the same request and knew nothing of what filesystems need.
     pub required: u64,
     /// Largest size that satisfies the request.
     pub limit: Option<u64>,
@@ -218,18 +219,14 @@ impl Capacity {
     }
 
     /// With at least the size that mkfs needs, as long as the request allows that: a smaller volume would be bound and
-    /// never mounted.
+    /// never mounted. Only the size of a new volume changes.
     fn for_filesystem(self, filesystem: Filesystem) -> Result<Self, Invalid> {
         let Filesystem { name, least_bytes: least } = filesystem;
         let with_margin = (least + least / MARGIN).next_multiple_of(MIB);
         let enough = self.size.max(with_margin);
         match self.limit {
             Some(limit) if limit < least => Err(Invalid::TooSmall { filesystem: name, least, limit }),
-            limit => Ok(Self {
-                size: limit.map_or(enough, |limit| enough.min(limit)),
-                required: self.required.max(least),
-                limit,
-            }),
+            limit => Ok(Self { size: limit.map_or(enough, |limit| enough.min(limit)), ..self }),
         }
     }
 

@@ -55,7 +55,7 @@ pub enum Error {
     )]
     ReadOnlyBlank { name: String },
     #[error(
-        "disk {name} has {bytes} bytes and {filesystem} needs {least} at least; create the volume again with a larger size, or with another filesystem"
+        "disk {name} has {bytes} bytes and {filesystem} needs {least} at least; create a larger volume, or use another filesystem"
     )]
     DiskTooSmall { name: String, bytes: u64, filesystem: &'static str, least: u64 },
     #[error("{tool} found damage on {name} that it does not repair by itself: {detail}; repair it by hand")]
@@ -66,7 +66,7 @@ pub enum Error {
     NotChecked { name: String, tool: &'static str, detail: String },
 
     #[error(
-        "the filesystem at {path} takes no writes: {reason}; the kernel refuses them after an error (see the kernel log of this node). Delete all pods on this node that use the volume: when the last one is gone it is unmounted, and it is checked before it is mounted again",
+        "the filesystem at {path} takes no writes: {reason}; the kernel refuses them after an error (see the kernel log of this node). Scale the workload down, or cordon this node and delete the pods, until no pod on this node uses the volume: then it is unmounted. Start the workload again: the volume is checked before it is mounted",
         path = path.display()
     )]
     NotWritable { path: PathBuf, reason: String },

@@ -53,10 +53,18 @@ pub enum CheckResult {
 const E2FSCK_REBOOT: i32 = 2;
 const E2FSCK_UNCORRECTED: i32 = 4;
 /// All bits that are a verdict on the filesystem. The others (8 operational error, 16 usage, 32 cancelled, 128 library)
-/// say that there is none, also where e2fsck adds "uncorrected" to them, as it does for what it cannot check.
+/// say that there is none, also where e2fsck adds "uncorrected" to them, as it does for what it cannot check. Only a
+/// superblock without sense is a verdict by its words ([`E2FSCK_NO_SUPERBLOCK`]).
 const E2FSCK_VERDICT: i32 = 7;
-/// e2fsck's words on features that it does not know (`e2fsck/unix.c`: "%s has unsupported feature(s):").
+/// e2fsck's words on features that it does not know (`e2fsck/unix.c`: "%s has unsupported feature(s):"). It adds
+/// "Filesystem still has errors" to them whatever state the superblock names (1.47.0), so those words say nothing.
 const E2FSCK_TOO_NEW: &str = "unsupported feature";
+/// e2fsck ends with this code alone where it finds no superblock that it can use. The words tell it from other errors.
+const E2FSCK_OPERATIONAL: i32 = 8;
+/// e2fsck's words on a superblock without sense (`e2fsck/problem.c`, `PR_0_SB_CORRUPT`).
+const E2FSCK_NO_SUPERBLOCK: &str = "does not describe a valid";
+/// The C library's words on a read that failed. "Could not be read" is one half of those above, and is no verdict.
+const READ_FAILED: &str = "Input/output error";
 
 impl FilesystemType {
     /// By the name used in storage classes, by blkid and in mountinfo.
@@ -116,6 +124,11 @@ impl FilesystemType {
             Some(bits @ 0..=E2FSCK_VERDICT) if bits & E2FSCK_REBOOT != 0 => CheckResult::Again,
             Some(0..=E2FSCK_VERDICT) => CheckResult::Sound,
             Some(_) if spoken.contains(E2FSCK_TOO_NEW) => CheckResult::TooNew,
+            Some(E2FSCK_OPERATIONAL)
+                if spoken.contains(E2FSCK_NO_SUPERBLOCK) && !spoken.contains(READ_FAILED) =>
+            {
+                CheckResult::Damaged
+            }
             Some(_) | None => CheckResult::NotChecked,
         }
     }
@@ -152,8 +165,9 @@ impl fmt::Display for FilesystemType {
     }
 }
 
-/// How much of a disk's beginning holds the superblock of each filesystem in the table.
-pub const SUPERBLOCK_BYTES: usize = 4096;
+/// How much of a disk's beginning holds the superblock of each filesystem in the table, and those of md 1.1 and 1.2: the
+/// last is at byte 4096.
+pub const SUPERBLOCK_BYTES: usize = 8192;
 
 /// A filesystem is grown when its disk is larger by more than this. Neither program uses a tail smaller than this: ext4
 /// drops a last group without room for its own tables, xfs a last allocation group under 64 blocks.
@@ -284,9 +298,24 @@ mod tests {
         #[case] code: Option<i32>,
         #[case] result: CheckResult,
     ) {
-        let spoken =
-            "/dev/sda has unsupported feature(s): FEATURE_C13 e2fsck: Get a newer version of e2fsck!";
+        let spoken = "/dev/sda has unsupported feature(s): FEATURE_C13 e2fsck: Get a newer version of e2fsck! /dev/sda: ********** WARNING: Filesystem still has errors **********";
         assert_eq!(FilesystemType::check_result(code, spoken), result);
+    }
+
+    #[rstest]
+    #[case::no_superblock(Some(8), "Bad magic number in super-block", CheckResult::Damaged)]
+    #[case::unread(Some(8), "Input/output error", CheckResult::NotChecked)]
+    #[case::another_end(Some(16), "Bad magic number in super-block", CheckResult::NotChecked)]
+    #[case::killed(None, "Bad magic number in super-block", CheckResult::NotChecked)]
+    fn a_superblock_without_sense_is_damage_if_it_was_read(
+        #[case] code: Option<i32>,
+        #[case] cause: &str,
+        #[case] result: CheckResult,
+    ) {
+        let spoken = format!(
+            "e2fsck: {cause} while trying to open /dev/sda /dev/sda: The superblock could not be read or does not describe a valid ext2/ext3/ext4 filesystem."
+        );
+        assert_eq!(FilesystemType::check_result(code, &spoken), result);
     }
 
     proptest! {

@@ -24,6 +24,10 @@ enum Place {
 const SECTOR: u64 = 512;
 /// blkid's name for md; its versions 1.1 and 1.2 are at the beginning.
 const MD: &str = "linux_raid_member";
+/// The first bytes of its superblock (`linux/raid/md_p.h`: 0xa92b4efc, little endian).
+const MD_MAGIC: [u8; 4] = 0xa92b_4efc_u32.to_le_bytes();
+/// Where its versions 1.1 and 1.2 have their superblock.
+const MD_AT_BEGINNING: [usize; 2] = [0, 4096];
 /// Versions of md whose superblock is at the end, as blkid writes them.
 const MD_AT_END: [&str; 2] = ["1.0", "0.90"];
 
@@ -74,10 +78,10 @@ pub fn own_signatures(finding: Finding<'_>, superblock: &Superblock, disk_bytes:
         Place::Anywhere => true,
     };
     let md_at_end = match finding {
-        Finding::One { version: Some(version), .. } => {
+        Finding::One { kind: MD, version: Some(version) } => {
             MD_AT_END.iter().any(|known| version.starts_with(known))
         }
-        Finding::One { version: None, .. } | Finding::Several => false,
+        Finding::One { .. } | Finding::Several => false,
     };
     let own: Vec<_> = SIGNATURES
         .iter()
@@ -90,10 +94,17 @@ pub fn own_signatures(finding: Finding<'_>, superblock: &Superblock, disk_bytes:
     }
 }
 
+/// Whether md 1.1 or 1.2 has its superblock in these first bytes of a disk. A filesystem has only its own metadata
+/// there, so this disk is a member, also where blkid names a signature at the end: it looks for md 1.0 first, and told
+/// not to look for md at all it would hide the member.
+pub fn is_md_member(head: &[u8]) -> bool {
+    MD_AT_BEGINNING.iter().any(|at| head.get(*at..).is_some_and(|rest| rest.starts_with(&MD_MAGIC)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::filesystem::Completion;
+    use crate::filesystem::{Completion, SUPERBLOCK_BYTES};
     use proptest::prelude::*;
     use rstest::rstest;
 
@@ -133,6 +144,31 @@ mod tests {
     fn several_filesystems_never_hide_md() {
         let own = own_signatures(Finding::Several, &filesystem(DISK), DISK);
         assert!(own.contains(&"VMFS") && !own.contains(&MD), "{own:?}");
+    }
+
+    #[test]
+    fn a_version_of_another_raid_never_hides_md() {
+        let finding = Finding::One { kind: "jmicron_raid_member", version: Some("1.0") };
+        let own = own_signatures(finding, &filesystem(DISK), DISK);
+        assert!(own.contains(&"jmicron_raid_member") && !own.contains(&MD), "{own:?}");
+    }
+
+    #[rstest]
+    #[case::md_1_1(Some(0), true)]
+    #[case::md_1_2(Some(4096), true)]
+    #[case::elsewhere(Some(512), false)]
+    #[case::none(None, false)]
+    fn a_member_is_known_by_its_superblock_at_the_beginning(
+        #[case] at: Option<usize>,
+        #[case] is_member: bool,
+    ) {
+        let mut head = vec![0; SUPERBLOCK_BYTES];
+        if let Some(at) = at {
+            head[at..at + 4].copy_from_slice(&[0xfc, 0x4e, 0x2b, 0xa9]);
+        }
+        assert_eq!(is_md_member(&head), is_member);
+        // A disk that ends within the superblock has none.
+        assert!(!is_md_member(&head[..3]));
     }
 
     proptest! {

@@ -9,7 +9,7 @@ use std::{fmt, iter::once, ops::Range};
 
 use crate::{
     filesystem::{Completion, FilesystemType, Superblock},
-    own_signature::{Finding, own_signatures},
+    own_signature::{Finding, is_md_member, own_signatures},
 };
 
 /// How much of the beginning and of the end is read whole. Partition tables, and the superblocks of all filesystems,
@@ -159,6 +159,9 @@ pub fn judge(evidence: &Evidence) -> Content {
 /// The signatures that blkid must not look for, so that it finds the filesystem whose own data shows them. Empty: the
 /// answer stands as it is.
 pub fn own_kinds(answer: &Answer, samples: &Samples, disk_bytes: u64) -> Vec<&'static str> {
+    if is_md_member(&samples.head) {
+        return Vec::new();
+    }
     let Some(superblock) = only_superblock(&samples.head) else { return Vec::new() };
     let value = |name: &str| answer.value(name);
     let (kind, version) = (value("TYPE"), value("VERSION"));
@@ -301,11 +304,12 @@ fn landmarks(bytes: u64) -> Vec<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::filesystem::SUPERBLOCK_BYTES;
     use proptest::prelude::*;
     use rstest::rstest;
 
     fn samples(zero: bool) -> Samples {
-        Samples { first_data: (!zero).then_some(9), fingerprint: 7, head: vec![0; 4096] }
+        Samples { first_data: (!zero).then_some(9), fingerprint: 7, head: vec![0; SUPERBLOCK_BYTES] }
     }
 
     fn evidence(code: Option<i32>, output: &str, samples: Result<Samples, String>) -> Evidence {
@@ -363,6 +367,15 @@ mod tests {
         samples
     }
 
+    const MD_AT_END: &str = "DEVNAME=/dev/sda\nVERSION=1.0\nTYPE=linux_raid_member\nUSAGE=raid\n";
+
+    /// The head of an ext4 with md's magic at this place.
+    fn ext4_with_md(at: usize) -> Samples {
+        let mut samples = ext4_of(DISK);
+        samples.head[at..at + 4].copy_from_slice(&[0xfc, 0x4e, 0x2b, 0xa9]);
+        samples
+    }
+
     #[rstest]
     #[case::weak(JMICRON, ext4_of(DISK), true)]
     #[case::no_superblock(JMICRON, samples(false), false)]
@@ -375,6 +388,11 @@ mod tests {
     )]
     #[case::filesystem(EXT4, ext4_of(DISK), false)]
     #[case::too_large(JMICRON, ext4_of(2 * DISK), false)]
+    #[case::md_1_0(MD_AT_END, ext4_of(DISK), true)]
+    #[case::md_1_2_and_1_0(MD_AT_END, ext4_with_md(4096), false)]
+    #[case::md_1_1_and_1_0(MD_AT_END, ext4_with_md(0), false)]
+    #[case::md_1_1(JMICRON, ext4_with_md(0), false)]
+    #[case::md_1_2(JMICRON, ext4_with_md(4096), false)]
     fn blkid_is_run_again_only_over_a_good_superblock(
         #[case] output: &str,
         #[case] samples: Samples,
@@ -404,6 +422,15 @@ mod tests {
             let used =
                 Content::Filesystem { kind: "ext4".into(), completion: Completion::Finished, fingerprint: 7 };
             assert_eq!(verdict, if is_used { used } else { content });
+        }
+    }
+
+    #[test]
+    fn several_signatures_never_hide_md_at_the_beginning() {
+        for (samples, is_run) in
+            [(ext4_of(DISK), true), (ext4_with_md(0), false), (ext4_with_md(4096), false)]
+        {
+            assert_eq!(!own_kinds(&answer(Some(8), ""), &samples, DISK).is_empty(), is_run);
         }
     }
 

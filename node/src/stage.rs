@@ -101,6 +101,10 @@ const UNFINISHED_REMEDY: &str =
 const FOREIGN_REMEDY: &str = "find out whose data it is (blkid -p and wipefs --no-act show what is on it); if it is \
      not a filesystem, use it as a block volume";
 
+/// Advice to the user on data that could be formatted, on a disk that is too small for it.
+const TOO_SMALL_REMEDY: &str = "it is too small for the filesystem that was asked for; find out whose data it is, and \
+     create a larger volume";
+
 /// Decides what to do with a disk's content.
 ///
 /// # Errors
@@ -149,7 +153,13 @@ pub fn decide(
     }
     let (bytes, least) = (observed.disk.bytes, wanted.filesystem.least_bytes());
     if formats && bytes < least {
-        return Err(Error::DiskTooSmall { name: name(), bytes, filesystem: wanted.filesystem.name(), least });
+        // Only a blank disk is named too small: of any other, the data on it is what the user must hear of first.
+        return match decision {
+            Decision::FormatBlank(_) => {
+                Err(Error::DiskTooSmall { name: name(), bytes, filesystem: wanted.filesystem.name(), least })
+            }
+            _ => not_blank(TOO_SMALL_REMEDY),
+        };
     }
     Ok(decision)
 }

@@ -45,14 +45,20 @@ struct Observed<'a> {
     whole: Option<Value>,
     /// Whether the owner of infra Services was read in this reconcile.
     is_owner_read: bool,
-    /// Whether the mirror was deleted in this reconcile.
+    accepted: Accepted,
+}
+
+/// What the API servers have accepted in this reconcile.
+#[derive(Default)]
+struct Accepted {
+    /// The mirror was deleted.
     is_deleted: bool,
-    /// Whether the finalizer was removed in this reconcile.
+    /// The finalizer was removed.
     is_released: bool,
-    /// Whether infra accepted a replacement of the mirror in this reconcile.
+    /// The mirror was replaced.
     is_replaced: bool,
-    /// The addresses that the guest's API accepted in this reconcile.
-    set: Option<Vec<LoadBalancerIngress>>,
+    /// The addresses that the guest's Service got.
+    ingress: Option<Vec<LoadBalancerIngress>>,
 }
 
 /// What is known of the infra Service.
@@ -95,12 +101,12 @@ pub(crate) async fn reconcile(shown: &GuestService, context: &Context) -> Result
             return Ok(Action::requeue(left));
         }
         let plan = context.index.limit(observed.guest(), plan);
-        let Some(step) = plan.steps.iter().find(|step| !observed.has_accepted(step)) else {
+        let Some(step) = plan.steps.iter().find(|step| !observed.accepted.has(step)) else {
             let next = conclude(&observed, &plan, context);
             return explain::write(
                 (shown, observed.guest()),
                 &plan,
-                observed.is_deleted || observed.is_released,
+                observed.accepted.is_deleted || observed.accepted.is_released,
                 next,
                 context,
             )
@@ -109,7 +115,7 @@ pub(crate) async fn reconcile(shown: &GuestService, context: &Context) -> Result
         match act(step, &plan, &mut observed, context).await? {
             Outcome::Done => {
                 announce::step(shown, step, &plan, context);
-                observed.accepted(step);
+                observed.accepted.add(step);
                 if *step == Step::RemoveFinalizer {
                     announce::refusals(shown, &plan, context);
                 }
@@ -131,6 +137,31 @@ impl Seen {
     }
 }
 
+impl Accepted {
+    /// An API server has accepted this step.
+    fn add(&mut self, step: &Step) {
+        match step {
+            // The Service is wanted again: its life begins anew.
+            Step::AddFinalizer => (self.is_deleted, self.is_released) = (false, false),
+            Step::RemoveFinalizer => self.is_released = true,
+            Step::Replace(..) => self.is_replaced = true,
+            Step::SetStatus(ingress) => self.ingress = Some(ingress.clone()),
+            Step::Confirm | Step::Create(_) | Step::Delete(_) => {}
+        }
+    }
+
+    /// Whether an API server has accepted this step in this reconcile and yet answers that it is needed. It stores
+    /// another value than the one that was written: an older guest drops `ipMode`, a policy of infra sets a field.
+    /// Writing it again at once does not change that, and must not keep the steps behind it from being taken.
+    fn has(&self, step: &Step) -> bool {
+        match step {
+            Step::Replace(..) => self.is_replaced,
+            Step::SetStatus(ingress) => self.ingress.as_ref() == Some(ingress),
+            _ => false,
+        }
+    }
+}
+
 impl<'a> Observed<'a> {
     /// What the index shows.
     fn of(shown: &'a GuestService, context: &Context) -> Self {
@@ -141,33 +172,7 @@ impl<'a> Observed<'a> {
             infra,
             whole: None,
             is_owner_read: false,
-            is_deleted: false,
-            is_released: false,
-            is_replaced: false,
-            set: None,
-        }
-    }
-
-    /// Keeps what an API server has accepted.
-    fn accepted(&mut self, step: &Step) {
-        match step {
-            // The Service is wanted again: its life begins anew.
-            Step::AddFinalizer => (self.is_deleted, self.is_released) = (false, false),
-            Step::RemoveFinalizer => self.is_released = true,
-            Step::Replace(..) => self.is_replaced = true,
-            Step::SetStatus(ingress) => self.set = Some(ingress.clone()),
-            Step::Confirm | Step::Create(_) | Step::Delete(_) => {}
-        }
-    }
-
-    /// Whether an API server has accepted this step in this reconcile and yet answers that it is needed. It stores
-    /// another value than the one that was written: an older guest drops `ipMode`, a policy of infra sets a field.
-    /// Writing it again at once does not change that, and must not keep the steps behind it from being taken.
-    fn has_accepted(&self, step: &Step) -> bool {
-        match step {
-            Step::Replace(..) => self.is_replaced,
-            Step::SetStatus(ingress) => self.set.as_ref() == Some(ingress),
-            _ => false,
+            accepted: Accepted::default(),
         }
     }
 
@@ -329,14 +334,14 @@ async fn delete(
         // It is gone, or another object has its name; the next read proves which.
         Answer::Absent | Answer::Changed => return observed.read_infra(context).await,
     }
-    observed.is_deleted = true;
+    observed.accepted.is_deleted = true;
     Ok(Outcome::Done)
 }
 
 /// What follows when no step is left: the wait, and the events about what is refused.
 fn conclude(observed: &Observed<'_>, plan: &Plan, context: &Context) -> Action {
     let guest = observed.shown;
-    if observed.is_released {
+    if observed.accepted.is_released {
         context.index.forget(guest.uid());
         context.backoff.succeeded(guest.uid());
         return Action::await_change();

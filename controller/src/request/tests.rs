@@ -158,7 +158,14 @@ fn a_volume_is_as_large_as_its_filesystem_needs(
     let made = Create::read(&request);
     assert_eq!(made.as_ref().ok().map(|it| it.capacity.size), size, "{made:?}");
     match made {
-        Ok(Create { capacity, .. }) => assert!(capacity.admits(capacity.size), "{capacity:?}"),
+        Ok(Create { capacity, .. }) => {
+            assert!(capacity.admits(capacity.size), "{capacity:?}");
+            assert_eq!(
+                capacity.required,
+                u64::try_from(required).unwrap(),
+                "what exists is compared with it"
+            );
+        }
         Err(refused) => assert!(matches!(refused, Invalid::TooSmall { .. }), "{refused}"),
     }
 }

@@ -66,6 +66,24 @@ async fn a_volume_is_made_as_large_as_its_filesystem_needs() {
     assert!(validate(&fixture, mount("xfs", &[])).await.0);
 }
 
+/// An earlier version, or kubevirt/csi-driver, made it for the same request.
+#[tokio::test]
+async fn a_volume_that_exists_and_is_too_small_for_its_filesystem_is_found_as_it_is() {
+    let fake = FakeInfra::default();
+    let fixture = Fixture::new(&fake).await;
+    fake.volume("pvc-1", true);
+    fake.edit("datavolumes", "pvc-1", |volume| {
+        volume["spec"]["storage"]["resources"]["requests"]["storage"] = "100Mi".into();
+    });
+    for _ in 0..2 {
+        let volume = fixture.create(of_size("xfs", 100 << 20, 0)).await.unwrap();
+        assert_eq!(volume.capacity_bytes, 104_857_600);
+    }
+    // One that is smaller than what was asked for is another volume.
+    let larger = fixture.create(of_size("xfs", 101 << 20, 0)).await;
+    assert_fails(larger.map(drop), Code::AlreadyExists, "another size");
+}
+
 /// Made by an older version, or for another filesystem.
 #[tokio::test]
 async fn a_volume_that_is_too_small_for_a_filesystem_is_not_confirmed_for_it() {

@@ -107,6 +107,18 @@ fn a_disk_that_is_too_small_is_not_formatted(
         Ok(_) => assert!(fits),
         Err(error) => assert!(!fits && matches!(error, Error::DiskTooSmall { .. }), "{error}"),
     }
+    // What is not blank is named so, also where it could be formatted.
+    for (content, record) in [
+        (BYTES, None),
+        (BYTES, Some(record(filesystem))),
+        (found(filesystem.name(), Unused), Some(record(filesystem))),
+    ] {
+        let not_blank = Observed { content: Some(content), record, ..small.clone() };
+        match plan(&wanted(filesystem, &[]), &not_blank, true) {
+            Ok(_) => assert!(fits),
+            Err(error) => assert!(!fits && matches!(error, Error::NotBlank { .. }), "{error}"),
+        }
+    }
     // One that exists is used as it is.
     small.content = Some(found(filesystem.name(), Finished));
     plan(&wanted(filesystem, &[]), &small, false).unwrap();

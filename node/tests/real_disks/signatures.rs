@@ -185,6 +185,11 @@ fn a_real_member_is_refused_whatever_superblock_it_shows_needs_root() {
         let (disk, _) = used("ext4", EXT4_BYTES);
         put(&disk, &md("1.2", 4096));
         refused(&disk, "md at the beginning", "ext4");
+        // The same, and blkid names the superblock at the end, which lies within the ext4.
+        let (disk, _) = used("ext4", EXT4_BYTES);
+        put(&disk, &md("1.2", 4096));
+        put(&disk, &md("1.0", EXT4_BYTES - 8192));
+        refused(&disk, "md at both ends", "ext4");
         // LUKS at the beginning, hidden from blkid by the two bytes at the end.
         let (disk, _) = used("ext4", EXT4_BYTES);
         write_at(disk.device(), 0, b"LUKS\xba\xbe\x00\x01");

@@ -191,8 +191,7 @@ fn a_place_that_a_service_got_and_never_used_is_free_when_it_needs_none() {
         Event::Apply(service)
     };
     let gone = |service: &GuestService| Event::Delete(service.clone());
-    let ends: [&dyn Fn(&GuestService) -> Event<GuestService>; 3] = [&cluster_ip, &deleting, &gone];
-    for end in ends {
+    for end in [cluster_ip, deleting, gone] {
         let mut fed = Fed::new(Some(1));
         let (first, second) = (guest("u1", 1), guest("u2", 2));
         fed.guest(Event::Apply(first.clone()));

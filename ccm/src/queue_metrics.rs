@@ -96,9 +96,13 @@ impl QueueMetrics {
         );
     }
 
-    /// The queue of this name.
+    /// The queue of this name. Its metrics are there from now on, as client-go's are, also while nothing is in it.
     pub fn queue(&self, name: &'static str) -> Queue {
-        Queue { labels: QueueLabels { name }, metrics: self.clone(), waiting: Arc::default() }
+        let labels = QueueLabels { name };
+        drop(self.depth.get_or_create(&labels));
+        drop((self.adds.get_or_create(&labels), self.retries.get_or_create(&labels)));
+        drop((self.waited.get_or_create(&labels), self.worked.get_or_create(&labels)));
+        Queue { labels, metrics: self.clone(), waiting: Arc::default() }
     }
 }
 
@@ -156,6 +160,29 @@ mod tests {
 
     fn item(name: &str) -> Item {
         ("shop".to_owned(), name.to_owned())
+    }
+
+    #[test]
+    fn a_queue_shows_its_metrics_before_anything_is_in_it() {
+        let metrics = QueueMetrics::default();
+        for name in ["service", "node", "Nodes"] {
+            drop(metrics.queue(name));
+        }
+        let text = shown(&metrics);
+        for metric in [
+            "workqueue_depth",
+            "workqueue_adds_total",
+            "workqueue_retries_total",
+            "workqueue_queue_duration_seconds_count",
+            "workqueue_work_duration_seconds_count",
+        ] {
+            for name in ["service", "node", "Nodes"] {
+                assert!(
+                    text.contains(&format!("{metric}{{name=\"{name}\"}} 0\n")),
+                    "{metric} of {name} in {text}"
+                );
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

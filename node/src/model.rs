@@ -6,6 +6,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard},
+    time::Duration,
 };
 
 use crate::{
@@ -73,6 +74,9 @@ pub struct State {
     /// The kernel refuses all writes to the volume's filesystem.
     pub write_refusal: Option<String>,
     pub rescans: usize,
+    /// How long each scan for disks takes after the first, as on a node whose processors are busy.
+    pub later_scans_take: Duration,
+    pub scans: usize,
     /// Disks that show only after a rescan.
     pub after_rescan: Vec<(Disk, Held)>,
 }
@@ -250,6 +254,12 @@ fn superblock(content: &Held) -> Vec<u8> {
 
 impl Host for Model {
     fn disks(&self) -> Result<Vec<Disk>> {
+        let pause = {
+            let mut state = self.state();
+            state.scans += 1;
+            if state.scans > 1 { state.later_scans_take } else { Duration::ZERO }
+        };
+        std::thread::sleep(pause);
         Ok(self.state().disks.iter().map(|(disk, _)| disk.clone()).collect())
     }
 

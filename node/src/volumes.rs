@@ -40,6 +40,8 @@ const LAST_SCAN_PAUSE: Duration = Duration::from_secs(1);
 const RESCAN_AFTER: Duration = Duration::from_secs(5);
 /// The wait for a disk ends this long before the answer is due, so that the answer can report what was seen.
 const WAIT_MARGIN: Duration = Duration::from_millis(500);
+/// How much of that margin the last scan may take.
+const LAST_SCAN: Duration = Duration::from_millis(250);
 
 /// All volumes of this node.
 pub struct Volumes {
@@ -278,9 +280,20 @@ impl Volumes {
         let end = (begin + self.settings.device_wait).min(deadline.answer_by - WAIT_MARGIN);
         let mut pause = FIRST_SCAN_PAUSE;
         let mut rescan_at = begin + RESCAN_AFTER;
+        let mut last_seen: Option<String> = None;
+        let not_found =
+            |seen| Err(Error::DiskNotFound { serial: serial.to_string(), waited: begin.elapsed(), seen });
         let result = loop {
             let host = Arc::clone(&self.host);
-            let disks = self.scanning_threads.run(deadline.answer_by, move || host.disks()).await?;
+            let scan = self.scanning_threads.run(deadline.answer_by, move || host.disks());
+            // On a busy node a scan may take longer than is left. What the one before has shown is the answer then.
+            let disks = match last_seen.take() {
+                None => scan.await?,
+                Some(seen) => match timeout_at(end + LAST_SCAN, scan).await {
+                    Ok(disks) => disks?,
+                    Err(_) => break not_found(seen),
+                },
+            };
             let seen = match find(&disks, serial) {
                 Found::One(disk) => break Ok(*disk),
                 Found::Ambiguous(names) => {
@@ -291,12 +304,13 @@ impl Volumes {
             progress.set(format!("waiting for the disk with serial {serial}; {seen}"));
             let now = Instant::now();
             if now >= end {
-                break Err(Error::DiskNotFound { serial: serial.to_string(), waited: now - begin, seen });
+                break not_found(seen);
             }
             if now >= rescan_at {
                 rescan_at = now + RESCAN_AFTER;
                 self.rescan(deadline).await;
             }
+            last_seen = Some(seen);
             sleep(pause.min(end - now)).await;
             pause = (pause * 2).min(LAST_SCAN_PAUSE);
         };

@@ -277,6 +277,22 @@ async fn a_disk_that_comes_late_is_found() {
     call.await.unwrap().unwrap();
 }
 
+/// A node whose processors are busy answers all the same what is missing, and not only that the time is up.
+#[tokio::test]
+async fn a_scan_that_takes_too_long_does_not_hide_what_the_one_before_saw() {
+    for (deadline, device_wait) in [("800m", 20_000), ("5S", 300)] {
+        let gate = Gate::with_disk(Held::Blank);
+        gate.model.state().later_scans_take = Duration::from_secs(2);
+        let settings =
+            NodeSettings { device_wait: Duration::from_millis(device_wait), ..NodeSettings::default() };
+        let node = Node::with_host(Arc::clone(&gate) as Arc<dyn Host>, settings, Annotated::default());
+        let status = node.node_stage_volume(within(stage("other"), deadline)).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+        assert!(status.message().contains("no disk with serial other"), "{status}");
+        assert!(status.message().contains(SERIAL), "it names what is there: {status}");
+    }
+}
+
 #[tokio::test]
 async fn two_disks_with_one_serial_are_both_refused() {
     let gate = Gate::with_disk(Held::Blank);

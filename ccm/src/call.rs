@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 pub use cluster::{CALL_DEADLINE, is_absent, status_code};
-use kube::{Resource, runtime::watcher};
+use kube::{
+    Resource,
+    runtime::watcher::{self, Event},
+};
 
 /// A call that failed. Nothing can be concluded from it.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +68,11 @@ pub fn is_watch_forbidden(error: &watcher::Error) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether the API server has answered a watch: each try to list begins with `Init`, before any answer.
+pub fn is_watch_answered<K>(event: &Event<K>) -> bool {
+    !matches!(event, Event::Init | Event::InitApply(_))
 }
 
 /// Makes a call within [`CALL_DEADLINE`]; `what` names it in the error.

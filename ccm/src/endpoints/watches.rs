@@ -11,7 +11,10 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use serde::de::DeserializeOwned;
 
-use crate::{access::chain, call::is_watch_forbidden};
+use crate::{
+    access::chain,
+    call::{is_watch_answered, is_watch_forbidden},
+};
 
 /// Why writing ended: a cluster refused a call.
 #[derive(Debug)]
@@ -54,9 +57,7 @@ where
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                // A watch begins each try to list with `Init`, before the API server has answered.
-                let is_answer = !matches!(event, Event::Init | Event::InitApply(_));
-                if is_answer && std::mem::take(&mut failing) {
+                if is_watch_answered(&event) && std::mem::take(&mut failing) {
                     tracing::info!(what, "the watch is back");
                 }
                 match event {

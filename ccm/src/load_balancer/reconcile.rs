@@ -146,7 +146,8 @@ impl Accepted {
             Step::RemoveFinalizer => self.is_released = true,
             Step::Replace(..) => self.is_replaced = true,
             Step::SetStatus(ingress) => self.ingress = Some(ingress.clone()),
-            Step::Confirm | Step::Create(_) | Step::Delete(_) => {}
+            Step::Delete(_) => self.is_deleted = true,
+            Step::Confirm | Step::Create(_) => {}
         }
     }
 
@@ -334,7 +335,6 @@ async fn delete(
         // It is gone, or another object has its name; the next read proves which.
         Answer::Absent | Answer::Changed => return observed.read_infra(context).await,
     }
-    observed.accepted.is_deleted = true;
     Ok(Outcome::Done)
 }
 

@@ -16,6 +16,7 @@ use serving::Tasks;
 
 use crate::{
     access::{GuestCluster, InfraCluster, chain},
+    call::is_watch_answered,
     guest::services::GuestService,
     guest_names::CLUSTER_NAME_LABEL,
     infra::mirrors::InfraService,
@@ -56,9 +57,7 @@ async fn follow<K>(
     while let Some(event) = events.next().await {
         match event {
             Ok(event) => {
-                // A watch begins each try to list with `Init`, before the API server has answered.
-                let is_answer = !matches!(event, Event::Init | Event::InitApply(_));
-                if is_answer && std::mem::take(&mut failing) {
+                if is_watch_answered(&event) && std::mem::take(&mut failing) {
                     tracing::info!(cluster, "the watch of Services is back");
                 }
                 hand_on(event);

@@ -25,7 +25,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     access::chain,
-    call::is_watch_forbidden,
+    call::{is_watch_answered, is_watch_forbidden},
     changes::{Changes, Subscription},
     guest::nodes::WireNode,
 };
@@ -169,8 +169,7 @@ impl NodeWatch {
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    // A watch begins each try to list with `Init`, before the API server has answered.
-                    if !matches!(event, Event::Init | Event::InitApply(_)) {
+                    if is_watch_answered(&event) {
                         self.0.failing.store(false, Ordering::Relaxed);
                     }
                     self.apply(&event, writer);

@@ -79,7 +79,7 @@ impl Collector for Work {
         age.encode(metric)?;
         let mut metric = encoder.encode_descriptor(
             "kubevirt_csi_node_free_threads",
-            "Threads of a pool that no work has; 0 for long means disks that hang",
+            "Threads of a pool that no work has; 0 for long means disks that hang, or, of rescan, a SCSI host that does",
             None,
             MetricType::Gauge,
         )?;

@@ -74,6 +74,8 @@ pub struct State {
     /// The kernel refuses all writes to the volume's filesystem.
     pub write_refusal: Option<String>,
     pub rescans: usize,
+    /// How long the SCSI hosts take to scan for new disks.
+    pub rescan_takes: Duration,
     /// How long each scan for disks takes after the first, as on a node whose processors are busy.
     pub later_scans_take: Duration,
     pub scans: usize,
@@ -268,8 +270,13 @@ impl Host for Model {
     }
 
     fn rescan(&self) -> Result<()> {
+        let takes = {
+            let mut state = self.state();
+            state.rescans += 1;
+            state.rescan_takes
+        };
+        std::thread::sleep(takes);
         let mut state = self.state();
-        state.rescans += 1;
         let shown = std::mem::take(&mut state.after_rescan);
         state.disks.extend(shown);
         Ok(())

@@ -6,7 +6,7 @@
 use std::{sync::Arc, thread};
 
 use tokio::{
-    sync::{Semaphore, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{Instant, timeout_at},
 };
 use tracing::Span;
@@ -50,17 +50,25 @@ impl Pool {
             return Err(Error::PoolExhausted { pool: self.name, size: self.size });
         };
         let (sender, receiver) = oneshot::channel();
-        let span = Span::current();
-        thread::Builder::new()
-            .name(self.name.to_owned())
-            .spawn(move || {
-                let result = span.in_scope(job);
-                drop(permit);
-                // The caller may be gone.
-                drop(sender.send(result));
-            })
-            .map_err(Error::act(format!("start a {} thread", self.name)))?;
+        // The caller may be gone.
+        self.spawn(permit, move || drop(sender.send(job())))?;
         receiver.await.map_err(|_| Error::JobLost)?
+    }
+
+    /// Starts a job that nobody waits for, unless all threads are taken; whether it did.
+    pub fn start(&self, job: impl FnOnce() + Send + 'static) -> Result<bool> {
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else { return Ok(false) };
+        self.spawn(permit, job)?;
+        Ok(true)
+    }
+
+    fn spawn(&self, permit: OwnedSemaphorePermit, job: impl FnOnce() + Send + 'static) -> Result<()> {
+        let span = Span::current();
+        let thread = thread::Builder::new().name(self.name.to_owned()).spawn(move || {
+            let _permit = permit;
+            span.in_scope(job);
+        });
+        thread.map(drop).map_err(Error::act(format!("start a {} thread", self.name)))
     }
 }
 

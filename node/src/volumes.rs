@@ -52,6 +52,7 @@ pub struct Volumes {
     measuring: InFlight,
     mutating_threads: Pool,
     scanning_threads: Pool,
+    rescanning_thread: Pool,
     measuring_threads: Pool,
 }
 
@@ -66,6 +67,7 @@ impl Volumes {
             measuring: InFlight::default(),
             mutating_threads: Pool::new("volume", MUTATING_THREADS),
             scanning_threads: Pool::new("scan", SCANNING_THREADS),
+            rescanning_thread: Pool::new("rescan", 1),
             measuring_threads: Pool::new("measure", MEASURING_THREADS),
         })
     }
@@ -77,7 +79,7 @@ impl Volumes {
 
     /// What runs, for the metrics.
     pub(crate) fn work(&self) -> Work {
-        let pools = [&self.mutating_threads, &self.scanning_threads, &self.measuring_threads];
+        let pools = [&self.mutating_threads, &self.scanning_threads, &self.rescanning_thread, &self.measuring_threads];
         Work { in_flight: self.operations.in_flight().clone(), pools: pools.map(Pool::clone).into() }
     }
 
@@ -308,7 +310,7 @@ impl Volumes {
             }
             if now >= rescan_at {
                 rescan_at = now + RESCAN_AFTER;
-                self.rescan(deadline).await;
+                self.begin_rescan();
             }
             last_seen = Some(seen);
             sleep(pause.min(end - now)).await;
@@ -318,11 +320,17 @@ impl Volumes {
         result
     }
 
-    /// Scans for disks as a last resort. If that fails, the wait goes on.
-    async fn rescan(&self, deadline: Deadline) {
+    /// Asks the SCSI hosts to scan for new disks, as a last resort; the next looks show what it finds. Nobody waits for it, since it
+    /// takes seconds for each host that has no disks, and one for the whole node is enough.
+    fn begin_rescan(&self) {
         let host = Arc::clone(&self.host);
-        if let Err(error) = self.scanning_threads.run(deadline.answer_by, move || host.rescan()).await {
-            tracing::warn!(error = error.chain(), "the SCSI hosts could not be asked to scan for new disks");
+        let begun = self.rescanning_thread.start(move || {
+            if let Err(error) = host.rescan() {
+                tracing::warn!(error = error.chain(), "the SCSI hosts could not be asked to scan for new disks");
+            }
+        });
+        if let Err(error) = begun {
+            tracing::warn!(error = error.chain(), "the scan for new disks could not begin");
         }
     }
 }

@@ -18,7 +18,7 @@ use tonic::Code;
 
 use super::*;
 use crate::{
-    device::Disk,
+    device::{Disk, DiskIdentity, Serial},
     device_number::DeviceNumber,
     disk_record::DiskRecordFile,
     filesystem::FilesystemType,
@@ -291,6 +291,37 @@ async fn a_scan_that_takes_too_long_does_not_hide_what_the_one_before_saw() {
         assert!(status.message().contains("no disk with serial other"), "{status}");
         assert!(status.message().contains(SERIAL), "it names what is there: {status}");
     }
+}
+
+/// The kernel asks each address of a SCSI host in turn, which takes seconds where nothing answers: neither the answer nor a disk that
+/// has shown meanwhile waits for that, and a second call begins no second scan.
+#[tokio::test]
+async fn nobody_waits_for_the_scsi_hosts() {
+    let gate = Gate::with_disk(Held::Blank);
+    gate.model.state().rescan_takes = Duration::from_secs(3600);
+    let settings = NodeSettings { device_wait: Duration::from_millis(6500), ..NodeSettings::default() };
+    let node = Node::with_host(Arc::clone(&gate) as Arc<dyn Host>, settings, Annotated::default());
+    let mut second = stage("late");
+    second.get_mut().volume_id = "pvc-2".into();
+    second.get_mut().staging_target_path = "/stage-2".into();
+    let late = {
+        let (gate, node) = (Arc::clone(&gate), node.clone());
+        tokio::spawn(async move {
+            let call = tokio::spawn(async move { node.node_stage_volume(second).await });
+            while gate.model.state().rescans == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let identity = DiskIdentity::Scsi { unit_serial: Serial::new("late"), designators: Vec::new() };
+            gate.model.state().disks.push((Disk { identity, ..disk(32) }, Held::Blank));
+            call.await.unwrap()
+        })
+    };
+    let begin = Instant::now();
+    let status = node.node_stage_volume(within(stage("other"), "30S")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(begin.elapsed() < Duration::from_secs(20), "it waited for the scan");
+    late.await.unwrap().unwrap();
+    assert_eq!(gate.model.state().rescans, 1);
 }
 
 #[tokio::test]

@@ -13,8 +13,9 @@ demo: bench
 
 ## Proves everything within half an hour: `make check`, then the end-to-end tests on the bench. Needs root, as the demo.
 test: bench
-	$(BENCH) test $(ARGS)
-	.ci/dependencies keep || echo "the compiled dependencies were not kept: the next clone compiles them"
+	$(BENCH) test $(ARGS); status=$$?; \
+	.ci/dependencies keep || echo "the compiled dependencies were not kept: the next clone compiles them"; \
+	exit $$status
 
 ## The same, with what is long by nature: storms, churn, figures, resets, and all rows of each matrix of faults.
 test-all: bench

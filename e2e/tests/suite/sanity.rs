@@ -20,7 +20,8 @@ use crate::{
 
 tests! {
     Shared:
-        mounted_volumes,
+        mounted_volumes;
+    Shared, long:
         block_volumes;
 }
 

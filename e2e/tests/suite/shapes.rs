@@ -74,14 +74,14 @@ const fn shape(
 const SHAPES: [Shape; 12] = [
     shape("ext4", "scsi", "block-immediate", Through::SixSteps, List::Short),
     shape("block", "scsi", "block-wffc", Through::Pods, List::Long),
-    shape("xfs", "virtio", "block-immediate", Through::Calls, List::Long),
-    shape("xfs", "virtio", "block-rwo-wffc", Through::Pods, List::Short),
+    shape("xfs", "virtio", "block-immediate", Through::Pods, List::Long),
+    shape("xfs", "virtio", "block-rwo-wffc", Through::Calls, List::Short),
     shape("block", "scsi", "block-rwo", Through::Calls, List::Short),
     shape("ext4", "virtio", "block-rwo", Through::Calls, List::Long),
     shape("block", "virtio", "filesystem-rwx", Through::Pods, List::Short),
     shape("xfs", "scsi", "filesystem-rwx-wffc", Through::Calls, List::Long),
-    shape("ext4", "scsi", "filesystem-rwx", Through::Calls, List::Long),
-    shape("ext4", "scsi", "filesystem-rwo-wffc", Through::Pods, List::Short),
+    shape("ext4", "scsi", "filesystem-rwx", Through::Pods, List::Long),
+    shape("ext4", "scsi", "filesystem-rwo-wffc", Through::Calls, List::Short),
     shape("xfs", "scsi", "filesystem-rwo", Through::Calls, List::Long),
     shape("block", "virtio", "filesystem-rwo-wffc", Through::Calls, List::Long),
 ];

@@ -28,10 +28,11 @@ tests! {
     Exclusive:
         any_vm_answers_and_local_shows_the_client,
         our_endpoints_under_local_are_those_with_a_pod,
-        both_families_and_the_second_alone,
         both_families_through_our_endpoints,
         source_ranges_hold_on_infra,
         affinity_and_two_protocols_until_the_end;
+    Exclusive, long:
+        both_families_and_the_second_alone;
 }
 
 /// The keys with which we write all endpoints.

@@ -2,39 +2,23 @@
 //! read, tested and moved without what is above it. The test reads the source: `crate::…` and `super::…` paths outside
 //! tests.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::Path,
-};
+mod source;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use source::{program, rust_files};
 
 /// The path of a module, from the root of its crate.
 type Module = Vec<String>;
 /// Module → the modules that it names.
 type Graph = BTreeMap<Module, BTreeSet<Module>>;
 
-/// The files of a crate that are not tests, each with its module.
-fn files(source: &Path, module: &Module, found: &mut BTreeMap<Module, String>) {
-    for entry in fs::read_dir(source).expect("is a folder") {
-        let path = entry.expect("is readable").path();
-        let name = path.file_stem().and_then(|name| name.to_str()).expect("is a name").to_owned();
-        let child: Module = module.iter().cloned().chain([name.clone()]).collect();
-        if name == "tests" {
-            continue;
-        }
-        if path.is_dir() {
-            files(&path, &child, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let is_root = module.is_empty() && ["lib", "main"].contains(&name.as_str());
-            found.insert(if is_root { Vec::new() } else { child }, fs::read_to_string(&path).expect("reads"));
-        }
+/// The module that a file of a crate is; the root's is empty.
+fn module(path: &str) -> Module {
+    match path.strip_suffix(".rs").unwrap_or(path) {
+        "lib" | "main" => Vec::new(),
+        path => path.split('/').map(str::to_owned).collect(),
     }
-}
-
-/// The program without comments and without the tests at its end.
-fn code(text: &str) -> String {
-    let program = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-    program.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
 /// The paths that a text names: those that begin with `crate` or `super`.
@@ -99,7 +83,7 @@ fn graph(files: &BTreeMap<Module, String>) -> Graph {
     let mut graph = Graph::new();
     for (module, text) in files {
         let edges = graph.entry(module.clone()).or_default();
-        for path in named(module, &code(text)) {
+        for path in named(module, &program(text)) {
             let known = (1..=path.len()).rev().map(|length| path[..length].to_vec());
             if let Some(target) = known.into_iter().find(|module| files.contains_key(module))
                 && !target.starts_with(module)
@@ -149,9 +133,8 @@ fn circles(graph: &Graph) -> BTreeSet<Vec<String>> {
 }
 
 fn read(room: &str) -> BTreeMap<Module, String> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(room).join("src");
-    let mut found = BTreeMap::new();
-    files(&source, &Vec::new(), &mut found);
+    let files = rust_files(&format!("{room}/src")).into_iter();
+    let found: BTreeMap<Module, String> = files.map(|(path, text)| (module(&path), text)).collect();
     assert!(found.len() > 5, "{room} is read: {:?}", found.keys());
     found
 }
@@ -190,7 +173,6 @@ fn nothing_in_the_ccm_goes_round_in_a_circle() {
 }
 
 fn planted(files: &[(&str, &str)]) -> Graph {
-    let module = |path: &str| path.split('/').map(str::to_owned).collect();
     graph(&files.iter().map(|(path, text)| (module(path), (*text).to_owned())).collect())
 }
 

@@ -2,10 +2,9 @@
 //! denies the types that `clippy.toml` lists. Here the functions are checked, which clippy can't allow elsewhere, and
 //! that no planner is without its attribute.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+mod source;
+
+use source::{program, rust_files};
 
 /// The planners, by their path in the repository.
 const PLANNERS: [&str; 21] = [
@@ -36,14 +35,10 @@ const ATTRIBUTE: &str = "#![deny(clippy::disallowed_types, ";
 /// The functions that read a clock or the environment.
 const FORBIDDEN: [&str; 4] = ["::now(", "env::", "env!(", ".elapsed("];
 
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
 /// What a planner must not have.
 fn faults(text: &str) -> Vec<&'static str> {
-    let program = text.split("#[cfg(test)]").next().unwrap_or_default();
-    let mut lines = program.lines().filter(|line| !line.trim_start().starts_with("//") && !line.is_empty());
+    let program = program(text);
+    let mut lines = program.lines().filter(|line| !line.trim().is_empty());
     let mut faults = Vec::new();
     if !lines.next().is_some_and(|first| first.starts_with(ATTRIBUTE)) {
         faults.push("its first line is not the attribute");
@@ -52,37 +47,22 @@ fn faults(text: &str) -> Vec<&'static str> {
     faults
 }
 
-/// All files of this name below a folder.
-fn named(folder: &Path, name: &str, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).expect("is a folder") {
-        let path = entry.expect("is readable").path();
-        if path.is_dir() {
-            named(&path, name, found);
-        } else if path.file_name().is_some_and(|it| it == name) {
-            found.push(path);
-        }
-    }
-}
-
 #[test]
 fn no_planner_names_a_clock_or_the_environment() {
     for planner in PLANNERS {
-        let text = fs::read_to_string(repository().join(planner)).expect("the planner is there");
-        assert!(faults(&text).is_empty(), "{planner}: {:?}", faults(&text));
+        let (room, file) = planner.split_once("/src/").expect("is in a crate");
+        let sources = rust_files(&format!("{room}/src"));
+        let text = sources.get(file).expect("the planner is there");
+        assert!(faults(text).is_empty(), "{planner}: {:?}", faults(text));
     }
 }
 
 #[test]
 fn every_file_named_plan_is_a_planner() {
     for room in ["ccm", "controller", "node", "infra"] {
-        let mut found = Vec::new();
-        named(&repository().join(room).join("src"), "plan.rs", &mut found);
-        for path in found {
-            assert!(
-                PLANNERS.iter().any(|planner| path.ends_with(planner)),
-                "{} is not listed",
-                path.display()
-            );
+        for file in rust_files(&format!("{room}/src")).keys().filter(|file| file.ends_with("/plan.rs")) {
+            let path = format!("{room}/src/{file}");
+            assert!(PLANNERS.contains(&path.as_str()), "{path} is not listed");
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Every task and thread has an owner, and every poisoned lock is treated alike ("Rules" and "Style" in
 //! `CONTRIBUTING.md`). The test reads the source outside tests.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::Path,
-};
+mod source;
+
+use std::collections::BTreeSet;
+
+use source::{Sources, program, rust_files};
 
 /// The folders of the programs' crates, and the folder of their libraries.
 const ROOMS: [&str; 6] = ["infra", "controller", "node", "driver", "ccm", "lib"];
@@ -56,15 +56,14 @@ const POISON_SPREADS: [&str; 6] = [
     ".write().expect(",
 ];
 
-/// Path in the repository → program: the text without comments and without tests.
-type Sources = BTreeMap<String, String>;
-
+/// Path in the repository → program, without what is there for tests.
 fn sources() -> Sources {
-    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let mut found = Sources::new();
-    for room in ROOMS {
-        read(&repository.join(room), room, &mut found);
-    }
+    let mut found: Sources = ROOMS
+        .iter()
+        .flat_map(|room| {
+            rust_files(room).into_iter().map(move |(path, text)| (format!("{room}/{path}"), text))
+        })
+        .collect();
     let of_tests: BTreeSet<String> = found
         .iter()
         .flat_map(|(path, text)| test_modules(text).map(move |name| beside(path, name)))
@@ -75,21 +74,6 @@ fn sources() -> Sources {
     }
     assert!(found.len() > 100, "the source is read: {:?}", found.keys());
     found
-}
-
-fn read(folder: &Path, name: &str, found: &mut Sources) {
-    for entry in fs::read_dir(folder).expect("reads") {
-        let path = entry.expect("reads").path();
-        let child = format!("{name}/{}", path.file_name().and_then(|name| name.to_str()).expect("is a name"));
-        if child.ends_with("/tests") || child.ends_with("/tests.rs") {
-            continue;
-        }
-        if path.is_dir() {
-            read(&path, &child, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.insert(child, fs::read_to_string(&path).expect("reads"));
-        }
-    }
 }
 
 /// The modules that a file declares for tests only.
@@ -105,11 +89,6 @@ fn beside(path: &str, module: &str) -> String {
     let folder = path.strip_suffix(".rs").unwrap_or(path);
     let folder = folder.strip_suffix("/lib").or_else(|| folder.strip_suffix("/main")).unwrap_or(folder);
     format!("{folder}/{module}.rs")
-}
-
-fn program(text: &str) -> String {
-    let program = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-    program.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
 /// The text without white space: a call may be broken into lines.

@@ -25,8 +25,11 @@ const AGENT_PORT: &str = "org.qemu.guest_agent.0";
 const FIRST_ROOT_PORT_SLOT: u8 = 0x10;
 
 /// The kernel's part of every command line. `panic=-1` with `-no-reboot` ends QEMU when the guest's kernel dies.
-/// Mitigations protect nobody in an emulated guest and cost a second of the boot.
-pub(super) const KERNEL_WORDS: &str = "console=ttyS0 panic=-1 quiet mitigations=off";
+/// Mitigations protect nobody in an emulated guest and cost a second of the boot. Without KVM the kernel distrusts the TSC and reads
+/// the HPET instead: an emulated device and a system call for each look at the clock, at which an idle kubelet and containerd spent
+/// most of a processor.
+pub(super) const KERNEL_WORDS: &str =
+    "console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable clocksource=tsc";
 
 /// Files of one machine that QEMU opens.
 pub(super) struct Files<'a> {

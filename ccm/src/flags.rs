@@ -56,7 +56,7 @@ pub struct Flags {
     #[arg(long, value_name = "LIST", default_value = "*", allow_hyphen_values = true)]
     pub controllers: Controllers,
 
-    /// How many Services are worked on at a time; less than 32 is raised to it, because no Service waits for another here
+    /// How many Services are synced at the same time; a value below 32 is raised to 32
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     pub concurrent_service_syncs: u16,
 
@@ -171,7 +171,7 @@ pub struct ServingFlags {
           num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub authentication_skip_lookup: bool,
 
-    /// That this ConfigMap can not be read is expected. It never ends the program; false makes a warning of it
+    /// If true, a failed read of this ConfigMap is logged as info, else as a warning. It never stops the program
     #[arg(long, value_name = "BOOL", default_value = "false", action = ArgAction::Set, value_parser = parse_bool,
           num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub authentication_tolerate_lookup_failure: bool,

@@ -98,7 +98,7 @@ pub enum Error {
     #[error(transparent)]
     Unanswered(#[from] Unanswered),
     /// A call to the infra API failed.
-    #[error("the infra cluster can't be asked: {0}")]
+    #[error("the infra API request failed: {0}")]
     Infra(#[from] infra::Error),
 }
 

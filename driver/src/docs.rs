@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
-use docs_pages::{Metric, compare, exposition, flags_table, metrics, metrics_table};
+use docs_pages::{Metric, compare, exposition, flags_table, metrics, metrics_table, sample_name};
 use prometheus_client::registry::Registry;
 use serving::{ProcessMetrics, RpcLayer, Tasks};
 use tempfile::TempDir;
@@ -34,9 +34,9 @@ const METRICS_HEAD: &str = "# Metrics of kubevirt-csi-driver
 
 <!-- Written by `UPDATE_DOCS=1 cargo test -p driver`; a test compares it. -->
 
-At `/metrics` of `--http-endpoint`, in the OpenMetrics text format. A counter's samples end in `_total`, a histogram's in
-`_bucket`, `_sum` and `_count`. No label carries the name of an object. `controller` metrics are shown by the controller
-role, `node` metrics by the node role, all others by both.
+At `/metrics` of `--http-endpoint`, in the OpenMetrics text format. The table has the names of the samples; those of a histogram
+continue with `_bucket`, `_sum` and `_count`. No label carries the name of an object. `controller` metrics are shown by the
+controller role, `node` metrics by the node role, all others by both.
 
 ";
 
@@ -106,9 +106,10 @@ fn page(metrics: &BTreeMap<String, Metric>) -> String {
     let mut page = METRICS_HEAD.to_owned() + &metrics_table(metrics);
     page.push_str("\n## Label values\n\n| metric | label | values |\n|---|---|---|\n");
     for (name, metric) in metrics {
+        let sample = sample_name(name, &metric.kind);
         for (label, seen) in &metric.labels {
             let values = values(name, label, seen);
-            writeln!(page, "| `{name}` | `{label}` | {values} |").expect("writes to a String");
+            writeln!(page, "| `{sample}` | `{label}` | {values} |").expect("writes to a String");
         }
     }
     page

@@ -12,14 +12,14 @@ pub fn report(infra: Infra, registry: &mut Registry, tasks: &Tasks) {
     let missing = Gauge::<i64>::default();
     registry.register(
         "kubevirt_csi_missing_rights",
-        "Rights on the infra cluster that the driver uses and was not given, as of its start",
+        "Required rights on the infra cluster that were missing at the start",
         missing.clone(),
     );
     tasks.spawn_until_done("the report of missing rights", async move {
         let rights = match infra.rights().await {
             Ok(rights) => rights,
             Err(error) => {
-                tracing::info!(%error, "the infra cluster did not say which rights we have");
+                tracing::info!(%error, "could not read our rights on the infra cluster");
                 return;
             }
         };

@@ -94,3 +94,108 @@ fn the_driver_is_started_by_its_entry_point() {
         assert!(driver.get("command").is_none(), "{path}: args only, as every installer has it");
     }
 }
+
+/// All texts in a document.
+fn texts(value: &Value) -> Vec<&str> {
+    match value {
+        Value::String(text) => vec![text],
+        Value::Array(items) => items.iter().flat_map(texts).collect(),
+        Value::Object(fields) => fields.values().flat_map(texts).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The patches of a kustomization, parsed.
+fn patches(kustomization: &Value) -> Vec<Value> {
+    let patches = list(&kustomization["patches"]).iter().filter_map(|patch| patch["patch"].as_str());
+    patches.map(|text| serde_saphyr::from_str(text).expect("a patch is YAML")).collect()
+}
+
+#[test]
+fn the_storage_class_takes_no_decision_that_can_not_be_changed() {
+    let class = document("tenant/base/storageclass.yaml", "StorageClass");
+    assert!(class["metadata"].get("annotations").is_none(), "the guest may have a default class");
+    assert!(class["parameters"].get("infraStorageClassName").is_none(), "its name is the overlay's");
+}
+
+#[test]
+fn another_kubelet_root_replaces_each_place_of_the_default_one() {
+    const DEFAULT: &str = "/var/lib/kubelet";
+    const PLACEHOLDER: &str = "KUBELET_ROOT";
+    let component = document("tenant/kubelet-root/kustomization.yaml", "Component");
+    let patches = patches(&component);
+    let mut replaced: Vec<String> = patches
+        .iter()
+        .flat_map(texts)
+        .filter(|text| text.starts_with(PLACEHOLDER))
+        .map(|text| text.replace(PLACEHOLDER, DEFAULT))
+        .collect();
+    let daemonset = document("tenant/base/daemonset.yaml", "DaemonSet");
+    let mut places: Vec<&str> = texts(&daemonset).into_iter().filter(|text| text.contains(DEFAULT)).collect();
+    replaced.sort();
+    places.sort_unstable();
+    assert_eq!(replaced, places);
+    let targets = list(&component["replacements"]).iter().flat_map(|one| list(&one["targets"]));
+    let fields: usize = targets.map(|target| list(&target["fieldPaths"]).len()).sum();
+    assert_eq!(fields, places.len(), "each placeholder is replaced");
+}
+
+#[test]
+fn on_openshift_no_pod_of_the_infra_half_names_a_user() {
+    let component = document("controller-infra/openshift/kustomization.yaml", "Component");
+    let patches = patches(&component);
+    let removed = &patches[0]["spec"]["template"]["spec"]["securityContext"];
+    let deployment = document("controller-infra/base/deployment.yaml", "Deployment");
+    let context = &deployment["spec"]["template"]["spec"]["securityContext"];
+    for id in ["runAsUser", "runAsGroup", "fsGroup"] {
+        assert!(context[id].is_number(), "the images of the CSI driver name no user: {id}");
+        assert!(removed.get(id).is_some_and(Value::is_null), "{id}");
+    }
+    for (path, kind) in [("base/deployment.yaml", "Deployment"), ("cleanup/job.yaml", "Job")] {
+        let pod = document(&format!("cloud-controller-manager/infra/{path}"), kind);
+        let context = &pod["spec"]["template"]["spec"]["securityContext"];
+        assert_eq!(context["runAsNonRoot"], true, "{path}");
+        assert!(context.get("runAsUser").is_none(), "{path}: the image names it");
+    }
+}
+
+#[test]
+fn the_probe_of_the_registrar_reaches_its_endpoint() {
+    let daemonset = document("tenant/base/daemonset.yaml", "DaemonSet");
+    let containers = list(&daemonset["spec"]["template"]["spec"]["containers"]);
+    let registrar = containers.iter().find(|one| one["name"] == "csi-node-driver-registrar");
+    let registrar = registrar.expect("the registrar");
+    let probe = &registrar["livenessProbe"]["httpGet"];
+    assert_eq!(probe["path"], "/healthz");
+    let port = list(&registrar["ports"]).iter().find(|port| port["name"] == probe["port"]);
+    let flag = format!("--http-endpoint=:{}", port.expect("the port of the probe")["containerPort"]);
+    assert!(list(&registrar["args"]).iter().any(|argument| *argument == flag), "{flag}");
+}
+
+#[test]
+fn each_disruption_budget_is_of_its_deployment_and_stops_no_drain() {
+    for folder in ["controller-infra/base", "cloud-controller-manager/infra/base"] {
+        let budget = document(&format!("{folder}/disruption-budget.yaml"), "PodDisruptionBudget");
+        let deployment = document(&format!("{folder}/deployment.yaml"), "Deployment");
+        assert_eq!(budget["spec"]["selector"], deployment["spec"]["selector"], "{folder}");
+        assert_eq!(budget["spec"]["maxUnavailable"], 1, "{folder}");
+    }
+}
+
+#[test]
+fn deployment_and_cleanup_take_the_cluster_name_from_the_same_key() {
+    let config = document("cloud-controller-manager/infra/base/cloud-config.yaml", "ConfigMap");
+    for (path, kind) in [("base/deployment.yaml", "Deployment"), ("cleanup/job.yaml", "Job")] {
+        let workload = document(&format!("cloud-controller-manager/infra/{path}"), kind);
+        let container = &workload["spec"]["template"]["spec"]["containers"][0];
+        assert!(
+            list(&container["args"]).iter().any(|one| *one == "--cluster-name=$(CLUSTER_NAME)"),
+            "{path}"
+        );
+        let variable = list(&container["env"]).iter().find(|one| one["name"] == "CLUSTER_NAME");
+        let source = &variable.expect("the variable")["valueFrom"]["configMapKeyRef"];
+        assert_eq!(source["name"], config["metadata"]["name"], "{path}");
+        let key = source["key"].as_str().expect("a key");
+        assert!(config["data"][key].is_string(), "{path}: the ConfigMap has no {key}");
+    }
+}

@@ -33,7 +33,7 @@ pub enum Error {
 
     #[error("no disk with serial {serial} after {}s; {seen}; check that the volume is attached to this VM (VMI volumeStatus Ready)", waited.as_secs())]
     DiskNotFound { serial: String, waited: Duration, seen: String },
-    #[error("serial {serial} fits more than one disk ({names}); none is used until only one is left")]
+    #[error("serial {serial} matches several disks ({names}); none is used until only one is left")]
     DiskAmbiguous { serial: String, names: String },
     #[error("disk {name} is not the disk that was found: {detail}; retry")]
     DiskChanged { name: String, detail: String },
@@ -58,7 +58,9 @@ pub enum Error {
         "disk {name} has {bytes} bytes and {filesystem} needs {least} at least; create a larger volume, or use another filesystem"
     )]
     DiskTooSmall { name: String, bytes: u64, filesystem: &'static str, least: u64 },
-    #[error("{tool} found damage on {name} that it does not repair by itself: {detail}; repair it by hand")]
+    #[error(
+        "{tool} found damage on {name} that it does not repair by itself: {detail}; copy the volume before you repair it (troubleshooting guide: a filesystem is damaged)"
+    )]
     FilesystemDamaged { name: String, tool: &'static str, detail: String },
     #[error(
         "{tool} did not finish its check of {name} ({detail}); that is no verdict on the data, and nothing is mounted before it: the check is repeated with the request. If it was killed, give this node or the node role more memory; if it names a read or write error, check the disk"

@@ -92,7 +92,7 @@ pub enum Withheld {
     #[error("annotations {} are not passed to the infra cluster: its operator does not allow them", .0.join(", "))]
     Annotations(Vec<String>),
     /// Annotations for which the operator sets the value.
-    #[error("annotations {} have the value that the infra cluster's operator gave", .0.join(", "))]
+    #[error("annotations {} are set by the infra cluster's operator, and your values are ignored", .0.join(", "))]
     Overridden(Vec<String>),
     /// A value that is not allowed.
     #[error("annotation {key} is not passed to the infra cluster: its value is {value:?}, allowed {allowed}")]

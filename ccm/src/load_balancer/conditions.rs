@@ -92,7 +92,9 @@ fn provisioned(guest: &GuestService, plan: &Plan, overdue: bool) -> WantedCondit
 
 fn serving(provisioned: bool, backends: Backends) -> WantedCondition {
     let (status, reason, message) = match backends {
-        Backends::NoNodes => (FALSE, NO_NODES, "no node of this cluster takes traffic of load balancers"),
+        Backends::NoNodes => {
+            (FALSE, NO_NODES, "no node can receive load balancer traffic: there is none, or all are excluded")
+        }
         _ if !provisioned => (FALSE, "NotProvisioned", "there is no load balancer yet"),
         Backends::Unknown => (UNKNOWN, "NodesUnknown", "the nodes of this cluster are not known"),
         Backends::Elsewhere => (UNKNOWN, "EndpointsElsewhere", "another controller writes the endpoints"),

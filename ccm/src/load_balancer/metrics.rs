@@ -75,7 +75,7 @@ impl ServiceMetrics {
         );
         registry.register(
             "service_controller_nodesync_error",
-            "Changes of the Nodes that not every Service was told about",
+            "Node changes that could not be carried out for at least one Service",
             self.node_sync_errors.clone(),
         );
         registry.register_with_unit(

@@ -52,7 +52,7 @@ pub(crate) async fn run(mut followed: Followed, queue: &Queue, context: &Context
                 let began = Instant::now();
                 if let Err(error) = refresh(&guest, context).await {
                     failed.store(true, Ordering::Relaxed);
-                    tracing::warn!(error = chain(&error), "a Service was not told about the nodes");
+                    tracing::warn!(error = chain(&error), "updating the nodes of a Service failed, retrying");
                     context.index.enqueue(ObjectRef::from_obj(&*guest));
                 }
                 context.metrics.hosts_updated(began.elapsed().as_secs_f64());

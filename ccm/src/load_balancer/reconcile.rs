@@ -361,7 +361,7 @@ fn conclude(observed: &Observed<'_>, plan: &Plan, context: &Context) -> Action {
     }
     let note = format!(
         "Error syncing load balancer: the infra cluster has assigned no address to service {} for {} s; \
-         it is taken over as soon as it comes",
+         check the infra cluster's load balancer; the address is copied when it appears",
         infra_name(guest.uid()),
         context.address_timeout.as_secs()
     );

@@ -319,7 +319,7 @@ fn after_failure(node: Arc<WireNode>, error: &CallError, controller: Arc<NodeCon
     let name = GuestNode::from(&*node).claims.name;
     let pause = controller.backoff.failed(&name);
     if pause == FIRST_RETRY {
-        tracing::warn!(node = name, error = chain(error), "a Node is tried again");
+        tracing::warn!(node = name, error = chain(error), "the sync of a Node failed, retrying");
     }
     Action::requeue(pause)
 }

@@ -89,7 +89,11 @@ async fn a_lost_reply_of_create_is_not_final_and_the_retry_finds_the_volume() {
     let fake = FakeInfra::default();
     let fixture = Fixture::new(&fake).await;
     fake.fault("POST", Effect::LoseReply);
-    assert_fails(fixture.create(new_volume("pvc-1")).await.map(drop), Code::Unavailable, "can't be asked");
+    assert_fails(
+        fixture.create(new_volume("pvc-1")).await.map(drop),
+        Code::Unavailable,
+        "the infra API request failed",
+    );
     fixture.create(new_volume("pvc-1")).await.unwrap();
 }
 

@@ -91,7 +91,17 @@ pub fn flags_table(command: &Command) -> String {
     table
 }
 
-/// Metrics as a table.
+/// The name by which a query finds the samples of a metric: `OpenMetrics` adds an ending to some kinds. A histogram keeps its
+/// name, because it has samples with three endings.
+pub fn sample_name(name: &str, kind: &str) -> String {
+    match kind {
+        "counter" => format!("{name}_total"),
+        "info" => format!("{name}_info"),
+        _ => name.to_owned(),
+    }
+}
+
+/// Metrics as a table, by the names of their samples.
 ///
 /// # Panics
 /// Never: it writes to a `String`.
@@ -99,7 +109,8 @@ pub fn metrics_table(metrics: &BTreeMap<String, Metric>) -> String {
     let mut table = String::from("| metric | type | labels | meaning |\n|---|---|---|---|\n");
     for (name, Metric { kind, help, labels }) in metrics {
         let labels: Vec<_> = labels.keys().map(|label| format!("`{label}`")).collect();
-        writeln!(table, "| `{name}` | {kind} | {} | {help} |", labels.join(", ")).expect(TO_STRING);
+        let sample = sample_name(name, kind);
+        writeln!(table, "| `{sample}` | {kind} | {} | {help} |", labels.join(", ")).expect(TO_STRING);
     }
     table
 }
@@ -125,6 +136,16 @@ pub fn compare(file: &str, wanted: &str, package: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_table_has_the_names_of_samples() {
+        let exposition = "# HELP a_calls Calls.\n# TYPE a_calls counter\n# HELP b Build.\n# TYPE b info\n\
+            # HELP c Time.\n# TYPE c histogram\n# HELP d Now.\n# TYPE d gauge\n";
+        let table = metrics_table(&metrics(exposition));
+        for row in ["| `a_calls_total` |", "| `b_info` |", "| `c` |", "| `d` |"] {
+            assert!(table.contains(row), "{row}: {table}");
+        }
+    }
 
     #[test]
     fn samples_belong_to_the_longest_name_and_bounds_are_no_labels() {

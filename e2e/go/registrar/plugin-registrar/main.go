@@ -4,12 +4,13 @@
 // Rules, as kubernetes-csi/node-driver-registrar keeps them: wait for the driver's socket, ask the driver's name
 // (GetPluginInfo; no answer in time ends the program), serve kubelet's plugin registration on <driver>-reg.sock, open to its
 // owner only; a registration that kubelet reports as failed ends the program with an error, so that it is started anew;
-// SIGTERM removes the socket, by which kubelet unregisters the driver.
+// SIGTERM removes the socket, by which kubelet unregisters the driver; with --http-endpoint, /healthz answers 200 while the
+// socket is there, so that a liveness probe notices that it is gone.
 //
 // It is Go and not Rust for one reason: kubelet dials this socket with its percent-encoded path as HTTP/2 authority, which
 // Rust's h2 refuses before any server sees the call. (The driver's own socket is dialled with the authority "localhost".)
 //
-// What it does not do: the HTTP health endpoint, the registration-probe mode, metrics.
+// What it does not do: the registration-probe mode, metrics.
 package main
 
 import (
@@ -20,6 +21,7 @@ import (
 	"io/fs"
 	"log"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -61,15 +63,16 @@ func main() {
 	address := flag.String("csi-address", "/run/csi/socket", "the driver's socket, as this process sees it")
 	endpoint := flag.String("kubelet-registration-path", "", "the driver's socket, as kubelet sees it")
 	folder := flag.String("plugin-registration-path", "/registration", "the folder of kubelet's registration sockets")
+	health := flag.String("http-endpoint", "", "address of /healthz; empty means none")
 	timeout := flag.Duration("timeout", time.Minute, "how long the driver may take to tell its name")
 	flag.Int("v", 0, "accepted as the original does; there is one level")
 	flag.Parse()
-	if err := run(*address, *endpoint, *folder, *timeout); err != nil {
+	if err := run(*address, *endpoint, *folder, *health, *timeout); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(address, endpoint, folder string, timeout time.Duration) error {
+func run(address, endpoint, folder, health string, timeout time.Duration) error {
 	if endpoint == "" {
 		return errors.New("--kubelet-registration-path is required")
 	}
@@ -92,8 +95,11 @@ func run(address, endpoint, folder string, timeout time.Duration) error {
 	r := &registrar{driver: driver, endpoint: endpoint, failed: make(chan error, 1)}
 	server := grpc.NewServer()
 	registration.RegisterRegistrationServer(server, r)
-	served := make(chan error, 1)
+	served := make(chan error, 2)
 	go func() { served <- server.Serve(listener) }()
+	if health != "" {
+		go func() { served <- http.ListenAndServe(health, healthz(socket)) }()
+	}
 	log.Printf("%s waits for kubelet at %s", driver, socket)
 	select {
 	case err = <-served:
@@ -104,6 +110,18 @@ func run(address, endpoint, folder string, timeout time.Duration) error {
 	// Closing a unix listener removes its file, by which kubelet notices.
 	server.Stop()
 	return err
+}
+
+// healthz answers 200 at /healthz while the registration socket exists.
+func healthz(socket string) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/healthz", func(answer http.ResponseWriter, _ *http.Request) {
+		file, err := os.Stat(socket)
+		if err != nil || file.Mode()&fs.ModeSocket == 0 {
+			http.Error(answer, "the registration socket is gone", http.StatusNotFound)
+		}
+	})
+	return mux
 }
 
 // driverName waits for the driver's socket and asks once.

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// The planners, by their path in the repository.
-const PLANNERS: [&str; 21] = [
+const PLANNERS: [&str; 22] = [
     "ccm/src/load_balancer/plan.rs",
     "ccm/src/load_balancer/mirror.rs",
     "ccm/src/load_balancer/conditions.rs",
@@ -29,6 +29,7 @@ const PLANNERS: [&str; 21] = [
     "node/src/stage.rs",
     "node/src/unstage.rs",
     "node/src/publish.rs",
+    "node/src/expand.rs",
     "node/src/probe.rs",
 ];
 /// What begins a planner, after its documentation.

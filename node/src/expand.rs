@@ -115,12 +115,11 @@ pub fn locate(wanted: &Wanted, observed: &Observed) -> Result<Volume> {
             let (path, volume) = (wanted.path.clone(), wanted.volume.clone());
             return Err(Error::OtherVolume { path, name: disk.name.clone(), volume });
         }
-        DiskRecordFile::Read(_) => {}
         // Each disk of this driver has a serial.
         DiskRecordFile::Missing | DiskRecordFile::Unreadable(_) if disk.identity == DiskIdentity::None => {
             return not_found();
         }
-        DiskRecordFile::Missing | DiskRecordFile::Unreadable(_) => {}
+        DiskRecordFile::Read(_) | DiskRecordFile::Missing | DiskRecordFile::Unreadable(_) => {}
     }
     check(disk, DiskUse::Block, &observed.mounts, &wanted.path)?;
     let content = match observed.shown {
@@ -184,8 +183,7 @@ pub fn plan(wanted: &Wanted, volume: &Volume, condition: &Condition) -> Result<V
     let disk = &volume.disk;
     refuse_short(disk, wanted.required)?;
     let Content::Filesystem { filesystem, mount } = &volume.content else { return Ok(Vec::new()) };
-    let is_whole = condition.bytes.is_some_and(|bytes| disk.bytes.saturating_sub(bytes) < LEAST_GROWTH_BYTES);
-    if is_whole || condition.grown {
+    if is_whole(disk, condition.bytes) || condition.grown {
         return Ok(Vec::new());
     }
     let path = || mount.point.clone();
@@ -200,6 +198,11 @@ pub fn plan(wanted: &Wanted, volume: &Volume, condition: &Condition) -> Result<V
         return Err(Error::GrowthNeedsCheck { path: path() });
     }
     Ok(vec![Step::Grow { disk: disk.clone(), filesystem: *filesystem, mount_point: path() }])
+}
+
+/// A filesystem of this size has all of its disk that it can use; false where the size is not known.
+pub fn is_whole(disk: &Disk, filesystem_bytes: Option<u64>) -> bool {
+    filesystem_bytes.is_some_and(|bytes| disk.bytes.saturating_sub(bytes) < LEAST_GROWTH_BYTES)
 }
 
 /// Refuses a disk that has not the requested size yet.

@@ -81,7 +81,7 @@ const GROWTH_ADVICE: [(&str, &str); 3] = [
     // resize2fs/online.c; the kernel's `ext4_resize_begin` wants CAP_SYS_RESOURCE, and no errors on record.
     (
         "Permission denied to resize filesystem",
-        "the kernel refuses it: run the node role in a privileged container, as deploy/ does",
+        "the kernel refuses it: run the node role in a privileged container, as deploy/ does; if it is, the kernel log of this node has the reason",
     ),
 ];
 const GROWTH_IS_REPEATED: &str = "it is repeated with the request";

@@ -327,8 +327,13 @@ fn observe_condition(
     }
     let (host, disk) = (context.host, &volume.disk);
     context.progress.set(format!("reading {}", disk.name));
+    let bytes = host.filesystem_bytes(disk, *filesystem, &mount.point)?;
+    // A frozen filesystem, which the probe would wait for, is none of a call's business that changes nothing.
+    if expand::is_whole(disk, bytes) {
+        return Ok(expand::Condition { bytes, ..expand::Condition::default() });
+    }
     Ok(expand::Condition {
-        bytes: host.filesystem_bytes(disk, *filesystem, &mount.point)?,
+        bytes,
         has_errors: host.has_errors(disk, *filesystem)?,
         write_refusal: probe_writes(host, mount)?,
         grown,

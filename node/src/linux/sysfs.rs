@@ -18,7 +18,7 @@ const SECTOR_BYTES: u64 = 512;
 const VIRTIO_PREFIX: &str = "vd";
 /// "All channels, all targets, all units" (Documentation/scsi: `scsi_host`, `scan`).
 const SCAN_ALL: &str = "- - -";
-/// Anything that is written there has the effect (Documentation/scsi/scsi_mid_low_api, `scsi_rescan_device`).
+/// Anything that is written there has the effect (the kernel's `store_rescan_field` ignores it).
 const RESCAN: &[u8] = b"1";
 
 /// Lists the whole disks. A disk that goes away while it is read is left out.

@@ -316,7 +316,7 @@ async fn a_scan_that_takes_too_long_does_not_hide_what_the_one_before_saw() {
 #[tokio::test]
 async fn nobody_waits_for_the_scsi_hosts() {
     let gate = Gate::with_disk(Held::Blank);
-    gate.model.state().rescan_takes = Duration::from_secs(3600);
+    gate.model.state().rescan_takes = Duration::from_hours(1);
     let settings = NodeSettings { device_wait: Duration::from_millis(6500), ..NodeSettings::default() };
     let node = Node::with_host(Arc::clone(&gate) as Arc<dyn Host>, settings, Annotated::default());
     let mut second = stage("late");

@@ -7,7 +7,7 @@ mod source;
 use source::{program, rust_files};
 
 /// The planners, by their path in the repository.
-const PLANNERS: [&str; 21] = [
+const PLANNERS: [&str; 22] = [
     "ccm/src/load_balancer/plan.rs",
     "ccm/src/load_balancer/mirror.rs",
     "ccm/src/load_balancer/conditions.rs",
@@ -28,6 +28,7 @@ const PLANNERS: [&str; 21] = [
     "node/src/stage.rs",
     "node/src/unstage.rs",
     "node/src/publish.rs",
+    "node/src/expand.rs",
     "node/src/probe.rs",
 ];
 /// What begins a planner, after its documentation.

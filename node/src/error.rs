@@ -3,6 +3,10 @@
 //! The codes decide what the kubelet does next: `ABORTED`, `DEADLINE_EXCEEDED`, `UNAVAILABLE`, `CANCELLED` and
 //! `RESOURCE_EXHAUSTED` leave a volume *uncertain*, so that it is unstaged before it is forgotten; every other code
 //! means that nothing was mounted. A failed observation is therefore never final, and nor is a failure after the mount.
+//!
+//! Of an expansion, the kubelet takes `INVALID_ARGUMENT`, `OUT_OF_RANGE` and `NOT_FOUND` for *infeasible*, and waits for
+//! the user to ask for another size; after `FAILED_PRECONDITION` it does not try again on this node while the volume is
+//! mounted (`pkg/volume/csi/expander.go`). So a disk that is not large enough yet is `UNAVAILABLE`.
 
 use std::{error::Error as StdError, fmt::Write as _, io, path::PathBuf, time::Duration};
 
@@ -68,6 +72,11 @@ pub enum Error {
     NotChecked { name: String, tool: &'static str, detail: String },
 
     #[error(
+        "{tool} is too old to check {name} ({detail}), and the filesystem has errors on record, so it is not mounted; use an image with a newer {tool}, or check it by hand with one"
+    )]
+    CheckTooOld { name: String, tool: &'static str, detail: String },
+
+    #[error(
         "the filesystem at {path} takes no writes: {reason}; the kernel refuses them after an error (see the kernel log of this node). Scale the workload down, or cordon this node and delete the pods, until no pod on this node uses the volume: then it is unmounted. Start the workload again: the volume is checked before it is mounted",
         path = path.display()
     )]
@@ -95,6 +104,23 @@ pub enum Error {
     #[error("no volume at {path}", path = path.display())]
     VolumeNotFound { path: PathBuf },
 
+    #[error("{path} shows disk {name}, which is not the disk that volume {volume} was staged from", path = path.display())]
+    OtherVolume { path: PathBuf, name: String, volume: String },
+    #[error(
+        "disk {name} has {bytes} bytes and not {wanted} yet; wait for KubeVirt to grow it in the VM. KubeVirt up to 1.8.1 without the feature gate ExpandDisks grows a disk only when it is detached and attached again: end the pods on this node that use the volume, and start them again"
+    )]
+    DiskNotGrown { name: String, bytes: u64, wanted: u64 },
+    #[error(
+        "the filesystem at {path} is mounted read-only, so it is not grown; it is grown when the volume is mounted for writing",
+        path = path.display()
+    )]
+    ReadOnlyNotGrown { path: PathBuf },
+    #[error(
+        "the filesystem at {path} has errors on record, and the kernel does not grow it before a check. Scale the workload down, or cordon this node and delete the pods, until no pod on this node uses the volume: then it is unmounted. Start the workload again: the volume is checked before it is mounted, and grown then",
+        path = path.display()
+    )]
+    GrowthNeedsCheck { path: PathBuf },
+
     #[error("{0}; the node id is not known yet")]
     NotIdentified(String),
     #[error("cannot read this Node from the guest API")]
@@ -104,8 +130,12 @@ pub enum Error {
     ToolFailed { tool: &'static str, name: String, status: String, stderr: String },
     #[error("{tool} on {name} did not end within {}s and was killed", limit.as_secs())]
     ToolTimedOut { tool: &'static str, name: String, limit: Duration },
-    #[error("the volume is mounted, but growing its filesystem failed")]
-    GrowFailed(#[source] Box<Error>),
+    #[error("the volume is mounted, but growing its filesystem failed; {advice}")]
+    GrowFailed {
+        advice: &'static str,
+        #[source]
+        source: Box<Error>,
+    },
     #[error("cannot {action}")]
     Observe {
         action: String,
@@ -152,10 +182,13 @@ impl Error {
             | Self::NotChecked { .. }
             | Self::NotIdentified(_)
             | Self::IdentitySource(_)
-            | Self::GrowFailed(_)
+            | Self::GrowFailed { .. }
+            | Self::DiskNotGrown { .. }
+            | Self::GrowthNeedsCheck { .. }
             | Self::Observe { .. }
             | Self::NotSettled(_) => Code::Unavailable,
             Self::DiskRefused { .. }
+            | Self::ReadOnlyNotGrown { .. }
             | Self::DiskBusy { .. }
             | Self::OtherFilesystem { .. }
             | Self::NotBlank { .. }
@@ -168,8 +201,9 @@ impl Error {
             | Self::StillInUse { .. }
             | Self::ReleaseUnknown { .. } => Code::FailedPrecondition,
             Self::MountConflict { .. } => Code::AlreadyExists,
-            Self::VolumeNotFound { .. } => Code::NotFound,
+            Self::VolumeNotFound { .. } | Self::OtherVolume { .. } => Code::NotFound,
             Self::FilesystemDamaged { .. }
+            | Self::CheckTooOld { .. }
             | Self::ToolFailed { .. }
             | Self::ToolTimedOut { .. }
             | Self::Act { .. } => Code::Internal,
@@ -244,11 +278,16 @@ mod tests {
                 Code::FailedPrecondition,
             ),
             (Error::VolumeNotFound { path: path() }, Code::NotFound),
+            (Error::OtherVolume { path: path(), name: name(), volume: text() }, Code::NotFound),
+            (Error::DiskNotGrown { name: name(), bytes: 1, wanted: 2 }, Code::Unavailable),
+            (Error::ReadOnlyNotGrown { path: path() }, Code::FailedPrecondition),
+            (Error::GrowthNeedsCheck { path: path() }, Code::Unavailable),
+            (Error::CheckTooOld { name: name(), tool: "t", detail: text() }, Code::Internal),
             (Error::NotIdentified(text()), Code::Unavailable),
             (Error::IdentitySource("x".into()), Code::Unavailable),
             (Error::ToolFailed { tool: "t", name: name(), status: text(), stderr: text() }, Code::Internal),
             (Error::ToolTimedOut { tool: "t", name: name(), limit: second }, Code::Internal),
-            (Error::GrowFailed(Box::new(Error::JobLost)), Code::Unavailable),
+            (Error::GrowFailed { advice: "a", source: Box::new(Error::JobLost) }, Code::Unavailable),
             (Error::Observe { action: text(), source: io() }, Code::Unavailable),
             (Error::Act { action: text(), source: io() }, Code::Internal),
             (Error::NotSettled("o"), Code::Unavailable),
@@ -266,7 +305,7 @@ mod tests {
             assert!(seen.insert(std::mem::discriminant(&error)), "listed twice: {error:?}");
         }
         // A new variant must come into the table: this number is the number of variants.
-        assert_eq!(seen.len(), 35);
+        assert_eq!(seen.len(), 40);
     }
 
     #[test]
@@ -274,8 +313,8 @@ mod tests {
         let error = Error::Act { action: "mount /dev/sda".into(), source: io::Error::other("refused") };
         assert_eq!(error.chain(), "cannot mount /dev/sda: refused");
         assert_eq!(
-            Error::GrowFailed(Box::new(error)).chain(),
-            "the volume is mounted, but growing its filesystem failed: cannot mount /dev/sda: refused"
+            Error::GrowFailed { advice: "retry", source: Box::new(error) }.chain(),
+            "the volume is mounted, but growing its filesystem failed; retry: cannot mount /dev/sda: refused"
         );
     }
 }

@@ -66,6 +66,26 @@ const E2FSCK_NO_SUPERBLOCK: &str = "does not describe a valid";
 /// The C library's words on a read that failed. "Could not be read" is one half of those above, and is no verdict.
 const READ_FAILED: &str = "Input/output error";
 
+/// Words of resize2fs and `xfs_growfs`, and what they ask for. Neither has exit codes for them: both end with 1.
+const GROWTH_ADVICE: [(&str, &str); 3] = [
+    // strerror(ENOSPC): the new groups' tables, and the copies of those of the old ones, take room that is there already.
+    (
+        "No space left on device",
+        "it has no room for the tables of the new space: delete files, then the next request grows it",
+    ),
+    // libext2fs, `EXT2_ET_UNSUPP_FEATURE` and `EXT2_ET_RO_UNSUPP_FEATURE`.
+    (
+        "unsupported feature",
+        "the program is older than the filesystem: use an image with a newer one; until then the volume stays as it is",
+    ),
+    // resize2fs/online.c; the kernel's `ext4_resize_begin` wants CAP_SYS_RESOURCE, and no errors on record.
+    (
+        "Permission denied to resize filesystem",
+        "the kernel refuses it: run the node role in a privileged container, as deploy/ does; if it is, the kernel log of this node has the reason",
+    ),
+];
+const GROWTH_IS_REPEATED: &str = "it is repeated with the request";
+
 impl FilesystemType {
     /// By the name used in storage classes, by blkid and in mountinfo.
     pub fn parse(name: &str) -> Option<Self> {
@@ -141,6 +161,12 @@ impl FilesystemType {
         }
     }
 
+    /// What to do after [`Self::grow`] has failed, by its words.
+    pub fn growth_advice(spoken: &str) -> &'static str {
+        let advice = GROWTH_ADVICE.iter().find(|(words, _)| spoken.contains(words));
+        advice.map_or(GROWTH_IS_REPEATED, |(_, advice)| advice)
+    }
+
     /// Options it is always mounted with. A clone or a restored snapshot has its source's UUID, and xfs refuses the
     /// second of two on one node unless `nouuid` is given.
     pub fn mount_defaults(self) -> &'static [&'static str] {
@@ -193,6 +219,8 @@ pub struct Superblock {
     pub completion: Completion,
     /// Bytes of the size that statfs(2) leaves out: the internal log of xfs.
     pub log_bytes: u64,
+    /// The kernel met an error in it, and no check has followed. xfs keeps no such mark.
+    pub has_errors: bool,
 }
 
 /// ext2/3/4: `struct ext2_super_block` at offset 1024, little endian.
@@ -206,6 +234,8 @@ fn ext_superblock(head: &[u8]) -> Option<Superblock> {
     const INCOMPAT_64BIT: u32 = 0x80;
     const MOUNT_TIME: usize = 0x2c;
     const MOUNT_COUNT: usize = 0x34;
+    const STATE: usize = 0x3a;
+    const ERROR_FS: u16 = 2;
     let block = head.get(OFFSET..)?;
     let u16_at = |at: usize| Some(u16::from_le_bytes(block.get(at..at + 2)?.try_into().ok()?));
     let u32_at = |at: usize| Some(u32::from_le_bytes(block.get(at..at + 4)?.try_into().ok()?));
@@ -217,7 +247,8 @@ fn ext_superblock(head: &[u8]) -> Option<Superblock> {
     let block_bytes = 1024_u64.checked_shl(u32_at(0x18)?)?;
     let unused = u32_at(MOUNT_TIME)? == 0 && u16_at(MOUNT_COUNT)? == 0;
     let completion = if unused { Completion::Unused } else { Completion::Finished };
-    Some(Superblock { bytes: blocks.checked_mul(block_bytes)?, completion, log_bytes: 0 })
+    let has_errors = u16_at(STATE)? & ERROR_FS != 0;
+    Some(Superblock { bytes: blocks.checked_mul(block_bytes)?, completion, log_bytes: 0, has_errors })
 }
 
 /// xfs: `struct xfs_dsb` at offset 0, big endian. mkfs.xfs writes past the page cache, sets `sb_inprogress` first and
@@ -236,6 +267,7 @@ fn xfs_superblock(head: &[u8]) -> Option<Superblock> {
         bytes: u64_at(8)?.checked_mul(block_bytes)?,
         completion: if *head.get(IN_PROGRESS)? == 0 { Completion::Finished } else { Completion::Unfinished },
         log_bytes: log_blocks.checked_mul(block_bytes)?,
+        has_errors: false,
     })
 }
 
@@ -334,7 +366,8 @@ mod tests {
         head[8..16].copy_from_slice(&1000_u64.to_be_bytes());
         head[48..56].copy_from_slice(&8_u64.to_be_bytes());
         head[96..100].copy_from_slice(&10_u32.to_be_bytes());
-        let whole = Superblock { bytes: 4_096_000, completion: Completion::Finished, log_bytes: 40_960 };
+        let completion = Completion::Finished;
+        let whole = Superblock { bytes: 4_096_000, completion, log_bytes: 40_960, has_errors: false };
         assert_eq!(FilesystemType::Xfs.superblock(&head), Some(whole));
         head[126] = 1;
         assert_eq!(
@@ -356,6 +389,29 @@ mod tests {
             used[1024 + field] = 1;
             assert_eq!(stage(&used), Some(Completion::Finished), "{field:#x}");
         }
+    }
+
+    #[test]
+    fn errors_on_record_are_one_bit_of_the_state() {
+        let mut head = vec![0_u8; SUPERBLOCK_BYTES];
+        head[1024 + 0x38..1024 + 0x3a].copy_from_slice(&0xef53_u16.to_le_bytes());
+        for (state, has_errors) in [(0_u8, false), (1, false), (2, true), (3, true), (4, false), (7, true)] {
+            head[1024 + 0x3a] = state;
+            let read = FilesystemType::Ext3.superblock(&head).unwrap();
+            assert_eq!(read.has_errors, has_errors, "{state}");
+        }
+    }
+
+    #[rstest]
+    #[case("resize2fs: No space left on device While trying to add group #9", "delete files")]
+    #[case("xfs_growfs: XFS_IOC_FSGROWFSDATA xfsctl failed: No space left on device", "delete files")]
+    #[case("resize2fs: Filesystem has unsupported feature(s) while trying to open /dev/sdb", "newer one")]
+    #[case("resize2fs: Permission denied to resize filesystem", "privileged")]
+    #[case("resize2fs: Device or resource busy while trying to add group", "repeated")]
+    #[case("", "repeated")]
+    fn a_failed_growth_is_told_apart_by_its_words(#[case] spoken: &str, #[case] advice: &str) {
+        let given = FilesystemType::growth_advice(spoken);
+        assert!(given.contains(advice), "{given}");
     }
 
     proptest! {

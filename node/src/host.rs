@@ -29,6 +29,9 @@ pub trait Host: Send + Sync + 'static {
     fn disk(&self, number: DeviceNumber) -> Result<Option<Disk>>;
     /// Makes the SCSI hosts scan for disks, in case an announcement was lost.
     fn rescan(&self) -> Result<()>;
+    /// Makes the kernel ask one SCSI disk for its size, in case an announcement was lost; other disks have no such
+    /// question. Hangs for as long as the disk does.
+    fn rescan_disk(&self, disk: &Disk) -> Result<()>;
     /// Path of a disk's device node.
     fn node_path(&self, disk: &Disk) -> PathBuf;
     /// Opens a disk, proves that it is still the one that was found, and keeps udev's tools away from it. While the
@@ -67,6 +70,8 @@ pub trait Host: Send + Sync + 'static {
         filesystem: FilesystemType,
         mount_point: &Path,
     ) -> Result<Option<u64>>;
+    /// The kernel met an error in the disk's filesystem, and no check has followed.
+    fn has_errors(&self, disk: &Disk, filesystem: FilesystemType) -> Result<bool>;
     /// Usage of a mounted filesystem. May hang for as long as its disk does.
     fn usage(&self, mount_point: &Path) -> Result<Usage>;
     /// Size of a block device, a partition included; `None` when it is gone.

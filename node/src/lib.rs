@@ -15,6 +15,7 @@ pub mod device;
 pub mod device_number;
 pub mod disk_record;
 pub mod error;
+pub mod expand;
 pub mod filesystem;
 pub mod host;
 pub mod linux;

@@ -58,6 +58,10 @@ impl Linux {
             match FilesystemType::check_result(ended.code, &spoken) {
                 CheckResult::Sound => return Ok(()),
                 CheckResult::Again if !last => {}
+                // The kernel mounts what has errors on record, and only a check could tell what they have done.
+                CheckResult::TooNew if self.has_errors(disk, filesystem)? => {
+                    return Err(Error::CheckTooOld { name, tool, detail });
+                }
                 // The kernel knows its own features: it mounts the filesystem, or refuses to with its own words.
                 CheckResult::TooNew => {
                     tracing::warn!(
@@ -96,6 +100,10 @@ impl Host for Linux {
 
     fn rescan(&self) -> Result<()> {
         sysfs::rescan(&self.paths.sys)
+    }
+
+    fn rescan_disk(&self, disk: &Disk) -> Result<()> {
+        sysfs::rescan_disk(&self.paths.sys, &disk.name)
     }
 
     fn node_path(&self, disk: &Disk) -> PathBuf {
@@ -167,6 +175,11 @@ impl Host for Linux {
         Ok(Some(usage.bytes.total.saturating_add(superblock.log_bytes)))
     }
 
+    fn has_errors(&self, disk: &Disk, filesystem: FilesystemType) -> Result<bool> {
+        let superblock = filesystem.superblock(&disk::head(&self.paths, disk)?);
+        Ok(superblock.is_some_and(|superblock| superblock.has_errors))
+    }
+
     fn usage(&self, mount_point: &Path) -> Result<Usage> {
         let stat = statvfs(mount_point)
             .map_err(|errno| Error::observe(format!("measure {}", mount_point.display()))(errno.into()))?;
@@ -205,8 +218,10 @@ impl Host for Linux {
             }
             Step::Grow { disk, filesystem, mount_point } => {
                 let tool = filesystem.grow(&self.node_path(disk), mount_point);
-                command::run_successfully(&tool, &disk.name, GROW_LIMIT)
-                    .map_err(|error| Error::GrowFailed(Box::new(error)))
+                command::run_successfully(&tool, &disk.name, GROW_LIMIT).map_err(|error| Error::GrowFailed {
+                    advice: FilesystemType::growth_advice(&error.to_string()),
+                    source: Box::new(error),
+                })
             }
             Step::Bind { source, target } => mounts::bind(source, target),
             Step::RemountReadOnly { target, keep } => mounts::remount_read_only(target, keep),

@@ -73,7 +73,12 @@ pub struct State {
     pub used_elsewhere: bool,
     /// The kernel refuses all writes to the volume's filesystem.
     pub write_refusal: Option<String>,
+    /// The volume's filesystem has errors on record.
+    pub has_errors: bool,
     pub rescans: usize,
+    pub disk_rescans: usize,
+    /// What a disk has once the kernel has asked it for its size.
+    pub bytes_after_rescan: Option<u64>,
     /// How long the SCSI hosts take to scan for new disks.
     pub rescan_takes: Duration,
     /// How long each scan for disks takes after the first, as on a node whose processors are busy.
@@ -198,7 +203,11 @@ impl State {
                 new.options.extend(options.flags.iter().map(|flag| flag.word().to_owned()));
                 self.mounts.push(new);
             }
-            Step::Grow { disk, .. } => {
+            Step::Grow { disk, mount_point, .. } => {
+                assert!(!self.has_errors, "the kernel does not grow it");
+                let top =
+                    self.mounts.iter().rev().find(|m| m.point == *mount_point).expect("a mount to grow");
+                assert!(!top.read_only() && top.number == disk.number, "{top:?}");
                 let size = disk.bytes;
                 if let Held::Filesystem { bytes, .. } = self.held(disk) {
                     *bytes = size;
@@ -279,6 +288,16 @@ impl Host for Model {
         let mut state = self.state();
         let shown = std::mem::take(&mut state.after_rescan);
         state.disks.extend(shown);
+        Ok(())
+    }
+
+    fn rescan_disk(&self, disk: &Disk) -> Result<()> {
+        let mut state = self.state();
+        state.disk_rescans += 1;
+        if let Some(bytes) = state.bytes_after_rescan {
+            let found = state.disks.iter_mut().find(|(known, _)| known.number == disk.number);
+            found.expect("a disk of the model").0.bytes = bytes;
+        }
         Ok(())
     }
 
@@ -376,6 +395,10 @@ impl Host for Model {
             Held::Filesystem { bytes, .. } => Ok(Some(*bytes)),
             _ => Ok(None),
         }
+    }
+
+    fn has_errors(&self, _: &Disk, _: FilesystemType) -> Result<bool> {
+        Ok(self.state().has_errors)
     }
 
     fn usage(&self, _: &Path) -> Result<Usage> {

@@ -38,6 +38,11 @@ impl Mount {
         self.options.contains("ro") || self.super_options.contains("ro")
     }
 
+    /// Why nothing can be written through this mount: what a probe of a writable one has shown, or that it is read-only.
+    pub fn write_refusal(&self, probed: Option<&str>) -> Option<String> {
+        probed.map(str::to_owned).or_else(|| self.read_only().then(|| "its mount is read-only".to_owned()))
+    }
+
     /// All options, of the mount and of its filesystem.
     pub fn words(&self) -> BTreeSet<String> {
         self.options.union(&self.super_options).cloned().collect()

@@ -11,6 +11,7 @@ use crate::{
     device_number::DeviceNumber,
     disk_record::DiskRecordFile,
     error::{Error, Result},
+    expand,
     filesystem::FilesystemType,
     host::{HeldDisk, Host},
     mount_table::{DEVTMPFS, Mount, MountTable, TMPFS},
@@ -19,6 +20,7 @@ use crate::{
     publish, release, stage,
     step::Step,
     unstage,
+    usage::Capacity,
 };
 
 /// At most these plans follow one another: clear, format and mount, grow, nothing; before each there may be one that
@@ -274,6 +276,67 @@ fn published_device(
     Ok(match context.host.path(target)? {
         PathState::Node(number) => Some(number),
         _ => None,
+    })
+}
+
+/// Finds the volume that is to be expanded.
+pub fn locate(context: Context<'_>, wanted: &expand::Wanted) -> Result<expand::Volume> {
+    let host = context.host;
+    let mounts = host.mounts()?;
+    let mut shown = None;
+    for path in [Some(&wanted.path), wanted.staging.as_ref()].into_iter().flatten() {
+        if shown.is_none() {
+            let is_mounted = mounts.at(path).last().is_some_and(|top| top.number.major != NO_DEVICE);
+            let kind = if is_mounted { expand::Shown::Mounted } else { expand::Shown::Node };
+            shown = published_device(context, path, &mounts)?.map(kind);
+        }
+    }
+    let (record, boot_id, disks) = (host.disk_record(&wanted.volume)?, host.boot_id()?, host.disks()?);
+    expand::locate(wanted, &expand::Observed { mounts, shown, record, boot_id, disks })
+}
+
+/// Gives the volume all of its disk, which has the requested size; the size of the disk.
+pub fn expand(context: Context<'_>, wanted: &expand::Wanted) -> Result<Capacity> {
+    let mut grown = false;
+    for _ in 0..MAX_ROUNDS {
+        let volume = locate(context, wanted)?;
+        let condition = observe_condition(context, &volume, grown)?;
+        let steps = expand::plan(wanted, &volume, &condition)?;
+        if steps.is_empty() {
+            // aws-ebs-csi-driver answers the device's size, too. That of the filesystem is smaller by its own tables, and
+            // what was requested may be less than there is.
+            return Ok(Capacity(volume.disk.bytes));
+        }
+        let _held = context.host.hold(&volume.disk)?;
+        context.apply(&steps)?;
+        grown = true;
+    }
+    Err(Error::NotSettled("expanding"))
+}
+
+fn observe_condition(
+    context: Context<'_>,
+    volume: &expand::Volume,
+    grown: bool,
+) -> Result<expand::Condition> {
+    let expand::Content::Filesystem { filesystem, mount } = &volume.content else {
+        return Ok(expand::Condition::default());
+    };
+    if grown {
+        return Ok(expand::Condition { grown, ..expand::Condition::default() });
+    }
+    let (host, disk) = (context.host, &volume.disk);
+    context.progress.set(format!("reading {}", disk.name));
+    let bytes = host.filesystem_bytes(disk, *filesystem, &mount.point)?;
+    // A frozen filesystem, which the probe would wait for, is none of a call's business that changes nothing.
+    if expand::is_whole(disk, bytes) {
+        return Ok(expand::Condition { bytes, ..expand::Condition::default() });
+    }
+    Ok(expand::Condition {
+        bytes,
+        has_errors: host.has_errors(disk, *filesystem)?,
+        write_refusal: probe_writes(host, mount)?,
+        grown,
     })
 }
 

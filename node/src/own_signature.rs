@@ -111,7 +111,7 @@ mod tests {
     const DISK: u64 = 64 << 20;
 
     fn filesystem(bytes: u64) -> Superblock {
-        Superblock { bytes, completion: Completion::Finished, log_bytes: 0 }
+        Superblock { bytes, completion: Completion::Finished, log_bytes: 0, has_errors: false }
     }
 
     #[rstest]

@@ -138,8 +138,9 @@ fn mounted(wanted: &Wanted, observed: &Observed, top: &Mount) -> Result<Vec<Step
 /// only a new mount, before which the filesystem is checked, ends that.
 fn refuse_unwritable(wanted: &Wanted, observed: &Observed) -> Result<()> {
     let (Source::Staging(staging), true) = (&wanted.source, wanted.writes()) else { return Ok(()) };
-    let read_only = source_is_read_only(wanted, observed).then(|| "its mount is read-only".to_owned());
-    match observed.write_refusal.clone().or(read_only) {
+    let probed = observed.write_refusal.as_deref();
+    let staged = observed.mounts.at(staging).pop();
+    match staged.map_or_else(|| probed.map(str::to_owned), |mount| mount.write_refusal(probed)) {
         Some(reason) => Err(Error::NotWritable { path: staging.clone(), reason }),
         None => Ok(()),
     }

@@ -93,6 +93,21 @@ pub struct StatsRequest {
     pub path: PathBuf,
 }
 
+/// `NodeExpandVolume`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpandRequest {
+    /// Volume id.
+    pub volume: String,
+    /// Any path; whether the volume is there is found out later.
+    pub path: PathBuf,
+    /// Where it is staged, if the caller gives it.
+    pub staging: Option<PathBuf>,
+    /// What the volume must have at least, in bytes; 0: what its disk has.
+    pub required: u64,
+    /// As what it is used, if the caller says so.
+    pub access: Option<Access>,
+}
+
 impl TryFrom<v1::NodeStageVolumeRequest> for StageRequest {
     type Error = Error;
 
@@ -152,6 +167,36 @@ impl TryFrom<v1::NodeGetVolumeStatsRequest> for StatsRequest {
             volume: required(request.volume_id, "volume_id")?,
             path: required(request.volume_path, "volume_path")?.into(),
         })
+    }
+}
+
+impl TryFrom<v1::NodeExpandVolumeRequest> for ExpandRequest {
+    type Error = Error;
+
+    fn try_from(request: v1::NodeExpandVolumeRequest) -> Result<Self> {
+        let staging = &request.staging_target_path;
+        let wanted = request.volume_capability;
+        Ok(Self {
+            volume: required(request.volume_id, "volume_id")?,
+            path: required(request.volume_path, "volume_path")?.into(),
+            staging: (!staging.is_empty()).then(|| path(staging, "staging_target_path")).transpose()?,
+            required: least_bytes(request.capacity_range)?,
+            access: wanted
+                .map(|wanted| capability(Some(wanted), &HashMap::new()).map(|checked| checked.access))
+                .transpose()?,
+        })
+    }
+}
+
+/// The size in a range that can be satisfied. The limit is not compared with the disk: `ControllerExpandVolume` has
+/// made the disk by it, and a filesystem takes all of its disk when it is staged, too.
+fn least_bytes(range: Option<v1::CapacityRange>) -> Result<u64> {
+    let (required, limit) = range.map_or((0, 0), |range| (range.required_bytes, range.limit_bytes));
+    match u64::try_from(required) {
+        Ok(least) if limit == 0 || (limit > 0 && required <= limit) => Ok(least),
+        _ => invalid(format!(
+            "capacity range is not satisfiable: required {required} bytes, limit {limit} bytes"
+        )),
     }
 }
 
@@ -352,6 +397,61 @@ mod tests {
         ] {
             assert_eq!(capability(mount(mode, "", &[])).unwrap().exclusive, exclusive, "{mode:?}");
         }
+    }
+
+    fn expand() -> v1::NodeExpandVolumeRequest {
+        v1::NodeExpandVolumeRequest {
+            volume_id: "pvc-1".into(),
+            volume_path: "some/path".into(),
+            capacity_range: Some(v1::CapacityRange { required_bytes: 5, limit_bytes: 0 }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn an_expansion_needs_an_id_and_a_path_and_may_name_the_rest() {
+        let read = ExpandRequest::try_from(expand()).unwrap();
+        assert_eq!((read.path.as_path(), read.required), (Path::new("some/path"), 5));
+        assert_eq!((read.staging, read.access), (None, None));
+        let mut whole = expand();
+        whole.capacity_range = None;
+        whole.staging_target_path = "/stage/".into();
+        whole.volume_capability = Some(mount(Mode::SingleNodeReaderOnly, "xfs", &[]));
+        let read = ExpandRequest::try_from(whole).unwrap();
+        assert_eq!((read.staging.as_deref(), read.required), (Some(Path::new("/stage")), 0));
+        assert!(matches!(read.access, Some(Access::Filesystem { options, .. }) if options.read_only()));
+    }
+
+    #[rstest]
+    #[case(|r: &mut v1::NodeExpandVolumeRequest| r.volume_id.clear())]
+    #[case(|r: &mut v1::NodeExpandVolumeRequest| r.volume_path.clear())]
+    #[case(|r: &mut v1::NodeExpandVolumeRequest| r.staging_target_path = "some/path".into())]
+    #[case(|r: &mut v1::NodeExpandVolumeRequest| r.volume_capability = Some(v1::VolumeCapability::default()))]
+    #[case(|r: &mut v1::NodeExpandVolumeRequest| r.volume_capability = Some(mount(Mode::SingleNodeWriter, "btrfs", &[])))]
+    fn a_malformed_expansion_is_an_invalid_argument(#[case] spoil: fn(&mut v1::NodeExpandVolumeRequest)) {
+        let mut request = expand();
+        spoil(&mut request);
+        assert!(matches!(ExpandRequest::try_from(request), Err(Error::InvalidRequest(_))));
+    }
+
+    #[rstest]
+    #[case(0, 0, Some(0))]
+    #[case(5, 0, Some(5))]
+    #[case(5, 5, Some(5))]
+    #[case(0, 5, Some(0))]
+    #[case(6, 5, None)]
+    #[case(-1, 0, None)]
+    #[case(-1, 5, None)]
+    #[case(0, -1, None)]
+    #[case(i64::MAX, i64::MAX, Some(i64::MAX.unsigned_abs()))]
+    fn a_range_that_nothing_satisfies_is_refused(
+        #[case] required_bytes: i64,
+        #[case] limit_bytes: i64,
+        #[case] least: Option<u64>,
+    ) {
+        let capacity_range = Some(v1::CapacityRange { required_bytes, limit_bytes });
+        let read = ExpandRequest::try_from(v1::NodeExpandVolumeRequest { capacity_range, ..expand() });
+        assert_eq!(read.ok().map(|read| read.required), least);
     }
 
     #[test]

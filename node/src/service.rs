@@ -21,7 +21,7 @@ use crate::{
     request,
     settings::NodeSettings,
     stats::Stats,
-    usage::Amount,
+    usage::{Amount, Capacity},
     volumes::Volumes,
 };
 
@@ -147,15 +147,15 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
         Ok(Response::new(v1::NodeGetVolumeStatsResponse { usage: usage(stats), volume_condition: None }))
     }
 
-    /// Growth happens when a volume is staged; growing in place is not offered yet, and so not advertised.
     async fn node_expand_volume(
         &self,
         request: Request<v1::NodeExpandVolumeRequest>,
     ) -> Result<Response<v1::NodeExpandVolumeResponse>, Status> {
         record_volume(&request.get_ref().volume_id);
-        Err(Status::unimplemented(
-            "this driver does not expand volumes in place; a volume grows when it is staged",
-        ))
+        let deadline = Deadline::read(request.metadata());
+        let request = request::ExpandRequest::try_from(request.into_inner())?;
+        let Capacity(bytes) = self.volumes.expand(request, deadline).await?;
+        Ok(Response::new(v1::NodeExpandVolumeResponse { capacity_bytes: count(bytes) }))
     }
 
     async fn node_get_capabilities(
@@ -166,7 +166,9 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
             r#type: Some(node_service_capability::Type::Rpc(Rpc { r#type: kind.into() })),
         };
         let capabilities =
-            [rpc::Type::StageUnstageVolume, rpc::Type::GetVolumeStats].map(capability).to_vec();
+            [rpc::Type::StageUnstageVolume, rpc::Type::GetVolumeStats, rpc::Type::ExpandVolume]
+                .map(capability)
+                .to_vec();
         Ok(Response::new(v1::NodeGetCapabilitiesResponse { capabilities }))
     }
 
@@ -184,8 +186,11 @@ impl<S: NodeIdentitySource> v1::node_server::Node for Node<S> {
     }
 }
 
+fn count(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
 fn usage(stats: Stats) -> Vec<v1::VolumeUsage> {
-    let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let entry = |unit: Unit, amount: Amount| v1::VolumeUsage {
         available: count(amount.available),
         total: count(amount.total),

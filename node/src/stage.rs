@@ -239,16 +239,12 @@ fn mounted(wanted: &Wanted, observed: &Observed, top: &Mount) -> Result<Vec<Step
     if top.fs_type != wanted.filesystem.name() {
         return conflict(top.fs_type.clone(), wanted.filesystem.to_string());
     }
-    if top.read_only() && !wanted.options.read_only() {
-        return conflict(
-            "a read-only mount (after an error the kernel makes a filesystem read-only)".to_owned(),
-            "a writable one".to_owned(),
-        );
-    }
     if !top.read_only() && wanted.options.read_only() {
         return conflict("a writable mount".to_owned(), "a read-only one".to_owned());
     }
-    if let Some(reason) = observed.write_refusal.clone().filter(|_| !wanted.options.read_only()) {
+    if !wanted.options.read_only()
+        && let Some(reason) = top.write_refusal(observed.write_refusal.as_deref())
+    {
         return Err(Error::NotWritable { path: wanted.staging.clone(), reason });
     }
     if let Some(flag) = wanted.options.difference(&top.words()) {

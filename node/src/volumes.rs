@@ -3,6 +3,8 @@
 //! A mutating call runs in a task of its own, which owns the volume's lock: a caller that goes away cancels nothing,
 //! and the next call sees the result.
 
+mod expand;
+
 use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use csi_call::{Deadline, InFlight, LastReport, Operation, Operations, Scope};
@@ -27,6 +29,8 @@ use crate::{
 const MUTATING_THREADS: usize = 16;
 /// Reads of sysfs at once; they are short, and only a kernel in trouble holds one up.
 const SCANNING_THREADS: usize = 4;
+/// Disks that are asked for their size at once. One that hangs takes its thread until it answers.
+const DISK_RESCANNING_THREADS: usize = 4;
 /// Measurements at once. Each may hang as long as its disk does, and only one runs per volume.
 const MEASURING_THREADS: usize = 16;
 /// A measurement that takes longer is given up: the kubelet repeats the call every minute.
@@ -53,6 +57,7 @@ pub struct Volumes {
     mutating_threads: Pool,
     scanning_threads: Pool,
     rescanning_thread: Pool,
+    disk_rescanning_threads: Pool,
     measuring_threads: Pool,
 }
 
@@ -68,6 +73,7 @@ impl Volumes {
             mutating_threads: Pool::new("volume", MUTATING_THREADS),
             scanning_threads: Pool::new("scan", SCANNING_THREADS),
             rescanning_thread: Pool::new("rescan", 1),
+            disk_rescanning_threads: Pool::new("disk-rescan", DISK_RESCANNING_THREADS),
             measuring_threads: Pool::new("measure", MEASURING_THREADS),
         })
     }
@@ -83,6 +89,7 @@ impl Volumes {
             &self.mutating_threads,
             &self.scanning_threads,
             &self.rescanning_thread,
+            &self.disk_rescanning_threads,
             &self.measuring_threads,
         ];
         Work { in_flight: self.operations.in_flight().clone(), pools: pools.map(Pool::clone).into() }
@@ -243,16 +250,17 @@ impl Volumes {
 
     /// Runs a mutating operation in a task that owns the volume's lock, and answers by the deadline whatever becomes of
     /// it.
-    async fn mutate<W, F>(
+    async fn mutate<T, W, F>(
         self: &Arc<Self>,
         rpc: &'static str,
         volume: &str,
         deadline: Deadline,
         work: W,
-    ) -> Result<()>
+    ) -> Result<T>
     where
+        T: Send + 'static,
         W: FnOnce(Arc<Self>, LastReport) -> F,
-        F: Future<Output = Result<()>> + Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
     {
         let lock = self.operations.in_flight().lock(rpc, volume, Scope::Volume, deadline)?;
         let operation = Operation::new(deadline, Some(&lock));

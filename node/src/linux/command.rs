@@ -1,8 +1,8 @@
 //! Child processes: an argument array, `LC_ALL=C`, no input, a time limit, and their output in the result.
 
 use std::{
-    io,
-    process::{Command, Output, Stdio},
+    io::{self, Read},
+    process::{Child, Command, Output, Stdio},
     sync::mpsc::{RecvTimeoutError, channel},
     thread,
     time::Duration,
@@ -52,6 +52,39 @@ impl Ended {
     }
 }
 
+/// A child process that does not outlive the one who waits for it: if that thread panics, or was never started, the child
+/// is killed, and waited for, before anything learns of it. It could write to the disk after the volume's lock is gone.
+struct Waited(Child);
+
+impl Waited {
+    /// Reads all that it prints, then waits for its end, also when a read fails.
+    fn output(&mut self) -> io::Result<Output> {
+        let (out, errors) = (self.0.stdout.take(), self.0.stderr.take());
+        // Both at once: a program that fills one pipe waits until it is read.
+        let (stdout, stderr) = thread::scope(|scope| {
+            let errors = scope.spawn(|| read_all(errors));
+            (read_all(out), errors.join().unwrap_or_else(|_| Err(io::Error::other("a reader panicked"))))
+        });
+        let status = self.0.wait()?;
+        Ok(Output { status, stdout: stdout?, stderr: stderr? })
+    }
+}
+
+impl Drop for Waited {
+    fn drop(&mut self) {
+        // Nothing happens to one that was waited for: the standard library keeps its status, and does not signal its
+        // number, which may be another process's.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+fn read_all(pipe: Option<impl Read>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    pipe.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut bytes))?;
+    Ok(bytes)
+}
+
 /// Runs a program to its end, on the disk called `name`.
 ///
 /// After `limit` it is killed. A program that even then does not end (its disk hangs in the kernel) is waited for
@@ -67,10 +100,13 @@ pub fn run(tool: &Tool, name: &str, limit: Duration) -> Result<Ended> {
         .spawn()
         .map_err(cannot_start)?;
     let pid = child.id();
+    let child = Waited(child);
     let (sender, receiver) = channel::<io::Result<Output>>();
     let waiter = thread::Builder::new().name(format!("wait-{}", tool.program)).spawn(move || {
+        // If this panics, the child is killed first, and then the receiver learns of it.
+        let (sender, mut child) = (sender, child);
         // The receiver waits until it has the answer.
-        drop(sender.send(child.wait_with_output()));
+        drop(sender.send(child.output()));
     });
     waiter.map_err(cannot_start)?;
     let lost = || Error::JobLost;
@@ -149,6 +185,26 @@ mod tests {
         let limit = Duration::from_millis(50);
         let error = run(&shell("exec sleep 600"), "sda", limit).unwrap_err();
         assert!(matches!(error, Error::ToolTimedOut { tool: "sh", .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_program_is_killed_when_the_one_who_waits_for_it_panics() {
+        let child = Command::new("sleep").arg("600").spawn().unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        kill(pid, None).unwrap();
+        let waiter = thread::spawn(move || {
+            let _child = Waited(child);
+            panic!("on purpose");
+        });
+        assert!(waiter.join().is_err());
+        assert_eq!(kill(pid, None), Err(nix::errno::Errno::ESRCH), "it was reaped");
+    }
+
+    #[test]
+    fn both_outputs_are_read_however_long_they_are() {
+        let script = "i=0; while [ $i -lt 3000 ]; do echo 0123456789012345678901234567890123456789 >&2; i=$((i+1)); done; echo end";
+        let ended = run(&shell(script), "sda", FORMAT_LIMIT).unwrap();
+        assert_eq!((ended.output.as_str(), ended.errors.len()), ("end\n", 3000 * 41));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Reads disks from sysfs. No udev, no device links, no programs.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -17,6 +18,8 @@ const SECTOR_BYTES: u64 = 512;
 const VIRTIO_PREFIX: &str = "vd";
 /// "All channels, all targets, all units" (Documentation/scsi: `scsi_host`, `scan`).
 const SCAN_ALL: &str = "- - -";
+/// Anything that is written there has the effect (the kernel's `store_rescan_field` ignores it).
+const RESCAN: &[u8] = b"1";
 
 /// Lists the whole disks. A disk that goes away while it is read is left out.
 pub fn disks(sys: &Path) -> Result<Vec<Disk>> {
@@ -64,6 +67,15 @@ pub fn rescan(sys: &Path) -> Result<()> {
         result = result.and(one);
     }
     result
+}
+
+/// Asks the SCSI disk with this kernel name for its size; a disk of another kind has no such file.
+pub fn rescan_disk(sys: &Path, name: &str) -> Result<()> {
+    let file = sys.join("block").join(name).join("device/rescan");
+    // Not created where it is missing: the tree is the kernel's.
+    let file_there = present(fs::OpenOptions::new().write(true).open(&file));
+    let asked = file_there.and_then(|file| file.map_or(Ok(()), |mut file| file.write_all(RESCAN)));
+    asked.map_err(Error::act(format!("write {}", file.display())))
 }
 
 fn read(directory: &Path, name: &str) -> Result<Option<Disk>> {
@@ -222,5 +234,17 @@ mod tests {
         rescan(sys.path()).unwrap();
         assert_eq!(fs::read_to_string(sys.path().join("class/scsi_host/host0/scan")).unwrap(), "- - -");
         rescan(tempfile::tempdir().unwrap().path()).unwrap();
+    }
+
+    #[test]
+    fn one_scsi_disk_is_asked_for_its_size_and_no_file_is_made_for_others() {
+        let sys = tree();
+        fs::write(sys.path().join("devices/sda/device/rescan"), "").unwrap();
+        rescan_disk(sys.path(), "sda").unwrap();
+        assert_eq!(fs::read(sys.path().join("devices/sda/device/rescan")).unwrap(), RESCAN);
+        for other in ["vda", "loop0", "gone"] {
+            rescan_disk(sys.path(), other).unwrap();
+            assert!(!sys.path().join("block").join(other).join("device").exists());
+        }
     }
 }

@@ -53,6 +53,10 @@ impl Setup {
         stage_filesystem(self.context(), &staged(filesystem, flags), &disk(16))
     }
 
+    fn expand(&self, required: u64) -> Result<Capacity> {
+        expand(self.context(), &expanded(required))
+    }
+
     fn unpublish(&self, target: &str) -> Result<()> {
         unpublish(self.context(), VOLUME, target.as_ref())
     }
@@ -83,6 +87,11 @@ fn published(read_only: bool) -> publish::Wanted {
     let source = publish::Source::Staging(STAGING.into());
     let staged_read_only = false;
     publish::Wanted { source, target: TARGET.into(), read_only, staged_read_only, exclusive: false }
+}
+
+fn expanded(required: u64) -> expand::Wanted {
+    let (path, staging) = (TARGET.into(), Some(STAGING.into()));
+    expand::Wanted { volume: VOLUME.into(), path, staging, required, block: false, read_only: false }
 }
 
 fn ext4(bytes: u64) -> Held {
@@ -133,6 +142,47 @@ fn a_restored_smaller_filesystem_is_grown_once_it_is_mounted() {
     ];
     assert_eq!(kinds, expected);
     assert_eq!(setup.model.state().disks[0].1, ext4(DISK_BYTES));
+}
+
+#[test]
+fn a_volume_is_grown_where_it_is_mounted_and_once() {
+    let setup = Setup::new(ext4(DISK_BYTES));
+    setup.stage(FilesystemType::Ext4, &[]).unwrap();
+    setup.publish(false).unwrap();
+    setup.model.state().disks[0].0.bytes = 3 * DISK_BYTES;
+    setup.model.take_applied();
+    assert_eq!(setup.expand(2 * DISK_BYTES).unwrap(), Capacity(3 * DISK_BYTES), "what the disk has");
+    assert!(matches!(setup.model.take_applied().as_slice(),
+        [Step::Grow { mount_point, .. }] if mount_point == Path::new(STAGING)));
+    assert_eq!(setup.model.state().disks[0].1, ext4(3 * DISK_BYTES));
+    for required in [0, DISK_BYTES, 3 * DISK_BYTES] {
+        assert_eq!(setup.expand(required).unwrap(), Capacity(3 * DISK_BYTES));
+        assert_eq!(setup.model.take_applied(), [], "it is large enough");
+    }
+    let short = setup.expand(4 * DISK_BYTES).unwrap_err();
+    assert!(matches!(short, Error::DiskNotGrown { bytes, .. } if bytes == 3 * DISK_BYTES), "{short}");
+    setup.unpublish(TARGET).unwrap();
+    setup.unstage().unwrap();
+    assert!(matches!(setup.expand(0), Err(Error::VolumeNotFound { .. })));
+    assert_eq!(setup.model.state().disks[0].1, ext4(3 * DISK_BYTES));
+}
+
+#[test]
+fn a_block_volume_has_the_size_of_its_disk_staged_or_published() {
+    let setup = Setup::new(Held::Partitions);
+    let block = expand::Wanted { block: true, ..expanded(DISK_BYTES) };
+    assert!(matches!(expand(setup.context(), &block), Err(Error::VolumeNotFound { .. })));
+    stage_block(setup.context(), VOLUME, &disk(16), STAGING.as_ref()).unwrap();
+    let source = publish::Source::Node { path: "/dev/sdb".into(), number: disk(16).number };
+    let wanted = publish::Wanted { source, ..published(false) };
+    for published in [false, true] {
+        if published {
+            publish_block(setup.context(), VOLUME, &wanted, &disk(16)).unwrap();
+        }
+        setup.model.take_applied();
+        assert_eq!(expand(setup.context(), &block).unwrap(), Capacity(DISK_BYTES));
+        assert_eq!(setup.model.take_applied(), []);
+    }
 }
 
 #[test]
@@ -443,6 +493,30 @@ proptest! {
             setup.stage(filesystem, flags).unwrap();
             prop_assert_eq!(setup.model.take_applied(), vec![]);
         }
+    }
+
+    #[test]
+    fn an_expansion_settles_however_often_it_is_killed(
+        older_layout in any::<bool>(),
+        is_short in any::<bool>(),
+        faults in any_faults(),
+    ) {
+        let setup = Setup::new(ext4(DISK_BYTES));
+        if older_layout {
+            setup.model.state().mounts.push(mount(disk(16).number, "/", TARGET.as_ref(), "ext4", false));
+        } else {
+            setup.stage(FilesystemType::Ext4, &[]).unwrap();
+            setup.publish(false).unwrap();
+        }
+        let before = setup.model.state().mounts.clone();
+        setup.model.take_applied();
+        setup.model.state().faults = faults;
+        setup.model.state().disks[0].0.bytes = 2 * DISK_BYTES;
+        let required = if is_short { 2 * DISK_BYTES + 1 } else { 2 * DISK_BYTES };
+        let result = until_unkilled(&setup, || setup.expand(required).map(drop));
+        let is_grown = setup.model.state().disks[0].1 == ext4(2 * DISK_BYTES);
+        prop_assert_eq!((result.is_ok(), is_grown), (!is_short, !is_short), "{:?}", result);
+        prop_assert_eq!(&setup.model.state().mounts, &before);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::{
     disk_record::DiskRecordFile,
     filesystem::FilesystemType,
     host::HeldDisk,
-    model::{Held, Model, SERIAL, disk},
+    model::{DISK_BYTES, Held, Model, SERIAL, disk},
     mount_table::MountTable,
     node_id::NodeObject,
     path_state::PathState,
@@ -79,6 +79,9 @@ impl Host for Gate {
     fn rescan(&self) -> Result<()> {
         self.model.rescan()
     }
+    fn rescan_disk(&self, disk: &Disk) -> Result<()> {
+        self.model.rescan_disk(disk)
+    }
     fn node_path(&self, disk: &Disk) -> PathBuf {
         self.model.node_path(disk)
     }
@@ -117,6 +120,9 @@ impl Host for Gate {
     }
     fn filesystem_bytes(&self, disk: &Disk, filesystem: FilesystemType, point: &Path) -> Result<Option<u64>> {
         self.model.filesystem_bytes(disk, filesystem, point)
+    }
+    fn has_errors(&self, disk: &Disk, filesystem: FilesystemType) -> Result<bool> {
+        self.model.has_errors(disk, filesystem)
     }
     fn usage(&self, point: &Path) -> Result<Usage> {
         self.pass();
@@ -196,6 +202,18 @@ fn stats(path: &str) -> Request<v1::NodeGetVolumeStatsRequest> {
     Request::new(v1::NodeGetVolumeStatsRequest {
         volume_id: "pvc-1".into(),
         volume_path: path.into(),
+        ..Default::default()
+    })
+}
+
+fn expand(path: &str, required_bytes: u64, block: bool) -> Request<v1::NodeExpandVolumeRequest> {
+    let required_bytes = i64::try_from(required_bytes).unwrap();
+    Request::new(v1::NodeExpandVolumeRequest {
+        volume_id: "pvc-1".into(),
+        volume_path: path.into(),
+        staging_target_path: "/stage".into(),
+        capacity_range: Some(v1::CapacityRange { required_bytes, limit_bytes: 0 }),
+        volume_capability: Some(capability(block)),
         ..Default::default()
     })
 }
@@ -298,7 +316,7 @@ async fn a_scan_that_takes_too_long_does_not_hide_what_the_one_before_saw() {
 #[tokio::test]
 async fn nobody_waits_for_the_scsi_hosts() {
     let gate = Gate::with_disk(Held::Blank);
-    gate.model.state().rescan_takes = Duration::from_secs(3600);
+    gate.model.state().rescan_takes = Duration::from_hours(1);
     let settings = NodeSettings { device_wait: Duration::from_millis(6500), ..NodeSettings::default() };
     let node = Node::with_host(Arc::clone(&gate) as Arc<dyn Host>, settings, Annotated::default());
     let mut second = stage("late");
@@ -322,6 +340,133 @@ async fn nobody_waits_for_the_scsi_hosts() {
     assert!(begin.elapsed() < Duration::from_secs(20), "it waited for the scan");
     late.await.unwrap().unwrap();
     assert_eq!(gate.model.state().rescans, 1);
+}
+
+/// A plugged disk grows some time after the infra claim has.
+#[tokio::test]
+async fn an_expansion_waits_for_the_disk_and_answers_its_size() {
+    let gate = Gate::with_disk(Held::Blank);
+    let settings = NodeSettings { device_wait: Duration::from_secs(20), ..NodeSettings::default() };
+    let node = Node::with_host(Arc::clone(&gate) as Arc<dyn Host>, settings, Annotated::default());
+    node.node_stage_volume(stage(SERIAL)).await.unwrap();
+    node.node_publish_volume(publish("/pods/a", false)).await.unwrap();
+    let (late, expanding) = (Arc::clone(&gate), node.clone());
+    let looked = gate.model.state().scans;
+    let call =
+        tokio::spawn(
+            async move { expanding.node_expand_volume(expand("/pods/a", 2 * DISK_BYTES, false)).await },
+        );
+    while gate.model.state().scans < looked + 2 {
+        tokio::task::yield_now().await;
+    }
+    // It waits with the volume's lock.
+    let status = node.node_unpublish_volume(unpublish("/pods/a")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Aborted);
+    assert!(status.message().contains("wait for KubeVirt to grow it"), "{status}");
+    late.model.state().disks[0].0.bytes = 3 * DISK_BYTES;
+    let answer = call.await.unwrap().unwrap().into_inner();
+    assert_eq!(answer.capacity_bytes, i64::try_from(3 * DISK_BYTES).unwrap());
+    let whole = Held::Filesystem { kind: "ext4".into(), bytes: 3 * DISK_BYTES };
+    assert_eq!(gate.model.state().disks[0].1, whole);
+    assert_eq!(gate.model.state().disk_rescans, 0, "the kernel was told by the disk");
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_grow_is_asked_once_and_then_unavailable_with_both_sizes() {
+    for block in [false, true] {
+        let gate = Gate::with_disk(Held::Blank);
+        let node = node(&gate);
+        if !block {
+            node.node_stage_volume(stage(SERIAL)).await.unwrap();
+        }
+        node.node_publish_volume(publish("/pods/a", block)).await.unwrap();
+        gate.model.take_applied();
+        for call in 1..=2 {
+            let begin = Instant::now();
+            let wanted = within(expand("/pods/a", 2 * DISK_BYTES, block), "30S");
+            let status = node.node_expand_volume(wanted).await.unwrap_err();
+            assert_eq!(status.code(), Code::Unavailable, "{status}");
+            let sizes = format!("has {DISK_BYTES} bytes and not {} yet", 2 * DISK_BYTES);
+            assert!(status.message().contains(&sizes), "{status}");
+            assert!(begin.elapsed() >= Duration::from_millis(300), "the whole wait was used");
+            assert_eq!(gate.model.state().disk_rescans, call);
+        }
+        assert_eq!(gate.model.take_applied(), []);
+    }
+}
+
+#[tokio::test]
+async fn a_growth_that_was_not_announced_is_found() {
+    let gate = Gate::with_disk(Held::Blank);
+    let node = node(&gate);
+    node.node_stage_volume(stage(SERIAL)).await.unwrap();
+    gate.model.state().bytes_after_rescan = Some(2 * DISK_BYTES);
+    node.node_expand_volume(expand("/stage", 2 * DISK_BYTES, false)).await.unwrap();
+    let whole = Held::Filesystem { kind: "ext4".into(), bytes: 2 * DISK_BYTES };
+    assert_eq!(gate.model.state().disks[0].1, whole);
+}
+
+#[tokio::test]
+async fn a_disk_that_goes_or_changes_while_it_is_waited_for_is_not_grown() {
+    for gone in [true, false] {
+        let gate = Gate::with_disk(Held::Blank);
+        let node = node(&gate);
+        node.node_stage_volume(stage(SERIAL)).await.unwrap();
+        gate.model.take_applied();
+        let looked = gate.model.state().scans;
+        let late = Arc::clone(&gate);
+        let change = tokio::spawn(async move {
+            while late.model.state().scans < looked + 2 {
+                tokio::task::yield_now().await;
+            }
+            let mut state = late.model.state();
+            if gone {
+                state.disks.clear();
+            } else {
+                state.disks[0].0.identity = DiskIdentity::None;
+                state.disks[0].0.bytes = 2 * DISK_BYTES;
+            }
+        });
+        let status = node.node_expand_volume(expand("/stage", 2 * DISK_BYTES, false)).await.unwrap_err();
+        change.await.unwrap();
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+        assert!(status.message().contains("is not the disk that was found"), "{status}");
+        assert_eq!(gate.model.take_applied(), []);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_on_this_node_is_not_expanded() {
+    let gate = Gate::with_disk(Held::Blank);
+    let node = node(&gate);
+    for path in ["some/path", "/", "/pods/../a", "/pods/a", "/stage"] {
+        for block in [false, true] {
+            let status = node.node_expand_volume(expand(path, 1, block)).await.unwrap_err();
+            assert_eq!(status.code(), Code::NotFound, "{path}: {status}");
+        }
+    }
+    let unnamed = Request::new(v1::NodeExpandVolumeRequest::default());
+    assert_eq!(node.node_expand_volume(unnamed).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_growth_goes_on_after_its_callers_time_is_up() {
+    let gate = Gate::with_disk(Held::Blank);
+    let node = node(&gate);
+    node.node_stage_volume(stage(SERIAL)).await.unwrap();
+    gate.model.state().disks[0].0.bytes = 2 * DISK_BYTES;
+    let entered = gate.close();
+    let status =
+        node.node_expand_volume(within(expand("/stage", 2 * DISK_BYTES, false), "1S")).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(status.message().contains("growing the ext4 on sdb"), "{status}");
+    entered.recv().unwrap();
+    let again = node.node_expand_volume(expand("/stage", 2 * DISK_BYTES, false)).await.unwrap_err();
+    assert_eq!(again.code(), Code::Aborted, "{again}");
+    gate.open();
+    assert!(node.shutdown(Duration::from_secs(10)).await);
+    let whole = Held::Filesystem { kind: "ext4".into(), bytes: 2 * DISK_BYTES };
+    assert_eq!(gate.model.state().disks[0].1, whole);
 }
 
 #[tokio::test]
@@ -419,7 +564,7 @@ async fn the_node_is_unavailable_until_it_is_annotated_and_then_asked_no_more() 
 }
 
 #[tokio::test]
-async fn what_is_not_advertised_is_not_implemented() {
+async fn what_is_implemented_is_advertised() {
     let node = node(&Gate::with_disk(Held::Blank));
     let capabilities =
         node.node_get_capabilities(Request::new(v1::NodeGetCapabilitiesRequest {})).await.unwrap();
@@ -430,8 +575,5 @@ async fn what_is_not_advertised_is_not_implemented() {
         .filter_map(|capability| capability.r#type)
         .map(|node_service_capability::Type::Rpc(rpc)| rpc.r#type())
         .collect();
-    assert_eq!(kinds, [rpc::Type::StageUnstageVolume, rpc::Type::GetVolumeStats]);
-    let status =
-        node.node_expand_volume(Request::new(v1::NodeExpandVolumeRequest::default())).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unimplemented);
+    assert_eq!(kinds, [rpc::Type::StageUnstageVolume, rpc::Type::GetVolumeStats, rpc::Type::ExpandVolume]);
 }

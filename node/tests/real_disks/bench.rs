@@ -220,7 +220,7 @@ impl Bench {
     pub fn new(disk: &Loop, name: &str) -> Self {
         let root = work_dir().join(name);
         let sys = root.join("sys");
-        sysfs(&sys, disk);
+        sysfs(&sys, disk, SERIAL);
         fs::create_dir_all(root.join("staging")).unwrap();
         Self::existing(name)
     }
@@ -268,6 +268,16 @@ impl Bench {
     /// Where the record of the volume's disk is, while there is one.
     pub fn disk_record(&self) -> PathBuf {
         self.root.join(DISK_RECORDS).join(format!("{VOLUME}.json"))
+    }
+
+    /// Lets sysfs show what size the disk has now.
+    pub fn show_size_of(&self, disk: &Loop) {
+        sysfs(&self.paths().sys, disk, SERIAL);
+    }
+
+    /// Lets sysfs show one more disk.
+    pub fn show_another(&self, disk: &Loop, serial: &str) {
+        sysfs(&self.paths().sys, disk, serial);
     }
 
     /// Takes the disk out of sysfs, as the kernel does when it is unplugged.
@@ -342,6 +352,40 @@ impl Bench {
         self.runtime.block_on(self.node.node_unpublish_volume(Request::new(request))).map(drop)
     }
 
+    /// As csi-sanity does it: no staging path, no capability.
+    pub fn expand(&self, path: &Path, required: u64) -> Result<u64, Status> {
+        self.expand_as(path, required, None)
+    }
+
+    pub fn expand_with(&self, path: &Path, required: u64, kind: &str, flags: &[&str]) -> Result<u64, Status> {
+        self.expand_as(path, required, Some(filesystem(kind, flags)))
+    }
+
+    pub fn expand_block(&self, path: &Path, required: u64) -> Result<u64, Status> {
+        self.expand_as(path, required, Some(capability(AccessType::Block(BlockVolume {}))))
+    }
+
+    fn expand_as(
+        &self,
+        path: &Path,
+        required: u64,
+        volume_capability: Option<v1::VolumeCapability>,
+    ) -> Result<u64, Status> {
+        let required_bytes = i64::try_from(required).unwrap();
+        // The kubelet gives the staging path together with the capability.
+        let staging = volume_capability.as_ref().map(|_| string(self.staging()));
+        let request = v1::NodeExpandVolumeRequest {
+            volume_id: VOLUME.into(),
+            volume_path: string(path),
+            staging_target_path: staging.unwrap_or_default(),
+            capacity_range: Some(v1::CapacityRange { required_bytes, limit_bytes: 0 }),
+            volume_capability,
+            ..Default::default()
+        };
+        let answer = self.runtime.block_on(self.node.node_expand_volume(Request::new(request)))?;
+        Ok(answer.into_inner().capacity_bytes.try_into().unwrap())
+    }
+
     pub fn stats(&self, path: &Path) -> Result<Vec<v1::VolumeUsage>, Status> {
         let request = v1::NodeGetVolumeStatsRequest {
             volume_id: VOLUME.into(),
@@ -371,7 +415,7 @@ fn string(path: &Path) -> String {
 }
 
 /// A sysfs with one SCSI disk, which has the loop device's name, number and size.
-fn sysfs(sys: &Path, disk: &Loop) {
+fn sysfs(sys: &Path, disk: &Loop, serial: &str) {
     let (major, minor) = disk.number();
     let directory = sys.join("block").join(disk.name());
     fs::create_dir_all(directory.join("device")).unwrap();
@@ -381,8 +425,8 @@ fn sysfs(sys: &Path, disk: &Loop) {
         let real = Path::new("/sys/block").join(disk.name()).join(file);
         fs::copy(real, directory.join(file)).unwrap();
     }
-    let length = u8::try_from(SERIAL.len()).unwrap();
-    fs::write(directory.join("device/vpd_pg80"), [&[0, 0x80, 0, length], SERIAL.as_bytes()].concat())
+    let length = u8::try_from(serial.len()).unwrap();
+    fs::write(directory.join("device/vpd_pg80"), [&[0, 0x80, 0, length], serial.as_bytes()].concat())
         .unwrap();
     fs::create_dir_all(sys.join("dev/block")).unwrap();
     let link = sys.join("dev/block").join(format!("{major}:{minor}"));

@@ -73,6 +73,23 @@ fn a_feature_that_e2fsck_does_not_know_is_left_to_the_kernel_needs_root() {
 }
 
 #[test]
+fn errors_on_record_that_e2fsck_is_too_old_to_check_are_not_mounted_needs_root() {
+    test("errors_on_record_that_e2fsck_is_too_old_to_check_are_not_mounted_needs_root", || {
+        let (disk, bench) = used();
+        run("debugfs", &["-w", "-R", "feature FEATURE_C13", &text(disk.device())]);
+        for state in ["2", "3"] {
+            run("debugfs", &["-w", "-R", &format!("set_super_value state {state}"), &text(disk.device())]);
+            let status = bench.stage("ext4", &[]).unwrap_err();
+            println!("{status}");
+            assert_eq!(status.code(), Code::Internal, "{status}");
+            assert!(status.message().contains("is too old to check"), "{status}");
+        }
+        run("debugfs", &["-w", "-R", "set_super_value state 1", &text(disk.device())]);
+        staged_with_its_file(&bench, "no errors on record");
+    });
+}
+
+#[test]
 fn an_e2fsck_that_did_not_check_found_no_damage_needs_root() {
     test("an_e2fsck_that_did_not_check_found_no_damage_needs_root", || {
         let (_disk, bench) = used();

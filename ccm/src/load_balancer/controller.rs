@@ -33,6 +33,7 @@ use crate::{
     },
     queue_metrics::Queue,
     reconciles,
+    repairs::Repairs,
 };
 
 /// The component that the events name, as in the framework.
@@ -113,6 +114,7 @@ impl ServiceController {
             gate: self.gate,
             address_timeout: self.address_timeout,
             events: self.events,
+            repairs: Repairs::new(self.metrics.contested.clone()),
             metrics: self.metrics,
             backoff: Backoff::new(MIN_PAUSE, MAX_PAUSE),
             nodes,

@@ -6,8 +6,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Event as CoreEvent, ObjectReference};
 use kube::Resource;
 use kube::api::{Api, ObjectMeta};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use serde::Deserialize;
 use serving::Tasks;
 
@@ -16,6 +15,8 @@ use crate::{
     announcer::{EventSink, Kind},
     call::is_watch_forbidden,
     load_balancer::{announce::reference, index::Index},
+    unreadable::Readable,
+    watching::watch,
 };
 
 /// Events about Services only.
@@ -38,13 +39,14 @@ struct InfraEvent {
 
 /// Starts to relay events from now on.
 pub(crate) fn start(infra: &InfraCluster, index: Index, events: EventSink, tasks: &Tasks) {
-    let api: Api<InfraEvent> = Api::namespaced(infra.client.clone(), &infra.namespace);
+    let api: Api<Readable<InfraEvent>> = Api::namespaced(infra.client.clone(), &infra.namespace);
+    let reader = infra.reader.clone();
     let config = watcher::Config::default().fields(ABOUT_SERVICES);
     tasks.spawn_until_done("the relay of the infra cluster's events", async move {
-        let mut said = std::pin::pin!(watcher(api, config).default_backoff());
+        let mut said = std::pin::pin!(watch(api, config, reader));
         while let Some(event) = said.next().await {
             match event {
-                Ok(Event::Apply(event)) => relay(&event, &index, &events),
+                Ok(Event::Apply(Readable(Ok(event)))) => relay(&event, &index, &events),
                 Ok(_) => {}
                 Err(error) if is_watch_forbidden(&error) => {
                     tracing::info!(

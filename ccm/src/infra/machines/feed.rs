@@ -14,11 +14,8 @@ use std::{
 };
 
 use futures::StreamExt;
-use kube::{
-    ResourceExt,
-    runtime::{WatchStreamExt, watcher},
-};
-use tokio::{sync::watch, time};
+use kube::{ResourceExt, runtime::watcher};
+use tokio::{sync::watch as signal, time};
 
 use crate::{
     access::chain,
@@ -27,8 +24,10 @@ use crate::{
         Vm, Vmi,
         index::{Kept, MachineIndex},
         reads::{InfraReads, PAGE},
-        wire::Machine,
+        wire::{Machine, Reduced},
     },
+    unreadable::Readable,
+    watching::watch,
 };
 
 /// Pause between polls while nobody needs one.
@@ -41,7 +40,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 pub struct Feed {
     reads: InfraReads,
     index: Arc<MachineIndex>,
-    hurried: Arc<watch::Sender<()>>,
+    hurried: Arc<signal::Sender<()>>,
     runs: Arc<AtomicBool>,
 }
 
@@ -54,7 +53,7 @@ struct Trouble {
 impl Feed {
     /// Makes a feed for `index`. It reads nothing before it runs.
     pub fn new(reads: InfraReads, index: Arc<MachineIndex>) -> Self {
-        Self { reads, index, hurried: Arc::new(watch::Sender::new(())), runs: Arc::default() }
+        Self { reads, index, hurried: Arc::new(signal::Sender::new(())), runs: Arc::default() }
     }
 
     /// Asks for a fresh poll soon. Does nothing where watches report changes.
@@ -83,17 +82,17 @@ impl Feed {
     /// Watches a kind; ends only when RBAC refuses that.
     async fn watch<T: Machine>(&self) {
         let config = watcher::Config::default().page_size(PAGE);
-        let mut events = pin!(watcher(self.reads.api::<T>(), config).default_backoff());
+        let mut events = pin!(watch(self.reads.api::<T>(), config, self.reads.reader().clone()));
         let (mut listed, mut trouble) = (Vec::new(), Trouble::default());
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => listed.clear(),
-                Ok(watcher::Event::InitApply(object)) => listed.push(object.kept),
+                Ok(watcher::Event::InitApply(object)) => listed.push(self.read(object)),
                 Ok(watcher::Event::InitDone) => {
                     self.index.replace(std::mem::take(&mut listed));
                     trouble.is_over();
                 }
-                Ok(watcher::Event::Apply(object)) => self.index.put(object.kept),
+                Ok(watcher::Event::Apply(object)) => self.index.put(self.read(object)),
                 Ok(watcher::Event::Delete(object)) => self.index.remove::<T>(&object.name_any()),
                 Err(watcher::Error::WatchStartFailed(error)) if status_code(&error) == Some(403) => return,
                 Err(error) => {
@@ -108,11 +107,16 @@ impl Feed {
         }
     }
 
+    /// What is kept of an object, which the watch has reported if it can't be read.
+    fn read<T: Machine>(&self, object: Readable<Reduced<T>>) -> T {
+        object.0.map_or_else(|odd| self.index.unread(odd.name()), |object| object.kept)
+    }
+
     async fn look_again_and_again<T: Machine>(&self) {
         let (mut hurried, mut trouble) = (self.hurried.subscribe(), Trouble::default());
         loop {
             hurried.mark_unchanged();
-            match self.reads.list::<T>().await {
+            match self.reads.list(|name| self.index.unread::<T>(name)).await {
                 Ok(objects) => {
                     self.index.replace(objects);
                     trouble.is_over();

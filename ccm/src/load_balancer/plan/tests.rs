@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::{guest::services::FINALIZER, infra::mirrors::FIELD_MANAGER};
+use crate::{guest::services::FINALIZER, wire::metadata::FIELD_MANAGER};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

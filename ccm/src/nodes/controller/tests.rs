@@ -1,5 +1,6 @@
 use super::*;
 use crate::{
+    access::{GuestCluster, InfraCluster},
     fake_api::{FakeApi, failure},
     infra::machines::{Interface, Network, Vm},
     queue_metrics::QueueMetrics,
@@ -46,7 +47,7 @@ impl Clusters {
             "metadata": {"name": "infra-1", "labels": {ZONE_LABEL: "z1"}}}),
         );
         let index = Arc::new(MachineIndex::default());
-        let reads = InfraReads::new(infra.client(), "hcp");
+        let reads = InfraReads::new(&InfraCluster::over(infra.client(), "hcp"));
         let feed = Feed::new(reads.clone(), Arc::clone(&index));
         index.replace([Vm { name: "vm-1".into(), ..Vm::default() }]);
         index.replace([vmi()]);
@@ -68,7 +69,7 @@ impl Clusters {
 
 /// A guest, and the watch of its Nodes.
 fn watched(guest: Client) -> (Client, NodeWatch) {
-    (guest.clone(), NodeWatch::new(guest, Tasks::default()))
+    (guest.clone(), NodeWatch::new(&GuestCluster::over(guest), Tasks::default()))
 }
 
 fn vmi() -> Vmi {
@@ -354,7 +355,7 @@ async fn at_most_so_many_nodes_are_written_at_a_time(#[case] concurrency: u16, #
     let names = || (0..NODES).map(|number| format!("vm-{number}"));
     index.replace(names().map(|name| Vm { name, ..Vm::default() }));
     index.replace(names().map(|name| Vmi { name, ..vmi() }));
-    let reads = InfraReads::new(infra, "hcp");
+    let reads = InfraReads::new(&InfraCluster::over(infra, "hcp"));
     let feed = Feed::new(reads.clone(), Arc::clone(&index));
     let settings = Settings { concurrency, ..Settings::default() };
     let queue = QueueMetrics::default().queue("Nodes");

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use serving::Tasks;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+const UUID: &str = "5d307ca9-b3ef-428c-8861-06e72d69f223";
 const NODE: &str = "/api/v1/nodes/vm-1";
 const HOST: &str = "GET /api/v1/nodes/infra-1";
 
@@ -186,7 +187,7 @@ async fn a_node_that_is_true_costs_no_write() {
 async fn another_providers_node_costs_nothing_at_all() {
     let clusters = Clusters::new(Settings::default());
     let mut node = fresh();
-    node["spec"]["providerID"] = json!("aws:///eu/i-1");
+    node["spec"] = json!({"providerID": "aws:///eu/i-1"});
     assert_eq!(clusters.sync(&node).await.unwrap(), Action::await_change());
     assert!(clusters.guest.made("").is_empty() && clusters.infra.made("").is_empty());
 }
@@ -373,4 +374,35 @@ async fn at_most_so_many_nodes_are_written_at_a_time(#[case] concurrency: u16, #
     assert_eq!(busy.most.load(Ordering::Relaxed), most);
     stop.cancel();
     running.await.unwrap();
+}
+
+/// kubermatic/machine-controller#1923, k3s: another program sets the providerID before the CCM initialises the Node.
+#[rstest]
+#[case::by_uuid("kubermatic://kubevirt/0a0a", Some(UUID), Some(UUID), "Synced")]
+#[case::k3s("k3s://vm-1", Some(UUID), Some(UUID), "Synced")]
+#[case::another_vm(
+    "k3s://vm-1",
+    Some(UUID),
+    Some("11111111-b3ef-428c-8861-06e72d69f223"),
+    "ProviderIDForeign"
+)]
+#[case::by_name_only("k3s://vm-1", None, None, "ProviderIDForeign")]
+#[tokio::test]
+async fn a_node_with_another_schemes_provider_id_is_initialised_or_reported(
+    #[case] provider_id: &str,
+    #[case] of_node: Option<&str>,
+    #[case] of_vm: Option<&str>,
+    #[case] reason: &str,
+) {
+    let clusters = Clusters::new(Settings::default());
+    clusters.controller.index.replace([Vmi { uuid: of_vm.and_then(SystemUuid::parse), ..vmi() }]);
+    let mut node = fresh();
+    node["spec"]["providerID"] = json!(provider_id);
+    node["status"] = json!({"nodeInfo": {"systemUUID": of_node.unwrap_or_default()}});
+    clusters.sync(&node).await.unwrap();
+    let patches = clusters.guest.made("PATCH");
+    assert_eq!(!patches.is_empty(), reason == "Synced", "{patches:?}");
+    assert!(patches.iter().all(|patch| patch.body["spec"].get("providerID").is_none()), "it stays");
+    let events: Vec<_> = clusters.guest.made("POST").iter().map(|it| it.body["reason"].clone()).collect();
+    assert_eq!(events, [json!(reason)]);
 }

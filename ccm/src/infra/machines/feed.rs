@@ -1,8 +1,8 @@
 //! Keeps the index up to date: by watches where RBAC grants them, else by polling.
 //!
 //! A poll costs one LIST per kind. While a Node needs its VM (it is new, or not ready), the next poll follows soon
-//! after the request, otherwise at long intervals. If RBAC refuses to watch, that is logged once and holds for the life
-//! of the process, as with every right.
+//! after the request, otherwise at long intervals. If RBAC refuses to watch, that is logged once, and the watch is
+//! tried again after a while, as with every right.
 
 use std::{
     pin::pin,
@@ -34,6 +34,11 @@ use crate::{
 const IDLE_LOOK: Duration = Duration::from_secs(30);
 /// Shortest pause between polls: a hundred new Nodes share one.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a refused watch is not tried again: an API server that starts refuses what it allows a moment later. The time
+/// doubles with each refusal in a row, up to the longest.
+const WATCH_AGAIN: Duration = Duration::from_mins(1);
+const WATCH_AGAIN_AT_LAST: Duration = Duration::from_mins(15);
 
 /// Fills an index. Cheap to clone.
 #[derive(Clone)]
@@ -70,13 +75,22 @@ impl Feed {
     }
 
     async fn follow<T: Machine>(&self) {
-        self.watch::<T>().await;
-        let kind = T::RESOURCE;
-        tracing::info!(
-            kind,
-            "no right to watch in the infra cluster, so they are listed every {IDLE_LOOK:?}, or sooner where a node needs it"
-        );
-        self.look_again_and_again::<T>().await;
+        let (kind, mut pause) = (T::RESOURCE, WATCH_AGAIN);
+        loop {
+            let began = time::Instant::now();
+            self.watch::<T>().await;
+            if began.elapsed() > WATCH_AGAIN {
+                pause = WATCH_AGAIN;
+            }
+            if pause == WATCH_AGAIN {
+                tracing::info!(
+                    kind,
+                    "no right to watch in the infra cluster, so they are listed every {IDLE_LOOK:?}, or sooner where a node needs it; the right is asked for again within {WATCH_AGAIN_AT_LAST:?}"
+                );
+            }
+            drop(time::timeout(pause, self.look_again_and_again::<T>()).await);
+            pause = (pause * 2).min(WATCH_AGAIN_AT_LAST);
+        }
     }
 
     /// Watches a kind; ends only when RBAC refuses that.

@@ -119,7 +119,13 @@ impl ServiceController {
             backoff: Backoff::new(MIN_PAUSE, MAX_PAUSE),
             nodes,
         });
-        context.owner.read_until_answered().await;
+        let is_owner_known = context.owner.read_until_answered().await;
+        let owner = async {
+            if !is_owner_known {
+                context.owner.keep_reading().await;
+                context.index.enqueue_all();
+            }
+        };
         let followed = context.nodes.followed();
         let due = due.stream().flat_map(stream::iter);
         tokio::join!(
@@ -134,6 +140,7 @@ impl ServiceController {
             sweep::run(&context, self.sweep_interval),
             node_sync::run(followed, &self.node_queue, &context),
             wake_waiting(&context.index),
+            owner,
         );
     }
 }

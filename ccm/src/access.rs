@@ -8,6 +8,7 @@ use cluster::{ApiServer, Source};
 pub use cluster::{CredentialsError, chain};
 use kube::Client;
 
+use crate::unreadable::Reader;
 pub use metrics::CallMetrics;
 
 /// The guest cluster.
@@ -18,6 +19,8 @@ pub struct GuestCluster {
     /// A client for leases only. Its calls do not wait when other calls have to: an API server serves lease requests
     /// from a share of their own (API Priority and Fairness, level `leader-election`).
     pub lease_client: Client,
+    /// Reports its objects that can't be read.
+    pub reader: Reader,
 }
 
 /// The namespace of this guest in the infra cluster.
@@ -27,6 +30,8 @@ pub struct InfraCluster {
     pub client: Client,
     /// The infra namespace.
     pub namespace: String,
+    /// Reports its objects that can't be read.
+    pub reader: Reader,
 }
 
 impl GuestCluster {
@@ -42,14 +47,16 @@ impl GuestCluster {
         metrics: CallMetrics,
     ) -> Result<Self, CredentialsError> {
         let source = Source { cluster: "guest", setting, kubeconfig, address: master.to_owned() };
+        let reader = metrics.reader("guest");
         let server = ApiServer::open(source, metrics.of("guest")).await?;
-        Ok(Self { client: server.client(), lease_client: server.with_own_pace().client() })
+        let lease_client = server.with_own_pace().client();
+        Ok(Self { client: server.client(), lease_client, reader })
     }
 
     /// The guest cluster behind a client that brings its own credentials.
     #[cfg(test)]
     pub(crate) fn over(client: Client) -> Self {
-        Self { lease_client: client.clone(), client }
+        Self { lease_client: client.clone(), client, reader: Reader::default() }
     }
 }
 
@@ -66,9 +73,16 @@ impl InfraCluster {
     ) -> Result<Self, CredentialsError> {
         let setting = "kubeconfig of the cloud-config";
         let source = Source { cluster: "infra", setting, kubeconfig, address: String::new() };
+        let reader = metrics.reader("infra");
         let server = ApiServer::open(source, metrics.of("infra")).await?;
         let namespace = if namespace.is_empty() { server.namespace() } else { namespace }.to_owned();
-        Ok(Self { client: server.client(), namespace })
+        Ok(Self { client: server.client(), namespace, reader })
+    }
+
+    /// The infra namespace behind a client that brings its own credentials.
+    #[cfg(test)]
+    pub(crate) fn over(client: Client, namespace: &str) -> Self {
+        Self { client, namespace: namespace.to_owned(), reader: Reader::default() }
     }
 }
 

@@ -52,6 +52,11 @@ impl CallError {
         is_absent::<K>(source, name)
     }
 
+    /// Whether the API server answered with an object that can't be read.
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Failed { source, .. } if matches!(source.as_ref(), kube::Error::SerdeError(_)))
+    }
+
     fn code(&self) -> Option<u16> {
         match self {
             Self::Failed { source, .. } => cluster::status_code(source),

@@ -30,4 +30,7 @@ pub mod program;
 pub mod provider_id;
 pub mod queue_metrics;
 mod reconciles;
+pub mod repairs;
+pub mod unreadable;
+mod watching;
 pub mod wire;

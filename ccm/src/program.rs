@@ -100,7 +100,7 @@ struct Machines {
 
 impl Machines {
     fn new(infra: &InfraCluster) -> Self {
-        let reads = InfraReads::new(infra.client.clone(), infra.namespace.clone());
+        let reads = InfraReads::new(infra);
         let index = Arc::new(MachineIndex::default());
         Self { feed: Feed::new(reads.clone(), Arc::clone(&index)), reads, index }
     }
@@ -223,7 +223,7 @@ async fn control(flags: &Flags, config: &CloudConfig, clusters: Clusters, metric
         tracing::info!("node-route-controller: KubeVirt has no routes to make, nothing is done");
     }
     let machines = Machines::new(&clusters.infra);
-    let nodes = NodeWatch::new(clusters.guest.client.clone(), tasks.clone());
+    let nodes = NodeWatch::new(&clusters.guest, tasks.clone());
     let shared = (machines, nodes);
     tokio::join!(
         Box::pin(serve_nodes(flags, config, clusters.clone(), shared.clone(), metrics.clone())),
@@ -304,6 +304,7 @@ async fn serve_services(
         index: machines.index,
         feed: machines.feed,
         metrics: metrics.endpoints,
+        contested: metrics.services.contested.clone(),
         queue: metrics.queues.queue(ENDPOINT_QUEUE),
     });
     let write = async { if endpoints { Box::pin(writer.run()).await } else { writer.stay_off() } };
@@ -398,6 +399,7 @@ pub(crate) fn every_metric(registry: &mut Registry) {
     queue.taken(&item);
     queue.done(0.0, true);
     metrics.services.refused("sample");
+    metrics.services.contested.count("sample", Some("sample"));
     metrics.endpoints.count("sample", Some(crate::endpoints::metrics::Count { ready: 1, unready: 0 }));
     metrics.framework.runs(SERVICE_NAME);
     metrics.framework.answered("livez");

@@ -9,6 +9,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use crate::unreadable::{Reader, SkippedMetrics};
+
 /// The code that client-go's metrics give to a request without an answer.
 const NO_CODE: &str = "<error>";
 /// Bounds of the duration of a request, in seconds (client-go).
@@ -42,6 +44,7 @@ pub struct CallMetrics {
     calls: Family<CallLabels, Counter>,
     requests: Family<RequestLabels, Counter>,
     durations: Family<DurationLabels, Histogram, fn() -> Histogram>,
+    skipped: SkippedMetrics,
 }
 
 impl Default for CallMetrics {
@@ -50,13 +53,20 @@ impl Default for CallMetrics {
             calls: Family::default(),
             requests: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(DURATION_BOUNDS)),
+            skipped: SkippedMetrics::default(),
         }
     }
 }
 
 impl CallMetrics {
+    /// Reports and counts the unreadable objects of `cluster`.
+    pub fn reader(&self, cluster: &'static str) -> Reader {
+        Reader::of(cluster, self.skipped.clone())
+    }
+
     /// Registers the metrics.
     pub fn register(&self, registry: &mut Registry) {
+        self.skipped.register(registry);
         registry.register(
             "kubevirt_ccm_requests",
             "Calls to the API servers, by cluster, verb, resource and HTTP code; the code is timeout or transport where \
@@ -84,6 +94,7 @@ impl CallMetrics {
     /// Adds one sample to each metric, without a call, so that the labels show.
     #[cfg(test)]
     pub(crate) fn sample(&self) {
+        self.skipped.sample();
         let call = Call::of(&http::Request::get("/api/v1/services").body(()).expect("is a request"));
         self.clone().of("guest").called(&call, "host", Outcome::Timeout, Duration::ZERO);
     }
@@ -97,7 +108,7 @@ struct OneCluster {
 
 impl Meter for OneCluster {
     fn called(&self, call: &Call, host: &str, outcome: Outcome, time: Duration) {
-        let CallMetrics { calls, requests, durations } = &self.metrics;
+        let CallMetrics { calls, requests, durations, .. } = &self.metrics;
         let (host, method) = (host.to_owned(), call.method.to_string());
         let duration = DurationLabels { verb: method.clone(), host: host.clone() };
         durations.get_or_create(&duration).observe(time.as_secs_f64());

@@ -13,7 +13,7 @@ use crate::{
     nodes::{
         address::AddressPolicy,
         backends::exclusion,
-        recognise::{Identity, doubt, identify},
+        recognise::{Identity, doubt, identify, prove},
     },
     wire::{endpoint_slice::Conditions, ip_family::Family},
 };
@@ -82,7 +82,12 @@ pub fn backends<'a>(
     known.vmis?;
     let mut backends: BTreeMap<String, Backend> = BTreeMap::new();
     for member in members.into_iter().filter(|member| !member.excluded) {
-        let Identity::Vm { id, .. } = identify(&member.claims, known) else { continue };
+        let id = match identify(&member.claims, known) {
+            Identity::Vm { id, .. } => Some(id),
+            Identity::Foreign => prove(&member.claims, known),
+            _ => None,
+        };
+        let Some(id) = id else { continue };
         let Seen::Present(vmi) = seen.vmi(id.vm()) else { continue };
         if doubt(&vmi, &member.claims, cluster).is_some() {
             continue;

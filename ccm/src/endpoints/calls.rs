@@ -11,16 +11,19 @@ use crate::{
     access::InfraCluster,
     call::{CallError, call},
     infra::{
-        mirrors::{FIELD_MANAGER, InfraService},
+        mirrors::InfraService,
         slices::{InfraSlice, WireSlice},
     },
-    wire::endpoint_slice::SERVICE_LABEL,
+    unreadable::{Readable, Reader},
+    wire::{endpoint_slice::SERVICE_LABEL, metadata::FIELD_MANAGER},
 };
 
 /// Calls on infra's slices.
 pub(crate) struct SliceCalls {
     infra: Client,
     slices: Api<WireSlice>,
+    listed: Api<Readable<WireSlice>>,
+    reader: Reader,
     services: Api<InfraService>,
     endpoints: Api<Endpoints>,
     /// Requests that carry whole objects.
@@ -42,6 +45,8 @@ impl SliceCalls {
         Self {
             infra: client.clone(),
             slices: Api::namespaced(client.clone(), namespace),
+            listed: Api::namespaced(client.clone(), namespace),
+            reader: infra.reader.clone(),
             services: Api::namespaced(client.clone(), namespace),
             endpoints: Api::namespaced(client.clone(), namespace),
             whole: Request::new(WireSlice::url_path(&(), Some(namespace))),
@@ -53,11 +58,12 @@ impl SliceCalls {
         call(|| format!("get service {name}"), cluster::get(&self.services, name)).await
     }
 
-    /// Reads all slices of a Service.
+    /// Reads all slices of a Service, without those that can't be read.
     pub(crate) async fn slices_of(&self, service: &str) -> Result<Vec<InfraSlice>, CallError> {
         let of_service = ListParams::default().labels(&format!("{SERVICE_LABEL}={service}"));
         let what = || format!("list endpointslices of service {service}");
-        Ok(call(what, self.slices.list(&of_service)).await?.items.into_iter().map(InfraSlice::from).collect())
+        let listed = call(what, self.listed.list(&of_service)).await?.items;
+        Ok(self.reader.readable(listed).into_iter().map(InfraSlice::from).collect())
     }
 
     /// Reads one slice, whoever writes it.

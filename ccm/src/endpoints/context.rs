@@ -14,6 +14,7 @@ use crate::{
     load_balancer::index::Index as ServiceIndex,
     nodes::address::AddressPolicy,
     queue_metrics::Queue,
+    repairs::Contested,
 };
 
 /// What the endpoint controller needs.
@@ -41,6 +42,8 @@ pub struct Context {
     pub feed: Feed,
     /// The metrics of endpoints.
     pub metrics: EndpointMetrics,
+    /// Repairs of what another program writes too.
+    pub contested: Contested,
     /// The metrics of its queue.
     pub queue: Queue,
 }

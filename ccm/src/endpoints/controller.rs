@@ -18,6 +18,7 @@ use crate::{
     },
     handover::Work,
     infra::slices::{MANAGER_LABEL, OUR_MANAGER, WireSlice},
+    unreadable::Readable,
 };
 
 /// Pause before the CCM asks again for a missing right.
@@ -120,7 +121,8 @@ impl EndpointController {
     /// list them, the CCM can't have written any.
     async fn has_left_overs(&self) -> bool {
         let ours = format!("{MANAGER_LABEL}={OUR_MANAGER},{}", of_guest(&self.0.identity));
-        let slices: Api<WireSlice> = Api::namespaced(self.0.infra.client.clone(), &self.0.infra.namespace);
+        let slices: Api<Readable<WireSlice>> =
+            Api::namespaced(self.0.infra.client.clone(), &self.0.infra.namespace);
         if self.0.choice.selectorless {
             return false;
         }

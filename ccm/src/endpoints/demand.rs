@@ -15,6 +15,9 @@ use std::net::IpAddr;
 pub enum Spread {
     /// Those that have an endpoint of it.
     WithEndpoint,
+    /// Those that have an endpoint of it; all, if none of those is ready. For policy Cluster, with which every Node
+    /// forwards: the only endpoint may be on a Node that takes no traffic of load balancers.
+    Preferred,
     /// All: with policy Cluster every Node forwards traffic, so where the endpoints are does not matter.
     Everywhere,
 }
@@ -31,7 +34,7 @@ pub struct Wanted<'a> {
 }
 
 /// The endpoints of one family, by VM. `kept` gives the last address at which a VMI (name, UID) was reached: it is used
-/// while the VMI shows none because its guest agent does not report.
+/// while the VMI shows none because its guest agent does not report, or reports no address at all.
 pub fn demand(
     wanted: &Wanted<'_>,
     family: Family,
@@ -48,7 +51,9 @@ pub fn demand(
     };
     let endpoint = |backend: &Backend| {
         let conditions = if everywhere { Conditions::READY } else { on(backend)? };
-        let last = || kept(&backend.vm, &backend.uid).filter(|_| !backend.shows_all);
+        // As with the addresses of a Node: an interface that shows nothing is not known to have lost its address.
+        let is_shown = backend.shows_all && !backend.addresses.is_empty();
+        let last = || kept(&backend.vm, &backend.uid).filter(|_| !is_shown);
         Some(Endpoint {
             vm: backend.vm.clone(),
             uid: backend.uid.clone(),
@@ -57,7 +62,12 @@ pub fn demand(
             conditions: conditions.and(backend.conditions),
         })
     };
-    backends.iter().filter_map(endpoint).collect()
+    let endpoints: Vec<_> = backends.iter().filter_map(endpoint).collect();
+    let is_ready = || endpoints.iter().any(|endpoint| endpoint.conditions.ready);
+    if wanted.spread == Spread::Preferred && !everywhere && !is_ready() {
+        return demand(&Wanted { spread: Spread::Everywhere, ..*wanted }, family, backends, kept);
+    }
+    endpoints
 }
 
 #[cfg(test)]

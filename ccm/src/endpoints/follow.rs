@@ -20,6 +20,7 @@ use crate::{
     handover::Work,
     infra::slices::{InfraSlice, WireSlice},
     reconciles,
+    unreadable::Readable,
     wire::endpoint_slice::SERVICE_LABEL,
 };
 
@@ -40,10 +41,12 @@ pub(crate) fn of_guest(identity: &Identity) -> String {
 /// Runs a session until a cluster refuses a call.
 pub(crate) async fn follow(session: Session) -> Refused {
     let session = Arc::new(session);
-    let (guest, infra) = (&session.context.guest.client, &session.context.infra);
+    let (guest, infra) = (&session.context.guest, &session.context.infra);
     let own = of_guest(&session.context.identity);
-    let guest_slices: Api<WireGuestSlice> = Api::all(guest.clone());
-    let infra_slices: Api<WireSlice> = Api::namespaced(infra.client.clone(), &infra.namespace);
+    let guest_slices: Api<Readable<WireGuestSlice>> = Api::all(guest.client.clone());
+    let guest_slices = (guest_slices, guest.reader.clone());
+    let infra_slices: Api<Readable<WireSlice>> = Api::namespaced(infra.client.clone(), &infra.namespace);
+    let infra_slices = (infra_slices, infra.reader.clone());
     let mut refused = session.refused.subscribe();
     let why = async {
         let why = refused.wait_for(Option::is_some).await;
@@ -158,6 +161,11 @@ impl Session {
     }
 }
 
+/// The name in a [`key`].
+fn name_of(key: &str) -> &str {
+    key.rsplit_once('/').map_or(key, |(_, name)| name)
+}
+
 impl Follow<WireGuestSlice> for Session {
     fn put(&self, object: WireGuestSlice) {
         let labels = object.metadata.labels.as_ref();
@@ -168,8 +176,8 @@ impl Follow<WireGuestSlice> for Session {
         self.guest_slices_changed(concerned);
     }
 
-    fn remove(&self, object: WireGuestSlice) {
-        let concerned = self.state.lock().guest_slices.remove(&key(&object));
+    fn remove(&self, key: &str) {
+        let concerned = self.state.lock().guest_slices.remove(key);
         self.guest_slices_changed(concerned.into_iter().collect());
     }
 
@@ -187,14 +195,13 @@ impl Follow<WireSlice> for Session {
         self.infra_slices_changed(&concerned);
     }
 
-    fn remove(&self, object: WireSlice) {
-        let concerned = self.state.lock().infra_slices.remove(&object.name_any());
+    fn remove(&self, key: &str) {
+        let concerned = self.state.lock().infra_slices.remove(name_of(key));
         self.infra_slices_changed(concerned.as_slice());
     }
 
     fn complete(&self, living: &HashSet<String>) {
-        let names: HashSet<_> =
-            living.iter().filter_map(|key| Some(key.rsplit_once('/')?.1.to_owned())).collect();
+        let names: HashSet<_> = living.iter().map(|key| name_of(key).to_owned()).collect();
         let concerned = self.state.lock().infra_slices.retain(&names);
         self.infra_slices_changed(&concerned);
         self.is_complete(INFRA_SLICES);

@@ -62,8 +62,11 @@ impl Seen {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let key = (text(&guest.metadata.namespace), text(&guest.metadata.name));
         let of_guest: Vec<_> = self.guest_slices.of(&key).collect();
-        let spread =
-            if everywhere && !guest.spec.is_local() { Spread::Everywhere } else { Spread::WithEndpoint };
+        let spread = match (guest.spec.is_local(), everywhere) {
+            (true, _) => Spread::WithEndpoint,
+            (false, true) => Spread::Everywhere,
+            (false, false) => Spread::Preferred,
+        };
         let wanted =
             Wanted { spread, has_selector: !guest.spec.selector.is_empty(), slices: of_guest.as_slice() };
         let families = infra.spec.ip_families.iter().filter_map(|text| Family::parse(text));

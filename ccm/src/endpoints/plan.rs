@@ -209,7 +209,12 @@ impl Observed<'_> {
         endpoints: Vec<Endpoint>,
         planned: &[Step],
     ) -> Option<Step> {
-        let (labels, ports) = (Content::labels(self.service), Content::ports(self.service));
+        let (mut labels, ports) = (Content::labels(self.service), Content::ports(self.service));
+        // Policies of infra label all objects. What they added stays, or each write would be undone without end.
+        let present = slice.and_then(|slice| slice.content.as_ref());
+        for (key, value) in present.into_iter().flat_map(|content| &content.labels) {
+            labels.entry(key.clone()).or_insert_with(|| value.clone());
+        }
         let content = Content { labels, ports, endpoints };
         let owner = self.service.metadata.uid.as_deref();
         match slice {

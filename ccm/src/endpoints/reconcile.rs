@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::runtime::controller::Action;
 
@@ -113,10 +114,15 @@ async fn observe_and_act(guest: &GuestService, session: &Session) -> Result<Acti
             view = session.observe(&name).await?;
             continue;
         }
-        for step in &planned.plan.steps {
+        let (due, wait) = session.due_of(&planned.plan.steps, &seen.slices);
+        if due.is_empty() {
+            return Ok(wait.map_or_else(Action::await_change, Action::requeue));
+        }
+        for step in due {
             if !session.act(&seen.service, step).await? {
                 break;
             }
+            session.wrote(step, &seen.slices);
         }
         view = session.seen(&name);
     }
@@ -158,6 +164,48 @@ impl Session {
         };
         let is_ours = writer == Writer::Ours;
         Some(Planned { plan: plan(&observed), wanted, is_ours })
+    }
+
+    /// The steps that are due, and how long the first of the others has to wait: another program writes the same slice
+    /// again and again.
+    fn due_of<'a>(&self, steps: &'a [Step], slices: &[InfraSlice]) -> (Vec<&'a Step>, Option<Duration>) {
+        let (mut due, mut first) = (Vec::new(), None::<Duration>);
+        for step in steps {
+            let repaired = self.repaired(step, slices);
+            match repaired.and_then(|(slice, wanted)| self.repairs.wait(&slice.uid, &wanted)) {
+                Some(wait) => first = first.into_iter().chain([wait]).min(),
+                None => due.push(step),
+            }
+        }
+        (due, first)
+    }
+
+    /// The slice that `step` repairs, and what it writes. `None` = what the slice contains was written here.
+    fn repaired<'a>(&self, step: &Step, slices: &'a [InfraSlice]) -> Option<(&'a InfraSlice, String)> {
+        let Step::Replace { name, content, .. } = step else { return None };
+        let slice = slices.iter().find(|slice| slice.name == *name)?;
+        let is_ours =
+            slice.content.as_ref().is_none_or(|found| self.repairs.is_ours(&slice.uid, &text(found)));
+        (!is_ours).then(|| (slice, text(content)))
+    }
+
+    /// Records that a step was carried out.
+    fn wrote(&self, step: &Step, slices: &[InfraSlice]) {
+        let Step::Replace { name, content, .. } = step else { return };
+        if let Some((slice, wanted)) = self.repaired(step, slices)
+            && self.repairs.made("slice", (&slice.uid, &wanted), slice.other_writer.as_deref())
+        {
+            let writer =
+                slice.other_writer.as_deref().unwrap_or("a program that managedFields does not name");
+            tracing::warn!(
+                slice = name,
+                writer,
+                "another program writes this slice too; it is restored, at ever longer intervals"
+            );
+        }
+        if let Some(slice) = slices.iter().find(|slice| slice.name == *name) {
+            self.repairs.wrote(&slice.uid, &text(content));
+        }
     }
 
     /// Carries out one step. False = another writer was faster, so observe again.
@@ -217,6 +265,11 @@ impl Session {
         let count = Count { ready, unready: all().count() - ready };
         self.context.metrics.count(guest.uid(), planned.is_ours.then_some(count));
     }
+}
+
+/// A text that is the same for the same content.
+fn text(content: &Content) -> String {
+    format!("{content:?}")
 }
 
 fn log(service: &str, slice: &str, what: &str, content: &Content) {

@@ -19,6 +19,7 @@ use crate::{
         nodes::{GuestNode, WireNode},
         services::GuestService,
     },
+    repairs::Repairs,
 };
 
 /// First and longest pause after a failure.
@@ -38,6 +39,7 @@ pub(crate) struct Session {
     pub(crate) calls: SliceCalls,
     pub(crate) state: State,
     pub(crate) backoff: Backoff,
+    pub(crate) repairs: Repairs,
     /// The Services to reconcile.
     pub(crate) due: Subscription<ObjectRef<GuestService>>,
     /// A watch has delivered its first list.
@@ -51,6 +53,7 @@ impl Session {
         Self {
             calls: SliceCalls::new(&context.infra),
             due: context.services.subscribe(),
+            repairs: Repairs::new(context.contested.clone()),
             context,
             may_convert,
             state: State::default(),

@@ -117,6 +117,22 @@ mod tests {
     }
 
     #[test]
+    fn an_owner_that_another_program_adds_does_not_make_our_slice_anothers() {
+        let of = |owners: serde_json::Value| {
+            let slice =
+                json!({"metadata": {"name": "a1-ipv4-0", "ownerReferences": owners}, "addressType": "IPv4"});
+            InfraSlice::from(serde_json::from_value::<WireSlice>(slice).unwrap()).owner
+        };
+        let owner = |uid: &str, controller: Option<bool>| json!({"apiVersion": "v1", "kind": "X", "name": "x", "uid": uid, "controller": controller});
+        let (ours, added) = (owner("ours", Some(true)), owner("added", None));
+        for owners in [json!([ours]), json!([added, ours]), json!([ours, added])] {
+            assert_eq!(of(owners).as_deref(), Some("ours"));
+        }
+        assert_eq!(of(json!([added])).as_deref(), Some("added"));
+        assert_eq!(of(json!(null)), None);
+    }
+
+    #[test]
     fn what_the_reference_left_is_ours_and_to_be_written_anew() {
         let left = json!({"metadata": {"name": "a1-x7k2p", "labels": {SERVICE_LABEL: "a1", MANAGER_LABEL: OUR_MANAGER}},
             "addressType": "IPv4", "ports": [{"port": 30080, "protocol": "TCP"}],

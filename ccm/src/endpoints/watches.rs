@@ -7,13 +7,14 @@ use std::pin::pin;
 use futures::StreamExt;
 use kube::Resource;
 use kube::api::Api;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use serde::de::DeserializeOwned;
 
 use crate::{
     access::chain,
     call::{is_watch_answered, is_watch_forbidden},
+    unreadable::{Readable, Reader},
+    watching,
 };
 
 /// Why writing ended: a cluster refused a call.
@@ -27,9 +28,10 @@ const PAGE: u32 = 100;
 pub(crate) trait Follow<K> {
     /// An object was added or changed.
     fn put(&self, object: K);
-    /// An object was deleted.
-    fn remove(&self, object: K);
-    /// The list is complete: `living` has the [`key`] of every object.
+    /// The object with this [`key`] was deleted.
+    fn remove(&self, key: &str);
+    /// The list is complete: `living` has the [`key`] of every object, also of those that can't be read: what is known of
+    /// them stays.
     fn complete(&self, living: &HashSet<String>);
 }
 
@@ -42,17 +44,17 @@ pub(crate) fn key<K: Resource>(object: &K) -> String {
 
 /// Watches all objects of `api`; ends when the API server refuses that.
 pub(crate) async fn watch<K>(
-    api: Api<K>,
+    (api, reader): (Api<Readable<K>>, Reader),
     selector: Option<String>,
     what: &'static str,
     follower: &impl Follow<K>,
 ) -> Refused
 where
-    K: Resource<DynamicType: Default> + Clone + DeserializeOwned + Debug + Send + 'static,
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut config = watcher::Config::default().page_size(PAGE);
     config.label_selector = selector;
-    let mut events = pin!(watcher(api, config).default_backoff());
+    let mut events = pin!(watching::watch(api, config, reader));
     let (mut living, mut failing) = (HashSet::new(), false);
     while let Some(event) = events.next().await {
         match event {
@@ -64,11 +66,14 @@ where
                     Event::Init => living.clear(),
                     Event::InitApply(object) => {
                         living.insert(key(&object));
-                        follower.put(object);
+                        if let Ok(object) = object.0 {
+                            follower.put(object);
+                        }
                     }
                     Event::InitDone => follower.complete(&std::mem::take(&mut living)),
-                    Event::Apply(object) => follower.put(object),
-                    Event::Delete(object) => follower.remove(object),
+                    Event::Apply(Readable(Ok(object))) => follower.put(object),
+                    Event::Apply(Readable(Err(_))) => {}
+                    Event::Delete(object) => follower.remove(&key(&object)),
                 }
             }
             Err(error) if is_watch_forbidden(&error) => {

@@ -135,6 +135,7 @@ pub fn provided_node_ips(annotation: &str) -> Vec<IpAddr> {
 pub struct WireNode {
     #[serde(deserialize_with = "lean_metadata")]
     metadata: ObjectMeta,
+    #[serde(deserialize_with = "null_as_default")]
     spec: WireSpec,
     #[serde(deserialize_with = "null_as_default")]
     status: WireStatus,
@@ -156,29 +157,34 @@ struct WireStatus {
     addresses: Vec<WireAddress>,
     #[serde(deserialize_with = "null_as_default")]
     conditions: Vec<WireCondition>,
+    #[serde(deserialize_with = "null_as_default")]
     node_info: WireInfo,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct WireAddress {
+    #[serde(deserialize_with = "null_as_default")]
     r#type: String,
+    #[serde(deserialize_with = "null_as_default")]
     address: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct WireCondition {
+    #[serde(deserialize_with = "null_as_default")]
     r#type: String,
+    #[serde(deserialize_with = "null_as_default")]
     status: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct WireInfo {
-    #[serde(rename = "systemUUID")]
+    #[serde(rename = "systemUUID", deserialize_with = "null_as_default")]
     system_uuid: String,
-    #[serde(rename = "machineID")]
+    #[serde(rename = "machineID", deserialize_with = "null_as_default")]
     machine_id: String,
 }
 

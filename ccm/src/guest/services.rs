@@ -2,12 +2,16 @@
 //! named here would be lost. The CCM changes it by patches.
 
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::Resource;
 use kube::api::ObjectMeta;
+use kubevirt::null_as_default;
 use serde::Deserialize;
 
-use crate::wire::service::{LOAD_BALANCER, ServiceSpec, ServiceStatus};
+use crate::wire::{
+    metadata::{FIELD_MANAGER, last_writer},
+    service::{Condition, LOAD_BALANCER, ServiceSpec, ServiceStatus},
+};
 
 /// The finalizer of the framework (k8s.io/cloud-provider/service/helpers).
 pub const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
@@ -24,11 +28,14 @@ pub struct GuestService {
     /// Name, finalizers, time of deletion.
     pub metadata: ObjectMeta,
     /// What the user asks for.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub spec: ServiceSpec,
     /// What the CCM reports to the user.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub status: ServiceStatus,
+    /// The other program that wrote `status.loadBalancer` last, by `managedFields`. Known of what a watch showed.
+    #[serde(skip)]
+    pub status_writer: Option<String>,
 }
 
 impl GuestService {
@@ -55,7 +62,8 @@ impl GuestService {
     /// Drops the fields that are not read, before the object is kept. The fields that decide whether it asks this CCM
     /// for a load balancer stay.
     pub fn slim(&mut self) {
-        self.metadata.managed_fields = None;
+        let entries = self.metadata.managed_fields.take().unwrap_or_default();
+        self.status_writer = last_writer(&entries, is_of_another_load_balancer);
         self.metadata.owner_references = None;
         self.status.conditions.retain(is_ours);
         if !self.wants_load_balancer() && !self.has_finalizer() {
@@ -70,7 +78,14 @@ impl GuestService {
     }
 }
 
+/// Whether another program wrote `status.loadBalancer`.
+fn is_of_another_load_balancer(entry: &ManagedFieldsEntry) -> bool {
+    let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
+    let has_address = fields.is_some_and(|fields| fields.pointer("/f:status/f:loadBalancer").is_some());
+    has_address && entry.manager.as_deref() != Some(FIELD_MANAGER)
+}
+
 /// Whether the CCM owns this condition.
 pub fn is_ours(condition: &Condition) -> bool {
-    [PROVISIONED, SERVING].contains(&condition.type_.as_str())
+    [PROVISIONED, SERVING].contains(&condition.kind.as_str())
 }

@@ -41,6 +41,7 @@ pub struct WireGuestSlice {
 #[serde(rename_all = "camelCase", default)]
 struct WireGuestEndpoint {
     node_name: Option<String>,
+    #[serde(deserialize_with = "null_as_default")]
     conditions: WireConditions,
 }
 

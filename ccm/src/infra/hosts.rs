@@ -1,4 +1,5 @@
-//! Zone and region of infra Nodes. Each infra Node is read again after a while; after a refusal none is read any more.
+//! Zone and region of infra Nodes. Each infra Node is read again after a while. After a refusal none is read
+//! for a while.
 
 use crate::{
     access::chain,
@@ -14,6 +15,11 @@ use tokio::time::Instant;
 
 /// How long the zone and region of an infra Node are cached; they hardly ever change.
 const BELIEVED: Duration = Duration::from_mins(5);
+
+/// How long a refusal is believed: an API server that starts refuses what it allows a moment later. The time doubles with
+/// each refusal in a row, up to the longest.
+const ASK_AGAIN: Duration = Duration::from_mins(1);
+const ASK_AGAIN_AT_LAST: Duration = Duration::from_mins(15);
 
 /// What is known of the infra Node on which a VM runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,7 +42,8 @@ pub(crate) struct Hosts {
 #[derive(Default)]
 struct State {
     places: HashMap<String, (Topology, Instant)>,
-    forbidden: bool,
+    /// The last refusal, and how long none is asked for again.
+    refused: Option<(Instant, Duration)>,
 }
 
 impl Hosts {
@@ -47,7 +54,7 @@ impl Hosts {
     /// Zone and region of the infra Node with this name. It never fails: if a Node can't be read, the answer is that
     /// nothing is known.
     pub(crate) async fn find(&self, node: &str) -> Host {
-        if self.lock().forbidden {
+        if self.lock().refused.is_some_and(|(at, pause)| at.elapsed() < pause) {
             return Host::Forbidden;
         }
         let known = self.lock().places.get(node).cloned();
@@ -59,15 +66,21 @@ impl Hosts {
         match self.reads.topology(node).await {
             Ok(place) => {
                 let mut state = self.lock();
+                if state.refused.take().is_some() {
+                    tracing::info!("the nodes of the infra cluster can be read now");
+                }
                 state.places.retain(|_, (_, read)| read.elapsed() < BELIEVED);
                 state.places.insert(node.to_owned(), (place.clone(), Instant::now()));
                 Host::At(place)
             }
             Err(error) if error.is_forbidden() => {
                 let mut state = self.lock();
-                if !std::mem::replace(&mut state.forbidden, true) {
-                    tracing::info!(
-                        "no right to get nodes of the infra cluster: zone and region are taken from the VMIs' own labels, where they have any"
+                let before = state.refused.map(|(_, pause)| pause);
+                let pause = before.map_or(ASK_AGAIN, |pause| (pause * 2).min(ASK_AGAIN_AT_LAST));
+                state.refused = Some((Instant::now(), pause));
+                if before.is_none() {
+                    tracing::warn!(
+                        "no right to get nodes of the infra cluster: zone and region are taken from the VMIs' own labels, where they have any, and the right is asked for again within 15 minutes"
                     );
                 }
                 Host::Forbidden
@@ -82,5 +95,46 @@ impl Hosts {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        access::InfraCluster,
+        fake_api::{FakeApi, failure},
+        wire::topology_labels::ZONE_LABEL,
+    };
+    use serde_json::json;
+
+    const NODE: &str = "GET /api/v1/nodes/infra-1";
+
+    /// kubernetes/kubernetes#121635: an API server that starts refuses until it knows its roles.
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_believed_for_a_while_only() {
+        let api = FakeApi::default();
+        let (code, body) = failure(403, "Forbidden", &json!({}));
+        api.answer(NODE, code, body);
+        let hosts = Hosts::new(InfraReads::new(&InfraCluster::over(api.client(), "hcp")));
+        let mut asked = Vec::new();
+        for second in 0..3600 {
+            let before = api.made("GET").len();
+            assert_eq!(hosts.find("infra-1").await, Host::Forbidden);
+            if api.made("GET").len() > before {
+                asked.push(second / 60);
+            }
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(asked, [0, 1, 3, 7, 15, 30, 45], "minutes");
+        let labels = json!({ZONE_LABEL: "z1"});
+        api.answer(
+            NODE,
+            200,
+            json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
+            "metadata": {"name": "infra-1", "labels": labels}}),
+        );
+        tokio::time::advance(ASK_AGAIN_AT_LAST).await;
+        assert!(matches!(hosts.find("infra-1").await, Host::At(_)));
     }
 }

@@ -7,15 +7,14 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::Resource;
 use kube::api::ObjectMeta;
+use kubevirt::null_as_default;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::wire::service::{ServiceSpec, ServiceStatus};
-
-/// Our name in `managedFields`: the upstream cloud provider's, which is the name of its program. The entry that
-/// upstream left on an object is therefore ours from the first change on, and what it wrote and no Service needs any
-/// more goes away.
-pub const FIELD_MANAGER: &str = "kubevirt-cloud-controller-manager";
+use crate::wire::{
+    metadata::{FIELD_MANAGER, last_writer},
+    service::{ServiceSpec, ServiceStatus},
+};
 
 /// A Service of infra.
 #[derive(Clone, Debug, Default, Deserialize, Resource)]
@@ -30,6 +29,8 @@ pub struct InfraService {
     pub status: ServiceStatus,
     /// What we or the upstream cloud provider wrote last.
     own: OwnFields,
+    /// The other program that wrote spec or metadata last.
+    other_writer: Option<String>,
 }
 
 /// What we or the upstream cloud provider wrote last, by `managedFields`: only the fields that are needed.
@@ -45,9 +46,9 @@ struct OwnFields {
 #[derive(Deserialize)]
 struct WrittenService {
     metadata: ObjectMeta,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     spec: ServiceSpec,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     status: ServiceStatus,
 }
 
@@ -62,6 +63,11 @@ impl InfraService {
         self.own.annotations.iter().map(String::as_str)
     }
 
+    /// The other program that wrote spec or metadata last, by `managedFields`.
+    pub fn other_writer(&self) -> Option<&str> {
+        self.other_writer.as_deref()
+    }
+
     /// Whether we or the upstream cloud provider wrote `spec.loadBalancerIP` last; some load balancers of infra write
     /// it themselves.
     pub fn owns_address(&self) -> bool {
@@ -73,8 +79,17 @@ impl From<WrittenService> for InfraService {
     fn from(written: WrittenService) -> Self {
         let WrittenService { mut metadata, spec, mut status } = written;
         status.conditions = Vec::new();
-        let own = OwnFields::of(&metadata.managed_fields.take().unwrap_or_default());
-        Self { metadata, spec, status, own }
+        let entries = metadata.managed_fields.take().unwrap_or_default();
+        let is_other = |entry: &ManagedFieldsEntry| {
+            entry.subresource.is_none() && entry.manager.as_deref() != Some(FIELD_MANAGER)
+        };
+        Self {
+            metadata,
+            spec,
+            status,
+            own: OwnFields::of(&entries),
+            other_writer: last_writer(&entries, is_other),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::Resource;
 use kube::api::ObjectMeta;
 use kubevirt::null_as_default;
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use crate::wire::{
     endpoint_slice::{Conditions, SERVICE_LABEL, WireConditions},
     ip_family::Family,
+    metadata::{FIELD_MANAGER, last_writer},
 };
 
 /// Label: which controller writes a slice (`LabelManagedBy`).
@@ -87,8 +89,10 @@ pub struct InfraSlice {
     pub manager: Manager,
     /// Its family; `None` for a slice of host names, for example.
     pub family: Option<Family>,
-    /// UID of the object that owns it.
+    /// UID of the object that owns it: of its controller, or, without one, of its first owner.
     pub owner: Option<String>,
+    /// The other program that wrote it last, by `managedFields`.
+    pub other_writer: Option<String>,
     /// Whether one of its endpoints is ready.
     pub is_ready: bool,
     /// What it contains, in terms of what we write. `None` = something that we would never write.
@@ -113,7 +117,9 @@ pub struct WireSlice {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct WireEndpoint {
+    #[serde(deserialize_with = "null_as_default")]
     addresses: Vec<String>,
+    #[serde(deserialize_with = "null_as_default")]
     conditions: WireConditions,
     node_name: Option<String>,
     target_ref: Option<ObjectReference>,
@@ -144,7 +150,12 @@ impl From<WireSlice> for InfraSlice {
             _ => Manager::Other,
         };
         let is_ready = wire.endpoints.iter().any(|endpoint| Conditions::from(&endpoint.conditions).ready);
-        let mut owners = wire.metadata.owner_references.into_iter().flatten();
+        let is_other = |entry: &ManagedFieldsEntry| entry.manager.as_deref() != Some(FIELD_MANAGER);
+        let other_writer = last_writer(&wire.metadata.managed_fields.unwrap_or_default(), is_other);
+        let owners = wire.metadata.owner_references.unwrap_or_default();
+        // Other programs may add owners, in any place; ours is the controller.
+        let owner = owners.iter().find(|owner| owner.controller == Some(true)).or(owners.first());
+        let owner = owner.map(|owner| owner.uid.clone());
         let content = (manager == Manager::Ours)
             .then(|| content(wire.metadata.labels, wire.ports, wire.endpoints))
             .flatten();
@@ -154,7 +165,8 @@ impl From<WireSlice> for InfraSlice {
             version: wire.metadata.resource_version.unwrap_or_default(),
             manager,
             family: Family::parse(&wire.address_type),
-            owner: owners.next().map(|owner| owner.uid),
+            owner,
+            other_writer,
             is_ready,
             content,
         }

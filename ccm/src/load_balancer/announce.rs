@@ -7,6 +7,7 @@ use crate::{
     access::chain,
     announcer::Kind,
     guest::services::GuestService,
+    guest_names::infra_name,
     load_balancer::{
         context::Context,
         error::ReconcileError,
@@ -35,6 +36,25 @@ pub(crate) fn step(guest: &GuestService, step: &Step, plan: &Plan, context: &Con
         Step::RemoveFinalizer => say("DeletedLoadBalancer", "Deleted load balancer"),
         Step::AddFinalizer | Step::Confirm | Step::SetStatus(_) => {}
     }
+}
+
+/// Reports that `writer` writes the status of the Service or its mirror too: it is overruled, at ever longer intervals.
+pub(crate) fn contested(guest: &GuestService, kind: &str, writer: Option<&str>, context: &Context) {
+    let writer = writer.unwrap_or("a program that managedFields does not name");
+    let note = if kind == "status" {
+        format!(
+            "{writer} writes the addresses of this service (status.loadBalancer) too; they are restored, at ever longer \
+             intervals. One load balancer may serve a service: stop the other, or give the service its loadBalancerClass"
+        )
+    } else {
+        format!(
+            "{writer} changes the infra service {} of this service; it is restored, at ever longer intervals. The operator \
+             of the infra cluster has to keep that program from it, or this service has to ask for what it writes",
+            infra_name(guest.uid())
+        )
+    };
+    tracing::warn!(service = guest.metadata.name, namespace = guest.metadata.namespace, "{note}");
+    context.events.emit(&reference(guest), Kind::Warning, "LoadBalancerContested", &note);
 }
 
 /// Reports what is refused; each text once.

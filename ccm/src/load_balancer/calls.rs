@@ -10,7 +10,8 @@ use crate::{
     access::{GuestCluster, InfraCluster},
     call::{CallError, call, is_absent},
     guest::services::{FINALIZER, GuestService},
-    infra::mirrors::{FIELD_MANAGER, InfraService},
+    infra::mirrors::InfraService,
+    wire::metadata::FIELD_MANAGER,
 };
 
 /// The Service that API servers make for themselves (kube-apiserver, `kubernetesservice` controller).
@@ -93,8 +94,9 @@ impl Services {
     ) -> Result<Answer<GuestService>, kube::Error> {
         patch["metadata"]["uid"] = json!(guest.metadata.uid);
         let name = guest.metadata.name.as_deref().unwrap_or_default();
-        let patched =
-            self.guests(guest).patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+        let parameters =
+            PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let patched = self.guests(guest).patch_status(name, &parameters, &Patch::Strategic(patch)).await;
         match patched {
             Ok(now) => Ok(Answer::Done(now)),
             Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
@@ -257,7 +259,7 @@ mod tests {
     use rstest::rstest;
 
     fn services(api: &FakeApi) -> Services {
-        let infra = InfraCluster { client: api.client(), namespace: "hcp".to_owned() };
+        let infra = InfraCluster::over(api.client(), "hcp");
         Services::new(&GuestCluster::over(api.client()), &infra)
     }
 

@@ -24,6 +24,7 @@ use crate::{
         calls::{Services, delete},
         conditions::patch,
     },
+    unreadable::Readable,
 };
 
 /// Pause between two reads of infra, or of the lease.
@@ -134,10 +135,13 @@ impl Cleanup {
         let labels: Vec<_> =
             self.identity.common_labels().iter().map(|(key, value)| format!("{key}={value}")).collect();
         let mut chosen = ListParams::default().labels(&labels.join(",")).limit(PAGE);
+        let listed: Api<Readable<InfraService>> =
+            Api::namespaced(self.infra.client.clone(), &self.infra.namespace);
         let mut present = Vec::new();
         loop {
-            let page = self.mirrors().list(&chosen).await.context("listing the infra services")?;
-            present.extend(page.items.into_iter().filter(|infra| self.identity.owns(infra)));
+            let page = listed.list(&chosen).await.context("listing the infra services")?;
+            let readable = self.infra.reader.readable(page.items);
+            present.extend(readable.into_iter().filter(|infra| self.identity.owns(infra)));
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => chosen = chosen.continue_token(&token),
                 None => return Ok(present),
@@ -167,12 +171,12 @@ impl Answering {
     /// Removes our finalizer, so that the Services can be deleted, and the addresses and conditions, which are no
     /// longer true.
     async fn free(&self) -> Result<()> {
-        let all: Api<GuestService> = Api::all(self.guest.client.clone());
+        let all: Api<Readable<GuestService>> = Api::all(self.guest.client.clone());
         let mut page = ListParams::default().limit(PAGE);
         let mut freed = 0_usize;
         loop {
             let some = all.list(&page).await.context("listing the guest's services")?;
-            for guest in some.items {
+            for guest in self.guest.reader.readable(some.items) {
                 if !guest.has_finalizer() || guest.spec.load_balancer_class.is_some() {
                     continue;
                 }

@@ -8,9 +8,10 @@ use crate::{
     guest::services::{GuestService, PROVISIONED, SERVING, is_ours},
     guest_names::infra_name,
     load_balancer::plan::{Plan, Refusal, Step, Wait},
+    wire::service::Condition,
 };
 use k8s_openapi::api::core::v1::LoadBalancerIngress;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
 /// Reason of [`SERVING`]: all Nodes are excluded, or there is none.
@@ -123,7 +124,7 @@ fn ingress<'a>(guest: &'a GuestService, plan: &'a Plan) -> &'a [LoadBalancerIngr
 /// The entries of a strategic merge patch that turns the conditions `present` into those that are `wanted`; empty =
 /// nothing to write.
 pub fn patch(present: &[Condition], wanted: &[WantedCondition], now: &Time) -> Vec<Value> {
-    let find = |kind: &str| present.iter().find(|condition| condition.type_ == kind);
+    let find = |kind: &str| present.iter().find(|condition| condition.kind == kind);
     let changed = wanted.iter().filter_map(|said| {
         let found = find(said.kind);
         let message = &said.message[..said.message.floor_char_boundary(MAX_MESSAGE)];
@@ -134,21 +135,21 @@ pub fn patch(present: &[Condition], wanted: &[WantedCondition], now: &Time) -> V
         if found.is_some_and(same) {
             return None;
         }
-        let since =
-            found.filter(|found| found.status == said.status).map(|found| &found.last_transition_time);
+        let kept = found.filter(|found| found.status == said.status);
+        let since = kept.and_then(|found| found.last_transition_time.as_ref());
         Some(json!({ "type": said.kind, "status": said.status, "reason": said.reason, "message": message,
-            "lastTransitionTime": since.unwrap_or(now) }))
+            "lastTransitionTime": since.map_or_else(|| json!(now), |since| json!(since)) }))
     });
     let gone = present
         .iter()
-        .filter(|found| is_ours(found) && wanted.iter().all(|said| said.kind != found.type_))
-        .map(|found| json!({ "type": found.type_, "$patch": "delete" }));
+        .filter(|found| is_ours(found) && wanted.iter().all(|said| said.kind != found.kind))
+        .map(|found| json!({ "type": found.kind, "$patch": "delete" }));
     changed.chain(gone).collect()
 }
 
 /// The reason of [`SERVING`] among these.
 pub fn serving_reason(present: &[Condition]) -> Option<&str> {
-    present.iter().find(|condition| condition.type_ == SERVING).map(|condition| condition.reason.as_str())
+    present.iter().find(|condition| condition.kind == SERVING).map(|condition| condition.reason.as_str())
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::{
         calls::Services, index::Index, metrics::ServiceMetrics, nodes::Nodes, owner_lookup::Owner,
         plan::PlanConfig,
     },
+    repairs::Repairs,
 };
 
 /// What each reconcile uses.
@@ -25,6 +26,7 @@ pub(crate) struct Context {
     pub(crate) events: EventSink,
     pub(crate) metrics: ServiceMetrics,
     pub(crate) backoff: Backoff,
+    pub(crate) repairs: Repairs,
     pub(crate) nodes: Nodes,
 }
 

@@ -33,6 +33,7 @@ use crate::{
     },
     queue_metrics::Queue,
     reconciles,
+    repairs::Repairs,
 };
 
 /// The component that the events name, as in the framework.
@@ -113,11 +114,18 @@ impl ServiceController {
             gate: self.gate,
             address_timeout: self.address_timeout,
             events: self.events,
+            repairs: Repairs::new(self.metrics.contested.clone()),
             metrics: self.metrics,
             backoff: Backoff::new(MIN_PAUSE, MAX_PAUSE),
             nodes,
         });
-        context.owner.read_until_answered().await;
+        let is_owner_known = context.owner.read_until_answered().await;
+        let owner = async {
+            if !is_owner_known {
+                context.owner.keep_reading().await;
+                context.index.enqueue_all();
+            }
+        };
         let followed = context.nodes.followed();
         let due = due.stream().flat_map(stream::iter);
         tokio::join!(
@@ -132,6 +140,7 @@ impl ServiceController {
             sweep::run(&context, self.sweep_interval),
             node_sync::run(followed, &self.node_queue, &context),
             wake_waiting(&context.index),
+            owner,
         );
     }
 }

@@ -81,6 +81,11 @@ impl Index {
         self.0.guests.clone()
     }
 
+    /// The infra Services.
+    pub(crate) fn mirror_store(&self) -> Store<InfraService> {
+        self.0.mirrors.clone()
+    }
+
     /// Receives the Services that the service controller has to reconcile from now on.
     pub fn due(&self) -> Subscription<ObjectRef<GuestService>> {
         self.0.due.subscribe()

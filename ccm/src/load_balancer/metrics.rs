@@ -7,6 +7,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::repairs::Contested;
+
 /// Bounds of the time to an address, in seconds: from an address that is there at once to that of a cloud's load
 /// balancer.
 const ADDRESS_BOUNDS: [f64; 11] = [0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 180.0, 300.0];
@@ -32,6 +34,8 @@ pub struct ServiceMetrics {
     node_sync: Histogram,
     host_update: Histogram,
     left_overs: Counter,
+    /// Repairs of what another program writes too.
+    pub contested: Contested,
 }
 
 impl Default for ServiceMetrics {
@@ -45,6 +49,7 @@ impl Default for ServiceMetrics {
             node_sync: Histogram::new(exponential_buckets(FIRST_BOUND, GROWTH, BOUNDS)),
             host_update: Histogram::new(exponential_buckets(FIRST_BOUND, GROWTH, BOUNDS)),
             left_overs: Counter::default(),
+            contested: Contested::default(),
         }
     }
 }
@@ -52,6 +57,7 @@ impl Default for ServiceMetrics {
 impl ServiceMetrics {
     /// Registers them.
     pub fn register(&self, registry: &mut Registry) {
+        self.contested.register(registry);
         registry.register(
             "service_controller_loadbalancer_sync",
             "Passes of the service controller that changed a load balancer",

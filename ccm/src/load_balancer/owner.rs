@@ -97,7 +97,7 @@ mod tests {
             "metadata": {"name": "guest", "uid": "u1"}});
         api.answer(&format!("GET {group}"), 200, resources(api_version, plural, kind, namespaced));
         api.answer(&format!("GET {group}{within}/{plural}/guest"), 200, object);
-        let infra = InfraCluster { client: api.client(), namespace: "hcp".to_owned() };
+        let infra = InfraCluster::over(api.client(), "hcp");
         let found = choice(api_version, kind).find(&infra).await.unwrap().unwrap();
         assert_eq!((found.uid.as_str(), found.api_version.as_str()), ("u1", api_version));
         assert_eq!((found.controller, found.block_owner_deletion), (None, None));
@@ -113,7 +113,7 @@ mod tests {
         let (code, body) = failure(code, reason, &json!({"name": "guest"}));
         api.answer("GET /api/v1", 200, resources("v1", "configmaps", "ConfigMap", true));
         api.answer("GET /api/v1/namespaces/hcp/configmaps/guest", code, body);
-        let infra = InfraCluster { client: api.client(), namespace: "hcp".to_owned() };
+        let infra = InfraCluster::over(api.client(), "hcp");
         let found = choice("v1", "ConfigMap").find(&infra).await;
         assert_eq!(matches!(found, Ok(None)), is_none, "{found:?}");
         assert_eq!(found.is_err(), !is_none);
@@ -126,7 +126,7 @@ mod tests {
             "metadata": {"name": "guest", "uid": "u1", "deletionTimestamp": "2026-11-21T00:00:00Z"}});
         api.answer("GET /api/v1", 200, resources("v1", "configmaps", "ConfigMap", true));
         api.answer("GET /api/v1/namespaces/hcp/configmaps/guest", 200, object);
-        let infra = InfraCluster { client: api.client(), namespace: "hcp".to_owned() };
+        let infra = InfraCluster::over(api.client(), "hcp");
         assert_eq!(choice("v1", "ConfigMap").find(&infra).await.unwrap(), None);
     }
 }

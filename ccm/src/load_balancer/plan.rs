@@ -19,6 +19,9 @@ use crate::{
     load_balancer::mirror::{Mirror, Refused},
 };
 
+/// `ipMode` of an IP address where it is absent.
+const DEFAULT_IP_MODE: &str = "VIP";
+
 /// The configuration, and what was found out about the clusters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanConfig {
@@ -186,9 +189,20 @@ fn serve(guest: &GuestService, infra: Infra<'_>, config: &PlanConfig) -> Plan {
 
 /// The guest's status becomes infra's, whatever it was.
 fn show(guest: &GuestService, ingress: &[LoadBalancerIngress], plan: &mut Plan) {
-    if guest.status.load_balancer.ingress != ingress {
+    if !is_same(&guest.status.load_balancer.ingress, ingress) {
         plan.steps.push(Step::SetStatus(ingress.to_vec()));
     }
+}
+
+/// Whether two lists of addresses mean the same. One of the two clusters may not know `ipMode`, whose default the API
+/// sets for an IP address (KEP-1860): the absent one is `VIP`.
+fn is_same(one: &[LoadBalancerIngress], other: &[LoadBalancerIngress]) -> bool {
+    let mode = |it: &LoadBalancerIngress| match (&it.ip, &it.ip_mode) {
+        (Some(_), None) => Some(DEFAULT_IP_MODE.to_owned()),
+        (_, mode) => mode.clone(),
+    };
+    let full = |it: &LoadBalancerIngress| LoadBalancerIngress { ip_mode: mode(it), ..it.clone() };
+    one.iter().map(full).eq(other.iter().map(full))
 }
 
 fn clean_up(guest: &GuestService, infra: Infra<'_>, config: &PlanConfig) -> Plan {

@@ -101,8 +101,16 @@ pub(crate) async fn reconcile(shown: &GuestService, context: &Context) -> Result
             return Ok(Action::requeue(left));
         }
         let plan = context.index.limit(observed.guest(), plan);
-        let Some(step) = plan.steps.iter().find(|step| !observed.accepted.has(step)) else {
+        let mut waits: Option<Duration> = None;
+        let step = plan.steps.iter().find(|step| {
+            let wait =
+                repair(step, &observed, context).and_then(|it| context.repairs.wait(it.object, &it.wanted));
+            waits = waits.into_iter().chain(wait).min();
+            wait.is_none() && !observed.accepted.has(step)
+        });
+        let Some(step) = step else {
             let next = conclude(&observed, &plan, context);
+            let next = waits.map_or(next, Action::requeue);
             return explain::write(
                 (shown, observed.guest()),
                 &plan,
@@ -112,9 +120,18 @@ pub(crate) async fn reconcile(shown: &GuestService, context: &Context) -> Result
             )
             .await;
         };
+        let repair = repair(step, &observed, context).map(Repair::into_owned);
         match act(step, &plan, &mut observed, context).await? {
             Outcome::Done => {
                 announce::step(shown, step, &plan, context);
+                if let Step::SetStatus(ingress) = step {
+                    context.repairs.wrote(shown.uid(), &written(ingress));
+                }
+                if let Some((kind, wanted, writer)) = repair
+                    && context.repairs.made(kind, (shown.uid(), &wanted), writer.as_deref())
+                {
+                    announce::contested(shown, kind, writer.as_deref(), context);
+                }
                 observed.accepted.add(step);
                 if *step == Step::RemoveFinalizer {
                     announce::refusals(shown, &plan, context);
@@ -125,6 +142,50 @@ pub(crate) async fn reconcile(shown: &GuestService, context: &Context) -> Result
         }
     }
     Err(ReconcileError::Unsettled(infra_name(shown.uid())))
+}
+
+/// A step that writes again what was written before.
+struct Repair<'a> {
+    /// What is repaired, for the metric.
+    kind: &'static str,
+    /// UID of the guest Service.
+    object: &'a str,
+    /// What is written.
+    wanted: String,
+    /// The other program that wrote it.
+    writer: Option<&'a str>,
+}
+
+impl Repair<'_> {
+    fn into_owned(self) -> (&'static str, String, Option<String>) {
+        (self.kind, self.wanted, self.writer.map(str::to_owned))
+    }
+}
+
+/// What `step` repairs. `None` = it is no repair: for a status, what it replaces was written here.
+fn repair<'a>(step: &Step, observed: &'a Observed<'_>, context: &Context) -> Option<Repair<'a>> {
+    let object = observed.shown.uid();
+    match step {
+        Step::SetStatus(ingress) => {
+            let found = written(&observed.guest().status.load_balancer.ingress);
+            let writer = observed.shown.status_writer.as_deref();
+            let repair = Repair { kind: "status", object, wanted: written(ingress), writer };
+            (!context.repairs.is_ours(object, &found)).then_some(repair)
+        }
+        Step::Replace(mirror, fields) => {
+            let writer = match &observed.infra {
+                Seen::Present(infra) => infra.other_writer(),
+                Seen::Unknown | Seen::Gone => None,
+            };
+            Some(Repair { kind: "mirror", object, wanted: format!("{fields:?} {mirror:?}"), writer })
+        }
+        _ => None,
+    }
+}
+
+/// A text that is the same for the same addresses.
+fn written(ingress: &[LoadBalancerIngress]) -> String {
+    format!("{ingress:?}")
 }
 
 impl Seen {

@@ -32,6 +32,17 @@ enum Unswept {
     OtherGuest,
 }
 
+impl Unswept {
+    /// Whether an API server answered with an object that can't be read.
+    fn is_unreadable(&self) -> bool {
+        match self {
+            Self::Call(error) => error.is_unreadable(),
+            Self::Infra(error) => matches!(error, kube::Error::SerdeError(_)),
+            Self::OtherGuest => false,
+        }
+    }
+}
+
 /// Sweeps at once, and then after each `interval`, without end.
 pub(crate) async fn run(context: &Context, interval: Option<Duration>) {
     let Some(interval) = interval else { return std::future::pending().await };
@@ -42,6 +53,7 @@ pub(crate) async fn run(context: &Context, interval: Option<Duration>) {
         }
         let is_there = |uid: &str| context.index.guest_of(&infra_name(uid)).is_some();
         context.backoff.keep(is_there);
+        context.repairs.keep(is_there);
         context.index.drop_vanished();
         sleep(interval).await;
         context.owner.read().await;
@@ -63,8 +75,18 @@ async fn sweep_once(context: &Context, seen: &mut HashSet<String>) -> Result<(),
     let before = std::mem::take(seen);
     for mirror in suspects {
         let uid = mirror.metadata.uid.clone().unwrap_or_default();
-        if sweep(mirror, before.contains(&uid), context).await? {
-            seen.insert(uid);
+        match sweep(mirror, before.contains(&uid), context).await {
+            Ok(may_go) => drop(may_go.then(|| seen.insert(uid))),
+            // Nothing is concluded from it, and the others are swept.
+            Err(error) if error.is_unreadable() => {
+                let name = mirror.metadata.name.as_deref();
+                tracing::warn!(
+                    infra = name,
+                    error = chain(&error),
+                    "an infra Service can't be judged and stays"
+                );
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok(())

@@ -5,10 +5,11 @@ use std::fmt::Debug;
 use futures::StreamExt;
 use kube::{
     Resource,
-    api::Api,
+    api::{Api, ObjectMeta},
     runtime::{
         WatchStreamExt,
-        watcher::{self, Event, watcher},
+        reflector::{ObjectRef, Store},
+        watcher::{self, Event},
     },
 };
 use serde::de::DeserializeOwned;
@@ -21,6 +22,8 @@ use crate::{
     guest_names::CLUSTER_NAME_LABEL,
     infra::mirrors::InfraService,
     load_balancer::index::{Index, Writers},
+    unreadable::Readable,
+    watching::watch_known,
 };
 
 /// Objects per page of a list: small pages cost calls, large ones memory.
@@ -29,19 +32,36 @@ const PAGE: u32 = 100;
 /// Starts both watches.
 pub fn start(index: &Index, writers: Writers, guest: &GuestCluster, infra: &InfraCluster, tasks: &Tasks) {
     let config = watcher::Config::default().page_size(PAGE);
-    let all = watcher(Api::<GuestService>::all(guest.client.clone()), config.clone());
-    let all = all.default_backoff().modify(GuestService::slim).reflect(writers.guests);
+    let all = Api::<Readable<GuestService>>::all(guest.client.clone());
+    let all = watch_known(all, config.clone(), guest.reader.clone(), last(index.guests()));
+    let all = all.modify(GuestService::slim).reflect(writers.guests);
     let of_guest = index.clone();
     let following = follow(all, "guest", move |event| of_guest.guest_event(event));
     tasks.spawn("the watch of the guest's Services", following);
 
     let label = index.identity().cluster_label();
     let config = config.labels(&format!("{CLUSTER_NAME_LABEL}={label}"));
-    let own = watcher(Api::<InfraService>::namespaced(infra.client.clone(), &infra.namespace), config);
-    let own = own.default_backoff().reflect(writers.mirrors);
+    let own = Api::<Readable<InfraService>>::namespaced(infra.client.clone(), &infra.namespace);
+    let own = watch_known(own, config, infra.reader.clone(), last(index.mirror_store()));
+    let own = own.reflect(writers.mirrors);
     let of_infra = index.clone();
     let following = follow(own, "infra", move |event| of_infra.infra_event(event));
     tasks.spawn("the watch of the infra Services", following);
+}
+
+/// What the store has of an object.
+fn last<K>(store: Store<K>) -> impl Fn(&ObjectMeta) -> Option<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    move |meta| {
+        let reference = ObjectRef::new(meta.name.as_deref()?);
+        let reference = match &meta.namespace {
+            Some(namespace) => reference.within(namespace),
+            None => reference,
+        };
+        store.get(&reference).map(|object| (*object).clone())
+    }
 }
 
 /// Passes on each event; logs once when a watch fails, and once when it works again.
@@ -69,3 +89,6 @@ async fn follow<K>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

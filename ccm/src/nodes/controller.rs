@@ -41,7 +41,7 @@ use crate::{
         init::{Found, plan},
         lifecycle::Lifecycle,
         metrics::NodeMetrics,
-        recognise::{Identity, doubt, identify},
+        recognise::{Identity, doubt, identify, prove},
     },
     queue_metrics::Queue,
     reconciles,
@@ -202,14 +202,22 @@ impl NodeController {
         identity: &Identity,
         seen: &Snapshot,
     ) -> Result<bool, CallError> {
-        let Identity::Vm { id, by } = identity else { return Ok(true) };
+        let proved = prove(&node.claims, seen.known());
+        let (id, by) = match (identity, &proved) {
+            (Identity::Vm { id, by }, _) => (id, by.to_string()),
+            (Identity::Foreign, Some(id)) if node.is_uninitialized() => {
+                (id, "proof; its providerID stays".to_owned())
+            }
+            _ => return Ok(true),
+        };
         let vmi = match seen.vmi(id.vm()) {
             Seen::Present(vmi) => Some(vmi),
             Seen::Absent | Seen::Unseen => None,
         };
         let host = self.host(vmi.as_deref()).await;
         let is_whole = host != Host::Unknown || !self.settings.zone_and_region || vmi.is_none();
-        let found = Found { id: id.clone(), vmi: vmi.as_deref(), host };
+        let is_proved = proved.is_some();
+        let found = Found { id: id.clone(), vmi: vmi.as_deref(), host, is_proved };
         let plan = plan(&self.settings.addresses, node, &found);
         let mut node = node.clone();
         // Write the addresses first: pods come as soon as the taint is removed.
@@ -252,6 +260,7 @@ impl NodeController {
         let said = match identity {
             Identity::Vm { id, .. } => self.doubted(node, id.vm(), seen),
             _ if is_young(node) || !node.is_uninitialized() => None,
+            Identity::Foreign if prove(&node.claims, seen.known()).is_some() => None,
             _ => complaint(node, identity),
         };
         let name = &node.claims.name;
@@ -281,7 +290,7 @@ impl NodeController {
 
     fn next_look(&self, node: &GuestNode, identity: &Identity, is_whole: bool) -> Action {
         self.backoff.succeeded(&node.claims.name);
-        if *identity == Identity::Foreign {
+        if *identity == Identity::Foreign && !node.is_uninitialized() {
             return Action::await_change();
         }
         if node.is_uninitialized() || node.ready != Ready::True {
@@ -335,7 +344,14 @@ fn is_young(node: &GuestNode) -> bool {
 fn complaint(node: &GuestNode, identity: &Identity) -> Option<Announcement> {
     let said = |reason, message| Some(Announcement { source: NODE_SOURCE, warning: true, reason, message });
     match identity {
-        Identity::Vm { .. } | Identity::Foreign => None,
+        Identity::Vm { .. } => None,
+        Identity::Foreign => said(
+            "ProviderIDForeign",
+            format!(
+                "not initialised: its providerID {:?} is another cloud provider's, and no VM of the infra namespace has its system UUID; if it is a VM, label it node.kubernetes.io/instance-id=<VM>",
+                node.claims.provider_id
+            ),
+        ),
         Identity::Ambiguous { vms } => said(
             "InstanceAmbiguous",
             format!(

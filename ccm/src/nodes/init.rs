@@ -29,6 +29,8 @@ pub struct Found<'a> {
     pub vmi: Option<&'a Vmi>,
     /// The infra Node on which the VMI runs.
     pub host: Host,
+    /// Whether it is proved to be the Node's VM, whatever the Node's providerID claims.
+    pub is_proved: bool,
 }
 
 /// What to write. Empty = the Node is as it should be.
@@ -68,7 +70,8 @@ pub fn plan(policy: &AddressPolicy, node: &GuestNode, found: &Found<'_>) -> Plan
     let is_ours = match Claimed::parse(&node.claims.provider_id) {
         Claimed::Vm(id) => id == found.id,
         Claimed::Nothing => node.is_uninitialized(),
-        Claimed::Foreign => false,
+        // Another program set it, and waits for a cloud provider like us to do the rest. It stays as it is.
+        Claimed::Foreign => node.is_uninitialized() && found.is_proved,
     };
     // A Node must not be opened for pods before its VM can show addresses and topology.
     if node.deleting || !is_ours || (node.is_uninitialized() && found.vmi.is_none()) {

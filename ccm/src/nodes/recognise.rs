@@ -139,6 +139,23 @@ pub fn identify(node: &Claims, known: Known<'_>) -> Identity {
     if all_read && comparable { Identity::NoVm } else { Identity::Unidentified }
 }
 
+/// The VM of a Node that has a providerID of another scheme, if there is a proof: its system UUID is that VM's and no
+/// other's, or its label names the VM on purpose and no UUID contradicts that. A name alone can match by accident.
+pub fn prove(node: &Claims, known: Known<'_>) -> Option<ProviderId> {
+    if Claimed::parse(&node.provider_id) != Claimed::Foreign {
+        return None;
+    }
+    let candidates = known.candidates();
+    let by_uuid = matching(&candidates, |it| node.uuid.is_some() && it.uuid == node.uuid.as_ref());
+    let by_label = node.instance_id.as_deref().and_then(|name| candidates.get(name));
+    match (by_uuid.as_slice(), by_label) {
+        ([name], None) => ProviderId::of(name),
+        ([name], Some(label)) if *name == label.name => ProviderId::of(name),
+        ([], Some(label)) if node.uuid.is_none() || label.uuid.is_none() => ProviderId::of(label.name),
+        _ => None,
+    }
+}
+
 /// Why the CCM does not accept a VM as the machine of the Node that claims to be it, however the Node was recognised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doubt {

@@ -12,10 +12,8 @@ use crate::{
     call::{CallError, call},
     guest::nodes::{GuestNode, NodeAddress, WireNode},
     nodes::init::Identity,
+    wire::metadata::FIELD_MANAGER,
 };
-
-/// Our name in `managedFields`.
-const FIELD_MANAGER: &str = "kubevirt-cloud-controller-manager";
 
 /// Writes Nodes.
 #[derive(Clone)]

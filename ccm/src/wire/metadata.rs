@@ -2,8 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta, Time};
 use serde::{Deserialize, Deserializer};
+
+/// Our name in `managedFields`: the upstream cloud provider's, which is the name of its program. The entry that
+/// upstream left on an object is therefore ours from the first change on, and what it wrote and no Service needs any
+/// more goes away.
+pub const FIELD_MANAGER: &str = "kubevirt-cloud-controller-manager";
 
 /// The metadata that is read. `managedFields`, which is the larger part of many objects, is never kept.
 #[derive(Deserialize, Default)]
@@ -16,6 +21,16 @@ struct Lean {
     annotations: Option<BTreeMap<String, String>>,
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
+}
+
+/// The name under which the last of the `entries` was made that `counts`, in `managedFields`.
+pub(crate) fn last_writer(
+    entries: &[ManagedFieldsEntry],
+    counts: impl Fn(&ManagedFieldsEntry) -> bool,
+) -> Option<String> {
+    let last =
+        entries.iter().filter(|entry| counts(entry)).max_by_key(|entry| entry.time.as_ref().map(|it| it.0));
+    last?.manager.clone()
 }
 
 /// Reads metadata and drops the fields that no code reads.

@@ -1,8 +1,8 @@
 //! TLS: the certificate, and a listener in which no handshake holds up another connection.
 
 use std::{
-    io,
-    net::SocketAddr,
+    io::{self, ErrorKind},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -43,6 +43,8 @@ const BACKLOG: usize = 16;
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How often certificate and key are read again (apiserver library, `dynamiccertificates.FileRefreshDuration`).
 pub(crate) const REREAD_INTERVAL: Duration = Duration::from_mins(1);
+/// Whether a socket on the unspecified IPv6 address is for IPv6 only, by default (Linux, ip-sysctl).
+const BIND_V6_ONLY: &str = "/proc/sys/net/ipv6/bindv6only";
 /// The lowest version that excludes TLS 1.2, by its Go name.
 const ONLY_13: &str = "VersionTLS13";
 
@@ -146,6 +148,26 @@ async fn read(path: &Path, contents: &mut Contents) -> Result<Vec<u8>, TlsError>
     contents.read(path).await.map_err(wrong)
 }
 
+/// Listens on `address`. The unspecified IPv4 address means all addresses of the host, of both families, as with Go's
+/// `net.Listen`: kubelet probes an IPv6 address of the pod where that is its first. A host without IPv6 has IPv4 only.
+async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    if address.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED) && takes_both_families().await {
+        let all = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port());
+        match TcpListener::bind(all).await {
+            Err(error) if error.kind() != ErrorKind::AddrInUse => {
+                tracing::debug!(%error, "the host has no IPv6");
+            }
+            bound => return bound,
+        }
+    }
+    TcpListener::bind(address).await
+}
+
+/// Whether a socket that is bound to the unspecified IPv6 address takes connections over IPv4 too (Linux, ip(7)).
+async fn takes_both_families() -> bool {
+    tokio::fs::read_to_string(BIND_V6_ONLY).await.is_ok_and(|text| text.trim() == "0")
+}
+
 /// Accepts connections and returns those whose handshake is done.
 pub(crate) struct TlsListener {
     pub(crate) address: SocketAddr,
@@ -166,7 +188,7 @@ impl TlsListener {
         let (files, config) = Followed::open("certificate of the HTTPS endpoint", tls.clone()).await?;
         let (newer, config) = watch::channel(Arc::new(config));
         let bind = |source| TlsError::Bind { address, source };
-        let listener = TcpListener::bind(address).await.map_err(bind)?;
+        let listener = listen(address).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         let (done, ready) = mpsc::channel(BACKLOG);
         tasks.spawn_until_done("the HTTPS listener", accept(listener, config, done));

@@ -99,7 +99,8 @@ fn an_instance_that_shows_no_address_keeps_the_last_one_while_its_agent_is_silen
     let silent = Backend { addresses: Vec::new(), shows_all: false, ..backend(1) };
     let restarted = Backend { uid: "v2".into(), ..silent.clone() };
     let moved = Backend { shows_all: false, ..backend(1) };
-    let without = Backend { shows_all: true, ..silent.clone() };
+    let other = vec!["fd00::1".parse().unwrap()];
+    let without = Backend { shows_all: true, addresses: other, ..silent.clone() };
     let addresses = |backend: Backend| {
         let made = demand(&wanted, Family::V4, &[backend], &kept);
         made.iter().map(|endpoint| endpoint.address.to_string()).collect::<Vec<_>>()
@@ -107,7 +108,7 @@ fn an_instance_that_shows_no_address_keeps_the_last_one_while_its_agent_is_silen
     assert_eq!(addresses(silent), ["10.0.0.9"]);
     assert_eq!(addresses(moved), ["10.0.0.1"], "what it shows counts");
     assert!(addresses(restarted).is_empty(), "another instance has another address");
-    assert!(addresses(without).is_empty(), "it shows that it has none");
+    assert!(addresses(without).is_empty(), "it shows that it has none of this family");
 }
 
 #[test]
@@ -122,4 +123,42 @@ fn an_ending_endpoint_serves_on_and_a_vm_that_is_not_ready_takes_nothing() {
     let paused = Backend { conditions: Conditions::default(), ..backend(1) };
     let all = Wanted { spread: Spread::Everywhere, ..wanted };
     assert_eq!(demand(&all, Family::V4, &[paused], &NO_KEPT)[0].conditions, Conditions::default());
+}
+
+/// kubevirt/kubevirt#12698: with the agent connected, an interface shows no address for a while.
+#[rstest]
+#[case::nothing_shown(vec![], &["10.0.0.9"])]
+#[case::the_other_family_only(vec!["fd00::1"], &[])]
+#[case::another_address(vec!["10.0.0.1"], &["10.0.0.1"])]
+fn a_vm_that_shows_no_address_at_all_keeps_the_last(#[case] shown: Vec<&str>, #[case] served: &[&str]) {
+    let wanted = Wanted { spread: Spread::Everywhere, has_selector: true, slices: &[] };
+    let addresses = shown.into_iter().map(|text| text.parse().unwrap()).collect();
+    let backend = Backend { addresses, shows_all: true, ..backend(1) };
+    let made = demand(&wanted, Family::V4, &[backend], &|_, _| Some([10, 0, 0, 9].into()));
+    assert_eq!(made.iter().map(|it| it.address.to_string()).collect::<Vec<_>>(), served);
+}
+
+/// kubernetes/autoscaler#1907, deckhouse/deckhouse#736: the one pod is on a Node that takes no traffic.
+#[rstest]
+#[case::on_an_excluded_node(json!([{"nodeName": "gone", "conditions": {"ready": true}}]), true, &["w1", "w2"])]
+#[case::no_endpoint(json!([]), true, &["w1", "w2"])]
+#[case::none_is_ready(json!([{"nodeName": "n1", "conditions": {"ready": false}}]), true, &["w1", "w2"])]
+#[case::vm_not_ready(json!([{"nodeName": "n1", "conditions": {"ready": true}}]), false, &["w1", "w2"])]
+#[case::one_is_ready(json!([{"nodeName": "n2", "conditions": {"ready": true}}]), true, &["w2"])]
+fn with_policy_cluster_a_service_is_never_without_backends(
+    #[case] endpoints: Value,
+    #[case] is_ready: bool,
+    #[case] served: &[&str],
+) {
+    let first =
+        if is_ready { backend(1) } else { Backend { conditions: Conditions::default(), ..backend(1) } };
+    let made = made(Spread::Preferred, true, &[slice("IPv4", &endpoints)], &[first, backend(2)]);
+    assert_eq!(names(&made), served);
+    assert!(made.iter().any(|(_, ready)| *ready));
+}
+
+#[test]
+fn with_policy_local_a_service_without_endpoints_has_no_backends() {
+    let gone = slice("IPv4", &json!([{"nodeName": "gone", "conditions": {"ready": true}}]));
+    assert!(made(Spread::WithEndpoint, true, &[gone], &[backend(1)]).is_empty());
 }

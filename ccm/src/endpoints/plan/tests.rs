@@ -39,6 +39,7 @@ fn of_infra(name: &str, ready: bool) -> InfraSlice {
         manager,
         family,
         owner: None,
+        other_writer: None,
         is_ready: ready,
         content: None,
     }
@@ -109,6 +110,7 @@ impl World {
             manager: Manager::Ours,
             family: Some(family),
             owner: Some(OWNER.to_owned()),
+            other_writer: None,
             is_ready: content.endpoints.iter().any(|endpoint| endpoint.conditions.ready),
             content: Some(content.clone()),
         });
@@ -359,4 +361,26 @@ proptest! {
             }
         }
     }
+}
+
+/// A policy of infra that labels every object (Kyverno, Gatekeeper, MutatingAdmissionPolicy).
+#[test]
+fn a_label_that_infra_adds_is_no_difference_and_stays() {
+    let mut world = World::new(Writer::Ours, true, wanted([endpoint(1, true)]));
+    world.slices.push(of_infra("a1-by-selector", true));
+    world.carry_out();
+    let label = |world: &mut World, key: &str, value: &str| {
+        for slice in world.slices.iter_mut().filter(|slice| slice.manager == Manager::Ours) {
+            slice.content.as_mut().unwrap().labels.insert(key.into(), value.into());
+        }
+    };
+    label(&mut world, "policy/team", "a");
+    let plan = world.plan();
+    assert!(plan.steps.is_empty() && plan.is_written, "{plan:?}");
+    // A label of ours that another program changed is written again; the others' stays with it.
+    label(&mut world, "cluster.x-k8s.io/cluster-name", "other");
+    let plan = world.plan();
+    let [Step::Replace { content, .. }] = &plan.steps[..] else { panic!("{plan:?}") };
+    assert_eq!(content.labels["policy/team"], "a");
+    assert_eq!(content.labels["cluster.x-k8s.io/cluster-name"], "guest");
 }

@@ -10,24 +10,27 @@ use std::{
 
 use futures::{Stream, StreamExt};
 use kube::{
-    Api, Client, ResourceExt,
+    Api, ResourceExt,
+    api::ObjectMeta,
     runtime::{
         WatchStreamExt,
         reflector::{
             ObjectRef, Store,
             store::{Writer, store},
         },
-        watcher::{self, Event, watcher},
+        watcher::{self, Event},
     },
 };
 use serving::Tasks;
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    access::chain,
+    access::{GuestCluster, chain},
     call::{is_watch_answered, is_watch_forbidden},
     changes::{Changes, Subscription},
     guest::nodes::WireNode,
+    unreadable::Readable,
+    watching::watch_known,
 };
 
 /// Nodes per page of a list: a whole Node takes some tens of KiB on the wire.
@@ -38,7 +41,7 @@ const PAGE: u32 = 20;
 pub struct NodeWatch(Arc<Shared>);
 
 struct Shared {
-    guest: Client,
+    guest: GuestCluster,
     tasks: Tasks,
     nodes: Store<WireNode>,
     /// Taken by the start.
@@ -65,10 +68,10 @@ pub enum Listing {
 
 impl NodeWatch {
     /// A watch of the Nodes of `guest`, as one of `tasks`. It reads nothing before it is started.
-    pub fn new(guest: Client, tasks: Tasks) -> Self {
+    pub fn new(guest: &GuestCluster, tasks: Tasks) -> Self {
         let (nodes, writer) = store();
         Self(Arc::new(Shared {
-            guest,
+            guest: guest.clone(),
             tasks,
             nodes,
             writer: Mutex::new(Some(writer)),
@@ -148,10 +151,12 @@ impl NodeWatch {
 
     /// Keeps the Nodes up to date, without end.
     async fn follow(self, mut writer: Writer<WireNode>) {
-        let api: Api<WireNode> = Api::all(self.0.guest.clone());
+        let api: Api<Readable<WireNode>> = Api::all(self.0.guest.client.clone());
         let config = watcher::Config::default().page_size(PAGE);
         loop {
-            let events = watcher(api.clone(), config.clone()).modify(WireNode::strip).default_backoff();
+            let last = |meta: &ObjectMeta| self.get(meta.name.as_deref()?).map(|node| (*node).clone());
+            let events = watch_known(api.clone(), config.clone(), self.0.guest.reader.clone(), last);
+            let events = events.modify(WireNode::strip);
             tokio::select! {
                 () = self.keep(events, &mut writer) => {}
                 () = self.0.retry.notified() => {}

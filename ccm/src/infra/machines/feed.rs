@@ -1,8 +1,8 @@
 //! Keeps the index up to date: by watches where RBAC grants them, else by polling.
 //!
 //! A poll costs one LIST per kind. While a Node needs its VM (it is new, or not ready), the next poll follows soon
-//! after the request, otherwise at long intervals. If RBAC refuses to watch, that is logged once and holds for the life
-//! of the process, as with every right.
+//! after the request, otherwise at long intervals. If RBAC refuses to watch, that is logged once, and the watch is
+//! tried again after a while, as with every right.
 
 use std::{
     pin::pin,
@@ -14,11 +14,8 @@ use std::{
 };
 
 use futures::StreamExt;
-use kube::{
-    ResourceExt,
-    runtime::{WatchStreamExt, watcher},
-};
-use tokio::{sync::watch, time};
+use kube::{ResourceExt, runtime::watcher};
+use tokio::{sync::watch as signal, time};
 
 use crate::{
     access::chain,
@@ -27,8 +24,10 @@ use crate::{
         Vm, Vmi,
         index::{Kept, MachineIndex},
         reads::{InfraReads, PAGE},
-        wire::Machine,
+        wire::{Machine, Reduced},
     },
+    unreadable::Readable,
+    watching::watch,
 };
 
 /// Pause between polls while nobody needs one.
@@ -36,12 +35,17 @@ const IDLE_LOOK: Duration = Duration::from_secs(30);
 /// Shortest pause between polls: a hundred new Nodes share one.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a refused watch is not tried again: an API server that starts refuses what it allows a moment later. The time
+/// doubles with each refusal in a row, up to the longest.
+const WATCH_AGAIN: Duration = Duration::from_mins(1);
+const WATCH_AGAIN_AT_LAST: Duration = Duration::from_mins(15);
+
 /// Fills an index. Cheap to clone.
 #[derive(Clone)]
 pub struct Feed {
     reads: InfraReads,
     index: Arc<MachineIndex>,
-    hurried: Arc<watch::Sender<()>>,
+    hurried: Arc<signal::Sender<()>>,
     runs: Arc<AtomicBool>,
 }
 
@@ -54,7 +58,7 @@ struct Trouble {
 impl Feed {
     /// Makes a feed for `index`. It reads nothing before it runs.
     pub fn new(reads: InfraReads, index: Arc<MachineIndex>) -> Self {
-        Self { reads, index, hurried: Arc::new(watch::Sender::new(())), runs: Arc::default() }
+        Self { reads, index, hurried: Arc::new(signal::Sender::new(())), runs: Arc::default() }
     }
 
     /// Asks for a fresh poll soon. Does nothing where watches report changes.
@@ -71,29 +75,38 @@ impl Feed {
     }
 
     async fn follow<T: Machine>(&self) {
-        self.watch::<T>().await;
-        let kind = T::RESOURCE;
-        tracing::info!(
-            kind,
-            "no right to watch in the infra cluster, so they are listed every {IDLE_LOOK:?}, or sooner where a node needs it"
-        );
-        self.look_again_and_again::<T>().await;
+        let (kind, mut pause) = (T::RESOURCE, WATCH_AGAIN);
+        loop {
+            let began = time::Instant::now();
+            self.watch::<T>().await;
+            if began.elapsed() > WATCH_AGAIN {
+                pause = WATCH_AGAIN;
+            }
+            if pause == WATCH_AGAIN {
+                tracing::info!(
+                    kind,
+                    "no right to watch in the infra cluster, so they are listed every {IDLE_LOOK:?}, or sooner where a node needs it; the right is asked for again within {WATCH_AGAIN_AT_LAST:?}"
+                );
+            }
+            drop(time::timeout(pause, self.look_again_and_again::<T>()).await);
+            pause = (pause * 2).min(WATCH_AGAIN_AT_LAST);
+        }
     }
 
     /// Watches a kind; ends only when RBAC refuses that.
     async fn watch<T: Machine>(&self) {
         let config = watcher::Config::default().page_size(PAGE);
-        let mut events = pin!(watcher(self.reads.api::<T>(), config).default_backoff());
+        let mut events = pin!(watch(self.reads.api::<T>(), config, self.reads.reader().clone()));
         let (mut listed, mut trouble) = (Vec::new(), Trouble::default());
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => listed.clear(),
-                Ok(watcher::Event::InitApply(object)) => listed.push(object.kept),
+                Ok(watcher::Event::InitApply(object)) => listed.push(self.read(object)),
                 Ok(watcher::Event::InitDone) => {
                     self.index.replace(std::mem::take(&mut listed));
                     trouble.is_over();
                 }
-                Ok(watcher::Event::Apply(object)) => self.index.put(object.kept),
+                Ok(watcher::Event::Apply(object)) => self.index.put(self.read(object)),
                 Ok(watcher::Event::Delete(object)) => self.index.remove::<T>(&object.name_any()),
                 Err(watcher::Error::WatchStartFailed(error)) if status_code(&error) == Some(403) => return,
                 Err(error) => {
@@ -108,11 +121,16 @@ impl Feed {
         }
     }
 
+    /// What is kept of an object, which the watch has reported if it can't be read.
+    fn read<T: Machine>(&self, object: Readable<Reduced<T>>) -> T {
+        object.0.map_or_else(|odd| self.index.unread(odd.name()), |object| object.kept)
+    }
+
     async fn look_again_and_again<T: Machine>(&self) {
         let (mut hurried, mut trouble) = (self.hurried.subscribe(), Trouble::default());
         loop {
             hurried.mark_unchanged();
-            match self.reads.list::<T>().await {
+            match self.reads.list(|name| self.index.unread::<T>(name)).await {
                 Ok(objects) => {
                     self.index.replace(objects);
                     trouble.is_over();

@@ -49,6 +49,9 @@ pub trait Kept: Eq + Sized {
     /// Name of the object.
     fn name(&self) -> &str;
 
+    /// An object of this name that can't be read: it exists, and nothing else is known of it.
+    fn unread(name: &str) -> Self;
+
     /// The part of a snapshot that has this kind.
     fn shelf(snapshot: &mut Snapshot) -> &mut Option<Shelf<Self>>;
 }
@@ -58,6 +61,10 @@ impl Kept for Vm {
 
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn unread(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
     }
 
     fn shelf(snapshot: &mut Snapshot) -> &mut Option<Shelf<Self>> {
@@ -70,6 +77,10 @@ impl Kept for Vmi {
 
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn unread(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
     }
 
     fn shelf(snapshot: &mut Snapshot) -> &mut Option<Shelf<Self>> {
@@ -109,6 +120,13 @@ impl MachineIndex {
             Arc::make_mut(kept).insert(object.name().to_owned(), Arc::new(object));
             self.tell();
         }
+    }
+
+    /// What stands for an object that can't be read: what was read of it last, or its name alone. If it were left out, its
+    /// VM would be taken for absent.
+    pub fn unread<T: Kept + Clone>(&self, name: &str) -> T {
+        let known = T::shelf(&mut self.lock()).as_ref().and_then(|kept| kept.get(name).cloned());
+        known.map_or_else(|| T::unread(name), |known| (*known).clone())
     }
 
     /// Removes one object.
@@ -207,6 +225,15 @@ mod tests {
         assert!(tells(&|index| index.remove::<Vm>("a")));
         assert!(tells(&|index| index.forget::<Vm>()));
         assert!(!tells(&|index| index.forget::<Vm>()));
+    }
+
+    #[test]
+    fn what_was_read_last_stands_for_a_vm_that_cannot_be_read() {
+        let index = MachineIndex::default();
+        assert_eq!(index.unread::<Vm>("a"), vm("a", ""), "its name is known");
+        index.replace([vm("a", "Running")]);
+        assert_eq!(index.unread::<Vm>("a"), vm("a", "Running"));
+        assert_eq!(index.unread::<Vmi>("a"), Vmi { name: "a".into(), ..Vmi::default() });
     }
 
     #[test]

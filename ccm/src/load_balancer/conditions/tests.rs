@@ -84,7 +84,7 @@ fn no_load_balancer_has_no_conditions() {
 fn apply(present: &[Condition], patch: &[Value]) -> Vec<Condition> {
     let mut after = present.to_vec();
     for entry in patch {
-        after.retain(|condition| json!(condition.type_) != entry["type"]);
+        after.retain(|condition| json!(condition.kind) != entry["type"]);
         if entry.get("$patch").is_none() {
             after.push(serde_json::from_value(entry.clone()).unwrap());
         }
@@ -92,8 +92,12 @@ fn apply(present: &[Condition], patch: &[Value]) -> Vec<Condition> {
     after
 }
 
+fn text(second: u8) -> String {
+    format!("2026-11-21T00:00:{second:02}Z")
+}
+
 fn time(second: u8) -> Time {
-    serde_json::from_value(json!(format!("2026-11-21T00:00:{second:02}Z"))).unwrap()
+    serde_json::from_value(json!(text(second))).unwrap()
 }
 
 prop_compose! {
@@ -112,8 +116,8 @@ proptest! {
     fn a_patch_makes_what_is_wanted_and_leaves_nothing_to_write(
         stories in proptest::collection::vec(wanted(), 1..6), foreign in proptest::collection::vec("[a-z]{3}/X", 0..2),
     ) {
-        let other = |kind: &String| Condition { type_: kind.clone(), status: TRUE.into(), reason: "R".into(),
-            last_transition_time: time(0), message: String::new(), observed_generation: None };
+        let other = |kind: &String| Condition { kind: kind.clone(), status: TRUE.into(), reason: "R".into(),
+            last_transition_time: Some(text(0)), message: String::new() };
         let mut present: Vec<_> = foreign.iter().map(other).collect();
         for (second, story) in (1u8..).zip(stories) {
             let after = apply(&present, &patch(&present, &story, &time(second)));
@@ -123,9 +127,9 @@ proptest! {
                 prop_assert!(after.contains(&other(kind)), "{} is not ours to change", kind);
             }
             for condition in after.iter().filter(|condition| is_ours(condition)) {
-                let before = present.iter().find(|before| before.type_ == condition.type_);
+                let before = present.iter().find(|before| before.kind == condition.kind);
                 let kept = before.filter(|before| before.status == condition.status);
-                let since = kept.map_or(time(second), |kept| kept.last_transition_time.clone());
+                let since = kept.map_or(Some(text(second)), |kept| kept.last_transition_time.clone());
                 prop_assert_eq!(&condition.last_transition_time, &since);
             }
             present = after;

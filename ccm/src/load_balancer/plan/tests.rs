@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::{guest::services::FINALIZER, infra::mirrors::FIELD_MANAGER};
+use crate::{guest::services::FINALIZER, wire::metadata::FIELD_MANAGER};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -338,5 +338,24 @@ proptest! {
         }
         world.settle();
         prop_assert_eq!(world.infra, before);
+    }
+}
+
+/// kubernetes/kubernetes#125225: `ipMode: VIP` is the default of an address, and one of two clusters may not know it.
+#[test]
+fn an_absent_ip_mode_is_the_default() {
+    let cases = [
+        (json!({ "ip": "192.0.2.1" }), json!({ "ip": "192.0.2.1", "ipMode": "VIP" }), true),
+        (json!({ "ip": "192.0.2.1", "ipMode": "VIP" }), json!({ "ip": "192.0.2.1" }), true),
+        (json!({ "hostname": "a.example" }), json!({ "hostname": "a.example" }), true),
+        (json!({ "ip": "192.0.2.1" }), json!({ "ip": "192.0.2.1", "ipMode": "Proxy" }), false),
+        (json!({ "ip": "192.0.2.1" }), json!({ "ip": "192.0.2.2", "ipMode": "VIP" }), false),
+    ];
+    for (infra, guest, is_same) in cases {
+        let mut world = World::new();
+        world.settle();
+        world.infra.as_mut().unwrap()["status"] = json!({ "loadBalancer": { "ingress": [infra] } });
+        world.guest["status"] = json!({ "loadBalancer": { "ingress": [guest] } });
+        assert_eq!(world.plan(false).steps.is_empty(), is_same, "{infra} {guest}");
     }
 }

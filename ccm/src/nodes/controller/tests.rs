@@ -1,5 +1,6 @@
 use super::*;
 use crate::{
+    access::{GuestCluster, InfraCluster},
     fake_api::{FakeApi, failure},
     infra::machines::{Interface, Network, Vm},
     queue_metrics::QueueMetrics,
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use serving::Tasks;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+const UUID: &str = "5d307ca9-b3ef-428c-8861-06e72d69f223";
 const NODE: &str = "/api/v1/nodes/vm-1";
 const HOST: &str = "GET /api/v1/nodes/infra-1";
 
@@ -46,7 +48,7 @@ impl Clusters {
             "metadata": {"name": "infra-1", "labels": {ZONE_LABEL: "z1"}}}),
         );
         let index = Arc::new(MachineIndex::default());
-        let reads = InfraReads::new(infra.client(), "hcp");
+        let reads = InfraReads::new(&InfraCluster::over(infra.client(), "hcp"));
         let feed = Feed::new(reads.clone(), Arc::clone(&index));
         index.replace([Vm { name: "vm-1".into(), ..Vm::default() }]);
         index.replace([vmi()]);
@@ -68,7 +70,7 @@ impl Clusters {
 
 /// A guest, and the watch of its Nodes.
 fn watched(guest: Client) -> (Client, NodeWatch) {
-    (guest.clone(), NodeWatch::new(guest, Tasks::default()))
+    (guest.clone(), NodeWatch::new(&GuestCluster::over(guest), Tasks::default()))
 }
 
 fn vmi() -> Vmi {
@@ -185,7 +187,7 @@ async fn a_node_that_is_true_costs_no_write() {
 async fn another_providers_node_costs_nothing_at_all() {
     let clusters = Clusters::new(Settings::default());
     let mut node = fresh();
-    node["spec"]["providerID"] = json!("aws:///eu/i-1");
+    node["spec"] = json!({"providerID": "aws:///eu/i-1"});
     assert_eq!(clusters.sync(&node).await.unwrap(), Action::await_change());
     assert!(clusters.guest.made("").is_empty() && clusters.infra.made("").is_empty());
 }
@@ -354,7 +356,7 @@ async fn at_most_so_many_nodes_are_written_at_a_time(#[case] concurrency: u16, #
     let names = || (0..NODES).map(|number| format!("vm-{number}"));
     index.replace(names().map(|name| Vm { name, ..Vm::default() }));
     index.replace(names().map(|name| Vmi { name, ..vmi() }));
-    let reads = InfraReads::new(infra, "hcp");
+    let reads = InfraReads::new(&InfraCluster::over(infra, "hcp"));
     let feed = Feed::new(reads.clone(), Arc::clone(&index));
     let settings = Settings { concurrency, ..Settings::default() };
     let queue = QueueMetrics::default().queue("Nodes");
@@ -372,4 +374,35 @@ async fn at_most_so_many_nodes_are_written_at_a_time(#[case] concurrency: u16, #
     assert_eq!(busy.most.load(Ordering::Relaxed), most);
     stop.cancel();
     running.await.unwrap();
+}
+
+/// kubermatic/machine-controller#1923, k3s: another program sets the providerID before the CCM initialises the Node.
+#[rstest]
+#[case::by_uuid("kubermatic://kubevirt/0a0a", Some(UUID), Some(UUID), "Synced")]
+#[case::k3s("k3s://vm-1", Some(UUID), Some(UUID), "Synced")]
+#[case::another_vm(
+    "k3s://vm-1",
+    Some(UUID),
+    Some("11111111-b3ef-428c-8861-06e72d69f223"),
+    "ProviderIDForeign"
+)]
+#[case::by_name_only("k3s://vm-1", None, None, "ProviderIDForeign")]
+#[tokio::test]
+async fn a_node_with_another_schemes_provider_id_is_initialised_or_reported(
+    #[case] provider_id: &str,
+    #[case] of_node: Option<&str>,
+    #[case] of_vm: Option<&str>,
+    #[case] reason: &str,
+) {
+    let clusters = Clusters::new(Settings::default());
+    clusters.controller.index.replace([Vmi { uuid: of_vm.and_then(SystemUuid::parse), ..vmi() }]);
+    let mut node = fresh();
+    node["spec"]["providerID"] = json!(provider_id);
+    node["status"] = json!({"nodeInfo": {"systemUUID": of_node.unwrap_or_default()}});
+    clusters.sync(&node).await.unwrap();
+    let patches = clusters.guest.made("PATCH");
+    assert_eq!(!patches.is_empty(), reason == "Synced", "{patches:?}");
+    assert!(patches.iter().all(|patch| patch.body["spec"].get("providerID").is_none()), "it stays");
+    let events: Vec<_> = clusters.guest.made("POST").iter().map(|it| it.body["reason"].clone()).collect();
+    assert_eq!(events, [json!(reason)]);
 }

@@ -30,7 +30,7 @@ fn found(vmi: Option<&Vmi>, zone: Option<&str>) -> Found<'static> {
     let host =
         zone.map_or(Host::Unknown, |zone| Host::At(Topology { zone: Some(zone.into()), region: None }));
     let vmi = vmi.map(|vmi| &*Box::leak(Box::new(vmi.clone())));
-    Found { id: ProviderId::of("vm-1").unwrap(), vmi, host }
+    Found { id: ProviderId::of("vm-1").unwrap(), vmi, host, is_proved: false }
 }
 
 /// The Node as kubelet registers it.

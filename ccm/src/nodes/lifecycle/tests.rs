@@ -1,5 +1,6 @@
 use super::*;
 use crate::{
+    access::InfraCluster,
     fake_api::{FakeApi, failure},
     guest::nodes::{Claims, NO_SCHEDULE, Ready, UNINITIALIZED_TAINT},
     infra::machines::Vm,
@@ -42,9 +43,12 @@ impl Clusters {
     }
 
     async fn sync_with(&self, node: &GuestNode, seen: &Snapshot) -> Result<bool, CallError> {
-        let reads = InfraReads::new(self.infra.client(), "hcp");
-        let lifecycle = Lifecycle::new(&self.guest.client(), reads, NodeMetrics::default());
+        let lifecycle = Lifecycle::new(&self.guest.client(), self.reads(), NodeMetrics::default());
         lifecycle.sync(node, &identify(&node.claims, seen.known()), seen).await
+    }
+
+    fn reads(&self) -> InfraReads {
+        InfraReads::new(&InfraCluster::over(self.infra.client(), "hcp"))
     }
 
     fn events(&self) -> Vec<String> {
@@ -188,4 +192,21 @@ fn a_name_alone_puts_no_initialised_node_at_stake() {
     let identity = Identity::Vm { id: ProviderId::of("vm-1").unwrap(), by: Key::Name };
     let nothing = Snapshot::of(vec![], vec![]);
     assert_eq!(node_vm(&node("", Ready::Unknown), &identity, &nothing), NodeVm::Undecided);
+}
+
+/// A VM that can't be read exists: if it were left out of the list, its Node would have no VM and be deleted.
+#[rstest]
+#[case::of_vms(VMS, VMIS)]
+#[case::of_instances(VMIS, VMS)]
+#[tokio::test]
+async fn a_vm_that_cannot_be_read_is_not_absent(#[case] odd: &str, #[case] other: &str) {
+    let clusters = Clusters::new();
+    clusters.list(other, &json!([]));
+    clusters.list(odd, &json!([{"metadata": {"name": "vm-9", "uid": "u"}, "spec": 7, "status": 7}]));
+    let everything = clusters.reads().everything().await.unwrap();
+    let known = everything.known();
+    let names = [known.vms.unwrap().keys().next(), known.vmis.unwrap().keys().next()];
+    assert!(names.iter().flatten().any(|name| *name == "vm-9"));
+    let claims = Claims { name: "w1".into(), uuid: SystemUuid::parse(OTHER_UUID), ..Claims::default() };
+    assert_eq!(identify(&claims, known), Identity::Unidentified, "not: no VM");
 }

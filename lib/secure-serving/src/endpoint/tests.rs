@@ -11,7 +11,7 @@ use serde_json::json;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::client::ResolvesClientCert;
@@ -285,4 +285,18 @@ async fn a_renewed_certificate_is_taken_up_when_it_is_whole() {
     };
     tokio::time::timeout(Duration::from_secs(30), taken_up).await.unwrap();
     drop(listener);
+}
+
+/// kubelet probes the first address of a pod, which is an IPv6 one on IPv6-first infra.
+#[tokio::test]
+async fn the_unspecified_address_takes_both_families_and_a_specified_one_only_its_own() {
+    let has_ipv6 = TcpListener::bind("[::1]:0").await.is_ok();
+    for (bind, v4, v6) in [("0.0.0.0", true, true), ("::", true, true), ("127.0.0.1", true, false)] {
+        let (address, tasks) = (SocketAddr::new(bind.parse().unwrap(), 0), Tasks::default());
+        let listener = TlsListener::bind(address, &Tls::default(), &tasks).await.unwrap();
+        for (to, is_taken) in [("127.0.0.1", v4), ("::1", v6 && has_ipv6)] {
+            let to = SocketAddr::new(to.parse().unwrap(), listener.address.port());
+            assert_eq!(TcpStream::connect(to).await.is_ok(), is_taken, "{bind}, {to}");
+        }
+    }
 }

@@ -19,7 +19,7 @@ fn list(names: &[&str]) -> Value {
 async fn all_readers_share_one_watch_and_each_gets_every_node() {
     let api = FakeApi::default();
     api.answer(NODES, 200, list(&["a", "b"]));
-    let watch = NodeWatch::new(api.client(), Tasks::default());
+    let watch = NodeWatch::new(&GuestCluster::over(api.client()), Tasks::default());
     let early = watch.subscribe();
     assert_eq!(watch.listing(), Listing::Pending);
     watch.start();
@@ -38,7 +38,7 @@ async fn a_refused_watch_is_reported_and_is_tried_again_at_once_when_the_right_i
     let api = FakeApi::default();
     let (code, body) = failure(403, "Forbidden", &json!({}));
     api.answer(NODES, code, body);
-    let watch = NodeWatch::new(api.client(), Tasks::default());
+    let watch = NodeWatch::new(&GuestCluster::over(api.client()), Tasks::default());
     tokio::join!(async { timeout(PATIENCE, watch.refused()).await.unwrap() }, async { watch.start() });
     timeout(PATIENCE, watch.wait_until_listed()).await.unwrap();
     assert_eq!(watch.listing(), Listing::Failed);
@@ -47,4 +47,30 @@ async fn a_refused_watch_is_reported_and_is_tried_again_at_once_when_the_right_i
     watch.retry();
     watch.wait_until_complete().await;
     assert!(asked.elapsed() < Duration::from_millis(100), "without the pause after a failure");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_cannot_be_read_hides_no_other_and_keeps_what_was_read_of_it() {
+    let api = FakeApi::default();
+    api.answer(NODES, 200, list(&["a", "b"]));
+    let watch = NodeWatch::new(&GuestCluster::over(api.client()), Tasks::default());
+    watch.start();
+    timeout(PATIENCE, watch.wait_until_complete()).await.unwrap();
+    let mut odd = list(&["a", "b", "c"]);
+    for place in [1, 2] {
+        odd["items"][place]["status"] = json!("nonsense");
+    }
+    api.answer(NODES, 200, odd);
+    let changes = watch.subscribe();
+    changes.take();
+    let listed_again = async {
+        while timeout(Duration::from_secs(1), changes.next()).await.is_err() {
+            // The fake has no watch, so the watch fails, and each retry lists the Nodes.
+            watch.retry();
+        }
+    };
+    timeout(PATIENCE, listed_again).await.unwrap();
+    let mut names = watch.names();
+    names.sort();
+    assert_eq!(names, ["a", "b"], "nothing is known of c");
 }

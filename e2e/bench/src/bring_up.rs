@@ -137,22 +137,27 @@ pub async fn bring_up(
 ) -> Result<Arc<Bench>> {
     let supervisor = Supervisor::new(run.logs());
     let programs = &artifacts.programs;
-    let gates = cluster::Options { kubevirt_feature_gates: options.gates.clone() };
-    let clusters = cluster::start(&supervisor, programs, &gates, progress);
+    let faults = Faults::default();
+    let storage = start_infra_storage(&run, &faults).await?;
+    let wanted = cluster::Options {
+        kubevirt_feature_gates: options.gates.clone(),
+        infra_storage: paths::infra_storage_socket(),
+    };
+    let clusters = cluster::start(&supervisor, programs, &wanted, progress);
     let clusters = timings.measure_async("boot", "clusters, KubeVirt, CDI", Box::pin(clusters)).await?;
     let control_planes = supervisor.alive();
 
     let machines = Machines::default();
-    let faults = Faults::default();
     let state = if options.cold_boot {
         None
     } else {
         let state = saved_state::ensure(&supervisor, &artifacts.worker, progress);
         Some(timings.measure_async("boot", "workers' saved state", state).await?)
     };
-    progress.step("starting the simulators of infra's nodes, infra storage and virt-handler");
-    let simulators =
+    progress.step("starting the simulators of infra's nodes and virt-handler");
+    let mut simulators =
         start_simulators(&run, &supervisor, &clusters, &artifacts, &machines, &faults, state).await?;
+    simulators.push(storage);
 
     admit_workers(&clusters.infra.client, DATA_PATH_NODE, true).await?;
     let proxy = service_proxy::start(&supervisor, programs, &clusters.infra, DATA_PATH_NODE)?;
@@ -188,6 +193,17 @@ pub async fn bring_up(
     Ok(bench)
 }
 
+/// Starts the CSI plugin of infra storage: it needs no cluster, and its sidecars need it.
+async fn start_infra_storage(run: &Run, faults: &Faults) -> Result<Running> {
+    infra_storage::start(infra_storage::Options {
+        pool: run.pool(),
+        volumes: run.volumes(),
+        socket: paths::infra_storage_socket(),
+        faults: faults.infra_storage.clone(),
+    })
+    .await
+}
+
 /// Starts the simulators; `state` is what the workers resume from, none for a cold boot.
 async fn start_simulators(
     run: &Run,
@@ -201,11 +217,6 @@ async fn start_simulators(
     let (infra, volumes) = (clusters.infra.clone(), run.volumes());
     Ok(vec![
         infra_pods::start(pods(run, clusters, supervisor, artifacts, faults)?).await?,
-        infra_storage::start(infra_storage::Options {
-            infra: infra.clone(),
-            volumes: volumes.clone(),
-            faults: faults.infra_storage.clone(),
-        }),
         virt_handler::start(virt_handler::Options {
             infra,
             nodes: INFRA_NODES.map(str::to_owned).into(),

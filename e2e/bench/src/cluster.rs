@@ -5,7 +5,8 @@
 //!       └─ tenant-kube-apiserver ── controller manager, scheduler
 //! ```
 //!
-//! No kubelet runs in infra: its nodes, pods, storage and virt-handler are `simulator`'s. Its kube-proxy is real and starts once
+//! The sidecars of infra's storage are real too; the CSI plugin that they call is `simulator`'s. No kubelet runs in infra: its nodes,
+//! pods and virt-handler are `simulator`'s. Its kube-proxy is real and starts once
 //! there are nodes (`service_proxy`). The guest's nodes are the
 //! VMs of `vm`. RBAC and the Node authorizer are on in both, and both write an audit log.
 
@@ -15,6 +16,7 @@ mod apply;
 mod cdi;
 mod controllers;
 mod etcd;
+mod infra_storage;
 mod kubeconfig;
 mod kubevirt;
 mod objects;
@@ -23,7 +25,7 @@ pub mod service_proxy;
 pub mod storage_classes;
 pub mod wait;
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -66,6 +68,8 @@ pub struct Options {
     /// KubeVirt's feature gates. None: hotplug is a change of the VM's spec (`DeclarativeHotplugVolumes`, the default
     /// of 1.9); `HotplugVolumes`: it goes through the VM's `status.volumeRequests`, as in 1.8 and before.
     pub kubevirt_feature_gates: Vec<String>,
+    /// The socket of the infra storage's CSI plugin, which serves already.
+    pub infra_storage: PathBuf,
 }
 
 /// Both clusters. Clones are the same ones.
@@ -116,10 +120,19 @@ pub async fn start(
                 create_hcp_namespace(&clusters.infra),
             )
         };
+        // CDI asks once whether there are snapshots, so their definitions come first.
+        let storage_and_cdi = async {
+            infra_storage::define_snapshots(programs, &clusters.infra).await?;
+            tokio::try_join!(
+                infra_storage::start(supervisor, programs, &clusters.infra, &options.infra_storage),
+                storage_classes::install_snapshot_class(&clusters.infra),
+                cdi::start(supervisor, programs, &clusters.infra, progress),
+            )
+        };
         tokio::try_join!(
             foundation,
             kubevirt::start(supervisor, programs, &clusters.infra, &options.kubevirt_feature_gates, progress),
-            cdi::start(supervisor, programs, &clusters.infra, progress),
+            storage_and_cdi,
         )?;
         storage_classes::describe_to_cdi(&clusters.infra).await
     };

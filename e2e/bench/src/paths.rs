@@ -1,7 +1,7 @@
 //! Where the bench keeps things. Three places, each with one lifetime:
 //!
 //! * the **cache** (`$XDG_CACHE_HOME/kubevirt-bench`, else `~/.cache/kubevirt-bench`): artifacts keyed by content; kept;
-//! * a **run folder** inside it (`runs/<id>`): logs, etcd data, volume images; its logs outlive the bench;
+//! * a **run folder** inside it (`runs/<id>`): logs, etcd data, the pool of volume images; its logs outlive the bench;
 //! * [`RUNTIME`], a tmpfs that only the sandbox sees: sockets, keys, kubeconfigs; gone with the sandbox.
 
 use std::{
@@ -43,6 +43,11 @@ pub fn kubeconfig() -> PathBuf {
     Path::new(RUNTIME).join("kubeconfig")
 }
 
+/// The socket of the infra storage's CSI plugin. Seen inside the sandbox only.
+pub fn infra_storage_socket() -> PathBuf {
+    Path::new(RUNTIME).join("infra-storage.sock")
+}
+
 /// Built artifacts, each in a folder `<name>-<key>`.
 pub fn artifacts() -> Result<PathBuf> {
     create(cache()?.join("artifacts"))
@@ -81,7 +86,12 @@ impl Run {
         self.root.join("logs")
     }
 
-    /// Images of infra PersistentVolumes, `<pv name>.img`.
+    /// The file that holds the filesystem of infra storage, mounted on [`Self::volumes`] inside the sandbox.
+    pub fn pool(&self) -> PathBuf {
+        self.root.join("pool.xfs")
+    }
+
+    /// Images of infra PersistentVolumes, `<pv name>.img`. Filled inside the sandbox only.
     pub fn volumes(&self) -> PathBuf {
         self.root.join("volumes")
     }

@@ -32,6 +32,7 @@ mod held_requests;
 mod hotplug_gates;
 mod image;
 mod infra_faults;
+mod infra_storage;
 mod isolation;
 mod load_balancer;
 mod node_faults;
@@ -88,6 +89,7 @@ fn trials() -> Vec<Trial> {
         node_kill::trials(),
         image::trials(),
         growth::trials(),
+        infra_storage::trials(),
         infra_faults::trials(),
         controller_kill::trials(),
         node_faults::trials(),

@@ -33,6 +33,16 @@ struct Build {
     ldflags: &'static str,
     /// The module whose version is stamped into Kubernetes' version variables, where the programs have them.
     stamp: Option<&'static str>,
+    /// What is taken out of modules beside the programs, because the sandbox has no module cache.
+    copies: &'static [Copied],
+}
+
+/// A file or a flat folder of a module.
+struct Copied {
+    /// Name in the bench.
+    name: &'static str,
+    module: &'static str,
+    path: &'static str,
 }
 
 /// Neither symbol table nor DWARF: half the size, and these programs are not debugged here.
@@ -54,6 +64,7 @@ const BUILDS: &[Build] = &[
         tags: "",
         ldflags: SMALL,
         stamp: Some("k8s.io/kubernetes"),
+        copies: &[],
     },
     Build {
         module: "worker",
@@ -69,6 +80,7 @@ const BUILDS: &[Build] = &[
         tags: "no_btrfs no_zfs no_devmapper no_aufs no_tracing netgo osusergo",
         ldflags: SMALL,
         stamp: None,
+        copies: &[],
     },
     // runc enters namespaces in C before Go starts; without the seccomp tag it refuses every sandbox.
     Build {
@@ -78,6 +90,7 @@ const BUILDS: &[Build] = &[
         tags: "netgo osusergo seccomp",
         ldflags: "-s -w -linkmode external -extldflags -static",
         stamp: None,
+        copies: &[],
     },
     Build {
         module: "kubevirt",
@@ -90,6 +103,7 @@ const BUILDS: &[Build] = &[
         tags: "",
         ldflags: SMALL,
         stamp: None,
+        copies: &[],
     },
     Build {
         module: "cdi",
@@ -102,6 +116,7 @@ const BUILDS: &[Build] = &[
         tags: "",
         ldflags: SMALL,
         stamp: None,
+        copies: &[],
     },
     Build {
         module: "answerer",
@@ -110,6 +125,7 @@ const BUILDS: &[Build] = &[
         tags: "netgo osusergo",
         ldflags: SMALL,
         stamp: None,
+        copies: &[],
     },
     Build {
         module: "registrar",
@@ -118,20 +134,50 @@ const BUILDS: &[Build] = &[
         tags: "",
         ldflags: SMALL,
         stamp: None,
+        copies: &[],
     },
     Build {
         module: "sidecars",
         programs: &[
             ("csi-provisioner", "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner"),
             ("csi-attacher", "github.com/kubernetes-csi/external-attacher/v4/cmd/csi-attacher"),
+            ("csi-resizer", "github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer"),
+            ("csi-snapshotter", "github.com/kubernetes-csi/external-snapshotter/v8/cmd/csi-snapshotter"),
+            (
+                "snapshot-controller",
+                "github.com/kubernetes-csi/external-snapshotter/v8/cmd/snapshot-controller",
+            ),
             ("csi-sanity", "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"),
         ],
         cgo: false,
         tags: "",
         ldflags: SMALL,
         stamp: None,
+        copies: SIDECAR_MANIFESTS,
     },
 ];
+
+/// The rights that the sidecars' projects document, and the definitions of snapshots.
+const SIDECAR_MANIFESTS: &[Copied] = &[
+    Copied { name: "snapshot-definitions", module: SNAPSHOT_CLIENT, path: "config/crd" },
+    Copied { name: "csi-provisioner-rights", module: PROVISIONER, path: "deploy/kubernetes/rbac.yaml" },
+    Copied { name: "csi-resizer-rights", module: RESIZER, path: "deploy/kubernetes/rbac.yaml" },
+    Copied {
+        name: "csi-snapshotter-rights",
+        module: SNAPSHOTTER,
+        path: "deploy/kubernetes/csi-snapshotter/rbac-csi-snapshotter.yaml",
+    },
+    Copied {
+        name: "snapshot-controller-rights",
+        module: SNAPSHOTTER,
+        path: "deploy/kubernetes/snapshot-controller/rbac-snapshot-controller.yaml",
+    },
+];
+
+const PROVISIONER: &str = "github.com/kubernetes-csi/external-provisioner/v6";
+const RESIZER: &str = "github.com/kubernetes-csi/external-resizer/v2";
+const SNAPSHOTTER: &str = "github.com/kubernetes-csi/external-snapshotter/v8";
+const SNAPSHOT_CLIENT: &str = "github.com/kubernetes-csi/external-snapshotter/client/v8";
 
 /// Modules whose programs go into the worker's image.
 const NODE_MODULES: &[&str] = &["kubernetes", "worker", "runc"];
@@ -149,7 +195,8 @@ pub(super) async fn build(progress: &dyn Progress) -> Result<Programs> {
             compile(build, dir, progress).await.with_context(|| format!("build {which}"))
         })
         .await?;
-        for (name, _) in build.programs {
+        let names = build.programs.iter().map(|(name, _)| *name);
+        for name in names.chain(build.copies.iter().map(|copied| copied.name)) {
             programs.add(name, dir.join(name));
         }
         done += build.programs.len();
@@ -188,7 +235,8 @@ async fn key(build: &Build) -> Result<String> {
         .with_context(|| format!("the Go module {}", dir.display()))?
         .text(&version);
     let packages = build.programs.iter().flat_map(|(name, package)| [*name, *package]);
-    let key = packages.fold(key, Key::text).text(cgo(build));
+    let copies = build.copies.iter().flat_map(|copied| [copied.name, copied.module, copied.path]);
+    let key = packages.chain(copies).fold(key, Key::text).text(cgo(build));
     Ok(flags(build)?.iter().fold(key, |key, flag| key.text(flag)).finish())
 }
 
@@ -259,6 +307,27 @@ async fn compile(build: &Build, dir: &Path, progress: &dyn Progress) -> Result<(
                 .with_context(|| format!("rename {given} to {name}"))?;
         }
         ensure!(dir.join(name).is_file(), "go built no {name}");
+    }
+    for copied in build.copies {
+        copy(build, copied, dir).await?;
+    }
+    Ok(())
+}
+
+/// Copies a file or a flat folder out of a module, of the version that go.mod pins.
+async fn copy(build: &Build, copied: &Copied, dir: &Path) -> Result<()> {
+    let list = ["list", "-mod=readonly", "-m", "-f", "{{.Dir}}", copied.module];
+    let module = run(Command::new("go").args(list).current_dir(module_dir(build.module))).await?;
+    let (from, to) = (Path::new(module.trim_end()).join(copied.path), dir.join(copied.name));
+    let doing = || format!("copy {}", from.display());
+    if from.is_file() {
+        std::fs::copy(&from, &to).with_context(doing)?;
+        return Ok(());
+    }
+    std::fs::create_dir(&to).with_context(doing)?;
+    for entry in std::fs::read_dir(&from).with_context(doing)? {
+        let path = entry.with_context(doing)?.path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap_or_default())).with_context(doing)?;
     }
     Ok(())
 }
@@ -349,8 +418,9 @@ mod tests {
 
     #[test]
     fn every_program_has_a_name_of_its_own() {
-        let mut names: Vec<&str> =
-            BUILDS.iter().flat_map(|build| build.programs).map(|(name, _)| *name).collect();
+        let programs = BUILDS.iter().flat_map(|build| build.programs).map(|(name, _)| *name);
+        let copies = BUILDS.iter().flat_map(|build| build.copies).map(|copied| copied.name);
+        let mut names: Vec<&str> = programs.chain(copies).collect();
         let all = names.len();
         names.sort_unstable();
         names.dedup();

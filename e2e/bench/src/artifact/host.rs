@@ -18,6 +18,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("depmod", "kmod"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
+    ("mount", "mount"),
     ("unshare", "util-linux"),
     ("nsenter", "util-linux"),
     ("gcc", "gcc"),

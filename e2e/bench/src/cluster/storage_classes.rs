@@ -1,6 +1,6 @@
 //! The infra cluster's storage as its users see it: the classes of one provisioner, and their `StorageProfiles` for CDI.
 //!
-//! The provisioner itself is `simulator`'s.
+//! The provisioner itself is `simulator::infra_storage` under real sidecars (`infra_storage`).
 
 use std::time::Duration;
 
@@ -15,9 +15,13 @@ use super::{
     ApiServer, FIELD_MANAGER,
     wait::{self, Poll},
 };
+use crate::simulator::infra_storage::{CLASS_PARAMETER, NODE_EXPANSION_PARAMETER};
 
 /// The provisioner's (CSI driver's) name in the infra cluster.
 pub const PROVISIONER: &str = "storage.bench.local";
+
+/// The class of the snapshots, and the default one.
+pub const SNAPSHOT_CLASS: &str = "snapshots";
 
 /// Binds at once; the default class.
 pub const BLOCK_IMMEDIATE: &str = "block-immediate";
@@ -31,6 +35,23 @@ pub struct InfraClass {
     pub binding: &'static str,
     /// The pairs of access mode and volume mode that its volumes may have; best first, as CDI chooses.
     pub modes: &'static [(&'static str, &'static str)],
+    /// How CDI clones its volumes: `snapshot`, or `csi-clone`.
+    pub clone: &'static str,
+    /// Whether and where its volumes grow.
+    pub expansion: Expansion,
+}
+
+/// Whether and where volumes of a class grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expansion {
+    /// They don't.
+    Refused,
+    /// In the storage, and a filesystem on a node too.
+    Usual,
+    /// In the storage and on a node, block devices too.
+    OnNode,
+    /// In the storage alone, filesystems too.
+    InStorage,
 }
 
 /// What a storage that can do everything offers.
@@ -52,6 +73,17 @@ pub const CLASSES: [InfraClass; 8] = [
     class("filesystem-rwo-wffc", "WaitForFirstConsumer", FILESYSTEM_RWO),
 ];
 
+/// The classes that differ in how their volumes grow, and in how CDI clones them.
+pub const FURTHER_CLASSES: [InfraClass; 4] = [
+    InfraClass { expansion: Expansion::Refused, ..class("block-rwo-fixed", "Immediate", BLOCK_RWO) },
+    InfraClass { expansion: Expansion::OnNode, ..class("block-rwo-node-expansion", "Immediate", BLOCK_RWO) },
+    InfraClass {
+        expansion: Expansion::InStorage,
+        ..class("filesystem-rwo-storage-expansion", "Immediate", FILESYSTEM_RWO)
+    },
+    InfraClass { clone: "csi-clone", ..class("block-rwo-csi-clone", "Immediate", BLOCK_RWO) },
+];
+
 /// How long cdi-controller may take to make a class's profile after it leads.
 const PROFILE_DEADLINE: Duration = Duration::from_mins(1);
 
@@ -64,8 +96,27 @@ pub(super) async fn install(infra: &ApiServer) -> Result<()> {
         // The infra nodes are simulated: nothing would attach.
         "spec": {"attachRequired": false},
     });
-    let objects: Vec<Value> = [driver].into_iter().chain(CLASSES.iter().map(storage_class)).collect();
+    let objects: Vec<Value> = [driver].into_iter().chain(all().map(storage_class)).collect();
     infra.apply(&objects).await.context("create the infra storage classes")
+}
+
+/// Creates the class of the snapshots, whose kind is defined already.
+pub(super) async fn install_snapshot_class(infra: &ApiServer) -> Result<()> {
+    let class = json!({
+        "apiVersion": "snapshot.storage.k8s.io/v1",
+        "kind": "VolumeSnapshotClass",
+        "metadata": {
+            "name": SNAPSHOT_CLASS,
+            "annotations": {"snapshot.storage.kubernetes.io/is-default-class": "true"},
+        },
+        "driver": PROVISIONER,
+        "deletionPolicy": "Delete",
+    });
+    infra.apply(&[class]).await.context("create the infra snapshot class")
+}
+
+fn all() -> impl Iterator<Item = &'static InfraClass> {
+    CLASSES.iter().chain(&FURTHER_CLASSES)
 }
 
 const fn class(
@@ -73,11 +124,20 @@ const fn class(
     binding: &'static str,
     modes: &'static [(&'static str, &'static str)],
 ) -> InfraClass {
-    InfraClass { name, binding, modes }
+    InfraClass { name, binding, modes, clone: "snapshot", expansion: Expansion::Usual }
 }
 
 fn storage_class(class: &InfraClass) -> Value {
     let default = class.name == BLOCK_IMMEDIATE;
+    let mut parameters = json!({CLASS_PARAMETER: class.name});
+    let on_node = match class.expansion {
+        Expansion::OnNode => Some("true"),
+        Expansion::InStorage => Some("false"),
+        Expansion::Usual | Expansion::Refused => None,
+    };
+    if let Some(on_node) = on_node {
+        parameters[NODE_EXPANSION_PARAMETER] = json!(on_node);
+    }
     json!({
         "apiVersion": "storage.k8s.io/v1",
         "kind": "StorageClass",
@@ -86,8 +146,9 @@ fn storage_class(class: &InfraClass) -> Value {
             "annotations": {"storageclass.kubernetes.io/is-default-class": default.to_string()},
         },
         "provisioner": PROVISIONER,
+        "parameters": parameters,
         "reclaimPolicy": "Delete",
-        "allowVolumeExpansion": true,
+        "allowVolumeExpansion": class.expansion != Expansion::Refused,
         "volumeBindingMode": class.binding,
     })
 }
@@ -99,7 +160,9 @@ fn profile(class: &InfraClass) -> Value {
         .iter()
         .map(|(access, volume)| json!({"accessModes": [access], "volumeMode": volume}))
         .collect();
-    json!({"spec": {"claimPropertySets": sets}})
+    json!({"spec": {
+        "claimPropertySets": sets, "cloneStrategy": class.clone, "snapshotClass": SNAPSHOT_CLASS,
+    }})
 }
 
 /// Fills in the `StorageProfile` that cdi-controller makes for each class: it knows nothing of this provisioner, and a
@@ -113,7 +176,7 @@ pub(super) async fn describe_to_cdi(infra: &ApiServer) -> Result<()> {
         plural: "storageprofiles".to_owned(),
     };
     let profiles: Api<DynamicObject> = Api::all_with(infra.client.clone(), &resource);
-    for class in &CLASSES {
+    for class in all() {
         let name = class.name;
         let what = format!("cdi-controller to make the StorageProfile {name}");
         wait::object(&profiles, name, &what, PROFILE_DEADLINE, |profile| match profile {

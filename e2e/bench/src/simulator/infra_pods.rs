@@ -8,6 +8,8 @@
 //!   if it is a real image;
 //! * any other image can't be pulled, and the pod's status says so.
 //!
+//! A claim whose volume has grown is expanded on the node of a pod that uses it (`expansion.rs`).
+//!
 //! Nodes get the labels, capacity and heartbeat that KubeVirt's scheduling needs (`node.rs`).
 //!
 //! What it does not do: resources and eviction, networks of pods (a program listens in the bench's own network and has
@@ -15,6 +17,7 @@
 
 mod container;
 mod environment;
+mod expansion;
 mod fault;
 mod image;
 mod importer;
@@ -79,6 +82,7 @@ pub async fn start(options: Options) -> Result<Running> {
     let heartbeat = node::beat(options.infra.client.clone(), options.nodes.clone(), options.node_address);
     let client = options.infra.client.clone();
     let programs = Programs::new(&options)?;
+    let expansion = expansion::run(client.clone(), options.volumes.clone());
     let kubelets = Arc::new(Kubelets {
         client: client.clone(),
         nodes: options.nodes.into_iter().collect(),
@@ -118,6 +122,7 @@ pub async fn start(options: Options) -> Result<Running> {
         AbortOnDropHandle::new(tokio::spawn(heartbeat)),
         AbortOnDropHandle::new(tokio::spawn(sweep)),
         queue::run("infra-pods", pods, kubelets, reconcile),
+        expansion,
     ]))
 }
 

@@ -14,7 +14,7 @@ use k8s_openapi::{
 use kube::{Api, Client, ResourceExt};
 
 use super::simulated;
-use crate::simulator::infra_storage::{self, bytes};
+use crate::simulator::{infra_storage, quantity::bytes};
 
 /// The environment that cdi-controller gives an importer (`pkg/common`).
 const SOURCE: &str = "IMPORTER_SOURCE";

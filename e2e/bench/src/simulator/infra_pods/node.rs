@@ -1,17 +1,17 @@
-//! The infra nodes: what kubelet, KubeVirt's node-labeller and virt-handler's heartbeat write on them.
+//! The infra nodes: what kubelet, the registrar of infra storage, KubeVirt's node-labeller and virt-handler's heartbeat write on them.
 
 use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::{core::v1::Node, storage::v1::CSINode};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
-use crate::simulator::queue::conflict;
+use crate::{cluster::storage_classes::PROVISIONER, simulator::queue::conflict};
 
 /// virt-handler's heartbeat comes once a minute or less often; virt-controller gives up a node after five.
 const HEARTBEAT_PERIOD: Duration = Duration::from_secs(30);
@@ -38,6 +38,7 @@ pub(super) async fn write(client: &Client, name: &str, address: IpAddr) -> Resul
         Err(error) if !conflict(&error) => return Err(error).with_context(|| format!("create node {name}")),
         _ => {}
     }
+    register_storage(client, name).await?;
     let params = PatchParams::default();
     nodes
         .patch(name, &params, &Patch::Merge(metadata(name)))
@@ -49,6 +50,19 @@ pub(super) async fn write(client: &Client, name: &str, address: IpAddr) -> Resul
         .await
         .with_context(|| format!("write status of node {name}"))?;
     Ok(())
+}
+
+/// Says that infra storage is there, as kubelet does for a plugin that registers: without topology and without a limit.
+async fn register_storage(client: &Client, name: &str) -> Result<()> {
+    let nodes: Api<CSINode> = Api::all(client.clone());
+    let driver = json!({"name": PROVISIONER, "nodeID": name, "topologyKeys": null});
+    let node: CSINode =
+        serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"drivers": [driver]}}))
+            .context("a CSINode with a driver")?;
+    match nodes.create(&PostParams::default(), &node).await {
+        Err(error) if !conflict(&error) => Err(error).with_context(|| format!("create CSINode {name}")),
+        _ => Ok(()),
+    }
 }
 
 /// Keeps the nodes alive.

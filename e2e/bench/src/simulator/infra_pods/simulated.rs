@@ -15,7 +15,7 @@ const KUBEVIRT_LABEL: &str = "kubevirt.io";
 /// CDI's label of its pods; the value is the kind of pod.
 const CDI_LABEL: &str = "cdi.kubevirt.io";
 /// CDI's pods that do one piece of work and end.
-const CDI_WORKERS: [&str; 2] = ["importer", "cdi-clone-source"];
+const CDI_WORKERS: [&str; 3] = ["importer", "cdi-clone-source", "cdi-populator-prep"];
 /// What CDI's importer leaves as termination message; cdi-controller parses it.
 const IMPORT_COMPLETE: &str =
     r#"{"scratchSpaceRequired":false,"preallocationApplied":false,"message":"Import Complete"}"#;
@@ -30,7 +30,7 @@ pub enum Kind {
     Launcher,
     /// KubeVirt's attachment pod `hp-volume-…`.
     Attachment,
-    /// CDI's importer or clone source: it ends when its work is done.
+    /// CDI's importer, clone source, or the pod that binds or expands a claim: it ends when its work is done.
     Worker,
     /// Another pod of CDI, which stays.
     Server,

@@ -1,302 +1,289 @@
-//! Decides what the infra storage does with a PVC or PV. Pure: no client, no file.
-//!
-//! Rules of `sig-storage-lib-external-provisioner`: `shouldProvision`, `provisionClaimOperation`, `shouldDelete`.
+//! Decides what a request comes to. Pure: no file, no fault, no clock.
 
-use std::collections::BTreeMap;
+use csi_proto::v1::CapacityRange;
+use tonic::Code;
 
-use anyhow::{Context, Result};
-use k8s_openapi::{
-    api::{
-        core::v1::{
-            CSIPersistentVolumeSource, ObjectReference, PersistentVolume, PersistentVolumeClaim,
-            PersistentVolumeSpec,
-        },
-        storage::v1::StorageClass,
-    },
-    apimachinery::pkg::api::resource::Quantity,
-};
-use kube::{ResourceExt, api::ObjectMeta};
+use super::pool::{Snapshot, Source, Volume};
 
-use crate::cluster::storage_classes::PROVISIONER;
+/// The size of a volume for which no size is asked.
+const DEFAULT_BYTES: u64 = 1 << 30;
 
-/// The volume mode of a device.
-pub(in crate::simulator) const BLOCK: &str = "Block";
-/// Set by kube-controller-manager on a PVC that an external provisioner has to serve.
-const PROVISIONER_ANNOTATION: &str = "volume.kubernetes.io/storage-provisioner";
-/// Set by kube-scheduler on a `WaitForFirstConsumer` PVC once a pod that uses it has a node.
-const SELECTED_NODE_ANNOTATION: &str = "volume.kubernetes.io/selected-node";
-/// Written on every PV that a provisioner has made.
-const PROVISIONED_BY_ANNOTATION: &str = "pv.kubernetes.io/provisioned-by";
-/// The API group whose data sources CDI serves with populators: it binds the PV of a PVC of its own to the claim.
-const CDI_GROUP: &str = "cdi.kubevirt.io";
-/// The filesystem that external-provisioner names when the class does not (`--default-fstype=ext4`).
-const DEFAULT_FS_TYPE: &str = "ext4";
-
-/// Whether this PVC is ours to provision, leaving aside its class' binding mode.
-pub(super) fn is_ours(pvc: &PersistentVolumeClaim) -> bool {
-    let status = pvc.status.as_ref().and_then(|status| status.phase.as_deref());
-    let spec = pvc.spec.as_ref();
-    let source = spec.and_then(|spec| spec.data_source_ref.as_ref());
-    pvc.metadata.deletion_timestamp.is_none()
-        && status == Some("Pending")
-        && spec.is_some_and(|spec| spec.volume_name.as_deref().unwrap_or_default().is_empty())
-        && annotation(pvc, PROVISIONER_ANNOTATION) == Some(PROVISIONER)
-        && source.is_none_or(|source| source.api_group.as_deref() != Some(CDI_GROUP))
+/// The error of an RPC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub code: Code,
+    pub message: String,
 }
 
-/// Whether provisioning may begin: at once, or when a first consumer has been given a node.
-pub(super) fn may_begin(pvc: &PersistentVolumeClaim, class: &StorageClass) -> bool {
-    let waits = class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer");
-    !waits || annotation(pvc, SELECTED_NODE_ANNOTATION).is_some_and(|node| !node.is_empty())
+impl Refusal {
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self { code: Code::InvalidArgument, message: message.into() }
+    }
+
+    pub(super) fn not_found(what: &str, name: &str) -> Self {
+        Self { code: Code::NotFound, message: format!("there is no {what} {name}") }
+    }
+
+    fn out_of_range(message: String) -> Self {
+        Self { code: Code::OutOfRange, message }
+    }
 }
 
-/// The name of the PV of a PVC, external-provisioner's default.
-pub(super) fn pv_name(pvc: &PersistentVolumeClaim) -> String {
-    format!("pvc-{}", pvc.uid().unwrap_or_default())
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step<T> {
+    /// It is there already.
+    Done(T),
+    /// To be made so.
+    Make(T),
 }
 
-/// The volume mode that a PVC asks for; absent means `Filesystem`.
-pub(super) fn volume_mode(pvc: &PersistentVolumeClaim) -> Option<&str> {
-    pvc.spec.as_ref()?.volume_mode.as_deref()
+/// What a clone is made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Content {
+    pub bytes: u64,
+    pub block: bool,
 }
 
-/// How much a PVC asks for, in bytes.
-///
-/// # Errors
-/// When the request is absent or no quantity.
-pub(super) fn requested(pvc: &PersistentVolumeClaim) -> Result<u64> {
-    let requests = pvc.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.requests.as_ref());
-    let quantity =
-        requests.and_then(|requests| requests.get("storage")).context("the PVC requests no storage")?;
-    bytes(quantity)
+impl From<&Snapshot> for Content {
+    fn from(snapshot: &Snapshot) -> Self {
+        Self { bytes: snapshot.bytes, block: snapshot.block }
+    }
 }
 
-/// A quantity in bytes, rounded up.
-///
-/// # Errors
-/// When it is no quantity, or is negative.
-pub(in crate::simulator) fn bytes(quantity: &Quantity) -> Result<u64> {
-    const SUFFIXES: [(&str, u64); 11] = [
-        ("Ki", 1 << 10),
-        ("Mi", 1 << 20),
-        ("Gi", 1 << 30),
-        ("Ti", 1 << 40),
-        ("Pi", 1 << 50),
-        ("k", 1_000),
-        ("M", 1_000_000),
-        ("G", 1_000_000_000),
-        ("T", 1_000_000_000_000),
-        ("P", 1_000_000_000_000_000),
-        ("", 1),
-    ];
-    let text = quantity.0.as_str();
-    let (number, unit) = SUFFIXES
-        .iter()
-        .find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit)))
-        .with_context(|| format!("{text} is no quantity"))?;
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let scale = u32::try_from(fraction.len()).ok().and_then(|digits| 10_u128.checked_pow(digits));
-    let digits: u128 =
-        format!("{whole}{fraction}").parse().with_context(|| format!("{text} is no quantity"))?;
-    let scaled = scale.and_then(|scale| Some((digits.checked_mul(u128::from(unit))?).div_ceil(scale)));
-    scaled.and_then(|bytes| u64::try_from(bytes).ok()).with_context(|| format!("{text} is too large"))
+impl From<&Volume> for Content {
+    fn from(volume: &Volume) -> Self {
+        Self { bytes: volume.bytes, block: volume.block }
+    }
 }
 
-/// Bytes as Kubernetes writes a binary quantity: in the largest unit that leaves no fraction.
-fn quantity(bytes: u64) -> Quantity {
-    let exact = ["Pi", "Ti", "Gi", "Mi", "Ki"].iter().zip([50, 40, 30, 20, 10]);
-    let mut fitting = exact.filter(|(_, shift)| bytes != 0 && bytes.trailing_zeros() >= *shift);
-    Quantity(
-        fitting.next().map_or_else(|| bytes.to_string(), |(unit, shift)| format!("{}{unit}", bytes >> shift)),
-    )
+/// `CreateVolume`: `wanted` has everything but the size, `present` is the volume of that name, `content` what the source of
+/// `wanted` holds.
+pub(super) fn create(
+    present: Option<Volume>,
+    wanted: Volume,
+    content: Option<Content>,
+    range: Option<&CapacityRange>,
+) -> Result<Step<Volume>, Refusal> {
+    if let Some(present) = present {
+        let same = present.block == wanted.block && present.source == wanted.source;
+        return if same && fits(present.bytes, range)? {
+            Ok(Step::Done(present))
+        } else {
+            let message = "a volume of that name exists, of another size, mode or source".to_owned();
+            Err(Refusal { code: Code::AlreadyExists, message })
+        };
+    }
+    let least = content.map_or(0, |content| content.bytes);
+    if content.is_some_and(|content| content.block != wanted.block) {
+        return Err(Refusal::invalid("a volume and its source are both block devices, or both filesystems"));
+    }
+    let (required, limit) = bounds(range)?;
+    if required != 0 && required < least {
+        let message = format!("{required} bytes requested, the source has {least}");
+        return Err(Refusal::out_of_range(message));
+    }
+    let bytes = if required == 0 { least.max(DEFAULT_BYTES.min(limit)) } else { required };
+    if bytes > limit {
+        return Err(Refusal::out_of_range(format!("{bytes} bytes needed, at most {limit} wanted")));
+    }
+    Ok(Step::Make(Volume { bytes, ..wanted }))
 }
 
-/// The PV that serves `pvc`: its size, its modes, its class' reclaim policy, bound to it by name and UID.
-pub(super) fn persistent_volume(
-    pvc: &PersistentVolumeClaim,
-    class: &StorageClass,
-) -> Result<PersistentVolume> {
-    let spec = pvc.spec.as_ref().context("the PVC has no spec")?;
-    let size = quantity(requested(pvc)?);
-    let block = volume_mode(pvc) == Some(BLOCK);
-    let parameters = class.parameters.as_ref();
-    let fs_type = parameters
-        .and_then(|all| all.get("csi.storage.k8s.io/fstype"))
-        .map_or(DEFAULT_FS_TYPE, String::as_str);
-    let name = pv_name(pvc);
-    Ok(PersistentVolume {
-        metadata: ObjectMeta {
-            name: Some(name.clone()),
-            annotations: Some(BTreeMap::from([(
-                PROVISIONED_BY_ANNOTATION.to_owned(),
-                PROVISIONER.to_owned(),
-            )])),
-            ..ObjectMeta::default()
-        },
-        spec: Some(PersistentVolumeSpec {
-            access_modes: spec.access_modes.clone(),
-            capacity: Some(BTreeMap::from([("storage".to_owned(), size)])),
-            claim_ref: Some(ObjectReference {
-                api_version: Some("v1".to_owned()),
-                kind: Some("PersistentVolumeClaim".to_owned()),
-                namespace: pvc.namespace(),
-                name: Some(pvc.name_any()),
-                uid: pvc.uid(),
-                resource_version: pvc.resource_version(),
-                ..ObjectReference::default()
-            }),
-            csi: Some(CSIPersistentVolumeSource {
-                driver: PROVISIONER.to_owned(),
-                fs_type: (!block).then(|| fs_type.to_owned()),
-                volume_handle: name,
-                ..CSIPersistentVolumeSource::default()
-            }),
-            mount_options: class.mount_options.clone(),
-            persistent_volume_reclaim_policy: Some(
-                class.reclaim_policy.clone().unwrap_or_else(|| "Delete".to_owned()),
-            ),
-            storage_class_name: Some(class.name_any()),
-            volume_mode: spec.volume_mode.clone(),
-            ..PersistentVolumeSpec::default()
-        }),
-        status: None,
-    })
+/// Whether a class that has `capacity` bytes has room for `wanted` bytes, when its volumes have `used` already.
+pub(super) fn room(capacity: Option<u64>, used: u64, wanted: u64) -> Result<(), Refusal> {
+    let free = capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(used));
+    if wanted <= free {
+        return Ok(());
+    }
+    let message = format!("{wanted} bytes requested, {free} bytes free");
+    Err(Refusal { code: Code::ResourceExhausted, message })
 }
 
-/// Whether a PV is ours and has served its time.
-pub(super) fn is_to_be_deleted(pv: &PersistentVolume) -> bool {
-    let spec = pv.spec.as_ref();
-    made_here(pv)
-        && pv.metadata.deletion_timestamp.is_none()
-        && pv.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Released")
-        && spec.and_then(|spec| spec.persistent_volume_reclaim_policy.as_deref()) == Some("Delete")
+/// The bytes that the volumes of `class` hold already, without that of the name.
+pub(super) fn used(volumes: &[(String, Volume)], class: &str, without: &str) -> u64 {
+    let others = volumes.iter().filter(|(name, volume)| volume.class == class && name != without);
+    others.map(|(_, volume)| volume.bytes).sum()
 }
 
-/// The bytes that the PVs of `class` hold already, without the PV of that name.
-pub(super) fn used(pvs: &[PersistentVolume], class: &str, without: &str) -> u64 {
-    let sizes = pvs.iter().filter(|pv| made_here(pv) && pv.name_any() != without).filter_map(|pv| {
-        let spec = pv.spec.as_ref()?;
-        let size = spec.capacity.as_ref()?.get("storage")?;
-        (spec.storage_class_name.as_deref() == Some(class)).then(|| bytes(size).ok())?
-    });
-    sizes.sum()
+/// `ControllerExpandVolume`. A volume never shrinks.
+pub(super) fn expand(present: Volume, range: Option<&CapacityRange>) -> Result<Step<Volume>, Refusal> {
+    let (required, limit) = bounds(range)?;
+    if range.is_none() || required == 0 {
+        return Err(Refusal::invalid("an expansion has a size"));
+    }
+    if present.bytes > limit {
+        let message = format!("it has {} bytes already, at most {limit} wanted", present.bytes);
+        return Err(Refusal::out_of_range(message));
+    }
+    if required <= present.bytes {
+        return Ok(Step::Done(present));
+    }
+    Ok(Step::Make(Volume { bytes: required, ..present }))
 }
 
-fn made_here(pv: &PersistentVolume) -> bool {
-    let csi = pv.spec.as_ref().and_then(|spec| spec.csi.as_ref());
-    csi.is_some_and(|csi| csi.driver == PROVISIONER)
+/// `CreateSnapshot` of `volume`, which has that handle, at that time; `present` is the snapshot of that name.
+pub(super) fn snapshot(
+    present: Option<Snapshot>,
+    handle: &str,
+    volume: Option<&Volume>,
+    now: i64,
+) -> Result<Step<Snapshot>, Refusal> {
+    if let Some(present) = present {
+        return if present.volume == handle {
+            Ok(Step::Done(present))
+        } else {
+            let message = format!("a snapshot of that name exists, of {}", present.volume);
+            Err(Refusal { code: Code::AlreadyExists, message })
+        };
+    }
+    let volume = volume.ok_or_else(|| Refusal::not_found("volume", handle))?;
+    let Volume { bytes, block, .. } = *volume;
+    Ok(Step::Make(Snapshot { volume: handle.to_owned(), bytes, block, created: now }))
 }
 
-fn annotation<'a>(pvc: &'a PersistentVolumeClaim, key: &str) -> Option<&'a str> {
-    pvc.metadata.annotations.as_ref()?.get(key).map(String::as_str)
+/// One page of a list: `max` entries, 0 for all, from where an earlier page ended; and where this one ends, if it is not the
+/// last.
+pub(super) fn page<T: Clone>(all: &[T], token: &str, max: i32) -> Result<(Vec<T>, String), Refusal> {
+    let start = if token.is_empty() { Some(0) } else { token.parse().ok() };
+    let rest = start.and_then(|start: usize| Some((start, all.get(start..)?)));
+    // CSI: an invalid token is ABORTED, and the caller begins anew.
+    let (start, rest) = rest.ok_or_else(|| {
+        let message = format!("{token:?} is no token of this list; begin without one");
+        Refusal { code: Code::Aborted, message }
+    })?;
+    let max = usize::try_from(max).map_err(|_| Refusal::invalid("max_entries is negative"))?;
+    let length = if max == 0 { rest.len() } else { max.min(rest.len()) };
+    let next = if length < rest.len() { (start + length).to_string() } else { String::new() };
+    Ok((rest[..length].to_vec(), next))
+}
+
+/// The source that a request names; of an id that is no name there is nothing.
+pub(super) fn source_name(source: &Source) -> (&'static str, &str) {
+    match source {
+        Source::Snapshot(id) => ("snapshot", id),
+        Source::Volume(handle) => ("volume", handle),
+    }
+}
+
+fn fits(bytes: u64, range: Option<&CapacityRange>) -> Result<bool, Refusal> {
+    let (required, limit) = bounds(range)?;
+    Ok((required..=limit).contains(&bytes))
+}
+
+/// The least and the most bytes; 0 and the largest number if nothing is said.
+fn bounds(range: Option<&CapacityRange>) -> Result<(u64, u64), Refusal> {
+    let of = |bytes: i64| u64::try_from(bytes).map_err(|_| Refusal::invalid("a size is negative"));
+    let Some(range) = range else { return Ok((0, u64::MAX)) };
+    let (required, limit) = (of(range.required_bytes)?, of(range.limit_bytes)?);
+    let limit = if limit == 0 { u64::MAX } else { limit };
+    if required > limit {
+        return Err(Refusal::invalid("the least size is above the most"));
+    }
+    Ok((required, limit))
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-
     use super::*;
 
-    fn pvc(change: &Value) -> PersistentVolumeClaim {
-        let mut object = json!({
-            "metadata": {"name": "c", "namespace": "ns", "uid": "u-1", "annotations": {
-                "volume.kubernetes.io/storage-provisioner": "storage.bench.local"}},
-            "spec": {"accessModes": ["ReadWriteMany"], "volumeMode": "Block", "storageClassName": "fast",
-                "resources": {"requests": {"storage": "1Gi"}}},
-            "status": {"phase": "Pending"},
-        });
-        json_patch(&mut object, change);
-        serde_json::from_value(object).expect("a PVC")
+    const MIB: u64 = 1 << 20;
+
+    fn range(required: u64, limit: u64) -> CapacityRange {
+        let signed = |bytes| i64::try_from(bytes).expect("small");
+        CapacityRange { required_bytes: signed(required), limit_bytes: signed(limit) }
     }
 
-    /// JSON merge patch (RFC 7386).
-    fn json_patch(object: &mut Value, change: &Value) {
-        let (Some(object), Some(change)) = (object.as_object_mut(), change.as_object()) else { return };
-        for (key, value) in change {
-            match object.get_mut(key) {
-                Some(present) if present.is_object() && value.is_object() => json_patch(present, value),
-                _ => {
-                    object.insert(key.clone(), value.clone());
-                }
-            }
+    fn volume(bytes: u64) -> Volume {
+        Volume { bytes, block: true, class: "a".into(), ..Volume::default() }
+    }
+
+    fn code<T>(step: Result<Step<T>, Refusal>) -> Option<Code> {
+        step.err().map(|refusal| refusal.code)
+    }
+
+    #[test]
+    fn a_volume_is_as_large_as_asked_and_never_smaller_than_its_source() {
+        let made =
+            |content, range: Option<CapacityRange>| match create(None, volume(0), content, range.as_ref()) {
+                Ok(Step::Make(volume)) => Ok(volume.bytes),
+                other => Err(code(other)),
+            };
+        let source = Some(Content { bytes: 4 * MIB, block: true });
+        assert_eq!(made(None, None), Ok(DEFAULT_BYTES));
+        assert_eq!(made(None, Some(range(MIB, 0))), Ok(MIB));
+        assert_eq!(made(None, Some(range(0, MIB))), Ok(MIB));
+        assert_eq!(made(source, Some(range(8 * MIB, 0))), Ok(8 * MIB));
+        assert_eq!(made(source, Some(range(MIB, 0))), Err(Some(Code::OutOfRange)));
+        assert_eq!(made(source, Some(range(0, MIB))), Err(Some(Code::OutOfRange)));
+        assert_eq!(made(None, Some(range(2, 1))), Err(Some(Code::InvalidArgument)));
+        let folder = Some(Content { bytes: MIB, block: false });
+        assert_eq!(made(folder, Some(range(MIB, 0))), Err(Some(Code::InvalidArgument)));
+        let negative = CapacityRange { required_bytes: -1, limit_bytes: 0 };
+        assert_eq!(made(None, Some(negative)), Err(Some(Code::InvalidArgument)));
+    }
+
+    #[test]
+    fn a_second_call_finds_the_volume_and_another_meaning_is_refused() {
+        let again = |present: Volume, wanted: Volume, least| {
+            create(Some(present), wanted, None, Some(&range(least, 0)))
+        };
+        assert_eq!(again(volume(MIB), volume(0), MIB), Ok(Step::Done(volume(MIB))));
+        assert_eq!(code(again(volume(MIB), volume(0), 2 * MIB)), Some(Code::AlreadyExists));
+        let folder = Volume { block: false, ..volume(0) };
+        assert_eq!(code(again(volume(MIB), folder, MIB)), Some(Code::AlreadyExists));
+        let clone = Volume { source: Some(Source::Volume("pvc-1".into())), ..volume(0) };
+        assert_eq!(code(again(volume(MIB), clone, MIB)), Some(Code::AlreadyExists));
+    }
+
+    #[test]
+    fn a_full_class_has_no_room() {
+        let volumes = [("pvc-1".to_owned(), volume(3)), ("pvc-2".to_owned(), volume(4))];
+        assert_eq!(
+            (used(&volumes, "a", ""), used(&volumes, "a", "pvc-1"), used(&volumes, "b", "")),
+            (7, 4, 0)
+        );
+        assert_eq!(room(None, 7, u64::MAX), Ok(()));
+        assert_eq!(room(Some(10), 7, 3), Ok(()));
+        let full = room(Some(10), 7, 4).expect_err("no room");
+        let told = (full.code, full.message.as_str());
+        assert_eq!(told, (Code::ResourceExhausted, "4 bytes requested, 3 bytes free"));
+        assert!(room(Some(1), 7, 1).is_err(), "the limit came after the volumes");
+    }
+
+    #[test]
+    fn an_expansion_grows_once_and_never_shrinks() {
+        let to = |bytes| expand(volume(4), Some(&range(bytes, 0)));
+        assert_eq!(to(8), Ok(Step::Make(volume(8))));
+        assert_eq!(to(4), Ok(Step::Done(volume(4))));
+        assert_eq!(to(2), Ok(Step::Done(volume(4))));
+        assert_eq!(code(expand(volume(4), Some(&range(1, 2)))), Some(Code::OutOfRange));
+        assert_eq!(code(expand(volume(4), None)), Some(Code::InvalidArgument));
+        assert_eq!(code(to(0)), Some(Code::InvalidArgument));
+    }
+
+    #[test]
+    fn a_snapshot_is_taken_once_and_outlives_its_volume() {
+        let present = volume(4);
+        let Ok(Step::Make(taken)) = snapshot(None, "pvc-1", Some(&present), 7) else {
+            panic!("expected a new snapshot")
+        };
+        assert_eq!((taken.bytes, taken.block, taken.created), (4, true, 7));
+        assert_eq!(snapshot(Some(taken.clone()), "pvc-1", None, 9), Ok(Step::Done(taken.clone())));
+        assert_eq!(code(snapshot(Some(taken), "pvc-2", Some(&present), 9)), Some(Code::AlreadyExists));
+        assert_eq!(code(snapshot(None, "pvc-1", None, 9)), Some(Code::NotFound));
+    }
+
+    #[test]
+    fn pages_meet_end_to_end() {
+        let all = [1, 2, 3];
+        assert_eq!(page(&all, "", 0), Ok((vec![1, 2, 3], String::new())));
+        assert_eq!(page(&all, "", 2), Ok((vec![1, 2], "2".into())));
+        assert_eq!(page(&all, "2", 2), Ok((vec![3], String::new())));
+        assert_eq!(page(&all, "3", 2), Ok((vec![], String::new())));
+        for wrong in ["4", "abc", "-1"] {
+            assert_eq!(page(&all, wrong, 1).map_err(|refusal| refusal.code), Err(Code::Aborted), "{wrong}");
         }
-    }
-
-    fn class(mode: &str) -> StorageClass {
-        serde_json::from_value(json!({
-            "metadata": {"name": "fast"}, "provisioner": PROVISIONER, "volumeBindingMode": mode, "reclaimPolicy": "Delete",
-        }))
-        .expect("a class")
-    }
-
-    #[test]
-    fn only_pending_unbound_claims_of_this_provisioner_without_populator_are_ours() {
-        assert!(is_ours(&pvc(&json!({}))));
-        let others = [
-            json!({"status": {"phase": "Bound"}}),
-            json!({"status": {"phase": "Lost"}}),
-            json!({"spec": {"volumeName": "pv"}}),
-            json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}),
-            json!({"metadata": {"annotations": {"volume.kubernetes.io/storage-provisioner": "other"}}}),
-            json!({"spec": {"dataSourceRef": {"apiGroup": "cdi.kubevirt.io", "kind": "VolumeImportSource", "name": "x"}}}),
-        ];
-        for other in others {
-            assert!(!is_ours(&pvc(&other)), "{other}");
-        }
-    }
-
-    #[test]
-    fn a_first_consumer_is_waited_for() {
-        let selected = json!({"metadata": {"annotations": {"volume.kubernetes.io/selected-node": "n"}}});
-        assert!(may_begin(&pvc(&json!({})), &class("Immediate")));
-        assert!(!may_begin(&pvc(&json!({})), &class("WaitForFirstConsumer")));
-        assert!(may_begin(&pvc(&selected), &class("WaitForFirstConsumer")));
-    }
-
-    #[test]
-    fn the_volume_is_what_the_claim_asks_for() {
-        let pv = persistent_volume(&pvc(&json!({})), &class("Immediate")).expect("a PV");
-        assert_eq!(pv.name_any(), "pvc-u-1");
-        let spec = pv.spec.expect("a spec");
-        assert_eq!(spec.volume_mode.as_deref(), Some("Block"));
-        assert_eq!(spec.capacity.expect("a capacity")["storage"].0, "1Gi");
-        let claim = spec.claim_ref.expect("a claim");
-        assert_eq!((claim.name.as_deref(), claim.uid.as_deref()), (Some("c"), Some("u-1")));
-        assert_eq!(spec.csi.expect("csi").fs_type, None);
-        let filesystem =
-            persistent_volume(&pvc(&json!({"spec": {"volumeMode": "Filesystem"}})), &class("Immediate"));
-        let csi = filesystem.expect("a PV").spec.and_then(|spec| spec.csi).expect("csi");
-        assert_eq!(csi.fs_type.as_deref(), Some("ext4"));
-    }
-
-    #[test]
-    fn quantities_in_bytes() {
-        let of = |text: &str| bytes(&Quantity(text.into())).ok();
-        assert_eq!(of("1138166334"), Some(1_138_166_334));
-        assert_eq!(of("1Gi"), Some(1 << 30));
-        assert_eq!(of("1.5Mi"), Some(3 << 19));
-        assert_eq!(of("0.1k"), Some(100));
-        assert_eq!(of("0.0001k"), Some(1), "rounded up");
-        assert_eq!(of("2G"), Some(2_000_000_000));
-        for text in ["0", "1Gi", "1536Mi", "1138166334", "3Ti"] {
-            assert_eq!(quantity(of(text).expect("a quantity")).0, text);
-        }
-        for wrong in ["", "-1", "1e3x", "Gi", "99999999999P"] {
-            assert_eq!(of(wrong), None, "{wrong}");
-        }
-    }
-
-    #[test]
-    fn only_released_volumes_that_were_made_here_are_deleted() {
-        let mut pv = persistent_volume(&pvc(&json!({})), &class("Immediate")).expect("a PV");
-        assert!(!is_to_be_deleted(&pv), "it has no phase yet");
-        pv.status = serde_json::from_value(json!({"phase": "Released"})).expect("a status");
-        assert!(is_to_be_deleted(&pv));
-        assert_eq!(used(std::slice::from_ref(&pv), "fast", ""), 1 << 30);
-        assert_eq!(used(std::slice::from_ref(&pv), "fast", "pvc-u-1"), 0);
-        assert_eq!(used(std::slice::from_ref(&pv), "slow", ""), 0);
-        let spec = pv.spec.as_mut().expect("a spec");
-        spec.persistent_volume_reclaim_policy = Some("Retain".into());
-        assert!(!is_to_be_deleted(&pv));
+        assert!(page(&all, "", -1).is_err());
     }
 }

@@ -86,7 +86,7 @@ pub(crate) fn refusals(guest: &GuestService, plan: &Plan, context: &Context) {
 fn reason_of(wish: &Refused) -> &'static str {
     match wish {
         Refused::Policy(withheld) => withheld.reason(),
-        Refused::Family { .. } => "IPFamilyRefused",
+        Refused::Family { .. } | Refused::SecondFamily => "IPFamilyRefused",
     }
 }
 

@@ -48,6 +48,12 @@ pub enum Refused {
     /// The policy of infra's operator does not allow it.
     #[error(transparent)]
     Policy(#[from] Withheld),
+    /// The mirror could lose the address that it has.
+    #[error(
+        "the infra service has one address family and an address, which some load balancers take away if it asks for a \
+         second family; recreate the service to get both"
+    )]
+    SecondFamily,
     /// The first address family of a Service can not change.
     #[error(
         "the infra service has the address family {found} and can not change to {wanted}; recreate the service"
@@ -314,13 +320,25 @@ fn families(
             .unwrap_or_default();
     };
     let single = guest.spec.ip_family_policy.as_deref().is_none_or(|policy| policy == SINGLE_STACK);
-    let policy = if single { SINGLE_STACK } else { PREFER_DUAL_STACK };
+    let policy = if single || keeps_one_family(existing) { SINGLE_STACK } else { PREFER_DUAL_STACK };
+    if policy == SINGLE_STACK && !single {
+        refused.push(Refused::SecondFamily);
+    }
     let found = existing.and_then(|infra| infra.spec.ip_families.first());
     if let Some(found) = found.filter(|found| *found != wanted) {
         refused.push(Refused::Family { found: found.clone(), wanted: wanted.clone() });
         return (vec![found.clone()], Some(policy.to_owned()));
     }
     (vec![wanted.clone()], Some(policy.to_owned()))
+}
+
+/// Whether the mirror has one family and an address. Some load balancers take such an address away if the Service asks for
+/// both families and their pool has one (metallb/metallb#2482); the upstream cloud provider made all mirrors so.
+fn keeps_one_family(existing: Option<&InfraService>) -> bool {
+    existing.is_some_and(|infra| {
+        let policy = infra.spec.ip_family_policy.as_deref();
+        policy == Some(SINGLE_STACK) && !infra.status.load_balancer.ingress.is_empty()
+    })
 }
 
 /// Infra adds the second family itself, so only the first is compared, unless there is one too many.

@@ -7,9 +7,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::LoadBalancerIngress, apimachinery::pkg::apis::meta::v1::Time};
 use kube::runtime::controller::Action;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
+    access::chain,
     announcer::Kind,
     guest::services::GuestService,
     guest_names::infra_name,
@@ -31,6 +32,8 @@ const MAX_OBSERVATIONS: usize = 12;
 /// Pause before the next reconcile of a guest Service that the API reports as gone or replaced. The watch has usually
 /// shown that by then. If it still shows the same Service, the answer was wrong (a proxy's 404, for example).
 const SUPERSEDED_INTERVAL: Duration = Duration::from_secs(5);
+/// HTTP: the object is invalid.
+const INVALID: u16 = 422;
 /// Pause before the next check of an infra Service that is not ours, which we do not watch.
 const FOREIGN_INTERVAL: Duration = Duration::from_mins(5);
 
@@ -333,7 +336,7 @@ async fn create(
     let guest = observed.guest();
     context.events.emit(&reference(guest), Kind::Normal, "EnsuringLoadBalancer", "Ensuring load balancer");
     context.index.waits(guest.uid());
-    let created = context.services.create_mirror(&mirror.new_object()).await;
+    let created = create_in_any_family(mirror, guest, context).await;
     match created.map_err(failed("ensure load balancer"))? {
         Answer::Done(now) => {
             context.index.created(&mirror.name);
@@ -342,6 +345,43 @@ async fn create(
         }
         Answer::Absent | Answer::Changed => observed.read_infra(context).await,
     }
+}
+
+/// Creates the mirror in the guest's first address family; if infra does not have that, in its second, or else in the one
+/// that infra chooses. The mirror's family is then reported as not the guest's.
+async fn create_in_any_family(
+    mirror: &Mirror,
+    guest: &GuestService,
+    context: &Context,
+) -> Result<Answer<Mirrored>, kube::Error> {
+    let mut object = mirror.new_object();
+    let second = guest.spec.ip_families.get(1).map(|family| json!([family]));
+    for families in [second, None] {
+        match context.services.create_mirror(&object).await {
+            Err(error) if is_family_refused(&error) => tracing::info!(
+                service = guest.metadata.name,
+                namespace = guest.metadata.namespace,
+                error = chain(&error),
+                "infra does not have the address family; trying another"
+            ),
+            answered => return answered,
+        }
+        match families {
+            Some(families) => object["spec"]["ipFamilies"] = families,
+            None => {
+                let spec = object["spec"].as_object_mut();
+                spec.map(|spec| (spec.remove("ipFamilies"), spec.remove("ipFamilyPolicy")));
+            }
+        }
+    }
+    context.services.create_mirror(&object).await
+}
+
+/// Whether the API server refuses the Service because of its address families (validation of `spec.ipFamilies`).
+fn is_family_refused(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == INVALID && causes.into_iter().any(|cause| cause.field.starts_with("spec.ipFamil"))
 }
 
 /// Turns the infra Service into the mirror again. It is read first, because the whole object is replaced and the watch

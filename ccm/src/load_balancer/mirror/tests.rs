@@ -150,7 +150,6 @@ fn annotations_that_others_wrote_stay() {
 #[case("externalTrafficPolicy", json!({"externalTrafficPolicy": "Local"}))]
 #[case("loadBalancerSourceRanges", json!({"loadBalancerSourceRanges": ["198.51.100.0/24"]}))]
 #[case("loadBalancerIP", json!({"loadBalancerIP": "192.0.2.9"}))]
-#[case("ipFamilies", json!({"ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "PreferDualStack"}))]
 #[case("sessionAffinity", json!({"sessionAffinity": "ClientIP",
     "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 10800}}}))]
 fn a_change_of_the_guest_and_its_way_back_are_seen(#[case] field: &str, #[case] change: Value) {
@@ -267,4 +266,18 @@ fn a_policy_that_became_tighter_takes_back_what_passed() {
     let annotations = json!({ LAST_APPLIED: "{}", "metallb.io/ip-allocated-from-pool": "old",
         "cluster.x-k8s.io/tenant-service-uid": UID });
     assert_eq!(made["metadata"]["annotations"], annotations, "infra's own annotations are not the guest's");
+}
+
+/// A mirror of the upstream cloud provider on dual-stack infra has one family. MetalLB takes its address away if the
+/// policy grows (metallb/metallb#2482).
+#[rstest]
+#[case::one_family(json!({}), "PreferDualStack")]
+#[case::required(json!({}), "RequireDualStack")]
+#[case::infra_stepped_back(json!({"ipFamilyPolicy": "SingleStack"}), "PreferDualStack")]
+fn a_mirror_with_an_address_keeps_its_families(#[case] spec: Value, #[case] policy: &str) {
+    let mut existing = made(&guest(&json!({})), &left_by_the_reference(&spec, &[]));
+    existing["status"] = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}]}});
+    let both = guest(&json!({"ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": policy}));
+    let differences = mirror(&both, Some(&read(&existing))).differences(&read(&existing));
+    assert!(differences.is_empty(), "{differences:?}");
 }

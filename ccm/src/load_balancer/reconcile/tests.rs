@@ -41,6 +41,8 @@ struct World {
     is_wanted_after_patch: bool,
     /// A policy of infra: this value at this place of the spec, whatever is written.
     policy: Option<(&'static str, Value)>,
+    /// The address families that infra has; empty = all.
+    families: Vec<&'static str>,
     /// The calls about Services, with the cluster of each.
     calls: Vec<String>,
 }
@@ -49,6 +51,12 @@ impl World {
     fn stamp(&mut self) -> Value {
         self.version += 1;
         json!(self.version.to_string())
+    }
+
+    fn has_families(&self, mirror: &Value) -> bool {
+        let asked = mirror["spec"]["ipFamilies"].as_array();
+        let has = |family: &Value| family.as_str().is_some_and(|family| self.families.contains(&family));
+        self.families.is_empty() || asked.is_none_or(|asked| asked.iter().all(has))
     }
 
     fn admit(&self, mirror: &mut Value) {
@@ -69,9 +77,18 @@ impl World {
             ("PATCH", "guest", _) => (200, self.patched(body)),
             ("GET", _, Some(mirror)) => (200, mirror.clone()),
             ("POST", _, Some(_)) => status(409, "AlreadyExists", &infra_name(UID)),
+            ("POST", _, None) if !self.has_families(body) => {
+                let (code, mut refused) = status(422, "Invalid", &infra_name(UID));
+                refused["details"]["causes"] = json!([{ "reason": "FieldValueInvalid", "message": "not configured",
+                    "field": "spec.ipFamilies[0]" }]);
+                (code, refused)
+            }
             ("POST", _, None) => {
                 let mut mirror = body.clone();
                 mirror["metadata"]["uid"] = json!("m1");
+                if let (None, Some(own)) = (mirror["spec"].get("ipFamilies"), self.families.first()) {
+                    mirror["spec"]["ipFamilies"] = json!([own]);
+                }
                 self.admit(&mut mirror);
                 mirror["metadata"]["resourceVersion"] = self.stamp();
                 self.mirror = Some(mirror.clone());
@@ -427,4 +444,30 @@ async fn a_field_that_infra_corrects_is_repaired_ever_more_slowly_and_the_addres
     controller.assign_address();
     controller.reconcile().await;
     assert_eq!(controller.world().guest["status"]["loadBalancer"]["ingress"][0]["ip"], "192.0.2.1");
+}
+
+/// kubernetes-sigs/cloud-provider-azure#1831: a guest whose first family infra does not have.
+#[rstest::rstest]
+#[case::second_family(json!(["IPv6", "IPv4"]), "PreferDualStack", &["IPv4"], 2, json!(["IPv4"]))]
+#[case::only_the_other(json!(["IPv6"]), "SingleStack", &["IPv4"], 2, json!(["IPv4"]))]
+#[case::ipv6_infra(json!(["IPv4", "IPv6"]), "PreferDualStack", &["IPv6"], 2, json!(["IPv6"]))]
+#[case::first_family(json!(["IPv6", "IPv4"]), "PreferDualStack", &["IPv6", "IPv4"], 1, json!(["IPv6"]))]
+#[tokio::test]
+async fn a_mirror_gets_a_family_that_infra_has(
+    #[case] families: Value,
+    #[case] policy: &str,
+    #[case] infra: &[&'static str],
+    #[case] tries: usize,
+    #[case] made: Value,
+) {
+    let mut controller = Controller::new();
+    controller.mend(|world| {
+        world.families = infra.to_vec();
+        world.guest["spec"]["ipFamilies"] = families;
+        world.guest["spec"]["ipFamilyPolicy"] = json!(policy);
+    });
+    let calls = controller.reconcile().await;
+    assert_eq!(calls.iter().filter(|call| *call == "POST infra").count(), tries, "{calls:?}");
+    let asked = controller.world().mirror.as_ref().unwrap()["spec"].get("ipFamilies").cloned();
+    assert_eq!(asked.unwrap_or_default(), made);
 }

@@ -8,7 +8,10 @@ use csi_call::{Busy, Unanswered};
 use infra::{Class, Foreign, ObjectName};
 use tonic::{Code, Status};
 
-use crate::{attach::Refusal, request::Invalid, storage_class_policy::NotAllowed, volume::Incompatible};
+use crate::{
+    attach::Refusal, expand::CannotExpand, request::Invalid, storage_class_policy::NotAllowed,
+    volume::Incompatible,
+};
 
 /// Why an RPC failed.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +91,20 @@ pub enum Error {
     /// The infra API refuses the hotplug call because of its content.
     #[error("the infra cluster refuses the change of the VM: {0}")]
     RefusedChange(infra::Error),
+    /// The infra quota does not allow the larger claim; nothing was changed.
+    #[error("the infra quota does not allow the expansion: {0}")]
+    ExpansionQuota(infra::Error),
+    /// The infra API refuses the larger claim; nothing was changed.
+    #[error("the infra cluster refuses the expansion: {0}")]
+    RefusedExpansion(infra::Error),
+    /// The planner refused.
+    #[error("volume {volume} is not expanded: {refusal}")]
+    CannotExpand {
+        /// Volume.
+        volume: ObjectName,
+        /// Why.
+        refusal: CannotExpand,
+    },
     /// Another call has the volume.
     #[error(transparent)]
     Busy(#[from] Busy),
@@ -115,6 +132,18 @@ impl Error {
             Self::Invalid(Invalid::TooSmall { .. }) => Code::OutOfRange,
             Self::Invalid(_) | Self::NotAllowed(_) | Self::RefusedVolume(_) => Code::InvalidArgument,
             Self::Quota(_) => Code::ResourceExhausted,
+            // For csi-resizer RESOURCE_EXHAUSTED means that the expansion may be in progress, and the guest's user could
+            // not go back to a smaller size. OUT_OF_RANGE: it can't be done; tried again slowly.
+            Self::ExpansionQuota(_) | Self::RefusedExpansion(_) => Code::OutOfRange,
+            Self::CannotExpand { refusal, .. } => match refusal {
+                CannotExpand::OverLimit { .. }
+                | CannotExpand::TooLarge { .. }
+                | CannotExpand::Infeasible { .. } => Code::OutOfRange,
+                // Passes with the first attach. FAILED_PRECONDITION would make csi-resizer wait until no pod uses it.
+                CannotExpand::NotBound { .. } => Code::Aborted,
+                // Final and not infeasible: tried again soon, and the guest's user may go back to a smaller size.
+                CannotExpand::Failing { .. } => Code::Internal,
+            },
             Self::NoSuchVolume(_) | Self::NoSuchNode(_) => Code::NotFound,
             Self::NameTaken(_) | Self::Incompatible(_) => Code::AlreadyExists,
             Self::NotOurs

@@ -9,6 +9,8 @@ pub(crate) const STORAGE_CLASS: &str = "infraStorageClassName";
 pub(crate) const HOLDER_ANNOTATION: &str = "csi.kubevirt.io/holder";
 /// Annotation with the CO's name of a volume whose object name is a hash.
 pub(crate) const NAME_ANNOTATION: &str = "csi.kubevirt.io/volume-name";
+/// Annotation of the infra claim: what it requested before its first expansion.
+pub(crate) const CREATED_REQUEST_ANNOTATION: &str = "csi.kubevirt.io/created-request";
 /// Policy key: everything is allowed.
 pub(crate) const ALLOW_ALL: &str = "allowAll";
 /// Policy key: infra's default class is allowed.
@@ -64,7 +66,7 @@ pub const VOLUME_CONTEXT: [Key; 3] = [
 ];
 
 /// Annotations that this driver writes on objects of the infra cluster.
-pub const INFRA_ANNOTATIONS: [Key; 3] = [
+pub const INFRA_ANNOTATIONS: [Key; 4] = [
     key(
         HOLDER_ANNOTATION,
         "`<namespace>/<VM>`",
@@ -74,6 +76,11 @@ pub const INFRA_ANNOTATIONS: [Key; 3] = [
         NAME_ANNOTATION,
         "name",
         "On the DataVolume: the requested name, where it is not a legal object name and a hash takes its place",
+    ),
+    key(
+        CREATED_REQUEST_ANNOTATION,
+        "bytes",
+        "On a claim in filesystem mode: what it requested before its first expansion. The overhead that CDI keeps free follows from it",
     ),
     key(
         infra::KEEP_AFTER_COMPLETION,

@@ -3,20 +3,24 @@
 //!
 //! Every RPC goes the same way: `service` reads the wire, `request` validates it, a short loop observes the infra
 //! cluster, asks a pure planner for the next step and carries it out. The planners are `attach` (is the disk there, may
-//! it be added), `volume` (names, objects, compatibility) and `storage_class_policy`. `error` has every error with its
-//! gRPC code.
+//! it be added), `expand` (is the claim large enough, may it grow) over `claim_size`, `volume` (names, objects,
+//! compatibility) and `storage_class_policy`. `error` has every error with its gRPC code.
 //!
-//! From the bottom up, and no file uses one above it: `keys`; `request`, `storage_class_policy`, `attach`; `volume`;
+//! From the bottom up, and no file uses one above it: `keys`; `request`, `storage_class_policy`, `attach`, `claim_size`;
+//! `expand`, `volume`;
 //! `error`, `metrics`; `controller_operation`, `node_id`, `usable`; `view`, `holder`; `vm_queue`; `hotplug`; one file
 //! for each RPC; `service`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 
 mod attach;
+mod claim_size;
 mod controller_operation;
 mod create;
 mod delete;
 mod error;
+mod expand;
+mod expand_volume;
 mod holder;
 mod hotplug;
 pub mod keys;

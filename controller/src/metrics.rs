@@ -26,6 +26,8 @@ pub(crate) enum WaitCause {
     InfraClaim,
     /// The holder annotation names another VM, which does not have the volume.
     OtherHolder,
+    /// The infra claim is being made larger.
+    Expansion,
     /// The infra API asked for a pause before a change.
     InfraPause,
     /// KubeVirt accepted a hotplug call and has not carried it out.
@@ -47,12 +49,13 @@ pub(crate) enum WaitCause {
 }
 
 impl WaitCause {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Observation,
         Self::VmQueue,
         Self::Settling,
         Self::InfraClaim,
         Self::OtherHolder,
+        Self::Expansion,
         Self::InfraPause,
         Self::HotplugRequest,
         Self::VmiUpdate,
@@ -71,6 +74,7 @@ impl WaitCause {
             Self::Settling => "settling",
             Self::InfraClaim => "infra_claim",
             Self::OtherHolder => "other_holder",
+            Self::Expansion => "expansion",
             Self::InfraPause => "infra_pause",
             Self::HotplugRequest => "hotplug_request",
             Self::VmiUpdate => "vmi_update",

@@ -1,6 +1,7 @@
 //! Converts requests from the wire and checks their shape, limits and parameters; reads no cluster. An id of another
 //! form than ours is not an invalid request: the volume is found absent later.
 
+mod expand;
 mod invalid;
 mod needs;
 
@@ -15,6 +16,7 @@ use infra::ObjectName;
 
 use crate::keys::{BUS, FILESYSTEM, SERIAL, STORAGE_CLASS, parameter, probably_meant};
 
+pub(crate) use expand::Expand;
 pub use invalid::Invalid;
 pub(crate) use needs::Needs;
 use needs::{needs, sharing_of};

@@ -21,14 +21,16 @@ use crate::{
     create::{self, Created},
     delete,
     error::Error,
+    expand_volume,
     keys::{BUS, FILESYSTEM, SERIAL},
     metrics::{OldestOperation, Waits},
     publish, request, unpublish, validate,
     vm_queue::VmQueues,
 };
 
-/// The RPCs that are served. Snapshots, clones and expansion are not served yet.
-const CAPABILITIES: [Capability; 2] = [Capability::CreateDeleteVolume, Capability::PublishUnpublishVolume];
+/// The RPCs that are served. Snapshots and clones are not served yet.
+const CAPABILITIES: [Capability; 3] =
+    [Capability::CreateDeleteVolume, Capability::PublishUnpublishVolume, Capability::ExpandVolume];
 
 /// The settings of the controller.
 #[derive(Clone, Debug)]
@@ -66,7 +68,8 @@ impl Controller {
     /// The Identity service of a program that has this role.
     pub fn identity(&self) -> Identity {
         let ControllerSettings { driver_name, vendor_version, .. } = &self.shared.settings;
-        Identity::new(driver_name, vendor_version, vec![Identity::controller_service()])
+        let capabilities = vec![Identity::controller_service(), Identity::online_expansion()];
+        Identity::new(driver_name, vendor_version, capabilities)
     }
 
     /// Registers the metrics of infra calls and of waits. RPCs are counted elsewhere, for all services alike.
@@ -285,7 +288,17 @@ impl controller_server::Controller for Controller {
         request: Request<csi::ControllerExpandVolumeRequest>,
     ) -> Result<Response<csi::ControllerExpandVolumeResponse>, Status> {
         record_volume(&request.get_ref().volume_id);
-        Err(not_served("ControllerExpandVolume"))
+        let deadline = Deadline::read(request.metadata());
+        let wanted = request::Expand::read(request.get_ref()).map_err(Error::from)?;
+        let lock = self.lock("ControllerExpandVolume", &wanted.volume, Scope::Size, deadline)?;
+        self.run(Some(lock), deadline, |shared, operation| async move {
+            let size = expand_volume::expand(&shared.infra, &operation, &wanted).await?;
+            Ok(csi::ControllerExpandVolumeResponse {
+                capacity_bytes: i64::try_from(size).unwrap_or(i64::MAX),
+                node_expansion_required: true,
+            })
+        })
+        .await
     }
 
     async fn controller_get_volume(

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kubevirt::{Metadata, ObjectName, null_as_default};
 use serde::Deserialize;
 
-use crate::{guest_guard::Guarded, quantity::parse_quantity};
+use crate::{guest_guard::Guarded, quantity::Quantity};
 
 /// API version of the objects that we create.
 pub(crate) const API_VERSION: &str = "cdi.kubevirt.io/v1beta1";
@@ -45,11 +45,11 @@ pub enum DataVolumeSource {
     Other,
 }
 
-/// One condition of a `DataVolume`.
+/// One condition of a `DataVolume` or of a claim.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Condition {
-    /// `Bound`, `Ready` or `Running`.
+    /// `Bound`, `Ready` or `Running` of a `DataVolume`; `Resizing` and others of a claim.
     #[serde(rename = "type")]
     pub kind: String,
     /// `True`, `False` or `Unknown`.
@@ -132,7 +132,7 @@ struct WireStorage {
 #[serde(default)]
 struct WireResources {
     #[serde(deserialize_with = "null_as_default")]
-    requests: BTreeMap<String, serde_json::Value>,
+    requests: BTreeMap<String, Quantity>,
 }
 
 #[derive(Deserialize, Default)]
@@ -148,11 +148,7 @@ impl From<Wire> for DataVolume {
         let uses_storage = wire.spec.storage.is_some();
         let blank = wire.spec.source.is_some_and(|source| source.blank.is_some());
         let storage = wire.spec.storage.or(wire.spec.pvc).unwrap_or_default();
-        let size = storage.resources.requests.get("storage").and_then(|value| match value {
-            serde_json::Value::String(text) => parse_quantity(text),
-            serde_json::Value::Number(number) => number.as_u64(),
-            _ => None,
-        });
+        let size = storage.resources.requests.get("storage").and_then(Quantity::bytes);
         Self {
             metadata: wire.metadata,
             size,

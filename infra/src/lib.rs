@@ -35,7 +35,8 @@ pub use cluster::{CALL_DEADLINE, Class, Error, Failure, MAX_RETRY_AFTER, Right, 
 pub use kubevirt::{Metadata, ObjectName, Phase, RunStrategy, is_dns_label};
 
 pub use census::Census;
-pub use claim::Claim;
+pub use claim::{Claim, ClaimResources, ClaimSpec, ClaimStatus};
+pub use claims::{refuses_expansion, resize_ops};
 pub use data_volume::{Condition, DataVolume, DataVolumeSource, KEEP_AFTER_COMPLETION, NewDataVolume};
 pub use guest_guard::{Foreign, GuardError, Guarded, GuestGuard, MAX_PREFIX_LENGTH, Owned};
 pub use hotplug::HotplugDisk;
@@ -44,7 +45,7 @@ pub use json_patch::{PatchOp, annotation_path, label_path};
 pub use machine::{
     VirtualMachine, VirtualMachineInstance, Volume, VolumePhase, VolumeRequest, VolumeSource, VolumeStatus,
 };
-pub use quantity::parse_quantity;
+pub use quantity::{Quantity, parse_quantity};
 pub use rights::{REQUIRED_RIGHTS, WATCH_INSTANCES};
 pub use shared_reads::{ReadResult, VmReads};
 pub use wait::VmiWait;

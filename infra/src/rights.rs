@@ -32,8 +32,18 @@ pub const REQUIRED_RIGHTS: [Right; 12] = [
     ),
     right("subresources.kubevirt.io", "virtualmachines/addvolume", "update", "attaching"),
     right("subresources.kubevirt.io", "virtualmachines/removevolume", "update", "detaching"),
-    right("", "persistentvolumeclaims", "get", "arbitrating between two nodes that want one volume"),
-    right("", "persistentvolumeclaims", "patch", "arbitrating between two nodes that want one volume"),
+    right(
+        "",
+        "persistentvolumeclaims",
+        "get",
+        "arbitrating between two nodes that want one volume, expanding volumes",
+    ),
+    right(
+        "",
+        "persistentvolumeclaims",
+        "patch",
+        "arbitrating between two nodes that want one volume, expanding volumes",
+    ),
     right("authorization.k8s.io", "selfsubjectrulesreviews", "create", "telling which rights are missing"),
 ];
 

@@ -79,7 +79,12 @@ impl Volumes {
 
     /// What runs, for the metrics.
     pub(crate) fn work(&self) -> Work {
-        let pools = [&self.mutating_threads, &self.scanning_threads, &self.rescanning_thread, &self.measuring_threads];
+        let pools = [
+            &self.mutating_threads,
+            &self.scanning_threads,
+            &self.rescanning_thread,
+            &self.measuring_threads,
+        ];
         Work { in_flight: self.operations.in_flight().clone(), pools: pools.map(Pool::clone).into() }
     }
 
@@ -326,7 +331,10 @@ impl Volumes {
         let host = Arc::clone(&self.host);
         let begun = self.rescanning_thread.start(move || {
             if let Err(error) = host.rescan() {
-                tracing::warn!(error = error.chain(), "the SCSI hosts could not be asked to scan for new disks");
+                tracing::warn!(
+                    error = error.chain(),
+                    "the SCSI hosts could not be asked to scan for new disks"
+                );
             }
         });
         if let Err(error) = begun {

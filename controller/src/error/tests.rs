@@ -41,6 +41,10 @@ fn refused(refusal: Refusal) -> Error {
     Error::Refused { vm: "infra/vm1".into(), refusal: RefusalReason(refusal) }
 }
 
+fn cannot(refusal: CannotExpand) -> Error {
+    Error::CannotExpand { volume: name(), refusal }
+}
+
 fn incompatible() -> Error {
     let request = Create {
         name: "pvc-1".into(),
@@ -99,6 +103,18 @@ fn every_error_has_its_code_and_text() {
             Code::Aborted,
             "no infra claim yet (infra storage class fast): why",
         ),
+        (Error::ExpansionQuota(infra_error(403)), Code::OutOfRange, "words of the infra"),
+        (Error::RefusedExpansion(infra_error(403)), Code::OutOfRange, "words of the infra"),
+        (cannot(CannotExpand::OverLimit { largest: 3, limit: 2 }), Code::OutOfRange, "allows 2 at most"),
+        (cannot(CannotExpand::TooLarge { disk: 7 }), Code::OutOfRange, "a disk of 7 bytes"),
+        (cannot(CannotExpand::NotBound { phase: "Pending".into() }), Code::Aborted, "claim is Pending"),
+        (cannot(CannotExpand::NotBound { phase: String::new() }), Code::Aborted, "claim is new"),
+        (
+            cannot(CannotExpand::Infeasible { size: 7, reason: "too big".into() }),
+            Code::OutOfRange,
+            "refuses 7 bytes: too big",
+        ),
+        (cannot(CannotExpand::Failing { reason: "pool is down".into() }), Code::Internal, "pool is down"),
         (Error::NotShared(name()), Code::FailedPrecondition, "ReadWriteMany"),
         (Error::RefusedChange(infra_error(422)), Code::FailedPrecondition, "words of the infra"),
         (

@@ -12,6 +12,8 @@ use http::{Method, Request, Response, StatusCode};
 use kube::client::Body;
 use serde_json::{Value, json};
 
+use crate::fake_resizer::{self, Resizer};
+
 pub const NAMESPACE: &str = "infra";
 pub const LABEL: (&str, &str) = ("csi-driver/cluster", "tenant");
 const DATA_VOLUMES: &str = "datavolumes";
@@ -50,6 +52,8 @@ pub struct FakeInfra {
     settle: Duration,
     /// Time from a `DataVolume` to its claim; zero = at once.
     claim: Duration,
+    /// What becomes of a larger request of a claim.
+    resizer: Arc<Mutex<Resizer>>,
     /// Time that virt-api works on a hotplug call, in which it can lose the race.
     pub work: Duration,
 }
@@ -63,6 +67,10 @@ impl FakeInfra {
     /// Claims take this long to be made.
     pub fn claiming_after(claim: Duration) -> Self {
         Self { claim, ..Self::default() }
+    }
+
+    pub fn set_resizer(&self, resizer: Resizer) {
+        *self.resizer.lock().unwrap() = resizer;
     }
 
     pub fn client(&self) -> kube::Client {
@@ -104,7 +112,7 @@ impl FakeInfra {
             "spec": {"source": {"blank": {}}, "storage": {"resources": {"requests": {"storage": "1073741824"}}}},
             "status": {"phase": "Succeeded"},
         }));
-        self.put(CLAIMS, name, claim(name, &labels));
+        self.put(CLAIMS, name, claim(name, &labels, "1073741824"));
     }
 
     pub fn put(&self, kind: &str, name: &str, mut object: Value) {
@@ -215,7 +223,8 @@ impl FakeInfra {
         let mut object = body.clone();
         object["metadata"]["uid"] = format!("uid-{name}").into();
         self.put(DATA_VOLUMES, &name, object.clone());
-        let claim = claim(&name, &body["metadata"]["labels"]);
+        let size = body["spec"]["storage"]["resources"]["requests"]["storage"].as_str().unwrap();
+        let claim = claim(&name, &body["metadata"]["labels"], size);
         let (fake, delay) = (self.clone(), self.claim);
         if delay.is_zero() {
             self.put(CLAIMS, &name, claim);
@@ -243,7 +252,8 @@ impl FakeInfra {
     }
 
     fn patch(&self, name: &str, ops: &Value) -> Response<Body> {
-        let Some(mut object) = self.get(CLAIMS, name) else { return absent(CLAIMS, name) };
+        let Some(before) = self.get(CLAIMS, name) else { return absent(CLAIMS, name) };
+        let mut object = before.clone();
         for op in ops.as_array().unwrap() {
             let path = op["path"].as_str().unwrap();
             let (parent, key) = path.rsplit_once('/').unwrap();
@@ -263,8 +273,26 @@ impl FakeInfra {
                 return status(422, "the server rejected our request due to an error in our request");
             }
         }
+        if let Some((code, message)) = fake_resizer::refusal(&before, &object) {
+            return status(code, &message);
+        }
+        let resized = fake_resizer::status(&self.resizer.lock().unwrap(), &object);
         self.put(CLAIMS, name, object);
+        if let Some((delay, status)) = resized {
+            self.resize_after(delay, name.to_owned(), status);
+        }
         json_answer(200, &self.get(CLAIMS, name).unwrap())
+    }
+
+    fn resize_after(&self, delay: Duration, name: String, status: Value) {
+        if delay.is_zero() {
+            return self.edit(CLAIMS, &name, |claim| claim["status"] = status);
+        }
+        let fake = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            fake.edit(CLAIMS, &name, |claim| claim["status"] = status);
+        });
     }
 
     /// As virt-api: reads the VM, works for a while, and loses the race if the spec changed in that time.
@@ -328,11 +356,11 @@ impl FakeInfra {
     }
 }
 
-fn claim(name: &str, labels: &Value) -> Value {
+fn claim(name: &str, labels: &Value, size: &str) -> Value {
     json!({
         "metadata": {"name": name, "labels": labels, "annotations": {"cdi.kubevirt.io/storage.pod.restarts": "0"}},
-        "spec": {"accessModes": ["ReadWriteMany"]},
-        "status": {"phase": "Bound"},
+        "spec": {"accessModes": ["ReadWriteMany"], "volumeMode": "Block", "resources": {"requests": {"storage": size}}},
+        "status": {"phase": "Bound", "capacity": {"storage": size}},
     })
 }
 

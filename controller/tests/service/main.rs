@@ -1,7 +1,9 @@
 //! The services on a real socket, over a fake infra API under the real client.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
+mod expand;
 mod fake_infra;
+mod fake_resizer;
 mod filesystems;
 mod lifecycle;
 mod node_ids;
@@ -150,7 +152,7 @@ async fn identity_and_capabilities() {
     let mut client = fixture.client.clone();
     let capabilities =
         client.controller_get_capabilities(csi::ControllerGetCapabilitiesRequest {}).await.unwrap();
-    assert_eq!(capabilities.into_inner().capabilities.len(), 2);
-    let expanded = client.controller_expand_volume(csi::ControllerExpandVolumeRequest::default()).await;
-    assert_eq!(expanded.unwrap_err().code(), Code::Unimplemented);
+    assert_eq!(capabilities.into_inner().capabilities.len(), 3);
+    let modified = client.controller_modify_volume(csi::ControllerModifyVolumeRequest::default()).await;
+    assert_eq!(modified.unwrap_err().code(), Code::Unimplemented);
 }

@@ -50,10 +50,18 @@ const OF_SIDECARS: &[(&str, &str, &[&str], &str)] = &[
     (PROVISIONER, "nodes", &["get", "list", "watch"], "topology"),
     (PROVISIONER, "events", &["list", "watch", "update"], "nothing known; upstream grants it"),
     (PROVISIONER, "persistentvolumeclaims", &["update"], "clones"),
+    (RESIZER, "persistentvolumes", LISTS, OLDER_SERVERS),
+    (RESIZER, "persistentvolumeclaims", LISTS, OLDER_SERVERS),
+    (RESIZER, "persistentvolumes", &["patch"], NO_EXPANSION),
+    (RESIZER, "persistentvolumeclaims/status", &["patch"], NO_EXPANSION),
+    (RESIZER, "events", &["create", "patch"], NO_EXPANSION),
+    (RESIZER, "events", &["list", "watch", "update"], "nothing known; upstream grants it"),
 ];
 
 const ATTACHER: &str = "kubevirt-csi-attacher-sa";
 const PROVISIONER: &str = "kubevirt-csi-provisioner-sa";
+const RESIZER: &str = "kubevirt-csi-resizer-sa";
+const NO_EXPANSION: &str = "expansions, which no end-to-end test makes yet";
 const LISTS: &[&str] = &["get", "list"];
 const OLDER_SERVERS: &str = "API servers without streaming lists, where a watch begins with a list";
 

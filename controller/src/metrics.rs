@@ -44,10 +44,12 @@ pub(crate) enum WaitCause {
     VmStopping,
     /// A phase that this driver does not know.
     UnknownPhase,
+    /// The infra cluster takes a snapshot.
+    Snapshot,
 }
 
 impl WaitCause {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Observation,
         Self::VmQueue,
         Self::Settling,
@@ -62,6 +64,7 @@ impl WaitCause {
         Self::VmStarting,
         Self::VmStopping,
         Self::UnknownPhase,
+        Self::Snapshot,
     ];
 
     fn label(self) -> &'static str {
@@ -80,6 +83,7 @@ impl WaitCause {
             Self::VmStarting => "vm_starting",
             Self::VmStopping => "vm_stopping",
             Self::UnknownPhase => "unknown_phase",
+            Self::Snapshot => "snapshot",
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// The planners, by their path in the repository.
-const PLANNERS: [&str; 21] = [
+const PLANNERS: [&str; 23] = [
     "ccm/src/load_balancer/plan.rs",
     "ccm/src/load_balancer/mirror.rs",
     "ccm/src/load_balancer/conditions.rs",
@@ -26,6 +26,8 @@ const PLANNERS: [&str; 21] = [
     "ccm/src/nodes/lifecycle/plan.rs",
     "ccm/src/lease/plan.rs",
     "controller/src/attach.rs",
+    "controller/src/content.rs",
+    "controller/src/snapshot.rs",
     "node/src/stage.rs",
     "node/src/unstage.rs",
     "node/src/publish.rs",

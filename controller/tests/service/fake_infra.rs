@@ -16,6 +16,7 @@ pub const NAMESPACE: &str = "infra";
 pub const LABEL: (&str, &str) = ("csi-driver/cluster", "tenant");
 const DATA_VOLUMES: &str = "datavolumes";
 const CLAIMS: &str = "persistentvolumeclaims";
+const SNAPSHOTS: &str = "volumesnapshots";
 const VMS: &str = "virtualmachines";
 const VMIS: &str = "virtualmachineinstances";
 
@@ -50,6 +51,8 @@ pub struct FakeInfra {
     settle: Duration,
     /// Time from a `DataVolume` to its claim; zero = at once.
     claim: Duration,
+    /// Time from a `VolumeSnapshot` to its being ready; zero = at once.
+    snapshot: Duration,
     /// Time that virt-api works on a hotplug call, in which it can lose the race.
     pub work: Duration,
 }
@@ -63,6 +66,11 @@ impl FakeInfra {
     /// Claims take this long to be made.
     pub fn claiming_after(claim: Duration) -> Self {
         Self { claim, ..Self::default() }
+    }
+
+    /// Snapshots take this long.
+    pub fn snapshotting_after(snapshot: Duration) -> Self {
+        Self { snapshot, ..Self::default() }
     }
 
     pub fn client(&self) -> kube::Client {
@@ -200,7 +208,8 @@ impl FakeInfra {
                 json_answer(200, &json!({"metadata": {}, "items": items}))
             }
             ("POST", [DATA_VOLUMES]) => self.create(body),
-            ("DELETE", [DATA_VOLUMES, name]) => self.delete(name, body),
+            ("POST", [SNAPSHOTS]) => self.take_snapshot(body),
+            ("DELETE", [kind @ (DATA_VOLUMES | SNAPSHOTS), name]) => self.delete(kind, name, body),
             ("PATCH", [CLAIMS, name]) => self.patch(name, body),
             ("PUT", [VMS, vm, "addvolume" | "removevolume"]) => self.hotplug(vm, body).await,
             _ => status(404, "the server could not find the requested resource"),
@@ -228,15 +237,49 @@ impl FakeInfra {
         json_answer(201, &object)
     }
 
-    fn delete(&self, name: &str, body: &Value) -> Response<Body> {
-        match self.get(DATA_VOLUMES, name) {
-            None => absent(DATA_VOLUMES, name),
+    /// As the API server and infra's snapshot controller: the size is that of the claim.
+    fn take_snapshot(&self, body: &Value) -> Response<Body> {
+        let name = body["metadata"]["name"].as_str().unwrap().to_owned();
+        if self.get(SNAPSHOTS, &name).is_some() {
+            return status(409, "volumesnapshots already exists");
+        }
+        let mut object = body.clone();
+        object["metadata"]["uid"] = format!("uid-{name}").into();
+        object["metadata"]["creationTimestamp"] = "2026-11-29T10:00:00Z".into();
+        self.put(SNAPSHOTS, &name, object.clone());
+        if self.snapshot.is_zero() {
+            self.finish_snapshot(&name);
+        } else {
+            let (fake, delay) = (self.clone(), self.snapshot);
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                fake.finish_snapshot(&name);
+            });
+        }
+        json_answer(201, &object)
+    }
+
+    fn finish_snapshot(&self, name: &str) {
+        let mut state = self.lock();
+        let Some(snapshot) = state.objects.get(&(SNAPSHOTS.into(), name.into())).cloned() else { return };
+        let claim = snapshot["spec"]["source"]["persistentVolumeClaimName"].as_str().unwrap().to_owned();
+        let claim = state.objects.get(&(CLAIMS.into(), claim)).cloned().unwrap_or_default();
+        let snapshot = state.objects.get_mut(&(SNAPSHOTS.into(), name.into())).unwrap();
+        snapshot["status"] = json!({"readyToUse": true, "creationTime": "2026-11-29T10:00:01Z",
+            "restoreSize": claim["spec"]["resources"]["requests"]["storage"]});
+    }
+
+    fn delete(&self, kind: &str, name: &str, body: &Value) -> Response<Body> {
+        match self.get(kind, name) {
+            None => absent(kind, name),
             Some(object) if object["metadata"]["uid"] != body["preconditions"]["uid"] => {
                 status(409, "uid differs")
             }
             Some(_) => {
-                self.remove(DATA_VOLUMES, name);
-                self.remove(CLAIMS, name);
+                self.remove(kind, name);
+                if kind == DATA_VOLUMES {
+                    self.remove(CLAIMS, name);
+                }
                 json_answer(200, &json!({}))
             }
         }
@@ -331,7 +374,8 @@ impl FakeInfra {
 fn claim(name: &str, labels: &Value) -> Value {
     json!({
         "metadata": {"name": name, "labels": labels, "annotations": {"cdi.kubevirt.io/storage.pod.restarts": "0"}},
-        "spec": {"accessModes": ["ReadWriteMany"]},
+        "spec": {"accessModes": ["ReadWriteMany"], "volumeMode": "Block", "storageClassName": "standard",
+            "resources": {"requests": {"storage": "1073741824"}}},
         "status": {"phase": "Bound"},
     })
 }

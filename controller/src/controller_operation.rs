@@ -41,6 +41,11 @@ impl ControllerOperation {
         self.operation.check()
     }
 
+    /// When the caller must have its answer.
+    pub(crate) fn answer_by(&self) -> Instant {
+        self.operation.deadline().answer_by
+    }
+
     /// The answer when the time is over.
     pub(crate) fn late(&self) -> Unanswered {
         self.operation.late()

@@ -5,10 +5,18 @@
 //! read proved it; whatever could not be observed is `UNAVAILABLE`.
 
 use csi_call::{Busy, Unanswered};
-use infra::{Class, Foreign, ObjectName};
+use infra::{Class, Foreign, ForeignSnapshot, ObjectName};
 use tonic::{Code, Status};
 
-use crate::{attach::Refusal, request::Invalid, storage_class_policy::NotAllowed, volume::Incompatible};
+use crate::{
+    attach::Refusal,
+    content::TooSmallForSource,
+    expand::CannotExpand,
+    request::Invalid,
+    snapshot::BadToken,
+    storage_class_policy::{NotAllowed, SnapshotClassNotAllowed},
+    volume::Incompatible,
+};
 
 /// Why an RPC failed.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +96,76 @@ pub enum Error {
     /// The infra API refuses the hotplug call because of its content.
     #[error("the infra cluster refuses the change of the VM: {0}")]
     RefusedChange(infra::Error),
+    /// The operator's mapping has no such snapshot class for the volume.
+    #[error(transparent)]
+    SnapshotClassNotAllowed(#[from] SnapshotClassNotAllowed),
+    /// The infra API refused the snapshot because of its content or a quota; nothing was created.
+    #[error("the infra cluster refuses the snapshot: {0}")]
+    RefusedSnapshot(infra::Error),
+    /// The snapshot does not exist, or it is not ours: the guest can't distinguish the two.
+    #[error(transparent)]
+    NoSuchSnapshot(#[from] ForeignSnapshot),
+    /// A snapshot that is not ours must not be deleted.
+    #[error("{ForeignSnapshot}")]
+    NotOurSnapshot,
+    /// The name is taken by a snapshot that is not ours.
+    #[error("{ForeignSnapshot}: {0} exists in the infra cluster and is not this guest's")]
+    SnapshotNameTaken(ObjectName),
+    /// The snapshot is being deleted.
+    #[error("snapshot {0} is being deleted")]
+    SnapshotDeleting(ObjectName),
+    /// The snapshot was deleted while its creation was waited for.
+    #[error("snapshot {0} was deleted in the infra cluster meanwhile, try again")]
+    SnapshotGone(ObjectName),
+    /// The infra cluster reports an error; it tries again by itself.
+    #[error("the infra cluster has not taken snapshot {snapshot}: {message}")]
+    SnapshotFailed {
+        /// Snapshot.
+        snapshot: ObjectName,
+        /// The infra cluster's message.
+        message: String,
+    },
+    /// A snapshot can't be restored before it is ready.
+    #[error("snapshot {snapshot} can't be restored yet: {message}")]
+    SnapshotPending {
+        /// Snapshot.
+        snapshot: ObjectName,
+        /// The infra cluster's message, if there is one.
+        message: String,
+    },
+    /// The volume has no content yet: nobody has used it, or it is being filled.
+    #[error("volume {volume} has nothing to copy yet, its disk is made at its first use: {progress}")]
+    NothingToCopy {
+        /// Volume.
+        volume: ObjectName,
+        /// What the infra cluster reports.
+        progress: String,
+    },
+    /// The requested size is below that of the source.
+    #[error(transparent)]
+    TooSmallForSource(#[from] TooSmallForSource),
+    /// The token of a list is not ours.
+    #[error(transparent)]
+    BadToken(#[from] BadToken),
+    /// The right to list snapshots is missing.
+    #[error(
+        "snapshots can't be listed without the right to list volumesnapshots in the infra namespace; ask for one by its id, or grant it: {0}"
+    )]
+    MayNotListSnapshots(infra::Error),
+    /// The infra quota does not allow the larger claim; nothing was changed.
+    #[error("the infra quota does not allow the expansion: {0}")]
+    ExpansionQuota(infra::Error),
+    /// The infra API refuses the larger claim; nothing was changed.
+    #[error("the infra cluster refuses the expansion: {0}")]
+    RefusedExpansion(infra::Error),
+    /// The planner refused.
+    #[error("volume {volume} is not expanded: {refusal}")]
+    CannotExpand {
+        /// Volume.
+        volume: ObjectName,
+        /// Why.
+        refusal: CannotExpand,
+    },
     /// Another call has the volume.
     #[error(transparent)]
     Busy(#[from] Busy),
@@ -112,12 +190,32 @@ impl Error {
     /// code here.
     pub fn code(&self) -> Code {
         match self {
-            Self::Invalid(Invalid::TooSmall { .. }) => Code::OutOfRange,
-            Self::Invalid(_) | Self::NotAllowed(_) | Self::RefusedVolume(_) => Code::InvalidArgument,
+            Self::Invalid(Invalid::TooSmall { .. }) | Self::TooSmallForSource(_) => Code::OutOfRange,
+            Self::RefusedSnapshot(error) if error.is_quota() => Code::ResourceExhausted,
+            Self::Invalid(_)
+            | Self::NotAllowed(_)
+            | Self::RefusedVolume(_)
+            | Self::SnapshotClassNotAllowed(_)
+            | Self::RefusedSnapshot(_) => Code::InvalidArgument,
             Self::Quota(_) => Code::ResourceExhausted,
-            Self::NoSuchVolume(_) | Self::NoSuchNode(_) => Code::NotFound,
-            Self::NameTaken(_) | Self::Incompatible(_) => Code::AlreadyExists,
+            // For csi-resizer RESOURCE_EXHAUSTED means that the expansion may be in progress, and the guest's user could
+            // not go back to a smaller size. OUT_OF_RANGE: it can't be done; tried again slowly.
+            Self::ExpansionQuota(_) | Self::RefusedExpansion(_) => Code::OutOfRange,
+            Self::CannotExpand { refusal, .. } => match refusal {
+                CannotExpand::OverLimit { .. }
+                | CannotExpand::TooLarge { .. }
+                | CannotExpand::Infeasible { .. } => Code::OutOfRange,
+                // Passes with the first attach. FAILED_PRECONDITION would make csi-resizer wait until no pod uses it.
+                CannotExpand::NotBound { .. } => Code::Aborted,
+                // Final and not infeasible: tried again soon, and the guest's user may go back to a smaller size.
+                CannotExpand::Failing { .. } => Code::Internal,
+            },
+            Self::NoSuchVolume(_) | Self::NoSuchNode(_) | Self::NoSuchSnapshot(_) => Code::NotFound,
+            Self::NameTaken(_) | Self::SnapshotNameTaken(_) | Self::Incompatible(_) => Code::AlreadyExists,
             Self::NotOurs
+            | Self::NotOurSnapshot
+            | Self::SnapshotDeleting(_)
+            | Self::NothingToCopy { .. }
             | Self::HeldElsewhere { .. }
             | Self::InUse { .. }
             | Self::Deleting(_)
@@ -129,7 +227,14 @@ impl Error {
                 Refusal::VmDeleting | Refusal::Halted(_) | Refusal::Fixed(_) => Code::FailedPrecondition,
                 Refusal::InstanceOutlivesVm => Code::Aborted,
             },
-            Self::Busy(_) | Self::Changed(_) | Self::Unclaimed { .. } => Code::Aborted,
+            Self::Busy(_)
+            | Self::Changed(_)
+            | Self::Unclaimed { .. }
+            | Self::SnapshotGone(_)
+            | Self::SnapshotFailed { .. }
+            | Self::SnapshotPending { .. }
+            | Self::BadToken(_) => Code::Aborted,
+            Self::MayNotListSnapshots(_) => Code::Unavailable,
             Self::Unanswered(unanswered) => unanswered.code(),
             Self::Infra(error) => match error.class() {
                 Class::Conflict => Code::Aborted,

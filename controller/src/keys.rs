@@ -7,8 +7,14 @@ pub(crate) use csi_call::contract::{BUS, FILESYSTEM, SERIAL};
 pub(crate) const STORAGE_CLASS: &str = "infraStorageClassName";
 /// Annotation of the infra claim: `<namespace>/<vm>` of the VM that may plug the volume.
 pub(crate) const HOLDER_ANNOTATION: &str = "csi.kubevirt.io/holder";
-/// Annotation with the CO's name of a volume whose object name is a hash.
+/// `VolumeSnapshotClass` parameter: the infra snapshot class.
+pub(crate) const SNAPSHOT_CLASS: &str = "infraSnapshotClassName";
+/// Annotation with the size in bytes that the guest knows, where the infra object is larger.
+pub(crate) const GUEST_SIZE_ANNOTATION: &str = "csi.kubevirt.io/guest-size";
+/// Annotation with the CO's name of a volume or snapshot whose object name is a hash.
 pub(crate) const NAME_ANNOTATION: &str = "csi.kubevirt.io/volume-name";
+/// Annotation of the infra claim: what it requested before its first expansion.
+pub(crate) const CREATED_REQUEST_ANNOTATION: &str = "csi.kubevirt.io/created-request";
 /// Policy key: everything is allowed.
 pub(crate) const ALLOW_ALL: &str = "allowAll";
 /// Policy key: infra's default class is allowed.
@@ -52,6 +58,13 @@ pub const PARAMETERS: [Key; 3] = [
     ),
 ];
 
+/// Parameters of a guest `VolumeSnapshotClass`; any other has no effect.
+pub const SNAPSHOT_PARAMETERS: [Key; 1] = [key(
+    SNAPSHOT_CLASS,
+    "name of an infra VolumeSnapshotClass",
+    "Class of the infra snapshot; absent or empty means the first that `storageSnapshotMapping` has for the volume's infra class, else the infra cluster's default for its storage driver",
+)];
+
 /// Keys of the volume context (`spec.csi.volumeAttributes` of the guest's PersistentVolume), which never changes.
 pub const VOLUME_CONTEXT: [Key; 3] = [
     key(SERIAL, "UID of the DataVolume", "Serial of the disk, by which the node role finds it"),
@@ -64,7 +77,7 @@ pub const VOLUME_CONTEXT: [Key; 3] = [
 ];
 
 /// Annotations that this driver writes on objects of the infra cluster.
-pub const INFRA_ANNOTATIONS: [Key; 3] = [
+pub const INFRA_ANNOTATIONS: [Key; 5] = [
     key(
         HOLDER_ANNOTATION,
         "`<namespace>/<VM>`",
@@ -73,7 +86,17 @@ pub const INFRA_ANNOTATIONS: [Key; 3] = [
     key(
         NAME_ANNOTATION,
         "name",
-        "On the DataVolume: the requested name, where it is not a legal object name and a hash takes its place",
+        "On the DataVolume or VolumeSnapshot: the requested name, where it is not a legal object name and a hash takes its place",
+    ),
+    key(
+        GUEST_SIZE_ANNOTATION,
+        "bytes",
+        "On the VolumeSnapshot: the size of the volume in the guest. On a restored DataVolume: the requested size, where CDI demands a larger one",
+    ),
+    key(
+        CREATED_REQUEST_ANNOTATION,
+        "bytes",
+        "On a claim in filesystem mode: what it requested before its first expansion. The overhead that CDI keeps free follows from it",
     ),
     key(
         infra::KEEP_AFTER_COMPLETION,
@@ -94,19 +117,19 @@ pub const POLICY: [Key; 4] = [
     key(
         SNAPSHOT_MAPPING,
         "list of maps with `storageClasses` and `volumeSnapshotClasses`",
-        "Its shape is checked; it has no effect in this version",
+        "Snapshots of volumes of these infra classes are only made with these infra snapshot classes, the first of them where the guest names none. For an infra class that is in no group, snapshots need `allowAll` or `allowDefault`, and may have any class",
     ),
 ];
 
-/// The parameter of [`PARAMETERS`] that a key is. external-provisioner reads the older key of the filesystem in any case.
-pub(crate) fn parameter(key: &str) -> Option<&'static str> {
+/// The parameter of the table that a key is. external-provisioner reads the older key of the filesystem in any case.
+pub(crate) fn parameter(table: &[Key], key: &str) -> Option<&'static str> {
     let is_key = |name: &str| name == key || (name == FILESYSTEM && name.eq_ignore_ascii_case(key));
-    PARAMETERS.iter().map(|known| known.name).find(|name| is_key(name))
+    table.iter().map(|known| known.name).find(|name| is_key(name))
 }
 
-/// The parameter of [`PARAMETERS`] for which a key that is none of them was probably mistyped.
-pub(crate) fn probably_meant(key: &str) -> Option<&'static str> {
-    PARAMETERS.iter().map(|known| known.name).find(|name| is_mistyped(key, name))
+/// The parameter of the table for which a key that is none of them was probably mistyped.
+pub(crate) fn probably_meant(table: &[Key], key: &str) -> Option<&'static str> {
+    table.iter().map(|known| known.name).find(|name| is_mistyped(key, name))
 }
 
 /// Changes of one letter that a mistyped long name may have.
@@ -154,7 +177,7 @@ mod tests {
     #[case("fs", None)]
     #[case("", None)]
     fn a_parameter_is_known_by_its_name(#[case] key: &str, #[case] known: Option<&str>) {
-        assert_eq!(parameter(key), known);
+        assert_eq!(parameter(&PARAMETERS, key), known);
     }
 
     #[rstest]
@@ -178,7 +201,7 @@ mod tests {
     #[case("csiProvisionerSecretName", None)]
     #[case("", None)]
     fn a_mistyped_parameter_is_told_from_another_word(#[case] key: &str, #[case] meant: Option<&str>) {
-        assert_eq!(probably_meant(key), meant);
+        assert_eq!(probably_meant(&PARAMETERS, key), meant);
     }
 
     #[test]

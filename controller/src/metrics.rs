@@ -26,6 +26,8 @@ pub(crate) enum WaitCause {
     InfraClaim,
     /// The holder annotation names another VM, which does not have the volume.
     OtherHolder,
+    /// The infra claim is being made larger.
+    Expansion,
     /// The infra API asked for a pause before a change.
     InfraPause,
     /// KubeVirt accepted a hotplug call and has not carried it out.
@@ -44,15 +46,18 @@ pub(crate) enum WaitCause {
     VmStopping,
     /// A phase that this driver does not know.
     UnknownPhase,
+    /// The infra cluster takes a snapshot.
+    Snapshot,
 }
 
 impl WaitCause {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::Observation,
         Self::VmQueue,
         Self::Settling,
         Self::InfraClaim,
         Self::OtherHolder,
+        Self::Expansion,
         Self::InfraPause,
         Self::HotplugRequest,
         Self::VmiUpdate,
@@ -62,6 +67,7 @@ impl WaitCause {
         Self::VmStarting,
         Self::VmStopping,
         Self::UnknownPhase,
+        Self::Snapshot,
     ];
 
     fn label(self) -> &'static str {
@@ -71,6 +77,7 @@ impl WaitCause {
             Self::Settling => "settling",
             Self::InfraClaim => "infra_claim",
             Self::OtherHolder => "other_holder",
+            Self::Expansion => "expansion",
             Self::InfraPause => "infra_pause",
             Self::HotplugRequest => "hotplug_request",
             Self::VmiUpdate => "vmi_update",
@@ -80,6 +87,7 @@ impl WaitCause {
             Self::VmStarting => "vm_starting",
             Self::VmStopping => "vm_stopping",
             Self::UnknownPhase => "unknown_phase",
+            Self::Snapshot => "snapshot",
         }
     }
 }

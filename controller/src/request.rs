@@ -1,8 +1,11 @@
 //! Converts requests from the wire and checks their shape, limits and parameters; reads no cluster. An id of another
 //! form than ours is not an invalid request: the volume is found absent later.
 
+mod expand;
 mod invalid;
 mod needs;
+mod snapshots;
+mod source;
 
 use std::{collections::HashMap, fmt};
 
@@ -13,11 +16,14 @@ use csi_proto::v1::{
 };
 use infra::ObjectName;
 
-use crate::keys::{BUS, FILESYSTEM, SERIAL, STORAGE_CLASS, parameter, probably_meant};
+use crate::keys::{BUS, FILESYSTEM, Key, PARAMETERS, SERIAL, STORAGE_CLASS, parameter, probably_meant};
 
+pub(crate) use expand::Expand;
 pub use invalid::Invalid;
 pub(crate) use needs::Needs;
 use needs::{needs, sharing_of};
+pub(crate) use snapshots::{CreateSnapshot, ListSnapshots, read_delete_snapshot, read_get_snapshot};
+pub use source::Source;
 
 /// Longest string field (CSI specification, "Size Limits").
 const MAX_STRING: usize = 128;
@@ -102,6 +108,8 @@ pub struct Create {
     pub bus: Bus,
     /// The filesystem of the parameter, where the capability has none.
     pub filesystem: Option<String>,
+    /// What to fill it with; `None` = nothing.
+    pub source: Option<Source>,
 }
 
 /// The node of a request.
@@ -151,13 +159,10 @@ impl Create {
     pub fn read(request: &CreateVolumeRequest) -> Result<Self, Invalid> {
         let name = required("name", &request.name)?;
         map_within_limit("parameters", &request.parameters)?;
-        let parameters = known_parameters(&request.parameters)?;
+        let parameters = known_parameters("StorageClass", &PARAMETERS, &request.parameters)?;
         let default = parameters.get(FILESYSTEM).copied().unwrap_or(filesystems::DEFAULT);
         let Needs { sharing, filesystem } = needs(&request.volume_capabilities, default)?;
         let capacity = Capacity::read(request.capacity_range.as_ref())?;
-        if request.volume_content_source.is_some() {
-            return Err(Invalid::ContentSource);
-        }
         if !request.mutable_parameters.is_empty() {
             return Err(Invalid::MutableParameters);
         }
@@ -167,6 +172,7 @@ impl Create {
             sharing,
             storage_class: parameters.get(STORAGE_CLASS).map(|class| (*class).to_owned()),
             bus: Bus::parse(parameters.get(BUS).copied())?,
+            source: request.volume_content_source.as_ref().map(Source::read).transpose()?,
             filesystem: parameters
                 .get(FILESYSTEM)
                 .filter(|_| request.volume_capabilities.iter().any(names_no_filesystem))
@@ -176,12 +182,16 @@ impl Create {
 }
 
 /// The parameters that are ours and not empty, by the names that we give them. Another key is logged and has no effect, as
-/// with kubevirt/csi-driver: the parameters of a `StorageClass` cannot be corrected, and older ones have keys of sidecars
+/// with kubevirt/csi-driver: the parameters of a class cannot be corrected, and older ones have keys of sidecars
 /// and of other drivers. One that resembles ours is refused, because what it asks for would not be done.
-fn known_parameters(given: &HashMap<String, String>) -> Result<HashMap<&'static str, &str>, Invalid> {
+fn known_parameters<'a>(
+    class: &'static str,
+    table: &[Key],
+    given: &'a HashMap<String, String>,
+) -> Result<HashMap<&'static str, &'a str>, Invalid> {
     let mut known = HashMap::new();
     for (key, value) in given {
-        match (parameter(key), probably_meant(key)) {
+        match (parameter(table, key), probably_meant(table, key)) {
             (Some(name), _) if known.insert(name, value.as_str()).is_some() => {
                 return Err(Invalid::RepeatedParameter(name));
             }
@@ -191,7 +201,7 @@ fn known_parameters(given: &HashMap<String, String>) -> Result<HashMap<&'static 
             (None, None) => {
                 tracing::warn!(
                     key,
-                    "the StorageClass has a parameter that this driver does not know; it has no effect"
+                    "the {class} has a parameter that this driver does not know; it has no effect"
                 );
             }
         }

@@ -17,18 +17,29 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     StorageClassPolicy,
+    answer::{snapshot_on_wire, volume_on_wire},
     controller_operation::ControllerOperation,
-    create::{self, Created},
+    create,
+    create_snapshot::create_snapshot,
     delete,
+    delete_snapshot::delete_snapshot,
     error::Error,
-    keys::{BUS, FILESYSTEM, SERIAL},
+    expand_volume,
+    list_snapshots::list_snapshots,
     metrics::{OldestOperation, Waits},
-    publish, request, unpublish, validate,
+    publish, request, take_snapshot, unpublish, validate,
     vm_queue::VmQueues,
 };
 
-/// The RPCs that are served. Snapshots, clones and expansion are not served yet.
-const CAPABILITIES: [Capability; 2] = [Capability::CreateDeleteVolume, Capability::PublishUnpublishVolume];
+/// The RPCs that are advertised. `GetSnapshot` is served and not advertised: it is alpha in CSI 1.12, and csi-snapshotter
+/// lists by id instead.
+const CAPABILITIES: [Capability; 5] = [
+    Capability::CreateDeleteVolume,
+    Capability::PublishUnpublishVolume,
+    Capability::CreateDeleteSnapshot,
+    Capability::ListSnapshots,
+    Capability::ExpandVolume,
+];
 
 /// The settings of the controller.
 #[derive(Clone, Debug)]
@@ -66,7 +77,8 @@ impl Controller {
     /// The Identity service of a program that has this role.
     pub fn identity(&self) -> Identity {
         let ControllerSettings { driver_name, vendor_version, .. } = &self.shared.settings;
-        Identity::new(driver_name, vendor_version, vec![Identity::controller_service()])
+        let capabilities = vec![Identity::controller_service(), Identity::online_expansion()];
+        Identity::new(driver_name, vendor_version, capabilities)
     }
 
     /// Registers the metrics of infra calls and of waits. RPCs are counted elsewhere, for all services alike.
@@ -254,7 +266,15 @@ impl controller_server::Controller for Controller {
         request: Request<csi::CreateSnapshotRequest>,
     ) -> Result<Response<csi::CreateSnapshotResponse>, Status> {
         record_volume(&request.get_ref().source_volume_id);
-        Err(not_served("CreateSnapshot"))
+        let deadline = Deadline::read(request.metadata());
+        let wanted = request::CreateSnapshot::read(request.get_ref()).map_err(Error::from)?;
+        let lock = self.lock("CreateSnapshot", &wanted.name, Scope::Volume, deadline)?;
+        self.run(Some(lock), deadline, |shared, operation| async move {
+            let policy = &shared.settings.storage_classes;
+            let taken = create_snapshot(&shared.infra, policy, &operation, &wanted).await?;
+            Ok(csi::CreateSnapshotResponse { snapshot: Some(snapshot_on_wire(&taken)) })
+        })
+        .await
     }
 
     async fn delete_snapshot(
@@ -262,14 +282,31 @@ impl controller_server::Controller for Controller {
         request: Request<csi::DeleteSnapshotRequest>,
     ) -> Result<Response<csi::DeleteSnapshotResponse>, Status> {
         record_volume(&request.get_ref().snapshot_id);
-        Err(not_served("DeleteSnapshot"))
+        let deadline = Deadline::read(request.metadata());
+        let snapshot = request::read_delete_snapshot(request.get_ref()).map_err(Error::from)?;
+        let lock = self.lock("DeleteSnapshot", &snapshot, Scope::Volume, deadline)?;
+        self.run(Some(lock), deadline, |shared, operation| async move {
+            delete_snapshot(&shared.infra, &operation, &snapshot).await?;
+            Ok(csi::DeleteSnapshotResponse {})
+        })
+        .await
     }
 
     async fn list_snapshots(
         &self,
-        _request: Request<csi::ListSnapshotsRequest>,
+        request: Request<csi::ListSnapshotsRequest>,
     ) -> Result<Response<csi::ListSnapshotsResponse>, Status> {
-        Err(not_served("ListSnapshots"))
+        record_volume(&request.get_ref().snapshot_id);
+        let deadline = Deadline::read(request.metadata());
+        let wanted = request::ListSnapshots::read(request.get_ref()).map_err(Error::from)?;
+        self.run(None, deadline, |shared, operation| async move {
+            let page = list_snapshots(&shared.infra, &operation, &wanted).await?;
+            let entry =
+                |taken| csi::list_snapshots_response::Entry { snapshot: Some(snapshot_on_wire(taken)) };
+            let entries = page.snapshots.iter().map(entry).collect();
+            Ok(csi::ListSnapshotsResponse { entries, next_token: page.next })
+        })
+        .await
     }
 
     async fn get_snapshot(
@@ -277,7 +314,13 @@ impl controller_server::Controller for Controller {
         request: Request<csi::GetSnapshotRequest>,
     ) -> Result<Response<csi::GetSnapshotResponse>, Status> {
         record_volume(&request.get_ref().snapshot_id);
-        Err(not_served("GetSnapshot"))
+        let deadline = Deadline::read(request.metadata());
+        let snapshot = request::read_get_snapshot(request.get_ref()).map_err(Error::from)?;
+        self.run(None, deadline, |shared, operation| async move {
+            let taken = take_snapshot::find(&shared.infra, &operation, &snapshot).await?;
+            Ok(csi::GetSnapshotResponse { snapshot: Some(snapshot_on_wire(&taken)) })
+        })
+        .await
     }
 
     async fn controller_expand_volume(
@@ -285,7 +328,17 @@ impl controller_server::Controller for Controller {
         request: Request<csi::ControllerExpandVolumeRequest>,
     ) -> Result<Response<csi::ControllerExpandVolumeResponse>, Status> {
         record_volume(&request.get_ref().volume_id);
-        Err(not_served("ControllerExpandVolume"))
+        let deadline = Deadline::read(request.metadata());
+        let wanted = request::Expand::read(request.get_ref()).map_err(Error::from)?;
+        let lock = self.lock("ControllerExpandVolume", &wanted.volume, Scope::Size, deadline)?;
+        self.run(Some(lock), deadline, |shared, operation| async move {
+            let size = expand_volume::expand(&shared.infra, &operation, &wanted).await?;
+            Ok(csi::ControllerExpandVolumeResponse {
+                capacity_bytes: i64::try_from(size).unwrap_or(i64::MAX),
+                node_expansion_required: true,
+            })
+        })
+        .await
     }
 
     async fn controller_get_volume(
@@ -308,19 +361,4 @@ impl controller_server::Controller for Controller {
 /// The answer to an RPC whose capability is not advertised.
 fn not_served(method: &str) -> Status {
     Status::unimplemented(format!("{method} is not served by this driver"))
-}
-
-fn volume_on_wire(created: &Created, wanted: &request::Create) -> csi::Volume {
-    let metadata = &created.volume.metadata;
-    let mut volume_context = HashMap::from([
-        (BUS.to_owned(), wanted.bus.as_str().to_owned()),
-        (SERIAL.to_owned(), metadata.uid.clone()),
-    ]);
-    volume_context.extend(wanted.filesystem.clone().map(|kind| (FILESYSTEM.to_owned(), kind)));
-    csi::Volume {
-        volume_id: metadata.name.clone(),
-        capacity_bytes: i64::try_from(created.size).unwrap_or(i64::MAX),
-        volume_context,
-        ..Default::default()
-    }
 }

@@ -17,6 +17,14 @@ pub struct StorageClassPolicy {
     all: bool,
     default: bool,
     listed: BTreeSet<String>,
+    groups: Vec<SnapshotGroup>,
+}
+
+/// Infra classes that go together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct SnapshotGroup {
+    storage: Vec<String>,
+    snapshot: Vec<String>,
 }
 
 /// The text is not a policy.
@@ -42,9 +50,23 @@ pub struct NotAllowed {
     class: String,
 }
 
+/// No snapshot of a volume may be of this class.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "infra snapshot class {} is not allowed for volumes of infra storage class {}: {}; set infraSnapshotClassName of the VolumeSnapshotClass, or ask the infra administrator for an entry in storageSnapshotMapping",
+    asked.as_deref().unwrap_or("(none)"),
+    storage.as_deref().unwrap_or("(default)"),
+    if fitting.is_empty() { "no snapshot class is".to_owned() } else { format!("use one of {}", fitting.join(", ")) }
+)]
+pub struct SnapshotClassNotAllowed {
+    storage: Option<String>,
+    asked: Option<String>,
+    fitting: Vec<String>,
+}
+
 impl Default for StorageClassPolicy {
     fn default() -> Self {
-        Self { all: true, default: true, listed: BTreeSet::new() }
+        Self { all: true, default: true, listed: BTreeSet::new(), groups: Vec::new() }
     }
 }
 
@@ -75,15 +97,14 @@ impl StorageClassPolicy {
             Value::Object(keys) => keys,
             _ => return Err(wrong_type("the text", "a map of keys")),
         };
-        let mut policy = Self { all: false, default: false, listed: BTreeSet::new() };
+        let mut policy = Self { all: false, default: false, listed: BTreeSet::new(), groups: Vec::new() };
         let mut unknown = Vec::new();
         for (key, value) in &keys {
             match lower_first(key).as_str() {
                 ALLOW_ALL => policy.all = flag(key, value)?,
                 ALLOW_DEFAULT => policy.default = flag(key, value)?,
                 ALLOW_LIST => policy.listed = names(key, value)?.into_iter().collect(),
-                // Snapshot classes are not served yet; their shape is still checked, so that a mistake shows at once.
-                SNAPSHOT_MAPPING => check_mapping(key, value, &mut unknown)?,
+                SNAPSHOT_MAPPING => policy.groups = groups(key, value, &mut unknown)?,
                 _ => unknown.push(key.clone()),
             }
         }
@@ -103,22 +124,55 @@ impl StorageClassPolicy {
             Err(NotAllowed { class: class.unwrap_or("the default class").to_owned() })
         }
     }
+
+    /// The infra snapshot class for a volume of this infra storage class, where the guest asks for `asked`; `None` = the
+    /// infra cluster's default.
+    ///
+    /// Where groups name the storage class, only their snapshot classes serve. kubevirt/csi-driver asks for none under
+    /// `allowDefault`, whatever the guest's class says (kubevirt/csi-driver#176).
+    pub fn snapshot_class(
+        &self,
+        storage: Option<&str>,
+        asked: Option<&str>,
+    ) -> Result<Option<String>, SnapshotClassNotAllowed> {
+        let is_of =
+            |group: &&SnapshotGroup| group.storage.iter().any(|class| Some(class.as_str()) == storage);
+        let mut of_class = self.groups.iter().filter(is_of).peekable();
+        let is_open = of_class.peek().is_none() && (self.all || self.default);
+        let fitting: Vec<String> = of_class.flat_map(|group| group.snapshot.iter().cloned()).collect();
+        match asked {
+            Some(asked) if is_open || fitting.iter().any(|class| class == asked) => {
+                Ok(Some(asked.to_owned()))
+            }
+            None if is_open => Ok(None),
+            None if !fitting.is_empty() => Ok(fitting.into_iter().next()),
+            _ => Err(SnapshotClassNotAllowed {
+                storage: storage.map(str::to_owned),
+                asked: asked.map(str::to_owned),
+                fitting,
+            }),
+        }
+    }
 }
 
-fn check_mapping(key: &str, value: &Value, unknown: &mut Vec<String>) -> Result<(), PolicyError> {
+fn groups(key: &str, value: &Value, unknown: &mut Vec<String>) -> Result<Vec<SnapshotGroup>, PolicyError> {
     let Value::Array(groups) = value else {
-        return if value.is_null() { Ok(()) } else { Err(wrong_type(key, "a list of groups")) };
+        return if value.is_null() { Ok(Vec::new()) } else { Err(wrong_type(key, "a list of groups")) };
     };
+    let mut read = Vec::new();
     for group in groups {
+        let mut classes = SnapshotGroup::default();
         let group = group.as_object().ok_or_else(|| wrong_type(key, "a list of maps"))?;
         for (inner, value) in group {
             match lower_first(inner).as_str() {
-                "storageClasses" | "volumeSnapshotClasses" => drop(names(inner, value)?),
+                "storageClasses" => classes.storage = names(inner, value)?,
+                "volumeSnapshotClasses" => classes.snapshot = names(inner, value)?,
                 _ => unknown.push(format!("{key}.{inner}")),
             }
         }
+        read.push(classes);
     }
-    Ok(())
+    Ok(read)
 }
 
 fn flag(key: &str, value: &Value) -> Result<bool, PolicyError> {
@@ -194,6 +248,38 @@ mod tests {
     #[case("allowDefault: true\nallowList: [b, a]", "infra's default, a, b")]
     fn what_is_allowed_is_shown(#[case] text: &str, #[case] shown: &str) {
         assert_eq!(policy(text).to_string(), shown);
+    }
+
+    const TWO_GROUPS: &str = "allowAll: true\nstorageSnapshotMapping:\n- storageClasses: [a, b]\n  volumeSnapshotClasses: [s, t]\n- storageClasses: [c]\n";
+
+    #[rstest]
+    #[case::no_text("", Some("a"), None, Ok(None))]
+    #[case::asked_without_a_text("", Some("a"), Some("x"), Ok(Some("x")))]
+    #[case::default_honours_the_class(DEFAULT, None, Some("x"), Ok(Some("x")))]
+    #[case::default_with_infras_own(DEFAULT, Some("standard"), None, Ok(None))]
+    #[case::mapped(MANUAL, Some("a"), Some("s"), Ok(Some("s")))]
+    #[case::mapped_and_none_asked(MANUAL, Some("a"), None, Ok(Some("s")))]
+    #[case::another(MANUAL, Some("a"), Some("x"), Err("use one of s"))]
+    #[case::not_mapped(MANUAL, Some("b"), Some("s"), Err("no snapshot class is"))]
+    #[case::not_mapped_and_none_asked(MANUAL, Some("b"), None, Err("no snapshot class is"))]
+    #[case::capitals(CAPITALS, Some("a"), Some("s"), Ok(Some("s")))]
+    #[case::nothing_allowed("{}", None, None, Err("no snapshot class is"))]
+    #[case::second_of_a_group(TWO_GROUPS, Some("b"), Some("t"), Ok(Some("t")))]
+    #[case::a_group_binds_under_allow_all(TWO_GROUPS, Some("a"), Some("x"), Err("use one of s, t"))]
+    #[case::a_group_without_snapshots(TWO_GROUPS, Some("c"), None, Err("no snapshot class is"))]
+    #[case::in_no_group(TWO_GROUPS, Some("d"), Some("x"), Ok(Some("x")))]
+    fn snapshot_classes(
+        #[case] text: &str,
+        #[case] storage: Option<&str>,
+        #[case] asked: Option<&str>,
+        #[case] expected: Result<Option<&str>, &str>,
+    ) {
+        let decided = policy(text).snapshot_class(storage, asked);
+        match (decided, expected) {
+            (Ok(class), Ok(expected)) => assert_eq!(class.as_deref(), expected),
+            (Err(error), Err(text)) => assert!(error.to_string().contains(text), "{error}"),
+            (decided, _) => panic!("{decided:?}"),
+        }
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use infra::{DataVolume, DataVolumeSource, NewDataVolume, ObjectName, is_dns_label};
+use infra::{Claim, DataVolume, DataVolumeSource, NewDataVolume, NewSource, ObjectName, is_dns_label};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    keys::NAME_ANNOTATION,
-    request::{Create, Sharing},
+    content::Size,
+    keys::{GUEST_SIZE_ANNOTATION, NAME_ANNOTATION},
+    request::{Create, Sharing, Source},
 };
 
 /// Access mode of an infra volume that many nodes share.
@@ -16,18 +17,28 @@ const READ_WRITE_MANY: &str = "ReadWriteMany";
 const HASH_BYTES: usize = 16;
 /// `status.phase` of a `DataVolume` that will not become a disk.
 const FAILED: &str = "Failed";
+/// `status.phase` of a `DataVolume` whose disk has its content.
+const SUCCEEDED: &str = "Succeeded";
 
-/// An existing volume is not the requested one.
+/// An existing volume or snapshot is not the requested one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("volume {name} exists with another {what}: {has}, asked for {asked}")]
+#[error("{kind} {name} exists with another {what}: {has}, asked for {asked}")]
 pub struct Incompatible {
+    kind: &'static str,
     name: String,
     what: &'static str,
     has: String,
     asked: String,
 }
 
-/// The object name of a volume: the CO's own where it is a DNS label that starts with `<prefix>-`, else
+impl Incompatible {
+    pub(crate) fn of_snapshot(name: &str, what: &'static str, has: &str, asked: &str) -> Self {
+        let (name, has, asked) = (name.to_owned(), has.to_owned(), asked.to_owned());
+        Self { kind: "snapshot", name, what, has, asked }
+    }
+}
+
+/// The object name of a volume or snapshot: the CO's own where it is a DNS label that starts with `<prefix>-`, else
 /// `<prefix>-<hash>`.
 pub(crate) fn object_name(name: &str, prefix: &str) -> ObjectName {
     let fits = is_dns_label(name) && name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('-'));
@@ -40,48 +51,55 @@ pub(crate) fn object_name(name: &str, prefix: &str) -> ObjectName {
 }
 
 /// The object for a request.
-pub(crate) fn desired(request: &Create, prefix: &str) -> NewDataVolume {
+pub(crate) fn desired(request: &Create, prefix: &str, source: NewSource, size: Size) -> NewDataVolume {
     let name = object_name(&request.name, prefix);
-    let annotations = if name.as_str() == request.name {
-        BTreeMap::new()
-    } else {
-        BTreeMap::from([(NAME_ANNOTATION.to_owned(), request.name.clone())])
-    };
+    let mut annotations = BTreeMap::new();
+    if name.as_str() != request.name {
+        annotations.insert(NAME_ANNOTATION.to_owned(), request.name.clone());
+    }
+    if size.guest != size.made {
+        annotations.insert(GUEST_SIZE_ANNOTATION.to_owned(), size.guest.to_string());
+    }
     NewDataVolume {
         name,
         annotations,
-        size: request.capacity.size,
+        size: size.made,
         storage_class: request.storage_class.clone(),
         access_modes: access_modes(request.sharing),
+        source,
     }
 }
 
-/// Whether an existing object satisfies the request; returns its size in bytes.
-pub(crate) fn compatible(
-    existing: &DataVolume,
-    request: &Create,
-    desired: &NewDataVolume,
-) -> Result<u64, Incompatible> {
+/// Whether an existing object satisfies the request; returns its size in bytes, as the guest knows it.
+pub(crate) fn compatible(existing: &DataVolume, request: &Create) -> Result<u64, Incompatible> {
     let differs = |what, has: String, asked: String| {
-        Err(Incompatible { name: desired.name.to_string(), what, has, asked })
+        Err(Incompatible { kind: "volume", name: existing.metadata.name.clone(), what, has, asked })
     };
     let original = existing.metadata.annotations.get(NAME_ANNOTATION);
     let original = original.map_or(existing.metadata.name.as_str(), String::as_str);
     if original != request.name {
         return differs("original name", original.to_owned(), request.name.clone());
     }
-    if existing.source != DataVolumeSource::Blank || !existing.uses_storage {
-        return differs("source", "not made by this driver".into(), "a blank disk".into());
+    let source = source_of(existing).filter(|_| existing.uses_storage);
+    if source != Some(request.source.clone()) {
+        let text = |source: &Option<Source>| match source {
+            None => "a blank disk".to_owned(),
+            Some(Source::Snapshot(id)) => format!("snapshot {id}"),
+            Some(Source::Volume(id)) => format!("volume {id}"),
+        };
+        let has = source.as_ref().map_or_else(|| "not made by this driver".to_owned(), text);
+        return differs("source", has, text(&request.source));
     }
-    if existing.access_modes != desired.access_modes {
-        let asked = format!("{:?}", desired.access_modes);
+    let modes = access_modes(request.sharing);
+    if existing.access_modes != modes {
+        let asked = format!("{modes:?}");
         return differs("access mode", format!("{:?}", existing.access_modes), asked);
     }
-    if existing.storage_class != desired.storage_class {
+    if existing.storage_class != request.storage_class {
         let text = |class: &Option<String>| class.clone().unwrap_or_else(|| "infra's default".to_owned());
-        return differs("infra storage class", text(&existing.storage_class), text(&desired.storage_class));
+        return differs("infra storage class", text(&existing.storage_class), text(&request.storage_class));
     }
-    match existing.size {
+    match guest_size(existing) {
         Some(size) if request.capacity.admits(size) => Ok(size),
         size => {
             let has = size.map_or("unreadable".into(), |size| format!("{size} bytes"));
@@ -93,6 +111,34 @@ pub(crate) fn compatible(
 /// Whether the infra volume was made for many nodes.
 pub(crate) fn is_shared(volume: &DataVolume) -> bool {
     volume.access_modes.iter().any(|mode| mode == READ_WRITE_MANY)
+}
+
+/// What the guest asked to fill the volume with (`Some(None)` = nothing); `None` = something that no guest can ask for.
+fn source_of(existing: &DataVolume) -> Option<Option<Source>> {
+    match &existing.source {
+        DataVolumeSource::Blank => Some(None),
+        DataVolumeSource::Snapshot(name) => Some(Some(Source::Snapshot(name.clone()))),
+        DataVolumeSource::Claim(name) => Some(Some(Source::Volume(name.clone()))),
+        DataVolumeSource::Other => None,
+    }
+}
+
+/// The size in bytes that the guest knew when the volume was made.
+pub(crate) fn guest_size(volume: &DataVolume) -> Option<u64> {
+    let annotated = volume.metadata.annotations.get(GUEST_SIZE_ANNOTATION);
+    annotated.and_then(|size| size.parse().ok()).or(volume.size)
+}
+
+/// The size in bytes that the guest knows now. A block device has been expanded where its claim requests more than CDI
+/// did; a file's claim always requests more, so there an expansion does not show.
+pub(crate) fn guest_size_with(volume: &DataVolume, claim: &Claim) -> Option<u64> {
+    let expanded = claim.requested().filter(|now| claim.is_block() && Some(*now) > volume.size);
+    expanded.or_else(|| guest_size(volume))
+}
+
+/// Whether its disk has its content.
+pub(crate) fn is_populated(volume: &DataVolume) -> bool {
+    volume.phase == SUCCEEDED
 }
 
 /// Whether CDI gave up on it.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use controller::keys::{INFRA_ANNOTATIONS, Key, PARAMETERS, POLICY, VOLUME_CONTEXT};
+use controller::keys::{INFRA_ANNOTATIONS, Key, PARAMETERS, POLICY, SNAPSHOT_PARAMETERS, VOLUME_CONTEXT};
 use node::node_id::{CLUSTER_NAMESPACE, INFRA_VM_NAME, INFRA_VM_NAMESPACE, PROVIDER_SCHEME};
 use serde_json::Value;
 
@@ -86,6 +86,9 @@ fn page() -> String {
     let mut page = HEAD.to_owned();
     table(&mut page, "parameter", &PARAMETERS);
     page.push_str(SIDECAR);
+    page.push_str("## VolumeSnapshotClass, guest cluster\n\nThe driver is `csi.kubevirt.io`. Parameters that are not here are treated as those of a StorageClass.\n\n");
+    table(&mut page, "parameter", &SNAPSHOT_PARAMETERS);
+    page.push('\n');
     page.push_str("## Volume context, guest PersistentVolume\n\n`spec.csi.volumeAttributes`; the driver writes it, and it never changes.\n\n");
     table(&mut page, "key", &VOLUME_CONTEXT);
     page.push('\n');

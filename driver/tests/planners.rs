@@ -7,7 +7,7 @@ mod source;
 use source::{program, rust_files};
 
 /// The planners, by their path in the repository.
-const PLANNERS: [&str; 22] = [
+const PLANNERS: [&str; 26] = [
     "ccm/src/load_balancer/plan.rs",
     "ccm/src/load_balancer/mirror.rs",
     "ccm/src/load_balancer/conditions.rs",
@@ -25,6 +25,10 @@ const PLANNERS: [&str; 22] = [
     "ccm/src/nodes/lifecycle/plan.rs",
     "ccm/src/lease/plan.rs",
     "controller/src/attach.rs",
+    "controller/src/claim_size.rs",
+    "controller/src/content.rs",
+    "controller/src/expand.rs",
+    "controller/src/snapshot.rs",
     "node/src/stage.rs",
     "node/src/unstage.rs",
     "node/src/publish.rs",

@@ -4,14 +4,16 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// The sources of the texts that reach an event in the guest.
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 12] = [
     "controller/src/error.rs",
     "controller/src/request.rs",
     "controller/src/request/invalid.rs",
     "controller/src/attach.rs",
     "controller/src/attach/text.rs",
+    "controller/src/expand.rs",
     "controller/src/holder.rs",
     "controller/src/volume.rs",
+    "controller/src/content.rs",
     "controller/src/storage_class_policy.rs",
     "node/src/error.rs",
     "lib/csi-call/src/in_flight.rs",

@@ -1,6 +1,6 @@
 //! Calls on claims: get and patch.
 
-use cluster::{Error, WhenPaused};
+use cluster::{Error, Failure, WhenPaused};
 use http::header;
 use kubevirt::ObjectName;
 
@@ -12,6 +12,31 @@ use crate::{
 };
 
 const JSON_PATCH: &str = "application/json-patch+json";
+/// Where a claim has the size that it requests.
+const REQUEST: &str = "/spec/resources/requests/storage";
+/// The texts by which the API server's admission (`PersistentVolumeClaimResize`, `LimitRanger`) refuses a larger
+/// claim. Their code is 403, as that of a missing right, which is something else.
+const EXPANSION_REFUSALS: [&str; 2] =
+    ["only dynamically provisioned pvc can be resized", "maximum storage usage per PersistentVolumeClaim"];
+
+/// Sets the size that `claim` requests to `bytes`, unless it requests another one by now.
+pub fn resize_ops(claim: &Claim, bytes: u64) -> Vec<PatchOp> {
+    let unchanged = match claim.request() {
+        Some(request) => PatchOp::test(REQUEST, request.as_written().clone()),
+        None => PatchOp::test_absent(REQUEST),
+    };
+    vec![unchanged, PatchOp::add(REQUEST, bytes.to_string())]
+}
+
+/// Whether the error says that the claim may not be made larger, as opposed to a missing right or a used-up quota.
+pub fn refuses_expansion(error: &Error) -> bool {
+    match &*error.failure {
+        Failure::Answer { code: 403, message, .. } => {
+            EXPANSION_REFUSALS.iter().any(|mark| message.contains(mark))
+        }
+        _ => false,
+    }
+}
 
 impl Infra {
     /// Gets a claim, ours or a foreign one.

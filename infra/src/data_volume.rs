@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use kubevirt::{Metadata, ObjectName, null_as_default};
 use serde::Deserialize;
 
-use crate::{guest_guard::Guarded, quantity::parse_quantity};
+use crate::{guest_guard::Guarded, quantity::Quantity};
 
 /// API version of the objects that we create.
 pub(crate) const API_VERSION: &str = "cdi.kubevirt.io/v1beta1";
+/// Kind of a claim in a `dataSourceRef`.
+const CLAIM_KIND: &str = "PersistentVolumeClaim";
 /// Keeps CDI before 1.62 from deleting the object once it is populated. kubevirt/csi-driver sets it too; it is harmless
 /// elsewhere.
 pub const KEEP_AFTER_COMPLETION: &str = "cdi.kubevirt.io/storage.deleteAfterCompletion";
@@ -36,20 +38,24 @@ pub struct DataVolume {
 }
 
 /// Where the content of a `DataVolume` comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum DataVolumeSource {
     /// An empty disk.
     Blank,
-    /// Anything else: snapshot, clone, import, none.
+    /// A `VolumeSnapshot` of the same namespace, by name.
+    Snapshot(String),
+    /// A claim of the same namespace, by name.
+    Claim(String),
+    /// Anything else: another namespace, an import, none.
     #[default]
     Other,
 }
 
-/// One condition of a `DataVolume`.
+/// One condition of a `DataVolume` or of a claim.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Condition {
-    /// `Bound`, `Ready` or `Running`.
+    /// `Bound`, `Ready` or `Running` of a `DataVolume`; `Resizing` and others of a claim.
     #[serde(rename = "type")]
     pub kind: String,
     /// `True`, `False` or `Unknown`.
@@ -116,6 +122,25 @@ struct WireSpec {
 #[serde(default)]
 struct WireSource {
     blank: Option<serde::de::IgnoredAny>,
+    snapshot: Option<WireReference>,
+    pvc: Option<WireReference>,
+}
+
+/// Names another object. CDI takes an empty namespace for that of the `DataVolume`.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct WireReference {
+    kind: String,
+    #[serde(deserialize_with = "null_as_default")]
+    namespace: String,
+    name: String,
+}
+
+impl WireReference {
+    /// The name, where the object is in `namespace`.
+    fn in_namespace(self, namespace: &str) -> Option<String> {
+        (self.namespace.is_empty() || self.namespace == namespace).then_some(self.name)
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -124,6 +149,7 @@ struct WireStorage {
     #[serde(deserialize_with = "null_as_default")]
     access_modes: Vec<String>,
     storage_class_name: Option<String>,
+    data_source_ref: Option<WireReference>,
     #[serde(deserialize_with = "null_as_default")]
     resources: WireResources,
 }
@@ -132,7 +158,7 @@ struct WireStorage {
 #[serde(default)]
 struct WireResources {
     #[serde(deserialize_with = "null_as_default")]
-    requests: BTreeMap<String, serde_json::Value>,
+    requests: BTreeMap<String, Quantity>,
 }
 
 #[derive(Deserialize, Default)]
@@ -146,27 +172,58 @@ struct WireStatus {
 impl From<Wire> for DataVolume {
     fn from(wire: Wire) -> Self {
         let uses_storage = wire.spec.storage.is_some();
-        let blank = wire.spec.source.is_some_and(|source| source.blank.is_some());
         let storage = wire.spec.storage.or(wire.spec.pvc).unwrap_or_default();
-        let size = storage.resources.requests.get("storage").and_then(|value| match value {
-            serde_json::Value::String(text) => parse_quantity(text),
-            serde_json::Value::Number(number) => number.as_u64(),
-            _ => None,
-        });
+        let size = storage.resources.requests.get("storage").and_then(Quantity::bytes);
+        let source = source_of(wire.spec.source, storage.data_source_ref, &wire.metadata.namespace);
         Self {
             metadata: wire.metadata,
             size,
             storage_class: storage.storage_class_name,
             access_modes: storage.access_modes,
             uses_storage,
-            source: if blank { DataVolumeSource::Blank } else { DataVolumeSource::Other },
+            source,
             phase: wire.status.phase,
             conditions: wire.status.conditions,
         }
     }
 }
 
-/// A blank `DataVolume` to create, field by field as kubevirt/csi-driver creates it.
+/// CDI refuses an object with both a source and a `dataSourceRef`.
+fn source_of(
+    source: Option<WireSource>,
+    data_source_ref: Option<WireReference>,
+    namespace: &str,
+) -> DataVolumeSource {
+    let named = match (source.unwrap_or_default(), data_source_ref) {
+        (WireSource { blank: Some(_), .. }, _) => return DataVolumeSource::Blank,
+        (WireSource { snapshot: Some(snapshot), .. }, _) => {
+            snapshot.in_namespace(namespace).map(DataVolumeSource::Snapshot)
+        }
+        (WireSource { pvc: Some(claim), .. }, _) => {
+            claim.in_namespace(namespace).map(DataVolumeSource::Claim)
+        }
+        (_, Some(reference)) if reference.kind == CLAIM_KIND => {
+            reference.in_namespace(namespace).map(DataVolumeSource::Claim)
+        }
+        _ => None,
+    };
+    named.unwrap_or_default()
+}
+
+/// Where the content of a `DataVolume` to create comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NewSource {
+    /// An empty disk.
+    Blank,
+    /// CDI restores this `VolumeSnapshot` of the namespace.
+    Snapshot(ObjectName),
+    /// CDI clones this claim of the namespace. It waits while a pod uses the claim.
+    Claim(ObjectName),
+    /// The infra storage driver clones this claim of the namespace; CDI only makes the new claim.
+    DataSourceRef(ObjectName),
+}
+
+/// A `DataVolume` to create, field by field as kubevirt/csi-driver creates it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewDataVolume {
     /// Object name; also the CSI volume id and the name of the hotplugged volume.
@@ -179,6 +236,8 @@ pub struct NewDataVolume {
     pub storage_class: Option<String>,
     /// Access modes; empty = the `StorageProfile` decides (usually RWX block, which keeps the VM live-migratable).
     pub access_modes: Vec<String>,
+    /// Where the content comes from.
+    pub source: NewSource,
 }
 
 impl NewDataVolume {
@@ -193,11 +252,25 @@ impl NewDataVolume {
         if let Some(class) = &self.storage_class {
             storage["storageClassName"] = class.as_str().into();
         }
+        let mut spec = serde_json::Map::new();
+        let reference =
+            |name: &ObjectName| serde_json::json!({"namespace": namespace, "name": name.as_str()});
+        let source = match &self.source {
+            NewSource::Blank => Some(serde_json::json!({"blank": {}})),
+            NewSource::Snapshot(name) => Some(serde_json::json!({"snapshot": reference(name)})),
+            NewSource::Claim(name) => Some(serde_json::json!({"pvc": reference(name)})),
+            NewSource::DataSourceRef(name) => {
+                storage["dataSourceRef"] = serde_json::json!({"kind": CLAIM_KIND, "name": name.as_str()});
+                None
+            }
+        };
+        spec.extend(source.map(|source| ("source".to_owned(), source)));
+        spec.insert("storage".to_owned(), storage);
         serde_json::json!({
             "apiVersion": API_VERSION,
             "kind": "DataVolume",
             "metadata": {"name": self.name.as_str(), "namespace": namespace, "labels": labels, "annotations": annotations},
-            "spec": {"source": {"blank": {}}, "storage": storage},
+            "spec": spec,
         })
         .to_string()
         .into_bytes()
@@ -216,6 +289,7 @@ mod tests {
             size: 1 << 30,
             storage_class: class.map(Into::into),
             access_modes: modes.iter().map(|m| (*m).into()).collect(),
+            source: NewSource::Blank,
         }
     }
 
@@ -256,6 +330,42 @@ mod tests {
         assert_eq!(read.access_modes, ["ReadWriteMany"]);
         assert_eq!(read.source, DataVolumeSource::Blank);
         assert!(read.uses_storage && !read.deleting());
+    }
+
+    #[test]
+    fn a_source_is_written_as_cdi_takes_it_and_read_back() {
+        let name = || ObjectName::parse("x-1").unwrap();
+        let with = |source| NewDataVolume { source, ..new(None, &[]) }.body("infra", &BTreeMap::new());
+        let spec = |body: &[u8]| value(body)["spec"].clone();
+        let read = |body: &[u8]| serde_json::from_slice::<DataVolume>(body).unwrap().source;
+        let body = with(NewSource::Snapshot(name()));
+        assert_eq!(spec(&body)["source"], json!({"snapshot": {"namespace": "infra", "name": "x-1"}}));
+        assert_eq!(read(&body), DataVolumeSource::Snapshot("x-1".into()));
+        let body = with(NewSource::Claim(name()));
+        assert_eq!(spec(&body)["source"], json!({"pvc": {"namespace": "infra", "name": "x-1"}}));
+        assert_eq!(read(&body), DataVolumeSource::Claim("x-1".into()));
+        let body = with(NewSource::DataSourceRef(name()));
+        assert_eq!(spec(&body).get("source"), None, "CDI refuses both");
+        assert_eq!(
+            spec(&body)["storage"]["dataSourceRef"],
+            json!({"kind": "PersistentVolumeClaim", "name": "x-1"})
+        );
+        assert_eq!(read(&body), DataVolumeSource::Claim("x-1".into()));
+    }
+
+    #[test]
+    fn a_source_elsewhere_is_none_of_ours() {
+        for spec in [
+            json!({"source": {"pvc": {"namespace": "other", "name": "x"}}}),
+            json!({"source": {"snapshot": {"namespace": "other", "name": "x"}}}),
+            json!({"storage": {"dataSourceRef": {"kind": "VolumeSnapshot", "name": "x"}}}),
+            json!({"source": {"http": {}}}),
+            json!({}),
+        ] {
+            let read: DataVolume =
+                serde_json::from_value(json!({"metadata": {"namespace": "infra"}, "spec": spec})).unwrap();
+            assert_eq!(read.source, DataVolumeSource::Other, "{spec}");
+        }
     }
 
     #[test]

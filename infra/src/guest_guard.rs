@@ -49,6 +49,11 @@ impl<T> Deref for Owned<T> {
 #[error("invalid volume name")]
 pub struct Foreign;
 
+/// The snapshot does not belong to this guest. The text is that of kubevirt/csi-driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid snapshot name")]
+pub struct ForeignSnapshot;
+
 /// A guard can't be made from these settings.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GuardError {
@@ -116,8 +121,21 @@ impl GuestGuard {
 
     /// Checks an object's labels and prefix.
     pub fn admit<T: Guarded>(&self, object: T) -> Result<Owned<T>, Foreign> {
-        let labelled = self.labels.iter().all(|(key, value)| object.labels().get(key) == Some(value));
-        if labelled && self.admits_name(object.name()) { Ok(Owned(object)) } else { Err(Foreign) }
+        if self.has_our_labels(&object) && self.admits_name(object.name()) {
+            Ok(Owned(object))
+        } else {
+            Err(Foreign)
+        }
+    }
+
+    /// Checks the labels of a snapshot. Its name has the prefix of the sidecar's setting `--snapshot-name-prefix`, which
+    /// is not known here; kubevirt/csi-driver does not check it either.
+    pub fn admit_snapshot<T: Guarded>(&self, snapshot: T) -> Result<Owned<T>, ForeignSnapshot> {
+        if self.has_our_labels(&snapshot) { Ok(Owned(snapshot)) } else { Err(ForeignSnapshot) }
+    }
+
+    fn has_our_labels<T: Guarded>(&self, object: &T) -> bool {
+        self.labels.iter().all(|(key, value)| object.labels().get(key) == Some(value))
     }
 
     /// The guard as JSON patch tests, with which the infra API refuses the whole patch on an object without our labels.
@@ -163,6 +181,19 @@ mod tests {
     }
 
     #[rstest]
+    #[case("snapshot-1", "a=1,b=2,c=3", true)]
+    #[case("any", "a=1,b=2", true)]
+    #[case("snapshot-1", "a=1", false)]
+    fn a_snapshot_of_ours_needs_all_labels(
+        #[case] name: &'static str,
+        #[case] has: &str,
+        #[case] ours: bool,
+    ) {
+        let guard = GuestGuard::new(labels("a=1,b=2"), "pvc").unwrap();
+        assert_eq!(guard.admit_snapshot(Thing(name, labels(has))).is_ok(), ours);
+    }
+
+    #[rstest]
     #[case("")]
     #[case("a")]
     #[case("a=1,")]
@@ -184,5 +215,6 @@ mod tests {
     #[test]
     fn the_refusal_has_the_text_of_the_reference() {
         assert_eq!(Foreign.to_string(), "invalid volume name");
+        assert_eq!(ForeignSnapshot.to_string(), "invalid snapshot name");
     }
 }

@@ -1,13 +1,13 @@
 //! The infra cluster as one guest may see it.
 //!
 //! This crate holds partial types of the objects that a guest's storage consists of (`DataVolume`, claim,
-//! `VirtualMachine`, `VirtualMachineInstance`), every call that may be made on them, the guard that tells our volumes
+//! `VolumeSnapshot`, `VirtualMachine`, `VirtualMachineInstance`), every call that may be made on them, the guard that tells our volumes
 //! from foreign ones, and the paced polling that stands in for a watch. It decides nothing about volumes: its caller
 //! plans which call to make, and when.
 //!
 //! It makes only calls that `HyperShift`'s role grants: `DataVolumes` get, create, delete (never list); VMs and VMIs
-//! get, list; the VM subresources addvolume and removevolume; claims get, patch. Where an operator also grants `watch`
-//! on VMIs, it uses that; nothing depends on it.
+//! get, list; the VM subresources addvolume and removevolume; claims get, patch; `VolumeSnapshots` get, create, delete.
+//! Where an operator also grants `watch` on VMIs or `list` on `VolumeSnapshots`, it uses that; nothing depends on it.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 
@@ -27,7 +27,9 @@ mod quantity;
 mod reader;
 mod rights;
 mod shared_reads;
+mod snapshots;
 mod vmi_watch;
+mod volume_snapshot;
 mod volumes;
 mod wait;
 
@@ -35,16 +37,20 @@ pub use cluster::{CALL_DEADLINE, Class, Error, Failure, MAX_RETRY_AFTER, Right, 
 pub use kubevirt::{Metadata, ObjectName, Phase, RunStrategy, is_dns_label};
 
 pub use census::Census;
-pub use claim::Claim;
-pub use data_volume::{Condition, DataVolume, DataVolumeSource, KEEP_AFTER_COMPLETION, NewDataVolume};
-pub use guest_guard::{Foreign, GuardError, Guarded, GuestGuard, MAX_PREFIX_LENGTH, Owned};
+pub use claim::{Claim, ClaimResources, ClaimSpec, ClaimStatus};
+pub use claims::{refuses_expansion, resize_ops};
+pub use data_volume::{
+    Condition, DataVolume, DataVolumeSource, KEEP_AFTER_COMPLETION, NewDataVolume, NewSource,
+};
+pub use guest_guard::{Foreign, ForeignSnapshot, GuardError, Guarded, GuestGuard, MAX_PREFIX_LENGTH, Owned};
 pub use hotplug::HotplugDisk;
 pub use infra::{ConnectError, Infra, Settings};
 pub use json_patch::{PatchOp, annotation_path, label_path};
 pub use machine::{
     VirtualMachine, VirtualMachineInstance, Volume, VolumePhase, VolumeRequest, VolumeSource, VolumeStatus,
 };
-pub use quantity::parse_quantity;
-pub use rights::{REQUIRED_RIGHTS, WATCH_INSTANCES};
+pub use quantity::{Quantity, parse_quantity};
+pub use rights::{LIST_SNAPSHOTS, REQUIRED_RIGHTS, WATCH_INSTANCES};
 pub use shared_reads::{ReadResult, VmReads};
+pub use volume_snapshot::{NewVolumeSnapshot, VolumeSnapshot};
 pub use wait::VmiWait;

@@ -1,5 +1,30 @@
 //! Converts Kubernetes quantities to whole bytes (`resource.Quantity`, rounded up as its `Value()` does).
 
+use serde::Deserialize;
+use serde_json::Value;
+
+/// A quantity as the API wrote it, which is what a JSON patch has to test: a text, or a number where a client wrote one
+/// into a custom resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Quantity(Value);
+
+impl Quantity {
+    /// Its bytes; `None` when it is not a quantity, is negative, or does not fit 64 bits.
+    pub fn bytes(&self) -> Option<u64> {
+        match &self.0 {
+            Value::String(text) => parse_quantity(text),
+            Value::Number(number) => number.as_u64(),
+            _ => None,
+        }
+    }
+
+    /// The value as written.
+    pub fn as_written(&self) -> &Value {
+        &self.0
+    }
+}
+
 /// Bytes of a quantity such as `1Gi`, `1073741824`, `1.5G`, `1e9` or `128974848000m`; `None` when it is not a quantity,
 /// is negative, or does not fit 64 bits.
 pub fn parse_quantity(text: &str) -> Option<u64> {

@@ -34,6 +34,8 @@ pub(crate) struct Resource {
 pub(crate) const DATA_VOLUMES: Resource =
     Resource { group: Some("cdi.kubevirt.io"), version: "v1beta1", plural: "datavolumes" };
 pub(crate) const CLAIMS: Resource = Resource { group: None, version: "v1", plural: "persistentvolumeclaims" };
+pub(crate) const VOLUME_SNAPSHOTS: Resource =
+    Resource { group: Some("snapshot.storage.k8s.io"), version: "v1", plural: "volumesnapshots" };
 /// The subresources of VMs; a VM itself is one of [`VMS`].
 pub(crate) const VM_SUBRESOURCES: Resource =
     Resource { group: Some("subresources.kubevirt.io"), version: "v1", plural: WireVm::PLURAL };
@@ -98,7 +100,7 @@ impl Reader {
     }
 
     /// Reads a whole list, page by page. No `resourceVersion`: each page is a quorum read, never a stale cache.
-    async fn list<T: DeserializeOwned>(&self, resource: Resource) -> Result<Vec<T>, Error> {
+    pub(crate) async fn list<T: DeserializeOwned>(&self, resource: Resource) -> Result<Vec<T>, Error> {
         let mut items = Vec::new();
         let mut params = ListParams::default().limit(PAGE);
         loop {

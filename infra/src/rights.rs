@@ -12,7 +12,7 @@ const fn right(
 }
 
 /// Every right that the controller needs. The roles of `HyperShift` and of the upstream manifests grant all of them.
-pub const REQUIRED_RIGHTS: [Right; 12] = [
+pub const REQUIRED_RIGHTS: [Right; 15] = [
     right("cdi.kubevirt.io", "datavolumes", "get", "everything"),
     right("cdi.kubevirt.io", "datavolumes", "create", "creating volumes"),
     right("cdi.kubevirt.io", "datavolumes", "delete", "deleting volumes"),
@@ -32,8 +32,31 @@ pub const REQUIRED_RIGHTS: [Right; 12] = [
     ),
     right("subresources.kubevirt.io", "virtualmachines/addvolume", "update", "attaching"),
     right("subresources.kubevirt.io", "virtualmachines/removevolume", "update", "detaching"),
-    right("", "persistentvolumeclaims", "get", "arbitrating between two nodes that want one volume"),
-    right("", "persistentvolumeclaims", "patch", "arbitrating between two nodes that want one volume"),
+    right(
+        "",
+        "persistentvolumeclaims",
+        "get",
+        "arbitrating between two nodes that want one volume, expanding volumes",
+    ),
+    right(
+        "",
+        "persistentvolumeclaims",
+        "patch",
+        "arbitrating between two nodes that want one volume, expanding volumes",
+    ),
+    right(
+        "snapshot.storage.k8s.io",
+        "volumesnapshots",
+        "get",
+        "snapshots, restoring them, clones of attached volumes",
+    ),
+    right("snapshot.storage.k8s.io", "volumesnapshots", "create", "snapshots, clones of attached volumes"),
+    right(
+        "snapshot.storage.k8s.io",
+        "volumesnapshots",
+        "delete",
+        "deleting snapshots, clones of attached volumes",
+    ),
     right("authorization.k8s.io", "selfsubjectrulesreviews", "create", "telling which rights are missing"),
 ];
 
@@ -41,6 +64,11 @@ pub const REQUIRED_RIGHTS: [Right; 12] = [
 /// at the next poll.
 pub const WATCH_INSTANCES: Right =
     right("kubevirt.io", "virtualmachineinstances", "watch", "answering as soon as a disk is ready");
+
+/// Never needed in Kubernetes, whose sidecars ask for one snapshot by its id. Without it, `ListSnapshots` of a volume or of
+/// all volumes is refused.
+pub const LIST_SNAPSHOTS: Right =
+    right("snapshot.storage.k8s.io", "volumesnapshots", "list", "listing the snapshots of a volume, or all");
 
 #[cfg(test)]
 mod tests {
@@ -55,6 +83,7 @@ mod tests {
             {"verbs": ["update"], "apiGroups": ["subresources.kubevirt.io"],
              "resources": ["virtualmachines/addvolume", "virtualmachines/removevolume"]},
             {"verbs": ["get"], "apiGroups": [""], "resources": ["persistentvolumeclaims"]},
+            {"verbs": ["get", "create", "delete"], "apiGroups": ["snapshot.storage.k8s.io"], "resources": ["volumesnapshots"]},
             {"verbs": ["patch"], "apiGroups": [""], "resources": ["persistentvolumeclaims"], "resourceNames": ["one"]},
             {"verbs": ["create"], "apiGroups": ["authorization.k8s.io"], "resources": ["*"], "resourceNames": null}
         ]}}))

@@ -244,6 +244,7 @@ async fn a_create_sends_the_object_to_the_collection() {
         size: 5,
         storage_class: None,
         access_modes: Vec::new(),
+        source: infra::NewSource::Blank,
     };
     api.infra().create_data_volume(&new).await.unwrap();
     assert_eq!(

@@ -6,7 +6,9 @@ use infra::Failure;
 
 use super::*;
 use crate::{
+    content,
     request::{Capacity, Create, Sharing},
+    snapshot,
     storage_class_policy::StorageClassPolicy,
     volume,
 };
@@ -28,6 +30,18 @@ fn infra_error(code: u16) -> infra::Error {
     infra::Error { verb: "get", resource: "datavolumes".into(), name: None, failure: Box::new(failure) }
 }
 
+fn quota() -> infra::Error {
+    let failure = Failure::Answer {
+        code: 403,
+        reason: String::new(),
+        message: "exceeded quota: q".to_owned(),
+        has_causes: false,
+        proves_absence: false,
+        retry_after: None,
+    };
+    infra::Error { failure: Box::new(failure), ..infra_error(403) }
+}
+
 fn lost() -> infra::Error {
     infra::Error {
         verb: "get",
@@ -41,6 +55,10 @@ fn refused(refusal: Refusal) -> Error {
     Error::Refused { vm: "infra/vm1".into(), refusal: RefusalReason(refusal) }
 }
 
+fn cannot(refusal: CannotExpand) -> Error {
+    Error::CannotExpand { volume: name(), refusal }
+}
+
 fn incompatible() -> Error {
     let request = Create {
         name: "pvc-1".into(),
@@ -49,15 +67,20 @@ fn incompatible() -> Error {
         storage_class: None,
         bus: crate::request::Bus::Scsi,
         filesystem: None,
+        source: None,
     };
     let existing = infra::DataVolume::default();
-    volume::compatible(&existing, &request, &volume::desired(&request, "pvc")).unwrap_err().into()
+    volume::compatible(&existing, &request).unwrap_err().into()
 }
 
 #[test]
 fn every_error_has_its_code_and_text() {
     let not_allowed = StorageClassPolicy::parse("{}").unwrap().0.permit(None).unwrap_err();
     let holder = || "infra/vm2".to_owned();
+    let class_not_allowed =
+        StorageClassPolicy::parse("{}").unwrap().0.snapshot_class(Some("fast"), None).unwrap_err();
+    let too_small = content::size(&Capacity { size: 1, required: 1, limit: None }, 2, 2).unwrap_err();
+    let bad_token = snapshot::page(Vec::<String>::new(), String::as_str, Some("x"), None).unwrap_err();
     let table = [
         (
             Error::Invalid(Invalid::SharedFilesystem),
@@ -99,6 +122,40 @@ fn every_error_has_its_code_and_text() {
             Code::Aborted,
             "no infra claim yet (infra storage class fast): why",
         ),
+        (
+            class_not_allowed.into(),
+            Code::InvalidArgument,
+            "is not allowed for volumes of infra storage class",
+        ),
+        (Error::RefusedSnapshot(infra_error(422)), Code::InvalidArgument, "words of the infra"),
+        (Error::RefusedSnapshot(quota()), Code::ResourceExhausted, "exceeded quota"),
+        (Error::NoSuchSnapshot(ForeignSnapshot), Code::NotFound, "invalid snapshot name"),
+        (Error::NotOurSnapshot, Code::FailedPrecondition, "invalid snapshot name"),
+        (Error::SnapshotNameTaken(name()), Code::AlreadyExists, "invalid snapshot name"),
+        (Error::SnapshotDeleting(name()), Code::FailedPrecondition, "is being deleted"),
+        (Error::SnapshotGone(name()), Code::Aborted, "try again"),
+        (Error::SnapshotFailed { snapshot: name(), message: "why".into() }, Code::Aborted, "why"),
+        (Error::SnapshotPending { snapshot: name(), message: "why".into() }, Code::Aborted, "why"),
+        (
+            Error::NothingToCopy { volume: name(), progress: "why".into() },
+            Code::FailedPrecondition,
+            "has nothing to copy yet, its disk is made at its first use: why",
+        ),
+        (too_small.into(), Code::OutOfRange, "a volume of 1 bytes is too small for its source, which has 2"),
+        (bad_token.into(), Code::Aborted, "starting_token \"x\""),
+        (Error::MayNotListSnapshots(infra_error(403)), Code::Unavailable, "list volumesnapshots"),
+        (Error::ExpansionQuota(infra_error(403)), Code::OutOfRange, "words of the infra"),
+        (Error::RefusedExpansion(infra_error(403)), Code::OutOfRange, "words of the infra"),
+        (cannot(CannotExpand::OverLimit { largest: 3, limit: 2 }), Code::OutOfRange, "allows 2 at most"),
+        (cannot(CannotExpand::TooLarge { disk: 7 }), Code::OutOfRange, "a disk of 7 bytes"),
+        (cannot(CannotExpand::NotBound { phase: "Pending".into() }), Code::Aborted, "claim is Pending"),
+        (cannot(CannotExpand::NotBound { phase: String::new() }), Code::Aborted, "claim is new"),
+        (
+            cannot(CannotExpand::Infeasible { size: 7, reason: "too big".into() }),
+            Code::OutOfRange,
+            "refuses 7 bytes: too big",
+        ),
+        (cannot(CannotExpand::Failing { reason: "pool is down".into() }), Code::Internal, "pool is down"),
         (Error::NotShared(name()), Code::FailedPrecondition, "ReadWriteMany"),
         (Error::RefusedChange(infra_error(422)), Code::FailedPrecondition, "words of the infra"),
         (

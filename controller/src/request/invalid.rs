@@ -71,9 +71,12 @@ pub enum Invalid {
     /// `volume_mount_group` without the capability `VOLUME_MOUNT_GROUP`.
     #[error("volume_mount_group is not supported")]
     MountGroup,
-    /// Snapshots and clones.
-    #[error("creating a volume from a snapshot or another volume is not supported")]
+    /// A content source that is neither a snapshot nor a volume.
+    #[error("a volume can be created from a snapshot only, not from another source")]
     ContentSource,
+    /// `max_entries` below zero.
+    #[error("max_entries is {0}; it must not be negative")]
+    MaxEntries(i32),
     /// `mutable_parameters`.
     #[error("mutable parameters are not supported")]
     MutableParameters,

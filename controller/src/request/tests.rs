@@ -222,7 +222,7 @@ fn what_is_missing_or_not_served_is_named() {
     assert!(matches!(broken(|r| r.name = "x".repeat(129)), Invalid::TooLong { .. }));
     assert_eq!(
         broken(|r| r.volume_content_source = Some(VolumeContentSource::default())),
-        Invalid::ContentSource
+        Invalid::Missing("content source")
     );
     assert_eq!(
         broken(|r| drop(r.mutable_parameters.insert("a".into(), "b".into()))),

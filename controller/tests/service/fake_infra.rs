@@ -12,10 +12,13 @@ use http::{Method, Request, Response, StatusCode};
 use kube::client::Body;
 use serde_json::{Value, json};
 
+use crate::fake_resizer::{self, Resizer};
+
 pub const NAMESPACE: &str = "infra";
 pub const LABEL: (&str, &str) = ("csi-driver/cluster", "tenant");
 const DATA_VOLUMES: &str = "datavolumes";
 const CLAIMS: &str = "persistentvolumeclaims";
+const SNAPSHOTS: &str = "volumesnapshots";
 const VMS: &str = "virtualmachines";
 const VMIS: &str = "virtualmachineinstances";
 
@@ -50,6 +53,10 @@ pub struct FakeInfra {
     settle: Duration,
     /// Time from a `DataVolume` to its claim; zero = at once.
     claim: Duration,
+    /// Time from a `VolumeSnapshot` to its being ready; zero = at once.
+    snapshot: Duration,
+    /// What becomes of a larger request of a claim.
+    resizer: Arc<Mutex<Resizer>>,
     /// Time that virt-api works on a hotplug call, in which it can lose the race.
     pub work: Duration,
 }
@@ -63,6 +70,15 @@ impl FakeInfra {
     /// Claims take this long to be made.
     pub fn claiming_after(claim: Duration) -> Self {
         Self { claim, ..Self::default() }
+    }
+
+    /// Snapshots take this long.
+    pub fn snapshotting_after(snapshot: Duration) -> Self {
+        Self { snapshot, ..Self::default() }
+    }
+
+    pub fn set_resizer(&self, resizer: Resizer) {
+        *self.resizer.lock().unwrap() = resizer;
     }
 
     pub fn client(&self) -> kube::Client {
@@ -104,7 +120,7 @@ impl FakeInfra {
             "spec": {"source": {"blank": {}}, "storage": {"resources": {"requests": {"storage": "1073741824"}}}},
             "status": {"phase": "Succeeded"},
         }));
-        self.put(CLAIMS, name, claim(name, &labels));
+        self.put(CLAIMS, name, claim(name, &labels, "1073741824"));
     }
 
     pub fn put(&self, kind: &str, name: &str, mut object: Value) {
@@ -200,7 +216,8 @@ impl FakeInfra {
                 json_answer(200, &json!({"metadata": {}, "items": items}))
             }
             ("POST", [DATA_VOLUMES]) => self.create(body),
-            ("DELETE", [DATA_VOLUMES, name]) => self.delete(name, body),
+            ("POST", [SNAPSHOTS]) => self.take_snapshot(body),
+            ("DELETE", [kind @ (DATA_VOLUMES | SNAPSHOTS), name]) => self.delete(kind, name, body),
             ("PATCH", [CLAIMS, name]) => self.patch(name, body),
             ("PUT", [VMS, vm, "addvolume" | "removevolume"]) => self.hotplug(vm, body).await,
             _ => status(404, "the server could not find the requested resource"),
@@ -215,7 +232,8 @@ impl FakeInfra {
         let mut object = body.clone();
         object["metadata"]["uid"] = format!("uid-{name}").into();
         self.put(DATA_VOLUMES, &name, object.clone());
-        let claim = claim(&name, &body["metadata"]["labels"]);
+        let size = body["spec"]["storage"]["resources"]["requests"]["storage"].as_str().unwrap();
+        let claim = claim(&name, &body["metadata"]["labels"], size);
         let (fake, delay) = (self.clone(), self.claim);
         if delay.is_zero() {
             self.put(CLAIMS, &name, claim);
@@ -228,22 +246,57 @@ impl FakeInfra {
         json_answer(201, &object)
     }
 
-    fn delete(&self, name: &str, body: &Value) -> Response<Body> {
-        match self.get(DATA_VOLUMES, name) {
-            None => absent(DATA_VOLUMES, name),
+    /// As the API server and infra's snapshot controller: the size is that of the claim.
+    fn take_snapshot(&self, body: &Value) -> Response<Body> {
+        let name = body["metadata"]["name"].as_str().unwrap().to_owned();
+        if self.get(SNAPSHOTS, &name).is_some() {
+            return status(409, "volumesnapshots already exists");
+        }
+        let mut object = body.clone();
+        object["metadata"]["uid"] = format!("uid-{name}").into();
+        object["metadata"]["creationTimestamp"] = "2026-11-29T10:00:00Z".into();
+        self.put(SNAPSHOTS, &name, object.clone());
+        if self.snapshot.is_zero() {
+            self.finish_snapshot(&name);
+        } else {
+            let (fake, delay) = (self.clone(), self.snapshot);
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                fake.finish_snapshot(&name);
+            });
+        }
+        json_answer(201, &object)
+    }
+
+    fn finish_snapshot(&self, name: &str) {
+        let mut state = self.lock();
+        let Some(snapshot) = state.objects.get(&(SNAPSHOTS.into(), name.into())).cloned() else { return };
+        let claim = snapshot["spec"]["source"]["persistentVolumeClaimName"].as_str().unwrap().to_owned();
+        let claim = state.objects.get(&(CLAIMS.into(), claim)).cloned().unwrap_or_default();
+        let snapshot = state.objects.get_mut(&(SNAPSHOTS.into(), name.into())).unwrap();
+        snapshot["status"] = json!({"readyToUse": true, "creationTime": "2026-11-29T10:00:01Z",
+            "restoreSize": claim["spec"]["resources"]["requests"]["storage"]});
+    }
+
+    fn delete(&self, kind: &str, name: &str, body: &Value) -> Response<Body> {
+        match self.get(kind, name) {
+            None => absent(kind, name),
             Some(object) if object["metadata"]["uid"] != body["preconditions"]["uid"] => {
                 status(409, "uid differs")
             }
             Some(_) => {
-                self.remove(DATA_VOLUMES, name);
-                self.remove(CLAIMS, name);
+                self.remove(kind, name);
+                if kind == DATA_VOLUMES {
+                    self.remove(CLAIMS, name);
+                }
                 json_answer(200, &json!({}))
             }
         }
     }
 
     fn patch(&self, name: &str, ops: &Value) -> Response<Body> {
-        let Some(mut object) = self.get(CLAIMS, name) else { return absent(CLAIMS, name) };
+        let Some(before) = self.get(CLAIMS, name) else { return absent(CLAIMS, name) };
+        let mut object = before.clone();
         for op in ops.as_array().unwrap() {
             let path = op["path"].as_str().unwrap();
             let (parent, key) = path.rsplit_once('/').unwrap();
@@ -263,8 +316,26 @@ impl FakeInfra {
                 return status(422, "the server rejected our request due to an error in our request");
             }
         }
+        if let Some((code, message)) = fake_resizer::refusal(&before, &object) {
+            return status(code, &message);
+        }
+        let resized = fake_resizer::status(&self.resizer.lock().unwrap(), &object);
         self.put(CLAIMS, name, object);
+        if let Some((delay, status)) = resized {
+            self.resize_after(delay, name.to_owned(), status);
+        }
         json_answer(200, &self.get(CLAIMS, name).unwrap())
+    }
+
+    fn resize_after(&self, delay: Duration, name: String, status: Value) {
+        if delay.is_zero() {
+            return self.edit(CLAIMS, &name, |claim| claim["status"] = status);
+        }
+        let fake = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            fake.edit(CLAIMS, &name, |claim| claim["status"] = status);
+        });
     }
 
     /// As virt-api: reads the VM, works for a while, and loses the race if the spec changed in that time.
@@ -328,11 +399,12 @@ impl FakeInfra {
     }
 }
 
-fn claim(name: &str, labels: &Value) -> Value {
+fn claim(name: &str, labels: &Value, size: &str) -> Value {
     json!({
         "metadata": {"name": name, "labels": labels, "annotations": {"cdi.kubevirt.io/storage.pod.restarts": "0"}},
-        "spec": {"accessModes": ["ReadWriteMany"]},
-        "status": {"phase": "Bound"},
+        "spec": {"accessModes": ["ReadWriteMany"], "volumeMode": "Block", "storageClassName": "standard",
+            "resources": {"requests": {"storage": size}}},
+        "status": {"phase": "Bound", "capacity": {"storage": size}},
     })
 }
 

@@ -1,12 +1,15 @@
 //! The services on a real socket, over a fake infra API under the real client.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
+mod expand;
 mod fake_infra;
+mod fake_resizer;
 mod filesystems;
 mod lifecycle;
 mod node_ids;
 mod parameters;
 mod publish;
+mod snapshots;
 mod unpublish;
 
 use std::time::Duration;
@@ -44,6 +47,10 @@ fn controller_over(fake: &FakeInfra) -> Controller {
 
 /// A controller whose long-lived tasks `tasks` owns.
 fn controller_of(fake: &FakeInfra, tasks: &Tasks) -> Controller {
+    controller_with(fake, tasks, StorageClassPolicy::default())
+}
+
+fn controller_with(fake: &FakeInfra, tasks: &Tasks, storage_classes: StorageClassPolicy) -> Controller {
     let settings = infra::Settings {
         kubeconfig: None,
         namespace: NAMESPACE.into(),
@@ -56,7 +63,7 @@ fn controller_of(fake: &FakeInfra, tasks: &Tasks) -> Controller {
         ControllerSettings {
             driver_name: "csi.kubevirt.io".into(),
             vendor_version: "0.1.0".into(),
-            storage_classes: StorageClassPolicy::default(),
+            storage_classes,
         },
         tasks,
     )
@@ -64,7 +71,16 @@ fn controller_of(fake: &FakeInfra, tasks: &Tasks) -> Controller {
 
 impl Fixture {
     async fn new(fake: &FakeInfra) -> Self {
-        let controller = controller_over(fake);
+        Self::serving(controller_over(fake)).await
+    }
+
+    /// With the text of `INFRA_STORAGE_CLASS_ENFORCEMENT`.
+    async fn with_policy(fake: &FakeInfra, text: &str) -> Self {
+        let (policy, _) = StorageClassPolicy::parse(text).unwrap();
+        Self::serving(controller_with(fake, &Tasks::default(), policy)).await
+    }
+
+    async fn serving(controller: Controller) -> Self {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("csi.sock");
         let listener = tokio::net::UnixListener::bind(&path).unwrap();
@@ -150,7 +166,7 @@ async fn identity_and_capabilities() {
     let mut client = fixture.client.clone();
     let capabilities =
         client.controller_get_capabilities(csi::ControllerGetCapabilitiesRequest {}).await.unwrap();
-    assert_eq!(capabilities.into_inner().capabilities.len(), 2);
-    let expanded = client.controller_expand_volume(csi::ControllerExpandVolumeRequest::default()).await;
-    assert_eq!(expanded.unwrap_err().code(), Code::Unimplemented);
+    assert_eq!(capabilities.into_inner().capabilities.len(), 5);
+    let modified = client.controller_modify_volume(csi::ControllerModifyVolumeRequest::default()).await;
+    assert_eq!(modified.unwrap_err().code(), Code::Unimplemented);
 }

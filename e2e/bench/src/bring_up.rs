@@ -38,7 +38,7 @@ const LOG_LINES: usize = 15;
 const INFRA_NODES: [&str; 2] = [DATA_PATH_NODE, "infra-node-2"];
 
 /// Images of the Kubernetes project that infra's nodes really run; each one's entry point is the program of its name.
-const SIDECARS: [&str; 2] = ["csi-provisioner", "csi-attacher"];
+const SIDECARS: [&str; 4] = ["csi-provisioner", "csi-attacher", "csi-resizer", "csi-snapshotter"];
 
 /// What a person may choose about a bench.
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -16,6 +16,7 @@ mod apply;
 mod cdi;
 mod controllers;
 mod etcd;
+mod guest_snapshots;
 mod infra_storage;
 mod kubeconfig;
 mod kubevirt;
@@ -136,7 +137,11 @@ pub async fn start(
         )?;
         storage_classes::describe_to_cdi(&clusters.infra).await
     };
-    let tenant = controllers::start(supervisor, programs, &clusters.tenant, controllers::TENANT_CONTROLLERS);
+    let tenant = async {
+        let controllers =
+            controllers::start(supervisor, programs, &clusters.tenant, controllers::TENANT_CONTROLLERS);
+        tokio::try_join!(controllers, guest_snapshots::start(supervisor, programs, &clusters.tenant))
+    };
     tokio::try_join!(infra, tenant)?;
     progress.step("both clusters are up");
     Ok(clusters)

@@ -1,6 +1,8 @@
 //! A controller process of the test's own, as the ServiceAccount that `deploy/` gives the controller, beside the installed
 //! one: its socket is where tests call RPCs directly.
 
+mod content;
+
 use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
@@ -36,6 +38,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+pub use self::content::Content;
 use crate::fixture::Fixture;
 
 /// The controller's ServiceAccount, named as in kubevirt/csi-driver.

@@ -18,16 +18,19 @@ mod attachments;
 mod bare_disk;
 mod bound_token;
 mod busy_volume;
+mod clones;
 mod controller_kill;
 mod controller_process;
 mod data_safety;
 mod disk_content;
 mod disk_loss;
 mod endpoints;
+mod expansion;
 mod figures;
 mod fixture;
 mod foreign_content;
 mod growth;
+mod guest_claims;
 mod held_requests;
 mod hotplug_gates;
 mod image;
@@ -49,6 +52,7 @@ mod sanity;
 mod shapes;
 mod sidecar_faults;
 mod six_steps;
+mod snapshots;
 mod stack;
 mod three_steps;
 mod traffic;
@@ -89,6 +93,12 @@ fn trials() -> Vec<Trial> {
         node_kill::trials(),
         image::trials(),
         growth::trials(),
+        expansion::trials(),
+        expansion::trials_in_use(),
+        snapshots::trials(),
+        snapshots::trials_restored(),
+        clones::trials(),
+        clones::trials_cloned(),
         infra_storage::trials(),
         infra_faults::trials(),
         controller_kill::trials(),

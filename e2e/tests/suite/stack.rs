@@ -1,5 +1,5 @@
-//! A whole controller pod of the test's own, from real parts in the place of the installed one: the driver, external-provisioner
-//! and external-attacher with the arguments of the installed Deployment, a fault proxy between the driver and infra, and one
+//! A whole controller pod of the test's own, from real parts in the place of the installed one: the driver, the sidecars
+//! with the arguments of the installed Deployment, a fault proxy between the driver and infra, and one
 //! between the sidecars and the driver's socket. A sidecar that ends is started again, as kubelet would.
 
 use std::{
@@ -34,9 +34,11 @@ use crate::{
 };
 
 /// The sidecars: container, which is also the program's name, and the Secret with its guest kubeconfig under `value`.
-const SIDECARS: [(&str, &str); 2] = [
+const SIDECARS: [(&str, &str); 4] = [
     ("csi-provisioner", "kubevirt-csi-provisioner-kubeconfig"),
     ("csi-attacher", "kubevirt-csi-attacher-kubeconfig"),
+    ("csi-resizer", "kubevirt-csi-resizer-kubeconfig"),
+    ("csi-snapshotter", "kubevirt-csi-snapshotter-kubeconfig"),
 ];
 
 /// The label of the installed controller's pods.

@@ -44,6 +44,15 @@ impl Identity {
             plugin_capability::Service { r#type: plugin_capability::service::Type::ControllerService.into() };
         PluginCapability { r#type: Some(plugin_capability::Type::Service(service)) }
     }
+
+    /// Capability `VolumeExpansion` `ONLINE`: volumes are expanded also while they are published. By the CSI
+    /// specification it includes volumes that are not.
+    pub fn online_expansion() -> PluginCapability {
+        let expansion = plugin_capability::VolumeExpansion {
+            r#type: plugin_capability::volume_expansion::Type::Online.into(),
+        };
+        PluginCapability { r#type: Some(plugin_capability::Type::VolumeExpansion(expansion)) }
+    }
 }
 
 #[tonic::async_trait]

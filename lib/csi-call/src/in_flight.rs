@@ -53,6 +53,8 @@ pub enum Scope {
     Volume,
     /// The volume on one node: a shared volume may be attached to several at once.
     Node(String),
+    /// The size of the volume: it may be attached and detached while it grows.
+    Size,
 }
 
 /// Another operation has the volume.
@@ -178,7 +180,12 @@ mod tests {
         let whole = lock("v", Scope::Volume).unwrap();
         assert!(lock("v", node("a")).is_err());
         assert!(lock("w", node("a")).is_ok());
+        assert!(lock("v", Scope::Size).is_err());
         drop(whole);
+        let sizing = lock("v", Scope::Size).unwrap();
+        assert!(lock("v", Scope::Size).is_err());
+        assert!(lock("v", Scope::Volume).is_err());
+        drop((lock("v", node("a")).unwrap(), sizing));
         assert!(in_flight.held().is_empty());
     }
 

@@ -12,6 +12,9 @@ pub struct Metadata {
     /// Object name.
     #[serde(deserialize_with = "null_as_default")]
     pub name: String,
+    /// Namespace.
+    #[serde(deserialize_with = "null_as_default")]
+    pub namespace: String,
     /// Object UID.
     #[serde(deserialize_with = "null_as_default")]
     pub uid: String,
@@ -24,6 +27,8 @@ pub struct Metadata {
     /// Annotations.
     #[serde(deserialize_with = "null_as_default")]
     pub annotations: BTreeMap<String, String>,
+    /// When the object was made (RFC 3339).
+    pub creation_timestamp: Option<String>,
     /// Set once the object is being deleted.
     pub deletion_timestamp: Option<String>,
     /// Owners.

@@ -24,9 +24,11 @@ pub const TENANT_NAMESPACE: &str = "kubevirt-csi-driver";
 pub const CONTROLLER: &str = "kubevirt-csi-controller";
 
 /// Secrets with a kubeconfig under the key `value`, one for each sidecar; the controller itself needs none of the guest's.
-const KUBECONFIG_SECRETS: [(&str, &str); 2] = [
+const KUBECONFIG_SECRETS: [(&str, &str); 4] = [
     ("kubevirt-csi-provisioner-kubeconfig", "kubevirt-csi-provisioner-sa"),
     ("kubevirt-csi-attacher-kubeconfig", "kubevirt-csi-attacher-sa"),
+    ("kubevirt-csi-resizer-kubeconfig", "kubevirt-csi-resizer-sa"),
+    ("kubevirt-csi-snapshotter-kubeconfig", "kubevirt-csi-snapshotter-sa"),
 ];
 
 /// The rendered manifests of both halves.

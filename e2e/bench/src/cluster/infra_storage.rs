@@ -58,7 +58,7 @@ const SIDECARS: [Sidecar; 4] = [
 ];
 
 /// Creates the kinds of snapshots and waits until they are served.
-pub(super) async fn define_snapshots(programs: &Programs, infra: &ApiServer) -> Result<()> {
+pub(super) async fn define_snapshots(programs: &Programs, cluster: &ApiServer) -> Result<()> {
     let folder = programs.path("snapshot-definitions")?;
     let mut definitions = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
@@ -66,8 +66,8 @@ pub(super) async fn define_snapshots(programs: &Programs, infra: &ApiServer) -> 
     }
     // Beside them lies a kustomization.
     definitions.retain(|object| object["kind"] == "CustomResourceDefinition");
-    infra.apply(&definitions).await.context("define snapshots")?;
-    infra.established(&definitions).await
+    cluster.apply(&definitions).await.context("define snapshots")?;
+    cluster.established(&definitions).await
 }
 
 /// Starts the sidecars of the plugin at `socket`, which serves already.
@@ -79,11 +79,8 @@ pub(super) async fn start(
 ) -> Result<()> {
     let mut rights = Vec::new();
     for sidecar in &SIDECARS {
-        let path = programs.path(&format!("{}-rights", sidecar.program))?;
-        rights.extend(manifest(path)?.into_iter().map(|object| in_namespace(object, sidecar.namespace)));
+        rights.extend(documented_rights(programs, sidecar.program, sidecar.namespace)?);
     }
-    // Neighbours of one kind are applied in parallel, and an account comes before what refers to it.
-    rights.sort_by_key(|object| object["kind"] != "ServiceAccount");
     infra.apply(&rights).await.context("create the accounts of infra storage's sidecars")?;
     for sidecar in &SIDECARS {
         let account = infra.write_service_account(sidecar.namespace, sidecar.program).await?;
@@ -97,10 +94,25 @@ pub(super) async fn start(
     Ok(())
 }
 
+/// The account of a program and the rights that its project documents.
+pub(super) fn documented_rights(programs: &Programs, program: &str, namespace: &str) -> Result<Vec<Value>> {
+    let objects = manifest(programs.path(&format!("{program}-rights"))?)?;
+    let mut objects: Vec<Value> =
+        objects.into_iter().map(|object| in_namespace(object, namespace)).collect();
+    // Neighbours of one kind are applied in parallel, and an account comes before what refers to it.
+    objects.sort_by_key(|object| object["kind"] != "ServiceAccount");
+    Ok(objects)
+}
+
+/// The argument that keeps the pauses after failures short.
+pub(super) fn retry_limit() -> String {
+    format!("--retry-interval-max={}s", LONGEST_RETRY.as_secs())
+}
+
 fn arguments(sidecar: &Sidecar, kubeconfig: &Path, socket: &Path) -> Vec<String> {
     let mut args = vec![
         format!("--kubeconfig={}", kubeconfig.display()),
-        format!("--retry-interval-max={}s", LONGEST_RETRY.as_secs()),
+        retry_limit(),
         format!("--kube-api-qps={API_CALLS}"),
         format!("--kube-api-burst={}", 2 * API_CALLS),
         "--v=2".to_owned(),

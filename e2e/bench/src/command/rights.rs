@@ -22,7 +22,6 @@ pub const TEST: &str = "rights::a_full_run_is_refused_nothing_and_uses_what_is_g
 /// Rights that this version does not use: account, resource, verbs, and what will need them. What is listed and used is
 /// told too, so that the list stays true.
 const FOR_LATER: &[(&str, &str, &[&str], &str)] = &[
-    ("kubevirt-csi", "volumesnapshots", &["get", "create", "delete"], "snapshots; HyperShift grants it"),
     (
         "kubevirt-csi",
         "virtualmachineinstances/addvolume",
@@ -50,10 +49,27 @@ const OF_SIDECARS: &[(&str, &str, &[&str], &str)] = &[
     (PROVISIONER, "nodes", &["get", "list", "watch"], "topology"),
     (PROVISIONER, "events", &["list", "watch", "update"], "nothing known; upstream grants it"),
     (PROVISIONER, "persistentvolumeclaims", &["update"], "clones"),
+    (RESIZER, "persistentvolumes", LISTS, OLDER_SERVERS),
+    (RESIZER, "persistentvolumeclaims", LISTS, OLDER_SERVERS),
+    (RESIZER, "events", &["list", "watch", "update"], "nothing known; upstream grants it"),
+    (
+        PROVISIONER,
+        "volumesnapshots",
+        &["list", "watch", "update"],
+        "restores, during which it keeps the snapshot",
+    ),
+    (PROVISIONER, "volumesnapshotcontents", LISTS, "restores"),
+    (SNAPSHOTTER, "volumesnapshotclasses", LISTS, OLDER_SERVERS),
+    (SNAPSHOTTER, "volumesnapshotcontents", LISTS, OLDER_SERVERS),
+    (SNAPSHOTTER, "volumesnapshotcontents", &["update", "patch"], "one of both"),
+    (SNAPSHOTTER, "volumesnapshotcontents/status", &["update", "patch"], "one of both"),
+    (SNAPSHOTTER, "events", &["list", "watch", "update", "patch"], "nothing known; upstream grants it"),
 ];
 
 const ATTACHER: &str = "kubevirt-csi-attacher-sa";
 const PROVISIONER: &str = "kubevirt-csi-provisioner-sa";
+const RESIZER: &str = "kubevirt-csi-resizer-sa";
+const SNAPSHOTTER: &str = "kubevirt-csi-snapshotter-sa";
 const LISTS: &[&str] = &["get", "list"];
 const OLDER_SERVERS: &str = "API servers without streaming lists, where a watch begins with a list";
 

@@ -5,21 +5,24 @@
 //! * `Scheduled` → start the machine → `Running`, with interfaces, machine type, `selinuxContext`, `LiveMigratable`;
 //! * hotplugged volume with a ready attachment pod → `MountedToPod` → disk plugged → `Ready` with a target; a volume that
 //!   left the spec → disk unplugged → `UnMountedFromPod`. All other phases are virt-controller's;
+//! * after each change of disks a plugged disk grows with its claim (`growth.rs`), from what virt-controller wrote into
+//!   `persistentVolumeClaimInfo`; an error is logged and not reported, and tried again at the next event;
 //! * live migration → the stages that source and target write (`migration.rs`); the machine's process stays;
 //! * deletion → machine stopped → `Succeeded`; a machine that ends by itself → `Succeeded` (its guest shut down) or `Failed`;
 //! * an error about the machine → condition Synchronized False, event `SyncFailed`, again after a second;
 //! * it writes as its service account with the node's name in the user's extra, one client per node: the real webhook
 //!   "Node restriction" checks it. A VMI has no status subresource, so the whole object is PUT with its resourceVersion.
 //!
-//! What it does not do: migrations that fail or are aborted, resizing of plugged disks, memory dumps, network hotplug, guest information,
+//! What it does not do: migrations that fail or are aborted, growing of disks before a machine starts, memory dumps, network hotplug, guest information,
 //! graceful shutdown (the machine is switched off), containerDisk checksums, and of the reasons against migration only
-//! the one about volumes. A filesystem volume's `disk.img` is plugged as CDI made it: KubeVirt only grows it, and to less
-//! than CDI gives it at first, (1 - overhead) x the claim's size (`possibleGuestSize` of virt-launcher).
+//! the one about volumes. A filesystem volume's `disk.img` is plugged as CDI made it: KubeVirt only grows it, and to less than CDI
+//! gives a new claim of the same size, (1 - overhead) x the claim's size.
 //!
 //! Restart-safe: it keeps nothing that it can't see in the VMI and in [`Machine::plugged`](crate::vm::Machine::plugged).
 
 mod domains;
 mod fault;
+mod growth;
 mod migration;
 mod plan;
 mod status;
@@ -47,7 +50,7 @@ pub use self::{
     domains::Boot,
     fault::{Fault, Selector},
     plan::Step,
-    vmi::{Disk, Vmi, Volume},
+    vmi::{ClaimInfo, Disk, Vmi, Volume},
 };
 use self::{
     domains::Domains,
@@ -162,6 +165,9 @@ async fn reconcile(object: Arc<DynamicObject>, handler: Arc<Handler>) -> Result<
     let acts = plan::acts(&vmi, &before, &mut |step, volume| gate.may(step, volume));
     let acted = handler.perform(&vmi, &acts).await;
     let domain = if acts.is_empty() { before } else { handler.domains.observe(&vmi)? };
+    if acted.is_ok() {
+        handler.grow(&vmi, &domain, &mut gate).await;
+    }
     let changes = plan::changes(&vmi, &domain, &mut |step, volume| gate.may(step, volume));
     handler.write(client, &object, &vmi, &changes, domain, acted.as_ref().err()).await?;
     let wait = gate.close();
@@ -189,6 +195,38 @@ impl Handler {
             }
         }
         Ok(())
+    }
+
+    /// Lets plugged disks grow with their claims. Who waits for that sees no error: virt-launcher only logs it.
+    async fn grow(&self, vmi: &Vmi, domain: &Domain, gate: &mut FaultGate<'_>) {
+        for (volume, claim) in plan::growing(vmi, domain) {
+            if let Err(error) = self.grow_one(vmi, volume, claim, gate).await {
+                tracing::warn!(vmi = vmi.key(), volume, "the disk does not grow: {error:#}");
+            }
+        }
+    }
+
+    async fn grow_one(
+        &self,
+        vmi: &Vmi,
+        volume: &str,
+        claim: &ClaimInfo,
+        gate: &mut FaultGate<'_>,
+    ) -> Result<()> {
+        let Some(sizes) = self.domains.sizes(vmi, volume).await? else { return Ok(()) };
+        match growth::grown(claim, sizes) {
+            Some(bytes) if gate.may(Step::Grow, volume) => {
+                tracing::info!(
+                    vmi = vmi.key(),
+                    volume,
+                    from = sizes.guest,
+                    to = bytes,
+                    "a plugged disk grows"
+                );
+                self.domains.grow(vmi, volume, bytes).await
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The disk of a volume: the image of the PV that its PVC is bound to.

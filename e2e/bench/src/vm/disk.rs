@@ -127,6 +127,30 @@ impl Disks {
         Ok(())
     }
 
+    /// The size that the guest sees, in bytes, and the image; `None` when it is not plugged.
+    pub(super) async fn size(&self, monitor: &Monitor, name: &str) -> Result<Option<(u64, PathBuf)>> {
+        let _change = self.change.lock().await;
+        let image = self.places().0.get(name).map(|(disk, _)| disk.image.clone());
+        let Some(image) = image else { return Ok(None) };
+        let top = Nodes::of(name).format;
+        let nodes = monitor.execute(qmp::query_named_block_nodes { flat: Some(true) }).await?;
+        let node = nodes.into_iter().find(|node| node.node_name.as_ref() == Some(&top));
+        let node = node.with_context(|| format!("QEMU has no block node {top} of {name}"))?;
+        let bytes = u64::try_from(node.image.base.virtual_size).context("QEMU reports a negative size")?;
+        Ok(Some((bytes, image)))
+    }
+
+    /// Grows a plugged disk to so many bytes.
+    pub(super) async fn grow(&self, monitor: &Monitor, name: &str, bytes: u64) -> Result<()> {
+        let _change = self.change.lock().await;
+        ensure!(self.places().0.contains_key(name), "no disk is plugged as {name}");
+        let size = i64::try_from(bytes).with_context(|| format!("{bytes} bytes are too many for a disk"))?;
+        // By the topmost node: what lies under it follows, and the guest's device is told.
+        let node_name = Some(Nodes::of(name).format);
+        monitor.execute(qmp::block_resize { device: None, node_name, size }).await?;
+        Ok(())
+    }
+
     /// Gives a plugged disk other faults, or none, while the guest goes on.
     pub(super) async fn set_faults(&self, monitor: &Monitor, name: &str, faults: &DiskFaults) -> Result<()> {
         let _change = self.change.lock().await;

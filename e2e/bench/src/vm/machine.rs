@@ -1,6 +1,9 @@
 //! A virtual machine: one QEMU process, its monitor, its disks and, for a worker, its inside.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use qapi::qmp::{self, RebootAction, RunState};
@@ -138,6 +141,17 @@ impl Machine {
     /// Takes a disk out and returns when the guest has let go and the image is closed. One that isn't plugged is a success.
     pub async fn unplug(&self, name: &str) -> Result<()> {
         self.disks.unplug(&self.monitor, name).await
+    }
+
+    /// How many bytes of a plugged disk the guest sees, and its image; `None` when it is not plugged.
+    pub async fn disk_size(&self, name: &str) -> Result<Option<(u64, PathBuf)>> {
+        self.disks.size(&self.monitor, name).await
+    }
+
+    /// Makes a plugged disk so many bytes large, and its image with it if that is shorter; the guest is told by its disk's
+    /// controller.
+    pub async fn grow(&self, name: &str, bytes: u64) -> Result<()> {
+        self.disks.grow(&self.monitor, name, bytes).await
     }
 
     /// Gives a plugged disk other faults, or none, while the guest goes on.

@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    os::unix::fs::MetadataExt,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -14,6 +15,7 @@ use futures::Stream;
 use tokio::sync::watch;
 
 use super::{
+    growth::Sizes,
     plan::{Alive, Domain},
     vmi::Vmi,
 };
@@ -23,6 +25,9 @@ use crate::{
     supervise::Supervisor,
     vm::{self, Disk, Machine, MachineSpec, Machines},
 };
+
+/// What `stat` counts a file's blocks in, in bytes (`st_blocks`).
+const OCCUPIED_UNIT: u64 = 512;
 
 /// Says what the machine of a VMI is. Must give the same answer for the same VMI object.
 pub type Boot = Arc<dyn Fn(&Vmi) -> Result<MachineSpec> + Send + Sync>;
@@ -99,6 +104,20 @@ impl Domains {
 
     pub(super) async fn unplug(&self, vmi: &Vmi, volume: &str) -> Result<()> {
         self.machine(vmi)?.unplug(volume).await
+    }
+
+    /// The sizes of a plugged disk; `None` when it is not plugged.
+    pub(super) async fn sizes(&self, vmi: &Vmi, volume: &str) -> Result<Option<Sizes>> {
+        let Some((guest, image)) = self.machine(vmi)?.disk_size(volume).await? else { return Ok(None) };
+        let reading = || format!("read the size of {}", image.display());
+        let file = tokio::fs::metadata(&image).await.with_context(reading)?;
+        let around = nix::sys::statvfs::statvfs(&image).with_context(reading)?;
+        let usable = file.blocks() * OCCUPIED_UNIT + around.blocks_available() * around.fragment_size();
+        Ok(Some(Sizes { guest, image: file.len(), usable }))
+    }
+
+    pub(super) async fn grow(&self, vmi: &Vmi, volume: &str, bytes: u64) -> Result<()> {
+        self.machine(vmi)?.grow(volume, bytes).await
     }
 
     /// Stops the machines whose VMI object is not among `living` (`key`, UID): somebody took it out of the API by force.

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::vmi::{Vmi, VolumeStatus};
+use super::vmi::{ClaimInfo, Vmi, VolumeStatus};
 
 /// A moment at which a fault can hold virt-handler up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub enum Step {
     Ready,
     /// Before the disk is unplugged from the machine.
     Unplug,
+    /// Before a plugged disk grows with its claim. Held for ever, it is a KubeVirt before 1.8.2 without its gate `ExpandDisks`: a
+    /// plugged disk keeps its size.
+    Grow,
     /// After the disk was unplugged, before the volume is `UnMountedFromPod`.
     Unmount,
     /// Before a machine that migrates belongs to its target node.
@@ -163,6 +166,21 @@ pub fn not_migratable(vmi: &Vmi) -> Option<String> {
 /// Whether a migration copies disks: some volume is not a PVC, or is a PVC that is not shared.
 pub fn migrates_blocks(vmi: &Vmi) -> bool {
     vmi.spec.volumes.iter().any(|volume| volume.claim().is_none()) || not_migratable(vmi).is_some()
+}
+
+/// The volumes whose plugged disks follow the size of their claim: those that are wanted and whose claim is known
+/// (`isPVCBacked`).
+pub fn growing<'a>(vmi: &'a Vmi, domain: &'a Domain) -> impl Iterator<Item = (&'a str, &'a ClaimInfo)> {
+    let alive = match domain {
+        Domain::Alive(alive) if vmi.status.phase == "Running" && !vmi.deleting => Some(alive),
+        _ => None,
+    };
+    let plugged = move |name: &str| alive.is_some_and(|alive| alive.plugged.contains(name));
+    vmi.status
+        .volumes
+        .iter()
+        .filter(move |status| plugged(&status.name) && vmi.volume(&status.name).is_some())
+        .filter_map(|status| Some((status.name.as_str(), status.persistent_volume_claim_info.as_ref()?)))
 }
 
 fn disk_acts(vmi: &Vmi, alive: &Alive, may: &mut Gate<'_>) -> Vec<Act> {

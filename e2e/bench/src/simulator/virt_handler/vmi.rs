@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{
     ResourceExt,
     api::{ApiResource, DynamicObject, GroupVersionKind},
@@ -192,6 +193,14 @@ pub struct HotplugVolume {
 pub struct ClaimInfo {
     /// The PVC's access modes.
     pub access_modes: Vec<String>,
+    /// `Block` or `Filesystem`; absent means the latter.
+    pub volume_mode: Option<String>,
+    /// The PVC's `status.capacity`.
+    pub capacity: BTreeMap<String, Quantity>,
+    /// The PVC's `spec.resources.requests`.
+    pub requests: BTreeMap<String, Quantity>,
+    /// The share of a volume that CDI leaves to its filesystem, a decimal from 0 to 1; 0 of a block volume.
+    pub filesystem_overhead: Option<String>,
 }
 
 impl Vmi {

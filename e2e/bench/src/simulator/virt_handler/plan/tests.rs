@@ -212,3 +212,21 @@ fn every_start_comes_to_rest_where_the_spec_says() {
         }
     }
 }
+
+#[test]
+fn a_plugged_disk_grows_as_long_as_it_is_wanted_and_its_claim_is_known() {
+    let mut known = status("v", "Ready", "sda", "pod");
+    known["persistentVolumeClaimInfo"] = json!({"claimName": "v", "capacity": {"storage": "1Gi"}});
+    let statuses = json!([known, status("unknown", "Ready", "sdb", "pod")]);
+    let both = vmi("Running", &["v", "unknown"], &statuses);
+    let names = |vmi: &Vmi, domain: &Domain| {
+        growing(vmi, domain).map(|(name, _)| name.to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&both, &alive(&["v", "unknown"])), ["v"]);
+    assert!(names(&both, &alive(&["unknown"])).is_empty(), "it is not plugged");
+    assert!(names(&both, &Domain::Absent).is_empty());
+    assert!(names(&vmi("Running", &[], &statuses), &alive(&["v"])).is_empty(), "it is being unplugged");
+    assert!(names(&vmi("Scheduled", &["v"], &statuses), &alive(&["v"])).is_empty());
+    let deleted = Vmi { deleting: true, ..both };
+    assert!(names(&deleted, &alive(&["v"])).is_empty());
+}

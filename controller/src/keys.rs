@@ -7,6 +7,10 @@ pub(crate) use csi_call::contract::{BUS, FILESYSTEM, SERIAL};
 pub(crate) const STORAGE_CLASS: &str = "infraStorageClassName";
 /// Annotation of the infra claim: `<namespace>/<vm>` of the VM that may plug the volume.
 pub(crate) const HOLDER_ANNOTATION: &str = "csi.kubevirt.io/holder";
+/// `StorageClass` parameter: how a volume is cloned.
+pub(crate) const CLONE_METHOD: &str = "cloneMethod";
+/// Annotation with the volume that a volume was cloned from, where its source is a temporary snapshot.
+pub(crate) const SOURCE_VOLUME_ANNOTATION: &str = "csi.kubevirt.io/source-volume";
 /// `VolumeSnapshotClass` parameter: the infra snapshot class.
 pub(crate) const SNAPSHOT_CLASS: &str = "infraSnapshotClassName";
 /// Annotation with the size in bytes that the guest knows, where the infra object is larger.
@@ -38,7 +42,7 @@ const fn key(name: &'static str, values: &'static str, meaning: &'static str) ->
 }
 
 /// Parameters of a guest `StorageClass`; any other has no effect.
-pub const PARAMETERS: [Key; 3] = [
+pub const PARAMETERS: [Key; 4] = [
     key(
         STORAGE_CLASS,
         "name of an infra StorageClass",
@@ -48,6 +52,11 @@ pub const PARAMETERS: [Key; 3] = [
         BUS,
         "`scsi` (default), `virtio`",
         "Bus of the hotplugged disk. A virtio disk shows the guest 20 characters of its serial",
+    ),
+    key(
+        CLONE_METHOD,
+        "`pvc`, `snapshot`, `dataSourceRef`",
+        "How a claim is cloned. `pvc`: CDI clones the infra claim, and waits while a VM has it. `snapshot`: CDI restores a temporary snapshot of it. `dataSourceRef`: the infra storage driver clones it. Without it: `pvc` if no VM has the source, else `snapshot`, or `dataSourceRef` where no snapshot class may be used",
     ),
     key(
         FILESYSTEM,
@@ -75,7 +84,7 @@ pub const VOLUME_CONTEXT: [Key; 3] = [
 ];
 
 /// Annotations that this driver writes on objects of the infra cluster.
-pub const INFRA_ANNOTATIONS: [Key; 4] = [
+pub const INFRA_ANNOTATIONS: [Key; 5] = [
     key(
         HOLDER_ANNOTATION,
         "`<namespace>/<VM>`",
@@ -89,7 +98,12 @@ pub const INFRA_ANNOTATIONS: [Key; 4] = [
     key(
         GUEST_SIZE_ANNOTATION,
         "bytes",
-        "On the VolumeSnapshot: the size of the volume in the guest. On a restored DataVolume: the requested size, where CDI demands a larger one",
+        "On the VolumeSnapshot: the size of the volume in the guest. On a restored or cloned DataVolume: the requested size, where CDI demands a larger one",
+    ),
+    key(
+        SOURCE_VOLUME_ANNOTATION,
+        "volume id",
+        "On a DataVolume that is cloned by a temporary VolumeSnapshot `clone-<DataVolume>`: the source. The snapshot is deleted once the clone is there",
     ),
     key(
         infra::KEEP_AFTER_COMPLETION,

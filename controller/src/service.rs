@@ -32,11 +32,12 @@ use crate::{
 
 /// The RPCs that are advertised. `GetSnapshot` is served and not advertised: it is alpha in CSI 1.12, and csi-snapshotter
 /// lists by id instead.
-const CAPABILITIES: [Capability; 4] = [
+const CAPABILITIES: [Capability; 5] = [
     Capability::CreateDeleteVolume,
     Capability::PublishUnpublishVolume,
     Capability::CreateDeleteSnapshot,
     Capability::ListSnapshots,
+    Capability::CloneVolume,
 ];
 
 /// The settings of the controller.

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// The planners, by their path in the repository.
-const PLANNERS: [&str; 23] = [
+const PLANNERS: [&str; 24] = [
     "ccm/src/load_balancer/plan.rs",
     "ccm/src/load_balancer/mirror.rs",
     "ccm/src/load_balancer/conditions.rs",
@@ -26,6 +26,7 @@ const PLANNERS: [&str; 23] = [
     "ccm/src/nodes/lifecycle/plan.rs",
     "ccm/src/lease/plan.rs",
     "controller/src/attach.rs",
+    "controller/src/clone_method.rs",
     "controller/src/content.rs",
     "controller/src/snapshot.rs",
     "node/src/stage.rs",

@@ -1,6 +1,7 @@
 //! The services on a real socket, over a fake infra API under the real client.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
+mod clones;
 mod fake_infra;
 mod filesystems;
 mod lifecycle;
@@ -164,7 +165,7 @@ async fn identity_and_capabilities() {
     let mut client = fixture.client.clone();
     let capabilities =
         client.controller_get_capabilities(csi::ControllerGetCapabilitiesRequest {}).await.unwrap();
-    assert_eq!(capabilities.into_inner().capabilities.len(), 4);
+    assert_eq!(capabilities.into_inner().capabilities.len(), 5);
     let expanded = client.controller_expand_volume(csi::ControllerExpandVolumeRequest::default()).await;
     assert_eq!(expanded.unwrap_err().code(), Code::Unimplemented);
 }

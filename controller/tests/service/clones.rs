@@ -122,7 +122,7 @@ async fn what_can_not_be_cloned_is_refused_and_leaves_nothing(
     #[case] code: Code,
     #[case] text: &str,
 ) {
-    let fake = FakeInfra::snapshotting_after(Duration::from_secs(600));
+    let fake = FakeInfra::snapshotting_after(Duration::from_mins(10));
     let fixture = Fixture::new(&fake).await;
     source(&fake, &fixture, true).await;
     // An earlier call has begun.

@@ -34,7 +34,9 @@ pub(crate) fn size(capacity: &Capacity, of_source: u64, cdi_least: u64) -> Resul
         _ if capacity.required != 0 && capacity.required < of_source => return too_small(capacity.required),
         _ => {}
     }
-    let guest = if capacity.required == 0 { of_source } else { capacity.size.max(of_source) };
+    // A storage driver that restores to any size reports 0.
+    let asks_for_nothing = capacity.required == 0 && of_source != 0;
+    let guest = if asks_for_nothing { of_source } else { capacity.size.max(of_source) };
     Ok(Size { guest, made: guest.max(cdi_least) })
 }
 
@@ -54,6 +56,7 @@ mod tests {
     #[case::larger(200, None, 100, 106, Ok((200, 200)))]
     #[case::a_little_larger(103, None, 100, 106, Ok((103, 106)))]
     #[case::nothing_asked(0, None, 100, 106, Ok((100, 106)))]
+    #[case::of_unknown_size(0, None, 0, 0, Ok((1, 1)))]
     #[case::exactly(100, Some(100), 100, 106, Ok((100, 106)))]
     #[case::smaller(99, None, 100, 106, Err((99, 100)))]
     #[case::a_smaller_limit(0, Some(99), 100, 106, Err((99, 100)))]

@@ -4,6 +4,7 @@
 use infra::{Class, DataVolume, Infra, NewDataVolume, NewSource, ObjectName, Owned};
 
 use crate::{
+    clone, clone_method,
     content::{self, Size},
     controller_operation::ControllerOperation,
     error::Error,
@@ -37,13 +38,30 @@ pub(crate) async fn create(
     };
     let name = volume::object_name(&request.name, prefix);
     if let Some(made) = existing(infra, operation, request, &name).await? {
+        if clone_method::has_temporary_snapshot(&made.volume) && volume::is_populated(&made.volume) {
+            clone::try_clean_up(infra, operation, &name).await;
+        }
         return Ok(made);
     }
-    let (source, size) = match source {
-        Source::Snapshot(id) => restore(infra, operation, request, id).await?,
-        Source::Volume(_) => return Err(crate::request::Invalid::ContentSource.into()),
+    let id = match source {
+        Source::Snapshot(id) => {
+            let (source, size) = restore(infra, operation, request, id).await?;
+            return make(infra, operation, request, &volume::desired(request, prefix, source, size)).await;
+        }
+        Source::Volume(id) => id,
     };
-    make(infra, operation, request, &volume::desired(request, prefix, source, size)).await
+    let cloned = async {
+        let prepared = clone::prepare(infra, policy, operation, request, (&name, id)).await?;
+        make(infra, operation, request, &volume::desired(request, prefix, prepared.0, prepared.1)).await
+    };
+    let cloned = cloned.await;
+    if let Err(error) = &cloned
+        && error.is_final()
+    {
+        // The sidecar will not ask again, nor delete a volume that it takes for never made.
+        clone::clean_up(infra, operation, &name).await?;
+    }
+    cloned
 }
 
 async fn make(

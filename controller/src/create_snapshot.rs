@@ -22,14 +22,13 @@ pub(crate) async fn create_snapshot(
 ) -> Result<Owned<VolumeSnapshot>, Error> {
     let name = snapshot::object_name(&request.name);
     let found = take_snapshot::existing(infra, operation, &name).await?;
-    let made = match found {
-        Some(found) => found,
-        None => {
-            let source = CopySource::read(infra, operation, &request.volume).await?;
-            let class = policy.snapshot_class(source.storage_class(), request.class.as_deref())?;
-            let new = snapshot::desired(request, &source.name, class, source.guest_size());
-            take_snapshot::take(infra, operation, &new).await?
-        }
+    let made = if let Some(found) = found {
+        found
+    } else {
+        let source = CopySource::read(infra, operation, &request.volume).await?;
+        let class = policy.snapshot_class(source.storage_class(), request.class.as_deref())?;
+        let new = snapshot::desired(request, &source.name, class, source.guest_size());
+        take_snapshot::take(infra, operation, &new).await?
     };
     snapshot::compatible(&made, request)?;
     take_snapshot::until_ready(infra, operation, &name, made).await

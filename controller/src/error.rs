@@ -186,6 +186,12 @@ pub enum Error {
 pub struct RefusalReason(pub(crate) Refusal);
 
 impl Error {
+    /// Whether external-provisioner takes the error for the end: it does not ask again by the same name, and deletes
+    /// nothing. `RESOURCE_EXHAUSTED` may mean either to it.
+    pub(crate) fn is_final(&self) -> bool {
+        !matches!(self.code(), Code::Cancelled | Code::DeadlineExceeded | Code::Unavailable | Code::Aborted)
+    }
+
     /// The gRPC code (CSI specification, error schemes of each RPC). Exhaustive on purpose: a new error chooses its
     /// code here.
     pub fn code(&self) -> Code {

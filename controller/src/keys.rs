@@ -7,6 +7,10 @@ pub(crate) use csi_call::contract::{BUS, FILESYSTEM, SERIAL};
 pub(crate) const STORAGE_CLASS: &str = "infraStorageClassName";
 /// Annotation of the infra claim: `<namespace>/<vm>` of the VM that may plug the volume.
 pub(crate) const HOLDER_ANNOTATION: &str = "csi.kubevirt.io/holder";
+/// `StorageClass` parameter: how a volume is cloned.
+pub(crate) const CLONE_METHOD: &str = "cloneMethod";
+/// Annotation with the volume that a volume was cloned from, where its source is a temporary snapshot.
+pub(crate) const SOURCE_VOLUME_ANNOTATION: &str = "csi.kubevirt.io/source-volume";
 /// `VolumeSnapshotClass` parameter: the infra snapshot class.
 pub(crate) const SNAPSHOT_CLASS: &str = "infraSnapshotClassName";
 /// Annotation with the size in bytes that the guest knows, where the infra object is larger.
@@ -40,7 +44,7 @@ const fn key(name: &'static str, values: &'static str, meaning: &'static str) ->
 }
 
 /// Parameters of a guest `StorageClass`; any other has no effect.
-pub const PARAMETERS: [Key; 3] = [
+pub const PARAMETERS: [Key; 4] = [
     key(
         STORAGE_CLASS,
         "name of an infra StorageClass",
@@ -50,6 +54,11 @@ pub const PARAMETERS: [Key; 3] = [
         BUS,
         "`scsi` (default), `virtio`",
         "Bus of the hotplugged disk. A virtio disk shows the guest 20 characters of its serial",
+    ),
+    key(
+        CLONE_METHOD,
+        "`pvc`, `snapshot`, `dataSourceRef`",
+        "How a claim is cloned. `pvc`: CDI clones the infra claim, and waits while a VM has it. `snapshot`: CDI restores a temporary snapshot of it. `dataSourceRef`: the infra storage driver clones it. Without it: `pvc` if no VM has the source, else `snapshot`, or `dataSourceRef` where no snapshot class may be used",
     ),
     key(
         FILESYSTEM,
@@ -91,7 +100,12 @@ pub const INFRA_ANNOTATIONS: [Key; 5] = [
     key(
         GUEST_SIZE_ANNOTATION,
         "bytes",
-        "On the VolumeSnapshot: the size of the volume in the guest. On a restored DataVolume: the requested size, where CDI demands a larger one",
+        "On the VolumeSnapshot: the size of the volume in the guest. On a restored or cloned DataVolume: the requested size, where CDI demands a larger one",
+    ),
+    key(
+        SOURCE_VOLUME_ANNOTATION,
+        "volume id",
+        "On a DataVolume that is cloned by a temporary VolumeSnapshot `clone-<DataVolume>`: the source. The snapshot is deleted once the clone is there",
     ),
     key(
         CREATED_REQUEST_ANNOTATION,

@@ -4,18 +4,20 @@
 //! Every RPC goes the same way: `service` reads the wire, `request` validates it, a short loop observes the infra
 //! cluster, asks a pure planner for the next step and carries it out. The planners are `attach` (is the disk there, may
 //! it be added), `expand` (is the claim large enough, may it grow) over `claim_size`, `volume` (names, objects,
-//! compatibility), `content` (sizes of copies), `snapshot` and `storage_class_policy`. `error` has every error with its gRPC
-//! code.
+//! compatibility), `content` and `clone_method` (copies), `snapshot` and `storage_class_policy`. `error` has every error with its
+//! gRPC code.
 //!
 //! From the bottom up, and no file uses one above it: `keys`; `request`, `storage_class_policy`, `attach`, `claim_size`;
-//! `content`, `expand`; `volume`; `snapshot`; `error`, `metrics`; `controller_operation`, `node_id`, `usable`; `view`, `holder`,
-//! `take_snapshot`; `vm_queue`; `hotplug`; one file for each RPC; `answer`; `service`.
+//! `content`, `clone_method`, `expand`; `volume`; `snapshot`; `error`, `metrics`; `controller_operation`, `node_id`, `usable`;
+//! `view`, `holder`, `take_snapshot`; `vm_queue`; `clone`, `hotplug`; one file for each RPC; `answer`; `service`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 
 mod answer;
 mod attach;
 mod claim_size;
+mod clone;
+mod clone_method;
 mod content;
 mod controller_operation;
 mod create;

@@ -4,6 +4,7 @@
 use infra::{Class, Infra, Owned, VolumeSnapshot};
 
 use crate::{
+    clone_method,
     controller_operation::ControllerOperation,
     error::Error,
     request::ListSnapshots,
@@ -37,7 +38,8 @@ async fn all(infra: &Infra, operation: &ControllerOperation) -> Result<Vec<Owned
     match operation.wait(infra.volume_snapshots()).await? {
         Ok(listed) => {
             let ours = listed.into_iter().filter_map(|found| infra.guard().admit_snapshot(found).ok());
-            Ok(ours.collect())
+            // Those of clones are not the guest's.
+            Ok(ours.filter(|found| !clone_method::is_temporary(found)).collect())
         }
         Err(error) if error.class() == Class::Forbidden => Err(Error::MayNotListSnapshots(error)),
         Err(error) => Err(error.into()),

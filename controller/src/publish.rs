@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::{
     attach::{self, Cause, Step, Wanted},
+    clone, clone_method,
     controller_operation::ControllerOperation,
     error::{Error, RefusalReason},
     holder::{Hold, Holder},
@@ -46,9 +47,14 @@ pub(crate) async fn publish(
     let progress = Mutex::new((volume.progress(), Instant::now()));
     let publication = Publication { infra, queues, operation, name: &name, vm, volume, progress, disk };
     match request.sharing {
-        Sharing::ManyNodes => publication.attach_shared().await,
-        Sharing::OneNode => publication.attach_alone().await,
+        Sharing::ManyNodes => publication.attach_shared().await?,
+        Sharing::OneNode => publication.attach_alone().await?,
     }
+    if clone_method::has_temporary_snapshot(&publication.volume) {
+        // The disk is there, so CDI has filled it.
+        clone::try_clean_up(infra, operation, &name).await;
+    }
+    Ok(())
 }
 
 struct Publication<'a> {

@@ -16,14 +16,16 @@ use csi_proto::v1::{
 };
 use infra::ObjectName;
 
-use crate::keys::{BUS, FILESYSTEM, Key, PARAMETERS, SERIAL, STORAGE_CLASS, parameter, probably_meant};
+use crate::keys::{
+    BUS, CLONE_METHOD, FILESYSTEM, Key, PARAMETERS, SERIAL, STORAGE_CLASS, parameter, probably_meant,
+};
 
 pub(crate) use expand::Expand;
 pub use invalid::Invalid;
 pub(crate) use needs::Needs;
 use needs::{needs, sharing_of};
 pub(crate) use snapshots::{CreateSnapshot, ListSnapshots, read_delete_snapshot, read_get_snapshot};
-pub use source::Source;
+pub use source::{CloneMethod, Source};
 
 /// Longest string field (CSI specification, "Size Limits").
 const MAX_STRING: usize = 128;
@@ -110,6 +112,8 @@ pub struct Create {
     pub filesystem: Option<String>,
     /// What to fill it with; `None` = nothing.
     pub source: Option<Source>,
+    /// How to clone; `None` = as it fits.
+    pub clone_method: Option<CloneMethod>,
 }
 
 /// The node of a request.
@@ -172,6 +176,10 @@ impl Create {
             sharing,
             storage_class: parameters.get(STORAGE_CLASS).map(|class| (*class).to_owned()),
             bus: Bus::parse(parameters.get(BUS).copied())?,
+            clone_method: parameters
+                .get(CLONE_METHOD)
+                .map(|method| CloneMethod::parse(method))
+                .transpose()?,
             source: request.volume_content_source.as_ref().map(Source::read).transpose()?,
             filesystem: parameters
                 .get(FILESYSTEM)

@@ -33,12 +33,13 @@ use crate::{
 
 /// The RPCs that are advertised. `GetSnapshot` is served and not advertised: it is alpha in CSI 1.12, and csi-snapshotter
 /// lists by id instead.
-const CAPABILITIES: [Capability; 5] = [
+const CAPABILITIES: [Capability; 6] = [
     Capability::CreateDeleteVolume,
     Capability::PublishUnpublishVolume,
     Capability::CreateDeleteSnapshot,
     Capability::ListSnapshots,
     Capability::ExpandVolume,
+    Capability::CloneVolume,
 ];
 
 /// The settings of the controller.

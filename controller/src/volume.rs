@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     content::Size,
-    keys::{GUEST_SIZE_ANNOTATION, NAME_ANNOTATION},
+    keys::{GUEST_SIZE_ANNOTATION, NAME_ANNOTATION, SOURCE_VOLUME_ANNOTATION},
     request::{Create, Sharing, Source},
 };
 
@@ -19,6 +19,8 @@ const HASH_BYTES: usize = 16;
 const FAILED: &str = "Failed";
 /// `status.phase` of a `DataVolume` whose disk has its content.
 const SUCCEEDED: &str = "Succeeded";
+/// The source of a volume that this driver does not make.
+const NOT_OURS: &str = "not made by this driver";
 
 /// An existing volume or snapshot is not the requested one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +62,9 @@ pub(crate) fn desired(request: &Create, prefix: &str, source: NewSource, size: S
     if size.guest != size.made {
         annotations.insert(GUEST_SIZE_ANNOTATION.to_owned(), size.guest.to_string());
     }
+    if let (Some(Source::Volume(id)), NewSource::Snapshot(_)) = (&request.source, &source) {
+        annotations.insert(SOURCE_VOLUME_ANNOTATION.to_owned(), id.clone());
+    }
     NewDataVolume {
         name,
         annotations,
@@ -80,14 +85,14 @@ pub(crate) fn compatible(existing: &DataVolume, request: &Create) -> Result<u64,
     if original != request.name {
         return differs("original name", original.to_owned(), request.name.clone());
     }
-    let source = source_of(existing).filter(|_| existing.uses_storage);
-    if source != Some(request.source.clone()) {
+    let source = source_of(existing);
+    if source.as_ref() != Ok(&request.source) {
         let text = |source: &Option<Source>| match source {
             None => "a blank disk".to_owned(),
             Some(Source::Snapshot(id)) => format!("snapshot {id}"),
             Some(Source::Volume(id)) => format!("volume {id}"),
         };
-        let has = source.as_ref().map_or_else(|| "not made by this driver".to_owned(), text);
+        let has = source.as_ref().map_or_else(|unknown| (*unknown).to_owned(), text);
         return differs("source", has, text(&request.source));
     }
     let modes = access_modes(request.sharing);
@@ -113,13 +118,18 @@ pub(crate) fn is_shared(volume: &DataVolume) -> bool {
     volume.access_modes.iter().any(|mode| mode == READ_WRITE_MANY)
 }
 
-/// What the guest asked to fill the volume with (`Some(None)` = nothing); `None` = something that no guest can ask for.
-fn source_of(existing: &DataVolume) -> Option<Option<Source>> {
+/// What the guest asked to fill the volume with (`None` = nothing); an error where no guest can have asked for it.
+fn source_of(existing: &DataVolume) -> Result<Option<Source>, &'static str> {
     match &existing.source {
-        DataVolumeSource::Blank => Some(None),
-        DataVolumeSource::Snapshot(name) => Some(Some(Source::Snapshot(name.clone()))),
-        DataVolumeSource::Claim(name) => Some(Some(Source::Volume(name.clone()))),
-        DataVolumeSource::Other => None,
+        _ if !existing.uses_storage => Err(NOT_OURS),
+        DataVolumeSource::Blank => Ok(None),
+        DataVolumeSource::Snapshot(name) => {
+            let cloned = existing.metadata.annotations.get(SOURCE_VOLUME_ANNOTATION);
+            let snapshot = || Source::Snapshot(name.clone());
+            Ok(Some(cloned.cloned().map_or_else(snapshot, Source::Volume)))
+        }
+        DataVolumeSource::Claim(name) => Ok(Some(Source::Volume(name.clone()))),
+        DataVolumeSource::Other => Err(NOT_OURS),
     }
 }
 

@@ -26,7 +26,7 @@ What a cluster's users and administrators write for the driver, and what it writ
 ## StorageClass, guest cluster
 
 The provisioner is `csi.kubevirt.io`. A parameter that is not here has no effect; the controller's log names it. One that differs
-from `infraStorageClassName` by one or two letters, or from a shorter one by one letter, is refused (`unknown parameter`).
+from a long one by one or two letters, or from a shorter one by one letter, is refused (`unknown parameter`).
 
 ";
 

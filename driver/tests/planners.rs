@@ -7,7 +7,7 @@ mod source;
 use source::{program, rust_files};
 
 /// The planners, by their path in the repository.
-const PLANNERS: [&str; 26] = [
+const PLANNERS: [&str; 27] = [
     "ccm/src/load_balancer/plan.rs",
     "ccm/src/load_balancer/mirror.rs",
     "ccm/src/load_balancer/conditions.rs",
@@ -26,6 +26,7 @@ const PLANNERS: [&str; 26] = [
     "ccm/src/lease/plan.rs",
     "controller/src/attach.rs",
     "controller/src/claim_size.rs",
+    "controller/src/clone_method.rs",
     "controller/src/content.rs",
     "controller/src/expand.rs",
     "controller/src/snapshot.rs",

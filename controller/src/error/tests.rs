@@ -68,6 +68,7 @@ fn incompatible() -> Error {
         bus: crate::request::Bus::Scsi,
         filesystem: None,
         source: None,
+        clone_method: None,
     };
     let existing = infra::DataVolume::default();
     volume::compatible(&existing, &request).unwrap_err().into()
@@ -77,10 +78,6 @@ fn incompatible() -> Error {
 fn every_error_has_its_code_and_text() {
     let not_allowed = StorageClassPolicy::parse("{}").unwrap().0.permit(None).unwrap_err();
     let holder = || "infra/vm2".to_owned();
-    let class_not_allowed =
-        StorageClassPolicy::parse("{}").unwrap().0.snapshot_class(Some("fast"), None).unwrap_err();
-    let too_small = content::size(&Capacity { size: 1, required: 1, limit: None }, 2, 2).unwrap_err();
-    let bad_token = snapshot::page(Vec::<String>::new(), String::as_str, Some("x"), None).unwrap_err();
     let table = [
         (
             Error::Invalid(Invalid::SharedFilesystem),
@@ -122,28 +119,6 @@ fn every_error_has_its_code_and_text() {
             Code::Aborted,
             "no infra claim yet (infra storage class fast): why",
         ),
-        (
-            class_not_allowed.into(),
-            Code::InvalidArgument,
-            "is not allowed for volumes of infra storage class",
-        ),
-        (Error::RefusedSnapshot(infra_error(422)), Code::InvalidArgument, "words of the infra"),
-        (Error::RefusedSnapshot(quota()), Code::ResourceExhausted, "exceeded quota"),
-        (Error::NoSuchSnapshot(ForeignSnapshot), Code::NotFound, "invalid snapshot name"),
-        (Error::NotOurSnapshot, Code::FailedPrecondition, "invalid snapshot name"),
-        (Error::SnapshotNameTaken(name()), Code::AlreadyExists, "invalid snapshot name"),
-        (Error::SnapshotDeleting(name()), Code::FailedPrecondition, "is being deleted"),
-        (Error::SnapshotGone(name()), Code::Aborted, "try again"),
-        (Error::SnapshotFailed { snapshot: name(), message: "why".into() }, Code::Aborted, "why"),
-        (Error::SnapshotPending { snapshot: name(), message: "why".into() }, Code::Aborted, "why"),
-        (
-            Error::NothingToCopy { volume: name(), progress: "why".into() },
-            Code::FailedPrecondition,
-            "has nothing to copy yet, its disk is made at its first use: why",
-        ),
-        (too_small.into(), Code::OutOfRange, "a volume of 1 bytes is too small for its source, which has 2"),
-        (bad_token.into(), Code::Aborted, "starting_token \"x\""),
-        (Error::MayNotListSnapshots(infra_error(403)), Code::Unavailable, "list volumesnapshots"),
         (Error::ExpansionQuota(infra_error(403)), Code::OutOfRange, "words of the infra"),
         (Error::RefusedExpansion(infra_error(403)), Code::OutOfRange, "words of the infra"),
         (cannot(CannotExpand::OverLimit { largest: 3, limit: 2 }), Code::OutOfRange, "allows 2 at most"),
@@ -181,6 +156,42 @@ fn every_error_has_its_code_and_text() {
         (Error::Infra(lost()), Code::Unavailable, "no answer within 1 s"),
         (Unanswered::Panicked("phase Pending".into()).into(), Code::Unavailable, "internal"),
     ];
+    check(table);
+}
+
+#[test]
+fn every_error_of_a_copy_has_its_code_and_text() {
+    let class_not_allowed =
+        StorageClassPolicy::parse("{}").unwrap().0.snapshot_class(Some("fast"), None).unwrap_err();
+    let too_small = content::size(&Capacity { size: 1, required: 1, limit: None }, 2, 2).unwrap_err();
+    let bad_token = snapshot::page(Vec::<String>::new(), String::as_str, Some("x"), None).unwrap_err();
+    check([
+        (
+            class_not_allowed.into(),
+            Code::InvalidArgument,
+            "is not allowed for volumes of infra storage class",
+        ),
+        (Error::RefusedSnapshot(infra_error(422)), Code::InvalidArgument, "words of the infra"),
+        (Error::RefusedSnapshot(quota()), Code::ResourceExhausted, "exceeded quota"),
+        (Error::NoSuchSnapshot(ForeignSnapshot), Code::NotFound, "invalid snapshot name"),
+        (Error::NotOurSnapshot, Code::FailedPrecondition, "invalid snapshot name"),
+        (Error::SnapshotNameTaken(name()), Code::AlreadyExists, "invalid snapshot name"),
+        (Error::SnapshotDeleting(name()), Code::FailedPrecondition, "is being deleted"),
+        (Error::SnapshotGone(name()), Code::Aborted, "try again"),
+        (Error::SnapshotFailed { snapshot: name(), message: "why".into() }, Code::Aborted, "why"),
+        (Error::SnapshotPending { snapshot: name(), message: "why".into() }, Code::Aborted, "why"),
+        (
+            Error::NothingToCopy { volume: name(), progress: "why".into() },
+            Code::FailedPrecondition,
+            "has nothing to copy yet, its disk is made at its first use: why",
+        ),
+        (too_small.into(), Code::OutOfRange, "a volume of 1 bytes is too small for its source, which has 2"),
+        (bad_token.into(), Code::Aborted, "starting_token \"x\""),
+        (Error::MayNotListSnapshots(infra_error(403)), Code::Unavailable, "list volumesnapshots"),
+    ]);
+}
+
+fn check<const N: usize>(table: [(Error, Code, &str); N]) {
     for (error, code, text) in table {
         let said = error.to_string();
         assert_eq!(error.code(), code, "{said}");

@@ -71,9 +71,9 @@ pub enum Invalid {
     /// `volume_mount_group` without the capability `VOLUME_MOUNT_GROUP`.
     #[error("volume_mount_group is not supported")]
     MountGroup,
-    /// A content source that is neither a snapshot nor a volume.
-    #[error("a volume can be created from a snapshot only, not from another source")]
-    ContentSource,
+    /// A way to clone that there is not.
+    #[error("cloneMethod {0:?} is not supported; use pvc, snapshot or dataSourceRef, or leave it out")]
+    CloneMethod(String),
     /// `max_entries` below zero.
     #[error("max_entries is {0}; it must not be negative")]
     MaxEntries(i32),

@@ -13,13 +13,37 @@ pub enum Source {
     Volume(String),
 }
 
+/// How a volume is cloned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloneMethod {
+    /// CDI clones the claim.
+    Claim,
+    /// CDI restores a temporary snapshot.
+    Snapshot,
+    /// The infra storage driver clones the claim.
+    DataSourceRef,
+}
+
+impl CloneMethod {
+    pub(super) fn parse(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "pvc" => Ok(Self::Claim),
+            "snapshot" => Ok(Self::Snapshot),
+            "dataSourceRef" => Ok(Self::DataSourceRef),
+            other => Err(Invalid::CloneMethod(other.to_owned())),
+        }
+    }
+}
+
 impl Source {
     pub(super) fn read(source: &VolumeContentSource) -> Result<Self, Invalid> {
         match &source.r#type {
             Some(volume_content_source::Type::Snapshot(snapshot)) => {
                 required("snapshot id", &snapshot.snapshot_id).map(Self::Snapshot)
             }
-            Some(volume_content_source::Type::Volume(_)) => Err(Invalid::ContentSource),
+            Some(volume_content_source::Type::Volume(volume)) => {
+                required("source volume id", &volume.volume_id).map(Self::Volume)
+            }
             None => Err(Invalid::Missing("content source")),
         }
     }

@@ -68,6 +68,11 @@ fn parameters_have_their_effect_or_none() {
     assert_eq!(with("infraStorageClassName", "fast").unwrap().storage_class.as_deref(), Some("fast"));
     assert_eq!(with("infraStorageClassName", "").unwrap().storage_class, None);
     assert_eq!(with("bus", "virtio").unwrap().bus, Bus::Virtio);
+    assert_eq!(with("cloneMethod", "").unwrap().clone_method, None);
+    assert_eq!(with("cloneMethod", "pvc").unwrap().clone_method, Some(CloneMethod::Claim));
+    assert_eq!(with("cloneMethod", "snapshot").unwrap().clone_method, Some(CloneMethod::Snapshot));
+    assert_eq!(with("cloneMethod", "dataSourceRef").unwrap().clone_method, Some(CloneMethod::DataSourceRef));
+    assert_eq!(with("cloneMethod", "copy"), Err(Invalid::CloneMethod("copy".into())));
     assert_eq!(with("bus", "sata"), Err(Invalid::Bus("sata".into())));
     assert!(with("csi.storage.k8s.io/pvc/name", "x").is_ok());
     for other in ["whatever", "type", "csiProvisionerSecretName", ""] {

@@ -16,6 +16,7 @@ fn request() -> Create {
         bus: Bus::Scsi,
         filesystem: None,
         source: None,
+        clone_method: None,
     }
 }
 

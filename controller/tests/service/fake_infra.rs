@@ -147,6 +147,10 @@ impl FakeInfra {
         self.lock().faults.push_back((at.into(), effect));
     }
 
+    pub fn forget_faults(&self) {
+        self.lock().faults.clear();
+    }
+
     pub fn calls(&self) -> Vec<String> {
         self.lock().calls.clone()
     }
@@ -268,7 +272,8 @@ impl FakeInfra {
         json_answer(201, &object)
     }
 
-    fn finish_snapshot(&self, name: &str) {
+    /// The storage system has the whole snapshot.
+    pub fn finish_snapshot(&self, name: &str) {
         let mut state = self.lock();
         let Some(snapshot) = state.objects.get(&(SNAPSHOTS.into(), name.into())).cloned() else { return };
         let claim = snapshot["spec"]["source"]["persistentVolumeClaimName"].as_str().unwrap().to_owned();

@@ -1,6 +1,7 @@
 //! The services on a real socket, over a fake infra API under the real client.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking")]
 
+mod clones;
 mod expand;
 mod fake_infra;
 mod fake_resizer;
@@ -166,7 +167,7 @@ async fn identity_and_capabilities() {
     let mut client = fixture.client.clone();
     let capabilities =
         client.controller_get_capabilities(csi::ControllerGetCapabilitiesRequest {}).await.unwrap();
-    assert_eq!(capabilities.into_inner().capabilities.len(), 5);
+    assert_eq!(capabilities.into_inner().capabilities.len(), 6);
     let modified = client.controller_modify_volume(csi::ControllerModifyVolumeRequest::default()).await;
     assert_eq!(modified.unwrap_err().code(), Code::Unimplemented);
 }

@@ -91,7 +91,7 @@ async fn a_snapshot_is_taken_found_again_and_deleted() {
 
 #[tokio::test]
 async fn a_slow_snapshot_is_answered_as_not_ready_and_finished_by_later_calls() {
-    let fake = FakeInfra::snapshotting_after(Duration::from_secs(5));
+    let fake = FakeInfra::snapshotting_after(Duration::from_mins(10));
     fake.volume("pvc-1", true);
     let fixture = Fixture::new(&fake).await;
     let first = fixture.snapshot("snapshot-1", "pvc-1").await.unwrap();
@@ -99,6 +99,7 @@ async fn a_slow_snapshot_is_answered_as_not_ready_and_finished_by_later_calls() 
     assert_eq!(first.creation_time.unwrap().to_string(), "2026-11-29T10:00:00Z", "of the object");
     let restore = fixture.create(restored("pvc-2", "snapshot-1")).await.map(drop);
     assert_fails(restore, Code::Aborted, "can't be restored yet: not ready yet");
+    fake.finish_snapshot("snapshot-1");
     let second = fixture.snapshot("snapshot-1", "pvc-1").await.unwrap();
     assert!(second.ready_to_use, "{second:?}");
     assert_eq!(fake.calls().iter().filter(|call| call.starts_with("POST")).count(), 1);
@@ -106,7 +107,7 @@ async fn a_slow_snapshot_is_answered_as_not_ready_and_finished_by_later_calls() 
 
 #[tokio::test]
 async fn an_error_of_the_infra_reaches_the_guest_in_its_own_words() {
-    let fake = FakeInfra::snapshotting_after(Duration::from_secs(600));
+    let fake = FakeInfra::snapshotting_after(Duration::from_mins(10));
     fake.volume("pvc-1", true);
     let fixture = Fixture::new(&fake).await;
     fixture.snapshot("snapshot-1", "pvc-1").await.unwrap();

@@ -97,8 +97,7 @@ pub(super) async fn start(
 /// The account of a program and the rights that its project documents.
 pub(super) fn documented_rights(programs: &Programs, program: &str, namespace: &str) -> Result<Vec<Value>> {
     let objects = manifest(programs.path(&format!("{program}-rights"))?)?;
-    let mut objects: Vec<Value> =
-        objects.into_iter().map(|object| in_namespace(object, namespace)).collect();
+    let mut objects: Vec<Value> = objects.into_iter().map(|object| in_namespace(object, namespace)).collect();
     // Neighbours of one kind are applied in parallel, and an account comes before what refers to it.
     objects.sort_by_key(|object| object["kind"] != "ServiceAccount");
     Ok(objects)

@@ -86,7 +86,7 @@ pub const VOLUME_CONTEXT: [Key; 3] = [
 ];
 
 /// Annotations that this driver writes on objects of the infra cluster.
-pub const INFRA_ANNOTATIONS: [Key; 5] = [
+pub const INFRA_ANNOTATIONS: [Key; 6] = [
     key(
         HOLDER_ANNOTATION,
         "`<namespace>/<VM>`",

@@ -1,8 +1,7 @@
 //! The RPCs about a volume's content: snapshots, and volumes that are made from a snapshot or from another volume.
 
 use csi_proto::v1::{
-    CapacityRange, CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest, Snapshot, Volume,
-    VolumeContentSource,
+    CapacityRange, CreateVolumeRequest, DeleteSnapshotRequest, Volume, VolumeContentSource,
     volume_content_source::{SnapshotSource, Type, VolumeSource},
 };
 use tonic::Status;
@@ -17,17 +16,6 @@ pub enum Content<'a> {
 }
 
 impl Controller {
-    /// CreateSnapshot.
-    pub async fn snapshot(&self, name: &str, volume_id: &str) -> Result<Snapshot, Status> {
-        let request = CreateSnapshotRequest {
-            name: name.to_owned(),
-            source_volume_id: volume_id.to_owned(),
-            ..CreateSnapshotRequest::default()
-        };
-        let answer = self.client.clone().create_snapshot(timed(request, RPC_DEADLINE)).await?;
-        answer.into_inner().snapshot.ok_or_else(|| Status::internal("CreateSnapshot answered no snapshot"))
-    }
-
     /// DeleteSnapshot.
     pub async fn delete_snapshot(&self, snapshot_id: &str) -> Result<(), Status> {
         let request =

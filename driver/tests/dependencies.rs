@@ -78,7 +78,7 @@ fn no_room_reaches_one_of_its_own_floor_or_above() {
 #[case::ccm_knows_no_csi("ccm", &["csi-proto", "infra"])]
 #[case::kubevirt_holds_values_only("kubevirt", &["kube", "kube-core", "kube-client", "k8s-openapi", "tokio", "futures", "http"])]
 #[case::serving_reaches_no_api_server("serving", &["cluster", "kube", "k8s-openapi"])]
-#[case::the_bench_does_not_know_the_fault_proxy("bench", &["csi-proto", "fault-proxy"])]
+#[case::the_bench_does_not_know_the_fault_proxy("bench", &["fault-proxy"])]
 #[case::the_fault_proxy_does_not_know_the_bench("fault-proxy", &["csi-proto", "bench"])]
 #[case::secure_serving_knows_no_csi("secure-serving", &["csi-proto", "csi-call", "infra"])]
 #[case::csi_call_reaches_no_api_server("csi-call", &["infra", "cluster", "secure-serving", "kube", "k8s-openapi", "controller", "node", "serving"])]

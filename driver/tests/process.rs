@@ -143,7 +143,7 @@ async fn the_controller_role_serves_drains_and_ends_well() {
         "no infra cluster is no reason to fail"
     );
     let request = csi::DeleteVolumeRequest {
-        volume_id: "pvc-1".to_owned(),
+        volume_id: "other-1".to_owned(),
         secrets: [("password".to_owned(), "s3cr3t".to_owned())].into(),
     };
     let refused = ControllerClient::new(channel.clone()).delete_volume(request).await;
@@ -162,7 +162,7 @@ async fn the_controller_role_serves_drains_and_ends_well() {
     assert_eq!(code, Some(0), "{log}");
     let line = log.lines().find(|line| line.contains("answered") && line.contains("DeleteVolume"));
     let line = line.unwrap_or_else(|| panic!("no line for the RPC in\n{log}"));
-    assert!(line.contains(r#"volume_id="pvc-1""#) && line.contains("Unavailable"), "{line}");
+    assert!(line.contains(r#"volume_id="other-1""#) && line.contains("Unavailable"), "{line}");
     assert!(line.contains(" ms="), "{line}");
     let started = log.lines().find(|line| line.contains("serving: ")).expect("a line of the start");
     for word in [env!("CARGO_PKG_VERSION"), "hcp", "csi-driver/cluster=tenant", "storage classes: all"] {
@@ -198,7 +198,7 @@ async fn the_node_role_serves_before_the_guest_cluster_answers() {
 
 /// An API server's answer about an object that does not exist.
 const ABSENT: &str = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404,
-    "message":"datavolumes \"pvc-1\" not found","details":{"name":"pvc-1","kind":"datavolumes"}}"#;
+    "message":"datavolumes \"other-1\" not found","details":{"name":"other-1","kind":"datavolumes"}}"#;
 
 /// An infra API that takes one request and answers it only when `answer` is dropped.
 fn slow_infra() -> (SocketAddr, mpsc::Receiver<()>, mpsc::Sender<()>) {
@@ -245,7 +245,8 @@ async fn a_stop_lets_the_rpc_under_way_finish_and_takes_no_other() {
         &KUBECONFIG.replace("https://127.0.0.1:1", &format!("http://{address}")),
     );
     let channel = running.channel().await;
-    let request = csi::DeleteVolumeRequest { volume_id: "pvc-1".to_owned(), ..Default::default() };
+    // Of a name that can't be the guest's only one question is asked.
+    let request = csi::DeleteVolumeRequest { volume_id: "other-1".to_owned(), ..Default::default() };
     let mut client = ControllerClient::new(channel.clone());
     let call = tokio::spawn(async move { client.delete_volume(request).await });
     tokio::task::spawn_blocking(move || is_asked.recv_timeout(PATIENCE))
@@ -280,7 +281,7 @@ async fn a_second_signal_ends_the_program_at_once() {
         ],
         &KUBECONFIG.replace("https://127.0.0.1:1", &format!("http://{address}")),
     );
-    let request = csi::DeleteVolumeRequest { volume_id: "pvc-1".to_owned(), ..Default::default() };
+    let request = csi::DeleteVolumeRequest { volume_id: "other-1".to_owned(), ..Default::default() };
     let mut client = ControllerClient::new(running.channel().await);
     let call = tokio::spawn(async move { client.delete_volume(request).await });
     tokio::task::spawn_blocking(move || is_asked.recv_timeout(PATIENCE))

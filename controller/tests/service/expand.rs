@@ -275,7 +275,7 @@ async fn a_missing_right_or_a_failed_call_is_unavailable() {
 async fn a_lost_reply_a_conflict_and_a_pause_lead_to_the_size() {
     let fake = fake_with_volume();
     fake.fault(PATCH, Effect::LoseReply);
-    assert_fails(expand(&fake, 2 * GIB).await.map(drop), Code::Unavailable, "can't be asked");
+    assert_fails(expand(&fake, 2 * GIB).await.map(drop), Code::Unavailable, "the infra API request failed");
     assert_eq!(expand(&fake, 2 * GIB).await.unwrap(), 2 * GIB);
     assert_eq!(patches(&fake), 1, "the change had been made");
     for (code, message) in

@@ -233,7 +233,7 @@ async fn a_mistyped_parameter_is_refused_and_one_of_others_passes() {
 #[case::quota("POST", Effect::Answer(403, "exceeded quota: q"), Code::ResourceExhausted, "exceeded quota")]
 #[case::content("POST", Effect::Answer(422, "denied"), Code::InvalidArgument, "denied")]
 #[case::server("POST", Effect::Answer(500, "broken"), Code::Unavailable, "broken")]
-#[case::lost("POST", Effect::LoseReply, Code::Unavailable, "can't be asked")]
+#[case::lost("POST", Effect::LoseReply, Code::Unavailable, "the infra API request failed")]
 #[tokio::test]
 async fn each_failed_call_has_its_code_and_the_next_call_goes_on(
     #[case] call: &str,
@@ -260,7 +260,7 @@ async fn a_failed_delete_is_not_an_absent_snapshot() {
     fake.fault("DELETE", Effect::Answer(409, "uid differs"));
     assert_fails(fixture.delete_snapshot("snapshot-1").await, Code::Aborted, "uid differs");
     fake.fault("DELETE", Effect::LoseReply);
-    assert_fails(fixture.delete_snapshot("snapshot-1").await, Code::Unavailable, "can't be asked");
+    assert_fails(fixture.delete_snapshot("snapshot-1").await, Code::Unavailable, "the infra API request failed");
     fixture.delete_snapshot("snapshot-1").await.unwrap();
     fixture.delete_snapshot("fake-snapshot-id").await.unwrap();
     fixture.delete_snapshot("../../etc").await.unwrap();

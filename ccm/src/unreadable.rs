@@ -28,7 +28,7 @@ pub struct Readable<K>(pub Result<K, Unreadable>);
 #[derive(Clone, Debug)]
 pub struct Unreadable {
     /// Name, namespace, UID and version, as far as they can be read.
-    pub metadata: ObjectMeta,
+    pub metadata: Box<ObjectMeta>,
     /// What is wrong with it.
     pub error: String,
 }
@@ -69,7 +69,7 @@ impl Unreadable {
             resource_version: text("resourceVersion"),
             ..ObjectMeta::default()
         };
-        Self { metadata, error }
+        Self { metadata: Box::new(metadata), error }
     }
 
     /// Its name; empty if it has none.
@@ -95,10 +95,10 @@ impl<K: Resource<DynamicType = ()>> Resource for Readable<K> {
         K::plural(&())
     }
     fn meta(&self) -> &ObjectMeta {
-        self.0.as_ref().map_or_else(|unreadable| &unreadable.metadata, K::meta)
+        self.0.as_ref().map_or_else(|unreadable| &*unreadable.metadata, K::meta)
     }
     fn meta_mut(&mut self) -> &mut ObjectMeta {
-        self.0.as_mut().map_or_else(|unreadable| &mut unreadable.metadata, K::meta_mut)
+        self.0.as_mut().map_or_else(|unreadable| &mut *unreadable.metadata, K::meta_mut)
     }
 }
 

@@ -117,9 +117,17 @@ pub enum Error {
     /// The snapshot was deleted while its creation was waited for.
     #[error("snapshot {0} was deleted in the infra cluster meanwhile, try again")]
     SnapshotGone(ObjectName),
-    /// The infra cluster reports an error; it tries again by itself.
+    /// The infra cluster could not take the snapshot; the object with the error is deleted.
     #[error("the infra cluster has not taken snapshot {snapshot}: {message}")]
     SnapshotFailed {
+        /// Snapshot.
+        snapshot: ObjectName,
+        /// The infra cluster's message.
+        message: String,
+    },
+    /// The infra cluster has taken the snapshot and reports an error; it tries again by itself.
+    #[error("the infra cluster has taken snapshot {snapshot}, and it is not ready: {message}")]
+    SnapshotNotReady {
         /// Snapshot.
         snapshot: ObjectName,
         /// The infra cluster's message.
@@ -196,7 +204,12 @@ impl Error {
     /// code here.
     pub fn code(&self) -> Code {
         match self {
-            Self::Invalid(Invalid::TooSmall { .. }) | Self::TooSmallForSource(_) => Code::OutOfRange,
+            // For csi-resizer RESOURCE_EXHAUSTED means that the expansion may be in progress, and the guest's user could
+            // not go back to a smaller size. OUT_OF_RANGE: it can't be done; tried again slowly.
+            Self::ExpansionQuota(_)
+            | Self::RefusedExpansion(_)
+            | Self::Invalid(Invalid::TooSmall { .. })
+            | Self::TooSmallForSource(_) => Code::OutOfRange,
             Self::RefusedSnapshot(error) if error.is_quota() => Code::ResourceExhausted,
             Self::Invalid(_)
             | Self::NotAllowed(_)
@@ -204,9 +217,6 @@ impl Error {
             | Self::SnapshotClassNotAllowed(_)
             | Self::RefusedSnapshot(_) => Code::InvalidArgument,
             Self::Quota(_) => Code::ResourceExhausted,
-            // For csi-resizer RESOURCE_EXHAUSTED means that the expansion may be in progress, and the guest's user could
-            // not go back to a smaller size. OUT_OF_RANGE: it can't be done; tried again slowly.
-            Self::ExpansionQuota(_) | Self::RefusedExpansion(_) => Code::OutOfRange,
             Self::CannotExpand { refusal, .. } => match refusal {
                 CannotExpand::OverLimit { .. }
                 | CannotExpand::TooLarge { .. }
@@ -216,6 +226,8 @@ impl Error {
                 // Final and not infeasible: tried again soon, and the guest's user may go back to a smaller size.
                 CannotExpand::Failing { .. } => Code::Internal,
             },
+            // Final: the sidecar tries again, and the guest's user may delete the snapshot.
+            Self::SnapshotFailed { .. } => Code::Internal,
             Self::NoSuchVolume(_) | Self::NoSuchNode(_) | Self::NoSuchSnapshot(_) => Code::NotFound,
             Self::NameTaken(_) | Self::SnapshotNameTaken(_) | Self::Incompatible(_) => Code::AlreadyExists,
             Self::NotOurs
@@ -237,7 +249,7 @@ impl Error {
             | Self::Changed(_)
             | Self::Unclaimed { .. }
             | Self::SnapshotGone(_)
-            | Self::SnapshotFailed { .. }
+            | Self::SnapshotNotReady { .. }
             | Self::SnapshotPending { .. }
             | Self::BadToken(_) => Code::Aborted,
             Self::MayNotListSnapshots(_) => Code::Unavailable,

@@ -20,7 +20,7 @@ use crate::{
     keys::CREATED_REQUEST_ANNOTATION,
     metrics::WaitCause,
     request::Expand,
-    usable,
+    usable, volume,
 };
 
 /// Parent of the annotations.
@@ -31,6 +31,8 @@ const RESOURCE_VERSION: &str = "/metadata/resourceVersion";
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause between reads, as between those of a VMI.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Longest wait, within one RPC, for the infra claim of a volume that was just created.
+const BINDING_PATIENCE: Duration = Duration::from_secs(20);
 /// An infra storage that still fails after this time probably needs a person. The answer is then final for csi-resizer, so
 /// that the guest's user learns the reason and may request a smaller size; the infra cluster and csi-resizer try on.
 const FAILING_PATIENCE: Duration = Duration::from_secs(20);
@@ -68,11 +70,14 @@ impl Expansion<'_> {
         let began = Instant::now();
         let mut pause = FIRST_PAUSE;
         let mut refused: Option<Refused> = None;
-        let mut claim = self.read().await?;
+        let mut claim = self.made(began).await?;
         loop {
             let (layout, first_request) = Layout::of(&self.volume, &claim);
             match expand::next(&Observed::of(&claim), &self.wanted(layout)) {
                 Step::Done(size) => return Ok(size),
+                Step::Refuse(refusal @ CannotExpand::NotBound { .. }) if self.binds_soon(began) => {
+                    self.operation.report(&refusal);
+                }
                 Step::Refuse(refusal) => return Err(self.cannot(refusal)),
                 Step::Patch { to } => {
                     // Some refusals are about a state that has changed meanwhile. One stands if nothing has.
@@ -99,6 +104,26 @@ impl Expansion<'_> {
         }
     }
 
+    /// Whether the claim of a volume that does not wait for its first use may still become bound within this call.
+    fn binds_soon(&self, began: Instant) -> bool {
+        !volume::waits_for_consumer(&self.volume)
+            && began.elapsed() < BINDING_PATIENCE
+            && Instant::now() + LONGEST_PAUSE < self.operation.answer_by()
+    }
+
+    /// The claim, as soon as CDI has made it.
+    async fn made(&self, began: Instant) -> Result<Owned<Claim>, Error> {
+        loop {
+            match self.read().await {
+                Err(unclaimed @ Error::Unclaimed { .. }) if self.binds_soon(began) => {
+                    self.operation.report(&unclaimed);
+                }
+                read => return read,
+            }
+            self.operation.wait_for(WaitCause::Expansion, tokio::time::sleep(FIRST_PAUSE)).await?;
+        }
+    }
+
     fn wanted(&self, layout: Layout) -> Wanted {
         let first_disk = layout.first_disk(&self.volume);
         Wanted { disk: self.request.required, limit: self.request.limit, layout, first_disk }
@@ -119,15 +144,13 @@ impl Expansion<'_> {
 
     /// Reads the claim. While CDI has not made it, its reason is the answer; csi-resizer asks again.
     async fn read(&self) -> Result<Owned<Claim>, Error> {
-        match self.operation.wait(self.infra.claim(self.name)).await?? {
-            Some(claim) => self.admit(claim),
-            None => {
-                let volume = self.operation.wait(self.infra.data_volume(self.name)).await??;
-                let volume = volume.ok_or(infra::Foreign)?;
-                usable::check(&volume, self.name)?;
-                Err(Error::Unclaimed { class: volume.storage_class.clone(), progress: volume.progress() })
-            }
+        if let Some(claim) = self.operation.wait(self.infra.claim(self.name)).await?? {
+            return self.admit(claim);
         }
+        let volume = self.operation.wait(self.infra.data_volume(self.name)).await??;
+        let volume = volume.ok_or(infra::Foreign)?;
+        usable::check(&volume, self.name)?;
+        Err(Error::Unclaimed { class: volume.storage_class.clone(), progress: volume.progress() })
     }
 
     fn admit(&self, claim: Claim) -> Result<Owned<Claim>, Error> {

@@ -16,6 +16,8 @@ use crate::{
 /// Longest wait for a snapshot within one RPC. A sidecar that is told "not ready yet" asks again after 1 s, then after
 /// twice as long each time, up to 5 min: a wait here finds out sooner.
 const READY_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for the content of a volume that was just created, within one RPC: a blank volume is there within seconds.
+const FILLED_PATIENCE: Duration = Duration::from_secs(20);
 /// Pause before the next read: most storage systems take a snapshot within a second.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause between reads.
@@ -29,29 +31,66 @@ pub(crate) struct CopySource {
     pub claim: Owned<Claim>,
 }
 
+/// What is there of a volume that is to be copied.
+enum Content {
+    Whole(CopySource),
+    /// CDI and the infra storage still make it, and how far they are.
+    OnItsWay(String),
+    /// Its disk is made when a VM uses it.
+    AtFirstUse(String),
+}
+
 impl CopySource {
-    /// Reads the volume `id`, and fails where it has no content that could be copied.
+    /// Reads the volume `id`, and fails where it has no content that could be copied. Waits for a while for a volume that is being
+    /// made: a claim and its snapshot are often created at the same time.
     pub(crate) async fn read(
         infra: &Infra,
         operation: &ControllerOperation,
         id: &str,
     ) -> Result<Self, Error> {
         let name = infra.guard().volume_name(id)?;
-        let volume = operation.wait(infra.data_volume(&name)).await??.ok_or(infra::Foreign)?;
-        let volume = infra.guard().admit(volume).inspect_err(|_| usable::audit(&name, "copy"))?;
-        usable::check(&volume, &name)?;
-        let claim = operation.wait(infra.claim(&name)).await??;
-        let not_filled = |progress| Error::NothingToCopy { volume: name.clone(), progress };
-        let claim = claim.ok_or_else(|| not_filled(volume.progress()))?;
-        let claim = infra.guard().admit(claim).inspect_err(|_| usable::audit(&name, "copy"))?;
+        let until = operation.answer_by().min(Instant::now() + FILLED_PATIENCE);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let progress = match Self::look(infra, operation, &name).await? {
+                Content::Whole(source) => return Ok(source),
+                Content::OnItsWay(progress) if Instant::now() + pause < until => progress,
+                Content::OnItsWay(progress) | Content::AtFirstUse(progress) => {
+                    return Err(Error::NothingToCopy { volume: name, progress });
+                }
+            };
+            operation.report(format_args!("volume {name}: {progress}"));
+            operation.wait_for(WaitCause::VolumePending, tokio::time::sleep(pause)).await?;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn look(
+        infra: &Infra,
+        operation: &ControllerOperation,
+        name: &ObjectName,
+    ) -> Result<Content, Error> {
+        let volume = operation.wait(infra.data_volume(name)).await??.ok_or(infra::Foreign)?;
+        let volume = infra.guard().admit(volume).inspect_err(|_| usable::audit(name, "copy"))?;
+        usable::check(&volume, name)?;
+        let empty = |progress| {
+            if volume::waits_for_consumer(&volume) {
+                Content::AtFirstUse(progress)
+            } else {
+                Content::OnItsWay(progress)
+            }
+        };
+        let Some(claim) = operation.wait(infra.claim(name)).await?? else {
+            return Ok(empty(volume.progress()));
+        };
+        let claim = infra.guard().admit(claim).inspect_err(|_| usable::audit(name, "copy"))?;
         if claim.deleting() {
-            return Err(Error::Deleting(name));
+            return Err(Error::Deleting(name.clone()));
         }
         if !claim.is_bound() || !volume::is_populated(&volume) {
-            let progress = format!("claim {}, {}", claim.status.phase, volume.progress());
-            return Err(not_filled(progress));
+            return Ok(empty(format!("claim {}, {}", claim.status.phase, volume.progress())));
         }
-        Ok(Self { name, volume, claim })
+        Ok(Content::Whole(Self { name: name.clone(), volume, claim }))
     }
 
     /// Its infra storage class, once infra's default is filled in.
@@ -128,9 +167,7 @@ pub(crate) async fn until_ready(
         let failing = failing_since.map_or(Duration::ZERO, |since| since.elapsed());
         match snapshot::next(&snapshot, failing, Instant::now() + pause >= until) {
             Step::Ready | Step::Later => return Ok(snapshot),
-            Step::Failed(message) => {
-                return Err(Error::SnapshotFailed { snapshot: name.clone(), message });
-            }
+            Step::Failed(message) => return Err(failed(infra, operation, name, &snapshot, message).await?),
             Step::Wait => {
                 let error = snapshot.error.as_deref().unwrap_or("not ready yet");
                 operation.report(format_args!("infra snapshot {name}: {error}"));
@@ -141,6 +178,23 @@ pub(crate) async fn until_ready(
         let read = existing(infra, operation, name).await?;
         snapshot = read.ok_or_else(|| Error::SnapshotGone(name.clone()))?;
     }
+}
+
+/// The error of a snapshot that the infra cluster can't take. If nothing has been cut yet, the snapshot is deleted, and the next call
+/// begins anew: csi-snapshotter deletes a guest's VolumeSnapshot only after a final answer, which must leave nothing behind.
+async fn failed(
+    infra: &Infra,
+    operation: &ControllerOperation,
+    name: &ObjectName,
+    snapshot: &Owned<VolumeSnapshot>,
+    message: String,
+) -> Result<Error, Error> {
+    let snapshot_name = name.clone();
+    if snapshot.taken_at.is_some() {
+        return Ok(Error::SnapshotNotReady { snapshot: snapshot_name, message });
+    }
+    delete(infra, operation, name, snapshot).await?;
+    Ok(Error::SnapshotFailed { snapshot: snapshot_name, message })
 }
 
 /// Deletes the snapshot; absent counts as deleted.

@@ -151,6 +151,11 @@ pub(crate) fn is_populated(volume: &DataVolume) -> bool {
     volume.phase == SUCCEEDED
 }
 
+/// Whether its disk is made only when a VM uses it (phases of CDI for WaitForFirstConsumer).
+pub(crate) fn waits_for_consumer(volume: &DataVolume) -> bool {
+    matches!(volume.phase.as_str(), "WaitForFirstConsumer" | "PendingPopulation")
+}
+
 /// Whether CDI gave up on it.
 pub(crate) fn has_failed(volume: &DataVolume) -> bool {
     volume.phase == FAILED

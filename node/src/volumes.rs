@@ -42,8 +42,9 @@ const FIRST_SCAN_PAUSE: Duration = Duration::from_millis(100);
 const LAST_SCAN_PAUSE: Duration = Duration::from_secs(1);
 /// The SCSI hosts are asked to scan after this time, and again at this interval: an announcement may have been lost.
 const RESCAN_AFTER: Duration = Duration::from_secs(5);
-/// The wait for a disk ends this long before the answer is due, so that the answer can report what was seen.
-const WAIT_MARGIN: Duration = Duration::from_millis(500);
+/// The wait for a disk ends this long before the answer is due, so that the answer can report what was seen, and reaches the caller in
+/// time also from a node whose processors are busy.
+const WAIT_MARGIN: Duration = Duration::from_secs(1);
 /// How much of that margin the last scan may take.
 const LAST_SCAN: Duration = Duration::from_millis(250);
 

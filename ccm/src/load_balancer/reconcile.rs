@@ -366,12 +366,11 @@ async fn create_in_any_family(
             ),
             answered => return answered,
         }
-        match families {
-            Some(families) => object["spec"]["ipFamilies"] = families,
-            None => {
-                let spec = object["spec"].as_object_mut();
-                spec.map(|spec| (spec.remove("ipFamilies"), spec.remove("ipFamilyPolicy")));
-            }
+        if let Some(families) = families {
+            object["spec"]["ipFamilies"] = families;
+        } else if let Some(spec) = object["spec"].as_object_mut() {
+            spec.remove("ipFamilies");
+            spec.remove("ipFamilyPolicy");
         }
     }
     context.services.create_mirror(&object).await

@@ -178,7 +178,12 @@ fn every_error_of_a_copy_has_its_code_and_text() {
         (Error::SnapshotNameTaken(name()), Code::AlreadyExists, "invalid snapshot name"),
         (Error::SnapshotDeleting(name()), Code::FailedPrecondition, "is being deleted"),
         (Error::SnapshotGone(name()), Code::Aborted, "try again"),
-        (Error::SnapshotFailed { snapshot: name(), message: "why".into() }, Code::Aborted, "why"),
+        (Error::SnapshotFailed { snapshot: name(), message: "why".into() }, Code::Internal, "why"),
+        (
+            Error::SnapshotNotReady { snapshot: name(), message: "why".into() },
+            Code::Aborted,
+            "is not ready: why",
+        ),
         (Error::SnapshotPending { snapshot: name(), message: "why".into() }, Code::Aborted, "why"),
         (
             Error::NothingToCopy { volume: name(), progress: "why".into() },

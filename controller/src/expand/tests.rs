@@ -123,8 +123,8 @@ fn the_state_of_an_expansion_is_read_from_the_claims_status() {
     );
     assert_eq!(resize("NodeResizePending", &none), Resize::NodePending);
     assert_eq!(resize("NodeResizeInProgress", &none), Resize::Node { failure: None });
-    let node = json!([{"type": "NodeResizeError", "status": "True", "message": "no node"}]);
-    assert_eq!(resize("NodeResizeInfeasible", &node), Resize::Node { failure: Some("no node".into()) });
+    let of_node = json!([{"type": "NodeResizeError", "status": "True", "message": "no node"}]);
+    assert_eq!(resize("NodeResizeInfeasible", &of_node), Resize::Node { failure: Some("no node".into()) });
     assert_eq!(resize("Tomorrow", &none), Resize::Unknown("Tomorrow".into()));
     // Kubernetes before 1.32 writes conditions only.
     let conditions = |kind: &str| json!({"conditions": [{"type": kind, "status": "True"}]});

@@ -109,7 +109,10 @@ async fn where_the_infra_has_no_snapshots_its_storage_driver_clones(#[case] effe
     Code::FailedPrecondition, "being deleted"
 )]
 #[case::never_used(
-    |fake: &FakeInfra| fake.edit(CLAIMS, "pvc-1", |it| it["status"]["phase"] = "Pending".into()),
+    |fake: &FakeInfra| {
+        fake.edit(VOLUMES, "pvc-1", |it| it["status"]["phase"] = "WaitForFirstConsumer".into());
+        fake.edit(CLAIMS, "pvc-1", |it| it["status"]["phase"] = "Pending".into());
+    },
     Code::FailedPrecondition, "has nothing to copy yet"
 )]
 #[case::larger_by_an_expansion(

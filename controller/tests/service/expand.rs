@@ -314,8 +314,34 @@ async fn a_request_that_changed_since_it_was_read_is_not_overwritten() {
 }
 
 #[tokio::test]
+async fn the_claim_of_a_volume_that_is_being_made_is_waited_for() {
+    let fake = fake_with_volume();
+    let claim = fake.get(CLAIMS, "pvc-1").unwrap();
+    fake.remove(CLAIMS, "pvc-1");
+    fake.edit("datavolumes", "pvc-1", |volume| volume["status"]["phase"] = "Pending".into());
+    let expanding = tokio::spawn({
+        let fake = fake.clone();
+        async move { expand(&fake, 2 * GIB).await }
+    });
+    let reads = || fake.calls().iter().filter(|call| call.contains("persistentvolumeclaims")).count();
+    while reads() < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut unbound = claim.clone();
+    unbound["status"] = json!({"phase": "Pending"});
+    fake.put(CLAIMS, "pvc-1", unbound);
+    let before = reads();
+    while reads() < before + 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    fake.put(CLAIMS, "pvc-1", claim);
+    assert_eq!(expanding.await.unwrap().unwrap(), 2 * GIB);
+}
+
+#[tokio::test]
 async fn a_volume_that_is_not_bound_or_on_its_way_out_is_not_expanded() {
     let fake = fake_with_volume();
+    fake.edit("datavolumes", "pvc-1", |volume| volume["status"]["phase"] = "WaitForFirstConsumer".into());
     fake.edit(CLAIMS, "pvc-1", |claim| {
         claim["status"] = json!({"phase": "Pending"});
     });

@@ -114,10 +114,19 @@ async fn an_error_of_the_infra_reaches_the_guest_in_its_own_words() {
     fake.edit(SNAPSHOTS, "snapshot-1", |snapshot| {
         snapshot["status"] = json!({"readyToUse": false, "error": {"message": "pool is full"}});
     });
-    let failed = fixture.snapshot("snapshot-1", "pvc-1").await.map(drop);
-    assert_fails(failed, Code::Aborted, "has not taken snapshot snapshot-1: pool is full");
     let restore = fixture.create(restored("pvc-2", "snapshot-1")).await.map(drop);
     assert_fails(restore, Code::Aborted, "pool is full");
+    let failed = fixture.snapshot("snapshot-1", "pvc-1").await.map(drop);
+    assert_fails(failed, Code::Internal, "has not taken snapshot snapshot-1: pool is full");
+    assert!(fake.get(SNAPSHOTS, "snapshot-1").is_none(), "a final answer leaves nothing behind");
+    assert!(!fixture.snapshot("snapshot-1", "pvc-1").await.unwrap().ready_to_use, "it is taken anew");
+    fake.edit(SNAPSHOTS, "snapshot-1", |snapshot| {
+        let error = json!({"message": "no answer"});
+        snapshot["status"] =
+            json!({"readyToUse": false, "creationTime": "2026-01-01T00:00:00Z", "error": error});
+    });
+    let failed = fixture.snapshot("snapshot-1", "pvc-1").await.map(drop);
+    assert_fails(failed, Code::Aborted, "it is not ready: no answer");
     fake.edit(SNAPSHOTS, "snapshot-1", |snapshot| {
         snapshot["status"] = json!({"readyToUse": true, "restoreSize": "1Gi"});
     });
@@ -136,14 +145,23 @@ async fn an_error_of_the_infra_reaches_the_guest_in_its_own_words() {
     Code::FailedPrecondition, "being deleted"
 )]
 #[case::not_used_yet(
-    |fake: &FakeInfra| fake.edit("persistentvolumeclaims", "pvc-1", |it| it["status"]["phase"] = "Pending".into()),
+    |fake: &FakeInfra| {
+        fake.edit("datavolumes", "pvc-1", |it| it["status"]["phase"] = "WaitForFirstConsumer".into());
+        fake.edit("persistentvolumeclaims", "pvc-1", |it| it["status"]["phase"] = "Pending".into());
+    },
     Code::FailedPrecondition, "has nothing to copy yet"
 )]
 #[case::being_filled(
     |fake: &FakeInfra| fake.edit("datavolumes", "pvc-1", |it| it["status"]["phase"] = "ImportInProgress".into()),
     Code::FailedPrecondition, "data volume phase ImportInProgress"
 )]
-#[case::without_a_claim(|fake: &FakeInfra| fake.remove("persistentvolumeclaims", "pvc-1"), Code::FailedPrecondition, "has nothing to copy yet")]
+#[case::without_a_claim(
+    |fake: &FakeInfra| {
+        fake.edit("datavolumes", "pvc-1", |it| it["status"]["phase"] = "PendingPopulation".into());
+        fake.remove("persistentvolumeclaims", "pvc-1");
+    },
+    Code::FailedPrecondition, "has nothing to copy yet"
+)]
 #[case::failed(
     |fake: &FakeInfra| fake.edit("datavolumes", "pvc-1", |it| it["status"]["phase"] = "Failed".into()),
     Code::FailedPrecondition, "has failed in the infra cluster"
@@ -260,7 +278,11 @@ async fn a_failed_delete_is_not_an_absent_snapshot() {
     fake.fault("DELETE", Effect::Answer(409, "uid differs"));
     assert_fails(fixture.delete_snapshot("snapshot-1").await, Code::Aborted, "uid differs");
     fake.fault("DELETE", Effect::LoseReply);
-    assert_fails(fixture.delete_snapshot("snapshot-1").await, Code::Unavailable, "the infra API request failed");
+    assert_fails(
+        fixture.delete_snapshot("snapshot-1").await,
+        Code::Unavailable,
+        "the infra API request failed",
+    );
     fixture.delete_snapshot("snapshot-1").await.unwrap();
     fixture.delete_snapshot("fake-snapshot-id").await.unwrap();
     fixture.delete_snapshot("../../etc").await.unwrap();

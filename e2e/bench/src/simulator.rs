@@ -15,7 +15,7 @@ pub mod infra_load_balancer;
 pub mod infra_pods;
 pub mod infra_speaker;
 pub mod infra_storage;
-mod quantity;
+pub mod quantity;
 mod queue;
 pub mod virt_handler;
 

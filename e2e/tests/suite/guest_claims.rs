@@ -1,10 +1,13 @@
 //! What a user of the guest does with claims: a class of the test's own, claims with or without a source, pods that print what
 //! they find, larger requests, and the events about all that.
 
-use anyhow::{Context, Result, ensure};
-use bench::scenario::{
-    DEVICE_PATH, Deadline, HCP_NAMESPACE, MOUNT_PATH, PodOnVolume, STORAGE_CLASS, claim, data_volumes, pod,
-    until, until_gone,
+use anyhow::{Context, Result};
+use bench::{
+    scenario::{
+        DEVICE_PATH, Deadline, HCP_NAMESPACE, MOUNT_PATH, PodOnVolume, STORAGE_CLASS, claim, data_volumes,
+        pod, until, until_gone,
+    },
+    simulator::quantity::bytes,
 };
 use k8s_openapi::{
     api::{
@@ -17,7 +20,7 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams, LogParams, ObjectMeta, Patch, PatchParams, PostParams},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::fixture::Fixture;
 
@@ -256,12 +259,10 @@ pub async fn workers(fixture: &Fixture) -> Result<(String, String)> {
     Ok((first.clone(), last.clone()))
 }
 
-/// What an infra claim reports and what it requests.
-pub async fn infra_sizes(fixture: &Fixture, volume: &str) -> Result<(String, String)> {
+/// The bytes that an infra claim requests.
+pub async fn infra_request(fixture: &Fixture, volume: &str) -> Result<u64> {
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
-    let claim: Value = serde_json::to_value(claims.get(volume).await?)?;
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let requested = text(&claim["spec"]["resources"]["requests"]["storage"]);
-    ensure!(!requested.is_empty(), "expected the infra claim to request a size, saw {claim}");
-    Ok((text(&claim["status"]["capacity"]["storage"]), requested))
+    let resources = claims.get(volume).await?.spec.and_then(|spec| spec.resources).unwrap_or_default();
+    let requests = resources.requests.unwrap_or_default();
+    bytes(requests.get("storage").context("expected the infra claim to request a size")?)
 }

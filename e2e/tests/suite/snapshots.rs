@@ -8,6 +8,7 @@ use bench::{
     scenario::{Deadline, HCP_NAMESPACE, data_volumes, until, until_gone},
     simulator::infra_storage,
 };
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::{
     Api, Client,
     api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, PostParams},
@@ -173,13 +174,18 @@ async fn infras_message_is_in_the_guests_snapshot(fixture: Fixture) -> Result<()
     let volume = claims.create(CLAIM, "Filesystem").await?;
     claims.bound(CLAIM).await?;
     fixture.image_of(&volume).await?;
+    let infra_claims: Api<PersistentVolumeClaim> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    let uid = infra_claims.get(&volume).await?.metadata.uid.context("a claim without a UID")?;
+    // The storage knows the volume by the claim that CDI populated and bound it to first.
+    let at =
+        infra_storage::Selector { claim: Some(format!("prime-{uid}")), ..infra_storage::Selector::default() };
     let refusing = bench::control::Client::connect().await?;
     refusing
         .fault(Fault::InfraStorage(infra_storage::Fault::Refuse {
             code: "ResourceExhausted".to_owned(),
             message: WORDS.to_owned(),
             of: infra_storage::Operation::Snapshot,
-            at: infra_storage::Selector { claim: Some(volume.clone()), ..infra_storage::Selector::default() },
+            at,
         }))
         .await?;
     create(&fixture, SNAPSHOT, CLASS).await?;

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 ///
 /// # Errors
 /// When it is no quantity, or is negative.
-pub(super) fn bytes(quantity: &Quantity) -> Result<u64> {
+pub fn bytes(quantity: &Quantity) -> Result<u64> {
     const SUFFIXES: [(&str, u64); 11] = [
         ("Ki", 1 << 10),
         ("Mi", 1 << 20),

@@ -26,10 +26,12 @@ pub(crate) async fn list_snapshots(
         },
         None => all(infra, operation).await?,
     };
-    let is_of_volume = |snapshot: &Owned<VolumeSnapshot>| {
-        request.volume.is_none() || snapshot.claim.as_deref() == request.volume.as_deref()
+    // One that is being deleted counts as deleted, as for DeleteSnapshot: its object stays until the storage is done.
+    let is_listed = |snapshot: &Owned<VolumeSnapshot>| {
+        !snapshot.deleting()
+            && (request.volume.is_none() || snapshot.claim.as_deref() == request.volume.as_deref())
     };
-    let found = found.into_iter().filter(is_of_volume).collect();
+    let found = found.into_iter().filter(is_listed).collect();
     let (token, most) = (request.token.as_deref(), request.most);
     Ok(snapshot::page(found, |snapshot: &Owned<VolumeSnapshot>| &snapshot.metadata.name, token, most)?)
 }

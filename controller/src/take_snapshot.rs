@@ -33,7 +33,7 @@ pub(crate) struct CopySource {
 
 /// What is there of a volume that is to be copied.
 enum Content {
-    Whole(CopySource),
+    Whole(Box<CopySource>),
     /// CDI and the infra storage still make it, and how far they are.
     OnItsWay(String),
     /// Its disk is made when a VM uses it.
@@ -53,7 +53,7 @@ impl CopySource {
         let mut pause = FIRST_PAUSE;
         loop {
             let progress = match Self::look(infra, operation, &name).await? {
-                Content::Whole(source) => return Ok(source),
+                Content::Whole(source) => return Ok(*source),
                 Content::OnItsWay(progress) if Instant::now() + pause < until => progress,
                 Content::OnItsWay(progress) | Content::AtFirstUse(progress) => {
                     return Err(Error::NothingToCopy { volume: name, progress });
@@ -90,7 +90,7 @@ impl CopySource {
         if !claim.is_bound() || !volume::is_populated(&volume) {
             return Ok(empty(format!("claim {}, {}", claim.status.phase, volume.progress())));
         }
-        Ok(Content::Whole(Self { name: name.clone(), volume, claim }))
+        Ok(Content::Whole(Box::new(Self { name: name.clone(), volume, claim })))
     }
 
     /// Its infra storage class, once infra's default is filled in.
@@ -181,7 +181,7 @@ pub(crate) async fn until_ready(
 }
 
 /// The error of a snapshot that the infra cluster can't take. If nothing has been cut yet, the snapshot is deleted, and the next call
-/// begins anew: csi-snapshotter deletes a guest's VolumeSnapshot only after a final answer, which must leave nothing behind.
+/// begins anew: csi-snapshotter deletes a guest's `VolumeSnapshot` only after a final answer, which must leave nothing behind.
 async fn failed(
     infra: &Infra,
     operation: &ControllerOperation,

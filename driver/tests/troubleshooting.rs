@@ -83,11 +83,8 @@ fn each_reason_of_an_event_or_condition_is_explained() {
         words(&sources, '"').into_iter().filter(|word| !NO_REASONS.contains(word)).collect();
     assert!(given.len() > 20, "the reasons are read: {given:?}");
     let guide = read("docs/guides/troubleshooting-services-and-nodes.md");
-    let first_column: String = guide
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `")?.split(" |").next())
-        .map(|cell| format!("`{cell}\n"))
-        .collect();
+    let cells = guide.lines().filter_map(|line| Some(line.strip_prefix("| ")?.split(" |").next()?.trim()));
+    let first_column = cells.filter(|cell| cell.starts_with('`')).collect::<Vec<_>>().join("\n");
     let explained = words(&first_column, '`');
     let lacking: Vec<_> =
         given.iter().filter(|word| !explained.contains(*word) && !GOOD.contains(*word)).collect();

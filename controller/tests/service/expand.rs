@@ -156,7 +156,7 @@ async fn volumes_of_the_reference_grow_by_the_default_overhead() {
             claim["status"]["allocatedResources"] = json!({"storage": "1153433600"});
         },
         |_: &mut Value, claim: &mut Value| {
-            claim["spec"]["resources"]["requests"]["storage"] = "1536Mi".into()
+            claim["spec"]["resources"]["requests"]["storage"] = "1536Mi".into();
         },
     ] {
         let fake = fake_with_volume();
@@ -348,7 +348,7 @@ async fn a_volume_that_is_not_bound_or_on_its_way_out_is_not_expanded() {
     assert_fails(expand(&fake, 2 * GIB).await.map(drop), Code::Aborted, "is Pending");
     assert_eq!(expand(&fake, GIB).await.unwrap(), GIB, "it will be as large as it was created");
     fake.edit(CLAIMS, "pvc-1", |claim| {
-        claim["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into()
+        claim["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
     });
     assert_fails(expand(&fake, 2 * GIB).await.map(drop), Code::FailedPrecondition, "being deleted");
     fake.remove(CLAIMS, "pvc-1");

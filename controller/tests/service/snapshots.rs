@@ -307,7 +307,10 @@ async fn snapshots_are_listed_page_by_page_where_that_is_granted() {
     let rest = csi::ListSnapshotsRequest { starting_token: token, ..all() };
     assert_eq!(fixture.list(rest).await.unwrap(), (vec!["snapshot-3".to_owned()], String::new()));
     let of_volume = csi::ListSnapshotsRequest { source_volume_id: "pvc-1".into(), ..all() };
-    assert_eq!(fixture.list(of_volume).await.unwrap().0, ["snapshot-1", "snapshot-3"]);
+    assert_eq!(fixture.list(of_volume.clone()).await.unwrap().0, ["snapshot-1", "snapshot-3"]);
+    fake.edit(SNAPSHOTS, "snapshot-3", |it| it["metadata"]["deletionTimestamp"] = "x".into());
+    assert_eq!(fixture.list(of_volume).await.unwrap().0, ["snapshot-1"], "deleted, and not gone yet");
+    assert_eq!(fixture.list(by_id("snapshot-3")).await.unwrap().0, Vec::<String>::new());
     let unknown = csi::ListSnapshotsRequest { source_volume_id: "none".into(), ..all() };
     assert_eq!(fixture.list(unknown).await.unwrap().0, Vec::<String>::new());
     let bad = csi::ListSnapshotsRequest { starting_token: "invalid-token".into(), ..all() };

@@ -30,7 +30,7 @@ fn read(folder: &Path, above: &str, found: &mut Sources) {
         }
         if path.is_dir() {
             read(&path, &format!("{above}{name}/"), found);
-        } else if name.ends_with(".rs") {
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
             found.insert(format!("{above}{name}"), fs::read_to_string(&path).expect("is text"));
         }
     }

@@ -363,7 +363,7 @@ proptest! {
     }
 }
 
-/// A policy of infra that labels every object (Kyverno, Gatekeeper, MutatingAdmissionPolicy).
+/// A policy of infra that labels every object (Kyverno, Gatekeeper, `MutatingAdmissionPolicy`).
 #[test]
 fn a_label_that_infra_adds_is_no_difference_and_stays() {
     let mut world = World::new(Writer::Ours, true, wanted([endpoint(1, true)]));

@@ -427,7 +427,7 @@ async fn an_address_that_another_program_writes_over_is_repaired_ever_more_slowl
     assert!(repairs <= 6, "{repairs} in 10 s");
 }
 
-/// A load balancer of infra that corrects the mirror (PureLB, kubelb#143).
+/// A load balancer of infra that corrects the mirror (`PureLB`, kubelb#143).
 #[tokio::test(start_paused = true)]
 async fn a_field_that_infra_corrects_is_repaired_ever_more_slowly_and_the_address_is_shown_at_once() {
     let mut controller = Controller::new();

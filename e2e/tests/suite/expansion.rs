@@ -89,8 +89,8 @@ async fn in_use(fixture: Fixture, content: &str, bus: &str, class: &str) -> Resu
 
     claims.request(CLAIM, GROWN).await?;
     claims.has_capacity(CLAIM, GROWN).await?;
-    let more = GROWN_KIB - SIZE_KIB;
-    let found = claims.finds(WRITER, "a larger disk", |found| has_grown(before, more, found.kib)).await?;
+    let growth = GROWN_KIB - SIZE_KIB;
+    let found = claims.finds(WRITER, "a larger disk", |found| has_grown(before, growth, found.kib)).await?;
     ensure!(found.content == WRITTEN, "expected {WRITTEN:?} on the larger disk, saw {found:?}");
     if mode == "Block" {
         ensure!(found.kib >= GROWN_KIB, "expected a device of {GROWN_KIB} KiB, saw {found:?}");
@@ -121,8 +121,8 @@ async fn a_claim_that_no_pod_uses_grows_for_the_next(fixture: Fixture) -> Result
     );
 
     claims.start(READER, CLAIM, &last, "Filesystem", false).await?;
-    let more = GROWN_KIB - SIZE_KIB;
-    let found = claims.finds(READER, "a larger disk", |found| has_grown(before, more, found.kib)).await?;
+    let growth = GROWN_KIB - SIZE_KIB;
+    let found = claims.finds(READER, "a larger disk", |found| has_grown(before, growth, found.kib)).await?;
     ensure!(found.content == WRITTEN, "expected {WRITTEN:?} on the larger disk, saw {found:?}");
     claims.has_capacity(CLAIM, GROWN).await?;
     claims.end(READER).await?;
@@ -157,8 +157,8 @@ async fn a_disk_that_kubevirt_leaves_as_it_is_is_not_reported_larger(fixture: Fi
 
     drop(without_growth);
     claims.has_capacity(CLAIM, GROWN).await?;
-    let more = GROWN_KIB - SIZE_KIB;
-    claims.finds(WRITER, "a larger disk", |found| has_grown(before.kib, more, found.kib)).await?;
+    let growth = GROWN_KIB - SIZE_KIB;
+    claims.finds(WRITER, "a larger disk", |found| has_grown(before.kib, growth, found.kib)).await?;
     claims.end(WRITER).await?;
     claims.delete(CLAIM, &volume).await?;
     claims.finish().await

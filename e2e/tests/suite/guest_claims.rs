@@ -1,6 +1,8 @@
 //! What a user of the guest does with claims: a class of the test's own, claims with or without a source, pods that print what
 //! they find, larger requests, and the events about all that.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use bench::{
     scenario::{
@@ -41,7 +43,7 @@ pub const FILESYSTEM_PARAMETER: &str = "csi.storage.k8s.io/fstype";
 /// Claims and pods in a guest namespace of the test's own.
 pub struct Claims<'a> {
     fixture: &'a Fixture,
-    claims: Api<PersistentVolumeClaim>,
+    api: Api<PersistentVolumeClaim>,
     pods: Api<Pod>,
     classes: Api<StorageClass>,
 }
@@ -74,7 +76,7 @@ impl<'a> Claims<'a> {
         classes.create(&PostParams::default(), &class).await?;
         Ok(Self {
             fixture,
-            claims: Api::namespaced(fixture.guest.clone(), &namespace),
+            api: Api::namespaced(fixture.guest.clone(), &namespace),
             pods: Api::namespaced(fixture.guest.clone(), &namespace),
             classes,
         })
@@ -105,14 +107,14 @@ impl<'a> Claims<'a> {
     }
 
     async fn create_with(&self, claim: PersistentVolumeClaim) -> Result<String> {
-        let made = self.claims.create(&PostParams::default(), &claim).await?;
+        let made = self.api.create(&PostParams::default(), &claim).await?;
         Ok(format!("pvc-{}", made.uid().context("a claim without uid")?))
     }
 
     /// Waits until a claim is bound.
     pub async fn bound(&self, name: &str) -> Result<()> {
         until(&format!("the claim {name} to be bound"), Deadline::PodStart, async || {
-            let status = self.claims.get(name).await?.status.unwrap_or_default();
+            let status = self.api.get(name).await?.status.unwrap_or_default();
             Ok(if status.phase.as_deref() == Some("Bound") { Ok(()) } else { Err(format!("{status:?}")) })
         })
         .await
@@ -121,13 +123,13 @@ impl<'a> Claims<'a> {
     /// Sets what a claim requests.
     pub async fn request(&self, name: &str, size: &str) -> Result<()> {
         let patch = Patch::Merge(json!({"spec": {"resources": {"requests": {"storage": size}}}}));
-        self.claims.patch(name, &PatchParams::default(), &patch).await.map(drop)?;
+        self.api.patch(name, &PatchParams::default(), &patch).await.map(drop)?;
         Ok(())
     }
 
     /// What a claim reports as its size.
     pub async fn capacity(&self, name: &str) -> Result<String> {
-        let status = self.claims.get(name).await?.status.unwrap_or_default();
+        let status = self.api.get(name).await?.status.unwrap_or_default();
         let capacity = status.capacity.and_then(|mut all| all.remove("storage"));
         Ok(capacity.unwrap_or_else(|| Quantity("none".to_owned())).0)
     }
@@ -135,11 +137,11 @@ impl<'a> Claims<'a> {
     /// Waits until a claim reports this size, and that nothing is left to do.
     pub async fn has_capacity(&self, name: &str, size: &str) -> Result<()> {
         until(&format!("the claim {name} to have {size}"), Deadline::PodStart, async || {
-            let status = self.claims.get(name).await?.status.unwrap_or_default();
+            let status = self.api.get(name).await?.status.unwrap_or_default();
             let has =
                 status.capacity.as_ref().and_then(|all| all.get("storage")).is_some_and(|has| has.0 == size);
             let is_settled = status.conditions.as_ref().is_none_or(Vec::is_empty)
-                && status.allocated_resource_statuses.as_ref().is_none_or(|all| all.is_empty());
+                && status.allocated_resource_statuses.as_ref().is_none_or(BTreeMap::is_empty);
             Ok(if has && is_settled { Ok(()) } else { Err(format!("{status:?}")) })
         })
         .await
@@ -148,7 +150,7 @@ impl<'a> Claims<'a> {
     /// Waits until a claim has grown in infra, and its filesystem waits for a pod.
     pub async fn waits_for_a_pod(&self, name: &str) -> Result<()> {
         until(&format!("the claim {name} to wait for a node"), Deadline::PodStart, async || {
-            let status = self.claims.get(name).await?.status.unwrap_or_default();
+            let status = self.api.get(name).await?.status.unwrap_or_default();
             let waits = status.conditions.iter().flatten().any(|c| c.type_ == "FileSystemResizePending");
             Ok(if waits { Ok(()) } else { Err(format!("{status:?}")) })
         })
@@ -234,8 +236,8 @@ impl<'a> Claims<'a> {
 
     /// Deletes a claim, and waits until the volume is gone in infra.
     pub async fn delete(&self, name: &str, volume: &str) -> Result<()> {
-        self.claims.delete(name, &DeleteParams::default()).await?;
-        until_gone(&self.claims, name, "claim", Deadline::PodStart).await?;
+        self.api.delete(name, &DeleteParams::default()).await?;
+        until_gone(&self.api, name, "claim", Deadline::PodStart).await?;
         let infra = data_volumes(&self.fixture.infra, HCP_NAMESPACE);
         until_gone(&infra, volume, "DataVolume", Deadline::MachineStart).await
     }

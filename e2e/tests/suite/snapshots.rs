@@ -104,9 +104,9 @@ async fn restored(fixture: Fixture, content: &str, class: &str) -> Result<()> {
 
     let larger = claims.create_from(Source::Snapshot(SNAPSHOT), "larger", GROWN, mode).await?;
     claims.start("reader-larger", "larger", &first, mode, false).await?;
-    let more = GROWN_KIB - SIZE_KIB;
+    let growth = GROWN_KIB - SIZE_KIB;
     let found =
-        claims.finds("reader-larger", "a larger disk", |found| has_grown(before, more, found.kib)).await?;
+        claims.finds("reader-larger", "a larger disk", |found| has_grown(before, growth, found.kib)).await?;
     ensure!(found.content == WRITTEN, "expected {WRITTEN:?} on the larger disk, saw {found:?}");
     claims.end("reader-larger").await?;
 

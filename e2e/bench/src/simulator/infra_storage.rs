@@ -4,7 +4,7 @@
 //!
 //! The data of a block volume is one sparse file, a device's stand-in. A filesystem volume is a folder, in which CDI's importer
 //! (`infra_pods`) makes the `disk.img`. The virt-handler simulator plugs the one or the other into machines. All of it lies
-//! in one filesystem that shares extents ([`pool`]): a snapshot and a clone are reflinks, made at one point in time.
+//! in one filesystem that shares extents (`pool`): a snapshot and a clone are reflinks, made at one point in time.
 //!
 //! A volume's handle is its name, which is its PV's: `pvc-<uid>`.
 //!

@@ -16,7 +16,7 @@ pub enum Content<'a> {
 }
 
 impl Controller {
-    /// DeleteSnapshot.
+    /// `DeleteSnapshot`.
     pub async fn delete_snapshot(&self, snapshot_id: &str) -> Result<(), Status> {
         let request =
             DeleteSnapshotRequest { snapshot_id: snapshot_id.to_owned(), ..DeleteSnapshotRequest::default() };

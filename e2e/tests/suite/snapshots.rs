@@ -33,7 +33,7 @@ tests! {
         a_snapshot_without_our_labels_is_refused;
 }
 
-/// The VolumeSnapshotClass of `deploy/tenant/snapshots`.
+/// The `VolumeSnapshotClass` of `deploy/tenant/snapshots`.
 const CLASS: &str = "kubevirt-csi-snapclass";
 
 const CLAIM: &str = "claim";
@@ -70,7 +70,7 @@ pub fn trials_restored() -> Vec<Trial> {
         .collect()
 }
 
-/// VolumeSnapshots of a namespace.
+/// `VolumeSnapshots` of a namespace.
 pub fn volume_snapshots(client: &Client, namespace: &str) -> Api<DynamicObject> {
     let kind = GroupVersionKind::gvk("snapshot.storage.k8s.io", "v1", "VolumeSnapshot");
     let resource = ApiResource::from_gvk_with_plural(&kind, "volumesnapshots");
@@ -167,7 +167,7 @@ async fn delete(fixture: &Fixture, name: &str) -> Result<()> {
     until_gone(&snapshots, name, "VolumeSnapshot", Deadline::PodStart).await
 }
 
-/// The storage refuses to take a snapshot: its message is in the guest's VolumeSnapshot, and the snapshot is ready when the fault is
+/// The storage refuses to take a snapshot: its message is in the guest's `VolumeSnapshot`, and the snapshot is ready when the fault is
 /// over.
 async fn infras_message_is_in_the_guests_snapshot(fixture: Fixture) -> Result<()> {
     let claims = Claims::new(&fixture, &[]).await?;
@@ -202,7 +202,7 @@ async fn infras_message_is_in_the_guests_snapshot(fixture: Fixture) -> Result<()
     claims.finish().await
 }
 
-/// The guest's class names a snapshot class that infra does not have: the VolumeSnapshot's error names it, and nothing is left in
+/// The guest's class names a snapshot class that infra does not have: the `VolumeSnapshot`'s error names it, and nothing is left in
 /// infra once the snapshot is deleted.
 async fn a_class_that_infra_does_not_have_is_an_error_of_the_snapshot(fixture: Fixture) -> Result<()> {
     let claims = Claims::new(&fixture, &[]).await?;
@@ -226,7 +226,7 @@ async fn a_class_that_infra_does_not_have_is_an_error_of_the_snapshot(fixture: F
     claims.finish().await
 }
 
-/// A VolumeSnapshot of the infra namespace without the guest's labels is neither restored nor deleted, and stays.
+/// A `VolumeSnapshot` of the infra namespace without the guest's labels is neither restored nor deleted, and stays.
 async fn a_snapshot_without_our_labels_is_refused(fixture: Fixture) -> Result<()> {
     let controller = Controller::start(&fixture, "a").await?;
     let volume = controller.create(&format!("pvc-{}", fixture.word), block()).await?;

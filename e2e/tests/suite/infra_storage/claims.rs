@@ -38,7 +38,7 @@ pub struct Claims {
     /// Its name.
     pub namespace: String,
     client: Client,
-    claims: Api<PersistentVolumeClaim>,
+    api: Api<PersistentVolumeClaim>,
     snapshots: Api<DynamicObject>,
     pods: Api<Pod>,
     volumes: PathBuf,
@@ -59,7 +59,7 @@ impl Claims {
         let kind = GroupVersionKind::gvk("snapshot.storage.k8s.io", "v1", "VolumeSnapshot");
         let kind = ApiResource::from_gvk(&kind);
         Ok(Self {
-            claims: Api::namespaced(client.clone(), &namespace),
+            api: Api::namespaced(client.clone(), &namespace),
             snapshots: Api::namespaced_with(client.clone(), &namespace, &kind),
             pods: Api::namespaced(client.clone(), &namespace),
             volumes: Run::open(fixture.run.clone())?.volumes(),
@@ -95,7 +95,7 @@ impl Claims {
             }
         };
         wanted["spec"]["dataSource"] = source;
-        self.claims.create(&PostParams::default(), &serde_json::from_value(wanted)?).await?;
+        self.api.create(&PostParams::default(), &serde_json::from_value(wanted)?).await?;
         Ok(())
     }
 
@@ -113,7 +113,7 @@ impl Claims {
 
     /// Where the data of a bound claim is.
     pub async fn image(&self, name: &str) -> Result<PathBuf> {
-        let spec = self.claims.get(name).await?.spec.context("a claim has no spec")?;
+        let spec = self.api.get(name).await?.spec.context("a claim has no spec")?;
         let volume = spec.volume_name.with_context(|| format!("the claim {name} is not bound"))?;
         Ok(infra_storage::image(&self.volumes, &volume, spec.volume_mode.as_deref()))
     }
@@ -121,7 +121,7 @@ impl Claims {
     /// Asks for another size.
     pub async fn request(&self, name: &str, bytes: u64) -> Result<()> {
         let patch = json!({"spec": {"resources": {"requests": {"storage": bytes.to_string()}}}});
-        self.claims.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        self.api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         Ok(())
     }
 
@@ -153,7 +153,7 @@ impl Claims {
 
     async fn claim_until(&self, name: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Result<()> {
         until(&format!("the claim {name} to {what}"), Deadline::PodStart, async || {
-            let status = serde_json::to_value(self.claims.get(name).await?.status)?;
+            let status = serde_json::to_value(self.api.get(name).await?.status)?;
             Ok(if holds(&status) { Ok(()) } else { Err(status.to_string()) })
         })
         .await
@@ -174,7 +174,7 @@ impl Claims {
     /// Deletes a claim and waits until its volume is gone.
     pub async fn delete(&self, name: &str) -> Result<()> {
         let image = self.image(name).await?;
-        self.claims.delete(name, &DeleteParams::default()).await?;
+        self.api.delete(name, &DeleteParams::default()).await?;
         self.gone(name).await?;
         until(&format!("the image of {name} to be gone"), Deadline::PodStart, async || {
             Ok(if image.exists() { Err(format!("{} exists", image.display())) } else { Ok(()) })
@@ -184,7 +184,7 @@ impl Claims {
 
     /// Waits until there is no such claim.
     pub async fn gone(&self, name: &str) -> Result<()> {
-        until_gone(&self.claims, name, "claim", Deadline::PodStart).await
+        until_gone(&self.api, name, "claim", Deadline::PodStart).await
     }
 
     /// Asks for a snapshot of a claim.

@@ -117,7 +117,7 @@ pub enum Error {
     /// The snapshot was deleted while its creation was waited for.
     #[error("snapshot {0} was deleted in the infra cluster meanwhile, try again")]
     SnapshotGone(ObjectName),
-    /// The infra cluster could not take the snapshot; the object with the error is deleted.
+    /// The infra cluster could not ask its storage for the snapshot; the object with the error is deleted.
     #[error("the infra cluster has not taken snapshot {snapshot}: {message}")]
     SnapshotFailed {
         /// Snapshot.
@@ -125,8 +125,8 @@ pub enum Error {
         /// The infra cluster's message.
         message: String,
     },
-    /// The infra cluster has taken the snapshot and reports an error; it tries again by itself.
-    #[error("the infra cluster has taken snapshot {snapshot}, and it is not ready: {message}")]
+    /// The infra cluster reports an error of its storage; it tries again by itself.
+    #[error("snapshot {snapshot} is not ready in the infra cluster: {message}")]
     SnapshotNotReady {
         /// Snapshot.
         snapshot: ObjectName,

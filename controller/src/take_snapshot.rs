@@ -180,8 +180,10 @@ pub(crate) async fn until_ready(
     }
 }
 
-/// The error of a snapshot that the infra cluster can't take. If nothing has been cut yet, the snapshot is deleted, and the next call
-/// begins anew: csi-snapshotter deletes a guest's `VolumeSnapshot` only after a final answer, which must leave nothing behind.
+/// The error of a snapshot that the infra cluster can't take. If its storage was never asked, the snapshot is deleted, and the next
+/// call begins anew: csi-snapshotter deletes a guest's `VolumeSnapshot` only after a final answer, which must leave nothing behind.
+/// Once the storage was asked, the infra cluster goes on by itself: an object that is deleted before its csi-snapshotter knows the
+/// outcome stays for ever.
 async fn failed(
     infra: &Infra,
     operation: &ControllerOperation,
@@ -190,7 +192,7 @@ async fn failed(
     message: String,
 ) -> Result<Error, Error> {
     let snapshot_name = name.clone();
-    if snapshot.taken_at.is_some() {
+    if snapshot.has_content || snapshot.taken_at.is_some() {
         return Ok(Error::SnapshotNotReady { snapshot: snapshot_name, message });
     }
     delete(infra, operation, name, snapshot).await?;

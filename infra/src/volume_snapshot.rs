@@ -24,6 +24,8 @@ pub struct VolumeSnapshot {
     pub restore_size: Option<u64>,
     /// `status.creationTime`: the moment that the data is of (RFC 3339).
     pub taken_at: Option<String>,
+    /// `status.boundVolumeSnapshotContentName` is set: the storage system has been asked for it.
+    pub has_content: bool,
     /// `status.error.message`. The infra cluster's snapshot controller tries again all the same, and removes it then.
     pub error: Option<String>,
 }
@@ -73,6 +75,7 @@ struct WireStatus {
     ready_to_use: Option<bool>,
     restore_size: Option<serde_json::Value>,
     creation_time: Option<String>,
+    bound_volume_snapshot_content_name: Option<String>,
     error: Option<WireError>,
 }
 
@@ -96,6 +99,7 @@ impl From<Wire> for VolumeSnapshot {
             is_ready: status.ready_to_use.unwrap_or_default(),
             restore_size,
             taken_at: status.creation_time,
+            has_content: status.bound_volume_snapshot_content_name.is_some(),
             error: status.error.map(|error| error.message.unwrap_or_else(|| "no message".to_owned())),
         }
     }

@@ -182,7 +182,7 @@ fn every_error_of_a_copy_has_its_code_and_text() {
         (
             Error::SnapshotNotReady { snapshot: name(), message: "why".into() },
             Code::Aborted,
-            "is not ready: why",
+            "is not ready in the infra cluster: why",
         ),
         (Error::SnapshotPending { snapshot: name(), message: "why".into() }, Code::Aborted, "why"),
         (

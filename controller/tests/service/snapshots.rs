@@ -123,10 +123,10 @@ async fn an_error_of_the_infra_reaches_the_guest_in_its_own_words() {
     fake.edit(SNAPSHOTS, "snapshot-1", |snapshot| {
         let error = json!({"message": "no answer"});
         snapshot["status"] =
-            json!({"readyToUse": false, "creationTime": "2026-01-01T00:00:00Z", "error": error});
+            json!({"readyToUse": false, "boundVolumeSnapshotContentName": "c", "error": error});
     });
     let failed = fixture.snapshot("snapshot-1", "pvc-1").await.map(drop);
-    assert_fails(failed, Code::Aborted, "it is not ready: no answer");
+    assert_fails(failed, Code::Aborted, "is not ready in the infra cluster: no answer");
     fake.edit(SNAPSHOTS, "snapshot-1", |snapshot| {
         snapshot["status"] = json!({"readyToUse": true, "restoreSize": "1Gi"});
     });

@@ -30,8 +30,8 @@ const READER: &str = "reader";
 
 /// Clones: content, infra class, whether a pod uses the source meanwhile, and whether it is in the short list.
 const CLONED: [(&str, &str, bool, bool); 5] = [
-    ("ext4", "block-immediate", false, true),
-    ("ext4", "block-immediate", true, true),
+    ("ext4", "block-immediate", false, false),
+    ("ext4", "block-immediate", true, false),
     ("xfs", "filesystem-rwo", true, false),
     ("block", "block-wffc", false, false),
     ("block", "block-rwo-csi-clone", false, false),

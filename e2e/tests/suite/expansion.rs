@@ -32,7 +32,7 @@ tests! {
     Shared:
         a_claim_that_no_pod_uses_grows_for_the_next,
         a_disk_that_kubevirt_leaves_as_it_is_is_not_reported_larger;
-    Workers:
+    Workers, long:
         a_user_goes_on_after_a_refusal_by_the_infra_quota;
     Calls:
         a_class_that_does_not_grow_in_infra_is_an_event_of_the_claim;

@@ -326,7 +326,7 @@ async fn two_disks_with_one_cut_serial_are_not_used(fixture: Fixture) -> Result<
     node.until_seen(common, disks.len()).await?;
     for disk in disks.iter().chain(&disks) {
         let said = refused_with(node.stage(&disk.volume, &filesystem("ext4")).await, Code::Unavailable)?;
-        ensure!(said.contains("more than one disk"), "expected a refusal for the right disk, saw {said}");
+        ensure!(said.contains("matches several disks"), "expected a refusal for the right disk, saw {said}");
     }
     for disk in &disks {
         disk.unplug().await?;

@@ -23,6 +23,7 @@ mod json_patch;
 mod list;
 mod machine;
 mod metrics;
+mod objects;
 mod quantity;
 mod reader;
 mod rights;

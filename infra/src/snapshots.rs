@@ -1,13 +1,12 @@
 //! Calls on `VolumeSnapshots`: get, create, delete; and list, where that is granted.
 
-use cluster::{Error, WhenPaused};
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use cluster::Error;
 use kubevirt::ObjectName;
 
 use crate::{
     guest_guard::Owned,
     infra::Infra,
-    reader::{VOLUME_SNAPSHOTS, accepting_all},
+    reader::VOLUME_SNAPSHOTS,
     volume_snapshot::{NewVolumeSnapshot, VolumeSnapshot},
 };
 
@@ -24,11 +23,8 @@ impl Infra {
 
     /// Creates a `VolumeSnapshot` with our labels; 409 if the name is taken.
     pub async fn create_volume_snapshot(&self, new: &NewVolumeSnapshot) -> Result<VolumeSnapshot, Error> {
-        let reader = &self.shared.reader;
-        let body = new.body(&reader.namespace, self.shared.guard.labels());
-        let request = reader.requests(VOLUME_SNAPSHOTS).create(&PostParams::default(), body);
-        let created = reader.server.read(accepting_all(request), WhenPaused::Fail).await;
-        created.map_err(|error: Error| error.about(new.name.as_str()))
+        let body = new.body(self.namespace(), self.shared.guard.labels());
+        self.create(VOLUME_SNAPSHOTS, &new.name, body).await
     }
 
     /// Deletes exactly this `VolumeSnapshot`, which was read under `name`: 409 if another one has taken the name since.
@@ -37,10 +33,6 @@ impl Infra {
         name: &ObjectName,
         snapshot: &Owned<VolumeSnapshot>,
     ) -> Result<(), Error> {
-        let this = Preconditions { uid: Some(snapshot.metadata.uid.clone()), resource_version: None };
-        let params = DeleteParams::default().preconditions(this);
-        let reader = &self.shared.reader;
-        let request = accepting_all(reader.requests(VOLUME_SNAPSHOTS).delete(name.as_str(), &params));
-        reader.server.exchange(request, WhenPaused::Fail).await.map(drop)
+        self.delete(VOLUME_SNAPSHOTS, name, &snapshot.metadata).await
     }
 }

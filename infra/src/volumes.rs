@@ -1,14 +1,13 @@
 //! Calls on `DataVolumes`: get, create, delete, and never list.
 
-use cluster::{Error, WhenPaused};
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use cluster::Error;
 use kubevirt::ObjectName;
 
 use crate::{
     data_volume::{DataVolume, NewDataVolume},
     guest_guard::Owned,
     infra::Infra,
-    reader::{DATA_VOLUMES, accepting_all},
+    reader::DATA_VOLUMES,
 };
 
 impl Infra {
@@ -19,11 +18,8 @@ impl Infra {
 
     /// Creates a `DataVolume` with our labels; 409 if the name is taken.
     pub async fn create_data_volume(&self, new: &NewDataVolume) -> Result<DataVolume, Error> {
-        let reader = &self.shared.reader;
-        let body = new.body(&reader.namespace, self.shared.guard.labels());
-        let request = reader.requests(DATA_VOLUMES).create(&PostParams::default(), body);
-        let created = reader.server.read(accepting_all(request), WhenPaused::Fail).await;
-        created.map_err(|error: Error| error.about(new.name.as_str()))
+        let body = new.body(self.namespace(), self.shared.guard.labels());
+        self.create(DATA_VOLUMES, &new.name, body).await
     }
 
     /// Deletes exactly this `DataVolume`, which was read under `name`: 409 if another one has taken the name since.
@@ -32,10 +28,6 @@ impl Infra {
         name: &ObjectName,
         volume: &Owned<DataVolume>,
     ) -> Result<(), Error> {
-        let this = Preconditions { uid: Some(volume.metadata.uid.clone()), resource_version: None };
-        let params = DeleteParams::default().preconditions(this);
-        let reader = &self.shared.reader;
-        let request = accepting_all(reader.requests(DATA_VOLUMES).delete(name.as_str(), &params));
-        reader.server.exchange(request, WhenPaused::Fail).await.map(drop)
+        self.delete(DATA_VOLUMES, name, &volume.metadata).await
     }
 }

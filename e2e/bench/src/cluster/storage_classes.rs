@@ -15,10 +15,15 @@ use super::{
     ApiServer, FIELD_MANAGER,
     wait::{self, Poll},
 };
-use crate::simulator::infra_storage::{CLASS_PARAMETER, NODE_EXPANSION_PARAMETER};
 
 /// The provisioner's (CSI driver's) name in the infra cluster.
 pub const PROVISIONER: &str = "storage.bench.local";
+
+/// The parameter in which a class tells its own name: CSI does not.
+pub const CLASS_PARAMETER: &str = "class";
+
+/// The parameter that says whether a node has work to do after an expansion: `true` or `false`.
+pub const NODE_EXPANSION_PARAMETER: &str = "nodeExpansion";
 
 /// The class of the snapshots, and the default one.
 pub const SNAPSHOT_CLASS: &str = "snapshots";

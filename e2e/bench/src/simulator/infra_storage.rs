@@ -28,10 +28,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
 
-pub use self::{
-    fault::{Fault, Operation, Selector},
-    parameters::{CLASS_PARAMETER, NODE_EXPANSION_PARAMETER},
-};
+pub use self::fault::{Fault, Operation, Selector};
 use self::{identity::Identity, plugin::Plugin, pool::Pool, service::Service};
 use super::{Running, fault_plan::FaultPlan};
 
@@ -43,7 +40,7 @@ const DISK_IMAGE: &str = "disk.img";
 
 /// What the plugin needs.
 pub struct Options {
-    /// The file that holds the pool's filesystem; made anew.
+    /// The file that holds the pool's filesystem. The plugin creates it, and replaces one that exists.
     pub pool: PathBuf,
     /// The folder where the pool is mounted: the images.
     pub volumes: PathBuf,

@@ -148,8 +148,7 @@ impl Machine {
         self.disks.size(&self.monitor, name).await
     }
 
-    /// Makes a plugged disk so many bytes large, and its image with it if that is shorter; the guest is told by its disk's
-    /// controller.
+    /// Grows a plugged disk to `bytes`. If its image file is shorter, the file grows too. The disk's controller notifies the guest.
     pub async fn grow(&self, name: &str, bytes: u64) -> Result<()> {
         self.disks.grow(&self.monitor, name, bytes).await
     }

@@ -6,11 +6,7 @@ use std::collections::HashMap;
 use csi_proto::v1::{VolumeCapability, volume_capability::AccessType};
 
 use super::{plan::Refusal, pool::Volume};
-
-/// The parameter in which a class tells its own name: CSI does not.
-pub const CLASS_PARAMETER: &str = "class";
-/// The parameter that says whether a node has work to do after an expansion: `true` or `false`.
-pub const NODE_EXPANSION_PARAMETER: &str = "nodeExpansion";
+use crate::cluster::storage_classes::{CLASS_PARAMETER, NODE_EXPANSION_PARAMETER};
 
 /// Keys that csi-provisioner adds (`pkg/controller`, `pvcNameKey` and `pvcNamespaceKey`).
 const CLAIM: &str = "csi.storage.k8s.io/pvc/name";

@@ -17,7 +17,10 @@ use super::{
     plan::{self, Content, Refusal, Step},
     pool::{self, Pool, Snapshot, Source, Volume},
 };
-use crate::simulator::fault_plan::{FaultPlan, Pending, Verdict, verdict};
+use crate::{
+    cluster::storage_classes::CLASS_PARAMETER,
+    simulator::fault_plan::{FaultPlan, Pending, Verdict, verdict},
+};
 
 /// The plugin.
 pub(super) struct Plugin {
@@ -217,8 +220,7 @@ impl Plugin {
         &self,
         request: csi::GetCapacityRequest,
     ) -> Result<csi::GetCapacityResponse, Failure> {
-        let class =
-            request.parameters.get(parameters::CLASS_PARAMETER).map(String::as_str).unwrap_or_default();
+        let class = request.parameters.get(CLASS_PARAMETER).map(String::as_str).unwrap_or_default();
         let free = match fault::capacity(&self.faults.active(), class) {
             Some(capacity) => capacity.saturating_sub(plan::used(&self.pool.volumes().await?, class, "")),
             None => pool::POOL_BYTES,

@@ -13,7 +13,7 @@ use tonic::Code;
 use crate::{
     controller_process::{Content, Controller, VOLUME_BYTES, block},
     fixture::Fixture,
-    guest_claims::{Claims, FILESYSTEM_PARAMETER, SIZE, Source, workers},
+    guest_claims::{Claims, SIZE, Source, workers},
     snapshots::volume_snapshots,
     trial::{name, trial},
 };
@@ -52,12 +52,7 @@ pub fn trials_cloned() -> Vec<Trial> {
 
 /// The copy has what was written to the source before, and no temporary snapshot is left in infra.
 async fn cloned(fixture: Fixture, content: &str, class: &str, in_use: bool) -> Result<()> {
-    let mode = if content == "block" { "Block" } else { "Filesystem" };
-    let mut parameters = vec![("infraStorageClassName", class)];
-    if mode == "Filesystem" {
-        parameters.push((FILESYSTEM_PARAMETER, content));
-    }
-    let claims = Claims::new(&fixture, &parameters).await?;
+    let (claims, mode) = Claims::with_content(&fixture, content, &[("infraStorageClassName", class)]).await?;
     let (first, last) = workers(&fixture).await?;
     let source = claims.create(SOURCE, mode).await?;
     claims.start(WRITER, SOURCE, &first, mode, true).await?;

@@ -21,10 +21,7 @@ use serde_json::json;
 
 use crate::{
     fixture::Fixture,
-    guest_claims::{
-        Claims, FILESYSTEM_PARAMETER, GROWN, GROWN_KIB, SIZE, SIZE_KIB, WRITTEN, has_grown, infra_request,
-        workers,
-    },
+    guest_claims::{Claims, GROWN, GROWN_KIB, SIZE, SIZE_KIB, WRITTEN, has_grown, infra_request, workers},
     trial::{name, trial},
 };
 
@@ -76,12 +73,8 @@ pub fn trials_in_use() -> Vec<Trial> {
 
 /// The request is raised while a pod runs: the pod gets the larger disk without an interruption, and claim, infra and pod agree.
 async fn in_use(fixture: Fixture, content: &str, bus: &str, class: &str) -> Result<()> {
-    let mut parameters = vec![("infraStorageClassName", class), ("bus", bus)];
-    let mode = if content == "block" { "Block" } else { "Filesystem" };
-    if mode == "Filesystem" {
-        parameters.push((FILESYSTEM_PARAMETER, content));
-    }
-    let claims = Claims::new(&fixture, &parameters).await?;
+    let parameters = [("infraStorageClassName", class), ("bus", bus)];
+    let (claims, mode) = Claims::with_content(&fixture, content, &parameters).await?;
     let (worker, _) = workers(&fixture).await?;
     let volume = claims.create(CLAIM, mode).await?;
     claims.start(WRITER, CLAIM, &worker, mode, true).await?;

@@ -38,7 +38,7 @@ pub const GROWN: &str = "640Mi";
 pub const GROWN_KIB: u64 = 640 << 10;
 
 /// The parameter with which a StorageClass chooses the filesystem (external-provisioner's).
-pub const FILESYSTEM_PARAMETER: &str = "csi.storage.k8s.io/fstype";
+const FILESYSTEM_PARAMETER: &str = "csi.storage.k8s.io/fstype";
 
 /// Claims and pods in a guest namespace of the test's own.
 pub struct Claims<'a> {
@@ -80,6 +80,22 @@ impl<'a> Claims<'a> {
             pods: Api::namespaced(fixture.guest.clone(), &namespace),
             classes,
         })
+    }
+
+    /// As [`Self::new`], for volumes with a content: a type of filesystem, or `block`. Also the volume mode of their claims.
+    pub async fn with_content(
+        fixture: &'a Fixture,
+        content: &str,
+        parameters: &[(&str, &str)],
+    ) -> Result<(Self, &'static str)> {
+        let mut parameters = parameters.to_vec();
+        let mode = if content == "block" {
+            "Block"
+        } else {
+            parameters.push((FILESYSTEM_PARAMETER, content));
+            "Filesystem"
+        };
+        Ok((Self::new(fixture, &parameters).await?, mode))
     }
 
     /// Creates a claim of [`SIZE`]; the id of its volume.

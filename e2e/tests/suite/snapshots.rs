@@ -20,9 +20,7 @@ use tonic::Code;
 use crate::{
     controller_process::{Content, Controller, VOLUME_BYTES, block},
     fixture::Fixture,
-    guest_claims::{
-        Claims, FILESYSTEM_PARAMETER, GROWN, GROWN_KIB, SIZE, SIZE_KIB, Source, WRITTEN, has_grown, workers,
-    },
+    guest_claims::{Claims, GROWN, GROWN_KIB, SIZE, SIZE_KIB, Source, WRITTEN, has_grown, workers},
     trial::{name, trial},
 };
 
@@ -81,12 +79,7 @@ pub fn volume_snapshots(client: &Client, namespace: &str) -> Api<DynamicObject> 
 /// A snapshot is taken while a pod runs. Claims of the same and of a larger size are restored from it: both contain what was
 /// written before the snapshot, and the larger one's filesystem is larger. With the guest's snapshot infra's goes.
 async fn restored(fixture: Fixture, content: &str, class: &str) -> Result<()> {
-    let mode = if content == "block" { "Block" } else { "Filesystem" };
-    let mut parameters = vec![("infraStorageClassName", class)];
-    if mode == "Filesystem" {
-        parameters.push((FILESYSTEM_PARAMETER, content));
-    }
-    let claims = Claims::new(&fixture, &parameters).await?;
+    let (claims, mode) = Claims::with_content(&fixture, content, &[("infraStorageClassName", class)]).await?;
     let (first, last) = workers(&fixture).await?;
     let volume = claims.create(CLAIM, mode).await?;
     claims.start(WRITER, CLAIM, &first, mode, true).await?;

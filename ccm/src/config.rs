@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serving::go_yaml::{self, NotYaml};
+
+use crate::guest_names::FormerLabels;
 use crate::nodes::address::{AddressPolicy, PolicyError};
 use policy::GuestPolicy;
 use section::Section;
@@ -34,6 +37,9 @@ pub struct CloudConfig {
     pub namespace: String,
     /// `infraLabels`: labels of every infra Service of this guest. They win over the labels that we set.
     pub infra_labels: BTreeMap<String, String>,
+    /// `formerLabels`: values that labels of this guest's infra Services had before. A Service with one of them is taken over.
+    /// Upstream does not have this key.
+    pub former_labels: FormerLabels,
     /// `loadBalancer`.
     pub load_balancer: LoadBalancerConfig,
     /// `instancesV2`.
@@ -101,7 +107,7 @@ pub struct InstancesConfig {
 pub enum ConfigError {
     /// It is not YAML.
     #[error("the cloud-config is not YAML: {0}")]
-    Yaml(String),
+    Yaml(#[from] NotYaml),
     /// The choice of addresses is invalid.
     #[error("instancesV2.nodeAddresses of the cloud-config: {0}")]
     Addresses(#[from] PolicyError),
@@ -133,8 +139,8 @@ pub enum ConfigError {
         key: String,
         /// The type that it should have.
         wanted: &'static str,
-        /// The type that it has.
-        found: &'static str,
+        /// What it has.
+        found: String,
     },
 }
 
@@ -169,7 +175,7 @@ impl CloudConfig {
         if text.trim().is_empty() {
             return Ok((Self::default(), Vec::new()));
         }
-        let value = serde_saphyr::from_str(text).map_err(|error| ConfigError::Yaml(error.to_string()))?;
+        let value = go_yaml::parse(text)?;
         let mut unknown = Vec::new();
         let mut root = Section::of("", &value)?;
         let mut load_balancer = root.section("loadBalancer")?;
@@ -179,6 +185,7 @@ impl CloudConfig {
             kubeconfig: Some(root.text("kubeconfig")?).filter(|path| !path.is_empty()).map(PathBuf::from),
             namespace: root.text("namespace")?,
             infra_labels: root.texts("infraLabels")?,
+            former_labels: root.lists("formerLabels")?,
             load_balancer: LoadBalancerConfig {
                 enabled: load_balancer.flag("enabled")?.unwrap_or(true),
                 poll_interval: load_balancer.seconds("creationPollInterval", DEFAULT_POLL_INTERVAL)?,

@@ -26,6 +26,9 @@ pub const GUEST_CLUSTER_ANNOTATION: &str = "cluster.x-k8s.io/tenant-cluster-uid"
 /// Longest name of a load balancer (`cloudprovider.DefaultLoadBalancerName`).
 const MAX_NAME_LENGTH: usize = 32;
 
+/// Values that labels of this guest's infra Services had before, by key. The empty text stands for a label that was missing.
+pub type FormerLabels = BTreeMap<String, Vec<String>>;
+
 /// What identifies this guest on every infra Service of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -33,6 +36,8 @@ pub struct Identity {
     pub cluster: ClusterName,
     /// The operator's labels (`infraLabels`).
     pub infra_labels: BTreeMap<String, String>,
+    /// What the operator says that the labels were before (`formerLabels`).
+    pub former: FormerLabels,
 }
 
 /// Why an infra Service is not this guest Service's mirror.
@@ -102,11 +107,18 @@ impl Identity {
         ])
     }
 
+    /// Whether this value of a label was this guest's before. The names of a guest's Service do not change.
+    fn was(&self, key: &str, value: &str) -> bool {
+        let is_of_cluster = ![SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL].contains(&key);
+        is_of_cluster
+            && self.former.get(key).is_some_and(|values| values.iter().any(|former| former == value))
+    }
+
     /// Checks that `infra` is the mirror of `guest`.
     ///
     /// A missing label is drift, which the CCM repairs as long as another label or the annotation names the guest
     /// Service. A label with another value belongs to another cluster, whoever wrote it: a clone of this guest under
-    /// another name has the same UIDs, and with them the same names.
+    /// another name has the same UIDs, and with them the same names. Only the operator can say that it was this cluster's.
     ///
     /// # Errors
     /// The first label or annotation that contradicts it.
@@ -123,11 +135,13 @@ impl Identity {
         let empty = BTreeMap::new();
         let labels = infra.meta().labels.as_ref().unwrap_or(&empty);
         for (key, wanted) in self.labels(guest) {
-            if let Some(found) = labels.get(&key).filter(|found| **found != wanted) {
+            if let Some(found) = labels.get(&key).filter(|found| **found != wanted && !self.was(&key, found))
+            {
                 return other(&key, found, &wanted);
             }
         }
-        if uid.is_none() && !labels.contains_key(CLUSTER_NAME_LABEL) {
+        let is_unnamed = uid.is_none() && !labels.contains_key(CLUSTER_NAME_LABEL);
+        if is_unnamed && !self.was(CLUSTER_NAME_LABEL, "") {
             return Err(Foreign::Unnamed { name: name() });
         }
         Ok(())

@@ -356,7 +356,11 @@ fn plan_config(flags: &Flags, config: &CloudConfig) -> PlanConfig {
 }
 
 fn identity(flags: &Flags, config: &CloudConfig) -> Identity {
-    Identity { cluster: flags.cluster_name.clone(), infra_labels: config.infra_labels.clone() }
+    Identity {
+        cluster: flags.cluster_name.clone(),
+        infra_labels: config.infra_labels.clone(),
+        former: config.former_labels.clone(),
+    }
 }
 
 /// `--cleanup`.

@@ -7,6 +7,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use serde_json::Value;
+use serving::go_yaml::{self, NotYaml};
 
 use crate::keys::{ALLOW_ALL, ALLOW_DEFAULT, ALLOW_LIST, SNAPSHOT_MAPPING};
 
@@ -32,7 +33,7 @@ struct SnapshotGroup {
 pub enum PolicyError {
     /// Not YAML.
     #[error("INFRA_STORAGE_CLASS_ENFORCEMENT is not YAML: {0}")]
-    Yaml(String),
+    Yaml(#[from] NotYaml),
     /// A key has a value of another type.
     #[error("{key} of INFRA_STORAGE_CLASS_ENFORCEMENT must be {wanted}")]
     Type {
@@ -90,9 +91,7 @@ impl StorageClassPolicy {
         if text.trim().is_empty() {
             return Ok((Self::default(), Vec::new()));
         }
-        let value: Value =
-            serde_saphyr::from_str(text).map_err(|error| PolicyError::Yaml(error.to_string()))?;
-        let keys = match value {
+        let keys = match go_yaml::parse(text)? {
             Value::Null => return Ok((Self::default(), Vec::new())),
             Value::Object(keys) => keys,
             _ => return Err(wrong_type("the text", "a map of keys")),
@@ -178,8 +177,7 @@ fn groups(key: &str, value: &Value, unknown: &mut Vec<String>) -> Result<Vec<Sna
 fn flag(key: &str, value: &Value) -> Result<bool, PolicyError> {
     match value {
         Value::Null => Ok(false),
-        Value::Bool(flag) => Ok(*flag),
-        _ => Err(wrong_type(key, "true or false")),
+        other => other.as_str().and_then(go_yaml::flag).ok_or_else(|| wrong_type(key, "true or false")),
     }
 }
 
@@ -236,6 +234,10 @@ mod tests {
     #[case(MANUAL, Some("c"), false)]
     #[case(CAPITALS, Some("a"), true)]
     #[case(CAPITALS, Some("b"), false)]
+    #[case::names_like_other_types("allowAll: no\nallowList: [2024, 1.10, true]", Some("1.10"), true)]
+    #[case::nor_their_values("allowAll: no\nallowList: [2024, 1.10, true]", Some("1.1"), false)]
+    #[case::an_old_boolean("allowAll: Yes", Some("any"), true)]
+    #[case::no_list("allowAll: false\nallowList: null", None, false)]
     fn decisions(#[case] text: &str, #[case] class: Option<&str>, #[case] allowed: bool) {
         assert_eq!(policy(text).permit(class).is_ok(), allowed);
     }

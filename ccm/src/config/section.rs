@@ -1,8 +1,11 @@
 //! One map of the cloud-config. Its reader takes the known keys out one by one; the keys that remain are unknown.
+//!
+//! All scalars are texts here ([`go_yaml`]): the reader of a key says what its text means.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Map, Value};
+use serving::go_yaml;
 
 use super::ConfigError;
 
@@ -50,8 +53,10 @@ impl<'a> Section<'a> {
     pub(super) fn flag(&mut self, key: &str) -> Result<Option<bool>, ConfigError> {
         match self.take(key) {
             Value::Null => Ok(None),
-            Value::Bool(flag) => Ok(Some(flag)),
-            other => Err(wrong(&self.path(key), "true or false", &other)),
+            other => match other.as_str().and_then(go_yaml::flag) {
+                Some(flag) => Ok(Some(flag)),
+                None => Err(wrong(&self.path(key), "true or false", &other)),
+            },
         }
     }
 
@@ -71,7 +76,7 @@ impl<'a> Section<'a> {
         if value.is_null() {
             return Ok(default);
         }
-        let seconds = value.as_i64().ok_or_else(|| wrong(&self.path(key), "whole seconds", &value))?;
+        let seconds = number(&value).ok_or_else(|| wrong(&self.path(key), "whole seconds", &value))?;
         Ok(u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map_or(default, Duration::from_secs))
     }
 
@@ -81,7 +86,7 @@ impl<'a> Section<'a> {
         key: &str,
         default: Duration,
     ) -> Result<Option<Duration>, ConfigError> {
-        let never = self.keys.get(key).and_then(Value::as_i64).is_some_and(|seconds| seconds <= 0);
+        let never = self.keys.get(key).and_then(number).is_some_and(|seconds| seconds <= 0);
         let seconds = self.seconds(key, default)?;
         Ok((!never).then_some(seconds))
     }
@@ -121,9 +126,20 @@ impl<'a> Section<'a> {
         map.into_iter()
             .map(|(name, value)| match value {
                 Value::String(text) => Ok((name, text)),
-                other => Err(wrong(&format!("{}.{name}", self.path(key)), "a text (quote it)", &other)),
+                other => Err(wrong(&format!("{}.{name}", self.path(key)), "a text", &other)),
             })
             .collect()
+    }
+
+    /// A map of lists of texts.
+    pub(super) fn lists(&mut self, key: &str) -> Result<BTreeMap<String, Vec<String>>, ConfigError> {
+        let name = self.path(key);
+        let mut lists = match self.take_map(key)? {
+            Value::Object(keys) => Section { name: &name, keys },
+            _ => return Ok(BTreeMap::new()),
+        };
+        let keys: Vec<String> = lists.keys.keys().cloned().collect();
+        keys.into_iter().map(|key| Ok((key.clone(), lists.list(&key)?))).collect()
     }
 
     /// The keys that nothing has taken.
@@ -133,14 +149,17 @@ impl<'a> Section<'a> {
     }
 }
 
+/// A whole number, as it stands in the file.
+fn number(value: &Value) -> Option<i64> {
+    value.as_str()?.parse().ok()
+}
+
 pub(super) fn wrong(key: &str, wanted: &'static str, found: &Value) -> ConfigError {
     let found = match found {
-        Value::Null => "empty",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "a map",
+        Value::Null => "empty".to_owned(),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "a map".to_owned(),
+        scalar => scalar.to_string(),
     };
     ConfigError::Type { key: key.to_owned(), wanted, found }
 }

@@ -12,6 +12,7 @@ fn identity() -> Identity {
     Identity {
         cluster: "guest".parse().unwrap(),
         infra_labels: [("team".to_owned(), "blue".to_owned())].into(),
+        former: FormerLabels::new(),
     }
 }
 
@@ -41,6 +42,29 @@ fn the_labels_are_the_references_and_the_operators_win() {
     assert_eq!((labels[CLUSTER_NAME_LABEL].as_str(), labels["team"].as_str()), ("renamed", "blue"));
     // The selector selects VMs, which do not have the operator's labels of Services.
     assert_eq!(identity.selector()[CLUSTER_NAME_LABEL], "guest");
+}
+
+#[rstest]
+#[case::an_earlier_name(json!({CLUSTER_NAME_LABEL: "kubernetes", SERVICE_NAME_LABEL: "web"}), &[], true)]
+#[case::an_edited_label(json!({CLUSTER_NAME_LABEL: "guest", "team": "green"}), &[], true)]
+#[case::both(json!({CLUSTER_NAME_LABEL: "kubernetes", "team": "green"}), &[], true)]
+#[case::neither_now_nor_before(json!({CLUSTER_NAME_LABEL: "other"}), &[], false)]
+#[case::a_value_of_another_label(json!({CLUSTER_NAME_LABEL: "green"}), &[], false)]
+#[case::no_name(json!({}), &[], false)]
+#[case::no_name_as_before(json!({}), &[(CLUSTER_NAME_LABEL, "")], true)]
+#[case::another_service_of_the_earlier_name(json!({CLUSTER_NAME_LABEL: "kubernetes", SERVICE_NAME_LABEL: "api"}), &[(SERVICE_NAME_LABEL, "api")], false)]
+fn what_the_operator_says_was_ours_is_ours(
+    #[case] labels: serde_json::Value,
+    #[case] further: &[(&str, &str)],
+    #[case] ours: bool,
+) {
+    let infra = infra(&labels, &json!({}));
+    assert!(identity().check(&guest(), &infra).is_err(), "nothing is taken that the operator does not name");
+    let mut identity = identity();
+    for (key, value) in [(CLUSTER_NAME_LABEL, "kubernetes"), ("team", "green")].iter().chain(further) {
+        identity.former.entry((*key).to_owned()).or_default().push((*value).to_owned());
+    }
+    assert_eq!(identity.check(&guest(), &infra).is_ok(), ours);
 }
 
 #[rstest]

@@ -270,6 +270,12 @@ pub fn has_grown(before: u64, by: u64, now: u64) -> bool {
     now >= before + by * 85 / 100
 }
 
+/// Whether a disk of `now` KiB is as large as its source of `before` KiB. On a filesystem of infra it is larger by the overhead that
+/// CDI demands of a copy's request (6 % by default, rounded up to MiB), because CDI adds it to that request once more.
+pub fn has_size_of_source(before: u64, now: u64) -> bool {
+    (before..=before + before * 10 / 100).contains(&now)
+}
+
 /// The first and the last worker.
 pub async fn workers(fixture: &Fixture) -> Result<(String, String)> {
     let all = fixture.control.workers().await?;

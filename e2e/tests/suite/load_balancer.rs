@@ -21,11 +21,11 @@ use bench::simulator::{fault_plan::Hold, infra_load_balancer::Fault};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     fixture::Fixture,
-    provider::{ALONE, CLUSTER, Place, merge, mirror_name},
+    provider::{ALONE, Access, CLUSTER, Place, merge, mirror_name},
 };
 
 tests! {
@@ -33,6 +33,7 @@ tests! {
         its_life_from_a_late_address_to_a_slow_end,
         every_change_and_drift_is_mirrored,
         what_the_reference_left_is_taken_over,
+        what_an_earlier_name_left_is_taken_over_when_it_is_named,
         a_stuck_service_holds_up_no_other,
         a_clone_neither_steals_nor_deletes,
         another_replica_takes_over;
@@ -206,6 +207,66 @@ async fn what_the_reference_left_is_taken_over(fixture: Fixture) -> Result<()> {
         ensure!(now.pointer(pointer) == before.pointer(pointer), "expected {pointer} unchanged, saw {now}");
     }
     place.served("web").await?;
+    Ok(())
+}
+
+/// Infra Services that carry an earlier name of the cluster, or none, are nobody's until the operator names the former labels. Then
+/// they get today's labels, keep what clients see, and go with the guest's Services.
+async fn what_an_earlier_name_left_is_taken_over_when_it_is_named(fixture: Fixture) -> Result<()> {
+    const CLUSTER_NAME: &str = "cluster.x-k8s.io/cluster-name";
+    let place = Place::new(&fixture).await?;
+    let access = Access { infra: place.infra_access.clone(), guest: place.guest_access.clone() };
+    let by_reference = PostParams { field_manager: Some(REFERENCE.to_owned()), ..PostParams::default() };
+    let mut left = Vec::new();
+    for (name, labels) in
+        [("named", json!({CLUSTER_NAME: "kubernetes", "team": "red"})), ("unnamed", json!({"team": "red"}))]
+    {
+        let service = place.create(name, json!({})).await?;
+        let port = serde_json::to_value(&service)?["spec"]["ports"][0]["nodePort"].clone();
+        let mirror = json!({
+            "metadata": {"name": mirror_name(&service), "labels": labels},
+            "spec": {"type": "LoadBalancer", "selector": {"cluster.x-k8s.io/role": "worker"},
+                "ports": [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": port}]},
+        });
+        let before = place.mirrors.create(&by_reference, &serde_json::from_value(mirror)?).await?;
+        left.push((name, mirror_name(&service), serde_json::to_value(before)?));
+    }
+    let keys = |former: Value| {
+        json!({
+            "infraLabels": {"team": "blue"}, "formerLabels": former,
+            "loadBalancer": {"creationPollTimeout": 5}, "instancesV2": {"enabled": false},
+        })
+    };
+    let provider = place.configured_as("without", &access, &keys(json!({})), &[ALONE]).await?;
+    for (name, mirror, before) in &left {
+        place.told(name, "InfraServiceNotOurs", mirror).await?;
+        let now = serde_json::to_value(place.mirrors.get(mirror).await?)?;
+        ensure!(
+            now["metadata"]["labels"] == before["metadata"]["labels"] && now["spec"] == before["spec"],
+            "{name}: expected a Service of another name unchanged, saw {now}"
+        );
+    }
+    drop(provider);
+
+    let former = keys(json!({CLUSTER_NAME: ["kubernetes", ""], "team": ["red"]}));
+    let _provider = place.configured_as("with", &access, &former, &[ALONE]).await?;
+    for (name, mirror, before) in &left {
+        let is_ours = |now: &Value| {
+            let labels = &now["metadata"]["labels"];
+            labels[CLUSTER_NAME] == CLUSTER && labels["team"] == "blue"
+        };
+        let now = place.mirror(mirror, "today's labels", is_ours).await?;
+        for pointer in ["/metadata/uid", "/spec/clusterIP", "/spec/ports/0/nodePort"] {
+            ensure!(
+                now.pointer(pointer) == before.pointer(pointer),
+                "expected {pointer} unchanged, saw {now}"
+            );
+        }
+        place.served(name).await?;
+        place.guests.delete(name, &DeleteParams::default()).await?;
+        until_gone(&place.guests, name, "the guest's Service", Deadline::Reaction).await?;
+        until_gone(&place.mirrors, mirror, "the infra Service", Deadline::Reaction).await?;
+    }
     Ok(())
 }
 

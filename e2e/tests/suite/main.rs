@@ -36,6 +36,7 @@ mod hotplug_gates;
 mod image;
 mod infra_faults;
 mod infra_storage;
+mod installers;
 mod isolation;
 mod load_balancer;
 mod node_faults;
@@ -107,6 +108,7 @@ fn trials() -> Vec<Trial> {
         replicas::trials(),
         outage::trials(),
         rights::trials(),
+        installers::trials(),
         hotplug_gates::trials(),
         vm_kill::trials(),
         operations::trials(),

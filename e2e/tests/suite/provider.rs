@@ -26,8 +26,8 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
-pub use account::Access;
-use account::{ACCOUNT, GUEST_ACCOUNT_NAMESPACE, access, administrator, apply};
+use account::{ACCOUNT, GUEST_ACCOUNT_NAMESPACE, apply};
+pub use account::{Access, access, administrator, kubectl_with};
 use left_overs::remove_left;
 pub use left_overs::remove_left_everywhere;
 pub use services::{foreign_slice, merge, mirror_name};
@@ -56,7 +56,8 @@ pub struct Place {
     pub guest: Client,
     /// The credentials of a provider in infra.
     pub infra_access: Kubeconfig,
-    guest_access: Kubeconfig,
+    /// Its account in the guest.
+    pub guest_access: Kubeconfig,
     /// The arguments with which kubectl is the guest cluster's administrator.
     guest_kubectl: Vec<String>,
     logs: PathBuf,

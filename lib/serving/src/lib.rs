@@ -5,6 +5,7 @@
 //! - [`endpoint`] and [`grpc`]: the socket of a gRPC program, and serving on it until the stop;
 //! - [`rpc`]: one span, one log line and three metrics per RPC;
 //! - [`go_flags`]: what Go's flag packages accept on a command line and clap does not;
+//! - [`go_yaml`]: configuration files in which Go's parser reads a plain scalar as the text that stands there;
 //! - [`metrics_page`]: the answer of `/metrics`;
 //! - [`process`]: what the process uses of the machine, and its version;
 //! - [`program`]: runs a program from its first line to its exit code;
@@ -15,6 +16,7 @@ pub mod admin;
 mod chain;
 pub mod endpoint;
 pub mod go_flags;
+pub mod go_yaml;
 pub mod grpc;
 pub mod metrics_page;
 pub mod process;

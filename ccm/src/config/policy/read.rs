@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
-
 use super::{AnnotationPolicy, Choice, GuestPolicy, KeyPattern, Networks, PolicyError};
 use crate::config::{
     ConfigError,
@@ -52,11 +50,8 @@ fn networks(section: &mut Section<'_>, key: &str) -> Result<Option<Networks>, Co
 }
 
 fn choices(section: &mut Section<'_>, key: &str) -> Result<BTreeMap<String, Choice>, ConfigError> {
-    let path = section.path(key);
-    let Value::Object(map) = section.take_map(key)? else { return Ok(BTreeMap::new()) };
-    let mut values = Section { name: &path, keys: map };
-    let keys: Vec<_> = values.keys.keys().cloned().collect();
-    keys.into_iter().map(|key| Ok((key.clone(), Choice::new(values.list(&key)?)))).collect()
+    let lists = section.lists(key)?;
+    Ok(lists.into_iter().map(|(key, values)| (key, Choice::new(values))).collect())
 }
 
 fn count(section: &mut Section<'_>, key: &str) -> Result<Option<u32>, ConfigError> {
@@ -64,6 +59,6 @@ fn count(section: &mut Section<'_>, key: &str) -> Result<Option<u32>, ConfigErro
     if value.is_null() {
         return Ok(None);
     }
-    let count = value.as_u64().and_then(|count| u32::try_from(count).ok());
+    let count = value.as_str().and_then(|count| count.parse().ok());
     count.map(Some).ok_or_else(|| wrong(&section.path(key), "a whole number, 0 or more", &value))
 }

@@ -47,7 +47,7 @@ impl Fed {
 }
 
 fn config() -> PlanConfig {
-    let identity = Identity { cluster: "guest".parse().unwrap(), infra_labels: [].into() };
+    let identity = Identity { cluster: "guest".parse().unwrap(), infra_labels: [].into(), former: [].into() };
     let (endpoints, policy) = Default::default();
     PlanConfig { identity, endpoints, policy, guest_cluster: None, owner: None }
 }

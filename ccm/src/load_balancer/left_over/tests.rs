@@ -17,6 +17,7 @@ fn identity(cluster: &str) -> Identity {
     Identity {
         cluster: cluster.parse().unwrap(),
         infra_labels: [("team".to_owned(), "blue".to_owned())].into(),
+        former: [].into(),
     }
 }
 

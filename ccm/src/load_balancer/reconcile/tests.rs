@@ -176,7 +176,8 @@ impl Controller {
         let world = Arc::new(Mutex::new(World { guest, version: 1, ..World::default() }));
         let (client, tasks) = (client(&world), Tasks::default());
         let (guest, infra) = (GuestCluster::over(client.clone()), InfraCluster::over(client.clone(), "hcp"));
-        let identity = Identity { cluster: "guest".parse().unwrap(), infra_labels: [].into() };
+        let identity =
+            Identity { cluster: "guest".parse().unwrap(), infra_labels: [].into(), former: [].into() };
         let (index, writers) = Index::new(identity.clone(), "hcp".to_owned(), None);
         let (endpoints, policy) = Default::default();
         let context = Context {

@@ -27,7 +27,11 @@ fn list(items: &[Value]) -> Value {
 }
 
 fn started(guest: &FakeApi, infra: &FakeApi) -> Index {
-    let identity = Identity { cluster: "guest".parse().unwrap(), infra_labels: BTreeMap::new() };
+    let identity = Identity {
+        cluster: "guest".parse().unwrap(),
+        infra_labels: BTreeMap::new(),
+        former: BTreeMap::new(),
+    };
     let (index, writers) = Index::new(identity, "hcp".to_owned(), None);
     let infra = InfraCluster::over(infra.client(), "hcp");
     start(&index, writers, &GuestCluster::over(guest.client()), &infra, &Tasks::default());

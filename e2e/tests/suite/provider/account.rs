@@ -29,7 +29,7 @@ pub struct Access {
 }
 
 /// The arguments with which kubectl is the administrator of one of the bench's clusters.
-pub(super) fn administrator(cluster: &str) -> Vec<String> {
+pub fn administrator(cluster: &str) -> Vec<String> {
     vec![format!("--kubeconfig={}", paths::kubeconfig().display()), format!("--context={cluster}")]
 }
 
@@ -55,23 +55,33 @@ pub(super) async fn apply(
         }
     }
     let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
-    let mut apply = tokio::process::Command::new(kubectl)
+    kubectl_with(fixture, kubectl_as, &["apply"], &list)
+        .await
+        .with_context(|| format!("apply {}", folder.display()))
+}
+
+/// Runs kubectl with `arguments` and the manifests on its standard input.
+pub async fn kubectl_with(
+    fixture: &Fixture,
+    kubectl_as: &[String],
+    arguments: &[&str],
+    manifests: &str,
+) -> Result<()> {
+    let plan = Plan::read(&fixture.run)?;
+    let mut kubectl = tokio::process::Command::new(plan.artifacts.programs.path("kubectl")?)
         .args(kubectl_as)
-        .args(["apply", "-f", "-"])
+        .args(arguments)
+        .args(["-f", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()?;
-    apply.stdin.take().context("no stdin")?.write_all(list.as_bytes()).await?;
-    let status = apply.wait().await?;
-    if status.success() {
-        Ok(())
-    } else {
-        bail!("expected kubectl apply of {} to succeed, saw {status}", folder.display())
-    }
+    kubectl.stdin.take().context("no stdin")?.write_all(manifests.as_bytes()).await?;
+    let status = kubectl.wait().await?;
+    if status.success() { Ok(()) } else { bail!("expected kubectl {arguments:?} to succeed, saw {status}") }
 }
 
 /// A kubeconfig of the account: the administrator's with another user, whose token ends with the object to which it is bound, if any.
-pub(super) async fn access(
+pub async fn access(
     client: &Client,
     cluster: &str,
     (namespace, account): (&str, &str),

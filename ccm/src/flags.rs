@@ -77,6 +77,11 @@ pub struct Flags {
           num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub cleanup: bool,
 
+    /// Let --cleanup ignore the guest's lease and UID: only for where no replica runs and no other guest has this name
+    #[arg(long, value_name = "BOOL", default_value = "false", action = ArgAction::Set, value_parser = parse_bool,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub cleanup_force: bool,
+
     /// How long --cleanup waits until they are gone
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
     pub cleanup_timeout: Duration,

@@ -167,7 +167,7 @@ pub struct ServingFlags {
     #[arg(long, value_name = "NAMES", default_value = "", value_delimiter = ',')]
     pub tls_cipher_suites: Vec<String>,
 
-    /// Kubeconfig for token reviews; empty means the guest cluster's
+    /// Kubeconfig for token reviews; empty means the guest cluster's, and only for tokens that the guest issued
     #[arg(long, value_name = "PATH", default_value = "")]
     pub authentication_kubeconfig: String,
 

@@ -275,7 +275,9 @@ async fn serve_services(
     let (services, writers) = Index::new(plan_config.identity.clone(), infra.namespace.clone(), max);
     let due = services.due();
     watches::start(&services, writers, guest, infra, tasks.watches);
+    let events = EventSink::start(clusters.guest.clone(), COMPONENT, tasks.events);
     let writer = EndpointController::new(EndpointContext {
+        events: events.clone(),
         guest: guest.clone(),
         infra: infra.clone(),
         identity: plan_config.identity.clone(),
@@ -296,7 +298,6 @@ async fn serve_services(
             return;
         }
         metrics.framework.runs(SERVICE_NAME);
-        let events = EventSink::start(clusters.guest.clone(), COMPONENT, tasks.events);
         let controller = ServiceController {
             guest: clusters.guest,
             infra: clusters.infra,

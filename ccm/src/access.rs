@@ -21,6 +21,8 @@ pub struct GuestCluster {
     pub lease_client: Client,
     /// Reports its objects that can't be read.
     pub reader: Reader,
+    /// Its API server.
+    pub server: ApiServer,
 }
 
 /// The namespace of this guest in the infra cluster.
@@ -50,13 +52,14 @@ impl GuestCluster {
         let reader = metrics.reader("guest");
         let server = ApiServer::open(source, metrics.of("guest")).await?;
         let lease_client = server.with_own_pace().client();
-        Ok(Self { client: server.client(), lease_client, reader })
+        Ok(Self { client: server.client(), lease_client, reader, server })
     }
 
     /// The guest cluster behind a client that brings its own credentials.
     #[cfg(test)]
     pub(crate) fn over(client: Client) -> Self {
-        Self { lease_client: client.clone(), client, reader: Reader::default() }
+        let server = ApiServer::over(client.clone(), cluster::Unmetered);
+        Self { lease_client: client.clone(), client, reader: Reader::default(), server }
     }
 }
 

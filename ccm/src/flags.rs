@@ -77,6 +77,11 @@ pub struct Flags {
           num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub cleanup: bool,
 
+    /// Let --cleanup ignore the guest's lease and UID: only for where no replica runs and no other guest has this name
+    #[arg(long, value_name = "BOOL", default_value = "false", action = ArgAction::Set, value_parser = parse_bool,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub cleanup_force: bool,
+
     /// How long --cleanup waits until they are gone
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
     pub cleanup_timeout: Duration,
@@ -162,7 +167,7 @@ pub struct ServingFlags {
     #[arg(long, value_name = "NAMES", default_value = "", value_delimiter = ',')]
     pub tls_cipher_suites: Vec<String>,
 
-    /// Kubeconfig for token reviews; empty means the guest cluster's
+    /// Kubeconfig for token reviews; empty means the guest cluster's, and only for tokens that the guest issued
     #[arg(long, value_name = "PATH", default_value = "")]
     pub authentication_kubeconfig: String,
 

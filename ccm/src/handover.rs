@@ -39,7 +39,8 @@ pub enum Slices {
     Coming,
     /// It is not known yet whether the CCM can write them.
     Unknown,
-    /// The CCM can't write them: a right is missing, or the endpoint controller is switched off.
+    /// The CCM can't write them: a right is missing, the endpoint controller is switched off, or a VM's address is not
+    /// proved.
     Off,
 }
 
@@ -97,6 +98,8 @@ struct State {
     work: Work,
     /// UIDs of the guest Services whose slices are as they should be.
     written: HashSet<String>,
+    /// UIDs of those for which no slices are written, because addresses of VMs are not proved.
+    unproved: HashSet<String>,
 }
 
 /// Whether slices can be written at all.
@@ -117,6 +120,7 @@ impl Gate {
         let mut state = self.lock();
         if work != Work::On {
             state.written.clear();
+            state.unproved.clear();
         }
         if work != Work::Unknown {
             self.known.notify_one();
@@ -138,12 +142,20 @@ impl Gate {
         if is_written { state.written.insert(uid.to_owned()) } else { state.written.remove(uid) }
     }
 
+    /// Records whether the slices of the guest Service with this UID can't be written because addresses of VMs are not
+    /// proved. Returns true if this changed.
+    pub fn unproved(&self, uid: &str, is_unproved: bool) -> bool {
+        let mut state = self.lock();
+        if is_unproved { state.unproved.insert(uid.to_owned()) } else { state.unproved.remove(uid) }
+    }
+
     /// The progress of the slices of this Service.
     pub fn slices(&self, uid: &str) -> Slices {
         let state = self.lock();
         match state.work {
             Work::Unknown => Slices::Unknown,
             Work::Off => Slices::Off,
+            Work::On if state.unproved.contains(uid) => Slices::Off,
             Work::On if state.written.contains(uid) => Slices::Written,
             Work::On => Slices::Coming,
         }
@@ -206,6 +218,9 @@ mod tests {
         assert_eq!(gate.slices("a"), Slices::Coming);
         assert!(gate.wrote("a", true) && !gate.wrote("a", true));
         assert_eq!((gate.slices("a"), gate.slices("b")), (Slices::Written, Slices::Coming));
+        assert!(gate.unproved("a", true) && !gate.unproved("a", true));
+        assert_eq!((gate.slices("a"), gate.slices("b")), (Slices::Off, Slices::Coming));
+        assert!(gate.unproved("a", false) && !gate.unproved("b", false));
         assert!(gate.set(Work::Off));
         assert_eq!(gate.slices("a"), Slices::Off);
         gate.set(Work::On);

@@ -3,7 +3,7 @@
 //!
 //! [`plan`](mod@plan) decides and knows no client, clock or environment; [`controller`] observes and acts.
 
-mod announce;
+pub(crate) mod announce;
 mod calls;
 pub mod cleanup;
 pub mod conditions;

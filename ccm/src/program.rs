@@ -2,6 +2,7 @@
 //! Services or Nodes.
 
 mod endpoint;
+mod leadership;
 
 use std::error::Error;
 use std::sync::Arc;
@@ -28,7 +29,6 @@ use crate::{
     guest_names::Identity,
     handover::{EndpointChoice, EndpointSource, Gate, Slices},
     infra::machines::{feed::Feed, index::MachineIndex, reads::InfraReads},
-    lease::{Lease, Timing},
     load_balancer::{
         cleanup::Cleanup,
         controller::{COMPONENT, ServiceController},
@@ -60,8 +60,6 @@ const ENDPOINT_QUEUE: &str = "kubevirt_eps_controller";
 const NODE_METRIC: &str = "cloud-node";
 const LIFECYCLE_METRIC: &str = "cloud-node-lifecycle";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Returns another UUID at each read (Linux, random(4)).
-const RANDOM_UUID: &str = "/proc/sys/kernel/random/uuid";
 
 /// Both clusters.
 #[derive(Clone)]
@@ -90,6 +88,15 @@ impl Metrics {
     }
 }
 
+/// Where the tasks of the controllers run.
+#[derive(Clone, Copy)]
+struct Running<'a> {
+    /// Ends with the controllers.
+    watches: &'a Tasks,
+    /// Ends with the program, or when all events are written.
+    events: &'a Tasks,
+}
+
 /// The VMs, for all parts that need them.
 #[derive(Clone)]
 struct Machines {
@@ -109,7 +116,7 @@ impl Machines {
 /// Runs the program until it ends.
 ///
 /// # Errors
-/// Flags or files are invalid, a part failed, or the lease was lost.
+/// Flags or files are invalid, or a part failed.
 pub fn start(flags: Flags) -> Result<(), Box<dyn Error + Send + Sync>> {
     let telemetry =
         Telemetry { format: flags.logging_format, verbosity: flags.verbosity, own_crates: OWN_CRATES };
@@ -169,7 +176,7 @@ async fn read_config(flags: &Flags) -> Result<CloudConfig> {
     Ok(config)
 }
 
-/// Waits for the lease and runs the controllers while it is held. A standby ends at once when it has to stop.
+/// Runs the controllers, with leader election only while the lease is held.
 async fn lead(
     flags: Flags,
     config: CloudConfig,
@@ -179,42 +186,15 @@ async fn lead(
     tasks: Tasks,
 ) -> Result<(), anyhow::Error> {
     let stop = tasks.stopping();
-    if !flags.leader.leader_elect {
+    let controllers = || control(&flags, &config, clusters.clone(), metrics.clone(), &tasks);
+    if flags.leader.leader_elect {
+        let lease = leadership::lease(&flags.leader, &clusters.guest)?;
+        leadership::lead(lease, &leads, &stop, controllers).await;
+    } else {
         leads.set(1);
-        let controllers = control(&flags, &config, clusters, metrics, &tasks);
-        stop.run_until_cancelled(controllers).await;
-        return Ok(());
+        stop.run_until_cancelled(controllers()).await;
     }
-    let lease = lease(&flags.leader, &clusters.guest)?;
-    tracing::info!(name = flags.leader.leader_elect_resource_name, "waiting for the lease");
-    let Some(mut held) = stop.run_until_cancelled(lease.acquire()).await else { return Ok(()) };
-    tracing::info!("holding the lease");
-    leads.set(1);
-    tokio::select! {
-        lost = held.keep() => {
-            leads.set(0);
-            // The controllers end here: without the lease nothing is changed. Events that wait are still written.
-            bail!("leader election lost: {lost}");
-        }
-        () = control(&flags, &config, clusters, metrics, &tasks) => {}
-        () = stop.cancelled() => {}
-    }
-    held.release().await;
     Ok(())
-}
-
-fn lease(flags: &LeaderFlags, guest: &GuestCluster) -> Result<Lease> {
-    let timing = Timing {
-        lease: flags.leader_elect_lease_duration,
-        renew: flags.leader_elect_renew_deadline,
-        retry: flags.leader_elect_retry_period,
-    };
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let unique = std::fs::read_to_string(RANDOM_UUID).context("reading a unique id")?;
-    // In the form of the framework: host name, underscore, UUID.
-    let me = format!("{}_{}", host.trim(), unique.trim());
-    let (namespace, name) = (&flags.leader_elect_resource_namespace, &flags.leader_elect_resource_name);
-    Lease::new(guest, namespace, name, me, timing).context("--leader-elect-*")
 }
 
 /// Runs the controllers that the flags select, until it is dropped.
@@ -222,9 +202,12 @@ async fn control(flags: &Flags, config: &CloudConfig, clusters: Clusters, metric
     if flags.controllers.runs(Controller::Route) {
         tracing::info!("node-route-controller: KubeVirt has no routes to make, nothing is done");
     }
+    // The watches end with the controllers. Events that wait are still written.
+    let (watches, _end) = tasks.scope();
     let machines = Machines::new(&clusters.infra);
-    let nodes = NodeWatch::new(&clusters.guest, tasks.clone());
+    let nodes = NodeWatch::new(&clusters.guest, watches.clone());
     let shared = (machines, nodes);
+    let tasks = Running { watches: &watches, events: tasks };
     tokio::join!(
         Box::pin(serve_nodes(flags, config, clusters.clone(), shared.clone(), metrics.clone())),
         Box::pin(serve_services(flags, config, clusters, shared, metrics, tasks)),
@@ -275,7 +258,7 @@ async fn serve_services(
     clusters: Clusters,
     (machines, nodes): (Machines, NodeWatch),
     metrics: Metrics,
-    tasks: &Tasks,
+    tasks: Running<'_>,
 ) {
     let balancers = flags.controllers.runs(Controller::Service) && config.load_balancer.enabled;
     let endpoints = flags.controllers.runs(Controller::Endpoints) && config.load_balancer.enabled;
@@ -291,8 +274,10 @@ async fn serve_services(
     let max = plan_config.policy.max_load_balancers;
     let (services, writers) = Index::new(plan_config.identity.clone(), infra.namespace.clone(), max);
     let due = services.due();
-    watches::start(&services, writers, guest, infra, tasks);
+    watches::start(&services, writers, guest, infra, tasks.watches);
+    let events = EventSink::start(clusters.guest.clone(), COMPONENT, tasks.events);
     let writer = EndpointController::new(EndpointContext {
+        events: events.clone(),
         guest: guest.clone(),
         infra: infra.clone(),
         identity: plan_config.identity.clone(),
@@ -313,7 +298,6 @@ async fn serve_services(
             return;
         }
         metrics.framework.runs(SERVICE_NAME);
-        let events = EventSink::start(clusters.guest.clone(), COMPONENT, tasks);
         let controller = ServiceController {
             guest: clusters.guest,
             infra: clusters.infra,
@@ -329,7 +313,7 @@ async fn serve_services(
             metrics: metrics.services,
             queue: metrics.queues.queue(SERVICE_NAME),
             node_queue: metrics.queues.queue(SERVICE_NODE_QUEUE),
-            tasks: tasks.clone(),
+            tasks: tasks.watches.clone(),
         };
         Box::pin(controller.run()).await;
     };
@@ -375,6 +359,8 @@ async fn clean_up(flags: &Flags, config: CloudConfig) -> Result<()> {
         guest: guest.inspect_err(|error| tracing::warn!(error = chain(error), "--kubeconfig")).ok(),
         identity: identity(flags, &config),
         lease: (leader.leader_elect_resource_namespace.clone(), leader.leader_elect_resource_name.clone()),
+        lease_duration: leader.leader_elect_lease_duration,
+        force: flags.cleanup_force,
         timeout: flags.cleanup_timeout,
     };
     cleanup.run().await

@@ -96,10 +96,11 @@ impl QueueMetrics {
         );
     }
 
-    /// The queue of this name. Its metrics are there from now on, as client-go's are, also while nothing is in it.
+    /// A new, empty queue of this name. Its metrics are there from now on, as client-go's are, also while nothing is in
+    /// it. Only one queue of a name may be in use at a time.
     pub fn queue(&self, name: &'static str) -> Queue {
         let labels = QueueLabels { name };
-        drop(self.depth.get_or_create(&labels));
+        self.depth.get_or_create(&labels).set(0);
         drop((self.adds.get_or_create(&labels), self.retries.get_or_create(&labels)));
         drop((self.waited.get_or_create(&labels), self.worked.get_or_create(&labels)));
         Queue { labels, metrics: self.clone(), waiting: Arc::default() }

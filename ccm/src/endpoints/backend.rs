@@ -1,8 +1,8 @@
 //! Which of the guest's VMs can take a load balancer's traffic, and at which address each is reached. Pure.
 //!
 //! A guest's Nodes claim which VMs they are. Several guests can share an infra namespace, so the CCM leaves out a VM
-//! whose label names another cluster, or whose system UUID is not the Node's. It uses an address only if the VM's own
-//! status shows it, never because a Node claims it.
+//! whose label names another cluster, or whose system UUID is not the Node's. It uses an address only if the VM's
+//! status shows it and the guest could not choose it, never because a Node claims it.
 
 #![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
 
@@ -46,8 +46,10 @@ pub struct Backend {
     pub host: Option<String>,
     /// The conditions of its endpoints.
     pub conditions: Conditions,
-    /// Its addresses, at most one per family.
+    /// Its addresses, at most one per family; empty if they are not proved.
     pub addresses: Vec<IpAddr>,
+    /// Whether nothing proves that the addresses that it shows are its own.
+    pub is_unproved: bool,
     /// Whether its status shows all its addresses: without the guest agent some can be missing for a while.
     pub shows_all: bool,
 }
@@ -101,6 +103,7 @@ pub fn backends<'a>(
 fn backend(vmi: &Vmi, member: &Member, policy: &AddressPolicy) -> Backend {
     let serving = vmi.phase == Phase::Running && !vmi.conditions.paused;
     let ended = matches!(vmi.phase, Phase::Succeeded | Phase::Failed);
+    let proved = policy.proved(vmi, &member.addresses);
     Backend {
         nodes: Vec::new(),
         vm: vmi.name.clone(),
@@ -111,7 +114,8 @@ fn backend(vmi: &Vmi, member: &Member, policy: &AddressPolicy) -> Backend {
             serving,
             terminating: vmi.deleting || ended,
         },
-        addresses: policy.shown(vmi, &member.addresses),
+        is_unproved: proved.is_none(),
+        addresses: proved.unwrap_or_default(),
         shows_all: vmi.agent_connected,
     }
 }

@@ -6,12 +6,13 @@ use kube::runtime::reflector::ObjectRef;
 
 use crate::{
     access::{GuestCluster, InfraCluster},
+    announcer::{EventSink, Kind},
     endpoints::metrics::EndpointMetrics,
     guest::{nodes::watch::NodeWatch, services::GuestService},
     guest_names::Identity,
     handover::{EndpointChoice, Gate, Work},
     infra::machines::{feed::Feed, index::MachineIndex},
-    load_balancer::index::Index as ServiceIndex,
+    load_balancer::{announce::reference, index::Index as ServiceIndex},
     nodes::address::AddressPolicy,
     queue_metrics::Queue,
     repairs::Contested,
@@ -44,6 +45,8 @@ pub struct Context {
     pub metrics: EndpointMetrics,
     /// Repairs of what another program writes too.
     pub contested: Contested,
+    /// Takes events on the guest's Services.
+    pub events: EventSink,
     /// The metrics of its queue.
     pub queue: Queue,
 }
@@ -61,5 +64,24 @@ impl Context {
         if self.gate.wrote(guest.uid(), is_written) {
             self.services.enqueue(ObjectRef::from_obj(guest));
         }
+    }
+
+    /// Reports to the service controller, and the first time to the guest's users, that a Service needs its selector
+    /// because nothing proves the addresses of this VM. `None` = all are proved.
+    pub(crate) fn unproved(&self, guest: &GuestService, vm: Option<&str>) {
+        if !self.gate.unproved(guest.uid(), vm.is_some()) {
+            return;
+        }
+        if let Some(vm) = vm {
+            let note = format!(
+                "no endpoints are written, so traffic goes to all VMs of the guest (by selector): the addresses of VM {vm} are \
+                 what its guest agent reports, and nothing proves that they are its own. The operator of the infra cluster has \
+                 to list the workers' networks in instancesV2.nodeAddresses.within of the cloud-config, or to give the VMs the \
+                 binding masquerade"
+            );
+            tracing::warn!(service = guest.metadata.name, namespace = guest.metadata.namespace, "{note}");
+            self.events.emit(&reference(guest), Kind::Warning, "EndpointAddressesUnproved", &note);
+        }
+        self.services.enqueue(ObjectRef::from_obj(guest));
     }
 }

@@ -53,7 +53,7 @@ pub fn demand(
         let conditions = if everywhere { Conditions::READY } else { on(backend)? };
         // As with the addresses of a Node: an interface that shows nothing is not known to have lost its address.
         let is_shown = backend.shows_all && !backend.addresses.is_empty();
-        let last = || kept(&backend.vm, &backend.uid).filter(|_| !is_shown);
+        let last = || kept(&backend.vm, &backend.uid).filter(|_| !is_shown && !backend.is_unproved);
         Some(Endpoint {
             vm: backend.vm.clone(),
             uid: backend.uid.clone(),

@@ -55,6 +55,8 @@ struct Planned {
     wanted: BTreeMap<Family, Vec<Endpoint>>,
     /// Whether the endpoints are ours to write.
     is_ours: bool,
+    /// A VM whose addresses nothing proves, so that the endpoints are not ours.
+    unproved: Option<String>,
 }
 
 /// One reconcile.
@@ -104,6 +106,7 @@ async fn observe_and_act(guest: &GuestService, session: &Session) -> Result<Acti
             session.context.metrics.count(guest.uid(), None);
             return Ok(Action::await_change());
         };
+        session.context.unproved(guest, planned.unproved.as_deref());
         session.context.wrote(guest, planned.plan.is_written);
         if planned.plan.steps.is_empty() {
             session.count(guest, &planned);
@@ -153,6 +156,10 @@ impl Session {
             return None;
         }
         let backends = self.backends()?;
+        let unproved = backends.iter().find(|backend| writer == Writer::Ours && backend.is_unproved);
+        let unproved = unproved.map(|backend| backend.vm.clone());
+        // Infra's own controllers give the selector's endpoints the addresses of pods.
+        let writer = if unproved.is_some() { Writer::Infra } else { writer };
         let everywhere = context.choice.slices_for_all;
         let wanted = self.state.lock().wanted(guest, &view.service, &view.slices, &backends, everywhere);
         let observed = Observed {
@@ -163,7 +170,7 @@ impl Session {
             wanted: &wanted,
         };
         let is_ours = writer == Writer::Ours;
-        Some(Planned { plan: plan(&observed), wanted, is_ours })
+        Some(Planned { plan: plan(&observed), wanted, is_ours, unproved })
     }
 
     /// The steps that are due, and how long the first of the others has to wait: another program writes the same slice

@@ -75,6 +75,9 @@ pub struct Interface {
     pub name: String,
     /// What it is connected to.
     pub network: Network,
+    /// Whether its binding is `masquerade`: KubeVirt shows the launcher pod's addresses then. With every other binding it
+    /// shows those that the guest agent reports, which are the guest's own word.
+    pub masquerade: bool,
     /// Its addresses, the primary first.
     pub addresses: Vec<IpAddr>,
 }

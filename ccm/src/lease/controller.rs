@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::{Lease as Object, LeaseSpec};
+use k8s_openapi::api::coordination::v1::LeaseSpec;
 use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::plan::{Next, next, released};
+use super::{
+    plan::{Next, next, released},
+    wire::WireLease,
+};
 use crate::access::GuestCluster;
 
 /// Timeout of the release, which happens while the process ends.
@@ -26,12 +29,12 @@ pub struct Timing {
 
 /// A lease that this process may come to hold.
 pub struct Lease {
-    api: Api<Object>,
+    api: Api<WireLease>,
     name: String,
     me: String,
     timing: Timing,
     /// The lease as we read it last, and since when it has not changed.
-    seen: Option<(Object, Instant)>,
+    seen: Option<(WireLease, Instant)>,
 }
 
 /// A lease that is held.
@@ -74,8 +77,9 @@ impl Lease {
         Ok(Self { api, name: name.to_owned(), me, timing, seen: None })
     }
 
-    /// Waits until this process holds the lease.
+    /// Waits until this process holds the lease. How long the lease has not changed is counted anew from here.
     pub async fn acquire(mut self) -> Held {
+        self.seen = None;
         let mut failing = false;
         loop {
             match timeout(self.timing.renew, self.attempt()).await {
@@ -97,7 +101,7 @@ impl Lease {
     async fn attempt(&mut self) -> Result<bool, kube::Error> {
         let now = Instant::now();
         let object = cluster::get(&self.api, &self.name).await?;
-        let version = |object: &Object| object.metadata.resource_version.clone();
+        let version = |object: &WireLease| object.metadata.resource_version.clone();
         self.seen = match (object, self.seen.take()) {
             (None, _) => None,
             (Some(object), Some((before, since))) if version(&before) == version(&object) => {
@@ -121,7 +125,7 @@ impl Lease {
             self.api.replace(&self.name, &parameters, &object).await
         } else {
             let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
-            self.api.create(&parameters, &Object { metadata, spec: Some(spec) }).await
+            self.api.create(&parameters, &WireLease { metadata, spec: Some(spec) }).await
         };
         match written {
             Ok(object) => {
@@ -139,7 +143,7 @@ impl Lease {
 }
 
 impl Held {
-    /// Renews the lease until that fails. The caller must make no changes from then on.
+    /// Renews the lease until that fails. The caller must make no changes from then on, but may wait for the lease again.
     pub async fn keep(&mut self) -> LeaseError {
         let timing = self.lease.timing;
         let mut renewed = Instant::now();
@@ -167,6 +171,11 @@ impl Held {
         }
     }
 
+    /// The lease, to be waited for again after it was lost.
+    pub fn lost(self) -> Lease {
+        self.lease
+    }
+
     /// Releases the lease, so that another replica takes it at once. If that fails, the others wait until it expires.
     pub async fn release(mut self) {
         let Some(spec) = self.lease.seen.as_ref().and_then(|(object, _)| object.spec.clone()) else { return };
@@ -178,3 +187,6 @@ impl Held {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

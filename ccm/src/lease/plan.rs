@@ -8,6 +8,20 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::LeaseSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
+/// How many times our own duration the duration of another's lease is respected at most, and the longest that makes.
+/// Who may write the Lease could name 68 years otherwise.
+const MOST_OF_OWN: u32 = 10;
+const MOST_RESPECTED: Duration = Duration::from_mins(2);
+
+/// How long a lease that does not change is respected: for our own duration, or for the holder's if that is longer,
+/// because the holder may have been started with other flags. The holder's counts up to a bound.
+pub(crate) fn respected(seen: Option<&LeaseSpec>, own: Duration) -> Duration {
+    let theirs = seen.and_then(|seen| seen.lease_duration_seconds);
+    let theirs = theirs.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or_default();
+    let most = own.saturating_mul(MOST_OF_OWN).min(MOST_RESPECTED);
+    own.max(Duration::from_secs(theirs).min(most))
+}
+
 /// What to do.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Next {
@@ -27,11 +41,7 @@ pub(super) fn next(
     now: Timestamp,
 ) -> Next {
     let holder = seen.and_then(|seen| seen.holder_identity.as_deref()).unwrap_or_default();
-    let theirs =
-        seen.and_then(|seen| seen.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
-    // The holder may have been started with a longer duration than we were.
-    let respected = duration.max(Duration::from_secs(theirs.unwrap_or_default()));
-    if !holder.is_empty() && holder != me && unchanged < respected {
+    if !holder.is_empty() && holder != me && unchanged < respected(seen, duration) {
         return Next::Wait;
     }
     let renewed = holder == me;
@@ -92,6 +102,8 @@ mod tests {
     #[case::old(Some(held_by("other", 15)), 15, Some(5))]
     #[case::their_duration_is_longer(Some(held_by("other", 60)), 30, None)]
     #[case::their_duration_is_shorter(Some(held_by("other", 1)), 10, None)]
+    #[case::their_duration_is_absurd(Some(held_by("other", i32::MAX)), 119, None)]
+    #[case::their_duration_is_capped(Some(held_by("other", i32::MAX)), 120, Some(5))]
     fn it_is_taken_when_nobody_holds_it(
         #[case] seen: Option<LeaseSpec>,
         #[case] unchanged: u64,
@@ -105,6 +117,22 @@ mod tests {
             Next::Wait => None,
         };
         assert_eq!(taken, transitions);
+    }
+
+    #[rstest]
+    #[case::no_duration(15, None, 15)]
+    #[case::negative(15, Some(-1), 15)]
+    #[case::longer(15, Some(60), 60)]
+    #[case::ten_times_ours(2, Some(3600), 20)]
+    #[case::at_most_two_minutes(60, Some(3600), 120)]
+    #[case::ours_is_longer_than_the_bound(300, Some(3600), 300)]
+    fn a_duration_is_respected_up_to_a_bound(
+        #[case] own: u64,
+        #[case] theirs: Option<i32>,
+        #[case] seconds: u64,
+    ) {
+        let seen = LeaseSpec { lease_duration_seconds: theirs, ..LeaseSpec::default() };
+        assert_eq!(respected(Some(&seen), Duration::from_secs(own)).as_secs(), seconds);
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! The calls of the service controller. Each is one request.
 
+use std::fmt::Debug;
+
 use k8s_openapi::api::core::v1::LoadBalancerIngress;
 use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Request;
 use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::{
@@ -222,17 +225,14 @@ impl Services {
 }
 
 /// Deletes the infra Service of this name, if it still has this UID.
-pub(crate) async fn delete(
-    mirrors: &Api<InfraService>,
-    name: &str,
-    uid: &str,
-) -> Result<Answer<Deleted>, kube::Error> {
+pub(crate) async fn delete<K>(mirrors: &Api<K>, name: &str, uid: &str) -> Result<Answer<Deleted>, kube::Error>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+{
     let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
     let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
     match mirrors.delete(name, &parameters).await {
-        Ok(answer) => {
-            Ok(Answer::Done(answer.left().map_or(Deleted::Going, |last| became(&last.metadata, uid))))
-        }
+        Ok(answer) => Ok(Answer::Done(answer.left().map_or(Deleted::Going, |last| became(last.meta(), uid)))),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(Answer::Absent),
         Err(kube::Error::Api(status)) if status.is_conflict() => Ok(Answer::Changed),
         Err(error) => Err(error),

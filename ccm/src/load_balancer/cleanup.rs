@@ -3,25 +3,30 @@
 //! Services.
 //!
 //! While a cloud controller manager of the guest runs it would create each mirror again, so the cleanup checks its
-//! lease first.
+//! lease first. The guest's users can write that lease and change the guest's UID, so both are believed only as far as
+//! they can't hold up or falsify the cleanup: it ends in a bounded time, and never with success while something that
+//! carries this guest's marks is left.
 
-use std::collections::BTreeSet;
+mod choice;
+
+use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{Api, ListParams, ObjectMeta};
+use kube::Resource;
+use kube::api::{Api, ListParams};
 use tokio::time::{Instant, sleep};
 
 use crate::{
     access::{GuestCluster, InfraCluster, chain},
     guest::services::GuestService,
-    guest_names::{GUEST_CLUSTER_ANNOTATION, Identity, SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL},
-    infra::mirrors::InfraService,
+    guest_names::{CLUSTER_NAME_LABEL, Identity, infra_name},
+    lease::{WireLease, respected},
     load_balancer::{
         calls::{Services, delete},
+        cleanup::choice::{Choice, Guest, Labelled, Left, Why, choose, described, key},
         conditions::patch,
     },
     unreadable::Readable,
@@ -29,8 +34,6 @@ use crate::{
 
 /// Pause between two reads of infra, or of the lease.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long to respect a lease without a duration (the default of `--leader-elect-lease-duration`).
-const DEFAULT_LEASE: Duration = Duration::from_secs(15);
 /// Objects per page of a list.
 const PAGE: u32 = 100;
 
@@ -44,6 +47,11 @@ pub struct Cleanup {
     pub identity: Identity,
     /// Namespace and name of the lease in the guest.
     pub lease: (String, String),
+    /// Our own duration of a lease: another's is respected up to a multiple of it.
+    pub lease_duration: Duration,
+    /// Whether to ignore the guest's lease and UID. The operator vouches that no replica of this guest runs and that no
+    /// other guest has its name in this namespace.
+    pub force: bool,
     /// How long to wait until all are gone.
     pub timeout: Duration,
 }
@@ -52,7 +60,7 @@ pub struct Cleanup {
 struct Answering {
     guest: GuestCluster,
     services: Services,
-    /// The UID of the guest cluster.
+    /// The UID of the guest cluster, if the guest told it.
     uid: Option<String>,
 }
 
@@ -60,28 +68,42 @@ impl Cleanup {
     /// Runs to the end, and reports on standard output what it does.
     ///
     /// # Errors
-    /// A cloud controller manager is running, it is not certain which guest the infra Services belong to, infra refuses
-    /// a call, or the Services are not gone in time.
+    /// A cloud controller manager is running, infra refuses a call, the Services are not gone in time, or something that
+    /// carries this guest's marks is left.
     pub async fn run(self) -> Result<()> {
-        let guest = self.answering().await;
-        if let Some(guest) = &guest {
-            self.no_manager_acts(&guest.guest).await?;
-        }
-        let own = chosen(self.present().await?, guest.as_ref().and_then(|guest| guest.uid.as_deref()))?;
+        let answering = self.answering().await;
+        let guest = match &answering {
+            Some(_) if self.force => {
+                println!("--cleanup-force: the lease and the UID of the guest are not asked for");
+                None
+            }
+            Some(answering) => {
+                self.no_manager_acts(&answering.guest).await?;
+                answering.identified().await?
+            }
+            None => None,
+        };
+        let Choice { own, .. } = choose(self.labelled().await?, &self.identity, guest.as_ref());
         for infra in &own {
             println!("deleting infra service {}", described(infra));
             let (name, uid) = key(infra);
             delete(&self.mirrors(), name, uid).await.with_context(|| format!("deleting {name}"))?;
         }
-        self.until_gone(&own).await?;
+        let after = self.until_gone(&own).await?;
         println!("infra services deleted: {}", own.len());
-        match &guest {
+        let Choice { own, mut left } = choose(after, &self.identity, guest.as_ref());
+        left.extend(own.iter().map(|infra| Left { name: described(infra), why: Why::MadeAgain }));
+        if !left.is_empty() {
+            let all: Vec<_> = left.iter().map(ToString::to_string).collect();
+            bail!("infra services with the marks of this guest are left: {}", all.join("; "));
+        }
+        match &answering {
             Some(guest) => guest.free().await,
             None => Ok(()),
         }
     }
 
-    fn mirrors(&self) -> Api<InfraService> {
+    fn mirrors(&self) -> Api<Labelled> {
         Api::namespaced(self.infra.client.clone(), &self.infra.namespace)
     }
 
@@ -103,63 +125,72 @@ impl Cleanup {
         }
     }
 
-    /// Fails if the lease is renewed while we observe it: then a manager is running. Only our own clock counts.
+    /// Fails if the lease is renewed while we observe it: then a manager is running. Only our own clock counts, and the
+    /// lease's own duration only up to a bound.
     async fn no_manager_acts(&self, guest: &GuestCluster) -> Result<()> {
         let (namespace, name) = &self.lease;
-        let api: Api<Lease> = Api::namespaced(guest.client.clone(), namespace);
-        let Some(first) = cluster::get(&api, name).await.context("reading the lease")? else { return Ok(()) };
+        let api: Api<WireLease> = Api::namespaced(guest.client.clone(), namespace);
+        let read = async || {
+            let lease = cluster::get(&api, name).await;
+            lease.with_context(|| {
+                format!(
+                    "reading lease {namespace}/{name}; if no cloud controller manager of this guest runs, run this again \
+                     with --cleanup-force"
+                )
+            })
+        };
+        let Some(first) = read().await? else { return Ok(()) };
         let spec = first.spec.unwrap_or_default();
+        let respected = respected(Some(&spec), self.lease_duration);
         let holder = spec.holder_identity.unwrap_or_default();
         if holder.is_empty() {
             return Ok(());
         }
-        let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-        let respected = seconds.map_or(DEFAULT_LEASE, Duration::from_secs);
         println!("checking for {} s whether {holder} renews lease {namespace}/{name}", respected.as_secs());
         let began = Instant::now();
         while began.elapsed() < respected {
             sleep(LOOK).await;
-            let now = cluster::get(&api, name).await.context("reading the lease")?;
+            let now = read().await?;
             if now.is_some_and(|now| now.metadata.resource_version != first.metadata.resource_version) {
                 bail!(
                     "a cloud controller manager of this guest runs ({holder} renews lease {namespace}/{name}) and would make \
-                     the infra services again; stop it first"
+                     the infra services again; stop it first. If none runs, somebody else changes the lease: run this again \
+                     with --cleanup-force"
                 );
             }
         }
         Ok(())
     }
 
-    /// The infra Services on which every mark names this guest.
-    async fn present(&self) -> Result<Vec<InfraService>> {
-        let labels: Vec<_> =
-            self.identity.common_labels().iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let mut chosen = ListParams::default().labels(&labels.join(",")).limit(PAGE);
-        let listed: Api<Readable<InfraService>> =
+    /// The infra Services with the cluster's name.
+    async fn labelled(&self) -> Result<Vec<Readable<Labelled>>> {
+        let label = format!("{CLUSTER_NAME_LABEL}={}", self.identity.cluster_label());
+        let mut page = ListParams::default().labels(&label).limit(PAGE);
+        let listed: Api<Readable<Labelled>> =
             Api::namespaced(self.infra.client.clone(), &self.infra.namespace);
-        let mut present = Vec::new();
+        let mut found = Vec::new();
         loop {
-            let page = listed.list(&chosen).await.context("listing the infra services")?;
-            let readable = self.infra.reader.readable(page.items);
-            present.extend(readable.into_iter().filter(|infra| self.identity.owns(infra)));
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => chosen = chosen.continue_token(&token),
-                None => return Ok(present),
+            let some = listed.list(&page).await.context("listing the infra services")?;
+            found.extend(some.items);
+            match some.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(found),
             }
         }
     }
 
-    async fn until_gone(&self, own: &[InfraService]) -> Result<()> {
+    /// Waits until none of `own` is left. Returns what is there then.
+    async fn until_gone(&self, own: &[Labelled]) -> Result<Vec<Readable<Labelled>>> {
         let began = Instant::now();
         loop {
-            let present = self.present().await?;
+            let found = self.labelled().await?;
+            let present = found.iter().filter_map(|infra| infra.0.as_ref().ok());
             let left: Vec<_> =
-                present.iter().filter(|infra| own.iter().any(|own| key(own) == key(infra))).collect();
+                present.filter(|infra| own.iter().any(|own| key(own) == key(infra))).map(described).collect();
             if left.is_empty() {
-                return Ok(());
+                return Ok(found);
             }
             if began.elapsed() >= self.timeout {
-                let left: Vec<_> = left.into_iter().map(described).collect();
                 bail!("not gone after {} s: {}", self.timeout.as_secs(), left.join(", "));
             }
             sleep(LOOK).await;
@@ -168,6 +199,23 @@ impl Cleanup {
 }
 
 impl Answering {
+    /// The guest's UID and Services. `None` if it does not tell its UID, so that it proves nothing.
+    async fn identified(&self) -> Result<Option<Guest>> {
+        let Some(uid) = self.uid.clone() else { return Ok(None) };
+        let all: Api<Readable<GuestService>> = Api::all(self.guest.client.clone());
+        let mut page = ListParams::default().limit(PAGE);
+        let mut mirror_names = HashSet::new();
+        loop {
+            let some = all.list(&page).await.context("listing the guest's services")?;
+            mirror_names
+                .extend(some.items.iter().filter_map(|guest| guest.meta().uid.as_deref()).map(infra_name));
+            match some.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(Some(Guest { uid, mirror_names })),
+            }
+        }
+    }
+
     /// Removes our finalizer, so that the Services can be deleted, and the addresses and conditions, which are no
     /// longer true.
     async fn free(&self) -> Result<()> {
@@ -192,71 +240,5 @@ impl Answering {
         }
         println!("services of the guest freed of their finalizer: {freed}");
         Ok(())
-    }
-}
-
-/// The infra Services to delete: not those whose cluster mark names another guest of the same name. If the guest did
-/// not identify itself, all marks must name one guest.
-fn chosen(present: Vec<InfraService>, guest: Option<&str>) -> Result<Vec<InfraService>> {
-    let Some(guest) = guest else {
-        let guests: BTreeSet<_> = present.iter().filter_map(mark).collect();
-        if guests.len() > 1 {
-            bail!(
-                "the infra services are those of {} guest clusters of one name; the guest's own API server has to answer to \
-                 tell them apart",
-                guests.len()
-            );
-        }
-        return Ok(present);
-    };
-    let (own, others): (Vec<_>, _) =
-        present.into_iter().partition(|infra| mark(infra).is_none_or(|mark| mark == guest));
-    for other in &others {
-        println!("infra service {} is another guest cluster's of the same name: it stays", described(other));
-    }
-    Ok(own)
-}
-
-fn mark(infra: &InfraService) -> Option<&str> {
-    infra.metadata.annotations.as_ref()?.get(GUEST_CLUSTER_ANNOTATION).map(String::as_str)
-}
-
-fn key(infra: &InfraService) -> (&str, &str) {
-    let ObjectMeta { name, uid, .. } = &infra.metadata;
-    (name.as_deref().unwrap_or_default(), uid.as_deref().unwrap_or_default())
-}
-
-/// Its name, with the name of the Service that it served.
-fn described(infra: &InfraService) -> String {
-    let label = |key: &str| infra.metadata.labels.as_ref().and_then(|labels| labels.get(key));
-    match (label(SERVICE_NAMESPACE_LABEL), label(SERVICE_NAME_LABEL)) {
-        (Some(namespace), Some(name)) => format!("{} (of {namespace}/{name})", key(infra).0),
-        _ => key(infra).0.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rstest::rstest;
-    use serde_json::json;
-
-    fn marked(mark: Option<&str>) -> InfraService {
-        let annotations = mark.map(|mark| json!({ GUEST_CLUSTER_ANNOTATION: mark }));
-        serde_json::from_value(json!({ "metadata": { "name": "a", "annotations": annotations } })).unwrap()
-    }
-
-    #[rstest]
-    #[case::its_own(Some("g"), &[Some("g"), None], Some(2))]
-    #[case::beside_another(Some("g"), &[Some("g"), Some("h")], Some(1))]
-    #[case::silent_and_one(None, &[Some("g"), None, Some("g")], Some(3))]
-    #[case::silent_and_two(None, &[Some("g"), Some("h")], None)]
-    fn a_guest_of_the_same_name_loses_nothing(
-        #[case] guest: Option<&str>,
-        #[case] marks: &[Option<&str>],
-        #[case] deleted: Option<usize>,
-    ) {
-        let present = marks.iter().map(|mark| marked(*mark)).collect();
-        assert_eq!(chosen(present, guest).ok().map(|own| own.len()), deleted);
     }
 }

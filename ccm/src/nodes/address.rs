@@ -112,15 +112,25 @@ impl AddressPolicy {
         Ok(Self { interface, within: networks(within)?, outside: networks(outside)? })
     }
 
-    /// The addresses that the VM itself shows, one per family: the first that is in `preferred`, otherwise the best.
-    /// Addresses that others claim for the VM, such as its own guest, are not included.
-    pub fn shown(&self, vmi: &Vmi, preferred: &[IpAddr]) -> Vec<IpAddr> {
+    /// The addresses at which infra may send traffic to the VM, one per family: the first that is in `preferred`,
+    /// otherwise the best. `None` = the VM shows addresses, and nothing proves that they are its own.
+    ///
+    /// Except with the binding `masquerade`, KubeVirt shows the addresses that the guest agent reports, so whoever is
+    /// root in the VM chooses them (KubeVirt, `pkg/network/setup/netstat.go`). `infoSource` is no proof that the agent did
+    /// not: an agent that names no interface leaves it as it was. With masquerade KubeVirt may show an agent's address of
+    /// a family that the pod does not have (kubevirt/kubevirt#18760), for which infra has no Services either. Otherwise the
+    /// operator tells by `within` which addresses the VMs may have.
+    pub fn proved(&self, vmi: &Vmi, preferred: &[IpAddr]) -> Option<Vec<IpAddr>> {
         let usable = self.usable(vmi);
+        let is_translated = self.interface.of(vmi).is_some_and(|interface| interface.masquerade);
+        if !usable.is_empty() && !is_translated && self.within.is_empty() {
+            return None;
+        }
         let of_family = |family: Family| {
             let mut known = preferred.iter().filter(|ip| usable.contains(ip)).chain(&usable);
             known.find(|ip| Family::of(**ip) == family).copied()
         };
-        [Family::V4, Family::V6].into_iter().filter_map(of_family).collect()
+        Some([Family::V4, Family::V6].into_iter().filter_map(of_family).collect())
     }
 
     /// One address per family. The family that came first on the Node stays first.

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use prometheus_client::registry::Registry;
-use secure_serving::{FrontProxyRules, ReviewTimes, SecureEndpoint, SecureServingSettings, Shown, Tls};
+use secure_serving::{
+    FrontProxyRules, ReviewTimes, SecureEndpoint, SecureServingSettings, Shown, ShownTokens, Tls,
+};
 use serde_json::json;
 use serving::Tasks;
 
@@ -41,6 +43,12 @@ pub(crate) async fn bind(
     };
     let (by, of) = ("--authentication-kubeconfig", &serving.authentication_kubeconfig);
     let authentication = reviewer(by, of, clusters).await?;
+    // Whoever names an API server for the reviews means the clients' tokens to go there. By default they go to the guest,
+    // whose users may see them, so only to the one that issued them.
+    let shown_tokens = match path(of) {
+        Some(_) => ShownTokens::All,
+        None => ShownTokens::IssuedThere(clusters.guest.server.clone()),
+    };
     let (by, of) = ("--authorization-kubeconfig", &serving.authorization_kubeconfig);
     let authorization = reviewer(by, of, clusters).await?;
     let settings = SecureServingSettings {
@@ -48,6 +56,7 @@ pub(crate) async fn bind(
         tls,
         cluster: "guest",
         authentication,
+        shown_tokens,
         authorization,
         always_allowed: serving.authorization_always_allow_paths.clone(),
         times,

@@ -6,10 +6,13 @@ pub mod two_guests;
 
 use anyhow::{Result, ensure};
 use bench::scenario::{Deadline, until};
-use k8s_openapi::api::{core::v1::Endpoints, rbac::v1::RoleBinding};
+use k8s_openapi::api::{
+    core::v1::{Endpoints, Event, Service},
+    rbac::v1::RoleBinding,
+};
 use kube::{
     Api,
-    api::{DeleteParams, PostParams},
+    api::{DeleteParams, ListParams, PostParams},
 };
 use serde_json::{Value, json};
 
@@ -23,7 +26,8 @@ tests! {
         they_follow_the_vms,
         handed_over_without_a_gap,
         what_is_anothers_stays,
-        without_the_right_a_selector_stays;
+        without_the_right_a_selector_stays,
+        without_a_proof_of_the_addresses_a_selector_stays;
 }
 
 /// As kubevirt/cloud-provider-kubevirt: we write those of Services with policy Local.
@@ -259,6 +263,38 @@ async fn without_the_right_a_selector_stays(fixture: Fixture) -> Result<()> {
     scene.place.mirror(&mirror, "its selector again", |it| it["spec"].get("selector").is_some()).await?;
     let fresh = scene.place.create("fresh", json!({})).await?;
     scene.place.mirror(&mirror_name(&fresh), "a selector", |it| it["spec"].get("selector").is_some()).await?;
+    scene.end().await
+}
+
+/// The bench's VMs are bridged, so their guests could report any address. Without the networks of the workers no endpoint is
+/// written, an event says so, and what was written before goes when the selector is back.
+async fn without_a_proof_of_the_addresses_a_selector_stays(fixture: Fixture) -> Result<()> {
+    let scene = Scene::new(&fixture).await?;
+    scene.two_workers().await?;
+    let provider = scene.provider("a", &managed()).await?;
+    let before = scene.place.create("before", json!({})).await?;
+    scene.by_us(&mirror_name(&before)).await?;
+    drop(provider);
+
+    let mut anywhere = managed();
+    anywhere["instancesV2"] = json!({"nodeAddresses": {"within": []}});
+    let _provider = scene.provider("a", &anywhere).await?;
+    let fresh = scene.place.create("fresh", json!({})).await?;
+    for service in [&before, &fresh] {
+        scene.by_selector(&mirror_name(service)).await?;
+    }
+    let events: Api<Event> = Api::namespaced(fixture.guest.clone(), &scene.place.namespace);
+    until("an event that says why", Deadline::Reaction, async || {
+        let all = events.list(&ListParams::default()).await?;
+        let told = |service: &Service| {
+            all.iter().any(|event| {
+                event.reason.as_deref() == Some("EndpointAddressesUnproved")
+                    && event.involved_object.uid == service.metadata.uid
+            })
+        };
+        Ok(if told(&before) && told(&fresh) { Ok(()) } else { Err(format!("{} others", all.items.len())) })
+    })
+    .await?;
     scene.end().await
 }
 

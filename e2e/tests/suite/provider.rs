@@ -38,6 +38,8 @@ pub const CLUSTER: &str = "guest";
 pub const ALONE: &str = "--leader-elect=false";
 /// How long a provider may take to end: kubelet's `terminationGracePeriodSeconds`, if a pod sets none.
 const STOP: Duration = Duration::from_secs(30);
+/// The networks of the bench's VMs. Their interfaces are bridged, so what they report counts only in here.
+const WORKERS_NETWORKS: [&str; 2] = ["10.0.0.0/8", "fd00::/8"];
 /// The program.
 const PROGRAM: &str = "kubevirt-cloud-controller-manager";
 
@@ -270,6 +272,10 @@ impl Place {
         let mut config = keys.clone();
         config["kubeconfig"] = json!(file("infra"));
         config["namespace"] = json!(self.infra_namespace);
+        let within = &mut config["instancesV2"]["nodeAddresses"]["within"];
+        if within.is_null() {
+            *within = json!(WORKERS_NETWORKS);
+        }
         tokio::fs::write(file("config"), serde_json::to_vec(&config)?).await?;
         let args = vec![
             "--cloud-provider=kubevirt".to_owned(),

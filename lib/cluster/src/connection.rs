@@ -14,6 +14,7 @@ use tokio::{sync::Mutex, time::Instant};
 use crate::{
     credentials::{CredentialFiles, CredentialsError, Loaded, Source},
     files::Followed,
+    token_issuer::TokenIssuer,
 };
 
 /// The files are read again before a call if the last read is older than this: a few KiB, and only while calls are
@@ -33,6 +34,8 @@ pub(crate) struct Current {
     pub client: Client,
     /// Host and port of the API server.
     pub host: Arc<str>,
+    /// The issuer of the credentials' token.
+    pub token_issuer: Option<TokenIssuer>,
     /// Grows each time the client is replaced.
     generation: u64,
 }
@@ -48,20 +51,20 @@ impl Connection {
     /// Connects to `source`, and returns the namespace that its credentials name. Makes no call.
     pub(crate) async fn open(source: Source) -> Result<(Self, String), CredentialsError> {
         let name = format!("{} cluster's credentials", source.cluster);
-        let (files, Loaded { client, namespace, host }) =
-            Followed::open(name, CredentialFiles(source)).await?;
-        Ok((Self::new(client, host, Some(files)), namespace))
+        let (files, loaded) = Followed::open(name, CredentialFiles(source)).await?;
+        let Loaded { client, namespace, host, token_issuer } = loaded;
+        let current = Current { client, host, token_issuer, generation: 0 };
+        Ok((Self::new(current, Some(files)), namespace))
     }
 
     /// A connection whose client is never replaced.
     pub(crate) fn fixed(client: Client) -> Self {
-        Self::new(client, "".into(), None)
+        Self::new(Current { client, host: "".into(), token_issuer: None, generation: 0 }, None)
     }
 
-    fn new(client: Client, host: Arc<str>, files: Option<Followed<CredentialFiles>>) -> Self {
+    fn new(current: Current, files: Option<Followed<CredentialFiles>>) -> Self {
         let checked = Checked { files, at: Instant::now() };
-        let current = RwLock::new(Current { client, host, generation: 0 });
-        Self { current, checked: Mutex::new(checked) }
+        Self { current: RwLock::new(current), checked: Mutex::new(checked) }
     }
 
     /// The client to make a call with (cheap). Checks the files first if that is due.
@@ -94,9 +97,9 @@ impl Connection {
     async fn check(&self, checked: &mut Checked) {
         checked.at = Instant::now();
         let Some(files) = &mut checked.files else { return };
-        if let Some(Loaded { client, host, .. }) = files.newer().await {
+        if let Some(Loaded { client, host, token_issuer, .. }) = files.newer().await {
             let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-            *current = Current { client, host, generation: current.generation + 1 };
+            *current = Current { client, host, token_issuer, generation: current.generation + 1 };
         }
     }
 }

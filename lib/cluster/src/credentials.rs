@@ -8,13 +8,15 @@ use std::{
 
 use kube::{
     Client, Config,
-    config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
+    config::{AuthInfo, InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
+use secrecy::ExposeSecret;
 
 use crate::{
     client::client,
     files::{Contents, FromFiles},
     proxy::{ProxyError, Variables},
+    token_issuer::TokenIssuer,
 };
 
 /// Where kubelet mounts the files of the pod's service account that credentials are made of (Kubernetes, "Accessing the
@@ -120,6 +122,8 @@ pub(crate) struct Loaded {
     pub namespace: String,
     /// Host and port of the API server.
     pub host: Arc<str>,
+    /// The issuer of their token, if they have one.
+    pub token_issuer: Option<TokenIssuer>,
 }
 
 impl FromFiles for CredentialFiles {
@@ -150,12 +154,13 @@ impl Source {
             .map_err(|source| CredentialsError::Proxy { cluster, source })?;
         let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default().into();
         let namespace = config.default_namespace.clone();
+        let token_issuer = token_issuer(&config.auth_info).await;
         let client = client(config, proxy).map_err(|source| CredentialsError::Client {
             cluster,
             setting,
             source: Box::new(source),
         })?;
-        Ok(Loaded { client, namespace, host })
+        Ok(Loaded { client, namespace, host, token_issuer })
     }
 
     async fn read_service_account(
@@ -200,6 +205,15 @@ impl Source {
         let (cluster, setting) = (self.cluster, self.setting);
         let read = contents.read(&path).await;
         read.map(drop).map_err(|source| CredentialsError::Read { cluster, setting, path, source })
+    }
+}
+
+/// The issuer of the token that is sent with each call. What a program returns at each call is not asked for.
+async fn token_issuer(user: &AuthInfo) -> Option<TokenIssuer> {
+    match (&user.token, &user.token_file) {
+        (Some(token), _) => TokenIssuer::of(token.expose_secret()),
+        (None, Some(file)) => TokenIssuer::of(&tokio::fs::read_to_string(file).await.ok()?),
+        (None, None) => None,
     }
 }
 

@@ -22,6 +22,7 @@ mod proxy;
 mod rights;
 mod route;
 mod server;
+mod token_issuer;
 mod typed;
 
 pub use absence::{get, is_absent, status_code};
@@ -33,5 +34,6 @@ pub use metrics::{Meter, Outcome, Unmetered};
 pub use pace::MAX_RETRY_AFTER;
 pub use rights::{Right, Rights, is_granted};
 pub use server::{ApiServer, CALL_DEADLINE, WhenPaused};
+pub use token_issuer::TokenIssuer;
 
 pub use serving::chain;

@@ -14,6 +14,7 @@ use crate::{
     error::{Class, Error, Failure},
     metrics::{Meter, Outcome},
     pace::Pace,
+    token_issuer::TokenIssuer,
 };
 
 /// Longest time of one call, pauses included; for a watch, until it is open. A healthy API server needs far less for
@@ -87,6 +88,11 @@ impl ApiServer {
     /// The namespace that the credentials name.
     pub fn namespace(&self) -> &str {
         &self.shared.namespace
+    }
+
+    /// The issuer of the token that the credentials have now. `None` = they have none, or one that names no issuer.
+    pub async fn token_issuer(&self) -> Option<TokenIssuer> {
+        self.shared.connection.current().await.token_issuer
     }
 
     /// The answer that asked for a pause, until a call has succeeded after it. Reads wait without a report, so a caller

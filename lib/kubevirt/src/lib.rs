@@ -11,9 +11,10 @@ mod name;
 mod seen;
 
 pub use machine::{
-    GROUP, Phase, RunStrategy, VERSION, WireAddVolume, WireCondition, WireDomain, WireFirmware,
-    WireInterface, WireMultus, WireNetwork, WireRemoveVolume, WireTemplate, WireVm, WireVmSpec, WireVmStatus,
-    WireVmi, WireVmiSpec, WireVmiStatus, WireVolume, WireVolumeRequest, WireVolumeSource, WireVolumeStatus,
+    GROUP, Phase, RunStrategy, VERSION, WireAddVolume, WireBinding, WireCondition, WireDevices, WireDomain,
+    WireFirmware, WireInterface, WireMultus, WireNetwork, WireRemoveVolume, WireTemplate, WireVm, WireVmSpec,
+    WireVmStatus, WireVmi, WireVmiSpec, WireVmiStatus, WireVolume, WireVolumeRequest, WireVolumeSource,
+    WireVolumeStatus,
 };
 pub use metadata::{Metadata, OwnerReference, null_as_default};
 pub use name::{ObjectName, is_dns_label};

@@ -145,6 +145,29 @@ pub struct WireVmiSpec {
 pub struct WireDomain {
     /// `firmware`.
     pub firmware: Option<WireFirmware>,
+    /// `devices`.
+    #[serde(deserialize_with = "null_as_default")]
+    pub devices: WireDevices,
+}
+
+/// `devices`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct WireDevices {
+    /// `interfaces`.
+    #[serde(deserialize_with = "null_as_default")]
+    pub interfaces: Vec<WireBinding>,
+}
+
+/// An item of `devices.interfaces`: how an interface is bound to its network.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct WireBinding {
+    /// `name`, which the network of this interface has too.
+    #[serde(deserialize_with = "null_as_default")]
+    pub name: String,
+    /// `masquerade`: the address is the launcher pod's, which forwards to the VM.
+    pub masquerade: Option<IgnoredAny>,
 }
 
 /// `firmware`.

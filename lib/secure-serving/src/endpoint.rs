@@ -60,7 +60,7 @@ impl SecureEndpoint {
         shown: Shown,
         tasks: &Tasks,
     ) -> Result<Self, BindError> {
-        let SecureServingSettings { cluster, authentication, authorization, .. } = settings;
+        let SecureServingSettings { cluster, authentication, authorization, shown_tokens, .. } = settings;
         let sources = TrustSources {
             client_ca: settings.client_ca,
             front_proxy: settings.front_proxy,
@@ -70,7 +70,14 @@ impl SecureEndpoint {
         };
         let trust = Trust::start(sources, tasks).await?;
         let (always_allowed, times) = (settings.always_allowed, settings.times);
-        let reviews = Reviews::new(trust, cluster, authentication, authorization, always_allowed, times);
+        let reviews = Reviews::new(
+            trust,
+            cluster,
+            (authentication, shown_tokens),
+            authorization,
+            always_allowed,
+            times,
+        );
         Ok(Self::reviewing(settings.address, &settings.tls, reviews, shown, tasks).await?)
     }
 

@@ -19,12 +19,22 @@ use kube::{
     api::{Api, PostParams},
 };
 use sha2::{Digest, Sha256};
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
-use crate::{certificate::Presented, trust::Trust, user::User};
+use crate::{
+    certificate::Presented,
+    shown_tokens::{Gate, ShownTokens},
+    trust::Trust,
+    user::User,
+};
 
 /// How many answers are cached; above that the oldest are dropped.
 const CACHE_SIZE: usize = 256;
+/// How many requests are reviewed at the same time; others wait. Anybody who reaches the port can send requests, and each
+/// may cost two calls.
+const MOST_REVIEWED: usize = 8;
+/// The answer about a longer path, in bytes, is not cached (apiserver library, `shouldCache` of the webhook authorizer).
+const MOST_CACHED_PATH: usize = 10_000;
 /// The scheme in front of a token.
 const BEARER: &str = "bearer";
 
@@ -58,6 +68,9 @@ pub(crate) struct Reviews {
     cluster: &'static str,
     authentication: Client,
     authorization: Client,
+    shown_tokens: Gate,
+    /// A request holds one while it is reviewed.
+    slots: Semaphore,
     always_allowed: Vec<String>,
     times: ReviewTimes,
     tokens: Cache<[u8; 32], Option<User>>,
@@ -78,13 +91,23 @@ impl Reviews {
     pub(crate) fn new(
         trust: Trust,
         cluster: &'static str,
-        authentication: Client,
+        (authentication, shown_tokens): (Client, ShownTokens),
         authorization: Client,
         always_allowed: Vec<String>,
         times: ReviewTimes,
     ) -> Self {
-        let (tokens, accesses) = (Cache::default(), Cache::default());
-        Self { trust, cluster, authentication, authorization, always_allowed, times, tokens, accesses }
+        Self {
+            trust,
+            cluster,
+            authentication,
+            authorization,
+            shown_tokens: Gate::new(shown_tokens, cluster),
+            slots: Semaphore::new(MOST_REVIEWED),
+            always_allowed,
+            times,
+            tokens: Cache::default(),
+            accesses: Cache::default(),
+        }
     }
 
     /// The name of the cluster that reviews.
@@ -100,6 +123,8 @@ impl Reviews {
         if self.always_allowed.iter().any(free) {
             return Access::Allowed;
         }
+        // The semaphore is never closed.
+        let _slot = self.slots.acquire().await;
         let user = match self.user(asked).await {
             Ok(Some(user)) => user,
             Ok(None) => return Access::Unauthenticated,
@@ -136,6 +161,9 @@ impl Reviews {
         if let Some(known) = self.tokens.get(&key) {
             return Ok(known);
         }
+        if !self.shown_tokens.admits(token).await {
+            return Ok(None);
+        }
         let review = TokenReview {
             spec: TokenReviewSpec { token: token.to_owned(), ..TokenReviewSpec::default() },
             ..TokenReview::default()
@@ -149,7 +177,8 @@ impl Reviews {
 
     async fn may(&self, user: User, path: &str, verb: &str) -> Result<bool, kube::Error> {
         let key = (user, path.to_owned(), verb.to_owned());
-        if let Some(known) = self.accesses.get(&key) {
+        let is_cached = path.len() <= MOST_CACHED_PATH;
+        if let Some(known) = is_cached.then(|| self.accesses.get(&key)).flatten() {
             return Ok(known);
         }
         let attributes = NonResourceAttributes { path: Some(path.to_owned()), verb: Some(verb.to_owned()) };
@@ -168,7 +197,9 @@ impl Reviews {
         let status = api.create(&PostParams::default(), &review).await?.status;
         let allowed = status.is_some_and(|status| status.allowed);
         let holds = if allowed { self.times.allowed } else { self.times.denied };
-        self.accesses.put(key, allowed, holds);
+        if is_cached {
+            self.accesses.put(key, allowed, holds);
+        }
         Ok(allowed)
     }
 

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use kube::Client;
 
-use crate::{front_proxy::FrontProxyRules, reviews::ReviewTimes, tls::Tls};
+use crate::{front_proxy::FrontProxyRules, reviews::ReviewTimes, shown_tokens::ShownTokens, tls::Tls};
 
 /// The settings of the endpoint.
 pub struct SecureServingSettings {
@@ -16,6 +16,8 @@ pub struct SecureServingSettings {
     pub cluster: &'static str,
     /// The API server that reviews tokens, and that publishes the authorities of client certificates.
     pub authentication: Client,
+    /// Which tokens that API server may see.
+    pub shown_tokens: ShownTokens,
     /// The API server that reviews accesses; usually the same.
     pub authorization: Client,
     /// Paths that need no review; a path that ends in `*` stands for all paths with that prefix.

@@ -21,7 +21,10 @@ use std::{
 
 use futures::FutureExt;
 use tokio::time::timeout;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -55,14 +58,16 @@ pub enum TaskError {
 
 /// Spawns and supervises the long-lived tasks of a program. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Tasks(Arc<Owner>);
+pub struct Tasks {
+    owner: Arc<Owner>,
+    /// Cancelled when the tasks that are spawned here should be dropped.
+    cancel: CancellationToken,
+}
 
 #[derive(Debug, Default)]
 struct Owner {
     /// Cancelled when the program should stop.
     stop: CancellationToken,
-    /// Cancelled when the tasks should be dropped.
-    cancel: CancellationToken,
     tracker: TaskTracker,
     state: Mutex<State>,
 }
@@ -103,12 +108,12 @@ impl Tasks {
         lifetime: Lifetime,
         task: impl Future<Output = ()> + Send + 'static,
     ) {
-        let cancel = self.0.cancel.clone();
+        let cancel = self.cancel.clone();
         let supervised = self.supervise(name, lifetime, async move {
             task.await;
             Ok(())
         });
-        self.0.tracker.spawn(async move { cancel.run_until_cancelled(supervised).await });
+        self.owner.tracker.spawn(async move { cancel.run_until_cancelled(supervised).await });
     }
 
     /// Spawns a part that ends by itself after the stop; `tracker` counts it.
@@ -132,7 +137,7 @@ impl Tasks {
         async move {
             // What a panic leaves half-done is not used again: the process ends.
             let ended = AssertUnwindSafe(work).catch_unwind().await;
-            let owner = &running.tasks.0;
+            let owner = &running.tasks.owner;
             let task = running.name.clone();
             let error = match ended {
                 Ok(Ok(())) if lifetime == Lifetime::UntilDone || owner.stop.is_cancelled() => return,
@@ -146,19 +151,26 @@ impl Tasks {
         }
     }
 
+    /// Tasks that are supervised as the others are, but dropped with the guard: for work that may end before the program
+    /// and begin again.
+    pub fn scope(&self) -> (Self, DropGuard) {
+        let cancel = self.cancel.child_token();
+        (Self { owner: Arc::clone(&self.owner), cancel: cancel.clone() }, cancel.drop_guard())
+    }
+
     /// Cancelled when the program should stop.
     pub fn stopping(&self) -> CancellationToken {
-        self.0.stop.clone()
+        self.owner.stop.clone()
     }
 
     /// The first failure; returned only once.
     pub(crate) fn take_failure(&self) -> Option<TaskError> {
-        self.0.state().failure.take()
+        self.owner.state().failure.take()
     }
 
     /// The names of the tasks that have not ended, each once.
     pub(crate) fn running(&self) -> Vec<Cow<'static, str>> {
-        let mut names: Vec<_> = self.0.state().running.values().cloned().collect();
+        let mut names: Vec<_> = self.owner.state().running.values().cloned().collect();
         names.sort();
         names.dedup();
         names
@@ -167,9 +179,9 @@ impl Tasks {
     /// Drops every task that is not a part and waits until they have ended, but not longer than `bound`. True: all
     /// have.
     pub(crate) async fn cancel(&self, bound: Duration) -> bool {
-        self.0.cancel.cancel();
-        self.0.tracker.close();
-        timeout(bound, self.0.tracker.wait()).await.is_ok()
+        self.cancel.cancel();
+        self.owner.tracker.close();
+        timeout(bound, self.owner.tracker.wait()).await.is_ok()
     }
 }
 
@@ -189,7 +201,7 @@ struct Running {
 impl Running {
     fn new(tasks: Tasks, name: Cow<'static, str>) -> Self {
         let id = {
-            let mut state = tasks.0.state();
+            let mut state = tasks.owner.state();
             let id = state.next_id;
             state.next_id += 1;
             state.running.insert(id, name.clone());
@@ -201,7 +213,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.tasks.0.state().running.remove(&self.id);
+        self.tasks.owner.state().running.remove(&self.id);
     }
 }
 
@@ -258,6 +270,45 @@ mod tests {
         assert!(tasks.cancel(BOUND).await);
         assert!(dropped.await.is_err() && tasks.running().is_empty());
         assert!(tasks.take_failure().is_none(), "a task that was cancelled did not fail");
+    }
+
+    #[tokio::test]
+    async fn a_scope_drops_its_tasks_and_the_program_goes_on() {
+        let tasks = Tasks::default();
+        tasks.spawn("the signal handler", pending());
+        for _ in 0..2 {
+            let (scope, guard) = tasks.scope();
+            let (held, dropped) = tokio::sync::oneshot::channel::<()>();
+            scope.spawn("the watch of Nodes", async move {
+                let _held = held;
+                pending::<()>().await;
+            });
+            tokio::task::yield_now().await;
+            drop(guard);
+            assert!(dropped.await.is_err(), "the task was dropped");
+        }
+        assert_eq!(tasks.running(), ["the signal handler"]);
+        assert!(tasks.take_failure().is_none() && !tasks.stopping().is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn the_stop_of_the_program_drops_the_tasks_of_a_scope_too() {
+        let tasks = Tasks::default();
+        let (scope, _guard) = tasks.scope();
+        scope.spawn("the watch of Nodes", pending());
+        assert!(tasks.cancel(BOUND).await && tasks.running().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_scope_stops_the_program() {
+        let tasks = Tasks::default();
+        let (scope, _guard) = tasks.scope();
+        scope.spawn("the watch of Nodes", async { panic!("odd") });
+        tasks.stopping().cancelled().await;
+        assert_eq!(
+            tasks.take_failure().expect("is recorded").to_string(),
+            "the watch of Nodes panicked: odd"
+        );
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -28,6 +28,7 @@ fn vmi(name: &str) -> Vmi {
     let interface = Interface {
         name: "default".into(),
         addresses: ["10.0.0.6", "10.0.0.7", "fd00::7"].map(|text| text.parse().unwrap()).to_vec(),
+        masquerade: true,
         ..Interface::default()
     };
     Vmi {
@@ -80,6 +81,36 @@ fn an_address_that_only_the_node_claims_is_not_believed() {
     assert_eq!(backend.address(Family::V4), Some("10.0.0.6".parse().unwrap()));
     let silent = Vmi { interfaces: Vec::new(), ..vmi("w1") };
     assert!(found(&[member("n1", "w1", &claimed)], vec![silent])[0].addresses.is_empty());
+}
+
+/// Whoever is root in the VM chooses what its guest agent reports.
+#[rstest]
+#[case::masquerade(true, &[], &["10.96.0.1"], Some(vec!["10.96.0.1"]))]
+#[case::bridge(false, &[], &["10.96.0.1"], None)]
+#[case::inside(false, &["10.0.0.0/24"], &["10.0.0.7"], Some(vec!["10.0.0.7"]))]
+#[case::one_of_two_inside(false, &["10.0.0.0/24"], &["10.96.0.1", "10.0.0.7"], Some(vec!["10.0.0.7"]))]
+#[case::outside(false, &["10.0.0.0/24"], &["10.96.0.1"], Some(vec![]))]
+#[case::masquerade_and_outside(true, &["10.0.0.0/24"], &["10.96.0.1"], Some(vec![]))]
+#[case::one_family_inside(false, &["10.0.0.0/24"], &["10.0.0.7", "fd00::1"], Some(vec!["10.0.0.7"]))]
+#[case::only_the_link_s(false, &[], &["169.254.0.1", "fe80::1"], Some(vec![]))]
+#[case::silent(false, &[], &[], Some(vec![]))]
+fn an_address_that_the_guest_can_choose_is_no_endpoint_s(
+    #[case] masquerade: bool,
+    #[case] within: &[&str],
+    #[case] shown: &[&str],
+    #[case] wanted: Option<Vec<&str>>,
+) {
+    let mut vmi = vmi("w1");
+    let addresses = shown.iter().map(|text| text.parse().unwrap()).collect();
+    vmi.interfaces[0] = Interface { masquerade, addresses, ..vmi.interfaces[0].clone() };
+    let within: Vec<_> = within.iter().map(|&text| text.to_owned()).collect();
+    let policy = AddressPolicy::parse("", "", &within, &[]).unwrap();
+    let seen = Snapshot::of(Vec::<Vm>::new(), vec![vmi]);
+    let members = [member("n1", "w1", &json!({}))];
+    let backend = &backends(&members, &seen, &"guest".parse().unwrap(), &policy).unwrap()[0];
+    let found: Vec<_> = backend.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(backend.is_unproved, wanted.is_none());
+    assert_eq!(found, wanted.unwrap_or_default());
 }
 
 #[rstest]

@@ -20,6 +20,7 @@ fn backend(number: u8) -> Backend {
         host: Some("infra-1".into()),
         conditions: Conditions::READY,
         addresses: vec![[10, 0, 0, number].into(), format!("fd00::{number}").parse().unwrap()],
+        is_unproved: false,
         shows_all: true,
     }
 }
@@ -97,6 +98,8 @@ fn an_instance_that_shows_no_address_keeps_the_last_one_while_its_agent_is_silen
     let kept = |vm: &str, uid: &str| ((vm, uid) == ("w1", "v1")).then(|| [10, 0, 0, 9].into());
     let wanted = Wanted { spread: Spread::Everywhere, has_selector: true, slices: &[] };
     let silent = Backend { addresses: Vec::new(), shows_all: false, ..backend(1) };
+    let unproved = Backend { is_unproved: true, ..silent.clone() };
+    assert!(demand(&wanted, Family::V4, &[unproved], &kept).is_empty(), "the last one is not proved either");
     let restarted = Backend { uid: "v2".into(), ..silent.clone() };
     let moved = Backend { shows_all: false, ..backend(1) };
     let other = vec!["fd00::1".parse().unwrap()];

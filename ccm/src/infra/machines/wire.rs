@@ -13,7 +13,7 @@ use std::{borrow::Cow, fmt::Debug, net::IpAddr};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, core::NamespaceResourceScope};
-use kubevirt::{Metadata, Phase, WireInterface, WireNetwork, WireVm, WireVmi, WireVmiSpec};
+use kubevirt::{Metadata, Phase, WireBinding, WireInterface, WireNetwork, WireVm, WireVmi, WireVmiSpec};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
 /// Annotations in which KubeVirt records the instance type that a VM was made from: first the namespaced kind, then the
@@ -126,7 +126,7 @@ impl From<WireVmi> for Vmi {
             let text = metadata.labels.get(key).or_else(|| metadata.annotations.get(key));
             text.filter(|text| !text.is_empty()).cloned()
         };
-        let networks = &wire.spec.networks;
+        let (networks, bindings) = (&wire.spec.networks, &wire.spec.domain.devices.interfaces);
         let condition = |kind: &str| {
             let found = wire.status.conditions.iter().find(|condition| condition.kind == kind);
             found.map(|condition| condition.status == "True")
@@ -142,7 +142,12 @@ impl From<WireVmi> for Vmi {
             phase,
             uuid: uuid(&wire.spec),
             host: wire.status.node_name.filter(|name| !name.is_empty()),
-            interfaces: wire.status.interfaces.into_iter().map(|it| interface(it, networks)).collect(),
+            interfaces: wire
+                .status
+                .interfaces
+                .into_iter()
+                .map(|it| interface(it, networks, bindings))
+                .collect(),
             instance_type: INSTANCE_TYPE_ANNOTATIONS.iter().find_map(|key| own(key)),
             zone: own(ZONE_LABEL),
             region: own(REGION_LABEL),
@@ -158,7 +163,7 @@ fn uuid(spec: &WireVmiSpec) -> Option<SystemUuid> {
 }
 
 /// `ipAddress` is the primary address, and is missing from `ipAddresses` on old instances.
-fn interface(wire: WireInterface, networks: &[WireNetwork]) -> Interface {
+fn interface(wire: WireInterface, networks: &[WireNetwork], bindings: &[WireBinding]) -> Interface {
     let network = match networks.iter().find(|network| network.name == wire.name) {
         Some(WireNetwork { pod: Some(_), .. }) => Network::Pod,
         Some(WireNetwork { multus: Some(multus), .. }) => Network::Multus(multus.network_name.clone()),
@@ -172,7 +177,10 @@ fn interface(wire: WireInterface, networks: &[WireNetwork]) -> Interface {
             addresses.push(address);
         }
     }
-    Interface { name: wire.name, network, addresses }
+    // The guest agent adds interfaces that have no name.
+    let binding = bindings.iter().find(|binding| !binding.name.is_empty() && binding.name == wire.name);
+    let masquerade = binding.is_some_and(|binding| binding.masquerade.is_some());
+    Interface { name: wire.name, network, masquerade, addresses }
 }
 
 #[cfg(test)]
@@ -200,7 +208,9 @@ mod tests {
                 "annotations": {"kubevirt.io/cluster-instancetype-name": "u1.large", "topology.kubernetes.io/region": "r1"},
             },
             "spec": {
-                "hostname": "worker-1", "domain": {"firmware": {"uuid": "5d307ca9-b3ef-428c-8861-06e72d69f223"}},
+                "hostname": "worker-1", "domain": {"firmware": {"uuid": "5d307ca9-b3ef-428c-8861-06e72d69f223"},
+                    "devices": {"interfaces": [{"name": "default", "masquerade": {}}, {"name": "lan", "bridge": {}},
+                        {"name": "", "masquerade": {}}]}},
                 "networks": [{"name": "default", "pod": {}}, {"name": "lan", "multus": {"networkName": "hcp/lan"}}],
             },
             "status": {
@@ -222,10 +232,16 @@ mod tests {
         assert!(vmi.conditions.ready && !vmi.conditions.paused && !vmi.deleting);
         assert_eq!(vmi.instance_type.as_deref(), Some("u1.large"));
         assert_eq!((vmi.zone.as_deref(), vmi.region.as_deref()), (Some("z1"), Some("r1")));
-        let shown: Vec<_> =
-            vmi.interfaces.iter().map(|i| (i.name.as_str(), &i.network, i.addresses.len())).collect();
+        let shown: Vec<_> = vmi
+            .interfaces
+            .iter()
+            .map(|i| (i.name.as_str(), &i.network, i.masquerade, i.addresses.len()))
+            .collect();
         let lan = Network::Multus("hcp/lan".into());
-        assert_eq!(shown, [("default", &Network::Pod, 2), ("lan", &lan, 1), ("", &Network::Unknown, 1)]);
+        assert_eq!(
+            shown,
+            [("default", &Network::Pod, true, 2), ("lan", &lan, false, 1), ("", &Network::Unknown, false, 1)]
+        );
     }
 
     #[rstest]

@@ -11,7 +11,7 @@ fn ips(list: &[&str]) -> Vec<IpAddr> {
 }
 
 fn interface(name: &str, network: Network, addresses: &[&str]) -> Interface {
-    Interface { name: name.into(), network, addresses: ips(addresses) }
+    Interface { name: name.into(), network, addresses: ips(addresses), ..Interface::default() }
 }
 
 fn vmi(interfaces: Vec<Interface>, agent_connected: bool) -> Vmi {

@@ -75,7 +75,8 @@ fn watched(guest: Client) -> (Client, NodeWatch) {
 
 fn vmi() -> Vmi {
     let addresses = vec!["10.0.0.7".parse().unwrap()];
-    let interfaces = vec![Interface { name: "default".into(), network: Network::Pod, addresses }];
+    let interfaces =
+        vec![Interface { name: "default".into(), network: Network::Pod, addresses, ..Interface::default() }];
     Vmi {
         name: "vm-1".into(),
         phase: Phase::Running,

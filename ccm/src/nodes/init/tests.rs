@@ -15,7 +15,8 @@ fn taint(key: &str) -> Taint {
 
 fn vmi() -> Vmi {
     let addresses = vec!["10.0.0.7".parse().unwrap()];
-    let interface = Interface { name: "default".into(), network: Network::Pod, addresses };
+    let interface =
+        Interface { name: "default".into(), network: Network::Pod, addresses, ..Interface::default() };
     Vmi {
         name: "vm-1".into(),
         phase: Phase::Running,

@@ -149,7 +149,7 @@ impl Scene {
     /// Starts a provider with these keys, which leaves the guest's Nodes alone.
     pub async fn provider(&self, suffix: &str, keys: &Value) -> Result<Provider> {
         let mut keys = keys.clone();
-        keys["instancesV2"] = json!({"enabled": false});
+        keys["instancesV2"]["enabled"] = json!(false);
         self.place.configured(suffix, self.cluster, &keys, &["--leader-elect=false"]).await
     }
 

@@ -20,7 +20,8 @@ tests! {
     Services:
         left_overs_go_and_nothing_else,
         an_owner_takes_all_with_it,
-        a_guest_is_cleaned_up;
+        a_guest_is_cleaned_up,
+        a_cleanup_names_what_it_leaves;
 }
 
 /// The annotation that marks an infra Service as one of a guest cluster.
@@ -177,6 +178,53 @@ async fn a_guest_is_cleaned_up(fixture: Fixture) -> Result<()> {
         Ok(if left == [other.clone()] { Ok(()) } else { Err(format!("{left:?}")) })
     })
     .await
+}
+
+/// A mirror that bears the mark of another guest of the same name stays, however often the cleanup runs, unless a Service of this
+/// guest proves that the mark is an earlier one, or the operator says so. What is left is never a success.
+async fn a_cleanup_names_what_it_leaves(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let lease = format!("--leader-elect-resource-name=left-{}", place.namespace);
+    let provider = place.provider("a", CLUSTER, &[ALONE]).await?;
+    let mirror = mirror_name(&place.create("web", json!({})).await?);
+    place.served("web").await?;
+    provider.stop().await?;
+    let before = serde_json::to_value(place.mirrors.get(&mirror).await?)?;
+    let marked = async |digit, mark: &str| {
+        copy(&place, &before, digit, |object| object["metadata"]["annotations"][MARK] = json!(mark)).await
+    };
+    let (other, odd) = (
+        marked('1', "another").await?,
+        copy(&place, &before, '2', |object| {
+            object["metadata"]["labels"]["cluster.x-k8s.io/tenant-service-name"] = json!("");
+        })
+        .await?,
+    );
+    // Its own, as it looks when the guest's users deleted the Service default/kubernetes since.
+    merge(&place.mirrors, &mirror, json!({"metadata": {"annotations": {MARK: "earlier"}}})).await?;
+    let earlier = marked('3', "earlier").await?;
+    for run in ["b", "c"] {
+        let said = place.run(run, CLUSTER, &["--cleanup", &lease]).await?;
+        let error = String::from_utf8_lossy(&said.stderr);
+        ensure!(
+            !said.status.success() && [&other, &odd].iter().all(|left| error.contains(*left)),
+            "expected a failure that names {other} and {odd}, saw {error}"
+        );
+        ensure!(error.contains("--cleanup-force"), "expected the way out, saw {error}");
+        for (name, stays) in [(&mirror, false), (&earlier, false), (&other, true), (&odd, true)] {
+            let there = place.mirrors.get_opt(name).await?.is_some();
+            ensure!(there == stays, "run {run}: expected {name} there: {stays}, saw {there}");
+        }
+    }
+    place.mirrors.delete(&odd, &DeleteParams::default()).await?;
+    until_gone(&place.mirrors, &odd, "the odd infra Service", Deadline::Reaction).await?;
+    let said = place.run("d", CLUSTER, &["--cleanup", "--cleanup-force", &lease]).await?;
+    ensure!(
+        said.status.success() && place.mirrors.get_opt(&other).await?.is_none(),
+        "expected {other} to be deleted, saw {}",
+        String::from_utf8_lossy(&said.stderr)
+    );
+    Ok(())
 }
 
 /// Makes another infra Service after this one; its name is another Service's, by its last digit. Returns the name.

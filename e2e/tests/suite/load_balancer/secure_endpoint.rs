@@ -152,6 +152,15 @@ async fn the_guest_says_who_reads_the_metrics(fixture: Fixture) -> Result<()> {
     counted(&endpoint, &reader).await?;
     endpoint.answers("an account without it", &other, &[], FORBIDDEN).await?;
     endpoint.answers("a token of nobody", &json!({"token": "x"}), &[], UNAUTHORIZED).await?;
+    // The bench's clusters have one issuer, as kubeadm's have, and different keys.
+    let accounts: Api<ServiceAccount> = Api::namespaced(fixture.infra.clone(), "default");
+    let token = token(&accounts, "default").await?;
+    endpoint.answers("a token of the infra cluster", &token, &[], UNAUTHORIZED).await?;
+    let log = endpoint.provider.process.log_tail(usize::MAX);
+    ensure!(
+        log.contains("its token not shown to the guest cluster"),
+        "expected a line about the token, saw {log}"
+    );
 
     // In the group system:masters.
     let master = of_guest("kubelet-client");
@@ -277,7 +286,12 @@ async fn account(fixture: &Fixture, namespace: &str, name: &str, may: bool) -> R
         let bindings: Api<ClusterRoleBinding> = Api::all(fixture.guest.clone());
         bindings.create(&params, &serde_json::from_value(binding)?).await?;
     }
-    let answer = accounts.create_token_request(name, &params, &TokenRequest::default()).await?;
+    token(&accounts, name).await
+}
+
+async fn token(accounts: &Api<ServiceAccount>, name: &str) -> Result<Value> {
+    let answer =
+        accounts.create_token_request(name, &PostParams::default(), &TokenRequest::default()).await?;
     let token = answer.status.map(|status| status.token).context("no token in the answer")?;
     Ok(json!({ "token": token }))
 }

@@ -5,7 +5,7 @@ mod certificates;
 use serving::metrics_page::OPENMETRICS;
 
 use super::*;
-use crate::reviews::ReviewTimes;
+use crate::{reviews::ReviewTimes, shown_tokens::ShownTokens};
 use kube::client::{Body, Client};
 use serde_json::json;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -147,7 +147,7 @@ async fn endpoint(client: Client, tls: &Tls) -> (SocketAddr, CancellationToken) 
 
 async fn endpoint_trusting(trust: Trust, client: Client, tls: &Tls) -> (SocketAddr, CancellationToken) {
     let free = ["/healthz", "/readyz", "/livez"].map(str::to_owned).to_vec();
-    let reviews = Reviews::new(trust, "guest", client.clone(), client, free, TIMES);
+    let reviews = Reviews::new(trust, "guest", (client.clone(), ShownTokens::All), client, free, TIMES);
     let address = "127.0.0.1:0".parse().unwrap();
     let shown =
         Shown { registry: Registry::default(), config: json!({ "a": 1 }), health_checked: Box::new(|_| {}) };
@@ -199,6 +199,7 @@ async fn the_settings_decide_what_needs_no_review_and_answered_checks_are_report
         tls: Tls::default(),
         cluster: "guest",
         authentication: guest(asked.clone()),
+        shown_tokens: ShownTokens::All,
         authorization: guest(asked.clone()),
         always_allowed: vec!["/livez*".to_owned()],
         times: TIMES,

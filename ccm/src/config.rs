@@ -14,7 +14,10 @@ use std::time::Duration;
 use serving::go_yaml::{self, NotYaml};
 
 use crate::guest_names::FormerLabels;
-use crate::nodes::address::{AddressPolicy, PolicyError};
+use crate::nodes::{
+    address::{AddressPolicy, PolicyError},
+    recognise::Unlabelled,
+};
 use policy::GuestPolicy;
 use section::Section;
 
@@ -27,6 +30,8 @@ const DEFAULT_SWEEP_INTERVAL: Duration = Duration::from_hours(1);
 
 /// Value of `loadBalancer.endpoints`.
 const MANAGED: &str = "Managed";
+/// Value of `instancesV2.unlabelledVMs`.
+const ALLOWED: &str = "Allowed";
 
 /// The content of the cloud-config.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,6 +105,9 @@ pub struct InstancesConfig {
     pub zone_and_region: bool,
     /// `nodeAddresses`: which of a VM's addresses its Node gets. Upstream does not have this key.
     pub addresses: AddressPolicy,
+    /// `unlabelledVMs`: `Allowed` = VMs without a label and without a system UUID get traffic of load balancers. Upstream
+    /// does not have this key.
+    pub unlabelled: Unlabelled,
 }
 
 /// Why a text is not a valid cloud-config.
@@ -162,7 +170,12 @@ impl Default for LoadBalancerConfig {
 
 impl Default for InstancesConfig {
     fn default() -> Self {
-        Self { enabled: true, zone_and_region: true, addresses: AddressPolicy::default() }
+        Self {
+            enabled: true,
+            zone_and_region: true,
+            addresses: AddressPolicy::default(),
+            unlabelled: Unlabelled::default(),
+        }
     }
 }
 
@@ -203,6 +216,11 @@ impl CloudConfig {
             },
             instances: InstancesConfig {
                 enabled: instances.flag("enabled")?.unwrap_or(true),
+                unlabelled: if instances.word("unlabelledVMs", ALLOWED)? {
+                    Unlabelled::Allowed
+                } else {
+                    Unlabelled::Refused
+                },
                 zone_and_region: instances.flag("zoneAndRegionEnabled")?.unwrap_or(true),
                 addresses: AddressPolicy::parse(
                     &addresses.text("interface")?,

@@ -13,7 +13,7 @@ use crate::{
     nodes::{
         address::AddressPolicy,
         backends::exclusion,
-        recognise::{Identity, doubt, identify, prove},
+        recognise::{Identity, Unlabelled, backend_doubt, identify, prove},
     },
     wire::{endpoint_slice::Conditions, ip_family::Family},
 };
@@ -78,6 +78,7 @@ pub fn backends<'a>(
     members: impl IntoIterator<Item = &'a Member>,
     seen: &Snapshot,
     cluster: &ClusterName,
+    unlabelled: Unlabelled,
     policy: &AddressPolicy,
 ) -> Option<Vec<Backend>> {
     let known = seen.known();
@@ -91,7 +92,7 @@ pub fn backends<'a>(
         };
         let Some(id) = id else { continue };
         let Seen::Present(vmi) = seen.vmi(id.vm()) else { continue };
-        if doubt(&vmi, &member.claims, cluster).is_some() {
+        if backend_doubt(&vmi, &member.claims, cluster, unlabelled).is_some() {
             continue;
         }
         let backend = backends.entry(vmi.name.clone()).or_insert_with(|| backend(&vmi, member, policy));

@@ -13,7 +13,7 @@ use crate::{
     handover::{EndpointChoice, Gate, Work},
     infra::machines::{feed::Feed, index::MachineIndex},
     load_balancer::{announce::reference, index::Index as ServiceIndex},
-    nodes::address::AddressPolicy,
+    nodes::{address::AddressPolicy, recognise::Unlabelled},
     queue_metrics::Queue,
     repairs::Contested,
 };
@@ -29,6 +29,8 @@ pub struct Context {
     pub identity: Identity,
     /// Which Services' endpoints are ours to write.
     pub choice: EndpointChoice,
+    /// Whether VMs without a label get traffic.
+    pub unlabelled: Unlabelled,
     /// Which of a VM's addresses its Node gets.
     pub addresses: AddressPolicy,
     /// The Services of both clusters.

@@ -74,7 +74,8 @@ impl Session {
         if seen.backends.is_none() {
             let (cluster, policy) = (&self.context.identity.cluster, &self.context.addresses);
             let members: Vec<_> = seen.nodes.values().map(member).collect();
-            let found = backends(&members, &self.context.index.snapshot(), cluster, policy);
+            let found =
+                backends(&members, &self.context.index.snapshot(), cluster, self.context.unlabelled, policy);
             seen.backends = found.map(Arc::new);
         }
         seen.backends.clone()

@@ -41,7 +41,7 @@ use crate::{
         init::{Found, plan},
         lifecycle::Lifecycle,
         metrics::NodeMetrics,
-        recognise::{Identity, doubt, identify, prove},
+        recognise::{Identity, Unlabelled, backend_doubt, identify, prove, upkeep_doubt},
     },
     queue_metrics::Queue,
     reconciles,
@@ -72,8 +72,13 @@ pub struct Settings {
     pub upkeep: bool,
     /// Whether Nodes are tainted and deleted (`cloud-node-lifecycle-controller`).
     pub lifecycle: bool,
-    /// The guest's name, if the CCM writes endpoints: its load balancers then leave out a Node with a [`doubt`], which
-    /// an event has to report. `None` = other programs write the endpoints, by rules of their own.
+    /// The guest's name: of a VM that is labelled as another guest's nothing is written into a Node. `None` = labels do
+    /// not matter.
+    pub cluster: Option<ClusterName>,
+    /// Whether VMs without a label get traffic of load balancers.
+    pub unlabelled: Unlabelled,
+    /// The guest's name, if the CCM writes endpoints: its load balancers then leave out a Node with a [`backend_doubt`],
+    /// which an event has to report. `None` = other programs write the endpoints, by rules of their own.
     pub balanced: Option<ClusterName>,
     /// How often a Node that is not ready is reconciled.
     pub monitor_period: Duration,
@@ -90,6 +95,8 @@ impl Default for Settings {
             zone_and_region: true,
             upkeep: true,
             lifecycle: true,
+            cluster: None,
+            unlabelled: Unlabelled::default(),
             balanced: None,
             monitor_period: MONITOR_PERIOD,
             status_update_frequency: STATUS_UPDATE_FREQUENCY,
@@ -214,6 +221,11 @@ impl NodeController {
             Seen::Present(vmi) => Some(vmi),
             Seen::Absent | Seen::Unseen => None,
         };
+        if let (Some(vmi), Some(cluster)) = (&vmi, &self.settings.cluster)
+            && upkeep_doubt(vmi, &node.claims, cluster).is_some()
+        {
+            return Ok(true);
+        }
         let host = self.host(vmi.as_deref()).await;
         let is_whole = host != Host::Unknown || !self.settings.zone_and_region || vmi.is_none();
         let is_proved = proved.is_some();
@@ -275,16 +287,20 @@ impl NodeController {
     }
 
     fn doubted(&self, node: &GuestNode, vm: &str, seen: &Snapshot) -> Option<Announcement> {
-        let cluster = self.settings.balanced.as_ref()?;
         let Seen::Present(vmi) = seen.vmi(vm) else { return None };
-        let doubt = doubt(&vmi, &node.claims, cluster)?;
+        let Settings { cluster, balanced, unlabelled, .. } = &self.settings;
+        let no_upkeep = cluster.as_ref().and_then(|cluster| upkeep_doubt(&vmi, &node.claims, cluster));
+        let no_traffic = || {
+            backend_doubt(&vmi, &node.claims, balanced.as_ref()?, *unlabelled)
+                .map(|doubt| (doubt, "load balancers leave this node out"))
+        };
+        let refused = no_upkeep.map(|doubt| (doubt, "nothing of its VM is written into this node"));
+        let (doubt, effect) = refused.or_else(no_traffic)?;
         Some(Announcement {
             source: NODE_SOURCE,
             warning: true,
             reason: "InstanceDoubted",
-            message: format!(
-                "load balancers leave this node out: it says that it is the VM {vm}, but {doubt}"
-            ),
+            message: format!("{effect}: it says that it is the VM {vm}, but {doubt}"),
         })
     }
 

@@ -163,6 +163,19 @@ pub enum Doubt {
     Cluster(String),
     /// Both have a system UUID, and the two differ.
     Uuid,
+    /// The VM has no label of a cluster, and not both have a system UUID.
+    Unproved,
+}
+
+/// Whether load balancers send traffic to a VM without a label of a cluster because a Node claims to be it, where no
+/// system UUID proves that (`instancesV2.unlabelledVMs`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unlabelled {
+    /// They do not: it may be anybody's.
+    #[default]
+    Refused,
+    /// They do: the operator has only VMs of this guest in the infra namespace.
+    Allowed,
 }
 
 /// The reason not to accept the VMI as the machine of this Node of the guest `cluster`.
@@ -174,12 +187,40 @@ pub fn doubt(vmi: &Vmi, node: &Claims, cluster: &ClusterName) -> Option<Doubt> {
     }
 }
 
+/// The reason not to send a load balancer's traffic to the VMI for this Node: a doubt, or that nothing proves the claim.
+/// The guest's users write Nodes, so what proves it is the VMI's label, or a system UUID that they would have to guess.
+pub fn backend_doubt(
+    vmi: &Vmi,
+    node: &Claims,
+    cluster: &ClusterName,
+    unlabelled: Unlabelled,
+) -> Option<Doubt> {
+    let is_proved = vmi.cluster.is_some() || has_its_uuid(vmi, node) || unlabelled == Unlabelled::Allowed;
+    doubt(vmi, node, cluster).or_else(|| (!is_proved).then_some(Doubt::Unproved))
+}
+
+/// The reason to write nothing of the VMI into this Node: it is labelled as another guest's. A Node with its system UUID
+/// is that machine nevertheless: many installations run with another `--cluster-name` than the one in the labels.
+pub fn upkeep_doubt(vmi: &Vmi, node: &Claims, cluster: &ClusterName) -> Option<Doubt> {
+    doubt(vmi, node, cluster).filter(|doubt| matches!(doubt, Doubt::Cluster(_)) && !has_its_uuid(vmi, node))
+}
+
+/// Whether both have a system UUID, and it is the same.
+fn has_its_uuid(vmi: &Vmi, node: &Claims) -> bool {
+    vmi.uuid.is_some() && vmi.uuid == node.uuid
+}
+
 impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cluster(other) => {
                 write!(f, "the VM's label {CLUSTER_NAME_LABEL} names the cluster {other:?}, not this one")
             }
+            Self::Unproved => write!(
+                f,
+                "the VM has no label {CLUSTER_NAME_LABEL}, and not both have a system UUID (status.nodeInfo.systemUUID, \
+                 spec.domain.firmware.uuid)"
+            ),
             Self::Uuid => f.write_str("the Node's system UUID (status.nodeInfo.systemUUID) is not the VM's"),
         }
     }

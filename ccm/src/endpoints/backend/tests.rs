@@ -34,6 +34,7 @@ fn vmi(name: &str) -> Vmi {
     Vmi {
         name: name.into(),
         uid: "v1".into(),
+        cluster: Some("guest".into()),
         phase: Phase::Running,
         conditions: VmiConditions { ready: true, paused: false },
         host: Some("infra-1".into()),
@@ -44,7 +45,8 @@ fn vmi(name: &str) -> Vmi {
 
 fn found(members: &[Member], vmis: Vec<Vmi>) -> Vec<Backend> {
     let seen = Snapshot::of(Vec::<Vm>::new(), vmis);
-    backends(members, &seen, &"guest".parse().unwrap(), &AddressPolicy::default()).unwrap()
+    backends(members, &seen, &"guest".parse().unwrap(), Unlabelled::Refused, &AddressPolicy::default())
+        .unwrap()
 }
 
 #[rstest]
@@ -107,7 +109,8 @@ fn an_address_that_the_guest_can_choose_is_no_endpoint_s(
     let policy = AddressPolicy::parse("", "", &within, &[]).unwrap();
     let seen = Snapshot::of(Vec::<Vm>::new(), vec![vmi]);
     let members = [member("n1", "w1", &json!({}))];
-    let backend = &backends(&members, &seen, &"guest".parse().unwrap(), &policy).unwrap()[0];
+    let backend =
+        &backends(&members, &seen, &"guest".parse().unwrap(), Unlabelled::Refused, &policy).unwrap()[0];
     let found: Vec<_> = backend.addresses.iter().map(ToString::to_string).collect();
     assert_eq!(backend.is_unproved, wanted.is_none());
     assert_eq!(found, wanted.unwrap_or_default());
@@ -115,7 +118,8 @@ fn an_address_that_the_guest_can_choose_is_no_endpoint_s(
 
 #[rstest]
 #[case(|_: &mut Vmi| (), true)]
-#[case(|vmi: &mut Vmi| vmi.cluster = Some("guest".into()), true)]
+#[case(|vmi: &mut Vmi| vmi.cluster = None, false)]
+#[case(|vmi: &mut Vmi| { vmi.cluster = None; vmi.uuid = SystemUuid::parse(UUID); }, true)]
 #[case(|vmi: &mut Vmi| vmi.cluster = Some("other".into()), false)]
 #[case(|vmi: &mut Vmi| vmi.uuid = SystemUuid::parse(UUID), true)]
 #[case(|vmi: &mut Vmi| vmi.uuid = SystemUuid::parse(OTHER_UUID), false)]
@@ -158,7 +162,10 @@ fn foreign_nodes_and_absent_instances_are_none_and_two_nodes_of_one_vm_are_one()
 fn without_a_look_at_the_vms_nothing_is_known() {
     let members = [member("n1", "w1", &json!({}))];
     let policy = AddressPolicy::default();
-    assert_eq!(backends(&members, &Snapshot::default(), &"guest".parse().unwrap(), &policy), None);
+    assert_eq!(
+        backends(&members, &Snapshot::default(), &"guest".parse().unwrap(), Unlabelled::Refused, &policy),
+        None
+    );
 }
 
 #[test]

@@ -204,6 +204,7 @@ mod tests {
         Identity {
             cluster: "c".parse().unwrap(),
             infra_labels: [("tier".to_owned(), "gold".to_owned())].into(),
+            former: [].into(),
         }
     }
 

@@ -214,6 +214,22 @@ async fn why_a_node_is_not_recognised_is_said_once() {
 }
 
 #[tokio::test]
+async fn a_node_learns_nothing_of_anothers_vm() {
+    let clusters = Clusters::new(Settings { cluster: Some("guest".parse().unwrap()), ..Settings::default() });
+    clusters.controller.index.put(Vmi { cluster: Some("other".into()), ..vmi() });
+    for _ in 0..2 {
+        clusters.sync(&fresh()).await.unwrap();
+    }
+    assert!(clusters.guest.made("PATCH").is_empty(), "neither addresses nor zone nor provider id");
+    let told = clusters.guest.made("POST");
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].body["reason"], "InstanceDoubted");
+    clusters.controller.index.put(Vmi { cluster: Some("guest".into()), ..vmi() });
+    clusters.sync(&fresh()).await.unwrap();
+    assert_eq!(clusters.guest.made("PATCH").len(), 2);
+}
+
+#[tokio::test]
 async fn a_node_that_load_balancers_leave_out_is_told_once_until_it_is_mended() {
     const REAL: &str = "5d307ca9-b3ef-428c-8861-06e72d69f223";
     const COPIED: &str = "00000000-b3ef-428c-8861-06e72d69f223";
@@ -239,7 +255,7 @@ async fn a_node_that_load_balancers_leave_out_is_told_once_until_it_is_mended() 
     clusters.controller.index.put(Vmi { cluster: Some("other".into()), ..vmi() });
     clusters.sync(&claiming(REAL)).await.unwrap();
     assert!(said()[1].as_str().unwrap().ends_with("names the cluster \"other\", not this one"));
-    clusters.controller.index.put(vmi());
+    clusters.controller.index.put(Vmi { cluster: Some("guest".into()), ..vmi() });
     clusters.sync(&claiming(REAL)).await.unwrap();
     let controller = &clusters.controller;
     assert!(

@@ -165,6 +165,32 @@ fn a_stopped_vm_is_recognised_without_an_instance() {
     assert_eq!(identify(&node("node-7", Some(U1)), known), is("w1", Key::Uuid));
 }
 
+#[rstest]
+#[case::label(Some("guest"), None, None, None, None)]
+#[case::uuid(None, Some(U1), Some(U1), None, None)]
+#[case::nothing(None, None, None, Some(Doubt::Unproved), None)]
+#[case::only_the_vm_has_a_uuid(None, Some(U1), None, Some(Doubt::Unproved), None)]
+#[case::only_the_node_has_a_uuid(None, None, Some(U1), Some(Doubt::Unproved), None)]
+#[case::another_uuid(Some("guest"), Some(U1), Some(U2), Some(Doubt::Uuid), None)]
+#[case::anothers(Some("b"), None, Some(U1), Some(Doubt::Cluster("b".into())), Some(Doubt::Cluster("b".into())))]
+#[case::anothers_uuid(Some("b"), Some(U1), Some(U2), Some(Doubt::Cluster("b".into())), Some(Doubt::Cluster("b".into())))]
+#[case::another_cluster_name_flag(Some("b"), Some(U1), Some(U1), Some(Doubt::Cluster("b".into())), None)]
+fn a_claim_to_be_a_vm_needs_a_proof(
+    #[case] label: Option<&str>,
+    #[case] vm: Option<&str>,
+    #[case] claimed: Option<&str>,
+    #[case] backend: Option<Doubt>,
+    #[case] upkeep: Option<Doubt>,
+) {
+    let uuid = vm.and_then(SystemUuid::parse);
+    let vmi = Vmi { name: "w".into(), cluster: label.map(str::to_owned), uuid, ..Vmi::default() };
+    let (node, cluster) = (node("w", claimed), "guest".parse().unwrap());
+    let contradicted = backend.clone().filter(|doubt| *doubt != Doubt::Unproved);
+    assert_eq!(backend_doubt(&vmi, &node, &cluster, Unlabelled::Refused), backend);
+    assert_eq!(backend_doubt(&vmi, &node, &cluster, Unlabelled::Allowed), contradicted);
+    assert_eq!(upkeep_doubt(&vmi, &node, &cluster), upkeep);
+}
+
 fn names() -> impl Strategy<Value = String> {
     prop::sample::select(vec!["a", "b", "c", "a.example.com"]).prop_map(str::to_owned)
 }

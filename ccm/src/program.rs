@@ -4,6 +4,7 @@
 mod endpoint;
 mod leadership;
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::sync::Arc;
 
@@ -155,7 +156,10 @@ async fn serve(flags: Flags, shutdown: Shutdown) -> Result<()> {
             endpoint::bind(&flags, &config, &clusters, (registry, &metrics.framework), shutdown.tasks())
                 .await?;
         tracing::info!(address = %endpoint.local_addr(), "serving HTTPS");
-        shutdown.spawn("the HTTPS endpoint", endpoint.serve(served));
+        shutdown.spawn("the HTTPS endpoint", async move {
+            endpoint.serve(served).await;
+            Ok::<_, Infallible>(())
+        });
     }
     let tasks = shutdown.tasks().clone();
     shutdown.spawn("the controllers", async move {

@@ -16,6 +16,7 @@ use tokio_rustls::rustls::{
         danger::{ClientCertVerified, ClientCertVerifier},
     },
 };
+use tokio_rustls::server::TlsStream;
 use x509_parser::prelude::{AttributeTypeAndValue, FromDer, X509Certificate};
 
 use crate::user::User;
@@ -71,6 +72,11 @@ pub(crate) enum Unproved {
 }
 
 impl Presented {
+    /// What the client of this connection presented.
+    pub(crate) fn of<S>(stream: &TlsStream<S>) -> Self {
+        Self(stream.get_ref().1.peer_certificates().unwrap_or_default().into())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

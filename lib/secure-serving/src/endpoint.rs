@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     certificate::Presented,
+    connections::{self, Bounds},
     reviews::{Access, Asked, Reviews},
     settings::SecureServingSettings,
     tls::{Tls, TlsError, TlsListener},
@@ -27,6 +28,7 @@ use crate::{
 pub struct SecureEndpoint {
     listener: TlsListener,
     router: Router,
+    bounds: Bounds,
 }
 
 /// What the endpoint shows.
@@ -78,17 +80,17 @@ impl SecureEndpoint {
             always_allowed,
             times,
         );
-        Ok(Self::reviewing(settings.address, &settings.tls, reviews, shown, tasks).await?)
+        Ok(Self::reviewing((settings.address, Bounds::DEFAULT), &settings.tls, reviews, shown, tasks).await?)
     }
 
     async fn reviewing(
-        address: SocketAddr,
+        (address, bounds): (SocketAddr, Bounds),
         tls: &Tls,
         reviews: Reviews,
         shown: Shown,
         tasks: &Tasks,
     ) -> Result<Self, TlsError> {
-        let listener = TlsListener::bind(address, tls, tasks).await?;
+        let listener = TlsListener::bind(address, tls, bounds.connections, tasks).await?;
         let router = Router::new()
             .route("/healthz", get(async |State(shown): State<Arc<Shown>>| ok(&shown, "healthz")))
             .route("/livez", get(async |State(shown): State<Arc<Shown>>| ok(&shown, "livez")))
@@ -98,7 +100,7 @@ impl SecureEndpoint {
             .route("/configz", get(configz))
             .with_state(Arc::new(shown))
             .layer(from_fn_with_state(Arc::new(reviews), guard));
-        Ok(Self { listener, router })
+        Ok(Self { listener, router, bounds })
     }
 
     /// The address to which it is bound.
@@ -106,14 +108,9 @@ impl SecureEndpoint {
         self.listener.address
     }
 
-    /// Serves until `stop`.
-    ///
-    /// # Errors
-    /// The socket fails.
-    pub async fn serve(self, stop: CancellationToken) -> std::io::Result<()> {
-        let stopped = async move { stop.cancelled().await };
-        let service = self.router.into_make_service_with_connect_info::<Presented>();
-        axum::serve(self.listener, service).with_graceful_shutdown(stopped).await
+    /// Serves until `stop`, and then answers the requests that have begun.
+    pub async fn serve(self, stop: CancellationToken) {
+        connections::serve(self.listener, self.router, self.bounds, stop).await;
     }
 }
 

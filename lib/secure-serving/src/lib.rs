@@ -8,6 +8,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 
 mod certificate;
+mod connections;
 mod endpoint;
 mod front_proxy;
 #[cfg(test)]

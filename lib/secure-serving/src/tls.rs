@@ -8,15 +8,11 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    extract::connect_info::Connected,
-    serve::{IncomingStream, Listener},
-};
 use cluster::{Contents, Followed, FromFiles};
 use serving::Tasks;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{mpsc, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{sleep, timeout},
 };
 use tokio_rustls::{
@@ -33,7 +29,7 @@ use tokio_rustls::{
     server::TlsStream,
 };
 
-use crate::certificate::{AnyKeyHolder, Presented};
+use crate::certificate::AnyKeyHolder;
 
 /// Timeout of a handshake: a client that connects and sends nothing must not keep a socket.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -171,17 +167,31 @@ async fn takes_both_families() -> bool {
 /// Accepts connections and returns those whose handshake is done.
 pub(crate) struct TlsListener {
     pub(crate) address: SocketAddr,
-    ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
+    ready: mpsc::Receiver<Connection>,
+}
+
+/// A connection whose handshake is done.
+pub(crate) struct Connection {
+    pub stream: TlsStream<TcpStream>,
+    /// To be held as long as the connection is open.
+    pub slot: OwnedSemaphorePermit,
 }
 
 impl TlsListener {
-    pub(crate) async fn bind(address: SocketAddr, tls: &Tls, tasks: &Tasks) -> Result<Self, TlsError> {
-        Self::bind_rereading(address, tls, REREAD_INTERVAL, tasks).await
+    /// Accepts at most `connections` at a time.
+    pub(crate) async fn bind(
+        address: SocketAddr,
+        tls: &Tls,
+        connections: usize,
+        tasks: &Tasks,
+    ) -> Result<Self, TlsError> {
+        Self::bind_rereading(address, tls, connections, REREAD_INTERVAL, tasks).await
     }
 
     pub(crate) async fn bind_rereading(
         address: SocketAddr,
         tls: &Tls,
+        connections: usize,
         interval: Duration,
         tasks: &Tasks,
     ) -> Result<Self, TlsError> {
@@ -191,7 +201,8 @@ impl TlsListener {
         let listener = listen(address).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         let (done, ready) = mpsc::channel(BACKLOG);
-        tasks.spawn_until_done("the HTTPS listener", accept(listener, config, done));
+        let slots = Arc::new(Semaphore::new(connections));
+        tasks.spawn_until_done("the HTTPS listener", accept(listener, slots, config, done));
         if tls.files.is_some() {
             tasks.spawn_until_done("the renewal of the HTTPS certificate", async move {
                 let take = |config| {
@@ -206,12 +217,17 @@ impl TlsListener {
 
 async fn accept(
     listener: TcpListener,
+    slots: Arc<Semaphore>,
     config: watch::Receiver<Arc<ServerConfig>>,
-    done: mpsc::Sender<(TlsStream<TcpStream>, SocketAddr)>,
+    done: mpsc::Sender<Connection>,
 ) {
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let next = async {
+            let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
+            (listener.accept().await, slot)
+        };
+        let (accepted, slot) = tokio::select! {
+            next = next => next,
             () = done.closed() => return,
         };
         let (stream, peer) = match accepted {
@@ -227,7 +243,7 @@ async fn accept(
         // process.
         tokio::spawn(async move {
             match timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => drop(done.send((stream, peer)).await),
+                Ok(Ok(stream)) => drop(done.send(Connection { stream, slot }).await),
                 Ok(Err(error)) => tracing::debug!(%error, %peer, "a TLS handshake failed"),
                 Err(_) => tracing::debug!(%peer, "a TLS handshake took too long"),
             }
@@ -235,25 +251,13 @@ async fn accept(
     }
 }
 
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+impl TlsListener {
+    /// The next connection whose handshake is done.
+    pub(crate) async fn next(&mut self) -> Connection {
         match self.ready.recv().await {
             Some(connection) => connection,
             // The task that accepts connections ends only after this listener.
             None => std::future::pending().await,
         }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.address)
-    }
-}
-
-impl Connected<IncomingStream<'_, TlsListener>> for Presented {
-    fn connect_info(stream: IncomingStream<'_, TlsListener>) -> Self {
-        Self(stream.io().get_ref().1.peer_certificates().unwrap_or_default().into())
     }
 }

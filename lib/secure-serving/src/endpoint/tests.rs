@@ -26,6 +26,9 @@ const TIMES: ReviewTimes = ReviewTimes {
     denied: Duration::from_secs(10),
 };
 
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Counts the reviews.
 fn guest(reviews: Arc<AtomicUsize>) -> Client {
     guest_told(move |_| {
@@ -146,13 +149,22 @@ async fn endpoint(client: Client, tls: &Tls) -> (SocketAddr, CancellationToken) 
 }
 
 async fn endpoint_trusting(trust: Trust, client: Client, tls: &Tls) -> (SocketAddr, CancellationToken) {
+    endpoint_bounded(Bounds::DEFAULT, trust, client, tls).await
+}
+
+async fn endpoint_bounded(
+    bounds: Bounds,
+    trust: Trust,
+    client: Client,
+    tls: &Tls,
+) -> (SocketAddr, CancellationToken) {
     let free = ["/healthz", "/readyz", "/livez"].map(str::to_owned).to_vec();
     let reviews = Reviews::new(trust, "guest", (client.clone(), ShownTokens::All), client, free, TIMES);
     let address = "127.0.0.1:0".parse().unwrap();
     let shown =
         Shown { registry: Registry::default(), config: json!({ "a": 1 }), health_checked: Box::new(|_| {}) };
     let tasks = Tasks::default();
-    let endpoint = SecureEndpoint::reviewing(address, tls, reviews, shown, &tasks).await.unwrap();
+    let endpoint = SecureEndpoint::reviewing((address, bounds), tls, reviews, shown, &tasks).await.unwrap();
     let (address, stop) = (endpoint.local_addr(), CancellationToken::new());
     tokio::spawn(endpoint.serve(stop.clone()));
     (address, stop)
@@ -187,6 +199,58 @@ async fn a_guest_cluster_that_does_not_answer_opens_nothing() {
     assert!(unknown.starts_with("HTTP/1.1 500"), "{unknown}");
     assert!(unknown.ends_with("the guest cluster did not review it"), "{unknown}");
     assert!(get(address, "/healthz", None).await.starts_with("HTTP/1.1 200"));
+}
+
+/// An endpoint with these bounds that allows everybody /healthz.
+async fn bounded(connections: usize, head: Duration) -> (SocketAddr, CancellationToken) {
+    let client = guest(Arc::default());
+    endpoint_bounded(Bounds { connections, head }, Trust::nobody(), client, &Tls::default()).await
+}
+
+/// Whether the server ends the connection: reads to its end.
+async fn is_ended(mut stream: tokio_rustls::client::TlsStream<TcpStream>) -> bool {
+    let mut rest = Vec::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut rest)).await.is_ok()
+}
+
+#[rstest::rstest]
+#[case::nothing("", false)]
+#[case::half_a_head("GET /healthz HTTP/1.1\r\nHost: loc", false)]
+#[case::nothing_after_an_answer("GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", true)]
+#[tokio::test]
+async fn a_client_that_sends_nothing_is_not_waited_for(#[case] sent: &str, #[case] is_answered: bool) {
+    let (address, _stop) = bounded(64, Duration::from_millis(100)).await;
+    let mut stream = connect(address).await;
+    stream.write_all(sent.as_bytes()).await.unwrap();
+    if is_answered {
+        let mut first = [0; 15];
+        stream.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200 OK");
+    }
+    assert!(is_ended(stream).await, "the connection is still open");
+}
+
+#[tokio::test]
+async fn connections_above_the_bound_wait_and_are_served_when_others_end() {
+    let (address, _stop) = bounded(2, PATIENCE * 2).await;
+    let held = [connect(address).await, connect(address).await];
+    let third = get(address, "/healthz", None);
+    let mut third = std::pin::pin!(third);
+    // Each of the two has its slot before its handshake is done, so the third can't get one.
+    assert!(tokio::time::timeout(Duration::from_millis(200), third.as_mut()).await.is_err());
+    let [first, _second] = held;
+    drop(first);
+    let answer = tokio::time::timeout(PATIENCE, third).await.expect("a slot is free");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_stop_ends_connections_without_a_request() {
+    let (address, stop) = bounded(64, PATIENCE * 2).await;
+    let idle = connect(address).await;
+    assert!(get(address, "/healthz", None).await.starts_with("HTTP/1.1 200"));
+    stop.cancel();
+    assert!(is_ended(idle).await, "the connection is still open");
 }
 
 #[tokio::test]
@@ -227,7 +291,7 @@ async fn the_settings_decide_what_needs_no_review_and_answered_checks_are_report
     assert!(get(address, "/healthz", None).await.starts_with("HTTP/1.1 403"));
     assert_eq!((checked.load(Ordering::Relaxed), asked.load(Ordering::Relaxed)), (1, 1));
     stop.cancel();
-    serving.await.unwrap().unwrap();
+    serving.await.unwrap();
 }
 
 #[tokio::test]
@@ -266,7 +330,8 @@ async fn a_renewed_certificate_is_taken_up_when_it_is_whole() {
     std::fs::write(&key, &first.1).unwrap();
     let tls = Tls { files: Some((certificate.clone(), key.clone())), ..Tls::default() };
     let (address, tasks) = ("127.0.0.1:0".parse().unwrap(), Tasks::default());
-    let listener = TlsListener::bind_rereading(address, &tls, INTERVAL, &tasks).await;
+    let listener =
+        TlsListener::bind_rereading(address, &tls, Bounds::DEFAULT.connections, INTERVAL, &tasks).await;
     let listener = listener.unwrap();
     let address = listener.address;
     assert_eq!(shown(address).await, first.2);
@@ -294,7 +359,8 @@ async fn the_unspecified_address_takes_both_families_and_a_specified_one_only_it
     let has_ipv6 = TcpListener::bind("[::1]:0").await.is_ok();
     for (bind, v4, v6) in [("0.0.0.0", true, true), ("::", true, true), ("127.0.0.1", true, false)] {
         let (address, tasks) = (SocketAddr::new(bind.parse().unwrap(), 0), Tasks::default());
-        let listener = TlsListener::bind(address, &Tls::default(), &tasks).await.unwrap();
+        let listener =
+            TlsListener::bind(address, &Tls::default(), Bounds::DEFAULT.connections, &tasks).await.unwrap();
         for (to, is_taken) in [("127.0.0.1", v4), ("::1", v6 && has_ipv6)] {
             let to = SocketAddr::new(to.parse().unwrap(), listener.address.port());
             assert_eq!(TcpStream::connect(to).await.is_ok(), is_taken, "{bind}, {to}");

@@ -22,7 +22,8 @@ const TABLES: [&str; 13] = [
 /// The guard's error, for whose text the tests of kubevirt/csi-driver search.
 const GUARD: &str = "infra/src/guest_guard.rs";
 /// The sources of the cloud controller manager that choose the reason of an event or condition.
-const REASONS: [&str; 7] = [
+const REASONS: [&str; 8] = [
+    "ccm/src/endpoints/context.rs",
     "ccm/src/load_balancer/announce.rs",
     "ccm/src/load_balancer/conditions.rs",
     "ccm/src/load_balancer/explain.rs",

@@ -7,7 +7,8 @@ use std::{
 };
 
 /// Documents at the top of the repository; the test finds those in `docs`.
-const TOP_DOCUMENTS: [&str; 4] = ["README.md", "CONTRIBUTING.md", "GLOSSARY.md", "CHANGELOG.md"];
+const TOP_DOCUMENTS: [&str; 5] =
+    ["README.md", "CONTRIBUTING.md", "GLOSSARY.md", "CHANGELOG.md", "SECURITY.md"];
 /// Folders at the top that a build makes.
 const BUILT: [&str; 2] = ["target", ".git"];
 
@@ -124,6 +125,39 @@ fn the_index_of_decisions_has_each_with_its_title() {
         let row = format!("| [{number:04}]({name}) | {title} |");
         assert!(index.contains(&row), "the index lacks: {row}");
     }
+}
+
+/// Pages whose tables name the test of each promise.
+const PROMISES: [&str; 2] = ["docs/explanation/data-safety.md", "docs/explanation/security.md"];
+
+#[test]
+fn each_test_that_shows_a_promise_exists() {
+    let rust = files_below_rooms(&["ccm", "controller", "driver", "e2e/tests", "infra", "lib", "node"]);
+    let sources: String =
+        rust.iter().map(|path| fs::read_to_string(path).expect("a source")).collect::<Vec<_>>().join("\n");
+    for page in PROMISES {
+        let text = fs::read_to_string(repository().join(page)).expect("a page");
+        let rows = text.lines().filter(|line| line.starts_with("| "));
+        let tests: Vec<&str> = rows
+            .flat_map(|row| row.split('`').skip(1).step_by(2))
+            .filter(|quoted| quoted.contains("::") && !quoted.contains(' '))
+            .filter_map(|quoted| quoted.rsplit("::").next())
+            .collect();
+        assert!(tests.len() > 5, "{page}: the tests are read: {tests:?}");
+        // A page may cut a name: `attach::a_volume…`.
+        let is_there = |test: &str| match test.strip_suffix('…') {
+            Some(begin) => sources.contains(&format!("fn {begin}")),
+            None => sources.contains(&format!("fn {test}(")),
+        };
+        let lost: Vec<_> = tests.iter().filter(|test| !is_there(test)).collect();
+        assert!(lost.is_empty(), "{page} names tests that do not exist: {lost:?}");
+    }
+}
+
+/// The Rust files below these folders of the repository.
+fn files_below_rooms(rooms: &[&str]) -> Vec<PathBuf> {
+    let all = rooms.iter().flat_map(|room| files_below(&repository().join(room)));
+    all.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
 }
 
 #[test]

@@ -239,7 +239,7 @@ async fn what_an_earlier_name_left_is_taken_over_when_it_is_named(fixture: Fixtu
     };
     let provider = place.configured_as("without", &access, &keys(json!({})), &[ALONE]).await?;
     for (name, mirror, before) in &left {
-        place.told(name, "InfraServiceNotOurs", mirror).await?;
+        place.told(name, "SyncLoadBalancerFailed", &format!("{mirror} is not ours")).await?;
         let now = serde_json::to_value(place.mirrors.get(mirror).await?)?;
         ensure!(
             now["metadata"]["labels"] == before["metadata"]["labels"] && now["spec"] == before["spec"],

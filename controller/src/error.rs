@@ -6,6 +6,7 @@
 
 use csi_call::{Busy, Unanswered};
 use infra::{Class, Foreign, ForeignSnapshot, ObjectName};
+use kubevirt::NotThisGuest;
 use tonic::{Code, Status};
 
 use crate::{
@@ -13,6 +14,7 @@ use crate::{
     content::TooSmallForSource,
     expand::CannotExpand,
     request::Invalid,
+    serial::OtherSerial,
     snapshot::BadToken,
     storage_class_policy::{NotAllowed, SnapshotClassNotAllowed},
     volume::Incompatible,
@@ -48,6 +50,17 @@ pub enum Error {
     /// The node id is not one that this driver gives.
     #[error("node {0:?} is not known; node ids are <namespace>/<vm>")]
     NoSuchNode(String),
+    /// The VM's labels do not allow it to be this guest's.
+    #[error("VM {vm} gets no volume of this guest: {reason}")]
+    OtherGuestsVm {
+        /// `<namespace>/<vm>`.
+        vm: String,
+        /// Why.
+        reason: NotThisGuest,
+    },
+    /// The PV names a serial that is not its volume's.
+    #[error(transparent)]
+    OtherSerial(#[from] OtherSerial),
     /// A volume for one node is on another.
     #[error("volume is attached to another VM: {holder}")]
     HeldElsewhere {
@@ -235,6 +248,8 @@ impl Error {
             | Self::SnapshotDeleting(_)
             | Self::NothingToCopy { .. }
             | Self::HeldElsewhere { .. }
+            | Self::OtherGuestsVm { .. }
+            | Self::OtherSerial(_)
             | Self::InUse { .. }
             | Self::Deleting(_)
             | Self::Failed { .. }

@@ -19,6 +19,9 @@ pub(crate) const GUEST_SIZE_ANNOTATION: &str = "csi.kubevirt.io/guest-size";
 pub(crate) const NAME_ANNOTATION: &str = "csi.kubevirt.io/volume-name";
 /// Annotation of the infra claim: what it requested before its first expansion.
 pub(crate) const CREATED_REQUEST_ANNOTATION: &str = "csi.kubevirt.io/created-request";
+/// Annotation of a `DataVolume`: one more serial that its disk may have. The administrator of the infra cluster sets it on
+/// a volume that was restored there under a new UID, while the guest's PV carries the old one.
+pub(crate) const SERIAL_ANNOTATION: &str = "csi.kubevirt.io/serial";
 /// Policy key: everything is allowed.
 pub(crate) const ALLOW_ALL: &str = "allowAll";
 /// Policy key: infra's default class is allowed.
@@ -86,7 +89,7 @@ pub const VOLUME_CONTEXT: [Key; 3] = [
 ];
 
 /// Annotations that this driver writes on objects of the infra cluster.
-pub const INFRA_ANNOTATIONS: [Key; 6] = [
+pub const INFRA_ANNOTATIONS: [Key; 7] = [
     key(
         HOLDER_ANNOTATION,
         "`<namespace>/<VM>`",
@@ -111,6 +114,11 @@ pub const INFRA_ANNOTATIONS: [Key; 6] = [
         CREATED_REQUEST_ANNOTATION,
         "bytes",
         "On a claim in filesystem mode: what it requested before its first expansion. The overhead that CDI keeps free follows from it",
+    ),
+    key(
+        SERIAL_ANNOTATION,
+        "serial",
+        "On the DataVolume, written by the infra administrator: a serial that a PersistentVolume may have for this volume beside the DataVolume's UID, for a volume that was restored under a new UID",
     ),
     key(
         infra::KEEP_AFTER_COMPLETION,

@@ -35,6 +35,7 @@ mod metrics;
 mod node_id;
 mod publish;
 mod request;
+mod serial;
 mod service;
 mod snapshot;
 mod storage_class_policy;

@@ -18,7 +18,7 @@ use crate::{
     metrics::WaitCause,
     node_id::{node_id, vm_of_node},
     request::{Publish, Sharing},
-    usable,
+    serial, usable,
     view::View,
     vm_queue::{VmQueues, What},
     volume,
@@ -42,7 +42,7 @@ pub(crate) async fn publish(
     if request.sharing == Sharing::ManyNodes && !volume::is_shared(&volume) {
         return Err(Error::NotShared(name));
     }
-    let serial = request.serial.clone().unwrap_or_else(|| volume.metadata.uid.clone());
+    let serial = serial::of(request.serial.as_deref(), &volume.metadata)?.to_owned();
     let disk = HotplugDisk { serial, bus: request.bus.as_str() };
     let progress = Mutex::new((volume.progress(), Instant::now()));
     let publication = Publication { infra, queues, operation, name: &name, vm, volume, progress, disk };
@@ -73,6 +73,7 @@ impl Publication<'_> {
     async fn attach_shared(&self) -> Result<(), Error> {
         let mut view = View::new(self.infra, self.vm, self.name);
         self.operation.wait(view.read()).await??;
+        view.check_guest()?;
         self.attach(view, None).await.map_err(|failure| failure.error)
     }
 
@@ -99,9 +100,10 @@ impl Publication<'_> {
     async fn attach_held(&self, holder: &Holder<'_>, hold: Hold) -> Result<(), AttachError> {
         let since = Instant::now();
         let census = self.operation.wait(self.infra.census()).await??;
-        holder.nobody_else(&census.holders(self.name))?;
         let mut view = View::new(self.infra, self.vm, self.name);
         view.take_census(&census, since);
+        view.check_guest()?;
+        holder.nobody_else(&census.holders(self.name))?;
         drop(census);
         self.attach(view, Some((holder, hold))).await
     }
@@ -214,6 +216,7 @@ impl AttachError {
         matches!(
             self.error,
             Error::HeldElsewhere { .. }
+                | Error::OtherGuestsVm { .. }
                 | Error::Refused { .. }
                 | Error::RefusedChange(_)
                 | Error::Deleting(_)

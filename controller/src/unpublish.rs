@@ -125,8 +125,17 @@ async fn refuse_unless_absent(
     Ok(())
 }
 
+/// Succeeds only if no VM has the volume. VMs are named only to the guest whose volume it is.
 async fn in_use(infra: &Infra, operation: &ControllerOperation, volume: &ObjectName) -> Result<(), Error> {
+    let ours = is_ours_or_gone(infra, operation, volume).await?;
     let census = operation.wait(infra.census()).await??;
     let holders = census.holders(volume);
-    if holders.is_empty() { Ok(()) } else { Err(Error::InUse { holders: node_ids(infra, &holders) }) }
+    if holders.is_empty() {
+        return Ok(());
+    }
+    if !ours {
+        usable::audit(volume, "detach");
+        return Err(Error::NotOurs);
+    }
+    Err(Error::InUse { holders: node_ids(infra, &holders) })
 }

@@ -1,15 +1,16 @@
 //! Reads what one VM and its VMI show of one volume, as often as the planner needs and no more often.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use infra::{Census, Class, Infra, ObjectName, VmReads, VmiWait};
-use kubevirt::Seen;
+use infra::{Census, Class, Infra, ObjectName, VirtualMachine, VirtualMachineInstance, VmReads, VmiWait};
+use kubevirt::{NotThisGuest, Seen};
 use tokio::time::Instant;
 
 use crate::{
     attach::{Cause, Observed, VmView, VmiView},
     controller_operation::ControllerOperation,
     error::Error,
+    node_id::node_id,
 };
 
 /// While a change is awaited, the VM is read this often: another client may unplug the volume in that time.
@@ -26,6 +27,8 @@ pub(crate) struct View {
     volume: ObjectName,
     reads: VmReads,
     observed: Observed,
+    /// Whether the VM is this guest's, by the last read of both VM and VMI.
+    ours: Result<(), NotThisGuest>,
     /// When the older of the two reads began.
     since: Instant,
     vm_read_at: Option<Instant>,
@@ -55,6 +58,7 @@ impl View {
             volume: volume.clone(),
             reads: infra.machine(vm),
             observed: Observed::default(),
+            ours: Ok(()),
             since: Instant::now(),
             vm_read_at: None,
             wait: None,
@@ -73,8 +77,22 @@ impl View {
         &self.observed
     }
 
+    /// Whether the labels of VM and VMI allow it to be this guest's. Before the first read nothing speaks against it.
+    pub(crate) fn check_guest(&self) -> Result<(), Error> {
+        let vm = || node_id(&self.infra, &self.vm);
+        self.ours.clone().map_err(|reason| Error::OtherGuestsVm { vm: vm(), reason })
+    }
+
+    fn judge(&mut self, vm: Option<&VirtualMachine>, vmi: Option<&VirtualMachineInstance>) {
+        let none = BTreeMap::new();
+        let labels = (vm.map_or(&none, |vm| &vm.labels), vmi.map_or(&none, |vmi| &vmi.labels));
+        // Of a VM that does not exist there is nothing to judge; the planner refuses it.
+        self.ours = if vm.is_none() { Ok(()) } else { self.infra.vm_guest().check(labels.0, labels.1) };
+    }
+
     /// Takes over what a census shows, whose reads began at `since`.
     pub(crate) fn take_census(&mut self, census: &Census, since: Instant) {
+        self.judge(census.vm(&self.vm), census.vmi(&self.vm));
         let volume = self.volume.as_str();
         self.observed.vm = census.vm(&self.vm).map(|vm| VmView::of(vm, volume)).into();
         self.observed.vmi = census.vmi(&self.vm).map(|vmi| VmiView::of(vmi, volume)).into();
@@ -100,6 +118,7 @@ impl View {
         self.wait = None;
         let ((vm_read_at, vm), (instance_read_at, vmi)) =
             tokio::try_join!(self.reads.vm(since), self.reads.vmi(since))?;
+        self.judge(vm.as_ref().as_ref(), vmi.as_ref().as_ref());
         self.observed.vm = vm.as_ref().as_ref().map(|vm| VmView::of(vm, self.volume.as_str())).into();
         self.observed.vmi = vmi.as_ref().as_ref().map(|vmi| VmiView::of(vmi, self.volume.as_str())).into();
         self.since = vm_read_at.min(instance_read_at);

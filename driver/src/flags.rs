@@ -47,6 +47,11 @@ pub struct Flags {
     #[arg(long, value_name = "LABELS", default_value = "")]
     pub infra_cluster_labels: String,
 
+    /// Controller role: labels that a VM must carry to get volumes of this guest, k=v,k=v; empty refuses only a VM with a
+    /// label of --infra-cluster-labels that has another value
+    #[arg(long, value_name = "LABELS", default_value = "")]
+    pub infra_vm_labels: String,
+
     /// Controller role: kubeconfig of the infra cluster; empty means the pod's service account
     #[arg(long, value_name = "PATH", default_value = "")]
     pub infra_cluster_kubeconfig: String,

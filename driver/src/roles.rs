@@ -1,9 +1,10 @@
 //! From flags to services: which roles this process serves, and what each is made of.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use controller::{Controller, ControllerSettings, StorageClassPolicy};
 use csi_call::Identity;
 use csi_proto::v1::controller_server::ControllerServer;
@@ -146,6 +147,7 @@ async fn controller(
         namespace: flags.infra_cluster_namespace.clone(),
         labels: GuestGuard::parse_labels(&flags.infra_cluster_labels)?,
         volume_prefix: flags.volume_prefix.clone(),
+        vm_labels: vm_labels(&flags.infra_vm_labels)?,
     };
     let infra = Infra::connect(infra_settings, tasks).await?;
     rights::report(infra.clone(), registry, tasks);
@@ -157,6 +159,15 @@ async fn controller(
     let controller = Controller::new(infra, settings, tasks);
     controller.register(registry);
     Ok(controller)
+}
+
+/// Parses `--infra-vm-labels`; without it no VM has to carry a label.
+fn vm_labels(text: &str) -> Result<BTreeMap<String, String>> {
+    if text.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    GuestGuard::parse_labels(text)
+        .map_err(|_| anyhow!("--infra-vm-labels: {text:?} are not key=value pairs separated by commas"))
 }
 
 async fn node(flags: &Flags) -> Result<Node<OwnNode>> {

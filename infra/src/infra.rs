@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use cluster::{ApiServer, CredentialsError, Error, Rights, Source};
-use kubevirt::{ObjectName, is_dns_label};
+use kubevirt::{ObjectName, VmGuest, is_dns_label};
 use prometheus_client::registry::Registry;
 use serving::Tasks;
 use tokio::time::Instant;
@@ -31,6 +31,8 @@ pub struct Settings {
     pub labels: BTreeMap<String, String>,
     /// Volume names start with this and a dash.
     pub volume_prefix: String,
+    /// Labels that a VM or its VMI must carry to get volumes; may be empty.
+    pub vm_labels: BTreeMap<String, String>,
 }
 
 /// The settings can't be used; nothing was called.
@@ -56,6 +58,7 @@ pub struct Infra {
 pub(crate) struct Shared {
     pub reader: Arc<Reader>,
     pub guard: GuestGuard,
+    vm_guest: VmGuest,
     poller: Arc<Poller>,
     census: Coalesced<Census>,
     reads: SharedReads,
@@ -96,10 +99,11 @@ impl Infra {
             return Err(ConnectError::Namespace(settings.namespace));
         }
         let guard = GuestGuard::new(settings.labels, &settings.volume_prefix)?;
+        let vm_guest = VmGuest::new(guard.labels().clone(), settings.vm_labels);
         let reader = Arc::new(Reader::new(server, settings.namespace));
         let reads = SharedReads::new(&reader);
         let poller = Poller::new(Arc::clone(&reader), reads.clone(), tasks);
-        let shared = Shared { reader, guard, poller, census: Coalesced::default(), reads, metrics };
+        let shared = Shared { reader, guard, vm_guest, poller, census: Coalesced::default(), reads, metrics };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -122,6 +126,11 @@ impl Infra {
     /// The check that an object belongs to this guest.
     pub fn guard(&self) -> &GuestGuard {
         &self.shared.guard
+    }
+
+    /// The rule by which a VM is this guest's.
+    pub fn vm_guest(&self) -> &VmGuest {
+        &self.shared.vm_guest
     }
 
     /// The reads of one VM and its VMI, shared by all operations on that VM.

@@ -2,6 +2,8 @@
 
 mod projection;
 
+use std::collections::BTreeMap;
+
 use kubevirt::{ObjectName, Phase, RunStrategy};
 use serde::Deserialize;
 
@@ -13,6 +15,8 @@ pub struct VirtualMachine {
     pub name: String,
     /// UID.
     pub uid: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
     /// Whether it is being deleted.
     pub deleting: bool,
     /// `spec.runStrategy`, or the strategy that `spec.running` stands for.
@@ -105,6 +109,8 @@ pub struct VirtualMachineInstance {
     pub name: String,
     /// UID.
     pub uid: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
     /// Whether it is being deleted.
     pub deleting: bool,
     /// Name of the VM that owns it.

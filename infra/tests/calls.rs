@@ -71,6 +71,7 @@ impl Api {
             namespace: "infra".into(),
             labels: [("csi-driver/cluster".to_owned(), "tenant".to_owned())].into(),
             volume_prefix: "pvc".into(),
+            vm_labels: std::collections::BTreeMap::new(),
         };
         Infra::from_client(kube::Client::new(service, "infra"), settings, &Tasks::default()).unwrap()
     }
@@ -401,6 +402,7 @@ async fn a_kubeconfig_that_changed_is_loaded_again_after_a_401() {
         namespace: "infra".into(),
         labels: [("a".to_owned(), "1".to_owned())].into(),
         volume_prefix: "pvc".into(),
+        vm_labels: std::collections::BTreeMap::new(),
     };
     let infra = Infra::connect(settings, &Tasks::default()).await.unwrap();
     assert_eq!(vm(&infra).await.unwrap_err().class(), Class::Unauthorized);

@@ -167,6 +167,7 @@ async fn connect(secret: &Secret) -> Infra {
         namespace: "infra".into(),
         labels: [("a".to_owned(), "1".to_owned())].into(),
         volume_prefix: "pvc".into(),
+        vm_labels: std::collections::BTreeMap::new(),
     };
     Infra::connect(settings, &Tasks::default()).await.unwrap()
 }

@@ -12,8 +12,9 @@ mod parameters;
 mod publish;
 mod snapshots;
 mod unpublish;
+mod whose_vm;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use controller::{Controller, ControllerSettings, StorageClassPolicy};
 use csi_proto::v1::{
@@ -52,11 +53,22 @@ fn controller_of(fake: &FakeInfra, tasks: &Tasks) -> Controller {
 }
 
 fn controller_with(fake: &FakeInfra, tasks: &Tasks, storage_classes: StorageClassPolicy) -> Controller {
+    controller_demanding(fake, tasks, storage_classes, BTreeMap::new())
+}
+
+/// A controller that gives volumes only to VMs with `vm_labels`.
+fn controller_demanding(
+    fake: &FakeInfra,
+    tasks: &Tasks,
+    storage_classes: StorageClassPolicy,
+    vm_labels: BTreeMap<String, String>,
+) -> Controller {
     let settings = infra::Settings {
         kubeconfig: None,
         namespace: NAMESPACE.into(),
         labels: [(LABEL.0.to_owned(), LABEL.1.to_owned())].into(),
         volume_prefix: "pvc".into(),
+        vm_labels,
     };
     let infra = Infra::from_client(fake.client(), settings, tasks).unwrap();
     Controller::new(

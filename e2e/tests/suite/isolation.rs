@@ -1,7 +1,9 @@
 //! A guest can reach only volumes that belong to it (CVE-2024-1725 of kubevirt/csi-driver).
 
 use anyhow::{Context, Result, ensure};
-use bench::scenario::{Deadline, HCP_NAMESPACE, PodOnVolume, claim, data_volumes, pod, until};
+use bench::scenario::{
+    Deadline, HCP_NAMESPACE, PodOnVolume, claim, data_volumes, pod, until, virtual_machines,
+};
 use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::{
     Api,
@@ -11,13 +13,14 @@ use serde_json::json;
 use tonic::Code;
 
 use crate::{
-    controller_process::{Controller, block},
+    controller_process::{Controller, INFRA_LABELS, block},
     fixture::Fixture,
 };
 
 tests! {
     Calls:
         a_volume_without_our_labels_is_refused;
+        a_vm_that_says_another_guest_is_refused;
 }
 
 /// The message of kubevirt/csi-driver; the tests of its users match it in the event.
@@ -86,5 +89,41 @@ async fn a_volume_without_our_labels_is_refused(fixture: Fixture) -> Result<()> 
     claims.delete("claim", &DeleteParams::default()).await?;
     volumes.delete(&foreign, &DeleteParams::default()).await?;
     data_volumes.delete(&foreign, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+/// A guest's administrator names a VM of another guest as one of its nodes. The VMs of this test are halted: a VM that may
+/// be this guest's is refused for that, after its labels were found right.
+async fn a_vm_that_says_another_guest_is_refused(fixture: Fixture) -> Result<()> {
+    const HALTED: &str = "the VM is not running";
+    let machines = virtual_machines(&fixture.infra, HCP_NAMESPACE);
+    let (key, ours) = INFRA_LABELS.split_once('=').context("a label")?;
+    let cases = [
+        ("other", json!({ key: "another" }), key),
+        ("unlabelled", json!({}), HALTED),
+        ("ours", json!({ key: ours }), HALTED),
+        ("named", json!({ "cluster.x-k8s.io/cluster-name": "another" }), HALTED),
+    ];
+    let controller = Controller::start(&fixture, "a").await?;
+    let volume = controller.create(&format!("pvc-{}", fixture.word), block()).await?;
+    for (suffix, labels, text) in cases {
+        let name = format!("{}-{suffix}", fixture.word);
+        let object = serde_json::from_value(json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": {"name": name, "labels": labels},
+            "spec": {"runStrategy": "Halted", "template": {
+                "spec": {"domain": {"devices": {}, "resources": {"requests": {"memory": "64Mi"}}}},
+            }},
+        }))?;
+        machines.create(&PostParams::default(), &object).await?;
+        let refusal = controller.publish(&volume, &name).await.err();
+        let status = refusal.with_context(|| format!("the {suffix} VM was not refused"))?;
+        ensure!(
+            status.code() == Code::FailedPrecondition && status.message().contains(text),
+            "expected {text:?} of the {suffix} VM, saw {status:?}"
+        );
+        ensure!(!status.message().contains("\"another\""), "the other guest's value is shown: {status:?}");
+        machines.delete(&name, &DeleteParams::default()).await?;
+    }
+    controller.delete(&volume).await?;
     Ok(())
 }

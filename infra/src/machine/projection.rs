@@ -33,6 +33,7 @@ impl From<WireVm> for VirtualMachine {
         Self {
             name: wire.metadata.name,
             uid: wire.metadata.uid,
+            labels: wire.metadata.labels,
             deleting: wire.metadata.deletion_timestamp.is_some(),
             run_strategy: wire.spec.strategy(),
             printable_status: wire.status.printable_status,
@@ -49,6 +50,7 @@ impl From<WireVmi> for VirtualMachineInstance {
             owner: owner.and_then(|o| ObjectName::parse(&o.name)),
             name: wire.metadata.name,
             uid: wire.metadata.uid,
+            labels: wire.metadata.labels,
             deleting: wire.metadata.deletion_timestamp.is_some(),
             phase: wire.status.phase,
             volumes: wire.spec.volumes.into_iter().map(Into::into).collect(),

@@ -1,7 +1,7 @@
 //! Values of KubeVirt's API that both programs read: VM and VMI as KubeVirt writes them, the metadata of objects, their
-//! names, and what is known of an object.
+//! names, what is known of an object, and whose a VM is.
 //!
-//! This crate makes no calls and decides nothing. Each program reduces the wire types to the fields that it keeps.
+//! This crate makes no calls. Each program reduces the wire types to the fields that it keeps.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 
@@ -9,6 +9,7 @@ mod machine;
 mod metadata;
 mod name;
 mod seen;
+mod vm_guest;
 
 pub use machine::{
     GROUP, Phase, RunStrategy, VERSION, WireAddVolume, WireBinding, WireCondition, WireDevices, WireDomain,
@@ -19,3 +20,4 @@ pub use machine::{
 pub use metadata::{Metadata, OwnerReference, null_as_default};
 pub use name::{ObjectName, is_dns_label};
 pub use seen::Seen;
+pub use vm_guest::{NotThisGuest, VmGuest};

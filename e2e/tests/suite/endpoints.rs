@@ -126,11 +126,11 @@ async fn they_follow_the_vms(fixture: Fixture) -> Result<()> {
     // What virt-handler would write: an address of each family, and the node after a live migration.
     let was = scene.instance(&one).await?;
     let host = if was["status"]["nodeName"] == "infra-node-1" { "infra-node-2" } else { "infra-node-1" };
-    let moved = json!([{"op": "replace", "path": "/status/interfaces/0/ipAddress", "value": "198.18.7.7"},
-        {"op": "replace", "path": "/status/interfaces/0/ipAddresses", "value": ["198.18.7.7", "fd00::7"]}]);
+    let moved = json!([{"op": "replace", "path": "/status/interfaces/0/ipAddress", "value": "10.7.7.7"},
+        {"op": "replace", "path": "/status/interfaces/0/ipAddresses", "value": ["10.7.7.7", "fd00::7"]}]);
     scene.patch_instance(&one, &moved).await?;
     let now = scene
-        .until(&mirror, "the new address", |all| all.of(&one)["addresses"] == json!(["198.18.7.7"]))
+        .until(&mirror, "the new address", |all| all.of(&one)["addresses"] == json!(["10.7.7.7"]))
         .await?;
     ensure!(
         now.slices.iter().all(|slice| slice["addressType"] == "IPv4"),

@@ -19,7 +19,7 @@ use crate::{
 
 tests! {
     Calls:
-        a_volume_without_our_labels_is_refused;
+        a_volume_without_our_labels_is_refused,
         a_vm_that_says_another_guest_is_refused;
 }
 

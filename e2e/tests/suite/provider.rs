@@ -272,8 +272,11 @@ impl Place {
         let mut config = keys.clone();
         config["kubeconfig"] = json!(file("infra"));
         config["namespace"] = json!(self.infra_namespace);
+        let writes_endpoints = ["endpoints", "enableEPSController"]
+            .iter()
+            .any(|key| config["loadBalancer"].get(key).is_some_and(|value| !value.is_null()));
         let within = &mut config["instancesV2"]["nodeAddresses"]["within"];
-        if within.is_null() {
+        if writes_endpoints && within.is_null() {
             *within = json!(WORKERS_NETWORKS);
         }
         tokio::fs::write(file("config"), serde_json::to_vec(&config)?).await?;

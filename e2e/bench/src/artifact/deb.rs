@@ -26,6 +26,7 @@ const USER_SPACE: &[&str] = &[
     "base-files",
     "busybox-static",
     "ca-certificates",
+    "crun",
     "e2fsprogs",
     "kmod",
     "mount",

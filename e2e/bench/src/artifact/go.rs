@@ -28,7 +28,6 @@ struct Build {
     module: &'static str,
     /// Name in the bench, package.
     programs: &'static [(&'static str, &'static str)],
-    cgo: bool,
     tags: &'static str,
     ldflags: &'static str,
     /// The module whose version is stamped into Kubernetes' version variables, where the programs have them.
@@ -60,7 +59,6 @@ const BUILDS: &[Build] = &[
             ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
             ("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
         ],
-        cgo: false,
         tags: "",
         ldflags: SMALL,
         stamp: Some("k8s.io/kubernetes"),
@@ -76,19 +74,8 @@ const BUILDS: &[Build] = &[
             ("loopback", "github.com/containernetworking/plugins/plugins/main/loopback"),
             ("host-local", "github.com/containernetworking/plugins/plugins/ipam/host-local"),
         ],
-        cgo: false,
         tags: "no_btrfs no_zfs no_devmapper no_aufs no_tracing netgo osusergo",
         ldflags: SMALL,
-        stamp: None,
-        copies: &[],
-    },
-    // runc enters namespaces in C before Go starts; without the seccomp tag it refuses every sandbox.
-    Build {
-        module: "runc",
-        programs: &[("runc", "github.com/opencontainers/runc")],
-        cgo: true,
-        tags: "netgo osusergo seccomp",
-        ldflags: "-s -w -linkmode external -extldflags -static",
         stamp: None,
         copies: &[],
     },
@@ -99,7 +86,6 @@ const BUILDS: &[Build] = &[
             ("virt-controller", "kubevirt.io/kubevirt/cmd/virt-controller"),
             ("kubevirt-objects", "./objects"),
         ],
-        cgo: false,
         tags: "",
         ldflags: SMALL,
         stamp: None,
@@ -112,7 +98,6 @@ const BUILDS: &[Build] = &[
             ("cdi-controller", "kubevirt.io/containerized-data-importer/cmd/cdi-controller"),
             ("cdi-objects", "./objects"),
         ],
-        cgo: false,
         tags: "",
         ldflags: SMALL,
         stamp: None,
@@ -121,7 +106,6 @@ const BUILDS: &[Build] = &[
     Build {
         module: "answerer",
         programs: &[("answerer", "./answerer")],
-        cgo: false,
         tags: "netgo osusergo",
         ldflags: SMALL,
         stamp: None,
@@ -130,7 +114,6 @@ const BUILDS: &[Build] = &[
     Build {
         module: "registrar",
         programs: &[("plugin-registrar", "./plugin-registrar")],
-        cgo: false,
         tags: "",
         ldflags: SMALL,
         stamp: None,
@@ -149,7 +132,6 @@ const BUILDS: &[Build] = &[
             ),
             ("csi-sanity", "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity"),
         ],
-        cgo: false,
         tags: "",
         ldflags: SMALL,
         stamp: None,
@@ -180,7 +162,7 @@ const SNAPSHOTTER: &str = "github.com/kubernetes-csi/external-snapshotter/v8";
 const SNAPSHOT_CLIENT: &str = "github.com/kubernetes-csi/external-snapshotter/client/v8";
 
 /// Modules whose programs go into the worker's image.
-const NODE_MODULES: &[&str] = &["kubernetes", "worker", "runc"];
+const NODE_MODULES: &[&str] = &["kubernetes", "worker"];
 
 /// Builds what isn't in the store.
 pub(super) async fn build(progress: &dyn Progress) -> Result<Programs> {
@@ -236,14 +218,12 @@ async fn key(build: &Build) -> Result<String> {
         .text(&version);
     let packages = build.programs.iter().flat_map(|(name, package)| [*name, *package]);
     let copies = build.copies.iter().flat_map(|copied| [copied.name, copied.module, copied.path]);
-    let key = packages.chain(copies).fold(key, Key::text).text(cgo(build));
+    let key = packages.chain(copies).fold(key, Key::text).text(CGO);
     Ok(flags(build)?.iter().fold(key, |key, flag| key.text(flag)).finish())
 }
 
-/// `CGO_ENABLED`'s value.
-fn cgo(build: &Build) -> &'static str {
-    if build.cgo { "1" } else { "0" }
-}
+/// The value of `CGO_ENABLED`: no program needs C, so none needs a C library in the worker.
+const CGO: &str = "0";
 
 /// `go build`'s flags.
 fn flags(build: &Build) -> Result<Vec<String>> {
@@ -289,7 +269,7 @@ async fn compile(build: &Build, dir: &Path, progress: &dyn Progress) -> Result<(
         .args(build.programs.iter().map(|(_, package)| package))
         .current_dir(module_dir(build.module))
         .env_remove("GOFLAGS")
-        .env("CGO_ENABLED", cgo(build))
+        .env("CGO_ENABLED", CGO)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -23,16 +23,12 @@ const TOOLS: &[(&str, &str)] = &[
     ("nsenter", "util-linux"),
     ("gcc", "gcc"),
     ("strip", "binutils"),
-    ("pkg-config", "pkg-config"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.btrfs", "btrfs-progs"),
     ("cryptsetup", "cryptsetup-bin"),
     ("sfdisk", "fdisk"),
 ];
-
-/// A library and its headers, asked of pkg-config (runc is built against it).
-const LIBRARIES: &[(&str, &str)] = &[("libseccomp", "libseccomp-dev")];
 
 /// Compilers that no package of ours brings in the right version.
 const COMPILERS: &[(&str, &str)] = &[
@@ -47,7 +43,7 @@ pub(super) async fn ensure(progress: &dyn Progress) -> Result<()> {
             bail!("{compiler} is not on PATH; {advice}");
         }
     }
-    let missing = missing().await;
+    let missing = missing();
     if missing.is_empty() {
         return Ok(());
     }
@@ -60,7 +56,7 @@ pub(super) async fn ensure(progress: &dyn Progress) -> Result<()> {
         update().await?;
         install(&missing).await.context("install the host's tools")?;
     }
-    let still = self::missing().await;
+    let still = self::missing();
     if !still.is_empty() {
         bail!("still missing after their installation: {}", still.join(" "));
     }
@@ -76,14 +72,9 @@ pub(super) async fn update() -> Result<()> {
 }
 
 /// The packages of what is not there, each once.
-async fn missing() -> Vec<&'static str> {
+fn missing() -> Vec<&'static str> {
     let mut packages: Vec<&str> =
         TOOLS.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| *package).collect();
-    for (library, package) in LIBRARIES {
-        if run(Command::new("pkg-config").args(["--exists", library])).await.is_err() {
-            packages.push(package);
-        }
-    }
     packages.sort_unstable();
     packages.dedup();
     packages

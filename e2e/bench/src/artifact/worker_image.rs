@@ -1,7 +1,7 @@
 //! The image a worker boots from: a Debian kernel, a small initramfs, a read-only squashfs root.
 //!
 //! The root holds what a worker needs and no distribution: programs picked out of Debian packages with the libraries
-//! they load, udev with the rules for disks, kubelet, containerd, runc, CNI plugins, the guest agent. The
+//! they load, udev with the rules for disks, kubelet, containerd, crun, CNI plugins, the guest agent. The
 //! driver comes later, as a container image ([`WorkerImage::driver`]).
 
 mod modules;

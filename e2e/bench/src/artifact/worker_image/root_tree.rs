@@ -52,6 +52,7 @@ pub(super) const MODULES: &[&str] = &[
 const DEBIAN_PROGRAMS: &[&str] = &[
     "blkid",
     "blockdev",
+    "crun",
     "debugfs",
     "dumpe2fs",
     "e2fsck",
@@ -91,13 +92,13 @@ const DEBIAN_FILES: &[&str] = &["busybox", "fsck.xfs"];
 const UDEV_RULES: &[&str] = &["50-udev-default", "60-block", "60-persistent-storage", "80-drivers"];
 const UDEV_HELPERS: &[&str] = &["ata_id", "cdrom_id", "scsi_id"];
 
-const NODE_PROGRAMS: &[&str] =
-    &["kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "ctr", "runc"];
+const NODE_PROGRAMS: &[&str] = &["kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "ctr"];
 const CNI_PLUGINS: &[&str] = &["bridge", "host-local", "loopback"];
 
 /// From `e2e/guest` to the worker, with their modes.
 const GUEST_FILES: &[(&str, &str, u32)] = &[
     ("worker-boot", "usr/local/sbin/worker-boot", 0o755),
+    ("oci-runtime", "usr/local/sbin/oci-runtime", 0o755),
     ("inittab", "etc/inittab", 0o644),
     ("group", "etc/group", 0o644),
     ("containerd.toml", "etc/containerd/config.toml", 0o644),

@@ -4,7 +4,7 @@ mod metrics;
 
 use std::path::PathBuf;
 
-use cluster::{ApiServer, Source};
+use cluster::{ApiServer, Source, WriteRate};
 pub use cluster::{CredentialsError, chain};
 use kube::Client;
 
@@ -65,19 +65,20 @@ impl GuestCluster {
 
 impl InfraCluster {
     /// Opens the infra cluster that `kubeconfig` names, or the pod's own cluster where it is `None`. If `namespace` is
-    /// empty, the namespace of the credentials is used.
+    /// empty, the namespace of the credentials is used. Changes are sent at `rate` at most.
     ///
     /// # Errors
     /// The credentials can't be used.
     pub async fn open(
         kubeconfig: Option<PathBuf>,
         namespace: &str,
+        rate: WriteRate,
         metrics: CallMetrics,
     ) -> Result<Self, CredentialsError> {
         let setting = "kubeconfig of the cloud-config";
         let source = Source { cluster: "infra", setting, kubeconfig, address: String::new() };
         let reader = metrics.reader("infra");
-        let server = ApiServer::open(source, metrics.of("infra")).await?;
+        let server = ApiServer::open(source, metrics.of("infra")).await?.with_write_rate(rate);
         let namespace = if namespace.is_empty() { server.namespace() } else { namespace }.to_owned();
         Ok(Self { client: server.client(), namespace, reader })
     }

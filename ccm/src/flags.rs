@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
+use cluster::WriteRate;
 use serving::LogFormat;
 use serving::go_flags::{Ignored, parse_bool, parse_duration};
 
@@ -63,6 +64,15 @@ pub struct Flags {
     /// How many Nodes are initialised, updated or deleted at the same time
     #[arg(long, value_name = "COUNT", default_value_t = NODE_SYNCS)]
     pub concurrent_node_syncs: u16,
+
+    /// How many changes per second are sent to the infra API, over time; reads, and calls to the guest, do not count. 0
+    /// means the default, a negative number no limit
+    #[arg(long, value_name = "NUMBER", default_value_t = 50.0, allow_negative_numbers = true)]
+    pub kube_api_qps: f64,
+
+    /// How many changes are sent to the infra API at once, after a time with few; 0 means the default
+    #[arg(long, value_name = "NUMBER", default_value_t = 200, allow_negative_numbers = true)]
+    pub kube_api_burst: i32,
 
     /// How often the VMs of Nodes that are not ready are checked
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
@@ -228,6 +238,13 @@ pub struct ServingFlags {
     /// How long a no of an access review holds
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     pub authorization_webhook_cache_unauthorized_ttl: Duration,
+}
+
+impl Flags {
+    /// The bound of `--kube-api-qps` and `--kube-api-burst`.
+    pub fn write_rate(&self) -> WriteRate {
+        WriteRate::of_flags(self.kube_api_qps, self.kube_api_burst)
+    }
 }
 
 /// An empty path is how the reference spells "none".

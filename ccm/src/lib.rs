@@ -9,6 +9,7 @@ pub mod access;
 pub mod announcer;
 mod backoff;
 pub mod call;
+mod change_pace;
 pub mod changes;
 pub mod cluster_name;
 pub mod config;

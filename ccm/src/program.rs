@@ -143,7 +143,8 @@ async fn serve(flags: Flags, shutdown: Shutdown) -> Result<()> {
     let guest =
         GuestCluster::open("--kubeconfig", path(&flags.kubeconfig), &flags.master, calls.clone()).await;
     let guest = guest.context("--kubeconfig")?;
-    let infra = InfraCluster::open(config.kubeconfig.clone(), &config.namespace, calls).await;
+    let infra =
+        InfraCluster::open(config.kubeconfig.clone(), &config.namespace, flags.write_rate(), calls).await;
     let clusters = Clusters { guest, infra: infra.context("kubeconfig of the cloud-config")? };
     let metrics = Metrics::default();
     metrics.register(&mut registry);
@@ -280,7 +281,7 @@ async fn serve_services(
     let max = plan_config.policy.max_load_balancers;
     let (services, writers) = Index::new(plan_config.identity.clone(), infra.namespace.clone(), max);
     let due = services.due();
-    watches::start(&services, writers, guest, infra, tasks.watches);
+    watches::start(&services, writers, (guest, infra), Arc::clone(&plan_config.policy), tasks.watches);
     let events = EventSink::start(clusters.guest.clone(), COMPONENT, tasks.events);
     let writer = EndpointController::new(EndpointContext {
         events: events.clone(),
@@ -359,7 +360,8 @@ async fn clean_up(flags: &Flags, config: CloudConfig) -> Result<()> {
     let calls = CallMetrics::default();
     let guest =
         GuestCluster::open("--kubeconfig", path(&flags.kubeconfig), &flags.master, calls.clone()).await;
-    let infra = InfraCluster::open(config.kubeconfig.clone(), &config.namespace, calls).await;
+    let infra =
+        InfraCluster::open(config.kubeconfig.clone(), &config.namespace, flags.write_rate(), calls).await;
     let leader = &flags.leader;
     let cleanup = Cleanup {
         infra: infra.context("kubeconfig of the cloud-config")?,

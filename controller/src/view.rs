@@ -90,8 +90,12 @@ impl View {
         self.ours = if vm.is_none() { Ok(()) } else { self.infra.vm_guest().check(labels.0, labels.1) };
     }
 
-    /// Takes over what a census shows, whose reads began at `since`.
+    /// Takes over what a census shows, whose reads began at `since`. Of a VM that it could not read, it shows nothing: the
+    /// next read is of this VM alone, and reports why.
     pub(crate) fn take_census(&mut self, census: &Census, since: Instant) {
+        if census.is_unread(&self.vm) {
+            return;
+        }
         self.judge(census.vm(&self.vm), census.vmi(&self.vm));
         let volume = self.volume.as_str();
         self.observed.vm = census.vm(&self.vm).map(|vm| VmView::of(vm, volume)).into();

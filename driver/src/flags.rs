@@ -56,6 +56,15 @@ pub struct Flags {
     #[arg(long, value_name = "PATH", default_value = "")]
     pub infra_cluster_kubeconfig: String,
 
+    /// Controller role: how many changes per second are sent to the infra API, over time; reads do not count. 0 means the
+    /// default, a negative number no limit
+    #[arg(long, value_name = "NUMBER", default_value_t = 50.0, allow_negative_numbers = true)]
+    pub kube_api_qps: f64,
+
+    /// Controller role: how many changes are sent to the infra API at once, after a time with few; 0 means the default
+    #[arg(long, value_name = "NUMBER", default_value_t = 200, allow_negative_numbers = true)]
+    pub kube_api_burst: i32,
+
     /// Controller role: volume ids must start with this and a dash
     #[arg(long, value_name = "PREFIX", default_value = "pvc")]
     pub volume_prefix: String,

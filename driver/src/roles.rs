@@ -10,7 +10,7 @@ use csi_call::Identity;
 use csi_proto::v1::controller_server::ControllerServer;
 use csi_proto::v1::identity_server::IdentityServer;
 use csi_proto::v1::node_server::NodeServer;
-use infra::{GuestGuard, Infra};
+use infra::{GuestGuard, Infra, WriteRate};
 use node::Node;
 use prometheus_client::registry::Registry;
 use serving::shutdown::DRAIN_BOUND;
@@ -148,6 +148,7 @@ async fn controller(
         labels: GuestGuard::parse_labels(&flags.infra_cluster_labels)?,
         volume_prefix: flags.volume_prefix.clone(),
         vm_labels: vm_labels(&flags.infra_vm_labels)?,
+        write_rate: WriteRate::of_flags(flags.kube_api_qps, flags.kube_api_burst),
     };
     let infra = Infra::connect(infra_settings, tasks).await?;
     rights::report(infra.clone(), registry, tasks);

@@ -1,5 +1,6 @@
 //! All VMs and VMIs of the namespace at one time, to find out which VMs have a volume.
 
+use cluster::Unreadable;
 use kubevirt::ObjectName;
 
 use crate::machine::{VirtualMachine, VirtualMachineInstance};
@@ -12,6 +13,8 @@ pub struct Census {
     pub vms: Vec<VirtualMachine>,
     /// All VMIs.
     pub vmis: Vec<VirtualMachineInstance>,
+    /// VMs and VMIs that can't be read. Each may have every volume whose name stands in it.
+    pub unread: Vec<Unreadable>,
 }
 
 impl Census {
@@ -25,13 +28,21 @@ impl Census {
         self.vmis.iter().find(|vmi| vmi.name == name.as_str())
     }
 
+    /// Whether the VM of this name, or its VMI, can't be read, so that nothing is known of it.
+    pub fn is_unread(&self, name: &ObjectName) -> bool {
+        self.unread.iter().any(|odd| odd.name() == name.as_str())
+    }
+
     /// The names of VMs that name the volume in spec, requests, or their VMI's spec or status; sorted, each once. A VMI
-    /// that has ended still counts until KubeVirt drops the entry or the object.
+    /// that has ended still counts until KubeVirt drops the entry or the object. One that can't be read counts if the
+    /// volume's name stands anywhere in it.
     pub fn holders(&self, volume: &ObjectName) -> Vec<ObjectName> {
         let volume = volume.as_str();
         let machines = self.vms.iter().filter(|vm| vm.uses(volume)).map(|vm| vm.name.as_str());
         let instances = self.vmis.iter().filter(|vmi| vmi.uses(volume)).map(|vmi| vmi.name.as_str());
-        let mut names: Vec<_> = machines.chain(instances).filter_map(ObjectName::parse).collect();
+        let unread = self.unread.iter().filter(|odd| odd.mentions(volume)).map(Unreadable::name);
+        let mut names: Vec<_> =
+            machines.chain(instances).chain(unread).filter_map(ObjectName::parse).collect();
         names.sort();
         names.dedup();
         names

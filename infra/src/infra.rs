@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use cluster::{ApiServer, CredentialsError, Error, Rights, Source};
+use cluster::{ApiServer, CredentialsError, Error, Rights, Source, WriteRate};
 use kubevirt::{ObjectName, VmGuest, is_dns_label};
 use prometheus_client::registry::Registry;
 use serving::Tasks;
@@ -13,6 +13,7 @@ use crate::{
     census::Census,
     coalesce::Coalesced,
     guest_guard::GuestGuard,
+    list::Listed,
     metrics::CallMetrics,
     reader::Reader,
     rights::WATCH_INSTANCES,
@@ -33,6 +34,8 @@ pub struct Settings {
     pub volume_prefix: String,
     /// Labels that a VM or its VMI must carry to get volumes; may be empty.
     pub vm_labels: BTreeMap<String, String>,
+    /// How many changes may be sent.
+    pub write_rate: WriteRate,
 }
 
 /// The settings can't be used; nothing was called.
@@ -100,7 +103,9 @@ impl Infra {
         }
         let guard = GuestGuard::new(settings.labels, &settings.volume_prefix)?;
         let vm_guest = VmGuest::new(guard.labels().clone(), settings.vm_labels);
-        let reader = Arc::new(Reader::new(server, settings.namespace));
+        let server = server.with_write_rate(settings.write_rate);
+        let odd = cluster::Reader::of("infra", metrics.clone());
+        let reader = Arc::new(Reader::new(server, settings.namespace, odd));
         let reads = SharedReads::new(&reader);
         let poller = Poller::new(Arc::clone(&reader), reads.clone(), tasks);
         let shared = Shared { reader, guard, vm_guest, poller, census: Coalesced::default(), reads, metrics };
@@ -142,8 +147,10 @@ impl Infra {
     pub async fn census(&self) -> Result<Arc<Census>, Error> {
         let reader = &self.shared.reader;
         let read = || async {
-            let vmis = reader.vmis().await?;
-            Ok(Census { vmis, vms: reader.vms().await? })
+            let Listed { items: vmis, mut unread } = reader.vmis().await?;
+            let Listed { items: vms, unread: odd } = reader.vms().await?;
+            unread.extend(odd);
+            Ok(Census { vmis, vms, unread })
         };
         self.shared.census.read_since(Instant::now(), read).await.map(|(_, census)| census)
     }

@@ -34,7 +34,7 @@ mod volume_snapshot;
 mod volumes;
 mod wait;
 
-pub use cluster::{CALL_DEADLINE, Class, Error, Failure, MAX_RETRY_AFTER, Right, Rights};
+pub use cluster::{CALL_DEADLINE, Class, Error, Failure, MAX_RETRY_AFTER, Right, Rights, WriteRate};
 pub use kubevirt::{Metadata, ObjectName, Phase, RunStrategy, is_dns_label};
 
 pub use census::Census;

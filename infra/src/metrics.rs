@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, sync::atomic::AtomicU64, time::Duration};
 
-use cluster::{Call, Meter, Outcome};
+use cluster::{Call, CountSkipped, Meter, Outcome};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, histogram::Histogram},
@@ -25,12 +25,19 @@ struct KindLabels {
     resource: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ResourceLabels {
+    resource: String,
+}
+
 /// Counts calls. Clones count together.
 #[derive(Clone)]
 pub(crate) struct CallMetrics {
     calls: Family<CallLabels, Counter>,
     duration: Family<KindLabels, Histogram, fn() -> Histogram>,
     paused: Counter<f64, AtomicU64>,
+    waited: Counter<f64, AtomicU64>,
+    skipped: Family<ResourceLabels, Counter>,
 }
 
 impl Default for CallMetrics {
@@ -39,6 +46,8 @@ impl Default for CallMetrics {
             calls: Family::default(),
             duration: Family::new_with_constructor(|| Histogram::new(DURATION_BOUNDS)),
             paused: Counter::default(),
+            waited: Counter::default(),
+            skipped: Family::default(),
         }
     }
 }
@@ -47,7 +56,7 @@ impl CallMetrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register(
             "kubevirt_csi_infra_requests",
-            "Calls to the infra API, by verb, resource and HTTP code; the code is timeout or transport where none came",
+            "Calls to the infra API, by verb, resource and HTTP code; the code is timeout, transport or too_long where none came that can be used",
             self.calls.clone(),
         );
         registry.register_with_unit(
@@ -61,6 +70,17 @@ impl CallMetrics {
             "Time that reads waited because the infra API asked for a pause (Retry-After)",
             Unit::Seconds,
             self.paused.clone(),
+        );
+        registry.register_with_unit(
+            "kubevirt_csi_infra_rate_limited",
+            "Time that changes waited because --kube-api-qps bounds their rate",
+            Unit::Seconds,
+            self.waited.clone(),
+        );
+        registry.register(
+            "kubevirt_csi_infra_unreadable_objects",
+            "Objects of lists and watches that could not be read and were skipped, by resource; each read of one counts",
+            self.skipped.clone(),
         );
     }
 }
@@ -78,5 +98,15 @@ impl Meter for CallMetrics {
 
     fn paused(&self, time: Duration) {
         self.paused.inc_by(time.as_secs_f64());
+    }
+
+    fn waited(&self, _call: &Call, _host: &str, time: Duration) {
+        self.waited.inc_by(time.as_secs_f64());
+    }
+}
+
+impl CountSkipped for CallMetrics {
+    fn skipped(&self, _cluster: &'static str, resource: &str) {
+        self.skipped.get_or_create(&ResourceLabels { resource: resource.to_owned() }).inc();
     }
 }

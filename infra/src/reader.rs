@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cluster::{ApiServer, Error, WhenPaused};
+use cluster::{ApiServer, Error, Readable, WhenPaused};
 use futures::Stream;
 use http::{HeaderValue, header};
 use kube::{
@@ -13,7 +13,7 @@ use kubevirt::{ObjectName, WireVm, WireVmi};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    list::List,
+    list::{List, Listed},
     machine::{VirtualMachine, VirtualMachineInstance},
 };
 
@@ -28,7 +28,7 @@ pub(crate) struct Resource {
     /// `None` = the core group.
     group: Option<&'static str>,
     version: &'static str,
-    plural: &'static str,
+    pub plural: &'static str,
 }
 
 pub(crate) const DATA_VOLUMES: Resource =
@@ -41,18 +41,20 @@ pub(crate) const VM_SUBRESOURCES: Resource =
     Resource { group: Some("subresources.kubevirt.io"), version: "v1", plural: WireVm::PLURAL };
 const VMS: Resource =
     Resource { group: Some(kubevirt::GROUP), version: kubevirt::VERSION, plural: WireVm::PLURAL };
-const VMIS: Resource =
+pub(crate) const VMIS: Resource =
     Resource { group: Some(kubevirt::GROUP), version: kubevirt::VERSION, plural: WireVmi::PLURAL };
 
 /// The infra API, in the infra namespace.
 pub(crate) struct Reader {
     pub server: ApiServer,
     pub namespace: String,
+    /// Reports the objects that can't be read.
+    pub odd: cluster::Reader,
 }
 
 impl Reader {
-    pub(crate) fn new(server: ApiServer, namespace: String) -> Self {
-        Self { server, namespace }
+    pub(crate) fn new(server: ApiServer, namespace: String, odd: cluster::Reader) -> Self {
+        Self { server, namespace, odd }
     }
 
     pub(crate) async fn vm(&self, name: &ObjectName) -> Result<Option<VirtualMachine>, Error> {
@@ -63,11 +65,11 @@ impl Reader {
         self.find(VMIS, name).await
     }
 
-    pub(crate) async fn vms(&self) -> Result<Vec<VirtualMachine>, Error> {
+    pub(crate) async fn vms(&self) -> Result<Listed<VirtualMachine>, Error> {
         self.list(VMS).await
     }
 
-    pub(crate) async fn vmis(&self) -> Result<Vec<VirtualMachineInstance>, Error> {
+    pub(crate) async fn vmis(&self) -> Result<Listed<VirtualMachineInstance>, Error> {
         self.list(VMIS).await
     }
 
@@ -78,7 +80,8 @@ impl Reader {
         &self,
         only: Option<&ObjectName>,
         lasting: Duration,
-    ) -> Result<impl Stream<Item = Result<WatchEvent<VirtualMachineInstance>, Error>> + use<>, Error> {
+    ) -> Result<impl Stream<Item = Result<WatchEvent<Readable<VirtualMachineInstance>>, Error>> + use<>, Error>
+    {
         let seconds = u32::try_from(lasting.as_secs()).unwrap_or(u32::MAX);
         let params = WatchParams::default().initial_events().timeout(seconds);
         let params = match only {
@@ -99,16 +102,23 @@ impl Reader {
         self.server.find(accepting_all(request)).await
     }
 
-    /// Reads a whole list, page by page. No `resourceVersion`: each page is a quorum read, never a stale cache.
-    pub(crate) async fn list<T: DeserializeOwned>(&self, resource: Resource) -> Result<Vec<T>, Error> {
-        let mut items = Vec::new();
+    /// Reads a whole list, page by page. No `resourceVersion`: each page is a quorum read, never a stale cache. An object
+    /// that can't be read hides no other; without a name nothing can be concluded from it, and the call fails.
+    pub(crate) async fn list<T: DeserializeOwned>(&self, resource: Resource) -> Result<Listed<T>, Error> {
+        let mut listed = Listed { items: Vec::new(), unread: Vec::new() };
         let mut params = ListParams::default().limit(PAGE);
         loop {
             let request = accepting_all(self.requests(resource).list(&params));
             let page: List<T> = self.server.read(request, WhenPaused::Wait).await?;
-            items.extend(page.items);
+            for object in page.items {
+                match self.odd.read_of(resource.plural, object) {
+                    Ok(object) => listed.items.push(object),
+                    Err(odd) if odd.name().is_empty() => return Err(odd.to_error("list", resource.plural)),
+                    Err(odd) => listed.unread.push(odd),
+                }
+            }
             if page.metadata.next.is_empty() {
-                return Ok(items);
+                return Ok(listed);
             }
             params.continue_token = Some(page.metadata.next);
         }

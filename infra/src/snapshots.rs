@@ -16,9 +16,10 @@ impl Infra {
         self.shared.reader.find(VOLUME_SNAPSHOTS, name).await
     }
 
-    /// Lists all `VolumeSnapshots` of the namespace, ours and foreign ones. `HyperShift` does not grant it (403).
+    /// Lists all `VolumeSnapshots` of the namespace, ours and foreign ones, without those that can't be read.
+    /// `HyperShift` does not grant it (403).
     pub async fn volume_snapshots(&self) -> Result<Vec<VolumeSnapshot>, Error> {
-        self.shared.reader.list(VOLUME_SNAPSHOTS).await
+        Ok(self.shared.reader.list(VOLUME_SNAPSHOTS).await?.items)
     }
 
     /// Creates a `VolumeSnapshot` with our labels; 409 if the name is taken.

@@ -23,10 +23,11 @@ use tokio::{
 };
 
 use crate::{
+    list::Listed,
     machine::VirtualMachineInstance,
-    reader::Reader,
+    reader::{Reader, VMIS},
     shared_reads::SharedReads,
-    vmi_watch::{VmiState, VmiWatch},
+    vmi_watch::{Look, VmiState, VmiWatch},
 };
 
 /// Pause before the first read of a wait.
@@ -43,9 +44,6 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const CROWD: usize = 4;
 /// A wait is recent if it began within this time.
 const LATELY: Duration = Duration::from_secs(5);
-
-/// The result of reading one VMI; `None` = there is no such VMI.
-type Look = Result<Option<Arc<VirtualMachineInstance>>, Error>;
 
 /// Reads VMIs for all waits.
 pub(crate) struct Poller {
@@ -185,16 +183,20 @@ impl Poller {
                 Err(error) => self.judge_watch(&error),
             }
         }
-        let seen = match names.as_slice() {
-            [name] => {
-                self.reads.of(name).vmi(began).await.map(|(_, vmi)| (*vmi).clone().into_iter().collect())
-            }
-            _ => self.reader.vmis().await,
-        };
-        let seen = seen.map(|vmis: Vec<_>| {
-            let mut all: HashMap<_, _> = names.iter().map(|name| (name.as_str().to_owned(), None)).collect();
-            all.extend(vmis.into_iter().map(|vmi| (vmi.name.clone(), Some(Arc::new(vmi)))));
-            all
+        let seen =
+            match names.as_slice() {
+                [name] => self.reads.of(name).vmi(began).await.map(|(_, vmi)| Listed {
+                    items: (*vmi).clone().into_iter().collect(),
+                    unread: Vec::new(),
+                }),
+                _ => self.reader.vmis().await,
+            };
+        let seen = seen.map(|Listed { items, unread }| {
+            let absent = names.iter().map(|name| (name.as_str().to_owned(), Ok(None)));
+            let present = items.into_iter().map(|vmi| (vmi.name.clone(), Ok(Some(Arc::new(vmi)))));
+            let odd =
+                unread.iter().map(|odd| (odd.name().to_owned(), Err(odd.to_error("list", VMIS.plural))));
+            absent.chain(present).chain(odd).collect::<HashMap<_, Look>>()
         });
         self.tell(&seen, began);
         None
@@ -212,18 +214,14 @@ impl Poller {
     }
 
     /// Passes the result of a read that began at `began` on to the waiters.
-    fn tell(
-        &self,
-        seen: &Result<HashMap<String, Option<Arc<VirtualMachineInstance>>>, Error>,
-        began: Instant,
-    ) {
+    fn tell(&self, seen: &Result<HashMap<String, Look>, Error>, began: Instant) {
         let state = self.lock();
         // A wait that began during the read gets the result of the next one, because this read began before the wait
         // did.
         for waiter in state.waiters.values().filter(|waiter| waiter.since <= began) {
             let result = match seen {
                 Ok(seen) => match seen.get(waiter.name.as_str()) {
-                    Some(vmi) => Ok(vmi.clone()),
+                    Some(look) => look.clone(),
                     None => continue,
                 },
                 Err(error) => Err(error.clone()),
@@ -267,7 +265,7 @@ mod tests {
             poll_fn(|_| -> Poll<Result<http::Response<Body>, io::Error>> { panic!("no volume {}", 7) })
         });
         let server = ApiServer::over(kube::Client::new(broken, "infra"), CallMetrics::default());
-        let reader = Arc::new(Reader::new(server, "infra".to_owned()));
+        let reader = Arc::new(Reader::new(server, "infra".to_owned(), cluster::Reader::default()));
         let shutdown = Shutdown::default();
         let poller = Poller::new(Arc::clone(&reader), SharedReads::new(&reader), shutdown.tasks());
         let _wait = poller.wait(&ObjectName::parse("vm1").expect("is a name"));

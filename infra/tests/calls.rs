@@ -8,7 +8,7 @@ use std::{
 };
 
 use http::{Request, Response};
-use infra::{Class, Infra, NewDataVolume, ObjectName, PatchOp, Settings, VirtualMachine};
+use infra::{Class, Infra, NewDataVolume, ObjectName, PatchOp, Settings, VirtualMachine, WriteRate};
 use kube::client::Body;
 use serde_json::{Value, json};
 use serving::Tasks;
@@ -72,6 +72,7 @@ impl Api {
             labels: [("csi-driver/cluster".to_owned(), "tenant".to_owned())].into(),
             volume_prefix: "pvc".into(),
             vm_labels: std::collections::BTreeMap::new(),
+            write_rate: WriteRate::default(),
         };
         Infra::from_client(kube::Client::new(service, "infra"), settings, &Tasks::default()).unwrap()
     }
@@ -277,6 +278,77 @@ async fn calls_are_counted_without_object_names() {
     assert!(!text.contains("pvc-1") && !text.contains("vm1"));
 }
 
+/// A VM or VMI that can't be read, and which names a volume somewhere.
+fn odd(name: &str) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"volumes": 7, "template": {"spec": 7, "x": [{"y": "pvc-1"}]}}})
+}
+
+#[tokio::test]
+async fn a_census_goes_on_past_a_vm_that_cannot_be_read_which_may_have_what_it_mentions() {
+    let good = json!({"metadata": {"name": "good"}, "spec": {"template": {"spec": {"volumes": [
+        {"name": "pvc-2", "dataVolume": {"name": "pvc-2", "hotpluggable": true}}]}}}});
+    for (vmis, vms) in
+        [([json!({}), odd("vm1")], [good.clone(), json!({})]), ([json!({}), json!({})], [odd("vm1"), good])]
+    {
+        let api =
+            Api::default().then(200, &[], &json!({"items": vmis})).then(200, &[], &json!({"items": vms}));
+        let infra = api.infra();
+        let census = infra.census().await.unwrap();
+        assert!(census.is_unread(&name("vm1")) && !census.is_unread(&name("good")));
+        assert_eq!(census.holders(&name("pvc-1")), [name("vm1")], "law: not sure that it is free");
+        assert_eq!(census.holders(&name("pvc-2")), [name("good")]);
+        assert!(census.holders(&name("pvc-3")).is_empty());
+        let (mut registry, mut text) = (prometheus_client::registry::Registry::default(), String::new());
+        infra.register(&mut registry);
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(
+            text.contains("kubevirt_csi_infra_unreadable_objects_total{resource=\"virtualmachine"),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_vm_without_a_name_and_without_sense_proves_nothing() {
+    let api = Api::default().then(200, &[], &json!({"items": [{"metadata": 7}]}));
+    let error = api.infra().census().await.unwrap_err();
+    assert!(
+        error.to_string().starts_with("list virtualmachineinstances: the answer can't be read"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_snapshot_that_cannot_be_read_does_not_hide_the_others() {
+    let items = json!([{"metadata": {"name": "a"}}, {"metadata": {"name": "odd"}, "status": 7}, {"metadata": {"name": "b"}}]);
+    let api = Api::default().then(200, &[], &json!({"items": items}));
+    let listed = api.infra().volume_snapshots().await.unwrap();
+    assert_eq!(listed.iter().map(|it| it.metadata.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_vmi_that_cannot_be_read_is_an_error_for_those_alone_who_wait_for_it() {
+    let good = json!({"metadata": {"name": "b"}, "status": {"phase": "Running"}});
+    let api = Api::default().then(200, &[], &json!({"items": [odd("a"), good]}));
+    let infra = api.infra();
+    let (mut a, mut b) = (infra.wait_for_vmi(&name("a")), infra.wait_for_vmi(&name("b")));
+    let (a, b) = tokio::join!(a.next(), b.next());
+    assert!(a.unwrap_err().to_string().contains("virtualmachineinstances a: the answer can't be read"));
+    assert_eq!(b.unwrap().unwrap().name, "b");
+
+    let api = Api::default().then_text(
+        200,
+        format!("{}\n{}", json!({"type": "ADDED", "object": odd("a")}), initial_events(&good)),
+    );
+    let infra = api.infra();
+    infra.use_granted(&watch_is_granted());
+    let (mut a, mut b) = (infra.wait_for_vmi(&name("a")), infra.wait_for_vmi(&name("b")));
+    let (a, b) = tokio::join!(a.next(), b.next());
+    assert!(a.unwrap_err().to_string().contains("virtualmachineinstances a: the answer can't be read"));
+    assert_eq!(b.unwrap().unwrap().name, "b");
+    assert_eq!(api.calls().len(), 1, "the watch goes on");
+}
+
 #[tokio::test]
 async fn the_poller_gets_one_vmi_lists_several_and_stops_with_its_waiters() {
     let vmi = |name: &str| json!({"metadata": {"name": name}, "status": {"phase": "Running"}});
@@ -403,6 +475,7 @@ async fn a_kubeconfig_that_changed_is_loaded_again_after_a_401() {
         labels: [("a".to_owned(), "1".to_owned())].into(),
         volume_prefix: "pvc".into(),
         vm_labels: std::collections::BTreeMap::new(),
+        write_rate: WriteRate::default(),
     };
     let infra = Infra::connect(settings, &Tasks::default()).await.unwrap();
     assert_eq!(vm(&infra).await.unwrap_err().class(), Class::Unauthorized);

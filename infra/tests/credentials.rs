@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use infra::{Class, Infra, ObjectName, Settings};
+use infra::{Class, Infra, ObjectName, Settings, WriteRate};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use serving::Tasks;
 use tokio::{
@@ -168,6 +168,7 @@ async fn connect(secret: &Secret) -> Infra {
         labels: [("a".to_owned(), "1".to_owned())].into(),
         volume_prefix: "pvc".into(),
         vm_labels: std::collections::BTreeMap::new(),
+        write_rate: WriteRate::default(),
     };
     Infra::connect(settings, &Tasks::default()).await.unwrap()
 }

@@ -44,6 +44,7 @@ pub struct CallMetrics {
     calls: Family<CallLabels, Counter>,
     requests: Family<RequestLabels, Counter>,
     durations: Family<DurationLabels, Histogram, fn() -> Histogram>,
+    waits: Family<DurationLabels, Histogram, fn() -> Histogram>,
     skipped: SkippedMetrics,
 }
 
@@ -53,6 +54,7 @@ impl Default for CallMetrics {
             calls: Family::default(),
             requests: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(DURATION_BOUNDS)),
+            waits: Family::new_with_constructor(|| Histogram::new(DURATION_BOUNDS)),
             skipped: SkippedMetrics::default(),
         }
     }
@@ -69,8 +71,8 @@ impl CallMetrics {
         self.skipped.register(registry);
         registry.register(
             "kubevirt_ccm_requests",
-            "Calls to the API servers, by cluster, verb, resource and HTTP code; the code is timeout or transport where \
-             none came",
+            "Calls to the API servers, by cluster, verb, resource and HTTP code; the code is timeout, transport or \
+             too_long where none came that can be used",
             self.calls.clone(),
         );
         registry.register(
@@ -84,6 +86,12 @@ impl CallMetrics {
             Unit::Seconds,
             self.durations.clone(),
         );
+        registry.register_with_unit(
+            "rest_client_rate_limiter_duration",
+            "Time that a change waited because --kube-api-qps bounds the rate of changes to infra",
+            Unit::Seconds,
+            self.waits.clone(),
+        );
     }
 
     /// Counts the calls to `cluster`.
@@ -96,7 +104,9 @@ impl CallMetrics {
     pub(crate) fn sample(&self) {
         self.skipped.sample();
         let call = Call::of(&http::Request::get("/api/v1/services").body(()).expect("is a request"));
-        self.clone().of("guest").called(&call, "host", Outcome::Timeout, Duration::ZERO);
+        let meter = self.clone().of("guest");
+        meter.called(&call, "host", Outcome::Timeout, Duration::ZERO);
+        meter.waited(&call, "host", Duration::ZERO);
     }
 }
 
@@ -114,11 +124,15 @@ impl Meter for OneCluster {
         durations.get_or_create(&duration).observe(time.as_secs_f64());
         let code = match outcome {
             Outcome::Answered(_) => outcome.label(),
-            Outcome::Timeout | Outcome::Transport => Cow::Borrowed(NO_CODE),
+            Outcome::Timeout | Outcome::Transport | Outcome::TooLong => Cow::Borrowed(NO_CODE),
         };
         requests.get_or_create(&RequestLabels { code, method, host }).inc();
         let (verb, resource) = (call.verb, call.resource.clone());
         let labels = CallLabels { cluster: self.cluster, verb, resource, code: outcome.label() };
         calls.get_or_create(&labels).inc();
+    }
+    fn waited(&self, call: &Call, host: &str, time: Duration) {
+        let labels = DurationLabels { verb: call.method.to_string(), host: host.to_owned() };
+        self.metrics.waits.get_or_create(&labels).observe(time.as_secs_f64());
     }
 }

@@ -49,7 +49,8 @@ async fn takes_up_rotated_files_and_counts_calls_in_our_names_and_client_go_s() 
     let accepted = Arc::new(Mutex::new("another"));
     tokio::spawn(serve(server, accepted.clone()));
     let metrics = CallMetrics::default();
-    let infra = InfraCluster::open(Some(path.clone()), "", metrics.clone()).await.unwrap();
+    let infra =
+        InfraCluster::open(Some(path.clone()), "", WriteRate::default(), metrics.clone()).await.unwrap();
     assert_eq!(infra.namespace, "hcp", "that of the credentials");
     assert!(!is_answered(&infra.client).await);
     *accepted.lock().unwrap() = "first";

@@ -21,6 +21,10 @@ const ADDRESS_ANNOTATIONS: [&str; 5] = [
     "metallb.io/loadBalancerIPs",
     "metallb.universe.tf/loadBalancerIPs",
 ];
+/// kubectl's record of what the guest's user applied; in infra it would only be a copy that goes out of date.
+pub(crate) const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// How many of the annotations that do not reach infra are reported: a user who removes these is told the next.
+pub(crate) const MOST_REPORTED: usize = 32;
 /// At the end of a pattern: any rest of an annotation's key.
 const ANY_REST: char = '*';
 
@@ -145,6 +149,7 @@ impl GuestPolicy {
                 passed.insert(key, value);
             }
         }
+        refused.truncate(MOST_REPORTED);
         if !refused.is_empty() {
             withheld.push(Withheld::Annotations(refused));
         }
@@ -202,6 +207,22 @@ impl GuestPolicy {
 }
 
 impl AnnotationPolicy {
+    /// Keeps what is read of a Service's annotations: those that may reach infra, and the first few keys of the others,
+    /// which are reported. The annotations of one object may take 256 KiB (k8s.io/apimachinery,
+    /// `TotalAnnotationSizeLimitB`).
+    pub(crate) fn keep_read(&self, annotations: &mut BTreeMap<String, String>) {
+        annotations.remove(LAST_APPLIED);
+        let mut reported = 0;
+        annotations.retain(|key, value| {
+            if self.passes(key) || self.overrides.contains_key(key) {
+                return true;
+            }
+            *value = String::new();
+            reported += 1;
+            reported <= MOST_REPORTED
+        });
+    }
+
     fn passes(&self, key: &str) -> bool {
         let named = |patterns: &[KeyPattern]| patterns.iter().any(|pattern| pattern.fits(key));
         !named(&self.deny) && self.allow.as_deref().is_none_or(named)

@@ -18,7 +18,7 @@ use crate::{
         session::{FIRST_PAUSE, Session},
     },
     guest::services::GuestService,
-    guest_names::infra_name,
+    guest_names::{infra_name, is_infra_name},
     handover::Writer,
     infra::{
         mirrors::InfraService,
@@ -99,6 +99,12 @@ pub(crate) fn after_failure(
 
 async fn observe_and_act(guest: &GuestService, session: &Session) -> Result<Action, ReconcileError> {
     let name = infra_name(guest.uid());
+    if !is_infra_name(&name) {
+        return Ok(Action::await_change());
+    }
+    if let Some(left) = session.pace.wait(guest.uid()) {
+        return Ok(Action::requeue(left));
+    }
     let mut view = session.seen(&name);
     for _ in 0..MAX_OBSERVATIONS {
         let Some(planned) = session.plan(guest, view.as_ref()) else {
@@ -121,6 +127,7 @@ async fn observe_and_act(guest: &GuestService, session: &Session) -> Result<Acti
         if due.is_empty() {
             return Ok(wait.map_or_else(Action::await_change, Action::requeue));
         }
+        session.pace.changed(guest.uid());
         for step in due {
             if !session.act(&seen.service, step).await? {
                 break;

@@ -8,6 +8,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     backoff::Backoff,
+    change_pace::{ChangePace, PaceLimits},
     changes::Subscription,
     endpoints::{
         backend::{Backend, Member, backends},
@@ -26,6 +27,16 @@ use crate::{
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// How fast the slices of one Service may change: backends come and go while pods are replaced, one after the other, and
+/// traffic follows them. The guest's own controller collects changes for half a second
+/// (kube-controller-manager, `--endpoint-updates-batch-period`).
+const PACE: PaceLimits = PaceLimits {
+    free: 20,
+    first_pause: Duration::from_millis(100),
+    longest_pause: Duration::from_secs(1),
+    forgotten_after: Duration::from_secs(5),
+};
+
 /// A Node as backends depend on it.
 pub(crate) fn member(node: &Arc<WireNode>) -> Member {
     Member::from(&GuestNode::from(&**node))
@@ -40,6 +51,7 @@ pub(crate) struct Session {
     pub(crate) state: State,
     pub(crate) backoff: Backoff,
     pub(crate) repairs: Repairs,
+    pub(crate) pace: ChangePace,
     /// The Services to reconcile.
     pub(crate) due: Subscription<ObjectRef<GuestService>>,
     /// A watch has delivered its first list.
@@ -54,6 +66,7 @@ impl Session {
             calls: SliceCalls::new(&context.infra),
             due: context.services.subscribe(),
             repairs: Repairs::new(context.contested.clone()),
+            pace: ChangePace::new(PACE),
             context,
             may_convert,
             state: State::default(),

@@ -63,10 +63,21 @@ fn the_arguments_of_the_reference_and_of_its_templates_are_understood() {
     assert_eq!((flags.cluster_name.as_str(), flags.verbosity), ("guest", 4));
     assert!(!flags.leader.leader_elect && !flags.controllers.runs(Controller::Service));
     let ignored = &flags.ignored.given;
-    for name in ["allow-untagged-cloud", "use-service-account-credentials", "kube-api-qps", "feature-gates"] {
+    for name in ["allow-untagged-cloud", "use-service-account-credentials", "feature-gates"] {
         assert!(ignored.contains(&name), "{name} in {ignored:?}");
     }
-    assert_eq!(ignored.len(), 5);
+    assert_eq!(ignored.len(), 4);
+    assert_eq!(flags.write_rate(), WriteRate::of_flags(100.0, 200));
+}
+
+#[rstest]
+#[case(&[], WriteRate::default())]
+#[case(&["--kube-api-qps=20", "--kube-api-burst", "30"], WriteRate::of_flags(20.0, 30))]
+#[case(&["--kube-api-qps=-1"], WriteRate::of_flags(-1.0, 200))]
+#[case(&["--kube-api-qps=0.5", "--kube-api-burst=0"], WriteRate::of_flags(0.5, 200))]
+fn the_rate_of_changes_is_read(#[case] arguments: &[&str], #[case] rate: WriteRate) {
+    let flags = parse(&[&["--cloud-config=/c"], arguments].concat()).unwrap();
+    assert_eq!(flags.write_rate(), rate);
 }
 
 #[rstest]

@@ -1,6 +1,8 @@
 //! A Service of the guest, with the fields that are read. It is never written back, because the fields that are not
 //! named here would be lost. The CCM changes it by patches.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::Resource;
@@ -60,15 +62,19 @@ impl GuestService {
     }
 
     /// Drops the fields that are not read, before the object is kept. The fields that decide whether it asks this CCM
-    /// for a load balancer stay.
-    pub fn slim(&mut self) {
+    /// for a load balancer stay. `keep_read` drops the annotations that are not read.
+    pub fn slim(&mut self, keep_read: impl FnOnce(&mut BTreeMap<String, String>)) {
         let entries = self.metadata.managed_fields.take().unwrap_or_default();
         self.status_writer = last_writer(&entries, is_of_another_load_balancer);
         self.metadata.owner_references = None;
+        self.metadata.labels = None;
+        self.spec.selector.clear();
         self.status.conditions.retain(is_ours);
+        if let Some(annotations) = &mut self.metadata.annotations {
+            keep_read(annotations);
+        }
         if !self.wants_load_balancer() && !self.has_finalizer() {
             self.metadata.annotations = None;
-            self.metadata.labels = None;
             self.spec = ServiceSpec {
                 kind: std::mem::take(&mut self.spec.kind),
                 load_balancer_class: self.spec.load_balancer_class.take(),
@@ -88,4 +94,26 @@ fn is_of_another_load_balancer(entry: &ManagedFieldsEntry) -> bool {
 /// Whether the CCM owns this condition.
 pub fn is_ours(condition: &Condition) -> bool {
     [PROVISIONED, SERVING].contains(&condition.kind.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_no_plan_reads_of_a_service_is_not_kept() {
+        let long = "x".repeat(200 * 1024);
+        let mut service: GuestService = serde_json::from_value(json!({
+            "metadata": {"name": "a", "uid": "u", "annotations": {"read": "1", "other": long}, "labels": {"big": long}},
+            "spec": {"type": "LoadBalancer", "selector": {"big": long}, "ports": [{"port": 80}]},
+            "status": {"conditions": [{"type": "Other", "message": long}, {"type": SERVING, "message": "ours"}]},
+        }))
+        .unwrap();
+        service.slim(|annotations| annotations.retain(|key, _| key == "read"));
+        let size = format!("{service:?}").len();
+        assert!(size < 4 * 1024, "{size} bytes are kept");
+        assert_eq!((service.spec.ports.len(), service.status.conditions.len()), (1, 1));
+        assert_eq!(service.metadata.annotations.unwrap()["read"], "1");
+    }
 }

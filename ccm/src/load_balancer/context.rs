@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     announcer::EventSink,
     backoff::Backoff,
+    change_pace::ChangePace,
     guest::services::GuestService,
     handover::{EndpointSource, Gate},
     load_balancer::{
@@ -27,6 +28,7 @@ pub(crate) struct Context {
     pub(crate) metrics: ServiceMetrics,
     pub(crate) backoff: Backoff,
     pub(crate) repairs: Repairs,
+    pub(crate) pace: ChangePace,
     pub(crate) nodes: Nodes,
 }
 

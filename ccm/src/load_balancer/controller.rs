@@ -14,6 +14,7 @@ use crate::{
     access::{GuestCluster, InfraCluster, chain},
     announcer::EventSink,
     backoff::Backoff,
+    change_pace::{ChangePace, PaceLimits},
     changes::Subscription,
     config::OwnerChoice,
     guest::{nodes::watch::NodeWatch, services::GuestService},
@@ -51,6 +52,14 @@ const MAX_PAUSE: Duration = Duration::from_mins(5);
 /// Longest pause while an API server does not answer: this affects all Services, and they should recover soon after it
 /// is back.
 const MAX_OUTAGE_PAUSE: Duration = Duration::from_secs(30);
+/// How fast one Service may change. Two changes are its life, create and delete, and a user who tries something out makes
+/// a few more. After these, a Service that is changed without end costs infra one change in five seconds.
+pub(crate) const PACE: PaceLimits = PaceLimits {
+    free: 5,
+    first_pause: Duration::from_millis(250),
+    longest_pause: Duration::from_secs(5),
+    forgotten_after: Duration::from_secs(15),
+};
 
 /// What the service controller needs.
 pub struct ServiceController {
@@ -115,6 +124,7 @@ impl ServiceController {
             address_timeout: self.address_timeout,
             events: self.events,
             repairs: Repairs::new(self.metrics.contested.clone()),
+            pace: ChangePace::new(PACE),
             metrics: self.metrics,
             backoff: Backoff::new(MIN_PAUSE, MAX_PAUSE),
             nodes,

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::policy::{GuestPolicy, Withheld},
+    config::policy::{GuestPolicy, LAST_APPLIED, Withheld},
     guest::services::GuestService,
     guest_names::{Identity, SERVICE_UID_ANNOTATION, infra_name},
     handover::EndpointSource,
@@ -18,8 +18,6 @@ use crate::{
     wire::service::{LOAD_BALANCER, NO_AFFINITY, ServicePort, ServiceSpec},
 };
 
-/// kubectl's record of what the guest's user applied; in infra it would only be a copy that goes out of date.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// `ipFamilyPolicy` of one family.
 const SINGLE_STACK: &str = "SingleStack";
 /// `ipFamilyPolicy` of both families where infra has both.

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use crate::{
     config::policy::GuestPolicy,
     guest::services::GuestService,
-    guest_names::{Foreign, GUEST_CLUSTER_ANNOTATION, Identity},
+    guest_names::{Foreign, GUEST_CLUSTER_ANNOTATION, Identity, infra_name, is_infra_name},
     handover::EndpointSource,
     infra::mirrors::InfraService,
     load_balancer::mirror::{Mirror, Refused},
@@ -130,6 +130,11 @@ impl Plan {
 
 /// What to do about `guest`, given what is known of `infra`.
 pub fn plan(guest: &GuestService, infra: Infra<'_>, config: &PlanConfig) -> Plan {
+    if !is_infra_name(&infra_name(guest.uid())) {
+        // Every API server gives a UUID, so this one is not honest. The name would become a part of URLs, and might be
+        // that of a Service which is no mirror.
+        return Plan::default();
+    }
     if guest.wants_load_balancer() && !guest.is_deleting() {
         return serve(guest, infra, config);
     }

@@ -54,6 +54,8 @@ struct Observed<'a> {
 /// What the API servers have accepted in this reconcile.
 #[derive(Default)]
 struct Accepted {
+    /// Anything but an address: what a change of the Service by a user leads to.
+    any: bool,
     /// The mirror was deleted.
     is_deleted: bool,
     /// The finalizer was removed.
@@ -97,22 +99,35 @@ pub(crate) async fn reconcile(shown: &GuestService, context: &Context) -> Result
         // The event of our patch triggers the next reconcile.
         return Ok(Action::requeue(left));
     }
+    if let Some(left) = context.pace.wait(shown.uid()) {
+        // What the Service is then counts, not each change until then.
+        return Ok(Action::requeue(left));
+    }
     let mut observed = Observed::of(shown, context);
+    let reconciled = observe_and_act(&mut observed, context).await;
+    if observed.accepted.any {
+        context.pace.changed(shown.uid());
+    }
+    reconciled
+}
+
+async fn observe_and_act(observed: &mut Observed<'_>, context: &Context) -> Result<Action, ReconcileError> {
+    let shown = observed.shown;
     for _ in 0..MAX_OBSERVATIONS {
         let plan = plan(observed.guest(), observed.infra.as_infra(), &context.config_for(shown));
-        if let Some(left) = awaited(&plan, &observed, context) {
+        if let Some(left) = awaited(&plan, observed, context) {
             return Ok(Action::requeue(left));
         }
         let plan = context.index.limit(observed.guest(), plan);
         let mut waits: Option<Duration> = None;
         let step = plan.steps.iter().find(|step| {
             let wait =
-                repair(step, &observed, context).and_then(|it| context.repairs.wait(it.object, &it.wanted));
+                repair(step, observed, context).and_then(|it| context.repairs.wait(it.object, &it.wanted));
             waits = waits.into_iter().chain(wait).min();
             wait.is_none() && !observed.accepted.has(step)
         });
         let Some(step) = step else {
-            let next = conclude(&observed, &plan, context);
+            let next = conclude(observed, &plan, context);
             let next = waits.map_or(next, Action::requeue);
             return explain::write(
                 (shown, observed.guest()),
@@ -123,8 +138,8 @@ pub(crate) async fn reconcile(shown: &GuestService, context: &Context) -> Result
             )
             .await;
         };
-        let repair = repair(step, &observed, context).map(Repair::into_owned);
-        match act(step, &plan, &mut observed, context).await? {
+        let repair = repair(step, observed, context).map(Repair::into_owned);
+        match act(step, &plan, observed, context).await? {
             Outcome::Done => {
                 announce::step(shown, step, &plan, context);
                 if let Step::SetStatus(ingress) = step {
@@ -204,6 +219,7 @@ impl Seen {
 impl Accepted {
     /// An API server has accepted this step.
     fn add(&mut self, step: &Step) {
+        self.any |= !matches!(step, Step::SetStatus(_) | Step::Confirm);
         match step {
             // The Service is wanted again: its life begins anew.
             Step::AddFinalizer => (self.is_deleted, self.is_released) = (false, false),

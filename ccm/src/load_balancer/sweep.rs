@@ -54,6 +54,7 @@ pub(crate) async fn run(context: &Context, interval: Option<Duration>) {
         let is_there = |uid: &str| context.index.guest_of(&infra_name(uid)).is_some();
         context.backoff.keep(is_there);
         context.repairs.keep(is_there);
+        context.pace.keep(is_there);
         context.index.drop_vanished();
         sleep(interval).await;
         context.owner.read().await;

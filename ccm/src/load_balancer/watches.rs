@@ -1,6 +1,6 @@
 //! The watches of the Services of both clusters, which keep the index up to date.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, sync::Arc};
 
 use futures::StreamExt;
 use kube::{
@@ -18,6 +18,7 @@ use serving::Tasks;
 use crate::{
     access::{GuestCluster, InfraCluster, chain},
     call::is_watch_answered,
+    config::policy::GuestPolicy,
     guest::services::GuestService,
     guest_names::CLUSTER_NAME_LABEL,
     infra::mirrors::InfraService,
@@ -29,12 +30,20 @@ use crate::{
 /// Objects per page of a list: small pages cost calls, large ones memory.
 const PAGE: u32 = 100;
 
-/// Starts both watches.
-pub fn start(index: &Index, writers: Writers, guest: &GuestCluster, infra: &InfraCluster, tasks: &Tasks) {
+/// Starts both watches. Of the guest's Services only what `policy` lets reach infra is kept.
+pub fn start(
+    index: &Index,
+    writers: Writers,
+    (guest, infra): (&GuestCluster, &InfraCluster),
+    policy: Arc<GuestPolicy>,
+    tasks: &Tasks,
+) {
     let config = watcher::Config::default().page_size(PAGE);
     let all = Api::<Readable<GuestService>>::all(guest.client.clone());
     let all = watch_known(all, config.clone(), guest.reader.clone(), last(index.guests()));
-    let all = all.modify(GuestService::slim).reflect(writers.guests);
+    let all = all
+        .modify(move |service| service.slim(|annotations| policy.annotations.keep_read(annotations)))
+        .reflect(writers.guests);
     let of_guest = index.clone();
     let following = follow(all, "guest", move |event| of_guest.guest_event(event));
     tasks.spawn("the watch of the guest's Services", following);

@@ -26,7 +26,7 @@ use csi_proto::v1::{
     volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume, access_mode::Mode},
 };
 use fake_infra::{FakeInfra, LABEL, NAMESPACE};
-use infra::Infra;
+use infra::{Infra, WriteRate};
 use serving::Tasks;
 use tempfile::TempDir;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -69,6 +69,7 @@ fn controller_demanding(
         labels: [(LABEL.0.to_owned(), LABEL.1.to_owned())].into(),
         volume_prefix: "pvc".into(),
         vm_labels,
+        write_rate: WriteRate::default(),
     };
     let infra = Infra::from_client(fake.client(), settings, tasks).unwrap();
     Controller::new(

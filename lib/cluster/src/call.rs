@@ -59,6 +59,11 @@ impl Call {
         self.method == Method::GET
     }
 
+    /// Whether it may change something. A review is a question that is asked by POST.
+    pub(crate) fn is_change(&self) -> bool {
+        !self.is_read() && !self.resource.ends_with("reviews")
+    }
+
     pub(crate) fn is_watch(&self) -> bool {
         self.verb == "watch"
     }
@@ -100,5 +105,19 @@ mod tests {
     ) {
         let call = Call::of(&Request::builder().method(method).uri(uri).body(()).unwrap());
         assert_eq!((call.verb, call.resource.as_str(), call.name.as_deref()), (verb, resource, name));
+    }
+
+    #[rstest]
+    #[case("POST", "/api/v1/namespaces/hcp/services", true)]
+    #[case("PUT", "/apis/subresources.kubevirt.io/v1/namespaces/a/virtualmachines/b/addvolume", true)]
+    #[case("PATCH", "/api/v1/namespaces/hcp/persistentvolumeclaims/a", true)]
+    #[case("DELETE", "/api/v1/namespaces/hcp/services/a", true)]
+    #[case("GET", "/api/v1/namespaces/hcp/services", false)]
+    #[case("GET", "/api/v1/namespaces/hcp/services?watch=true", false)]
+    #[case("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", false)]
+    #[case("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", false)]
+    fn a_review_changes_nothing(#[case] method: &str, #[case] uri: &str, #[case] changes: bool) {
+        let call = Call::of(&Request::builder().method(method).uri(uri).body(()).unwrap());
+        assert_eq!(call.is_change(), changes);
     }
 }

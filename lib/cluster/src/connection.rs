@@ -78,6 +78,11 @@ impl Connection {
         self.present()
     }
 
+    /// Host and port of the API server, by the present credentials.
+    pub(crate) fn host(&self) -> Arc<str> {
+        self.present().host
+    }
+
     /// Checks the files after a call with `used` failed in a way that new credentials may cure. Returns true if there
     /// is a newer client.
     pub(crate) async fn is_renewed(&self, used: &Current) -> bool {

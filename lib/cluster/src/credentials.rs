@@ -55,6 +55,21 @@ pub enum CredentialsError {
         #[source]
         source: Box<KubeconfigError>,
     },
+    /// The kubeconfig is no YAML, or not the YAML of a kubeconfig. The parser's own text quotes the file, which holds
+    /// tokens and keys.
+    #[error(
+        "the {cluster} cluster's kubeconfig {} is not one: an error {place}; check {setting}", .path.display()
+    )]
+    Parse {
+        /// Which cluster.
+        cluster: &'static str,
+        /// What names the file.
+        setting: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Line and column, if they are known.
+        place: String,
+    },
     /// A file can't be read.
     #[error("{} of the {cluster} cluster's credentials can't be read; check {setting}", .path.display())]
     Read {
@@ -184,11 +199,19 @@ impl Source {
         path: &Path,
         contents: &mut Contents,
     ) -> Result<(Config, Option<String>), CredentialsError> {
-        let wrong = |source| CredentialsError::Kubeconfig {
-            cluster: self.cluster,
-            setting: self.setting,
-            path: path.to_owned(),
-            source: Box::new(source),
+        let (cluster, setting) = (self.cluster, self.setting);
+        let wrong = |error| {
+            let path = path.to_owned();
+            match error {
+                KubeconfigError::Parse(error) => {
+                    let place = error.location().map_or_else(
+                        || "somewhere in it".to_owned(),
+                        |at| format!("at line {}, column {}", at.line(), at.column()),
+                    );
+                    CredentialsError::Parse { cluster, setting, path, place }
+                }
+                source => CredentialsError::Kubeconfig { cluster, setting, path, source: Box::new(source) },
+            }
         };
         // Read here too, because the parser's error does not distinguish a missing file from a wrong one.
         self.read(path.to_owned(), contents).await?;
@@ -232,4 +255,38 @@ fn proxy_url(kubeconfig: &Kubeconfig) -> Option<String> {
     let context = kubeconfig.contexts.iter().find(|named| named.name == *current)?.context.as_ref()?;
     let cluster = kubeconfig.clusters.iter().find(|named| named.name == context.cluster)?;
     cluster.cluster.as_ref()?.proxy_url.clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain;
+    use rstest::rstest;
+
+    /// Stands for a token, a password or a key.
+    const SECRET: &str = "s3cr3t";
+
+    #[rstest]
+    #[case::wrong_type("users: [{name: u, user: {token: {x: s3cr3t}}}]")]
+    #[case::no_yaml("users:\n- name: u\n  user: {token: s3cr3t\ncontexts: ]")]
+    #[case::text_for_a_list("users: s3cr3t")]
+    #[case::twice("users: [{name: u, user: {token: s3cr3t, token: s3cr3t}}]")]
+    #[case::tag("users: [{name: u, user: {token: !!binary s3cr3t}}]")]
+    #[case::no_data("users: [{name: u, user: {client-key-data: s3cr3t}}]")]
+    #[tokio::test]
+    async fn an_error_of_a_kubeconfig_does_not_quote_it(#[case] users: &str) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kubeconfig");
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{{name: c, cluster: {{server: 'https://a'}}}}]\n\
+             contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n{users}\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let (setting, kubeconfig) = ("--kubeconfig", Some(path));
+        let source = Source { cluster: "guest", setting, kubeconfig, address: String::new() };
+        let error = source.load(&mut Contents::default()).await.err().expect("it is no kubeconfig");
+        let texts = [chain(&error), error.to_string(), format!("{error:?}")];
+        assert!(texts.iter().all(|text| !text.contains(SECRET)), "{texts:?}");
+        assert!(texts[0].contains("--kubeconfig"), "{texts:?}");
+    }
 }

@@ -3,12 +3,25 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{StatusCode, header, response::Parts};
-use kube::core::Status;
+use kube::core::{
+    Status,
+    response::{StatusCause, StatusDetails},
+};
 
-use crate::{absence::proves_absence, call::Call, chain};
+use serving::{MAX_TEXT, cut};
+use tower::BoxError;
+
+use crate::{absence::proves_absence, bounds::TooLong, call::Call, chain};
 
 /// A proxy's page must not fill an event, so only its first characters are kept.
 const MAX_PLAIN_TEXT: usize = 300;
+/// Longest reason, and longest name of an object, of a field or of a group that is kept of a refusal: a name of
+/// Kubernetes has at most 253 characters.
+const MAX_NAME: usize = 256;
+/// How many causes of a refusal are kept.
+const MOST_CAUSES: usize = 16;
+/// Longest text of a cause that is kept.
+const MAX_CAUSE: usize = 512;
 /// The pause after a 429 that names none (client-go takes one second too).
 const DEFAULT_PAUSE: u64 = 1;
 
@@ -49,6 +62,9 @@ pub enum Failure {
     /// Not sent: the API asked for a pause that is not over.
     #[error("the API server asked to wait {} ms more", .0.as_millis())]
     Paused(Duration),
+    /// Not sent: changes wait because the rate of changes is bounded, and this one may not wait longer.
+    #[error("more changes wait than may be sent (--kube-api-qps); this one waited {} ms", .0.as_millis())]
+    RateLimited(Duration),
     /// No answer within the deadline; the call may have been carried out.
     #[error("no answer within {} s", .0.as_secs_f32())]
     Timeout(Duration),
@@ -56,8 +72,11 @@ pub enum Failure {
     #[error("{}", chain(&**.0))]
     Transport(Arc<kube::Error>),
     /// The answer is not what the API promises.
-    #[error("the answer can't be read: {0}")]
+    #[error("the answer can't be read: {}", cut(&.0.to_string(), MAX_TEXT))]
     Unreadable(Arc<serde_json::Error>),
+    /// The answer is longer than any that the API gives; the call may have been carried out.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
 }
 
 /// What a failure means for a caller.
@@ -117,9 +136,9 @@ impl Error {
                 404 | 500.. => Class::Server,
                 _ => Class::BadRequest,
             },
-            Failure::Paused(_) => Class::Throttled,
+            Failure::Paused(_) | Failure::RateLimited(_) => Class::Throttled,
             Failure::Timeout(_) => Class::Timeout,
-            Failure::Transport(_) | Failure::Unreadable(_) => Class::Transport,
+            Failure::Transport(_) | Failure::Unreadable(_) | Failure::TooLong(_) => Class::Transport,
         }
     }
 
@@ -128,7 +147,11 @@ impl Error {
         match &*self.failure {
             Failure::Answer { retry_after, .. } => *retry_after,
             Failure::Paused(pause) => Some(*pause),
-            Failure::Timeout(_) | Failure::Transport(_) | Failure::Unreadable(_) => None,
+            Failure::RateLimited(_)
+            | Failure::Timeout(_)
+            | Failure::Transport(_)
+            | Failure::Unreadable(_)
+            | Failure::TooLong(_) => None,
         }
     }
 
@@ -148,22 +171,39 @@ impl Error {
 }
 
 impl Failure {
-    /// The error of a non-2xx answer. Its body is a `Status`, or a proxy's text.
-    pub(crate) fn answer(call: &Call, parts: &Parts, body: &[u8]) -> Self {
-        let status = serde_json::from_slice::<Status>(body).unwrap_or_default();
+    /// The error of a non-2xx answer, and the body that stands for the answer's own, cut as the error is. The body is a
+    /// `Status`, or a proxy's text.
+    pub(crate) fn answer(call: &Call, parts: &Parts, body: &[u8]) -> (Self, Vec<u8>) {
+        let read = serde_json::from_slice::<Status>(body).map(cut_status);
+        let short = match &read {
+            Ok(status) => serde_json::to_vec(status).unwrap_or_default(),
+            Err(_) => plain_text(body, parts.status).into_bytes(),
+        };
+        let status = read.unwrap_or_default();
         let header = parts.headers.get(header::RETRY_AFTER);
         let asked = header.and_then(|value| value.to_str().ok()?.trim().parse().ok());
         // No pause at all would be a loop against a server that asked for fewer calls.
         let asked = asked.filter(|seconds| *seconds > 0);
         let message =
             if status.message.is_empty() { plain_text(body, parts.status) } else { status.message.clone() };
-        Self::refusal(call, parts.status.as_u16(), Status { message, ..status }, asked)
+        (Self::refusal(call, parts.status.as_u16(), Status { message, ..status }, asked), short)
+    }
+
+    /// The error of a body that could not be read to its end.
+    pub(crate) fn of_body(error: BoxError) -> Self {
+        match error.downcast::<TooLong>() {
+            Ok(too_long) => Self::TooLong(*too_long),
+            Err(error) => match error.downcast::<kube::Error>() {
+                Ok(error) => Self::Transport(Arc::new(*error)),
+                Err(error) => Self::Transport(Arc::new(kube::Error::Service(error))),
+            },
+        }
     }
 
     /// The error of a typed call. Pauses and credentials were handled below it.
     pub(crate) fn of_kube(call: &Call, error: kube::Error) -> Self {
         match error {
-            kube::Error::Api(status) => Self::refusal(call, status.code, *status, None),
+            kube::Error::Api(status) => Self::refusal(call, status.code, cut_status(*status), None),
             kube::Error::Service(error) => match error.downcast::<Self>() {
                 Ok(failure) => *failure,
                 Err(error) => Self::Transport(Arc::new(kube::Error::Service(error))),
@@ -190,6 +230,30 @@ impl Failure {
             message: status.message,
         }
     }
+}
+
+/// The status with texts that an error may keep.
+fn cut_status(status: Status) -> Status {
+    let name = |text: String| cut(&text, MAX_NAME).into_owned();
+    let details = status.details.map(|details| StatusDetails {
+        name: name(details.name),
+        group: name(details.group),
+        kind: name(details.kind),
+        uid: name(details.uid),
+        causes: details
+            .causes
+            .into_iter()
+            .take(MOST_CAUSES)
+            .map(|cause| StatusCause {
+                reason: name(cause.reason),
+                message: cut(&cause.message, MAX_CAUSE).into_owned(),
+                field: name(cause.field),
+            })
+            .collect(),
+        retry_after_seconds: details.retry_after_seconds,
+    });
+    let message = cut(&status.message, MAX_TEXT).into_owned();
+    Status { message, reason: name(status.reason), details, metadata: None, ..status }
 }
 
 fn plain_text(body: &[u8], status: StatusCode) -> String {
@@ -260,5 +324,47 @@ mod tests {
         assert_eq!(answer(500, "boom").to_string(), "update virtualmachines/addvolume vm1: boom (500)");
         assert!(answer(403, "pods \"x\" is forbidden: exceeded quota: q").is_quota());
         assert!(!answer(403, "user can't").is_quota());
+    }
+
+    fn refused(body: &[u8]) -> (Failure, Vec<u8>) {
+        let request = http::Request::get("/api/v1/namespaces/hcp/services/a").body(()).unwrap();
+        let (parts, ()) = http::Response::builder().status(422).body(()).unwrap().into_parts();
+        Failure::answer(&Call::of(&request), &parts, body)
+    }
+
+    #[test]
+    fn a_refusal_of_megabytes_is_cut_and_stays_a_status() {
+        let long = "é<".repeat(1 << 20);
+        let part = &long[..3000];
+        let causes = vec![serde_json::json!({"field": part, "message": part, "reason": part}); 1000];
+        let status = serde_json::json!({"kind": "Status", "code": 422, "reason": "Invalid", "message": long,
+            "details": {"name": "a", "kind": "services", "causes": causes, "retryAfterSeconds": 3}});
+        let (failure, body) = refused(status.to_string().as_bytes());
+        let Failure::Answer { message, reason, has_causes, .. } = &failure else { panic!("{failure}") };
+        assert!(message.len() < MAX_TEXT + 64 && message.starts_with("é<é<"), "{}", message.len());
+        assert_eq!((reason.as_str(), *has_causes), ("Invalid", true));
+        assert!(body.len() < 64 * 1024, "{}", body.len());
+        let kept: Status = serde_json::from_slice(&body).unwrap();
+        assert_eq!((kept.code, kept.reason.as_str()), (422, "Invalid"));
+        let details = kept.details.unwrap();
+        assert_eq!((details.name.as_str(), details.retry_after_seconds), ("a", 3));
+        assert_eq!(details.causes.len(), MOST_CAUSES);
+    }
+
+    #[test]
+    fn a_page_of_megabytes_is_cut_too() {
+        let (failure, body) = refused("<html>".repeat(1 << 20).as_bytes());
+        assert!(failure.to_string().len() < 400 && body.len() <= MAX_PLAIN_TEXT, "{failure}");
+    }
+
+    #[test]
+    fn an_answer_that_quotes_itself_is_cut() {
+        let odd = serde_json::from_str::<u8>(&format!("{:?}", "x".repeat(3 << 20))).unwrap_err();
+        let text = Failure::Unreadable(Arc::new(odd)).to_string();
+        assert!(
+            text.len() < MAX_TEXT + 100 && text.starts_with("the answer can't be read: invalid type"),
+            "{}",
+            text.len()
+        );
     }
 }

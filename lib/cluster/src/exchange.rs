@@ -27,10 +27,7 @@ impl ApiServer {
         let call = Call::of(&request);
         // On the heap: the client's future has some 20 KiB, which would be part of the future of every caller.
         let response = Box::pin(self.send(request, when_paused)).await.map_err(|failed| failed.error)?;
-        match response.into_body().collect_bytes().await {
-            Ok(body) => Ok(body.to_vec()),
-            Err(error) => Err(Error::of(&call, Failure::Transport(Arc::new(error)))),
-        }
+        response.into_body().read().await.map_err(|error| Error::of(&call, Failure::of_body(error)))
     }
 
     /// Makes a call and reads its answer as `T`.

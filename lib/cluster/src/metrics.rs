@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use crate::call::Call;
+use crate::{bounds::TooLong, call::Call};
 
 /// How a call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,15 +13,22 @@ pub enum Outcome {
     Timeout,
     /// Without an answer, because the connection failed.
     Transport,
+    /// With an answer that is longer than [`crate::MAX_ANSWER`].
+    TooLong,
 }
 
 impl Outcome {
-    /// The HTTP code, `timeout` or `transport`.
+    pub(crate) fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        if error.is::<TooLong>() { Self::TooLong } else { Self::Transport }
+    }
+
+    /// The HTTP code, `timeout`, `transport` or `too_long`.
     pub fn label(self) -> Cow<'static, str> {
         match self {
             Self::Answered(code) => Cow::Owned(code.to_string()),
             Self::Timeout => Cow::Borrowed("timeout"),
             Self::Transport => Cow::Borrowed("transport"),
+            Self::TooLong => Cow::Borrowed("too_long"),
         }
     }
 }
@@ -32,6 +39,8 @@ pub trait Meter: Send + Sync + 'static {
     fn called(&self, call: &Call, host: &str, outcome: Outcome, time: Duration);
     /// A call waited because the API server had asked for a pause.
     fn paused(&self, _time: Duration) {}
+    /// A change to `host` waited for `time` until the rate of changes allowed it; mostly zero.
+    fn waited(&self, _call: &Call, _host: &str, _time: Duration) {}
 }
 
 /// Counts nothing.

@@ -1,13 +1,15 @@
 //! The steps that each call takes: the pause that the API server asked for, newest credentials, deadline, count,
 //! answer.
 
-use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use kube::{Client, client::Body};
 use tokio::time::{Instant, sleep_until, timeout_at};
+use tower::BoxError;
 
 use crate::{
+    bounds::{Bounded, smaller_page},
     call::Call,
     connection::{Connection, Current},
     credentials::{CredentialsError, Source},
@@ -15,6 +17,7 @@ use crate::{
     metrics::{Meter, Outcome},
     pace::Pace,
     token_issuer::TokenIssuer,
+    write_rate::{LONGEST_WAIT, TokenBucket, WriteRate},
 };
 
 /// Longest time of one call, pauses included; for a watch, until it is open. A healthy API server needs far less for
@@ -36,6 +39,8 @@ pub enum WhenPaused {
 pub struct ApiServer {
     shared: Arc<Shared>,
     pace: Arc<Pace>,
+    /// Bounds the rate of changes. `None` = no bound.
+    bucket: Option<Arc<TokenBucket>>,
 }
 
 struct Shared {
@@ -47,7 +52,7 @@ struct Shared {
 /// A call that failed; `answer` is the API server's refusal, if there was one.
 pub(crate) struct Failed {
     pub error: Error,
-    pub answer: Option<Response<Body>>,
+    pub answer: Option<Response<Bounded>>,
 }
 
 impl fmt::Debug for ApiServer {
@@ -75,14 +80,20 @@ impl ApiServer {
 
     fn new(connection: Connection, namespace: String, meter: impl Meter) -> Self {
         let shared = Shared { connection, namespace, meter: Box::new(meter) };
-        Self { shared: Arc::new(shared), pace: Arc::default() }
+        Self { shared: Arc::new(shared), pace: Arc::default(), bucket: None }
     }
 
     /// The same server, for calls that do not wait when others have to: an API server gives leases, for example, a
     /// share of their own (API Priority and Fairness, level `leader-election`).
     #[must_use]
     pub fn with_own_pace(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), pace: Arc::default() }
+        Self { pace: Arc::default(), ..self.clone() }
+    }
+
+    /// The same server, whose changes are sent at this rate at most. All clones share the rate.
+    #[must_use]
+    pub fn with_write_rate(&self, rate: WriteRate) -> Self {
+        Self { bucket: rate.bucket().map(Arc::new), ..self.clone() }
     }
 
     /// The namespace that the credentials name.
@@ -101,14 +112,16 @@ impl ApiServer {
         self.pace.asked()
     }
 
-    /// Makes a call. A read is repeated after a pause. Any call is repeated once after a 401 that new credentials may
-    /// cure, because a 401 means that nothing was carried out. Otherwise a change is never repeated.
+    /// Makes a call. A read is repeated after a pause, and a page of a list that is too long with fewer objects. Any call
+    /// is repeated once after a 401 that new credentials may cure, because a 401 means that nothing was carried out.
+    /// Otherwise a change is never repeated.
     pub(crate) async fn send(
         &self,
-        request: Request<Vec<u8>>,
+        mut request: Request<Vec<u8>>,
         when_paused: WhenPaused,
-    ) -> Result<Response<Body>, Failed> {
+    ) -> Result<Response<Bounded>, Failed> {
         let call = Call::of(&request);
+        self.wait_for_token(&call, when_paused).await?;
         let deadline = Instant::now() + CALL_DEADLINE;
         let mut renewed = false;
         loop {
@@ -121,6 +134,13 @@ impl ApiServer {
                 }
                 Err(failed) => failed,
             };
+            if matches!(*failed.error.failure, Failure::TooLong(_))
+                && call.verb == "list"
+                && let Some(smaller) = smaller_page(&request)
+            {
+                request = smaller;
+                continue;
+            }
             let (class, pause) = (failed.error.class(), failed.error.retry_after());
             if let Some(pause) = pause {
                 self.pace.pause(pause, &failed.error);
@@ -136,6 +156,18 @@ impl ApiServer {
                 return Err(failed);
             }
         }
+    }
+
+    /// Waits until a change may be sent. The time does not count towards the deadline of the call, which has not begun.
+    async fn wait_for_token(&self, call: &Call, when_paused: WhenPaused) -> Result<(), Failed> {
+        let Some(bucket) = self.bucket.as_ref().filter(|_| call.is_change()) else { return Ok(()) };
+        let began = Instant::now();
+        let taken = match when_paused {
+            WhenPaused::Wait => Ok(bucket.take().await),
+            WhenPaused::Fail => timeout_at(began + LONGEST_WAIT, bucket.take()).await,
+        };
+        self.shared.meter.waited(call, &self.shared.connection.host(), began.elapsed());
+        taken.map_err(|_| Failed { error: Error::of(call, Failure::RateLimited(LONGEST_WAIT)), answer: None })
     }
 
     /// Waits for the end of the pause, or fails if this call can't wait that long.
@@ -165,26 +197,32 @@ impl ApiServer {
         request: Request<Vec<u8>>,
         current: &Current,
         deadline: Instant,
-    ) -> Result<Response<Body>, Failed> {
+    ) -> Result<Response<Bounded>, Failed> {
         let began = Instant::now();
         let exchange = async {
             let (parts, body) = current.client.send(request.map(Body::from)).await?.into_parts();
             if call.is_watch() && parts.status.is_success() {
-                return Ok((parts, Cow::Borrowed(&[][..]), Some(body)));
+                return Ok((parts, Err(Bounded::lines(body))));
             }
-            Ok::<_, kube::Error>((parts, Cow::Owned(body.collect_bytes().await?.to_vec()), None))
+            Ok::<_, BoxError>((parts, Ok(Bounded::whole(body).read().await?)))
         };
         let failed = |failure| Failed { error: Error::of(call, failure), answer: None };
         let (outcome, result) = match timeout_at(deadline, exchange).await {
             Err(_) => (Outcome::Timeout, Err(failed(Failure::Timeout(CALL_DEADLINE)))),
-            Ok(Err(error)) => (Outcome::Transport, Err(failed(Failure::Transport(Arc::new(error))))),
-            Ok(Ok((parts, body, open))) => {
+            Ok(Err(error)) => (Outcome::of(&*error), Err(failed(Failure::of_body(error)))),
+            Ok(Ok((parts, body))) => {
                 let outcome = Outcome::Answered(parts.status.as_u16());
-                let refusal = (!parts.status.is_success()).then(|| Failure::answer(call, &parts, &body));
-                let answer = Response::from_parts(parts, open.unwrap_or_else(|| body.into_owned().into()));
-                let result = match refusal {
-                    None => Ok(answer),
-                    Some(failure) => Err(Failed { answer: Some(answer), ..failed(failure) }),
+                let result = match body {
+                    Err(watch) => Ok(Response::from_parts(parts, watch)),
+                    Ok(body) if parts.status.is_success() => {
+                        Ok(Response::from_parts(parts, Bounded::whole(body)))
+                    }
+                    Ok(body) => {
+                        // What a caller gets of a refusal is cut as its error is.
+                        let (failure, body) = Failure::answer(call, &parts, &body);
+                        let answer = Some(Response::from_parts(parts, Bounded::whole(body)));
+                        Err(Failed { answer, ..failed(failure) })
+                    }
                 };
                 (outcome, result)
             }

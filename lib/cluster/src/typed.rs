@@ -7,6 +7,7 @@ use kube::{Client, client::Body};
 use tower::BoxError;
 
 use crate::{
+    bounds::Bounded,
     error::{Error, Failure},
     server::{ApiServer, Failed, WhenPaused},
 };
@@ -22,7 +23,7 @@ impl ApiServer {
 }
 
 /// Passes an answer of the server on, whatever its code: kube turns it into an error of its own.
-async fn answer(server: ApiServer, request: Request<Body>) -> Result<Response<Body>, BoxError> {
+async fn answer(server: ApiServer, request: Request<Body>) -> Result<Response<Bounded>, BoxError> {
     let (parts, body) = request.into_parts();
     let body = body.collect_bytes().await?.to_vec();
     match server.send(Request::from_parts(parts, body), WhenPaused::Wait).await {

@@ -36,6 +36,8 @@ const MOST_REVIEWED: usize = 8;
 /// The answer about a longer path, in bytes, is not cached (apiserver library, `shouldCache` of the webhook authorizer).
 const MOST_CACHED_PATH: usize = 10_000;
 /// The scheme in front of a token.
+/// A user of more bytes is not kept in a cache: the API server that reviews may be the tenant's, and names the groups.
+const MOST_CACHED_USER: usize = 16 * 1024;
 const BEARER: &str = "bearer";
 
 /// How long answers are cached.
@@ -171,13 +173,15 @@ impl Reviews {
         let api: Api<TokenReview> = Api::all(self.authentication.clone());
         let status = api.create(&PostParams::default(), &review).await?.status.unwrap_or_default();
         let user = status.user.filter(|_| status.authenticated == Some(true)).map(User::from);
-        self.tokens.put(key, user.clone(), self.times.token);
+        if user.as_ref().is_none_or(|user| user.size() <= MOST_CACHED_USER) {
+            self.tokens.put(key, user.clone(), self.times.token);
+        }
         Ok(user)
     }
 
     async fn may(&self, user: User, path: &str, verb: &str) -> Result<bool, kube::Error> {
         let key = (user, path.to_owned(), verb.to_owned());
-        let is_cached = path.len() <= MOST_CACHED_PATH;
+        let is_cached = path.len() <= MOST_CACHED_PATH && key.0.size() <= MOST_CACHED_USER;
         if let Some(known) = is_cached.then(|| self.accesses.get(&key)).flatten() {
             return Ok(known);
         }

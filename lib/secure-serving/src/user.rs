@@ -24,6 +24,12 @@ impl User {
         Self { name: ANONYMOUS.to_owned(), groups: vec![UNAUTHENTICATED.to_owned()], ..Self::default() }
     }
 
+    /// How many bytes its texts have.
+    pub(crate) fn size(&self) -> usize {
+        let texts = self.groups.iter().chain(self.extra.keys()).chain(self.extra.values().flatten());
+        self.name.len() + self.uid.len() + texts.map(String::len).sum::<usize>()
+    }
+
     /// Adds the group of all authenticated users, unless the groups already tell whether the user is authenticated
     /// (apiserver library, `AuthenticatedGroupAdder`).
     #[must_use]
@@ -44,5 +50,21 @@ impl From<UserInfo> for User {
             groups: user.groups.unwrap_or_default(),
             extra: user.extra.unwrap_or_default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_text_of_a_user_counts() {
+        let user = User {
+            name: "ab".to_owned(),
+            uid: "c".to_owned(),
+            groups: vec!["def".to_owned()],
+            extra: [("gh".to_owned(), vec!["i".to_owned(), "jk".to_owned()])].into(),
+        };
+        assert_eq!(user.size(), 11);
     }
 }

@@ -14,6 +14,7 @@
 
 pub mod admin;
 mod chain;
+mod cut;
 pub mod endpoint;
 pub mod go_flags;
 pub mod go_yaml;
@@ -29,6 +30,7 @@ pub mod telemetry;
 
 pub use admin::{Admin, Wedged};
 pub use chain::chain;
+pub use cut::{MAX_TEXT, cut};
 pub use endpoint::{Endpoint, EndpointError, Listener};
 pub use process::ProcessMetrics;
 pub use readiness::{Condition, Readiness};

@@ -28,6 +28,8 @@ use tower::{Layer, Service};
 use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
+use crate::{MAX_TEXT, cut};
+
 /// Bounds of the duration histogram in seconds: from a cached answer to the three minutes of csi-provisioner and
 /// csi-attacher in our manifests (`--timeout=3m`).
 const DURATION_BUCKETS: [f64; 11] = [0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 120.0, 180.0];
@@ -196,7 +198,7 @@ impl Drop for Observation {
     fn drop(&mut self) {
         let method = self.method.name;
         let elapsed = self.started.elapsed();
-        let (code, message) = (&self.outcome.0, self.outcome.1.as_str());
+        let code = &self.outcome.0;
         let label = MethodLabel { method };
         self.metrics.in_flight.get_or_create(&label).dec();
         self.metrics.duration.get_or_create(&label).observe(elapsed.as_secs_f64());
@@ -204,7 +206,10 @@ impl Drop for Observation {
         let _entered = self.span.enter();
         let (code, ms) = (code_name(*code), elapsed.as_millis());
         if self.outcome.0 != Code::Ok {
-            tracing::warn!(code, ms, message, "answered");
+            // The text quotes what the caller sent. As a field of its own it is written in quotes, with its line breaks
+            // escaped; a field named `message` would be the line's own text, which is not.
+            let error = &*cut(&self.outcome.1, MAX_TEXT);
+            tracing::warn!(code, ms, error, "answered");
         } else if self.method.routine {
             tracing::debug!(code, ms, "answered");
         } else {

@@ -222,3 +222,33 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_kept_of_annotations_is_planned_and_reported_as_the_whole() {
+    let mut asked: BTreeMap<_, _> =
+        (0..500).map(|number| (format!("other/{number:03}"), "y".repeat(400))).collect();
+    asked.insert("passed/a".to_owned(), "kept".to_owned());
+    asked.insert("set/a".to_owned(), "compared".to_owned());
+    let annotations = AnnotationPolicy {
+        allow: Some(vec![KeyPattern::Prefix("passed/".to_owned())]),
+        overrides: [("set/a".to_owned(), "own".to_owned())].into(),
+        ..AnnotationPolicy::default()
+    };
+    let policy = GuestPolicy { annotations, ..GuestPolicy::default() };
+    let report = |asked: &BTreeMap<String, String>| {
+        let mut withheld = Vec::new();
+        (policy.annotations(asked.clone(), &mut withheld), withheld)
+    };
+    let whole = report(&asked);
+    asked.insert(LAST_APPLIED.to_owned(), "z".repeat(200 * 1024));
+    policy.annotations.keep_read(&mut asked);
+    assert_eq!(report(&asked), whole);
+    let size: usize = asked.iter().map(|(key, value)| key.len() + value.len()).sum();
+    assert!(size < 1024, "{size} bytes are kept");
+
+    // Without a policy all reach infra.
+    let mut asked =
+        BTreeMap::from([("a".to_owned(), "1".to_owned()), (LAST_APPLIED.to_owned(), "{}".to_owned())]);
+    GuestPolicy::default().annotations.keep_read(&mut asked);
+    assert_eq!(asked, BTreeMap::from([("a".to_owned(), "1".to_owned())]));
+}

@@ -1,6 +1,7 @@
 //! What happened to a Service before this reconcile. Losing it does no harm.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,8 +17,8 @@ pub(super) struct History {
 struct Remembered {
     /// Since when it waits for an address.
     without_address: Option<Instant>,
-    /// The refusals that its users were last sent as events.
-    told: Vec<String>,
+    /// The hash of the refusals that its users were last sent as events. The texts quote what the users wrote.
+    told: Option<u64>,
 }
 
 impl History {
@@ -47,8 +48,10 @@ impl History {
             return false;
         }
         let service = services.entry(uid.to_owned()).or_default();
-        let news = service.told != texts;
-        texts.clone_into(&mut service.told);
+        let mut hasher = DefaultHasher::new();
+        texts.hash(&mut hasher);
+        let now = (!texts.is_empty()).then(|| hasher.finish());
+        let news = std::mem::replace(&mut service.told, now) != now;
         news && !texts.is_empty()
     }
 

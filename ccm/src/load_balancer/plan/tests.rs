@@ -54,7 +54,7 @@ impl World {
     /// The guest Service as the watch keeps it.
     fn guest(&self) -> GuestService {
         let mut guest: GuestService = serde_json::from_value(self.guest.clone()).unwrap();
-        guest.slim();
+        guest.slim(|annotations| GuestPolicy::default().annotations.keep_read(annotations));
         guest
     }
 
@@ -362,4 +362,20 @@ fn an_absent_ip_mode_is_the_default() {
         world.guest["status"] = json!({ "loadBalancer": { "ingress": [guest] } });
         assert_eq!(world.plan(false).steps.is_empty(), is_same, "{infra} {guest}");
     }
+}
+
+/// A guest's API server that is not honest: the UID would become a part of URLs, or the name of another Service.
+#[rstest::rstest]
+#[case::path("../../pods/x")]
+#[case::query("x?fieldManager=y")]
+#[case::short("bc")]
+#[case::empty("")]
+#[case::no_hexadecimal("ge4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3")]
+fn a_uid_that_is_none_leads_to_nothing(#[case] uid: &str) {
+    let mut world = World::new();
+    world.guest["metadata"]["uid"] = json!(uid);
+    assert!(world.plan(false).is_empty());
+    world.guest["metadata"]["finalizers"] = json!([FINALIZER]);
+    world.guest["metadata"]["deletionTimestamp"] = json!("2026-11-21T00:00:00Z");
+    assert!(world.plan(true).is_empty() && world.plan(false).is_empty());
 }

@@ -7,10 +7,12 @@ use crate::{
     access::{GuestCluster, InfraCluster},
     announcer::EventSink,
     backoff::Backoff,
+    change_pace::ChangePace,
     guest::{nodes::watch::NodeWatch, services::FINALIZER},
     guest_names::Identity,
     load_balancer::{
         calls::Services,
+        controller::PACE,
         index::{Index, Writers},
         metrics::ServiceMetrics,
         nodes::Nodes,
@@ -190,6 +192,7 @@ impl Controller {
             events: EventSink::start(guest, "test", &tasks),
             metrics: ServiceMetrics::default(),
             repairs: Repairs::new(Contested::default()),
+            pace: ChangePace::new(PACE),
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(1)),
             nodes: Nodes::start(NodeWatch::new(&GuestCluster::over(client), tasks)),
         };
@@ -445,6 +448,30 @@ async fn a_field_that_infra_corrects_is_repaired_ever_more_slowly_and_the_addres
     controller.assign_address();
     controller.reconcile().await;
     assert_eq!(controller.world().guest["status"]["loadBalancer"]["ingress"][0]["ip"], "192.0.2.1");
+}
+
+/// A user, or a program, that changes its Service all the time.
+#[tokio::test(start_paused = true)]
+async fn a_service_that_flips_costs_infra_few_writes_and_gets_its_last_state() {
+    let mut controller = Controller::new();
+    let (mut writes, mut calls) = (0, 0);
+    for flip in 0..1000 {
+        let kind = if flip % 2 == 0 { "LoadBalancer" } else { "ClusterIP" };
+        controller.mend(|world| {
+            world.guest["spec"]["type"] = json!(kind);
+            world.guest["spec"]["ports"][0]["port"] = json!(81 + flip);
+        });
+        let made = controller.reconcile().await;
+        calls += made.len();
+        writes += made.iter().filter(|call| call.ends_with("infra") && !call.starts_with("GET")).count();
+        tokio::time::advance(Duration::from_millis(10)).await;
+    }
+    assert!((3..=12).contains(&writes), "{writes} writes to infra in 10 s");
+    assert!(calls <= 40, "{calls} calls in 10 s");
+    controller.mend(|world| world.guest["spec"]["type"] = json!("LoadBalancer"));
+    tokio::time::advance(Duration::from_secs(5)).await;
+    controller.reconcile().await;
+    assert_eq!(controller.world().mirror.as_ref().unwrap()["spec"]["ports"][0]["port"], 1080);
 }
 
 /// kubernetes-sigs/cloud-provider-azure#1831: a guest whose first family infra does not have.

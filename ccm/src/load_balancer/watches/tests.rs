@@ -34,7 +34,7 @@ fn started(guest: &FakeApi, infra: &FakeApi) -> Index {
     };
     let (index, writers) = Index::new(identity, "hcp".to_owned(), None);
     let infra = InfraCluster::over(infra.client(), "hcp");
-    start(&index, writers, &GuestCluster::over(guest.client()), &infra, &Tasks::default());
+    start(&index, writers, (&GuestCluster::over(guest.client()), &infra), Arc::default(), &Tasks::default());
     index
 }
 

@@ -21,20 +21,7 @@ pub const TEST: &str = "rights::a_full_run_is_refused_nothing_and_uses_what_is_g
 
 /// Rights that this version does not use: account, resource, verbs, and what will need them. What is listed and used is
 /// told too, so that the list stays true.
-const FOR_LATER: &[(&str, &str, &[&str], &str)] = &[
-    (
-        "kubevirt-csi",
-        "virtualmachineinstances/addvolume",
-        &["update"],
-        "nothing: KubeVirt refuses it on an instance that a VM owns; HyperShift grants it",
-    ),
-    (
-        "kubevirt-csi",
-        "virtualmachineinstances/removevolume",
-        &["update"],
-        "volumes that very old drivers plugged into the instance; HyperShift grants it",
-    ),
-];
+const FOR_LATER: &[(&str, &str, &[&str], &str)] = &[];
 
 /// Rights of the upstream roles of the sidecars that a run may do without; using them is fine.
 const OF_SIDECARS: &[(&str, &str, &[&str], &str)] = &[

@@ -1,6 +1,9 @@
 //! Many Services at once, and one that changes all the time.
 
-use std::time::Instant;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use bench::scenario::{Deadline, until, until_gone};
@@ -20,7 +23,8 @@ use crate::{
 
 tests! {
     Services:
-        a_service_flips_a_hundred_times;
+        a_service_flips_a_hundred_times,
+        a_service_that_flips_without_end_starves_no_other;
     Exclusive, long:
         a_thousand_at_once;
 }
@@ -29,6 +33,15 @@ tests! {
 const FLIPS: u16 = 100;
 /// The calls of a life in which nothing goes wrong, to infra and to the guest.
 const CALLS: (usize, usize) = (2, 3);
+/// How long a Service changes without end.
+const FLIPPING: Duration = Duration::from_secs(10);
+/// The port that it has at last.
+const LAST_PORT: u16 = 2000;
+/// The most changes of infra that a Service which flips causes before its intervals are the longest: five reconciles at
+/// once and five at growing intervals, each at most two changes (a delete and a create); and the other Service's create.
+const AT_ONCE: u64 = 21;
+/// The longest interval in seconds; then again at most two changes.
+const LONGEST_INTERVAL: u64 = 5;
 /// How many Services at once.
 const CROWD: usize = 500;
 /// How many such groups, one after the other.
@@ -101,6 +114,78 @@ async fn a_service_flips_a_hundred_times(fixture: Fixture) -> Result<()> {
         provider.process.log_tail(5)
     );
     Ok(())
+}
+
+/// A Service changes as fast as the guest's API server accepts it, for a while. What it costs infra is bounded, and another
+/// Service gets its address in the meantime.
+async fn a_service_that_flips_without_end_starves_no_other(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let proxies = place.proxies().await?;
+    let provider = place.provider_behind(&proxies, "a", &[ALONE]).await?;
+    place.create("first", json!({})).await?;
+    place.served("first").await?;
+    let restless = place.create("restless", json!({})).await?;
+    place.served("restless").await?;
+
+    let before = writes(&proxies);
+    let (began, is_served) = (Instant::now(), AtomicBool::new(false));
+    let flip = async {
+        let mut flips = 0_u16;
+        while began.elapsed() < FLIPPING || !is_served.load(Ordering::Relaxed) {
+            flips += 1;
+            let kind = if flips % 2 == 0 { "LoadBalancer" } else { "ClusterIP" };
+            let ports = json!([{"name": "http", "port": 1000 + flips % 1000, "targetPort": 8080}]);
+            merge(&place.guests, "restless", json!({"spec": {"type": kind, "ports": ports}})).await?;
+        }
+        let ports = json!([{"name": "http", "port": LAST_PORT, "targetPort": 8080}]);
+        merge(&place.guests, "restless", json!({"spec": {"type": "LoadBalancer", "ports": ports}})).await?;
+        Ok::<_, anyhow::Error>(flips)
+    };
+    let other = async {
+        place.create("calm", json!({})).await?;
+        // While the first flips: it stops only when this one has an address, or fails when that takes too long.
+        place.served("calm").await?;
+        is_served.store(true, Ordering::Relaxed);
+        Ok::<_, anyhow::Error>(began.elapsed())
+    };
+    let (flips, served) = tokio::try_join!(flip, other)?;
+    let (lasted, made) = (began.elapsed(), writes(&proxies) - before);
+    fixture.figures.add(
+        "changes of infra for a Service that flips without end",
+        format!(
+            "{made} in {:.1} s, for {flips} flips; another Service had its address after {:.1} s",
+            lasted.as_secs_f64(),
+            served.as_secs_f64()
+        ),
+        "5 at once, then at growing intervals up to 5 s",
+    )?;
+    let most = AT_ONCE + 2 * lasted.as_secs().div_ceil(LONGEST_INTERVAL);
+    ensure!(
+        u64::from(flips) > most,
+        "expected the guest to take more than {most} flips, saw {flips}: the test shows nothing"
+    );
+    ensure!(
+        made as u64 <= most,
+        "expected at most {most} changes of infra for {flips} flips in {lasted:?}, saw {made}: {}",
+        calls_of(&proxies)
+    );
+    let mirror = mirror_name(&restless);
+    let wanted = json!(LAST_PORT);
+    place.mirror(&mirror, "the last port", |now| now["spec"]["ports"][0]["port"] == wanted).await?;
+    place.served("restless").await?;
+    ensure!(
+        provider.process.ended().is_none(),
+        "expected the provider to run, saw it ended: {}",
+        provider.process.log_tail(5)
+    );
+    Ok(())
+}
+
+/// How many changes of Services infra has carried out.
+fn writes(proxies: &Proxies) -> usize {
+    let journal = proxies.infra.faults().journal();
+    let is_write = |entry: &&Entry| counts(entry) && entry.call.verb != "get" && entry.succeeded();
+    journal.iter().filter(is_write).count()
 }
 
 /// All calls, in order.

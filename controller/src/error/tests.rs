@@ -67,6 +67,8 @@ fn incompatible() -> Error {
         storage_class: None,
         bus: crate::request::Bus::Scsi,
         filesystem: None,
+        holds_filesystem: true,
+        format_nonzero: false,
         source: None,
         clone_method: None,
     };

@@ -279,6 +279,7 @@ impl FakeInfra {
         }
         let mut object = body.clone();
         object["metadata"]["uid"] = format!("uid-{name}").into();
+        object["metadata"]["creationTimestamp"] = "2026-11-29T10:00:00Z".into();
         self.put(DATA_VOLUMES, &name, object.clone());
         let size = body["spec"]["storage"]["resources"]["requests"]["storage"].as_str().unwrap();
         let claim = claim(&name, &body["metadata"]["labels"], size);

@@ -41,6 +41,11 @@ pub(crate) enum SpecEntry {
     Fixed {
         name: String,
     },
+    /// Hotplugged under its own name, and its source is another claim: KubeVirt has moved the volume
+    /// (`updateVolumesStrategy: Migration`). The claim that this driver would plug next time has older data.
+    Moved {
+        claim: String,
+    },
 }
 
 /// A hotplug call that KubeVirt accepted and has not carried out (gate `HotplugVolumes`).
@@ -138,6 +143,11 @@ pub(crate) enum Refusal {
     Halted(String),
     /// A disk of the VM that this driver must not plug or unplug.
     Fixed(String),
+    /// KubeVirt has moved the volume to another claim.
+    Moved {
+        /// The claim that has its data now.
+        claim: String,
+    },
     /// The VM is gone, its VMI still has the disk; KubeVirt then refuses to unplug it (400 since 1.9).
     InstanceOutlivesVm,
 }
@@ -158,6 +168,9 @@ fn attach(observed: &Observed) -> Step {
     };
     if let SpecEntry::Fixed { name } = &vm.spec {
         return Step::Refuse(Refusal::Fixed(name.clone()));
+    }
+    if let SpecEntry::Moved { claim } = &vm.spec {
+        return Step::Refuse(Refusal::Moved { claim: claim.clone() });
     }
     if vm.deleting {
         return Step::Refuse(Refusal::VmDeleting);
@@ -235,6 +248,7 @@ fn detach(observed: &Observed) -> Step {
     }
     match (&vm.spec, &observed.vmi) {
         (SpecEntry::Fixed { name }, _) => Step::Refuse(Refusal::Fixed(name.clone())),
+        (SpecEntry::Moved { claim }, _) => Step::Refuse(Refusal::Moved { claim: claim.clone() }),
         // The call names a disk that this driver plugged in, so it is right whatever the VMI shows, also in an unknown
         // phase.
         (SpecEntry::Hotplugged, _) => Step::Call(HotplugCall::Remove),
@@ -354,6 +368,11 @@ impl VmView {
         let spec = match vm.volumes.iter().find(|v| v.uses(volume)) {
             None => SpecEntry::Absent,
             Some(v) if is_hotplugged(v, volume) => SpecEntry::Hotplugged,
+            Some(Volume {
+                name,
+                source: VolumeSource::DataVolume(claim) | VolumeSource::Claim(claim),
+                hotpluggable: true,
+            }) if name == volume => SpecEntry::Moved { claim: claim.clone() },
             Some(v) => SpecEntry::Fixed { name: v.name.clone() },
         };
         let request = vm.requests.iter().find(|r| r.uses(volume)).map(|request| match request {

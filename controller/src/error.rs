@@ -267,7 +267,9 @@ impl Error {
             | Self::RefusedChange(_) => Code::FailedPrecondition,
             Self::Refused { refusal, .. } => match refusal.0 {
                 Refusal::NoSuchVm => Code::NotFound,
-                Refusal::VmDeleting | Refusal::Halted(_) | Refusal::Fixed(_) => Code::FailedPrecondition,
+                Refusal::VmDeleting | Refusal::Halted(_) | Refusal::Fixed(_) | Refusal::Moved { .. } => {
+                    Code::FailedPrecondition
+                }
                 Refusal::InstanceOutlivesVm => Code::Aborted,
             },
             Self::Busy(_)

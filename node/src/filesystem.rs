@@ -3,10 +3,7 @@
 //! Decides only; [`crate::host`] runs the programs. No force flag stands in any argument list: mkfs.xfs itself refuses
 //! a disk with a known signature, and mke2fs opens the disk exclusively.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{fmt, path::Path};
 
 use csi_call::Filesystem;
 
@@ -44,8 +41,8 @@ impl Tool {
 pub struct MkfsOptions {
     /// Its UUID; `None`: any.
     pub uuid: Option<FilesystemUuid>,
-    /// The file with the features that an xfs may have; `None`: those that mkfs.xfs makes by default.
-    pub xfs_features: Option<PathBuf>,
+    /// Options of mkfs.xfs for the features that an xfs may have.
+    pub xfs_features: &'static [&'static str],
 }
 
 /// What the end of the check program means.
@@ -146,8 +143,8 @@ impl FilesystemType {
             (Self::Xfs, Some(uuid)) => options.extend(["-m".to_owned(), format!("uuid={uuid}")]),
             (_, Some(uuid)) => options.extend(["-U".to_owned(), uuid.to_string()]),
         }
-        if let (Self::Xfs, Some(file)) = (self, &made.xfs_features) {
-            options.extend(["-c".to_owned(), format!("options={}", file.display())]);
+        if self == Self::Xfs {
+            options.extend(made.xfs_features.iter().map(|&option| option.to_owned()));
         }
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         Tool::new(program, &options, disk)
@@ -216,23 +213,22 @@ impl fmt::Display for FilesystemType {
     }
 }
 
-/// The files of xfsprogs with the features of the kernels with long-term support, and the first version that each is for.
-const XFS_KERNELS: [((u32, u32), &str); 5] = [
-    ((6, 1), "lts_6.1.conf"),
-    ((5, 15), "lts_5.15.conf"),
-    ((5, 10), "lts_5.10.conf"),
-    ((5, 4), "lts_5.4.conf"),
-    ((0, 0), "lts_4.19.conf"),
-];
+/// The first kernel in which bigtime and inobtcount are no experiment; a kernel before 5.10 does not mount them.
+const XFS_BIG_TIME: (u32, u32) = (5, 15);
 
-/// The file of xfsprogs with the features that a kernel can mount. mkfs.xfs by itself turns on what the release of xfsprogs
-/// has, whatever the kernel of the node: bigtime and inobtcount need 5.10, nrext64 needs 5.19. A kernel whose version
-/// cannot be read gets the fewest.
-pub fn xfs_features(release: &str) -> &'static str {
+/// The options with which a new xfs has only features that this kernel can mount. mkfs.xfs by itself turns on what the
+/// release of xfsprogs has, whatever the kernel of the node: nrext64, which needs 5.19, since xfsprogs 6.5. The files that
+/// xfsprogs has for this (`/usr/share/xfsprogs/mkfs`) are no help: 6.1 refuses its own. A kernel whose version cannot be read
+/// gets the fewest.
+pub fn xfs_features(release: &str) -> &'static [&'static str] {
     let mut numbers =
         release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    XFS_KERNELS.iter().find(|(least, _)| version >= *least).map_or("lts_4.19.conf", |(_, file)| file)
+    if version >= XFS_BIG_TIME {
+        &["-i", "nrext64=0"]
+    } else {
+        &["-i", "nrext64=0", "-m", "bigtime=0,inobtcount=0"]
+    }
 }
 
 /// How much of a disk's beginning holds the superblock of each filesystem in the table, and those of md 1.1 and 1.2: the
@@ -399,33 +395,37 @@ mod tests {
     #[test]
     fn a_uuid_and_features_are_given_as_each_program_takes_them() {
         let uuid = FilesystemUuid([0xab; 16]);
-        let options = MkfsOptions { uuid: Some(uuid), xfs_features: Some("/f/lts_5.4.conf".into()) };
+        let options = MkfsOptions { uuid: Some(uuid), xfs_features: xfs_features("5.4.0") };
         for filesystem in ALL {
             let arguments = filesystem.mkfs(Path::new("/dev/sda"), &options).arguments.join(" ");
             let (given, features) = match filesystem {
-                FilesystemType::Xfs => (format!("-m uuid={uuid}"), "-c options=/f/lts_5.4.conf /dev/sda"),
+                FilesystemType::Xfs => {
+                    (format!("-m uuid={uuid}"), "-i nrext64=0 -m bigtime=0,inobtcount=0 /dev/sda")
+                }
                 _ => (format!("-U {uuid}"), " /dev/sda"),
             };
             assert!(arguments.contains(&given) && arguments.ends_with(features), "{arguments}");
-            assert_eq!(arguments.contains("-c "), filesystem == FilesystemType::Xfs, "{arguments}");
+            assert_eq!(arguments.contains("nrext64"), filesystem == FilesystemType::Xfs, "{arguments}");
         }
     }
 
     #[rstest]
-    #[case("4.18.0-553.el8_10.x86_64", "lts_4.19.conf")]
-    #[case("5.4.0-216-generic", "lts_5.4.conf")]
-    #[case("5.9.16", "lts_5.4.conf")]
-    #[case("5.10.0-32-cloud-amd64", "lts_5.10.conf")]
-    #[case("5.14.0-503.el9", "lts_5.10.conf")]
-    #[case("5.15", "lts_5.15.conf")]
-    #[case("6.1.0-57-cloud-amd64", "lts_6.1.conf")]
-    #[case("6.18.44", "lts_6.1.conf")]
-    #[case("10.0.1", "lts_6.1.conf")]
-    #[case("6", "lts_5.15.conf")]
-    #[case("", "lts_4.19.conf")]
-    #[case("unknown", "lts_4.19.conf")]
-    fn the_kernel_decides_on_the_features_of_a_new_xfs(#[case] release: &str, #[case] file: &str) {
-        assert_eq!(xfs_features(release), file);
+    #[case("4.18.0-553.el8_10.x86_64", false)]
+    #[case("5.4.0-216-generic", false)]
+    #[case("5.9.16", false)]
+    #[case("5.14.0-503.el9", false)]
+    #[case("5.15", true)]
+    #[case("6.1.0-57-cloud-amd64", true)]
+    #[case("6.18.44", true)]
+    #[case("10.0.1", true)]
+    #[case("6", true)]
+    #[case("5", false)]
+    #[case("", false)]
+    #[case("unknown", false)]
+    fn the_kernel_decides_on_the_features_of_a_new_xfs(#[case] release: &str, #[case] big_time: bool) {
+        let features = xfs_features(release).join(" ");
+        assert!(features.contains("nrext64=0"), "{features}");
+        assert_eq!(!features.contains("bigtime=0,inobtcount=0"), big_time, "{features}");
     }
 
     #[test]

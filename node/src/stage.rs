@@ -98,7 +98,7 @@ impl Decision {
 /// Advice to the user on data of an unknown kind. No advice tells to destroy what is on the disk: who follows it may
 /// not know whose data it is. The troubleshooting guide has the steps in their order.
 const UNKNOWN_DATA_REMEDY: &str = "find out whose data it is; if this infra storage does not zero its new volumes, the \
-     the StorageClass can allow to format such disks (allowFormatNonzero), or the node role (--allow-format-nonzero)";
+     StorageClass can allow to format such disks (allowFormatNonzero), or the node role (--allow-format-nonzero)";
 /// Advice to the user on what an unrecorded mkfs has left.
 const UNFINISHED_REMEDY: &str =
     "its mkfs did not end, on another node or by another program; find out whose it is";

@@ -200,6 +200,21 @@ fn a_disk_that_is_not_ours_is_neither_plugged_nor_unplugged() {
     }
 }
 
+/// A storage migration by the administrator of the infra cluster. To unplug by name would let the next attach plug the claim
+/// with the older data.
+#[test]
+fn a_volume_that_kubevirt_has_moved_is_neither_plugged_nor_unplugged() {
+    let moved = || SpecEntry::Moved { claim: "faster".into() };
+    for view in [vmi(true, Some(VolumePhase::Ready)), vmi(false, None)] {
+        for wanted in [Wanted::Attached, Wanted::Detached] {
+            let step = next(&seen(vm(moved()), view.clone()), wanted);
+            assert_eq!(step, Step::Refuse(Refusal::Moved { claim: "faster".into() }));
+        }
+    }
+    let text = Refusal::Moved { claim: "faster".into() }.to_string();
+    assert!(text.contains("moved the volume to PVC faster") && text.contains("move it back"), "{text}");
+}
+
 #[test]
 fn a_volume_under_another_name_or_source_is_not_ours() {
     let entry = |name: &str, source: &str, hotpluggable| infra::Volume {
@@ -213,7 +228,8 @@ fn a_volume_under_another_name_or_source_is_not_ours() {
     assert_eq!(spec(entry(VOLUME, VOLUME, true)), SpecEntry::Hotplugged);
     assert!(matches!(spec(entry(VOLUME, VOLUME, false)), SpecEntry::Fixed { .. }));
     assert!(matches!(spec(entry("data", VOLUME, true)), SpecEntry::Fixed { .. }));
-    assert!(matches!(spec(entry(VOLUME, "other", true)), SpecEntry::Fixed { .. }));
+    assert_eq!(spec(entry(VOLUME, "other", true)), SpecEntry::Moved { claim: "other".into() });
+    assert!(matches!(spec(entry(VOLUME, "other", false)), SpecEntry::Fixed { .. }));
     assert_eq!(spec(entry("a", "b", true)), SpecEntry::Absent);
 }
 
@@ -221,7 +237,8 @@ fn any_vm() -> impl Strategy<Value = Seen<VmView>> {
     let spec = prop_oneof![
         Just(SpecEntry::Absent),
         Just(SpecEntry::Hotplugged),
-        Just(SpecEntry::Fixed { name: "root".into() })
+        Just(SpecEntry::Fixed { name: "root".into() }),
+        Just(SpecEntry::Moved { claim: "faster".into() })
     ];
     let request = prop_oneof![Just(None), Just(Some(Request::Add)), Just(Some(Request::Remove))];
     let view =

@@ -49,6 +49,10 @@ impl fmt::Display for Refusal {
                 f,
                 "the volume is disk {name:?} of the VM and was not plugged in by this driver; detach it in the VM"
             ),
+            Self::Moved { claim } => write!(
+                f,
+                "KubeVirt has moved the volume to PVC {claim}, which has its data now; the volume is not changed, because the next attach would plug the older PVC. The administrator of the infra cluster must move it back to the PVC that has the name of the volume"
+            ),
             Self::InstanceOutlivesVm => {
                 f.write_str("the VM is deleted and its VMI, which still has the volume, is not gone yet")
             }

@@ -34,10 +34,6 @@ use crate::{
     settings::HostPaths,
 };
 
-/// Where xfsprogs keeps the features of xfs by the version of the kernel (mkfs.xfs(8), CONFIGURATION FILE FORMAT; since
-/// xfsprogs 5.13).
-const XFS_FEATURES: &str = "/usr/share/xfsprogs/mkfs";
-
 /// How long to wait for udev's own probe of a new disk, which holds a shared lock (systemd: block device locking).
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Pause between two tries for the lock.
@@ -277,21 +273,11 @@ pub fn format(
     let node = node_path(paths, disk);
     drop(open_as_judged(paths, disk, fingerprint, false)?);
     tracing::info!(disk = disk.name, number = %disk.number, serial = %disk.identity, %filesystem, "formatting");
-    let options = MkfsOptions { uuid, xfs_features: installed_features(paths) };
+    let release = fs::read_to_string(&paths.kernel_release).unwrap_or_default();
+    let options = MkfsOptions { uuid, xfs_features: xfs_features(release.trim()) };
     command::run_successfully(&filesystem.mkfs(&node, &options), &disk.name, FORMAT_LIMIT)?;
     let file = open(&node, disk, OpenOptions::new().read(true).write(true))?;
     file.sync_all().map_err(Error::act(format!("flush {}", disk.name)))
-}
-
-/// The file that limits mkfs.xfs to what the running kernel can mount; `None` where the installed xfsprogs has none.
-fn installed_features(paths: &HostPaths) -> Option<PathBuf> {
-    let release = fs::read_to_string(&paths.kernel_release).unwrap_or_default();
-    let file = Path::new(XFS_FEATURES).join(xfs_features(release.trim()));
-    if file.exists() {
-        return Some(file);
-    }
-    tracing::warn!(file = %file.display(), "xfsprogs has no such file; a new xfs gets what mkfs.xfs makes by default");
-    None
 }
 
 /// Zeroes the first edge of a disk that is still as it was probed.

@@ -142,7 +142,9 @@ fn a_new_xfs_has_the_features_of_the_kernel_needs_root() {
             let info = String::from_utf8(output.stdout).unwrap();
             assert_eq!(info.contains("bigtime=1"), has_big_time, "{release}: {info}");
             assert_eq!(info.contains("inobtcount=1"), has_big_time, "{release}: {info}");
-            assert!(!info.contains("nrext64=1"), "{release}: {info}");
+            for later in ["nrext64=1", "parent=1", "exchange=1", "metadir=1"] {
+                assert!(!info.contains(later), "{release}: {info}");
+            }
             bench.unstage().unwrap();
         }
     });

@@ -57,6 +57,7 @@ pub(crate) enum Request {
 
 /// What a VMI shows of one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own that was read")]
 pub(crate) struct VmiView {
     pub deleting: bool,
     pub phase: Phase,

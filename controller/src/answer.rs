@@ -2,17 +2,18 @@
 
 use std::collections::HashMap;
 
-use csi_proto::v1 as csi;
-use infra::{Owned, VolumeSnapshot};
+use csi_proto::{Timestamp, v1 as csi};
+use infra::{DataVolume, Owned, VolumeSnapshot};
 
 use crate::{
     create::Created,
-    keys::{BUS, FILESYSTEM, SERIAL},
+    keys::{ALLOW_FORMAT_NONZERO, BLANK_SINCE, BUS, FILESYSTEM, SERIAL, TRUE},
     request, snapshot,
 };
 
-/// The volume of a `CreateVolume`. The context says nothing of its content: whether a disk may be formatted, the node role
-/// finds out from the disk alone.
+/// The volume of a `CreateVolume`. That a volume was made blank never permits to format it: the node role finds out from the
+/// disk alone whether it may, and refuses a filesystem that is an earlier owner's. Nothing else tells these from the
+/// volume's own.
 pub(crate) fn volume_on_wire(created: &Created, wanted: &request::Create) -> csi::Volume {
     let metadata = &created.volume.metadata;
     let mut volume_context = HashMap::from([
@@ -20,6 +21,12 @@ pub(crate) fn volume_on_wire(created: &Created, wanted: &request::Create) -> csi
         (SERIAL.to_owned(), metadata.uid.clone()),
     ]);
     volume_context.extend(wanted.filesystem.clone().map(|kind| (FILESYSTEM.to_owned(), kind)));
+    if wanted.source.is_none() && wanted.holds_filesystem {
+        volume_context.extend(made_at(&created.volume).map(|at| (BLANK_SINCE.to_owned(), at.to_string())));
+        if wanted.format_nonzero {
+            volume_context.insert(ALLOW_FORMAT_NONZERO.to_owned(), TRUE.to_owned());
+        }
+    }
     csi::Volume {
         volume_id: metadata.name.clone(),
         capacity_bytes: bytes(created.size),
@@ -39,6 +46,12 @@ pub(crate) fn snapshot_on_wire(taken: &Owned<VolumeSnapshot>) -> csi::Snapshot {
         ready_to_use: taken.is_ready,
         ..Default::default()
     }
+}
+
+/// When a volume was made, in seconds since 1970.
+fn made_at(volume: &DataVolume) -> Option<u64> {
+    let made: Timestamp = volume.metadata.creation_timestamp.as_deref()?.parse().ok()?;
+    u64::try_from(made.seconds).ok()
 }
 
 fn bytes(size: u64) -> i64 {

@@ -2,7 +2,8 @@
 //! same observation always gives the same step.
 //!
 //! *Attached* = in VM spec and VMI spec, and VMI status Ready with hotplug entry and target. *Gone* = absent from VM
-//! spec, volume requests, VMI spec and VMI status. What has not been read, and a phase that this driver does not know,
+//! spec, volume requests, VMI spec and VMI status; what a VMI shows that has ended, and whose pods are recorded to be gone,
+//! counts as absent. What has not been read, and a phase that this driver does not know,
 //! is neither. The planner adds a volume only if everything was read and nothing names the volume, so a pending change
 //! is never repeated.
 
@@ -11,8 +12,8 @@
 mod text;
 
 use infra::{
-    Phase, RunStrategy, VirtualMachine, VirtualMachineInstance, VolumePhase, VolumeRequest, VolumeSource,
-    VolumeStatus,
+    Phase, RunStrategy, VirtualMachine, VirtualMachineInstance, Volume, VolumePhase, VolumeRequest,
+    VolumeSource, VolumeStatus,
 };
 use kubevirt::Seen;
 
@@ -24,6 +25,8 @@ pub(crate) struct VmView {
     pub automatic: bool,
     /// `printableStatus`.
     pub status: String,
+    /// What KubeVirt reports to be wrong with it; may be empty.
+    pub complaint: String,
     pub spec: SpecEntry,
     pub request: Option<Request>,
 }
@@ -38,6 +41,11 @@ pub(crate) enum SpecEntry {
     Fixed {
         name: String,
     },
+    /// Hotplugged under its own name, and its source is another claim: KubeVirt has moved the volume
+    /// (`updateVolumesStrategy: Migration`). The claim that this driver would plug next time has older data.
+    Moved {
+        claim: String,
+    },
 }
 
 /// A hotplug call that KubeVirt accepted and has not carried out (gate `HotplugVolumes`).
@@ -49,10 +57,17 @@ pub(crate) enum Request {
 
 /// What a VMI shows of one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own that was read")]
 pub(crate) struct VmiView {
     pub deleting: bool,
     pub phase: Phase,
+    /// It has ended and its pods are gone, so nothing writes to the volume any more, whatever spec and status show.
+    pub pods_are_gone: bool,
+    /// What KubeVirt reports to be wrong with it; may be empty.
+    pub complaint: String,
     pub in_spec: bool,
+    /// It is in the spec under its own name, and can be unplugged.
+    pub hotplugged: bool,
     pub status: Option<VolumeStatus>,
 }
 
@@ -105,8 +120,9 @@ pub(crate) enum Cause {
     Attaching(VolumeStatus),
     /// The volume is on its way out.
     Detaching(Option<VolumeStatus>),
-    /// The VMI has ended with the volume. KubeVirt takes no volume out of an ended VMI; with the run strategies `Once` and
-    /// `Manual` it does not delete the VMI either. The phase alone does not prove that nothing writes any more.
+    /// The VMI has ended with the volume, and a pod of it is left. KubeVirt takes no volume out of an ended VMI; with the
+    /// run strategies `Once` and `Manual` it deletes neither the VMI nor the pod. The phase alone does not prove that
+    /// nothing writes any more.
     Ended,
     /// The VM is coming up.
     Starting(String),
@@ -128,6 +144,11 @@ pub(crate) enum Refusal {
     Halted(String),
     /// A disk of the VM that this driver must not plug or unplug.
     Fixed(String),
+    /// KubeVirt has moved the volume to another claim.
+    Moved {
+        /// The claim that has its data now.
+        claim: String,
+    },
     /// The VM is gone, its VMI still has the disk; KubeVirt then refuses to unplug it (400 since 1.9).
     InstanceOutlivesVm,
 }
@@ -148,6 +169,9 @@ fn attach(observed: &Observed) -> Step {
     };
     if let SpecEntry::Fixed { name } = &vm.spec {
         return Step::Refuse(Refusal::Fixed(name.clone()));
+    }
+    if let SpecEntry::Moved { claim } = &vm.spec {
+        return Step::Refuse(Refusal::Moved { claim: claim.clone() });
     }
     if vm.deleting {
         return Step::Refuse(Refusal::VmDeleting);
@@ -187,6 +211,7 @@ fn attach_without_vm(vmi: &Seen<VmiView>) -> Step {
             deleting: false,
             in_spec: true,
             status: Some(status),
+            ..
         }) if !is_ready(status) => Step::Wait(Cause::Attaching(status.clone())),
         Seen::Present(VmiView { phase: Phase::Running, deleting: false, status: None, .. }) => {
             Step::Wait(Cause::NotInVmi)
@@ -213,7 +238,7 @@ fn detach(observed: &Observed) -> Step {
         Seen::Absent => {
             return match &observed.vmi {
                 Seen::Unseen => Step::Wait(Cause::VmiUnseen),
-                Seen::Present(vmi) if vmi.has_volume() => Step::Refuse(Refusal::InstanceOutlivesVm),
+                Seen::Present(vmi) if vmi.holds_volume() => Step::Refuse(Refusal::InstanceOutlivesVm),
                 Seen::Absent | Seen::Present(_) => Step::Done,
             };
         }
@@ -224,18 +249,19 @@ fn detach(observed: &Observed) -> Step {
     }
     match (&vm.spec, &observed.vmi) {
         (SpecEntry::Fixed { name }, _) => Step::Refuse(Refusal::Fixed(name.clone())),
+        (SpecEntry::Moved { claim }, _) => Step::Refuse(Refusal::Moved { claim: claim.clone() }),
         // The call names a disk that this driver plugged in, so it is right whatever the VMI shows, also in an unknown
         // phase.
         (SpecEntry::Hotplugged, _) => Step::Call(HotplugCall::Remove),
         (SpecEntry::Absent, Seen::Unseen) => Step::Wait(Cause::VmiUnseen),
-        (SpecEntry::Absent, Seen::Present(vmi)) if vmi.has_volume() => Step::Wait(leaving(vmi)),
+        (SpecEntry::Absent, Seen::Present(vmi)) if vmi.holds_volume() => Step::Wait(leaving(vmi)),
         (SpecEntry::Absent, Seen::Absent | Seen::Present(_)) => Step::Done,
     }
 }
 
 fn detach_without_vm(vmi: &Seen<VmiView>) -> Step {
     match vmi {
-        Seen::Present(vmi) if vmi.has_volume() => Step::Wait(leaving(vmi)),
+        Seen::Present(vmi) if vmi.holds_volume() => Step::Wait(leaving(vmi)),
         Seen::Unseen | Seen::Absent | Seen::Present(_) => Step::Wait(Cause::VmUnseen),
     }
 }
@@ -264,7 +290,7 @@ pub(crate) enum Settling {
 pub(crate) fn settling(vmi: &VmiView, wanted: Wanted) -> Settling {
     match (wanted, &vmi.status) {
         (Wanted::Detached, _) => {
-            if vmi.has_volume() {
+            if vmi.holds_volume() {
                 Settling::Moving
             } else {
                 Settling::Settled
@@ -290,9 +316,37 @@ impl Cause {
     }
 }
 
+impl Observed {
+    /// What KubeVirt reports to be wrong with VM and VMI, each text once; `None` if nothing.
+    pub(crate) fn complaint(&self) -> Option<String> {
+        let vm = if let Seen::Present(vm) = &self.vm { vm.complaint.as_str() } else { "" };
+        let vmi = if let Seen::Present(vmi) = &self.vmi { vmi.complaint.as_str() } else { "" };
+        match (vmi, vm) {
+            ("", "") => None,
+            (vmi, "") => Some(vmi.to_owned()),
+            ("", vm) => Some(vm.to_owned()),
+            // virt-controller repeats at the VM what it reports at the VMI.
+            (vmi, vm) if vmi.contains(vm) => Some(vmi.to_owned()),
+            (vmi, vm) => Some(format!("{vmi}; {vm}")),
+        }
+    }
+
+    /// Whether a running VMI has the volume, plugged in under its own name, and its VM neither has nor requests it. For a
+    /// moment this is so in each detach; where it stays, the volume was plugged into the VMI alone.
+    pub(crate) fn is_only_in_vmi(&self) -> bool {
+        let vm = matches!(&self.vm, Seen::Present(VmView { spec: SpecEntry::Absent, request: None, .. }));
+        let vmi = matches!(
+            &self.vmi,
+            Seen::Present(VmiView { phase: Phase::Running, deleting: false, hotplugged: true, .. })
+        );
+        vm && vmi
+    }
+}
+
 impl VmiView {
-    fn has_volume(&self) -> bool {
-        self.in_spec || self.status.is_some()
+    /// Whether spec or status have the volume and something may still write to it.
+    pub(crate) fn holds_volume(&self) -> bool {
+        !self.pods_are_gone && (self.in_spec || self.status.is_some())
     }
 
     /// What `vmi` shows of `volume`.
@@ -300,7 +354,10 @@ impl VmiView {
         Self {
             deleting: vmi.deleting,
             phase: vmi.phase.clone(),
+            pods_are_gone: vmi.pods_are_gone,
+            complaint: vmi.complaint.clone(),
             in_spec: vmi.volumes.iter().any(|v| v.uses(volume)),
+            hotplugged: vmi.volumes.iter().any(|v| is_hotplugged(v, volume)),
             status: vmi.status.iter().find(|s| s.uses(volume)).cloned(),
         }
     }
@@ -311,9 +368,12 @@ impl VmView {
     pub(crate) fn of(vm: &VirtualMachine, volume: &str) -> Self {
         let spec = match vm.volumes.iter().find(|v| v.uses(volume)) {
             None => SpecEntry::Absent,
-            Some(v) if v.hotpluggable && v.name == volume && names_it(&v.source, volume) => {
-                SpecEntry::Hotplugged
-            }
+            Some(v) if is_hotplugged(v, volume) => SpecEntry::Hotplugged,
+            Some(Volume {
+                name,
+                source: VolumeSource::DataVolume(claim) | VolumeSource::Claim(claim),
+                hotpluggable: true,
+            }) if name == volume => SpecEntry::Moved { claim: claim.clone() },
             Some(v) => SpecEntry::Fixed { name: v.name.clone() },
         };
         let request = vm.requests.iter().find(|r| r.uses(volume)).map(|request| match request {
@@ -324,14 +384,18 @@ impl VmView {
             deleting: vm.deleting,
             automatic: matches!(vm.run_strategy, RunStrategy::Always | RunStrategy::RerunOnFailure),
             status: vm.printable_status.clone(),
+            complaint: vm.complaint.clone(),
             spec,
             request,
         }
     }
 }
 
-fn names_it(source: &VolumeSource, volume: &str) -> bool {
-    matches!(source, VolumeSource::DataVolume(name) | VolumeSource::Claim(name) if name == volume)
+/// Plugged in under its own name, as this driver and kubevirt/csi-driver do it.
+fn is_hotplugged(entry: &Volume, volume: &str) -> bool {
+    let names_it =
+        matches!(&entry.source, VolumeSource::DataVolume(name) | VolumeSource::Claim(name) if name == volume);
+    entry.hotpluggable && entry.name == volume && names_it
 }
 
 #[cfg(test)]

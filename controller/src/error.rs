@@ -81,6 +81,16 @@ pub enum Error {
         /// Why.
         refusal: RefusalReason,
     },
+    /// KubeVirt reports that the VM has no place for one more disk.
+    #[error(
+        "VM {vm} can not have one more disk; detach others, or move pods with volumes to other nodes{complaint}"
+    )]
+    NoFreeSlot {
+        /// `<namespace>/<vm>`.
+        vm: String,
+        /// KubeVirt's report, as the end of a sentence.
+        complaint: String,
+    },
     /// The volume is being deleted.
     #[error("volume {0} is being deleted")]
     Deleting(ObjectName),
@@ -229,7 +239,7 @@ impl Error {
             | Self::RefusedVolume(_)
             | Self::SnapshotClassNotAllowed(_)
             | Self::RefusedSnapshot(_) => Code::InvalidArgument,
-            Self::Quota(_) => Code::ResourceExhausted,
+            Self::Quota(_) | Self::NoFreeSlot { .. } => Code::ResourceExhausted,
             Self::CannotExpand { refusal, .. } => match refusal {
                 CannotExpand::OverLimit { .. }
                 | CannotExpand::TooLarge { .. }
@@ -257,7 +267,9 @@ impl Error {
             | Self::RefusedChange(_) => Code::FailedPrecondition,
             Self::Refused { refusal, .. } => match refusal.0 {
                 Refusal::NoSuchVm => Code::NotFound,
-                Refusal::VmDeleting | Refusal::Halted(_) | Refusal::Fixed(_) => Code::FailedPrecondition,
+                Refusal::VmDeleting | Refusal::Halted(_) | Refusal::Fixed(_) | Refusal::Moved { .. } => {
+                    Code::FailedPrecondition
+                }
                 Refusal::InstanceOutlivesVm => Code::Aborted,
             },
             Self::Busy(_)

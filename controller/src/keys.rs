@@ -1,7 +1,7 @@
 //! The keys that this crate reads and writes: parameters, volume context, annotations, and the keys of the storage
 //! class policy. `docs/reference/parameters.md` is generated from the tables.
 
-pub(crate) use csi_call::contract::{BUS, FILESYSTEM, SERIAL};
+pub(crate) use csi_call::contract::{ALLOW_FORMAT_NONZERO, BLANK_SINCE, BUS, FILESYSTEM, SERIAL, TRUE};
 
 /// `StorageClass` parameter: the infra storage class.
 pub(crate) const STORAGE_CLASS: &str = "infraStorageClassName";
@@ -47,7 +47,7 @@ const fn key(name: &'static str, values: &'static str, meaning: &'static str) ->
 }
 
 /// Parameters of a guest `StorageClass`; any other has no effect.
-pub const PARAMETERS: [Key; 4] = [
+pub const PARAMETERS: [Key; 5] = [
     key(
         STORAGE_CLASS,
         "name of an infra StorageClass",
@@ -68,6 +68,11 @@ pub const PARAMETERS: [Key; 4] = [
         "as `csi.storage.k8s.io/fstype`",
         "The older name of that key, in upper or lower case; csi-provisioner reads it too and logs that it is deprecated",
     ),
+    key(
+        ALLOW_FORMAT_NONZERO,
+        "`true`, `false` (default)",
+        "For an infra class whose new volumes do not read as zeros, such as encrypted storage: a blank volume of this class with a filesystem is formatted although its disk holds data without a known signature. A volume whose filesystem is damaged beyond recognition is then formatted, too. Restored and cloned volumes are not. The flag `--allow-format-nonzero` of the node role allows it for all classes",
+    ),
 ];
 
 /// Parameters of a guest `VolumeSnapshotClass`; any other has no effect.
@@ -78,7 +83,7 @@ pub const SNAPSHOT_PARAMETERS: [Key; 1] = [key(
 )];
 
 /// Keys of the volume context (`spec.csi.volumeAttributes` of the guest's PersistentVolume), which never changes.
-pub const VOLUME_CONTEXT: [Key; 3] = [
+pub const VOLUME_CONTEXT: [Key; 5] = [
     key(SERIAL, "UID of the DataVolume", "Serial of the disk, by which the node role finds it"),
     key(BUS, "`scsi`, `virtio`", "As in the StorageClass, for the attach"),
     key(
@@ -86,6 +91,12 @@ pub const VOLUME_CONTEXT: [Key; 3] = [
         "filesystem type",
         "Of the StorageClass's older key, only where the request of csi-provisioner does not name the type",
     ),
+    key(
+        BLANK_SINCE,
+        "seconds since 1970",
+        "When a volume was made that is to hold a filesystem and was made blank. The node role gives its filesystem the serial as UUID, and mounts only a filesystem that has this UUID or was made since. Volumes of versions before, restored, cloned and block volumes do not have the key, and are not checked",
+    ),
+    key(ALLOW_FORMAT_NONZERO, "`true`", "As in the StorageClass, for volumes that were made blank"),
 ];
 
 /// Annotations that this driver writes on objects of the infra cluster.

@@ -33,6 +33,7 @@ pub mod keys;
 mod list_snapshots;
 mod metrics;
 mod node_id;
+mod pending_claim;
 mod publish;
 mod request;
 mod serial;

@@ -17,6 +17,7 @@ use crate::{
     hotplug::change,
     metrics::WaitCause,
     node_id::{node_id, vm_of_node},
+    pending_claim,
     request::{Publish, Sharing},
     serial, usable,
     view::View,
@@ -27,6 +28,10 @@ use crate::{
 /// While a volume is pending in the infra cluster, its `DataVolume` is read this often: seldom beside the reads of the
 /// VM.
 const VOLUME_READ_INTERVAL: Duration = Duration::from_secs(10);
+
+/// libvirt's words where a machine has no place for a further disk (`src/conf/domain_addr.c`); virt-handler repeats them in
+/// the VMI's condition `Synchronized`.
+const NO_FREE_SLOT: [&str; 2] = ["No more available PCI slots", "no more available PCI slots"];
 
 /// Attaches the volume.
 pub(crate) async fn publish(
@@ -139,8 +144,11 @@ impl Publication<'_> {
                 // A read that is still to come must not hide the error of the call before it.
                 if cause.is_observed() {
                     let progress = self.progress(&cause).await;
-                    self.operation
-                        .report(format_args!("VM {}: {cause} ({progress})", node_id(self.infra, self.vm)));
+                    let (vm, complaint) = (node_id(self.infra, self.vm), view.complaint());
+                    if is_disk_limit(&cause, &complaint) {
+                        return Err(Error::NoFreeSlot { vm, complaint });
+                    }
+                    self.operation.report(format_args!("VM {vm}: {cause} ({progress}){complaint}"));
                 }
                 view.wait(self.operation, &cause).await?;
                 Ok(Reached::Waiting)
@@ -166,7 +174,17 @@ impl Publication<'_> {
         }
         let read = self.operation.wait(self.infra.data_volume(self.name)).await;
         // A failed read changes nothing: the last report stays until the next.
-        let newest = if let Ok(Ok(Some(volume))) = read { volume.progress() } else { known };
+        let newest = if let Ok(Ok(Some(volume))) = read {
+            let waits = volume::waits_for_consumer(&volume);
+            let reason = pending_claim::reason(self.infra, self.operation, self.name, waits).await;
+            [volume.progress(), reason]
+                .into_iter()
+                .filter(|text| !text.is_empty())
+                .collect::<Vec<_>>()
+                .join("; ")
+        } else {
+            known
+        };
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = (newest.clone(), Instant::now());
         newest
     }
@@ -191,6 +209,11 @@ impl Publication<'_> {
             }
         }
     }
+}
+
+/// Whether KubeVirt reports that the VM cannot have one more disk, while it is to get this one.
+fn is_disk_limit(cause: &Cause, complaint: &str) -> bool {
+    matches!(cause, Cause::Attaching(_)) && NO_FREE_SLOT.iter().any(|words| complaint.contains(words))
 }
 
 /// What one run of the loop reached.

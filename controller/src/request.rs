@@ -17,7 +17,8 @@ use csi_proto::v1::{
 use infra::ObjectName;
 
 use crate::keys::{
-    BUS, CLONE_METHOD, FILESYSTEM, Key, PARAMETERS, SERIAL, STORAGE_CLASS, parameter, probably_meant,
+    ALLOW_FORMAT_NONZERO, BUS, CLONE_METHOD, FILESYSTEM, Key, PARAMETERS, SERIAL, STORAGE_CLASS, TRUE,
+    parameter, probably_meant,
 };
 
 pub(crate) use expand::Expand;
@@ -110,6 +111,10 @@ pub struct Create {
     pub bus: Bus,
     /// The filesystem of the parameter, where the capability has none.
     pub filesystem: Option<String>,
+    /// Whether it is to hold a filesystem.
+    pub holds_filesystem: bool,
+    /// Whether data of an unknown kind on its new disk may be formatted.
+    pub format_nonzero: bool,
     /// What to fill it with; `None` = nothing.
     pub source: Option<Source>,
     /// How to clone; `None` = as it fits.
@@ -174,6 +179,10 @@ impl Create {
             name,
             capacity: filesystem.map_or(Ok(capacity), |filesystem| capacity.for_filesystem(filesystem))?,
             sharing,
+            holds_filesystem: filesystem.is_some(),
+            format_nonzero: parameters
+                .get(ALLOW_FORMAT_NONZERO)
+                .map_or(Ok(false), |value| boolean(ALLOW_FORMAT_NONZERO, value))?,
             storage_class: parameters.get(STORAGE_CLASS).map(|class| (*class).to_owned()),
             bus: Bus::parse(parameters.get(BUS).copied())?,
             clone_method: parameters
@@ -216,6 +225,14 @@ fn known_parameters<'a>(
     }
     known.retain(|_, value| !value.is_empty());
     Ok(known)
+}
+
+fn boolean(key: &'static str, value: &str) -> Result<bool, Invalid> {
+    match value {
+        TRUE => Ok(true),
+        "false" => Ok(false),
+        other => Err(Invalid::Boolean { key, value: other.to_owned() }),
+    }
 }
 
 fn names_no_filesystem(capability: &VolumeCapability) -> bool {

@@ -1,7 +1,10 @@
 //! `ControllerUnpublishVolume`: done when neither VM nor VMI shows the volume.
 
+use std::time::Duration;
+
 use infra::{Infra, ObjectName};
 use kubevirt::Seen;
+use tokio::time::Instant;
 
 use crate::{
     attach::{self, Step, Wanted},
@@ -15,6 +18,10 @@ use crate::{
     view::View,
     vm_queue::{VmQueues, What},
 };
+
+/// A volume that its VMI has and its VM does not is unplugged from the VMI after this time. virt-controller takes a volume
+/// out of the VMI well within a second after it left the VM.
+const ONLY_IN_VMI_LIMIT: Duration = Duration::from_secs(5);
 
 /// Detaches the volume from its node, or from all.
 pub(crate) async fn unpublish(
@@ -85,6 +92,7 @@ async fn detach(
     vm: &ObjectName,
 ) -> Result<(), Error> {
     let mut view = View::new(infra, vm, volume);
+    let mut alone = OnlyInVmi::No;
     loop {
         operation.check()?;
         match attach::next(view.observed(), Wanted::Detached) {
@@ -93,8 +101,13 @@ async fn detach(
                 return Err(Error::Refused { vm: node_id(infra, vm), refusal: RefusalReason(refusal) });
             }
             Step::Wait(cause) => {
-                if cause.is_observed() {
-                    operation.report(format_args!("VM {}: {cause}", node_id(infra, vm)));
+                alone = alone.next(view.observed().is_only_in_vmi());
+                if cause.is_observed() && !matches!(alone, OnlyInVmi::Called) {
+                    operation.report(format_args!("VM {}: {cause}{}", node_id(infra, vm), view.complaint()));
+                }
+                if alone.is_due() {
+                    alone = OnlyInVmi::Called;
+                    unplug_from_vmi(infra, operation, volume, vm).await?;
                 }
                 view.wait(operation, &cause).await?;
             }
@@ -103,6 +116,49 @@ async fn detach(
             }
         }
     }
+}
+
+/// How long a volume has been in the VMI alone.
+#[derive(Clone, Copy)]
+enum OnlyInVmi {
+    No,
+    Since(Instant),
+    /// KubeVirt was asked to unplug it there.
+    Called,
+}
+
+impl OnlyInVmi {
+    fn next(self, observed: bool) -> Self {
+        match self {
+            Self::Called => Self::Called,
+            Self::Since(_) if !observed => Self::No,
+            Self::No if observed => Self::Since(Instant::now()),
+            same => same,
+        }
+    }
+
+    fn is_due(self) -> bool {
+        matches!(self, Self::Since(since) if since.elapsed() >= ONLY_IN_VMI_LIMIT)
+    }
+}
+
+/// Unplugs a volume that was plugged into the VMI and not into the VM (gate `HotplugVolumes`). If KubeVirt refuses it, its
+/// text is the reason that the detach ends with: the volume may still leave the VMI by itself.
+async fn unplug_from_vmi(
+    infra: &Infra,
+    operation: &ControllerOperation,
+    volume: &ObjectName,
+    vm: &ObjectName,
+) -> Result<(), Error> {
+    tracing::info!(%vm, "the VMI has the volume and its VM does not; unplugging it from the VMI");
+    let vmi = node_id(infra, vm);
+    match operation.change(|| infra.remove_volume_from_vmi(vm, volume)).await? {
+        Ok(()) => operation.report(format_args!("VMI {vmi}: the volume, which its VM does not have, is being unplugged")),
+        Err(error) => operation.report(format_args!(
+            "VMI {vmi}: the volume is in the VMI and not in its VM, and it could not be unplugged from the VMI: {error}"
+        )),
+    }
+    Ok(())
 }
 
 /// A foreign volume is never changed. If it is not on the node there is nothing to do: its publish was refused.
@@ -117,7 +173,7 @@ async fn refuse_unless_absent(
     let seen = view.observed();
     let in_vm =
         matches!(&seen.vm, Seen::Present(vm) if vm.spec != attach::SpecEntry::Absent || vm.request.is_some());
-    let in_vmi = matches!(&seen.vmi, Seen::Present(vmi) if vmi.in_spec || vmi.status.is_some());
+    let in_vmi = matches!(&seen.vmi, Seen::Present(vmi) if vmi.holds_volume());
     if in_vm || in_vmi {
         usable::audit(volume, "detach");
         return Err(Error::NotOurs);

@@ -77,6 +77,11 @@ impl View {
         &self.observed
     }
 
+    /// The end of a report: what KubeVirt reports to be wrong with VM and VMI, if anything.
+    pub(crate) fn complaint(&self) -> String {
+        self.observed.complaint().map_or_else(String::new, |text| format!("; KubeVirt reports: {text}"))
+    }
+
     /// Whether the labels of VM and VMI allow it to be this guest's. Before the first read nothing speaks against it.
     pub(crate) fn check_guest(&self) -> Result<(), Error> {
         let vm = || node_id(&self.infra, &self.vm);

@@ -4,13 +4,15 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// The sources of the texts that reach an event in the guest.
-const TABLES: [&str; 15] = [
+const TABLES: [&str; 17] = [
     "controller/src/error.rs",
     "controller/src/request.rs",
     "controller/src/request/invalid.rs",
     "controller/src/attach.rs",
     "controller/src/attach/text.rs",
     "controller/src/expand.rs",
+    "controller/src/pending_claim.rs",
+    "controller/src/unpublish.rs",
     "controller/src/holder.rs",
     "controller/src/serial.rs",
     "controller/src/volume.rs",

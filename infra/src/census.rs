@@ -34,12 +34,12 @@ impl Census {
     }
 
     /// The names of VMs that name the volume in spec, requests, or their VMI's spec or status; sorted, each once. A VMI
-    /// that has ended still counts until KubeVirt drops the entry or the object. One that can't be read counts if the
-    /// volume's name stands anywhere in it.
+    /// that has ended still counts until KubeVirt drops the entry or the object, or has recorded that its pods are gone. One
+    /// that can't be read counts if the volume's name stands anywhere in it.
     pub fn holders(&self, volume: &ObjectName) -> Vec<ObjectName> {
         let volume = volume.as_str();
         let machines = self.vms.iter().filter(|vm| vm.uses(volume)).map(|vm| vm.name.as_str());
-        let instances = self.vmis.iter().filter(|vmi| vmi.uses(volume)).map(|vmi| vmi.name.as_str());
+        let instances = self.vmis.iter().filter(|vmi| vmi.holds(volume)).map(|vmi| vmi.name.as_str());
         let unread = self.unread.iter().filter(|odd| odd.mentions(volume)).map(Unreadable::name);
         let mut names: Vec<_> =
             machines.chain(instances).chain(unread).filter_map(ObjectName::parse).collect();

@@ -2,17 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use kubevirt::{Metadata, null_as_default};
+use kubevirt::{Metadata, ObjectName, null_as_default};
 use serde::Deserialize;
 
 use crate::{data_volume::Condition, guest_guard::Guarded, quantity::Quantity};
 
 /// `status.phase` of a claim that has its volume.
 const BOUND: &str = "Bound";
+/// `status.phase` of a claim whose volume is gone.
+const LOST: &str = "Lost";
 /// `spec.volumeMode` of a block device.
 const BLOCK: &str = "Block";
 /// The resource of a claim whose quantity is its size.
 const STORAGE: &str = "storage";
+/// API group of the sources from which CDI fills a claim through a second one.
+const POPULATORS: &str = "cdi.kubevirt.io";
+/// The name of that second claim is this and the UID of the first (CDI, `PVCPrimeName`).
+const SECOND_CLAIM: &str = "prime-";
 
 /// The part of a claim that we read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -40,6 +46,17 @@ pub struct ClaimSpec {
     /// What is requested.
     #[serde(deserialize_with = "null_as_default")]
     pub resources: ClaimResources,
+    /// What fills the volume.
+    pub data_source_ref: Option<DataSourceRef>,
+}
+
+/// What fills the volume of a claim.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DataSourceRef {
+    /// API group of the object that is named.
+    #[serde(deserialize_with = "null_as_default")]
+    pub api_group: String,
 }
 
 /// The requests of a claim.
@@ -87,6 +104,17 @@ impl Claim {
     /// Whether it has its volume.
     pub fn is_bound(&self) -> bool {
         self.status.phase == BOUND
+    }
+
+    /// Whether its volume is gone.
+    pub fn is_lost(&self) -> bool {
+        self.status.phase == LOST
+    }
+
+    /// The claim of the same size through which CDI fills this one, if it does; it exists while it is being filled.
+    pub fn second_claim(&self) -> Option<ObjectName> {
+        let by_cdi = self.spec.data_source_ref.as_ref().is_some_and(|source| source.api_group == POPULATORS);
+        by_cdi.then(|| ObjectName::parse(&format!("{SECOND_CLAIM}{}", self.metadata.uid))).flatten()
     }
 
     /// Requested size in bytes; `None` when absent or not a quantity.
@@ -153,6 +181,23 @@ mod tests {
             let claim: Claim = serde_json::from_value(empty).unwrap();
             assert!(!claim.is_bound() && !claim.is_block() && claim.requested().is_none());
         }
+    }
+
+    #[test]
+    fn a_claim_that_cdi_fills_has_a_second_one() {
+        let second = |spec: serde_json::Value| {
+            let claim: Claim = serde_json::from_value(
+                json!({"metadata": {"uid": "5d30"}, "spec": spec, "status": {"phase": "Lost"}}),
+            )
+            .unwrap();
+            assert!(claim.is_lost() && !claim.is_bound());
+            claim.second_claim().map(|name| name.to_string())
+        };
+        let source = |group: serde_json::Value| json!({"dataSourceRef": {"apiGroup": group, "kind": "x", "name": "y"}});
+        assert_eq!(second(source("cdi.kubevirt.io".into())).as_deref(), Some("prime-5d30"));
+        assert_eq!(second(source("snapshot.storage.k8s.io".into())), None);
+        assert_eq!(second(source(serde_json::Value::Null)), None, "another claim");
+        assert_eq!(second(json!({"dataSourceRef": null})), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::{
     data_volume::DataVolume,
     guest_guard::Owned,
     infra::Infra,
-    reader::{VM_SUBRESOURCES, accepting_all},
+    reader::{Resource, VM_SUBRESOURCES, VMI_SUBRESOURCES, accepting_all},
 };
 
 /// A disk to plug.
@@ -36,18 +36,30 @@ impl Infra {
             "disk": {"name": name, "serial": disk.serial, "disk": {"bus": disk.bus}},
             "volumeSource": {"dataVolume": {"name": name}},
         });
-        self.hotplug("addvolume", vm, &options).await
+        self.hotplug(VM_SUBRESOURCES, "addvolume", vm, &options).await
     }
 
     /// Asks KubeVirt to unplug a volume. `volume` is its name inside the VM: if it is the name of its `DataVolume`,
     /// KubeVirt 1.9 accepts the call and does nothing. The call is never repeated here.
     pub async fn remove_volume(&self, vm: &ObjectName, volume: &ObjectName) -> Result<(), Error> {
-        self.hotplug("removevolume", vm, &json!({"name": volume.as_str()})).await
+        self.hotplug(VM_SUBRESOURCES, "removevolume", vm, &json!({"name": volume.as_str()})).await
     }
 
-    async fn hotplug(&self, subresource: &str, vm: &ObjectName, options: &Value) -> Result<(), Error> {
+    /// Asks KubeVirt to unplug a volume from a VMI whose VM does not have it. KubeVirt with the gate
+    /// `DeclarativeHotplugVolumes` answers 400 for the VMI of a VM, and unplugs such a volume by itself.
+    pub async fn remove_volume_from_vmi(&self, vmi: &ObjectName, volume: &ObjectName) -> Result<(), Error> {
+        self.hotplug(VMI_SUBRESOURCES, "removevolume", vmi, &json!({"name": volume.as_str()})).await
+    }
+
+    async fn hotplug(
+        &self,
+        of: Resource,
+        subresource: &str,
+        vm: &ObjectName,
+        options: &Value,
+    ) -> Result<(), Error> {
         let reader = &self.shared.reader;
-        let request = reader.requests(VM_SUBRESOURCES).replace_subresource(
+        let request = reader.requests(of).replace_subresource(
             subresource,
             vm.as_str(),
             &PostParams::default(),

@@ -1,6 +1,13 @@
 //! The infra cluster: what belongs to this guest there, and what all calls share.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use cluster::{ApiServer, CredentialsError, Error, Rights, Source, WriteRate};
 use kubevirt::{ObjectName, VmGuest, is_dns_label};
@@ -16,7 +23,7 @@ use crate::{
     list::Listed,
     metrics::CallMetrics,
     reader::Reader,
-    rights::WATCH_INSTANCES,
+    rights::{LIST_EVENTS, WATCH_INSTANCES},
     shared_reads::{SharedReads, VmReads},
     wait::{Poller, VmiWait},
 };
@@ -66,6 +73,7 @@ pub(crate) struct Shared {
     census: Coalesced<Census>,
     reads: SharedReads,
     metrics: CallMetrics,
+    may_list_events: AtomicBool,
 }
 
 impl Infra {
@@ -108,7 +116,9 @@ impl Infra {
         let reader = Arc::new(Reader::new(server, settings.namespace, odd));
         let reads = SharedReads::new(&reader);
         let poller = Poller::new(Arc::clone(&reader), reads.clone(), tasks);
-        let shared = Shared { reader, guard, vm_guest, poller, census: Coalesced::default(), reads, metrics };
+        let census = Coalesced::default();
+        let may_list_events = AtomicBool::new(false);
+        let shared = Shared { reader, guard, vm_guest, poller, census, reads, metrics, may_list_events };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -160,9 +170,16 @@ impl Infra {
         self.shared.poller.wait(name)
     }
 
-    /// Uses the rights that were granted beyond [`crate::REQUIRED_RIGHTS`]: waits watch instead of polling.
+    /// Uses the rights that were granted beyond [`crate::REQUIRED_RIGHTS`]: waits watch instead of polling, and
+    /// the events of claims are read.
     pub fn use_granted(&self, rights: &Rights) {
         self.shared.poller.may_watch(rights.allow(&WATCH_INSTANCES));
+        self.shared.may_list_events.store(rights.allow(&LIST_EVENTS), Ordering::Relaxed);
+    }
+
+    /// Whether the right to list events was granted.
+    pub(crate) fn may_list_events(&self) -> bool {
+        self.shared.may_list_events.load(Ordering::Relaxed)
     }
 
     /// Reads which rights our credentials have in the namespace.

@@ -16,6 +16,7 @@ mod claim;
 mod claims;
 mod coalesce;
 mod data_volume;
+mod events;
 mod guest_guard;
 mod hotplug;
 mod infra;
@@ -51,7 +52,7 @@ pub use machine::{
     VirtualMachine, VirtualMachineInstance, Volume, VolumePhase, VolumeRequest, VolumeSource, VolumeStatus,
 };
 pub use quantity::{Quantity, parse_quantity};
-pub use rights::{LIST_SNAPSHOTS, REQUIRED_RIGHTS, WATCH_INSTANCES};
+pub use rights::{LIST_EVENTS, LIST_SNAPSHOTS, REQUIRED_RIGHTS, WATCH_INSTANCES};
 pub use shared_reads::{ReadResult, VmReads};
 pub use volume_snapshot::{NewVolumeSnapshot, VolumeSnapshot};
 pub use wait::VmiWait;

@@ -23,6 +23,8 @@ pub struct VirtualMachine {
     pub run_strategy: RunStrategy,
     /// `status.printableStatus`, for people.
     pub printable_status: String,
+    /// What KubeVirt reports to be wrong with it, in KubeVirt's words; empty if nothing.
+    pub complaint: String,
     /// `spec.template.spec.volumes`, each with its disk.
     pub volumes: Vec<Volume>,
     /// `status.volumeRequests`: hotplug calls accepted and not yet carried out (gate `HotplugVolumes`).
@@ -117,6 +119,11 @@ pub struct VirtualMachineInstance {
     pub owner: Option<ObjectName>,
     /// `status.phase`.
     pub phase: Phase,
+    /// It has ended, and virt-controller has recorded that its pods are gone: nothing writes to its volumes any more,
+    /// although spec and status keep them.
+    pub pods_are_gone: bool,
+    /// What KubeVirt reports to be wrong with it, in KubeVirt's words; empty if nothing.
+    pub complaint: String,
     /// `spec.volumes`.
     pub volumes: Vec<Volume>,
     /// `status.volumeStatus`.
@@ -127,6 +134,11 @@ impl VirtualMachineInstance {
     /// Whether spec or status name the volume.
     pub fn uses(&self, volume: &str) -> bool {
         self.volumes.iter().any(|v| v.uses(volume)) || self.status.iter().any(|s| s.uses(volume))
+    }
+
+    /// Whether spec or status name the volume and something may still write to it.
+    pub fn holds(&self, volume: &str) -> bool {
+        !self.pods_are_gone && self.uses(volume)
     }
 }
 
@@ -257,6 +269,45 @@ mod tests {
         assert!(vmi.status[0].hotplug);
         assert_eq!(vmi.status[1].phase, VolumePhase::Unknown("HotplugVolumeFailed".into()));
         assert!(vmi.uses("pvc-1") && vmi.uses("pvc-2") && !vmi.uses("pvc-3"));
+    }
+
+    #[test]
+    fn what_kubevirt_complains_of_is_kept_in_its_words() {
+        let refused = "Error creating attachment pod pods \"hp-volume-x\" is forbidden: exceeded quota: q";
+        let vmi: VirtualMachineInstance = serde_json::from_value(json!({"status": {"phase": "Running", "conditions": [
+            {"type": "Ready", "status": "False", "reason": "GuestNotRunning", "message": "of no interest here"},
+            {"type": "Synchronized", "status": "False", "reason": "FailedCreate", "message": refused},
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"},
+        ]}}))
+        .unwrap();
+        assert_eq!(vmi.complaint, format!("FailedCreate: {refused}; Unschedulable: 0/1 nodes"));
+        let vm: VirtualMachine = serde_json::from_value(json!({"status": {"conditions": [
+            {"type": "Failure", "status": "True", "reason": "FailedCreate", "message": "no"},
+            {"type": "Ready", "status": "False", "reason": "x", "message": "y"},
+        ]}}))
+        .unwrap();
+        assert_eq!(vm.complaint, "FailedCreate: no");
+        let fine: VirtualMachineInstance = serde_json::from_value(json!({"status": {"conditions": [
+            {"type": "Synchronized", "status": "True", "reason": "x", "message": "y"},
+            {"type": "Synchronized", "status": "False", "reason": "", "message": ""},
+        ]}}))
+        .unwrap();
+        assert_eq!(fine.complaint, "");
+    }
+
+    #[test]
+    fn a_vmi_whose_pods_are_gone_holds_nothing() {
+        let vmi = |finalizers: &[&str]| -> VirtualMachineInstance {
+            serde_json::from_value(json!({
+                "metadata": {"name": "vm1", "finalizers": finalizers},
+                "spec": {"volumes": [{"name": "pvc-1"}]},
+                "status": {"phase": "Succeeded", "volumeStatus": [{"name": "pvc-1", "phase": "Ready"}]},
+            }))
+            .unwrap()
+        };
+        let (gone, left) = (vmi(&[]), vmi(&["foregroundDeleteVirtualMachine"]));
+        assert!(gone.uses("pvc-1") && !gone.holds("pvc-1"));
+        assert!(left.uses("pvc-1") && left.holds("pvc-1"));
     }
 
     #[test]

@@ -34,11 +34,15 @@ pub(crate) struct Resource {
 pub(crate) const DATA_VOLUMES: Resource =
     Resource { group: Some("cdi.kubevirt.io"), version: "v1beta1", plural: "datavolumes" };
 pub(crate) const CLAIMS: Resource = Resource { group: None, version: "v1", plural: "persistentvolumeclaims" };
+pub(crate) const EVENTS: Resource = Resource { group: None, version: "v1", plural: "events" };
 pub(crate) const VOLUME_SNAPSHOTS: Resource =
     Resource { group: Some("snapshot.storage.k8s.io"), version: "v1", plural: "volumesnapshots" };
 /// The subresources of VMs; a VM itself is one of [`VMS`].
 pub(crate) const VM_SUBRESOURCES: Resource =
     Resource { group: Some("subresources.kubevirt.io"), version: "v1", plural: WireVm::PLURAL };
+/// The subresources of VMIs.
+pub(crate) const VMI_SUBRESOURCES: Resource =
+    Resource { group: Some("subresources.kubevirt.io"), version: "v1", plural: WireVmi::PLURAL };
 const VMS: Resource =
     Resource { group: Some(kubevirt::GROUP), version: kubevirt::VERSION, plural: WireVm::PLURAL };
 pub(crate) const VMIS: Resource =

@@ -70,6 +70,11 @@ pub const WATCH_INSTANCES: Right =
 pub const LIST_SNAPSHOTS: Right =
     right("snapshot.storage.k8s.io", "volumesnapshots", "list", "listing the snapshots of a volume, or all");
 
+/// Never needed and never asked for. Where it is granted, an attach that waits for an infra claim reports the claim's
+/// warnings to the guest's user.
+pub const LIST_EVENTS: Right =
+    right("", "events", "list", "reporting why a claim of the infra cluster is not bound");
+
 #[cfg(test)]
 mod tests {
     use super::*;

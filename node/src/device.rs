@@ -220,10 +220,7 @@ pub fn check(disk: &Disk, wanted_for: DiskUse, mounts: &MountTable, path: &Path)
         return Ok(());
     }
     if !disk.holders.is_empty() {
-        return refused(format!(
-            "{} is stacked on it; exclude the disk there (multipath blacklist, lvm filter)",
-            disk.holders.join(", ")
-        ));
+        return Err(Error::DiskStacked { name: disk.name.clone(), on: disk.holders.join(", ") });
     }
     if !disk.partitions.is_empty() {
         let names: Vec<&str> = disk.partitions.iter().map(|partition| partition.name.as_str()).collect();

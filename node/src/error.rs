@@ -43,6 +43,10 @@ pub enum Error {
     DiskChanged { name: String, detail: String },
     #[error("disk {name} is not used: {reason}")]
     DiskRefused { name: String, reason: String },
+    #[error(
+        "disk {name} is not used: {on} is stacked on it; exclude the disk there (multipath blacklist, lvm filter)"
+    )]
+    DiskStacked { name: String, on: String },
     #[error("disk {name} cannot be read, so it is not known to be blank: {reason}")]
     DiskUnreadable { name: String, reason: String },
     #[error("disk {name} is in use: {by}; release it first")]
@@ -52,6 +56,10 @@ pub enum Error {
         "disk {name} holds {found}, but {wanted} was asked for; it is not formatted again: use a StorageClass with fsType {found}"
     )]
     OtherFilesystem { name: String, found: String, wanted: String },
+    #[error(
+        "disk {name} holds an {found} that was not made on this volume: its UUID is not {uuid}, and it was not made since the volume exists. The volume was made blank, so this can be an earlier owner's data, which the infra storage did not wipe. It is not mounted and nothing is changed; find out whose data it is"
+    )]
+    ForeignFilesystem { name: String, found: String, uuid: String },
     #[error("disk {name} is not blank ({what}) and is not formatted; {remedy}")]
     NotBlank { name: String, what: String, remedy: &'static str },
     #[error(
@@ -178,6 +186,10 @@ impl Error {
             | Self::DiskAmbiguous { .. }
             | Self::DiskChanged { .. }
             | Self::DiskUnreadable { .. }
+            // A lock of udev or of another program, or what has opened the disk at boot, may pass. After a final code the
+            // kubelet forgets a volume that was mounted before it was restarted (kubernetes/kubernetes#136591).
+            | Self::DiskBusy { .. }
+            | Self::DiskStacked { .. }
             | Self::NotWritable { .. }
             | Self::NotChecked { .. }
             | Self::NotIdentified(_)
@@ -189,9 +201,9 @@ impl Error {
             | Self::NotSettled(_) => Code::Unavailable,
             Self::DiskRefused { .. }
             | Self::ReadOnlyNotGrown { .. }
-            | Self::DiskBusy { .. }
             | Self::OtherFilesystem { .. }
             | Self::NotBlank { .. }
+            | Self::ForeignFilesystem { .. }
             | Self::ReadOnlyBlank { .. }
             | Self::DiskTooSmall { .. }
             | Self::StagingPathMissing
@@ -253,7 +265,12 @@ mod tests {
             (Error::DiskChanged { name: name(), detail: text() }, Code::Unavailable),
             (Error::DiskRefused { name: name(), reason: text() }, Code::FailedPrecondition),
             (Error::DiskUnreadable { name: name(), reason: text() }, Code::Unavailable),
-            (Error::DiskBusy { name: name(), by: text() }, Code::FailedPrecondition),
+            (Error::DiskBusy { name: name(), by: text() }, Code::Unavailable),
+            (Error::DiskStacked { name: name(), on: text() }, Code::Unavailable),
+            (
+                Error::ForeignFilesystem { name: name(), found: text(), uuid: text() },
+                Code::FailedPrecondition,
+            ),
             (
                 Error::OtherFilesystem { name: name(), found: text(), wanted: text() },
                 Code::FailedPrecondition,
@@ -305,7 +322,7 @@ mod tests {
             assert!(seen.insert(std::mem::discriminant(&error)), "listed twice: {error:?}");
         }
         // A new variant must come into the table: this number is the number of variants.
-        assert_eq!(seen.len(), 40);
+        assert_eq!(seen.len(), 42);
     }
 
     #[test]

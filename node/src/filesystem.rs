@@ -7,6 +7,8 @@ use std::{fmt, path::Path};
 
 use csi_call::Filesystem;
 
+use crate::origin::FilesystemUuid;
+
 /// A filesystem that this driver makes and mounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -32,6 +34,15 @@ impl Tool {
         let operand = operand.to_string_lossy().into_owned();
         Self { program, arguments: options.iter().map(|&o| o.to_owned()).chain([operand]).collect() }
     }
+}
+
+/// How a filesystem is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MkfsOptions {
+    /// Its UUID; `None`: any.
+    pub uuid: Option<FilesystemUuid>,
+    /// Options of mkfs.xfs for the features that an xfs may have.
+    pub xfs_features: &'static [&'static str],
 }
 
 /// What the end of the check program means.
@@ -117,15 +128,26 @@ impl FilesystemType {
     ///
     /// ext: no blocks reserved for root (`-m 0`, as kubevirt/csi-driver), tables written lazily, and no discard, which
     /// on a blank disk only costs time and writes nothing that is needed (`-K` is the same for xfs).
-    pub fn mkfs(self, disk: &Path) -> Tool {
+    pub fn mkfs(self, disk: &Path, made: &MkfsOptions) -> Tool {
         const EXT: &[&str] = &["-q", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"];
         const EXT2: &[&str] = &["-q", "-m", "0", "-E", "lazy_itable_init=1,nodiscard"];
-        match self {
-            Self::Ext2 => Tool::new("mkfs.ext2", EXT2, disk),
-            Self::Ext3 => Tool::new("mkfs.ext3", EXT, disk),
-            Self::Ext4 => Tool::new("mkfs.ext4", EXT, disk),
-            Self::Xfs => Tool::new("mkfs.xfs", &["-q", "-K"], disk),
+        let (program, options): (_, &[&str]) = match self {
+            Self::Ext2 => ("mkfs.ext2", EXT2),
+            Self::Ext3 => ("mkfs.ext3", EXT),
+            Self::Ext4 => ("mkfs.ext4", EXT),
+            Self::Xfs => ("mkfs.xfs", &["-q", "-K"]),
+        };
+        let mut options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+        match (self, made.uuid) {
+            (_, None) => {}
+            (Self::Xfs, Some(uuid)) => options.extend(["-m".to_owned(), format!("uuid={uuid}")]),
+            (_, Some(uuid)) => options.extend(["-U".to_owned(), uuid.to_string()]),
         }
+        if self == Self::Xfs {
+            options.extend(made.xfs_features.iter().map(|&option| option.to_owned()));
+        }
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        Tool::new(program, &options, disk)
     }
 
     /// Checks it before it is mounted for writing; xfs replays its log when mounted, and `xfs_repair` is never
@@ -191,6 +213,24 @@ impl fmt::Display for FilesystemType {
     }
 }
 
+/// The first kernel in which bigtime and inobtcount are no experiment; a kernel before 5.10 does not mount them.
+const XFS_BIG_TIME: (u32, u32) = (5, 15);
+
+/// The options with which a new xfs has only features that this kernel can mount. mkfs.xfs by itself turns on what the
+/// release of xfsprogs has, whatever the kernel of the node: nrext64, which needs 5.19, since xfsprogs 6.5. The files that
+/// xfsprogs has for this (`/usr/share/xfsprogs/mkfs`) are no help: 6.1 refuses its own. A kernel whose version cannot be read
+/// gets the fewest.
+pub fn xfs_features(release: &str) -> &'static [&'static str] {
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version >= XFS_BIG_TIME {
+        &["-i", "nrext64=0"]
+    } else {
+        &["-i", "nrext64=0", "-m", "bigtime=0,inobtcount=0"]
+    }
+}
+
 /// How much of a disk's beginning holds the superblock of each filesystem in the table, and those of md 1.1 and 1.2: the
 /// last is at byte 4096.
 pub const SUPERBLOCK_BYTES: usize = 8192;
@@ -221,6 +261,10 @@ pub struct Superblock {
     pub log_bytes: u64,
     /// The kernel met an error in it, and no check has followed. xfs keeps no such mark.
     pub has_errors: bool,
+    /// Its UUID.
+    pub uuid: FilesystemUuid,
+    /// When it was made, in seconds since 1970. xfs has it elsewhere: [`xfs_made_at`].
+    pub made_at: Option<u64>,
 }
 
 /// ext2/3/4: `struct ext2_super_block` at offset 1024, little endian.
@@ -236,6 +280,9 @@ fn ext_superblock(head: &[u8]) -> Option<Superblock> {
     const MOUNT_COUNT: usize = 0x34;
     const STATE: usize = 0x3a;
     const ERROR_FS: u16 = 2;
+    const UUID: usize = 0x68;
+    const MADE: usize = 0x108;
+    const MADE_HIGH: usize = 0x276;
     let block = head.get(OFFSET..)?;
     let u16_at = |at: usize| Some(u16::from_le_bytes(block.get(at..at + 2)?.try_into().ok()?));
     let u32_at = |at: usize| Some(u32::from_le_bytes(block.get(at..at + 4)?.try_into().ok()?));
@@ -248,7 +295,15 @@ fn ext_superblock(head: &[u8]) -> Option<Superblock> {
     let unused = u32_at(MOUNT_TIME)? == 0 && u16_at(MOUNT_COUNT)? == 0;
     let completion = if unused { Completion::Unused } else { Completion::Finished };
     let has_errors = u16_at(STATE)? & ERROR_FS != 0;
-    Some(Superblock { bytes: blocks.checked_mul(block_bytes)?, completion, log_bytes: 0, has_errors })
+    let made = (u64::from(*block.get(MADE_HIGH)?) << 32) | u64::from(u32_at(MADE)?);
+    Some(Superblock {
+        bytes: blocks.checked_mul(block_bytes)?,
+        completion,
+        log_bytes: 0,
+        has_errors,
+        uuid: FilesystemUuid(block.get(UUID..UUID + 16)?.try_into().ok()?),
+        made_at: (made != 0).then_some(made),
+    })
 }
 
 /// xfs: `struct xfs_dsb` at offset 0, big endian. mkfs.xfs writes past the page cache, sets `sb_inprogress` first and
@@ -256,6 +311,7 @@ fn ext_superblock(head: &[u8]) -> Option<Superblock> {
 fn xfs_superblock(head: &[u8]) -> Option<Superblock> {
     const MAGIC: &[u8] = b"XFSB";
     const IN_PROGRESS: usize = 126;
+    const UUID: usize = 32;
     let u32_at = |at: usize| Some(u32::from_be_bytes(head.get(at..at + 4)?.try_into().ok()?));
     let u64_at = |at: usize| Some(u64::from_be_bytes(head.get(at..at + 8)?.try_into().ok()?));
     if head.get(..MAGIC.len())? != MAGIC {
@@ -268,7 +324,51 @@ fn xfs_superblock(head: &[u8]) -> Option<Superblock> {
         completion: if *head.get(IN_PROGRESS)? == 0 { Completion::Finished } else { Completion::Unfinished },
         log_bytes: log_blocks.checked_mul(block_bytes)?,
         has_errors: false,
+        uuid: FilesystemUuid(head.get(UUID..UUID + 16)?.try_into().ok()?),
+        made_at: None,
     })
+}
+
+/// How much of an inode holds its age.
+pub const XFS_INODE_BYTES: usize = 176;
+
+/// Where the inode of the root directory of an xfs lies, by its superblock (`struct xfs_dsb`): an inode's number is that of
+/// its allocation group, of its block in there, and its place in the block.
+pub fn xfs_root_inode(head: &[u8]) -> Option<u64> {
+    xfs_superblock(head)?;
+    let byte = |at: usize| head.get(at).copied().map(u32::from);
+    let root = u64::from_be_bytes(head.get(56..64)?.try_into().ok()?);
+    let group_blocks = u64::from(u32::from_be_bytes(head.get(84..88)?.try_into().ok()?));
+    let (block_log, inode_log, per_block_log, group_log) = (byte(120)?, byte(122)?, byte(123)?, byte(124)?);
+    let below = |bits: u32| 1_u64.checked_shl(bits).map(|limit| limit - 1);
+    let group = root.checked_shr(group_log + per_block_log)?;
+    let block = root.checked_shr(per_block_log)? & below(group_log)?;
+    let place = root & below(per_block_log)?;
+    let blocks = group.checked_mul(group_blocks)?.checked_add(block)?;
+    let at = blocks.checked_mul(below(block_log)? + 1)?;
+    at.checked_add(place.checked_mul(below(inode_log)? + 1)?)
+}
+
+/// When an xfs was made, in seconds since 1970: the age of its root directory (`struct xfs_dinode`, version 3). An xfs of
+/// version 4 does not have it.
+pub fn xfs_made_at(inode: &[u8]) -> Option<u64> {
+    const MAGIC: &[u8] = b"IN";
+    const VERSION: usize = 4;
+    const FLAGS2: usize = 120;
+    const BIG_TIME: u64 = 1 << 3;
+    const MADE: usize = 144;
+    const NANOSECONDS: u64 = 1_000_000_000;
+    /// A big time counts from the smallest time of the older form.
+    const BIG_TIME_OFFSET: u64 = 1 << 31;
+    let u64_at = |at: usize| Some(u64::from_be_bytes(inode.get(at..at + 8)?.try_into().ok()?));
+    if inode.get(..MAGIC.len())? != MAGIC || *inode.get(VERSION)? != 3 {
+        return None;
+    }
+    let made = u64_at(MADE)?;
+    if u64_at(FLAGS2)? & BIG_TIME != 0 {
+        return (made / NANOSECONDS).checked_sub(BIG_TIME_OFFSET);
+    }
+    i32::try_from(made.cast_signed() >> 32).ok().and_then(|seconds| u64::try_from(seconds).ok())
 }
 
 #[cfg(test)]
@@ -284,12 +384,83 @@ mod tests {
     fn names_are_their_own_inverse_and_no_mkfs_is_forced() {
         for filesystem in ALL {
             assert_eq!(FilesystemType::parse(filesystem.name()), Some(filesystem));
-            let mkfs = filesystem.mkfs(Path::new("/dev/sda"));
+            let mkfs = filesystem.mkfs(Path::new("/dev/sda"), &MkfsOptions::default());
             assert_eq!(mkfs.program, format!("mkfs.{filesystem}"));
             assert_eq!(mkfs.arguments.last().map(String::as_str), Some("/dev/sda"));
             assert!(!mkfs.arguments.iter().any(|a| a == "-f" || a == "-F"), "{mkfs:?}");
         }
         assert_eq!(FilesystemType::parse("btrfs"), None);
+    }
+
+    #[test]
+    fn a_uuid_and_features_are_given_as_each_program_takes_them() {
+        let uuid = FilesystemUuid([0xab; 16]);
+        let options = MkfsOptions { uuid: Some(uuid), xfs_features: xfs_features("5.4.0") };
+        for filesystem in ALL {
+            let arguments = filesystem.mkfs(Path::new("/dev/sda"), &options).arguments.join(" ");
+            let (given, features) = match filesystem {
+                FilesystemType::Xfs => {
+                    (format!("-m uuid={uuid}"), "-i nrext64=0 -m bigtime=0,inobtcount=0 /dev/sda")
+                }
+                _ => (format!("-U {uuid}"), " /dev/sda"),
+            };
+            assert!(arguments.contains(&given) && arguments.ends_with(features), "{arguments}");
+            assert_eq!(arguments.contains("nrext64"), filesystem == FilesystemType::Xfs, "{arguments}");
+        }
+    }
+
+    #[rstest]
+    #[case("4.18.0-553.el8_10.x86_64", false)]
+    #[case("5.4.0-216-generic", false)]
+    #[case("5.9.16", false)]
+    #[case("5.14.0-503.el9", false)]
+    #[case("5.15", true)]
+    #[case("6.1.0-57-cloud-amd64", true)]
+    #[case("6.18.44", true)]
+    #[case("10.0.1", true)]
+    #[case("6", true)]
+    #[case("5", false)]
+    #[case("", false)]
+    #[case("unknown", false)]
+    fn the_kernel_decides_on_the_features_of_a_new_xfs(#[case] release: &str, #[case] big_time: bool) {
+        let features = xfs_features(release).join(" ");
+        assert!(features.contains("nrext64=0"), "{features}");
+        assert_eq!(!features.contains("bigtime=0,inobtcount=0"), big_time, "{features}");
+    }
+
+    #[test]
+    fn the_age_of_an_xfs_is_that_of_its_root_directory() {
+        let mut head = vec![0_u8; SUPERBLOCK_BYTES];
+        head[..4].copy_from_slice(b"XFSB");
+        head[4..8].copy_from_slice(&4096_u32.to_be_bytes());
+        head[84..88].copy_from_slice(&1000_u32.to_be_bytes());
+        // Blocks of 4096, inodes of 512, eight in a block, groups of at most 1024 blocks.
+        (head[120], head[122], head[123], head[124]) = (12, 9, 3, 10);
+        let mut at = |root: u64| {
+            head[56..64].copy_from_slice(&root.to_be_bytes());
+            xfs_root_inode(&head)
+        };
+        assert_eq!(at(128), Some(16 * 4096));
+        assert_eq!(at(131), Some(16 * 4096 + 3 * 512));
+        assert_eq!(at((1 << 13) | 8), Some((1000 + 1) * 4096), "of the second group");
+        assert_eq!(xfs_root_inode(b"XFSB"), None);
+
+        let inode = |flags: u64, made: u64, version: u8| {
+            let mut inode = vec![0_u8; XFS_INODE_BYTES];
+            inode[..2].copy_from_slice(b"IN");
+            inode[4] = version;
+            inode[120..128].copy_from_slice(&flags.to_be_bytes());
+            inode[144..152].copy_from_slice(&made.to_be_bytes());
+            inode
+        };
+        assert_eq!(xfs_made_at(&inode(0, (1_700_000_000 << 32) | 7, 3)), Some(1_700_000_000));
+        assert_eq!(
+            xfs_made_at(&inode(8, (1_700_000_000 + (1 << 31)) * 1_000_000_000, 3)),
+            Some(1_700_000_000)
+        );
+        assert_eq!(xfs_made_at(&inode(0, u64::MAX, 3)), None, "before 1970");
+        assert_eq!(xfs_made_at(&inode(0, 1 << 32, 2)), None);
+        assert_eq!(xfs_made_at(&[]), None);
     }
 
     #[test]
@@ -367,7 +538,15 @@ mod tests {
         head[48..56].copy_from_slice(&8_u64.to_be_bytes());
         head[96..100].copy_from_slice(&10_u32.to_be_bytes());
         let completion = Completion::Finished;
-        let whole = Superblock { bytes: 4_096_000, completion, log_bytes: 40_960, has_errors: false };
+        let uuid = FilesystemUuid([0; 16]);
+        let whole = Superblock {
+            bytes: 4_096_000,
+            completion,
+            log_bytes: 40_960,
+            has_errors: false,
+            uuid,
+            made_at: None,
+        };
         assert_eq!(FilesystemType::Xfs.superblock(&head), Some(whole));
         head[126] = 1;
         assert_eq!(

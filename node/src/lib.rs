@@ -26,6 +26,7 @@ pub mod mount_options;
 pub mod mount_table;
 pub mod mutation;
 pub mod node_id;
+pub mod origin;
 mod own_signature;
 pub mod path_state;
 mod pool;

@@ -209,8 +209,8 @@ impl Host for Linux {
             Step::WriteMkfsRecord { staging, record } => mkfs_record::write(staging, record),
             Step::RemoveMkfsRecord { staging } => mkfs_record::remove(staging),
             Step::ClearUnfinished { disk, fingerprint } => disk::clear(&self.paths, disk, *fingerprint),
-            Step::Format { disk, filesystem, fingerprint } => {
-                disk::format(&self.paths, disk, *filesystem, *fingerprint)
+            Step::Format { disk, filesystem, fingerprint, uuid } => {
+                disk::format(&self.paths, disk, *filesystem, *fingerprint, *uuid)
             }
             Step::Check { disk, filesystem } => self.check(disk, *filesystem),
             Step::Mount { disk, filesystem, options, target } => {

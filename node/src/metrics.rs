@@ -110,11 +110,11 @@ impl Metrics {
         let result = match decision {
             Ok(decision) => decision.label(),
             Err(Error::OtherFilesystem { .. }) => REFUSED_OTHER_FILESYSTEM,
-            Err(Error::NotBlank { .. }) => REFUSED_NOT_BLANK,
+            Err(Error::NotBlank { .. } | Error::ForeignFilesystem { .. }) => REFUSED_NOT_BLANK,
             Err(Error::DiskUnreadable { .. }) => REFUSED_UNREADABLE,
             Err(Error::ReadOnlyBlank { .. }) => REFUSED_READ_ONLY,
             Err(Error::DiskTooSmall { .. }) => REFUSED_TOO_SMALL,
-            Err(Error::DiskBusy { .. }) => REFUSED_IN_USE,
+            Err(Error::DiskBusy { .. } | Error::DiskStacked { .. }) => REFUSED_IN_USE,
             Err(_) => REFUSED_NOT_PROBED,
         };
         self.decisions.get_or_create(&DecisionLabel { result }).inc();

@@ -331,6 +331,7 @@ impl Host for Model {
                 first_data: (content != Held::Blank).then_some(0),
                 fingerprint: 1,
                 head: superblock(&content),
+                root_inode: Vec::new(),
             })
         };
         let blkid = Answer { code: Some(code), output, errors: String::new() };

@@ -15,6 +15,7 @@ use crate::{
     filesystem::FilesystemType,
     host::{HeldDisk, Host},
     mount_table::{DEVTMPFS, Mount, MountTable, TMPFS},
+    origin::Making,
     path_state::PathState,
     probe::{Content, judge},
     publish, release, stage,
@@ -58,6 +59,7 @@ fn observe_stage(
     let stale = context.is_stale(&wanted.staging, &path, &mounts)?;
     let top = mounts.at(&wanted.staging).pop();
     let (mut record, mut probed, mut filesystem_bytes, mut write_refusal) = (None, None, None, None);
+    let mut making = Making::default();
     if let Some(mount) = &top
         && mount.number == disk.number
         && !stale
@@ -69,8 +71,10 @@ fn observe_stage(
         None => {
             context.progress.set(format!("reading {}", disk.name));
             record = host.mkfs_record(&wanted.staging)?;
-            let verdict = probe(host, held, &mounts);
-            probed = Some(verdict.inspect_err(|error| context.metrics.count_decision(Err(error)))?);
+            let verdict = probe(host, held, &mounts, wanted.filesystem);
+            let verdict = verdict.inspect_err(|error| context.metrics.count_decision(Err(error)))?;
+            making = verdict.1;
+            probed = Some(verdict.0);
         }
         Some(mount) if mount.number == disk.number && !stale && !grown => {
             filesystem_bytes = FilesystemType::parse(&mount.fs_type)
@@ -93,6 +97,7 @@ fn observe_stage(
         disk_record,
         record,
         content: probed,
+        making,
         filesystem_bytes,
         write_refusal,
     })
@@ -103,13 +108,18 @@ fn probe_writes(host: &dyn Host, mount: &Mount) -> Result<Option<String>> {
     if mount.read_only() { Ok(None) } else { host.write_refusal(&mount.point) }
 }
 
-/// What is on the disk. One that is mounted on this node already (the older layout) cannot be opened exclusively; its
+/// What is on the disk, and what a filesystem of the wanted type shows of its making. One that is mounted on this node already (the older layout) cannot be opened exclusively; its
 /// filesystem is known from the mount table.
-fn probe(host: &dyn Host, held: &HeldDisk, mounts: &MountTable) -> Result<Content> {
+fn probe(
+    host: &dyn Host,
+    held: &HeldDisk,
+    mounts: &MountTable,
+    wanted: FilesystemType,
+) -> Result<(Content, Making)> {
     if let Some(mount) = mounts.of(held.disk().number).first() {
-        return Ok(Content::Mounted { kind: mount.fs_type.clone() });
+        return Ok((Content::Mounted { kind: mount.fs_type.clone() }, Making::default()));
     }
-    host.examine(held).map(|evidence| judge(&evidence))
+    host.examine(held).map(|evidence| (judge(&evidence), evidence.making(wanted)))
 }
 
 fn count_decision(context: Context<'_>, wanted: &stage::Wanted, observed: &stage::Observed) {

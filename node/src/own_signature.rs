@@ -104,14 +104,25 @@ pub fn is_md_member(head: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::filesystem::{Completion, SUPERBLOCK_BYTES};
+    use crate::{
+        filesystem::{Completion, SUPERBLOCK_BYTES},
+        origin::FilesystemUuid,
+    };
     use proptest::prelude::*;
     use rstest::rstest;
 
     const DISK: u64 = 64 << 20;
 
     fn filesystem(bytes: u64) -> Superblock {
-        Superblock { bytes, completion: Completion::Finished, log_bytes: 0, has_errors: false }
+        let uuid = FilesystemUuid([0; 16]);
+        Superblock {
+            bytes,
+            completion: Completion::Finished,
+            log_bytes: 0,
+            has_errors: false,
+            uuid,
+            made_at: None,
+        }
     }
 
     #[rstest]

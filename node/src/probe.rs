@@ -8,7 +8,8 @@
 use std::{fmt, iter::once, ops::Range};
 
 use crate::{
-    filesystem::{Completion, FilesystemType, Superblock},
+    filesystem::{Completion, FilesystemType, Superblock, xfs_made_at},
+    origin::Making,
     own_signature::{Finding, is_md_member, own_signatures},
 };
 
@@ -64,6 +65,20 @@ pub struct Samples {
     pub fingerprint: u64,
     /// The first bytes, for the superblock.
     pub head: Vec<u8>,
+    /// The inode of the root directory of an xfs, which has its age.
+    pub root_inode: Vec<u8>,
+}
+
+impl Evidence {
+    /// What a filesystem of this type shows of its making.
+    pub fn making(&self, filesystem: FilesystemType) -> Making {
+        let Ok(samples) = &self.samples else { return Making::default() };
+        let Some(superblock) = filesystem.superblock(&samples.head) else { return Making::default() };
+        Making {
+            uuid: Some(superblock.uuid),
+            at: superblock.made_at.or_else(|| xfs_made_at(&samples.root_inode)),
+        }
+    }
 }
 
 /// What the disk contains.
@@ -309,7 +324,12 @@ mod tests {
     use rstest::rstest;
 
     fn samples(zero: bool) -> Samples {
-        Samples { first_data: (!zero).then_some(9), fingerprint: 7, head: vec![0; SUPERBLOCK_BYTES] }
+        Samples {
+            first_data: (!zero).then_some(9),
+            fingerprint: 7,
+            head: vec![0; SUPERBLOCK_BYTES],
+            root_inode: Vec::new(),
+        }
     }
 
     fn evidence(code: Option<i32>, output: &str, samples: Result<Samples, String>) -> Evidence {

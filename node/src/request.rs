@@ -7,7 +7,7 @@ use std::{
 };
 
 use csi_call::{
-    contract::{FILESYSTEM, SERIAL},
+    contract::{ALLOW_FORMAT_NONZERO, BLANK_SINCE, FILESYSTEM, SERIAL, TRUE},
     filesystems,
 };
 use csi_proto::v1::{
@@ -20,6 +20,7 @@ use crate::{
     error::{Error, Result},
     filesystem::FilesystemType,
     mount_options::{Flag, MountOptions},
+    origin::{FilesystemUuid, MadeBlank, Origin},
 };
 
 /// What the volume is to a pod.
@@ -56,6 +57,8 @@ pub struct StageRequest {
     pub staging: PathBuf,
     /// As what.
     pub capability: Capability,
+    /// What the controller role says of its content.
+    pub origin: Origin,
 }
 
 /// `NodePublishVolume`.
@@ -73,6 +76,8 @@ pub struct PublishRequest {
     pub capability: Capability,
     /// The pod only reads.
     pub read_only: bool,
+    /// What the controller role says of its content.
+    pub origin: Origin,
 }
 
 /// `NodeUnstageVolume` and `NodeUnpublishVolume`.
@@ -116,6 +121,7 @@ impl TryFrom<v1::NodeStageVolumeRequest> for StageRequest {
             volume: required(request.volume_id, "volume_id")?,
             staging: path(&request.staging_target_path, "staging_target_path")?,
             capability: capability(request.volume_capability, &request.volume_context)?,
+            origin: origin(&request.volume_context)?,
             serial: serial(&request.volume_context)?,
         })
     }
@@ -132,6 +138,7 @@ impl TryFrom<v1::NodePublishVolumeRequest> for PublishRequest {
             staging: (!staging.is_empty()).then(|| path(staging, "staging_target_path")).transpose()?,
             capability: capability(request.volume_capability, &request.volume_context)?,
             read_only: request.readonly,
+            origin: origin(&request.volume_context)?,
             serial: serial(&request.volume_context)?,
         })
     }
@@ -220,6 +227,24 @@ fn path(value: &str, field: &str) -> Result<PathBuf> {
     }
     // Collected from its components, so that it compares equal to the mount table's text.
     Ok(path.components().collect())
+}
+
+/// Only a serial that is a UUID can be the mark of a filesystem; the UID of a `DataVolume` is one.
+fn origin(context: &HashMap<String, String>) -> Result<Origin> {
+    let since = match context.get(BLANK_SINCE) {
+        None => None,
+        Some(text) => match text.parse() {
+            Ok(since) => Some(since),
+            Err(_) => {
+                return invalid(format!("volume_context.{BLANK_SINCE} {text:?} is not a number of seconds"));
+            }
+        },
+    };
+    let uuid = context.get(SERIAL).and_then(|serial| FilesystemUuid::parse(serial));
+    Ok(Origin {
+        made_blank: since.zip(uuid).map(|(since, uuid)| MadeBlank { since, uuid }),
+        format_nonzero: context.get(ALLOW_FORMAT_NONZERO).is_some_and(|value| value == TRUE),
+    })
 }
 
 fn serial(context: &HashMap<String, String>) -> Result<Serial> {
@@ -383,6 +408,35 @@ mod tests {
         assert!(
             matches!(read.capability.access, Access::Filesystem { filesystem, .. } if filesystem == expected)
         );
+    }
+
+    #[rstest]
+    #[case::an_earlier_version(&[], Some((None, false)))]
+    #[case::blank(&[("blankSince", "1764406800")], Some((Some(1_764_406_800), false)))]
+    #[case::blank_of_an_encrypted_class(
+        &[("blankSince", "7"), ("allowFormatNonzero", "true")], Some((Some(7), true)))]
+    #[case::only_true_is_true(&[("allowFormatNonzero", "yes")], Some((None, false)))]
+    #[case::by_hand(&[("blankSince", "2026-11-29")], None)]
+    fn the_context_says_where_the_content_comes_from(
+        #[case] context: &[(&str, &str)],
+        #[case] expected: Option<(Option<u64>, bool)>,
+    ) {
+        const UID: &str = "5d307ca9-b3ef-428c-8861-06e72d69f223";
+        let mut request = stage();
+        request.volume_context.insert("serial".into(), UID.into());
+        request
+            .volume_context
+            .extend(context.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        let read = StageRequest::try_from(request.clone());
+        let read = read.ok().map(|read| read.origin);
+        let shown = read.map(|origin| (origin.made_blank.map(|blank| blank.since), origin.format_nonzero));
+        assert_eq!(shown, expected);
+        if let Some(blank) = read.and_then(|origin| origin.made_blank) {
+            assert_eq!(blank.uuid.to_string(), UID);
+        }
+        request.volume_context.insert("serial".into(), "restored-disk".into());
+        let by_hand = StageRequest::try_from(request).ok().map(|read| read.origin.made_blank);
+        assert_eq!(by_hand, expected.map(|_| None), "a serial that is no UUID marks no filesystem");
     }
 
     #[test]

@@ -55,6 +55,8 @@ pub struct HostPaths {
     pub dev: PathBuf,
     /// procfs.
     pub proc: PathBuf,
+    /// The version of the running kernel.
+    pub kernel_release: PathBuf,
     /// The records of volumes' disks. A folder of the worker, not of the container: it must survive a restart of both.
     pub disk_records: PathBuf,
 }
@@ -65,6 +67,7 @@ impl Default for HostPaths {
             sys: "/sys".into(),
             dev: "/dev".into(),
             proc: "/proc".into(),
+            kernel_release: "/proc/sys/kernel/osrelease".into(),
             disk_records: Path::new(PLUGIN_FOLDER).join(DISK_RECORDS),
         }
     }

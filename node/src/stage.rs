@@ -13,6 +13,7 @@ use crate::{
     filesystem::{Completion, FilesystemType, GROW_THRESHOLD_BYTES},
     mount_options::{Flag, MountOptions},
     mount_table::{Mount, MountTable},
+    origin::{Making, Origin},
     path_state::PathState,
     probe::Content,
     step::{MkfsRecord, Step},
@@ -31,6 +32,8 @@ pub struct Wanted {
     pub filesystem: FilesystemType,
     /// How; read-only is one of the flags.
     pub options: MountOptions,
+    /// What the controller role says of its content.
+    pub origin: Origin,
 }
 
 /// What was observed.
@@ -50,6 +53,8 @@ pub struct Observed {
     pub record: Option<MkfsRecord>,
     /// What the disk holds; probed only while nothing is mounted at the staging path.
     pub content: Option<Content>,
+    /// What the filesystem on the disk shows of its making; probed with the content.
+    pub making: Making,
     /// Size of the mounted filesystem, where it is known.
     pub filesystem_bytes: Option<u64>,
     /// Why the mounted filesystem takes no writes although its mount is writable.
@@ -93,7 +98,7 @@ impl Decision {
 /// Advice to the user on data of an unknown kind. No advice tells to destroy what is on the disk: who follows it may
 /// not know whose data it is. The troubleshooting guide has the steps in their order.
 const UNKNOWN_DATA_REMEDY: &str = "find out whose data it is; if this infra storage does not zero its new volumes, the \
-     node role can be allowed to format such disks (--allow-format-nonzero)";
+     StorageClass can allow to format such disks (allowFormatNonzero), or the node role (--allow-format-nonzero)";
 /// Advice to the user on what an unrecorded mkfs has left.
 const UNFINISHED_REMEDY: &str =
     "its mkfs did not end, on another node or by another program; find out whose it is";
@@ -116,6 +121,7 @@ pub fn decide(
     allow_nonzero: bool,
 ) -> Result<Decision> {
     let name = || observed.disk.name.clone();
+    let allow_nonzero = allow_nonzero || wanted.origin.format_nonzero;
     let not_blank = |remedy| Err(Error::NotBlank { name: name(), what: content.to_string(), remedy });
     let resumed = observed.record.as_ref().is_some_and(|record| {
         record.serial == wanted.serial.as_str() && record.filesystem == wanted.filesystem
@@ -131,7 +137,16 @@ pub fn decide(
         Content::Filesystem { completion: Completion::Unfinished, .. } => {
             return not_blank(UNFINISHED_REMEDY);
         }
-        Content::Filesystem { kind, .. } if kind == wanted.filesystem.name() => Decision::Use,
+        Content::Filesystem { kind, .. } if kind == wanted.filesystem.name() => {
+            if let Some(blank) = wanted.origin.made_blank
+                && !resumed
+                && !blank.is_own(&observed.making)
+            {
+                let (found, uuid) = (kind.clone(), blank.uuid.to_string());
+                return Err(Error::ForeignFilesystem { name: name(), found, uuid });
+            }
+            Decision::Use
+        }
         Content::Filesystem { kind, .. } | Content::Mounted { kind } => {
             let (found, wanted) = (kind.clone(), wanted.filesystem.to_string());
             return Err(Error::OtherFilesystem { name: name(), found, wanted });
@@ -212,7 +227,12 @@ fn prepare(wanted: &Wanted, observed: &Observed, decision: Decision) -> Vec<Step
         | Decision::FormatResumed(fingerprint)
         | Decision::FormatAllowed(fingerprint) => vec![
             Step::WriteMkfsRecord { staging: staging.clone(), record },
-            Step::Format { disk, filesystem, fingerprint },
+            Step::Format {
+                disk,
+                filesystem,
+                fingerprint,
+                uuid: wanted.origin.made_blank.map(|blank| blank.uuid),
+            },
             Step::RemoveMkfsRecord { staging },
         ],
     }

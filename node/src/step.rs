@@ -9,6 +9,7 @@ use crate::{
     disk_record::DiskRecord,
     filesystem::FilesystemType,
     mount_options::{Flag, MountOptions},
+    origin::FilesystemUuid,
 };
 
 /// Written, and on the disk, before mkfs starts; removed before the filesystem is mounted.
@@ -65,6 +66,8 @@ pub enum Step {
         filesystem: FilesystemType,
         /// Of the bytes that were probed. If the disk has others, nothing is written.
         fingerprint: u64,
+        /// Its UUID; `None`: any.
+        uuid: Option<FilesystemUuid>,
     },
     /// Check, and repair what can be repaired unasked.
     Check {

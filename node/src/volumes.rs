@@ -112,7 +112,8 @@ impl Volumes {
                 }
                 Access::Filesystem { filesystem, options } => {
                     let (volume, serial, staging) = (request.volume, request.serial, request.staging);
-                    let wanted = stage::Wanted { volume, serial, staging, filesystem, options };
+                    let origin = request.origin;
+                    let wanted = stage::Wanted { volume, serial, staging, filesystem, options, origin };
                     volumes.stage_filesystem(deadline, progress, wanted, disk).await
                 }
             }
@@ -209,7 +210,8 @@ impl Volumes {
         };
         let (volume, serial) = (request.volume.clone(), request.serial.clone());
         let staged_read_only = options.read_only();
-        let wanted = stage::Wanted { volume, serial, staging, filesystem, options };
+        let origin = request.origin;
+        let wanted = stage::Wanted { volume, serial, staging, filesystem, options, origin };
         let bind = |request: PublishRequest| {
             move |context: Context<'_>| {
                 let staging = request.staging.as_ref().ok_or(Error::StagingPathMissing)?;

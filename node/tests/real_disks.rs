@@ -12,6 +12,8 @@ mod bench;
 mod checks;
 #[path = "real_disks/growth.rs"]
 mod growth;
+#[path = "real_disks/origin.rs"]
+mod origin;
 #[path = "real_disks/read_only.rs"]
 mod read_only;
 #[path = "real_disks/release.rs"]

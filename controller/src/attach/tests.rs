@@ -20,11 +20,26 @@ fn status(phase: VolumePhase) -> VolumeStatus {
 }
 
 fn vm(spec: SpecEntry) -> VmView {
-    VmView { deleting: false, automatic: true, status: "Running".into(), spec, request: None }
+    VmView {
+        deleting: false,
+        automatic: true,
+        status: "Running".into(),
+        complaint: String::new(),
+        spec,
+        request: None,
+    }
 }
 
 fn vmi(in_spec: bool, phase: Option<VolumePhase>) -> VmiView {
-    VmiView { deleting: false, phase: Phase::Running, in_spec, status: phase.map(status) }
+    VmiView {
+        deleting: false,
+        phase: Phase::Running,
+        pods_are_gone: false,
+        complaint: String::new(),
+        in_spec,
+        hotplugged: in_spec,
+        status: phase.map(status),
+    }
 }
 
 fn seen(vm: VmView, vmi: VmiView) -> Observed {
@@ -81,12 +96,57 @@ fn a_volume_of_an_ended_vmi_is_not_gone_and_the_wait_says_who_can_help(
     }
     let unseen = Observed { vm: Seen::Unseen, vmi: Seen::Present(view.clone()) };
     assert_eq!(next(&unseen, Wanted::Detached), Step::Wait(Cause::Ended));
-    assert!(Cause::Ended.to_string().contains("delete the VMI"));
+    let text = Cause::Ended.to_string();
+    assert!(
+        text.contains("delete the completed virt-launcher pod") && text.contains("delete the VMI"),
+        "{text}"
+    );
+    // Once virt-controller has recorded that the pods are gone, nothing writes any more, whatever spec and status keep.
+    let gone = VmiView { pods_are_gone: true, ..view.clone() };
+    assert_eq!(next(&seen(vm(SpecEntry::Absent), gone.clone()), Wanted::Detached), Step::Done);
+    let without_vm = Observed { vm: Seen::Absent, vmi: Seen::Present(gone.clone()) };
+    assert_eq!(next(&without_vm, Wanted::Detached), Step::Done);
+    let in_vm = seen(vm(SpecEntry::Hotplugged), gone);
+    assert_eq!(
+        next(&in_vm, Wanted::Detached),
+        Step::Call(HotplugCall::Remove),
+        "the next start must not bring it back"
+    );
     // Its object is what counts: without the volume, or without the object, it is gone.
     let without = VmiView { in_spec: false, status: None, ..view };
     assert_eq!(next(&seen(vm(SpecEntry::Absent), without), Wanted::Detached), Step::Done);
     let deleted = Observed { vm: Seen::Present(vm(SpecEntry::Absent)), vmi: Seen::Absent };
     assert_eq!(next(&deleted, Wanted::Detached), Step::Done);
+}
+
+#[test]
+fn a_volume_of_the_vmi_alone_is_told_from_one_that_leaves() {
+    let only = |vm: VmView, vmi: VmiView| seen(vm, vmi).is_only_in_vmi();
+    let plugged = || vmi(true, Some(VolumePhase::Ready));
+    assert!(only(vm(SpecEntry::Absent), plugged()));
+    assert!(!only(vm(SpecEntry::Hotplugged), plugged()));
+    assert!(!only(VmView { request: Some(Request::Remove), ..vm(SpecEntry::Absent) }, plugged()));
+    assert!(
+        !only(vm(SpecEntry::Absent), VmiView { hotplugged: false, ..plugged() }),
+        "a disk of the VMI's own"
+    );
+    assert!(!only(vm(SpecEntry::Absent), VmiView { deleting: true, ..plugged() }));
+    assert!(!only(vm(SpecEntry::Absent), VmiView { phase: Phase::Failed, ..plugged() }));
+    assert!(!only(vm(SpecEntry::Absent), vmi(false, Some(VolumePhase::Detaching))));
+    assert!(!Observed { vm: Seen::Unseen, vmi: Seen::Present(plugged()) }.is_only_in_vmi());
+}
+
+#[test]
+fn kubevirts_complaints_are_told_once() {
+    let with = |of_vm: &str, of_vmi: &str| {
+        let vm = VmView { complaint: of_vm.into(), ..vm(SpecEntry::Absent) };
+        seen(vm, VmiView { complaint: of_vmi.into(), ..vmi(false, None) }).complaint()
+    };
+    assert_eq!(with("", ""), None);
+    assert_eq!(with("a", "").as_deref(), Some("a"));
+    assert_eq!(with("", "b").as_deref(), Some("b"));
+    assert_eq!(with("a", "a; c").as_deref(), Some("a; c"));
+    assert_eq!(with("a", "b").as_deref(), Some("b; a"));
 }
 
 #[rstest]
@@ -140,6 +200,21 @@ fn a_disk_that_is_not_ours_is_neither_plugged_nor_unplugged() {
     }
 }
 
+/// A storage migration by the administrator of the infra cluster. To unplug by name would let the next attach plug the claim
+/// with the older data.
+#[test]
+fn a_volume_that_kubevirt_has_moved_is_neither_plugged_nor_unplugged() {
+    let moved = || SpecEntry::Moved { claim: "faster".into() };
+    for view in [vmi(true, Some(VolumePhase::Ready)), vmi(false, None)] {
+        for wanted in [Wanted::Attached, Wanted::Detached] {
+            let step = next(&seen(vm(moved()), view.clone()), wanted);
+            assert_eq!(step, Step::Refuse(Refusal::Moved { claim: "faster".into() }));
+        }
+    }
+    let text = Refusal::Moved { claim: "faster".into() }.to_string();
+    assert!(text.contains("moved the volume to PVC faster") && text.contains("move it back"), "{text}");
+}
+
 #[test]
 fn a_volume_under_another_name_or_source_is_not_ours() {
     let entry = |name: &str, source: &str, hotpluggable| infra::Volume {
@@ -153,7 +228,8 @@ fn a_volume_under_another_name_or_source_is_not_ours() {
     assert_eq!(spec(entry(VOLUME, VOLUME, true)), SpecEntry::Hotplugged);
     assert!(matches!(spec(entry(VOLUME, VOLUME, false)), SpecEntry::Fixed { .. }));
     assert!(matches!(spec(entry("data", VOLUME, true)), SpecEntry::Fixed { .. }));
-    assert!(matches!(spec(entry(VOLUME, "other", true)), SpecEntry::Fixed { .. }));
+    assert_eq!(spec(entry(VOLUME, "other", true)), SpecEntry::Moved { claim: "other".into() });
+    assert!(matches!(spec(entry(VOLUME, "other", false)), SpecEntry::Fixed { .. }));
     assert_eq!(spec(entry("a", "b", true)), SpecEntry::Absent);
 }
 
@@ -161,12 +237,13 @@ fn any_vm() -> impl Strategy<Value = Seen<VmView>> {
     let spec = prop_oneof![
         Just(SpecEntry::Absent),
         Just(SpecEntry::Hotplugged),
-        Just(SpecEntry::Fixed { name: "root".into() })
+        Just(SpecEntry::Fixed { name: "root".into() }),
+        Just(SpecEntry::Moved { claim: "faster".into() })
     ];
     let request = prop_oneof![Just(None), Just(Some(Request::Add)), Just(Some(Request::Remove))];
     let view =
         (any::<bool>(), any::<bool>(), spec, request).prop_map(|(deleting, automatic, spec, request)| {
-            Seen::Present(VmView { deleting, automatic, status: String::new(), spec, request })
+            Seen::Present(VmView { deleting, automatic, spec, request, ..vm(SpecEntry::Absent) })
         });
     prop_oneof![Just(Seen::Unseen), Just(Seen::Absent), view]
 }
@@ -190,17 +267,19 @@ fn any_vmi() -> impl Strategy<Value = Seen<VmiView>> {
         Just(Phase::Unknown("Surprise".into()))
     ];
     let volume = proptest::option::of(any_phase().prop_map(status));
-    let view =
-        (any::<bool>(), phase, any::<bool>(), volume).prop_map(|(deleting, phase, in_spec, status)| {
-            Seen::Present(VmiView { deleting, phase, in_spec, status })
-        });
+    let view = (any::<bool>(), phase, any::<bool>(), any::<bool>(), volume).prop_map(
+        |(deleting, phase, gone, in_spec, status)| {
+            let pods_are_gone = gone && matches!(phase, Phase::Succeeded | Phase::Failed);
+            Seen::Present(VmiView { deleting, phase, pods_are_gone, status, ..vmi(in_spec, None) })
+        },
+    );
     prop_oneof![Just(Seen::Unseen), Just(Seen::Absent), view]
 }
 
 fn names_volume(observed: &Observed) -> bool {
     let in_vm =
         matches!(&observed.vm, Seen::Present(vm) if vm.spec != SpecEntry::Absent || vm.request.is_some());
-    in_vm || matches!(&observed.vmi, Seen::Present(vmi) if vmi.has_volume())
+    in_vm || matches!(&observed.vmi, Seen::Present(vmi) if vmi.holds_volume())
 }
 
 #[rstest]

@@ -23,10 +23,12 @@ impl fmt::Display for Cause {
             Self::Requested(request) => write!(f, "KubeVirt has not carried out {request} of the volume"),
             Self::NotInVmi => f.write_str("the volume is in the VM and not yet in its VMI"),
             Self::Attaching(status) => write!(f, "the volume is being attached: {}", Status(status)),
-            Self::Detaching(Some(status)) => write!(f, "the volume is being detached: {}", Status(status)),
+            Self::Detaching(Some(status)) => {
+                write!(f, "the volume is being detached, and the VMI's status still has it: {}", Status(status))
+            },
             Self::Detaching(None) => f.write_str("the volume is being detached: still in the VMI's spec"),
             Self::Ended => f.write_str(
-                "the volume is being detached, but its VMI has ended and still has it; if KubeVirt does not delete that VMI (runStrategy Once or Manual), the administrator of the infra cluster must make sure that its virt-launcher pod is gone and delete the VMI",
+                "the volume is being detached, but its VMI has ended and still has it, and KubeVirt has not recorded that the VMI's pods are gone (status.activePods, finalizer foregroundDeleteVirtualMachine). With runStrategy Once or Manual KubeVirt deletes neither: the administrator of the infra cluster must delete the completed virt-launcher pod (kubectl delete pod -l vm.kubevirt.io/name=<VM>), or delete the VMI; of a lost infra Node only after that Node is off",
             ),
             Self::Starting(status) => write!(f, "the VM is not running yet: {}", known(status)),
             Self::Stopping => f.write_str("the VMI is being stopped"),
@@ -46,6 +48,10 @@ impl fmt::Display for Refusal {
             Self::Fixed(name) => write!(
                 f,
                 "the volume is disk {name:?} of the VM and was not plugged in by this driver; detach it in the VM"
+            ),
+            Self::Moved { claim } => write!(
+                f,
+                "KubeVirt has moved the volume to PVC {claim}, which has its data now; the volume is not changed, because the next attach would plug the older PVC. The administrator of the infra cluster must move it back to the PVC that has the name of the volume"
             ),
             Self::InstanceOutlivesVm => {
                 f.write_str("the VM is deleted and its VMI, which still has the volume, is not gone yet")

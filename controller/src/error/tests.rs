@@ -67,6 +67,8 @@ fn incompatible() -> Error {
         storage_class: None,
         bus: crate::request::Bus::Scsi,
         filesystem: None,
+        holds_filesystem: true,
+        format_nonzero: false,
         source: None,
         clone_method: None,
     };
@@ -96,6 +98,11 @@ fn every_error_has_its_code_and_text() {
         ),
         (Error::RefusedVolume(infra_error(422)), Code::InvalidArgument, "words of the infra"),
         (Error::Quota(infra_error(403)), Code::ResourceExhausted, "words of the infra"),
+        (
+            Error::NoFreeSlot { vm: "infra/vm1".into(), complaint: "; KubeVirt reports: words".into() },
+            Code::ResourceExhausted,
+            "KubeVirt reports: words",
+        ),
         (Error::NoSuchVolume(Foreign), Code::NotFound, "invalid volume name"),
         (Error::NotOurs, Code::FailedPrecondition, "invalid volume name"),
         (Error::NameTaken(name()), Code::AlreadyExists, "invalid volume name"),

@@ -38,6 +38,14 @@ pub enum Invalid {
     /// The older key of the filesystem, in two cases of its letters.
     #[error("parameter {0} is there twice, in two cases of its letters")]
     RepeatedParameter(&'static str),
+    /// A parameter that is neither true nor false.
+    #[error("parameter {key} is {value:?}; use true or false")]
+    Boolean {
+        /// The parameter.
+        key: &'static str,
+        /// Its value.
+        value: String,
+    },
     /// A bus that KubeVirt does not hotplug.
     #[error("bus {0:?} is not supported; use scsi or virtio")]
     Bus(String),

@@ -15,6 +15,8 @@ fn request() -> Create {
         storage_class: Some("fast".into()),
         bus: Bus::Scsi,
         filesystem: None,
+        holds_filesystem: true,
+        format_nonzero: false,
         source: None,
         clone_method: None,
     }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Uri};
 use kube::client::Body;
 use serde_json::{Value, json};
 
@@ -20,6 +20,8 @@ const DATA_VOLUMES: &str = "datavolumes";
 const CLAIMS: &str = "persistentvolumeclaims";
 const SNAPSHOTS: &str = "volumesnapshots";
 const VMS: &str = "virtualmachines";
+/// virt-controller removes it once the pods of an ended VMI are gone.
+const POD_FINALIZER: &str = "kubevirt.io/foregroundDeleteVirtualMachine";
 const VMIS: &str = "virtualmachineinstances";
 
 /// What happens to a call.
@@ -55,6 +57,8 @@ pub struct FakeInfra {
     claim: Duration,
     /// Time from a `VolumeSnapshot` to its being ready; zero = at once.
     snapshot: Duration,
+    /// The answer to the question which rights the driver has.
+    pub rights: Arc<Mutex<Value>>,
     /// What becomes of a larger request of a claim.
     resizer: Arc<Mutex<Resizer>>,
     /// Time that virt-api works on a hotplug call, in which it can lose the race.
@@ -105,10 +109,43 @@ impl FakeInfra {
             VMIS,
             name,
             json!({
-                "metadata": {"name": name}, "spec": {"volumes": [{"name": "root", "containerDisk": {}}]},
-                "status": {"phase": "Running", "volumeStatus": []},
+                "metadata": {"name": name, "finalizers": [POD_FINALIZER]},
+                "spec": {"volumes": [{"name": "root", "containerDisk": {}}]},
+                "status": {"phase": "Running", "activePods": {"launcher": "infra-1"}, "volumeStatus": []},
             }),
         );
+    }
+
+    /// An event of a claim.
+    pub fn warn(&self, claim: &str, reason: &str, message: &str) {
+        let uid = self.get(CLAIMS, claim).unwrap()["metadata"]["uid"].clone();
+        let about = json!({"kind": "PersistentVolumeClaim", "name": claim, "uid": uid});
+        self.put("events", &format!("{claim}.{reason}"), json!({"metadata": {}, "involvedObject": about,
+            "type": "Warning", "reason": reason, "message": message, "lastTimestamp": "2026-11-29T10:00:00Z"}));
+    }
+
+    /// As an API server, with the one field selector that the driver uses.
+    fn events(&self, query: &str) -> Response<Body> {
+        let state = self.lock();
+        let events = state.objects.iter().filter(|((kind, _), event)| {
+            let uid = event["involvedObject"]["uid"].as_str().unwrap_or_default();
+            kind == "events" && query.contains(&format!("involvedObject.uid%3D{uid}%2Ctype%3DWarning"))
+        });
+        let items: Vec<_> = events.map(|(_, event)| event.clone()).collect();
+        json_answer(200, &json!({"metadata": {}, "items": items}))
+    }
+
+    /// A disk that is plugged into the VMI and not into its VM.
+    pub fn plug_into_vmi(&self, vmi: &str, volume: &str) {
+        self.edit(VMIS, vmi, |vmi| plug(vmi, volume));
+    }
+
+    /// As virt-controller, when the pods of an ended VMI are gone.
+    pub fn pods_are_gone(&self, vmi: &str) {
+        self.edit(VMIS, vmi, |vmi| {
+            vmi["metadata"]["finalizers"] = json!([]);
+            vmi["status"]["activePods"] = json!({});
+        });
     }
 
     /// A `DataVolume` with its claim, ours or not.
@@ -180,8 +217,9 @@ impl FakeInfra {
 
     async fn answer(&self, request: Request<Body>) -> Result<Response<Body>, std::io::Error> {
         let call = format!("{} {}", request.method(), request.uri());
+        let asks_for_rights = request.uri().path().ends_with("/selfsubjectrulesreviews");
         assert!(
-            request.headers()["accept"].to_str().unwrap().contains("*/*"),
+            asks_for_rights || request.headers()["accept"].to_str().unwrap().contains("*/*"),
             "virt-api answers 406 to a client that does not accept */*"
         );
         let fault = {
@@ -199,20 +237,25 @@ impl FakeInfra {
         let (parts, body) = request.into_parts();
         let body = body.collect_bytes().await.unwrap();
         let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
-        let answer = self.carry_out(&parts.method, parts.uri.path(), &body).await;
+        let answer = self.carry_out(&parts.method, &parts.uri, &body).await;
         if matches!(fault, Some(Effect::LoseReply)) {
             return Err(std::io::Error::other("the connection broke"));
         }
         Ok(answer)
     }
 
-    async fn carry_out(&self, method: &Method, path: &str, body: &Value) -> Response<Body> {
+    async fn carry_out(&self, method: &Method, uri: &Uri, body: &Value) -> Response<Body> {
+        let (path, query) = (uri.path(), uri.query().unwrap_or_default());
+        if path.ends_with("/selfsubjectrulesreviews") {
+            return json_answer(201, &*self.rights.lock().unwrap());
+        }
         let at = path.split_once(&format!("/namespaces/{NAMESPACE}/")).map(|(_, at)| at).unwrap_or_default();
         let parts: Vec<_> = at.split('/').collect();
         match (method.as_str(), parts.as_slice()) {
             ("GET", [kind, name]) => {
                 self.get(kind, name).map_or_else(|| absent(kind, name), |o| json_answer(200, &o))
             }
+            ("GET", ["events"]) => self.events(query),
             ("GET", [kind]) => {
                 let state = self.lock();
                 let items: Vec<_> =
@@ -224,6 +267,7 @@ impl FakeInfra {
             ("DELETE", [kind @ (DATA_VOLUMES | SNAPSHOTS), name]) => self.delete(kind, name, body),
             ("PATCH", [CLAIMS, name]) => self.patch(name, body),
             ("PUT", [VMS, vm, "addvolume" | "removevolume"]) => self.hotplug(vm, body).await,
+            ("PUT", [VMIS, vmi, "removevolume"]) => self.unplug_from_vmi(vmi, body),
             _ => status(404, "the server could not find the requested resource"),
         }
     }
@@ -235,6 +279,7 @@ impl FakeInfra {
         }
         let mut object = body.clone();
         object["metadata"]["uid"] = format!("uid-{name}").into();
+        object["metadata"]["creationTimestamp"] = "2026-11-29T10:00:00Z".into();
         self.put(DATA_VOLUMES, &name, object.clone());
         let size = body["spec"]["storage"]["resources"]["requests"]["storage"].as_str().unwrap();
         let claim = claim(&name, &body["metadata"]["labels"], size);
@@ -377,19 +422,28 @@ impl FakeInfra {
         Response::builder().status(StatusCode::ACCEPTED).body(Body::empty()).unwrap()
     }
 
+    /// As virt-api with the gate `HotplugVolumes`.
+    fn unplug_from_vmi(&self, vmi: &str, body: &Value) -> Response<Body> {
+        let name = &body["name"];
+        self.edit(VMIS, vmi, |vmi| {
+            for list in ["/spec/volumes", "/status/volumeStatus"] {
+                vmi.pointer_mut(list).unwrap().as_array_mut().unwrap().retain(|item| item["name"] != *name);
+            }
+        });
+        Response::builder().status(StatusCode::ACCEPTED).body(Body::empty()).unwrap()
+    }
+
     fn settle_later(&self, vm: String, volume: String, adding: bool) {
         let fake = self.clone();
         let settled = move || {
             let mut state = fake.lock();
             let Some(vmi) = state.objects.get_mut(&(VMIS.into(), vm)) else { return };
-            let plugged = json!({"name": volume, "dataVolume": {"name": volume, "hotpluggable": true}});
-            let ready = json!({"name": volume, "phase": "Ready", "target": "sda", "hotplugVolume": {"attachPodName": "p"}});
-            for (list, entry) in [("/spec/volumes", plugged), ("/status/volumeStatus", ready)] {
+            for list in ["/spec/volumes", "/status/volumeStatus"] {
                 let list = vmi.pointer_mut(list).unwrap().as_array_mut().unwrap();
-                list.retain(|item| item["name"] != entry["name"]);
-                if adding {
-                    list.push(entry);
-                }
+                list.retain(|item| item["name"] != volume.as_str());
+            }
+            if adding {
+                plug(vmi, &volume);
             }
         };
         if self.settle.is_zero() {
@@ -404,9 +458,18 @@ impl FakeInfra {
     }
 }
 
+fn plug(vmi: &mut Value, volume: &str) {
+    let plugged = json!({"name": volume, "dataVolume": {"name": volume, "hotpluggable": true}});
+    let ready =
+        json!({"name": volume, "phase": "Ready", "target": "sda", "hotplugVolume": {"attachPodName": "p"}});
+    for (list, entry) in [("/spec/volumes", plugged), ("/status/volumeStatus", ready)] {
+        vmi.pointer_mut(list).unwrap().as_array_mut().unwrap().push(entry);
+    }
+}
+
 fn claim(name: &str, labels: &Value, size: &str) -> Value {
     json!({
-        "metadata": {"name": name, "labels": labels, "annotations": {"cdi.kubevirt.io/storage.pod.restarts": "0"}},
+        "metadata": {"name": name, "uid": format!("uid-of-{name}"), "labels": labels, "annotations": {"cdi.kubevirt.io/storage.pod.restarts": "0"}},
         "spec": {"accessModes": ["ReadWriteMany"], "volumeMode": "Block", "storageClassName": "standard",
             "resources": {"requests": {"storage": size}}},
         "status": {"phase": "Bound", "capacity": {"storage": size}},

@@ -63,6 +63,10 @@ fn controller_demanding(
     storage_classes: StorageClassPolicy,
     vm_labels: BTreeMap<String, String>,
 ) -> Controller {
+    controller_using(infra_demanding(fake, tasks, vm_labels), storage_classes, tasks)
+}
+
+fn infra_demanding(fake: &FakeInfra, tasks: &Tasks, vm_labels: BTreeMap<String, String>) -> Infra {
     let settings = infra::Settings {
         kubeconfig: None,
         namespace: NAMESPACE.into(),
@@ -71,16 +75,13 @@ fn controller_demanding(
         vm_labels,
         write_rate: WriteRate::default(),
     };
-    let infra = Infra::from_client(fake.client(), settings, tasks).unwrap();
-    Controller::new(
-        infra,
-        ControllerSettings {
-            driver_name: "csi.kubevirt.io".into(),
-            vendor_version: "0.1.0".into(),
-            storage_classes,
-        },
-        tasks,
-    )
+    Infra::from_client(fake.client(), settings, tasks).unwrap()
+}
+
+fn controller_using(infra: Infra, storage_classes: StorageClassPolicy, tasks: &Tasks) -> Controller {
+    let driver_name = "csi.kubevirt.io".into();
+    let settings = ControllerSettings { driver_name, vendor_version: "0.1.0".into(), storage_classes };
+    Controller::new(infra, settings, tasks)
 }
 
 impl Fixture {

@@ -430,6 +430,145 @@ async fn a_volume_that_infra_does_not_provide_is_told_in_its_words() {
     assert_eq!(puts(&fake, "addvolume"), 0);
 }
 
+/// What virt-controller and virt-handler write at the VMI, and virt-controller at the VM.
+#[tokio::test(start_paused = true)]
+async fn what_kubevirt_could_not_do_is_told_in_its_words() {
+    let quota = "Error creating attachment pod pods \"hp-volume-x\" is forbidden: exceeded quota: q, requested: pods=1";
+    let policy = "admission webhook \"policy\" denied the request: no";
+    let libvirt = "server error. command SyncVMI failed: internal error: No more available PCI slots";
+    for (kind, condition, code) in [
+        ("virtualmachineinstances", ("Synchronized", "False", "FailedCreate", quota), Code::DeadlineExceeded),
+        ("virtualmachines", ("Failure", "True", "HotPlugVolumeError", policy), Code::DeadlineExceeded),
+        (
+            "virtualmachineinstances",
+            ("Synchronized", "False", "SyncFailed", libvirt),
+            Code::ResourceExhausted,
+        ),
+    ] {
+        let fake = FakeInfra::settling_after(Duration::from_hours(1));
+        fake.vm("vm1");
+        fake.volume("pvc-1", true);
+        let controller = controller_over(&fake);
+        let (kind_of, status, reason, message) = condition;
+        fake.edit("virtualmachineinstances", "vm1", |vmi| {
+            vmi["spec"]["volumes"]
+                .as_array_mut()
+                .unwrap()
+                .push(json!({"name": "pvc-1", "dataVolume": {"name": "pvc-1"}}));
+            vmi["status"]["volumeStatus"] = json!([{"name": "pvc-1", "phase": "Bound", "target": "",
+                "reason": "PVCNotReady", "message": "PVC is in phase Bound", "hotplugVolume": {}}]);
+        });
+        fake.edit("virtualmachines", "vm1", |vm| {
+            let volumes = vm["spec"]["template"]["spec"]["volumes"].as_array_mut().unwrap();
+            volumes.push(json!({"name": "pvc-1", "dataVolume": {"name": "pvc-1", "hotpluggable": true}}));
+        });
+        let before = publish_directly(&controller, SHORT).await.unwrap_err();
+        assert!(!before.message().contains("KubeVirt reports"), "{before:?}");
+        tokio::time::sleep(RETRY).await;
+        fake.edit(kind, "vm1", |object| {
+            object["status"]["conditions"] =
+                json!([{"type": kind_of, "status": status, "reason": reason, "message": message}]);
+        });
+        let published = publish_directly(&controller, SIDECAR_TIMEOUT).await;
+        assert_fails(published, code, &format!("KubeVirt reports: {reason}: {message}"));
+    }
+}
+
+/// A blank volume of a class with a CSI provisioner: CDI makes a second claim of the same size.
+#[tokio::test(start_paused = true)]
+async fn why_an_infra_claim_is_not_bound_reaches_the_guest() {
+    let pending = |phase: &str, source: serde_json::Value| {
+        let fake = FakeInfra::settling_after(Duration::from_hours(1));
+        fake.vm("vm1");
+        fake.volume("pvc-1", true);
+        fake.edit("persistentvolumeclaims", "pvc-1", |claim| {
+            claim["spec"]["dataSourceRef"] =
+                json!({"apiGroup": source, "kind": "VolumeImportSource", "name": "x"});
+            claim["status"]["phase"] = phase.into();
+        });
+        fake.edit("virtualmachineinstances", "vm1", |vmi| {
+            vmi["spec"]["volumes"]
+                .as_array_mut()
+                .unwrap()
+                .push(json!({"name": "pvc-1", "dataVolume": {"name": "pvc-1"}}));
+            vmi["status"]["volumeStatus"] =
+                json!([{"name": "pvc-1", "phase": "Pending", "hotplugVolume": {}}]);
+        });
+        fake.edit("virtualmachines", "vm1", |vm| {
+            let volumes = vm["spec"]["template"]["spec"]["volumes"].as_array_mut().unwrap();
+            volumes.push(json!({"name": "pvc-1", "dataVolume": {"name": "pvc-1", "hotpluggable": true}}));
+        });
+        fake
+    };
+    let answer = async |fake: &FakeInfra| {
+        let controller = controller_over(fake);
+        publish_directly(&controller, SIDECAR_TIMEOUT).await
+    };
+    let refused = pending("Pending", "cdi.kubevirt.io".into());
+    let words = "CDI fills the volume through a second claim of the same size, which it has not made \
+                 (prime-uid-of-pvc-1): a ResourceQuota of the infra namespace must have room for both";
+    assert_fails(answer(&refused).await, Code::DeadlineExceeded, words);
+    refused.put(
+        "persistentvolumeclaims",
+        "prime-uid-of-pvc-1",
+        json!({"metadata": {}, "status": {"phase": "Pending"}}),
+    );
+    assert_fails(answer(&refused).await, Code::DeadlineExceeded, "(PVC prime-uid-of-pvc-1 Pending)");
+
+    let lost = pending("Lost", serde_json::Value::Null);
+    assert_fails(answer(&lost).await, Code::DeadlineExceeded, "infra PVC Lost: its PersistentVolume is gone");
+
+    let other = pending("Pending", serde_json::Value::Null);
+    let silent = answer(&other).await.unwrap_err();
+    assert!(!silent.message().contains("second claim"), "{silent:?}");
+
+    let consumer = pending("Pending", "cdi.kubevirt.io".into());
+    consumer.edit("datavolumes", "pvc-1", |volume| volume["status"]["phase"] = "PendingPopulation".into());
+    let waits = answer(&consumer).await.unwrap_err();
+    assert!(!waits.message().contains("second claim"), "CDI makes it when the volume is used: {waits:?}");
+    assert!(consumer.calls().iter().all(|call| !call.contains("/events")), "no call without the right");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_warnings_of_an_infra_claim_reach_the_guest_where_events_may_be_listed() {
+    let fake = FakeInfra::settling_after(Duration::from_hours(1));
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    fake.volume("pvc-2", true);
+    fake.edit("persistentvolumeclaims", "pvc-1", |claim| claim["status"]["phase"] = "Pending".into());
+    fake.warn(
+        "pvc-1",
+        "ErrCreatingPVCPrime",
+        "persistentvolumeclaims \"prime-x\" is forbidden: exceeded quota: q",
+    );
+    fake.warn("pvc-2", "ProvisioningFailed", "of another claim");
+    fake.edit("virtualmachineinstances", "vm1", |vmi| {
+        vmi["spec"]["volumes"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"name": "pvc-1", "dataVolume": {"name": "pvc-1"}}));
+        vmi["status"]["volumeStatus"] = json!([{"name": "pvc-1", "phase": "Pending", "hotplugVolume": {}}]);
+    });
+    fake.edit("virtualmachines", "vm1", |vm| {
+        let volumes = vm["spec"]["template"]["spec"]["volumes"].as_array_mut().unwrap();
+        volumes.push(json!({"name": "pvc-1", "dataVolume": {"name": "pvc-1", "hotpluggable": true}}));
+    });
+    *fake.rights.lock().unwrap() = json!({"status": {"incomplete": false, "resourceRules": [
+        {"verbs": ["list"], "apiGroups": [""], "resources": ["events"]}]}});
+    let tasks = Tasks::default();
+    let infra = infra_demanding(&fake, &tasks, BTreeMap::new());
+    infra.use_granted(&infra.rights().await.unwrap());
+    let controller = controller_using(infra, StorageClassPolicy::default(), &tasks);
+    let published = publish_directly(&controller, SIDECAR_TIMEOUT).await;
+    let words = "ErrCreatingPVCPrime: persistentvolumeclaims \"prime-x\" is forbidden: exceeded quota: q";
+    assert!(!published.as_ref().unwrap_err().message().contains("another claim"));
+    assert_fails(published, Code::DeadlineExceeded, words);
+    fake.fault("/events", Effect::Answer(403, "no right any more"));
+    tokio::time::sleep(RETRY).await;
+    let without = publish_directly(&controller, SHORT).await;
+    assert_fails(without, Code::DeadlineExceeded, "phase Pending");
+}
+
 #[tokio::test]
 async fn a_stop_answers_who_merely_waits_and_says_what_was_seen_last() {
     let fake = FakeInfra::settling_after(Duration::from_mins(1));

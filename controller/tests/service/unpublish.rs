@@ -33,8 +33,15 @@ async fn a_vm_that_is_gone_is_waited_for_until_its_instance_is() {
 
 /// KubeVirt keeps the VMI of a VM with runStrategy Once or Manual, and takes nothing out of it.
 #[tokio::test]
-async fn a_vmi_that_has_ended_keeps_its_volume_until_it_is_deleted_and_the_error_says_so() {
-    for (strategy, phase) in [("Once", "Succeeded"), ("Manual", "Failed")] {
+async fn a_vmi_that_has_ended_keeps_its_volume_until_its_pods_are_gone_and_the_error_says_so() {
+    let deleted = |fake: &FakeInfra| fake.remove("virtualmachineinstances", "vm1");
+    let without_pods = |fake: &FakeInfra| fake.pods_are_gone("vm1");
+    let ends: [(&str, &str, &dyn Fn(&FakeInfra)); 3] = [
+        ("Once", "Succeeded", &deleted),
+        ("Manual", "Failed", &without_pods),
+        ("Once", "Succeeded", &without_pods),
+    ];
+    for (strategy, phase, end) in ends {
         let fake = FakeInfra::default();
         fake.vm("vm1");
         fake.vm("vm2");
@@ -54,13 +61,94 @@ async fn a_vmi_that_has_ended_keeps_its_volume_until_it_is_deleted_and_the_error
         // Without a socket, on which tonic's own timeout races with the controller's.
         request.set_timeout(Duration::from_secs(2));
         let unpublished = fixture.controller.controller_unpublish_volume(request).await;
-        assert_fails(unpublished.map(drop), Code::DeadlineExceeded, "delete the VMI");
+        assert_fails(
+            unpublished.map(drop),
+            Code::DeadlineExceeded,
+            "delete the completed virt-launcher pod (kubectl delete pod -l vm.kubevirt.io/name=<VM>), or delete the VMI",
+        );
         let elsewhere = fixture.publish("pvc-1", "infra/vm2").await;
         assert_fails(elsewhere, Code::FailedPrecondition, "volume is attached to another VM: infra/vm1");
-        fake.remove("virtualmachineinstances", "vm1");
+        assert_fails(fixture.delete("pvc-1").await, Code::FailedPrecondition, "attached to infra/vm1");
+        end(&fake);
         fixture.unpublish("pvc-1", "infra/vm1").await.unwrap();
         fixture.publish("pvc-1", "infra/vm2").await.unwrap();
+        fixture.unpublish("pvc-1", "infra/vm2").await.unwrap();
+        fixture.delete("pvc-1").await.unwrap();
     }
+}
+
+/// virt-controller has recorded that the pods of the ended VMI are gone while its VM still has the volume.
+#[tokio::test]
+async fn a_volume_of_an_ended_vmi_is_taken_out_of_its_vm_before_it_counts_as_detached() {
+    let fake = FakeInfra::settling_after(Duration::from_hours(1));
+    fake.vm("vm1");
+    fake.vm("vm2");
+    fake.volume("pvc-1", true);
+    fake.edit("virtualmachines", "vm1", |vm| {
+        vm["spec"]["runStrategy"] = "Once".into();
+        let volumes = vm["spec"]["template"]["spec"]["volumes"].as_array_mut().unwrap();
+        volumes.push(json!({"name": "pvc-1", "dataVolume": {"name": "pvc-1", "hotpluggable": true}}));
+    });
+    fake.plug_into_vmi("vm1", "pvc-1");
+    fake.edit("virtualmachineinstances", "vm1", |vmi| vmi["status"]["phase"] = "Failed".into());
+    fake.pods_are_gone("vm1");
+    let fixture = Fixture::new(&fake).await;
+    let elsewhere = fixture.publish("pvc-1", "infra/vm2").await;
+    assert_fails(elsewhere, Code::FailedPrecondition, "volume is attached to another VM: infra/vm1");
+    fixture.unpublish("pvc-1", "infra/vm1").await.unwrap();
+    assert!(fake.plugged_into("pvc-1").is_empty());
+}
+
+/// With the gate HotplugVolumes a volume can be plugged into a VMI alone.
+#[tokio::test]
+async fn a_volume_that_only_the_vmi_has_is_unplugged_there() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    fake.plug_into_vmi("vm1", "pvc-1");
+    let fixture = Fixture::new(&fake).await;
+    fixture.unpublish("pvc-1", "infra/vm1").await.unwrap();
+    let puts: Vec<_> = fake.calls().into_iter().filter(|call| call.starts_with("PUT")).collect();
+    assert!(
+        matches!(puts.as_slice(), [put] if put.ends_with("/virtualmachineinstances/vm1/removevolume")),
+        "{puts:?}"
+    );
+}
+
+/// Where KubeVirt refuses that (1.9 with the gate DeclarativeHotplugVolumes), the wait goes on, and ends with its reason.
+#[tokio::test]
+async fn a_volume_of_the_vmi_alone_that_kubevirt_does_not_unplug_is_told_in_its_words() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", true);
+    fake.plug_into_vmi("vm1", "pvc-1");
+    fake.fault(
+        "virtualmachineinstances/vm1/removevolume",
+        fake_infra::Effect::Answer(400, "VMI infra/vm1 is owned by a VM"),
+    );
+    let controller = controller_over(&fake);
+    let mut request = Request::new(csi::ControllerUnpublishVolumeRequest {
+        volume_id: "pvc-1".into(),
+        node_id: "infra/vm1".into(),
+        ..Default::default()
+    });
+    request.set_timeout(Duration::from_secs(9));
+    let unpublished = controller.controller_unpublish_volume(request).await.map(drop);
+    assert_fails(unpublished, Code::DeadlineExceeded, "VMI infra/vm1 is owned by a VM");
+    let puts = fake.calls().iter().filter(|call| call.starts_with("PUT")).count();
+    assert_eq!(puts, 1, "once in one request");
+}
+
+#[tokio::test]
+async fn a_foreign_volume_that_only_the_vmi_has_is_never_unplugged() {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", false);
+    fake.plug_into_vmi("vm1", "pvc-1");
+    let fixture = Fixture::new(&fake).await;
+    let unpublished = fixture.unpublish("pvc-1", "infra/vm1").await;
+    assert_fails(unpublished, Code::FailedPrecondition, "invalid volume name");
+    assert!(fake.calls().iter().all(|call| !call.starts_with("PUT")));
 }
 
 #[tokio::test]

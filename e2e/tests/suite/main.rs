@@ -35,6 +35,7 @@ mod held_requests;
 mod hotplug_gates;
 mod image;
 mod infra_faults;
+mod infra_refusals;
 mod infra_storage;
 mod installers;
 mod isolation;
@@ -82,6 +83,7 @@ fn trials() -> Vec<Trial> {
         six_steps::trials(),
         workers::trials(),
         attach::trials(),
+        infra_refusals::trials(),
         isolation::trials(),
         data_safety::trials(),
         sanity::trials(),

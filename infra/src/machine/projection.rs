@@ -1,6 +1,6 @@
 //! Reduces VM and VMI, as KubeVirt writes them, to the types of `machine`.
 
-use kubevirt::{ObjectName, WireVm, WireVmi, WireVolume, WireVolumeStatus};
+use kubevirt::{ObjectName, WireCondition, WireVm, WireVmi, WireVolume, WireVolumeStatus};
 
 use super::{VirtualMachine, VirtualMachineInstance, Volume, VolumeRequest, VolumeSource, VolumeStatus};
 
@@ -11,6 +11,25 @@ fn source(volume: &WireVolume) -> (VolumeSource, bool) {
         (None, Some(source)) => (VolumeSource::Claim(source.claim_name.clone()), source.hotpluggable),
         (None, None) => (VolumeSource::Other, false),
     }
+}
+
+/// The conditions that state a fault, and the status in which they do. virt-controller and virt-handler write there what
+/// they could not do: create the attachment pod (a quota, an admission policy), or plug the disk in (libvirt's words).
+const VM_FAULTS: [(&str, &str); 1] = [("Failure", "True")];
+const VMI_FAULTS: [(&str, &str); 2] = [("Synchronized", "False"), ("PodScheduled", "False")];
+
+/// Reason and message of each condition that states a fault, each text once.
+fn complaint(conditions: &[WireCondition], faults: &[(&str, &str)]) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for condition in conditions {
+        let is_fault = faults.contains(&(condition.kind.as_str(), condition.status.as_str()));
+        let words = [condition.reason.as_str(), condition.message.as_str()];
+        let text = words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(": ");
+        if is_fault && !text.is_empty() && !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    texts.join("; ")
 }
 
 impl From<WireVolume> for Volume {
@@ -37,6 +56,7 @@ impl From<WireVm> for VirtualMachine {
             deleting: wire.metadata.deletion_timestamp.is_some(),
             run_strategy: wire.spec.strategy(),
             printable_status: wire.status.printable_status,
+            complaint: complaint(&wire.status.conditions, &VM_FAULTS),
             volumes: wire.spec.template.spec.volumes.into_iter().map(Into::into).collect(),
             requests: requests.collect(),
         }
@@ -45,8 +65,11 @@ impl From<WireVm> for VirtualMachine {
 
 impl From<WireVmi> for VirtualMachineInstance {
     fn from(wire: WireVmi) -> Self {
+        let pods_are_gone = wire.pods_are_gone();
         let owner = wire.metadata.owner_references.iter().find(|o| o.kind == WireVm::KIND);
         Self {
+            pods_are_gone,
+            complaint: complaint(&wire.status.conditions, &VMI_FAULTS),
             owner: owner.and_then(|o| ObjectName::parse(&o.name)),
             name: wire.metadata.name,
             uid: wire.metadata.uid,

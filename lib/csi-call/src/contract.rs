@@ -12,6 +12,15 @@ pub const BUS: &str = "bus";
 /// capability does not have it.
 pub const FILESYSTEM: &str = "fsType";
 
+/// Key of the volume context: when a volume was made that is to hold a filesystem and was made blank, in seconds since
+/// 1970. Volumes with other content, block volumes, and volumes of versions before do not have it.
+pub const BLANK_SINCE: &str = "blankSince";
+/// Key of the volume context: `true` where the `StorageClass` allows to format data of an unknown kind. Only volumes that
+/// were made blank have it.
+pub const ALLOW_FORMAT_NONZERO: &str = "allowFormatNonzero";
+/// The value of [`ALLOW_FORMAT_NONZERO`].
+pub const TRUE: &str = "true";
+
 /// The id of a node: `<namespace>/<vm>`, as kubevirt/csi-driver writes it. The node gives it, the controller reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeId {

@@ -3,6 +3,8 @@
 //!
 //! A missing field and a `null` mean the same everywhere. A value that KubeVirt may add one day is no error.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, de::IgnoredAny};
 
 use crate::metadata::{Metadata, null_as_default};
@@ -71,6 +73,9 @@ pub struct WireVmStatus {
     /// `printableStatus`, for people.
     #[serde(deserialize_with = "null_as_default")]
     pub printable_status: String,
+    /// `conditions`.
+    #[serde(deserialize_with = "null_as_default")]
+    pub conditions: Vec<WireCondition>,
     /// `volumeRequests`: hotplug calls that KubeVirt accepted and has not carried out (gate `HotplugVolumes`).
     #[serde(deserialize_with = "null_as_default")]
     pub volume_requests: Vec<WireVolumeRequest>,
@@ -244,6 +249,10 @@ pub struct WireVmiStatus {
     /// `conditions`.
     #[serde(deserialize_with = "null_as_default")]
     pub conditions: Vec<WireCondition>,
+    /// `activePods`: the infra Node of each pod that the VMI owns, by the pod's UID, also of a pod that has completed.
+    /// virt-controller writes it whenever it changes.
+    #[serde(deserialize_with = "null_as_default")]
+    pub active_pods: BTreeMap<String, String>,
     /// `volumeStatus`.
     #[serde(deserialize_with = "null_as_default")]
     pub volume_status: Vec<WireVolumeStatus>,
@@ -292,6 +301,12 @@ pub struct WireCondition {
     /// `status`: `True`, `False` or `Unknown`.
     #[serde(deserialize_with = "null_as_default")]
     pub status: String,
+    /// `reason`, in CamelCase.
+    #[serde(deserialize_with = "null_as_default")]
+    pub reason: String,
+    /// `message`, for people.
+    #[serde(deserialize_with = "null_as_default")]
+    pub message: String,
 }
 
 /// An item of `volumeStatus`.
@@ -331,6 +346,20 @@ impl WireVmi {
     pub const KIND: &str = "VirtualMachineInstance";
     /// Name of the kind's resource.
     pub const PLURAL: &str = "virtualmachineinstances";
+    /// The finalizer that virt-controller removes from a VMI that has ended, once no pod is left that the VMI owns; its
+    /// present and its older name (kubevirt.io/api, `VirtualMachineInstanceFinalizer`).
+    const PODS_FINALIZERS: [&str; 2] =
+        ["kubevirt.io/foregroundDeleteVirtualMachine", "foregroundDeleteVirtualMachine"];
+
+    /// Whether the VMI has ended and virt-controller has recorded that its pods are gone. The phase alone proves
+    /// nothing: a launcher pod that runs or hangs on a lost Node, or has completed and is not deleted yet, is still in
+    /// `activePods` and keeps the finalizer.
+    pub fn pods_are_gone(&self) -> bool {
+        let has = |finalizer: &String| Self::PODS_FINALIZERS.contains(&finalizer.as_str());
+        matches!(self.status.phase, Phase::Succeeded | Phase::Failed)
+            && self.status.active_pods.is_empty()
+            && !self.metadata.finalizers.iter().any(has)
+    }
 }
 
 impl WireVmSpec {

@@ -27,6 +27,9 @@ pub struct Metadata {
     /// Annotations.
     #[serde(deserialize_with = "null_as_default")]
     pub annotations: BTreeMap<String, String>,
+    /// Finalizers.
+    #[serde(deserialize_with = "null_as_default")]
+    pub finalizers: Vec<String>,
     /// When the object was made (RFC 3339).
     pub creation_timestamp: Option<String>,
     /// Set once the object is being deleted.

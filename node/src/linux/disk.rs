@@ -2,7 +2,7 @@
 
 use std::{
     collections::hash_map::DefaultHasher,
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     hash::Hasher,
     io,
     os::unix::fs::{FileExt, OpenOptionsExt},
@@ -19,12 +19,15 @@ use crate::{
     device::Disk,
     device_number::DeviceNumber,
     error::{Error, Result},
-    filesystem::{FilesystemType, SUPERBLOCK_BYTES, Tool},
+    filesystem::{
+        FilesystemType, MkfsOptions, SUPERBLOCK_BYTES, Tool, XFS_INODE_BYTES, xfs_features, xfs_root_inode,
+    },
     host::HeldDisk,
     linux::{
         command::{self, FORMAT_LIMIT, PROBE_LIMIT},
         holders, sysfs,
     },
+    origin::FilesystemUuid,
     probe::{
         Answer, EDGE_BYTES, Evidence, SURVEY_ALIGNMENT, Samples, own_kinds, sample_ranges, survey_ranges,
     },
@@ -187,7 +190,12 @@ fn sample(file: &File, bytes: u64) -> io::Result<Samples> {
             at += length as u64;
         }
     }
-    Ok(Samples { first_data, fingerprint: hasher.finish(), head })
+    let mut root_inode = Vec::new();
+    if let Some(at) = xfs_root_inode(&head).filter(|at| at.saturating_add(XFS_INODE_BYTES as u64) <= bytes) {
+        root_inode = vec![0; XFS_INODE_BYTES];
+        file.read_exact_at(&mut root_inode, at)?;
+    }
+    Ok(Samples { first_data, fingerprint: hasher.finish(), head, root_inode })
 }
 
 /// Where the first byte that is not zero lies in the ranges of [`survey_ranges`]. Reads past the page cache: neither
@@ -255,11 +263,19 @@ fn open_as_judged(paths: &HostPaths, disk: &Disk, fingerprint: u64, write: bool)
 /// Makes the filesystem on a disk that is still as it was probed.
 ///
 /// The exclusive open ends right before mkfs, which opens exclusively itself and gets no force flag.
-pub fn format(paths: &HostPaths, disk: &Disk, filesystem: FilesystemType, fingerprint: u64) -> Result<()> {
+pub fn format(
+    paths: &HostPaths,
+    disk: &Disk,
+    filesystem: FilesystemType,
+    fingerprint: u64,
+    uuid: Option<FilesystemUuid>,
+) -> Result<()> {
     let node = node_path(paths, disk);
     drop(open_as_judged(paths, disk, fingerprint, false)?);
     tracing::info!(disk = disk.name, number = %disk.number, serial = %disk.identity, %filesystem, "formatting");
-    command::run_successfully(&filesystem.mkfs(&node), &disk.name, FORMAT_LIMIT)?;
+    let release = fs::read_to_string(&paths.kernel_release).unwrap_or_default();
+    let options = MkfsOptions { uuid, xfs_features: xfs_features(release.trim()) };
+    command::run_successfully(&filesystem.mkfs(&node, &options), &disk.name, FORMAT_LIMIT)?;
     let file = open(&node, disk, OpenOptions::new().read(true).write(true))?;
     file.sync_all().map_err(Error::act(format!("flush {}", disk.name)))
 }

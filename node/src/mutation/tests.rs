@@ -80,7 +80,15 @@ impl Setup {
 
 fn staged(filesystem: FilesystemType, flags: &[&str]) -> stage::Wanted {
     let options = MountOptions::parse(flags).unwrap();
-    stage::Wanted { volume: VOLUME.into(), serial: serial(), staging: STAGING.into(), filesystem, options }
+    let origin = crate::origin::Origin::default();
+    stage::Wanted {
+        volume: VOLUME.into(),
+        serial: serial(),
+        staging: STAGING.into(),
+        filesystem,
+        options,
+        origin,
+    }
 }
 
 fn published(read_only: bool) -> publish::Wanted {

@@ -1,13 +1,17 @@
 use rstest::rstest;
 
 use super::*;
-use crate::model::{DISK_BYTES, disk, mount, serial};
+use crate::{
+    model::{DISK_BYTES, disk, mount, serial},
+    origin::{FilesystemUuid, MadeBlank},
+};
 
 const STAGING: &str = "/stage";
 
 fn wanted(filesystem: FilesystemType, flags: &[&str]) -> Wanted {
     let options = MountOptions::parse(flags).unwrap();
-    Wanted { volume: "pvc-1".into(), serial: serial(), staging: STAGING.into(), filesystem, options }
+    let origin = Origin::default();
+    Wanted { volume: "pvc-1".into(), serial: serial(), staging: STAGING.into(), filesystem, options, origin }
 }
 
 fn observed(content: Content) -> Observed {
@@ -19,6 +23,7 @@ fn observed(content: Content) -> Observed {
         disk_record: None,
         record: None,
         content: Some(content),
+        making: Making::default(),
         filesystem_bytes: None,
         write_refusal: None,
     }
@@ -74,6 +79,89 @@ fn the_content_decides(
     let made = decide(&wanted(filesystem, &[]), &observed, &content, allow_nonzero);
     let code = made.as_ref().map_err(|error| format!("{:?}", error.code()));
     assert_eq!(code.map(|d| d.label()).map_err(|c| c.clone()), decision.map_err(str::to_owned), "{made:?}");
+}
+
+const OWN: FilesystemUuid = FilesystemUuid([1; 16]);
+const OTHER: FilesystemUuid = FilesystemUuid([2; 16]);
+
+/// Recycled blocks: infra storage that does not wipe hands an earlier owner's filesystem to a volume that was made blank.
+#[rstest]
+#[case::marked(Some(OWN), None, None, true)]
+#[case::marked_whatever_the_clock(Some(OWN), Some(1), None, true)]
+#[case::by_an_earlier_node_role(Some(OTHER), Some(100), None, true)]
+#[case::an_earlier_owners(Some(OTHER), Some(99), None, false)]
+#[case::an_earlier_owners_of_unknown_time(Some(OTHER), None, None, false)]
+#[case::a_superblock_that_is_not_read(None, None, None, false)]
+#[case::of_a_mkfs_from_here(Some(OTHER), None, Some(()), true)]
+fn a_volume_that_was_made_blank_takes_no_earlier_owners_filesystem(
+    #[case] uuid: Option<FilesystemUuid>,
+    #[case] at: Option<u64>,
+    #[case] recorded: Option<()>,
+    #[case] own: bool,
+    #[values(Ext4, Xfs)] filesystem: FilesystemType,
+    #[values(&[], &["ro"])] flags: &[&str],
+    #[values(Finished, Unused)] completion: Completion,
+) {
+    let blank = MadeBlank { since: 100, uuid: OWN };
+    let mut made = wanted(filesystem, flags);
+    made.origin.made_blank = Some(blank);
+    let record = recorded.filter(|()| completion == Finished).map(|()| record(filesystem));
+    let own = own && !(recorded.is_some() && completion != Finished);
+    let there =
+        Observed { making: Making { uuid, at }, record, ..observed(found(filesystem.name(), completion)) };
+    // No permission to format makes somebody else's filesystem ours.
+    match plan(&made, &there, true) {
+        Ok(steps) => {
+            assert!(own, "{steps:?}");
+            assert!(!steps.iter().any(|step| matches!(step, Step::Format { .. })), "{steps:?}");
+        }
+        Err(error) => {
+            assert!(!own && matches!(error, Error::ForeignFilesystem { .. }), "{error}");
+            assert!(error.to_string().contains("01010101-0101-0101-0101-010101010101"), "{error}");
+        }
+    }
+    // A volume of an earlier version, a restored one and a clone do not say that they were blank.
+    plan(&wanted(filesystem, flags), &there, false).unwrap();
+    // One that is mounted on this node is in use, and is not judged again.
+    let mounted = Observed { content: Some(Content::Mounted { kind: filesystem.name().into() }), ..there };
+    plan(&made, &mounted, false).unwrap();
+}
+
+#[test]
+fn a_blank_volume_gets_a_filesystem_that_carries_its_uuid() {
+    let mut made = wanted(Ext4, &[]);
+    made.origin.made_blank = Some(MadeBlank { since: 100, uuid: OWN });
+    let marks = |wanted: &Wanted| {
+        let steps = plan(wanted, &observed(BLANK), false).unwrap();
+        steps.into_iter().find_map(|step| match step {
+            Step::Format { uuid, .. } => Some(uuid),
+            _ => None,
+        })
+    };
+    assert_eq!(marks(&made), Some(Some(OWN)));
+    assert_eq!(marks(&wanted(Ext4, &[])), Some(None));
+}
+
+/// Encrypted infra storage shows noise where nothing was written.
+#[test]
+fn a_class_may_allow_to_format_unknown_data_and_nothing_else() {
+    let mut allowed = wanted(Ext4, &[]);
+    allowed.origin.format_nonzero = true;
+    let decided =
+        |wanted: &Wanted, content: Content| decide(wanted, &observed(content.clone()), &content, false);
+    assert!(matches!(decided(&allowed, BYTES), Ok(Decision::FormatAllowed(_))));
+    assert!(decided(&wanted(Ext4, &[]), BYTES).is_err(), "another class keeps its protection");
+    for content in [
+        found("xfs", Finished),
+        found("ext4", Unfinished),
+        Content::Foreign { kind: "crypto_LUKS".into() },
+        Content::Partitioned { table: "gpt".into() },
+        Content::Ambiguous { detail: "x".into() },
+        Content::Unreadable { reason: "EIO".into() },
+    ] {
+        assert!(decided(&allowed, content.clone()).is_err(), "{content:?}");
+    }
+    assert!(matches!(decided(&allowed, found("ext4", Finished)), Ok(Decision::Use)));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the tests stand on: a namespace, loop devices, a made-up sysfs, and a Node service over them.
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     io::{BufRead, BufReader, Read},
     os::unix::fs::{MetadataExt, symlink},
@@ -212,6 +213,7 @@ impl NodeIdentitySource for Nobody {
 pub struct Bench {
     node: Node<Nobody>,
     settings: NodeSettings,
+    context: HashMap<String, String>,
     root: PathBuf,
     runtime: tokio::runtime::Runtime,
 }
@@ -240,11 +242,36 @@ impl Bench {
 
     fn with(settings: NodeSettings, root: PathBuf) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Self { node: Node::new(settings.clone(), Nobody), settings, root, runtime }
+        let context = [("serial".to_owned(), SERIAL.to_owned())].into();
+        Self { node: Node::new(settings.clone(), Nobody), settings, context, root, runtime }
     }
 
     pub fn allowing_nonzero(&self) -> Self {
-        Self::with(NodeSettings { allow_format_nonzero: true, ..self.settings.clone() }, self.root.clone())
+        let settings = NodeSettings { allow_format_nonzero: true, ..self.settings.clone() };
+        Self { context: self.context.clone(), ..Self::with(settings, self.root.clone()) }
+    }
+
+    /// The same volume, of which the controller role says that it was made blank at this time.
+    pub fn made_blank(&self, since: u64) -> Self {
+        self.saying("blankSince", &since.to_string())
+    }
+
+    /// The same volume, of a class that allows to format data of an unknown kind.
+    pub fn of_a_class_that_allows_nonzero(&self) -> Self {
+        self.saying("allowFormatNonzero", "true")
+    }
+
+    fn saying(&self, key: &str, value: &str) -> Self {
+        let mut context = self.context.clone();
+        context.insert(key.to_owned(), value.to_owned());
+        Self { context, ..Self::with(self.settings.clone(), self.root.clone()) }
+    }
+
+    /// On a kernel that says to be of this release.
+    pub fn on_kernel(&self, release: &str) -> Self {
+        let paths = HostPaths { kernel_release: self.root.join("osrelease"), ..self.settings.paths.clone() };
+        fs::write(&paths.kernel_release, format!("{release}\n")).unwrap();
+        Self::with(NodeSettings { paths, ..self.settings.clone() }, self.root.clone())
     }
 
     /// Puts another disk's device node where this one's should be.
@@ -305,7 +332,7 @@ impl Bench {
             volume_id: VOLUME.into(),
             staging_target_path: string(self.staging()),
             volume_capability: Some(capability),
-            volume_context: [("serial".into(), SERIAL.into())].into(),
+            volume_context: self.context.clone(),
             ..Default::default()
         };
         self.runtime.block_on(self.node.node_stage_volume(Request::new(request))).map(drop)
@@ -338,7 +365,7 @@ impl Bench {
             target_path: string(&self.target(pod)),
             volume_capability: Some(to),
             readonly,
-            volume_context: [("serial".into(), SERIAL.into())].into(),
+            volume_context: self.context.clone(),
             ..Default::default()
         };
         self.runtime.block_on(self.node.node_publish_volume(Request::new(request))).map(drop)

@@ -86,7 +86,8 @@ fn a_vmi_keeps_what_either_program_reads() {
     assert_eq!((&pod.multus, &lan.multus), (&None, &Some(WireMultus { network_name: "hcp/lan".into() })));
     let status = vmi.status;
     assert_eq!((status.phase, status.node_name.as_deref()), (Phase::Running, Some("infra-1")));
-    assert_eq!(status.conditions, [WireCondition { kind: "Ready".into(), status: "True".into() }]);
+    let [ready] = status.conditions.as_slice() else { panic!("there is one") };
+    assert_eq!((ready.kind.as_str(), ready.status.as_str(), ready.reason.as_str()), ("Ready", "True", "x"));
     assert_eq!(status.interfaces[0].ip_addresses, ["10.0.0.7", "fd00::7"]);
     let [ready, failed] = status.volume_status.as_slice() else { panic!("there are two") };
     assert!(ready.hotplug_volume.is_some() && failed.hotplug_volume.is_none());
@@ -120,7 +121,7 @@ fn a_vm_without_a_field_is_read(#[case] value: Value) {
 #[case::null_lists(json!({
     "metadata": {"labels": null, "annotations": null, "ownerReferences": null},
     "spec": {"hostname": null, "domain": null, "networks": null, "volumes": null},
-    "status": {"phase": null, "nodeName": null, "interfaces": null, "conditions": null, "volumeStatus": null},
+    "status": {"phase": null, "nodeName": null, "interfaces": null, "conditions": null, "activePods": null, "volumeStatus": null},
 }))]
 fn a_vmi_without_a_field_is_read(#[case] value: Value) {
     assert_eq!(vmi(value), WireVmi::default());
@@ -147,7 +148,7 @@ fn an_item_with_nulls_is_as_an_empty_one() {
         },
         "status": {
             "interfaces": [{"name": null, "ipAddress": null, "ipAddresses": null}],
-            "conditions": [{"type": null, "status": null}],
+            "conditions": [{"type": null, "status": null, "reason": null, "message": null}],
             "volumeStatus": [{"name": null, "phase": null, "reason": null, "message": null, "target": null,
                 "hotplugVolume": null, "persistentVolumeClaimInfo": null}],
         },
@@ -160,6 +161,25 @@ fn an_item_with_nulls_is_as_an_empty_one() {
     assert_eq!(vmi.status.interfaces, [WireInterface::default()]);
     assert_eq!(vmi.status.conditions, [WireCondition::default()]);
     assert_eq!(vmi.status.volume_status, [WireVolumeStatus::default()]);
+}
+
+/// virt-controller 1.9: `setActivePods` and, once `allPodsDeleted`, the removal of the finalizer.
+#[rstest]
+#[case::recorded(json!(["other"]), json!({"phase": "Failed", "activePods": {}}), true)]
+#[case::never_written(json!(null), json!({"phase": "Succeeded", "activePods": null}), true)]
+#[case::a_completed_pod(json!([]), json!({"phase": "Succeeded", "activePods": {"u": "node-1"}}), false)]
+#[case::a_pod_without_a_node(json!([]), json!({"phase": "Failed", "activePods": {"u": ""}}), false)]
+#[case::not_recorded_yet(json!(["kubevirt.io/foregroundDeleteVirtualMachine"]), json!({"phase": "Failed"}), false)]
+#[case::by_the_older_name(json!(["foregroundDeleteVirtualMachine"]), json!({"phase": "Failed"}), false)]
+#[case::running(json!([]), json!({"phase": "Running"}), false)]
+#[case::starting(json!([]), json!({}), false)]
+#[case::unknown(json!([]), json!({"phase": "WaitingForSync"}), false)]
+fn pods_are_gone_only_where_virt_controller_has_recorded_it(
+    #[case] finalizers: Value,
+    #[case] status: Value,
+    #[case] gone: bool,
+) {
+    assert_eq!(vmi(json!({"metadata": {"finalizers": finalizers}, "status": status})).pods_are_gone(), gone);
 }
 
 #[rstest]

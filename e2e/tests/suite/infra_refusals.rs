@@ -1,0 +1,190 @@
+//! What virt-controller and CDI cannot or will not do: the driver answers with their reason, and goes on when it has passed.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use bench::scenario::{Deadline, HCP_NAMESPACE, until, virtual_machine_instances, virtual_machines};
+use k8s_openapi::api::{
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
+    core::v1::Pod,
+};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::json;
+use tonic::Code;
+
+use crate::{
+    controller_process::{Controller, block},
+    fixture::Fixture,
+};
+
+tests! {
+    Calls:
+        an_ended_vm_gives_its_volume_back_once_its_pods_are_gone,
+        a_refused_attachment_pod_is_named;
+}
+
+/// A deadline within which KubeVirt acts, and which a test may wait out.
+const SHORT: Duration = Duration::from_secs(10);
+/// The message of the policy that refuses the attachment pod.
+const REASON: &str = "this namespace has no room for one more pod";
+
+/// A VM with runStrategy Once ends; KubeVirt keeps its VMI with the volume, and its completed pod. The error says what to do;
+/// once the pod is deleted, virt-controller records it, and the volume is free although the VMI stays.
+async fn an_ended_vm_gives_its_volume_back_once_its_pods_are_gone(fixture: Fixture) -> Result<()> {
+    let controller = Controller::start(&fixture, "a").await?;
+    let machines = virtual_machines(&fixture.infra, HCP_NAMESPACE);
+    let instances = virtual_machine_instances(&fixture.infra, HCP_NAMESPACE);
+    let (machine, other) = (format!("{}-vm", fixture.word), format!("{}-other", fixture.word));
+    tokio::try_join!(fixture.empty_machine(&machine), fixture.empty_machine(&other))?;
+    let once = json!({"spec": {"runStrategy": "Once"}});
+    machines.patch(&machine, &PatchParams::default(), &Patch::Merge(once)).await?;
+    let volume = controller.create(&format!("pvc-{}", fixture.word), block()).await?;
+    controller.publish(&volume, &machine).await?;
+
+    // Its QEMU ends, as when its guest powers off or crashes.
+    let parts = fixture.control.status().await?;
+    let part = parts.iter().find(|part| part.name == format!("vm-{machine}")).context("no QEMU of the VM")?;
+    kill(Pid::from_raw(part.pid.try_into()?), Signal::SIGKILL).context("kill QEMU")?;
+    until("the VMI's end", Deadline::Reaction, async || {
+        let phase =
+            instances.get(&machine).await?.data["status"]["phase"].as_str().unwrap_or_default().to_owned();
+        Ok(if ["Failed", "Succeeded"].contains(&phase.as_str()) { Ok(()) } else { Err(phase) })
+    })
+    .await?;
+
+    let status = match controller.unpublish_within(&volume, &machine, SHORT).await {
+        Ok(()) => bail!("expected unpublish to wait while a pod of the ended VMI is left, saw OK"),
+        Err(status) => status,
+    };
+    ensure!(
+        status.code() == Code::DeadlineExceeded
+            && status.message().contains("delete the completed virt-launcher pod"),
+        "expected the error to say what to do, saw {status:?}"
+    );
+    match controller.publish_within(&volume, &other, SHORT).await {
+        Ok(()) => bail!("expected publish to another VM to fail meanwhile, saw OK"),
+        Err(status) => ensure!(
+            status.code() == Code::FailedPrecondition && status.message().contains(&machine),
+            "expected FAILED_PRECONDITION that names the VM, saw {status:?}"
+        ),
+    }
+
+    let pods: Api<Pod> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    let of_machine = ListParams::default().labels(&format!("vm.kubevirt.io/name={machine}"));
+    ensure!(!pods.list(&of_machine).await?.items.is_empty(), "expected a pod of the ended VMI, saw none");
+    pods.delete_collection(&DeleteParams::default(), &of_machine).await?;
+    until("unpublish", Deadline::Reaction, async || {
+        Ok(controller
+            .unpublish_within(&volume, &machine, SHORT)
+            .await
+            .map_err(|status| format!("{status:?}")))
+    })
+    .await?;
+    let left = instances.get_opt(&machine).await?.context("expected the ended VMI to stay, saw none")?;
+    let kept = left.data["spec"]["volumes"].as_array().cloned().unwrap_or_default();
+    ensure!(
+        kept.iter().any(|entry| entry["name"] == volume.volume_id.as_str()),
+        "expected the ended VMI to keep the entry of the volume, saw {kept:?}"
+    );
+    controller.publish(&volume, &other).await.context("publish to another VM")?;
+    controller.discard(&volume, &other).await?;
+    tokio::try_join!(fixture.delete_machine(&machine), fixture.delete_machine(&other))?;
+    Ok(())
+}
+
+/// The infra cluster refuses the pod by which KubeVirt plugs volumes in. The attach ends with the refusal's own words, and
+/// succeeds when the refusal has passed.
+async fn a_refused_attachment_pod_is_named(fixture: Fixture) -> Result<()> {
+    let controller = Controller::start(&fixture, "a").await?;
+    let machine = format!("{}-vm", fixture.word);
+    fixture.empty_machine(&machine).await?;
+    let volume = controller.create(&format!("pvc-{}", fixture.word), block()).await?;
+    fixture.image_of(&volume.volume_id).await?;
+    refuse_attachment_pods(&fixture, &machine).await?;
+    let told = until("an attach that names the refusal", Deadline::Reaction, async || {
+        Ok(match controller.publish_within(&volume, &machine, SHORT).await {
+            Ok(()) => bail!("expected the attach to fail while its pod is refused, saw OK"),
+            Err(status) if status.message().contains(REASON) => Ok(status),
+            Err(status) => Err(format!("{status:?}")),
+        })
+    })
+    .await;
+    allow_attachment_pods(&fixture).await?;
+    let told = told?;
+    ensure!(told.code() == Code::DeadlineExceeded, "expected a code that the sidecar retries, saw {told:?}");
+    until("the attach", Deadline::PodStart, async || {
+        Ok(controller.publish(&volume, &machine).await.map_err(|status| format!("{status:?}")))
+    })
+    .await?;
+    controller.discard(&volume, &machine).await?;
+    fixture.delete_machine(&machine).await
+}
+
+/// Refuses the attachment pods of one VM, and waits until that is in force.
+async fn refuse_attachment_pods(fixture: &Fixture, machine: &str) -> Result<()> {
+    let name = &fixture.word;
+    // An attachment pod belongs to the launcher pod of its VM.
+    let of_machine = format!(
+        "has(object.metadata.ownerReferences) && object.metadata.ownerReferences.exists(owner, owner.name.startsWith('virt-launcher-{machine}-'))"
+    );
+    let policy = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {"resourceRules": [{
+                "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"],
+            }]},
+            "matchConditions": [{"name": "which", "expression": of_machine}],
+            "validations": [{"expression": "false", "message": REASON}],
+        },
+    }))?;
+    let binding = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "spec": {"policyName": name, "validationActions": ["Deny"]},
+    }))?;
+    policies(fixture).create(&PostParams::default(), &policy).await?;
+    bindings(fixture).create(&PostParams::default(), &binding).await?;
+    let in_force = in_force(fixture, machine).await;
+    if in_force.is_err() {
+        allow_attachment_pods(fixture).await?;
+    }
+    in_force
+}
+
+/// Waits until such a pod is refused; the pod is a dry run.
+async fn in_force(fixture: &Fixture, machine: &str) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": format!("{}-probe", fixture.word), "ownerReferences": [{
+            "apiVersion": "v1", "kind": "Pod", "name": format!("virt-launcher-{machine}-probe"), "uid": "none"}]},
+        "spec": {"containers": [{"name": "probe", "image": "none"}]},
+    }))?;
+    let dry_run = PostParams { dry_run: true, ..PostParams::default() };
+    until("the policy to be in force", Deadline::Reaction, async || match pods.create(&dry_run, &pod).await {
+        Ok(_) => Ok(Err("the pod may be created".to_owned())),
+        Err(kube::Error::Api(status)) if status.message.contains(REASON) => Ok(Ok(())),
+        Err(error) => bail!("{error}"),
+    })
+    .await
+}
+
+async fn allow_attachment_pods(fixture: &Fixture) -> Result<()> {
+    bindings(fixture).delete(&fixture.word, &DeleteParams::default()).await?;
+    policies(fixture).delete(&fixture.word, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+fn policies(fixture: &Fixture) -> Api<ValidatingAdmissionPolicy> {
+    Api::all(fixture.infra.clone())
+}
+
+fn bindings(fixture: &Fixture) -> Api<ValidatingAdmissionPolicyBinding> {
+    Api::all(fixture.infra.clone())
+}

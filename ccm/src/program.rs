@@ -35,7 +35,7 @@ use crate::{
         controller::{COMPONENT, ServiceController},
         index::Index,
         metrics::ServiceMetrics,
-        plan::PlanConfig,
+        plan::{Moment, PlanConfig},
         watches,
     },
     nodes::{
@@ -277,8 +277,7 @@ async fn serve_services(
     let plan_config = plan_config(flags, config);
     let gate = Arc::new(Gate::default());
     let (guest, infra) = (&clusters.guest, &clusters.infra);
-    let max = plan_config.policy.max_load_balancers;
-    let (services, writers) = Index::new(plan_config.identity.clone(), infra.namespace.clone(), max);
+    let (services, writers) = Index::new(&plan_config, infra.namespace.clone());
     let due = services.due();
     watches::start(&services, writers, guest, infra, tasks.watches);
     let events = EventSink::start(clusters.guest.clone(), COMPONENT, tasks.events);
@@ -341,8 +340,11 @@ fn plan_config(flags: &Flags, config: &CloudConfig) -> PlanConfig {
         identity: identity(flags, config),
         endpoints: EndpointSource { choice, slices: Slices::Unknown },
         policy: Arc::new(config.load_balancer.policy.clone()),
+        limits: config.load_balancer.limits,
+        node_ports: config.load_balancer.node_ports,
         guest_cluster: None,
         owner: None,
+        moment: Moment::default(),
     }
 }
 

@@ -3,10 +3,11 @@
 
 #![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
 
+mod fields;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -17,6 +18,7 @@ use crate::{
     infra::mirrors::InfraService,
     wire::service::{LOAD_BALANCER, NO_AFFINITY, ServicePort, ServiceSpec},
 };
+use fields::{Fields, denied};
 
 /// kubectl's record of what the guest's user applied; in infra it would only be a copy that goes out of date.
 pub(super) const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -367,9 +369,6 @@ fn families_differ(have: &ServiceSpec, want: &ServiceSpec) -> bool {
     let Some(first) = want.ip_families.first() else { return false };
     have.ip_families.first() != Some(first) || have.ip_family_policy != want.ip_family_policy
 }
-
-mod fields;
-use fields::{Fields, denied};
 
 #[cfg(test)]
 mod tests;

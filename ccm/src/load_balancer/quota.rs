@@ -67,22 +67,22 @@ impl Cost {
     }
 
     /// Both together.
-    pub fn plus(self, other: Self) -> Self {
+    pub(crate) fn plus(self, other: Self) -> Self {
         self.with(other, usize::saturating_add)
     }
 
     /// What this has more than `other`.
-    pub fn beyond(self, other: Self) -> Self {
+    pub(crate) fn beyond(self, other: Self) -> Self {
         self.with(other, usize::saturating_sub)
     }
 
     /// The larger of each.
-    pub fn or(self, other: Self) -> Self {
+    pub(crate) fn or(self, other: Self) -> Self {
         self.with(other, usize::max)
     }
 
     /// The smaller of each.
-    pub fn at_most(self, other: Self) -> Self {
+    pub(crate) fn at_most(self, other: Self) -> Self {
         self.with(other, usize::min)
     }
 

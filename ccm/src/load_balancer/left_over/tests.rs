@@ -1,8 +1,8 @@
 //! What is proved to be a left-over, and all cases that are not.
 
 use super::*;
-use crate::cluster_name::DEFAULT_CLUSTER_NAME;
 use crate::{
+    cluster_name::DEFAULT_CLUSTER_NAME,
     guest::services::FINALIZER,
     guest_names::{CLUSTER_NAME_LABEL, SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL, SERVICE_UID_ANNOTATION},
 };

@@ -3,10 +3,21 @@
 //! `appProtocol: http` and takes all backends out (kubernetes/ingress-nginx#9538). Where upstream made the mirror, they stay
 //! as they are until the guest changes them, so that exchanging the program changes no load balancer that works.
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use super::*;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{ADOPTED_ANNOTATION, Refused, affinity, affinity_config};
+use crate::{
+    config::policy::{Field, GuestPolicy, Withheld},
+    guest::services::GuestService,
+    guest_names::SERVICE_UID_ANNOTATION,
+    infra::mirrors::InfraService,
+    wire::service::{ServicePort, ServiceSpec},
+};
 
 /// These fields as the mirror gets them.
 pub(super) struct Fields<'a> {

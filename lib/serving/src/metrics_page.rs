@@ -99,7 +99,7 @@ mod tests {
     fn the_client_gets_a_format_that_it_takes(#[case] accept: &[&'static str], #[case] openmetrics: bool) {
         let mut request = HeaderMap::new();
         for value in accept {
-            request.append(ACCEPT, value.parse().unwrap());
+            request.append(ACCEPT, value.parse().expect("is a header"));
         }
         let wanted = if openmetrics { OPENMETRICS } else { PROMETHEUS_TEXT };
         assert_eq!(metrics_page(&registry(), &request).headers()[CONTENT_TYPE], wanted);
@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn counters_have_the_names_of_their_samples_in_the_old_format() {
         let mut text = String::new();
-        encode(&mut text, &registry()).unwrap();
+        encode(&mut text, &registry()).expect("is encoded");
         let wanted = "# HELP calls_total Calls.\n# TYPE calls_total counter\ncalls_total{of=\"x # EOF\"} 1\n\
             # HELP open Open.\n# TYPE open gauge\nopen 0\n\
             # HELP took_seconds Time.\n# TYPE took_seconds histogram\ntook_seconds_sum 0.0\ntook_seconds_count 0\n\

@@ -282,8 +282,8 @@ fn a_service_that_exists_grows_within_the_quota_only() {
     assert!(matches!(refused.refusal, Some(Refusal::Quota(_))), "{refused:?}");
     assert!(!refused.steps.iter().any(|step| matches!(step, Step::Replace(..))), "{refused:?}");
     assert!(refused.steps.contains(&Step::AddFinalizer), "its mirror exists");
-    let grows = grown(&mut fed, "u1", 1, 6, &first);
-    assert!(grows.steps.iter().any(|step| matches!(step, Step::Replace(..))) && grows.refusal.is_none());
+    let larger = grown(&mut fed, "u1", 1, 6, &first);
+    assert!(larger.steps.iter().any(|step| matches!(step, Step::Replace(..))) && larger.refusal.is_none());
     // What was promised to the first is not given to the second, before the watch shows it.
     assert!(grown(&mut fed, "u2", 2, 5, &second).refusal.is_some());
     assert!(grown(&mut fed, "u2", 2, 3, &second).refusal.is_none(), "less is always allowed");

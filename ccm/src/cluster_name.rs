@@ -7,6 +7,9 @@ use std::str::FromStr;
 /// Longest label value (Kubernetes, "Labels and Selectors").
 const MAX_LENGTH: usize = 63;
 
+/// The framework's default of `--cluster-name`, which many guests may share.
+pub const DEFAULT_CLUSTER_NAME: &str = "kubernetes";
+
 /// A name that can be a label value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterName(String);
@@ -48,6 +51,11 @@ impl ClusterName {
     /// The name as a label value.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether it is the flag's default: then nobody may have named this cluster, and it proves nothing.
+    pub fn is_default(&self) -> bool {
+        self.0 == DEFAULT_CLUSTER_NAME
     }
 }
 

@@ -4,6 +4,7 @@
 //! An unknown key is not an error, because upstream ignores it too. It is logged, so that an operator finds a misspelt
 //! key. A value of a wrong type is an error that names the key.
 
+pub mod limits;
 pub mod policy;
 mod section;
 
@@ -18,6 +19,7 @@ use crate::nodes::{
     address::{AddressPolicy, PolicyError},
     recognise::Unlabelled,
 };
+use limits::Limits;
 use policy::GuestPolicy;
 use section::Section;
 
@@ -66,6 +68,11 @@ pub struct LoadBalancerConfig {
     pub endpoint_slices: bool,
     /// `policy`: which requests of the guest may reach infra. Upstream does not have this key.
     pub policy: GuestPolicy,
+    /// `limits`: how much one Service may ask for. Upstream does not have this key.
+    pub limits: Limits,
+    /// `allocateLoadBalancerNodePorts`: whether infra allots node ports to the mirrors. `None` = as infra has it. Upstream
+    /// does not have this key.
+    pub node_ports: Option<bool>,
     /// `owner`: the infra object that owns all infra Services of this guest, so that they are deleted with it. Upstream
     /// does not have this key.
     pub owner: Option<OwnerChoice>,
@@ -161,6 +168,8 @@ impl Default for LoadBalancerConfig {
             selectorless: false,
             endpoint_slices: false,
             policy: GuestPolicy::default(),
+            limits: Limits::default(),
+            node_ports: None,
             owner: None,
             sweep_interval: Some(DEFAULT_SWEEP_INTERVAL),
             endpoints: ManagedEndpoints::default(),
@@ -206,6 +215,8 @@ impl CloudConfig {
                 selectorless: load_balancer.flag("selectorless")?.unwrap_or(false),
                 endpoint_slices: load_balancer.flag("enableEPSController")?.unwrap_or(false),
                 policy: policy::read::policy(&mut load_balancer, &mut unknown)?,
+                limits: limits::limits(&mut load_balancer, &mut unknown)?,
+                node_ports: load_balancer.flag("allocateLoadBalancerNodePorts")?,
                 owner: owner(&mut load_balancer, &mut unknown)?,
                 sweep_interval: load_balancer.seconds_or_never("sweepInterval", DEFAULT_SWEEP_INTERVAL)?,
                 endpoints: if load_balancer.word("endpoints", MANAGED)? {

@@ -24,9 +24,10 @@ const METRICS_HEAD: &str = "# Metrics of kubevirt-cloud-controller-manager
 
 <!-- Written by `UPDATE_DOCS=1 cargo test -p ccm`; a test compares it. -->
 
-At `/metrics` of `--secure-port`, in the OpenMetrics text format. The table has the names of the samples; those of a histogram
-continue with `_bucket`, `_sum` and `_count`. No label carries the name of an object. What does not begin with `kubevirt_ccm` has
-the name, labels and bounds that Kubernetes' own programs give it.
+At `/metrics` of `--secure-port`, in the OpenMetrics text format, or in Prometheus' format 0.0.4 for a client that takes only
+that. The table has the names of the samples; those of a histogram continue with `_bucket`, `_sum` and `_count`. No label
+carries the name of an object. What does not begin with `kubevirt_ccm` has the name, labels and bounds that Kubernetes' own
+programs give it.
 
 The queues of `workqueue_*` are `service` and `node` (the service controller's: Services, and changes of the set of Nodes), `Nodes`
 (`cloud-node-controller` and `cloud-node-lifecycle-controller`, which share it) and `kubevirt_eps_controller`; a queue shows as soon as

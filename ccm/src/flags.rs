@@ -13,7 +13,7 @@ use cluster::WriteRate;
 use serving::LogFormat;
 use serving::go_flags::{Ignored, parse_bool, parse_duration};
 
-use crate::cluster_name::ClusterName;
+use crate::cluster_name::{ClusterName, DEFAULT_CLUSTER_NAME};
 pub use controllers::{Controller, Controllers};
 pub use ignored::Others;
 pub use names::names;
@@ -50,7 +50,7 @@ pub struct Flags {
     pub master: String,
 
     /// Name of the guest cluster: a label of its infra Services and of its VMs. Quotes around it are dropped
-    #[arg(long, value_name = "NAME", default_value = "kubernetes")]
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_CLUSTER_NAME)]
     pub cluster_name: ClusterName,
 
     /// The controllers to run: * for all, NAME for one, -NAME for all but one

@@ -9,9 +9,10 @@ use prometheus_client::registry::Registry;
 
 /// The framework's name of the program in `running_managed_controllers`.
 const MANAGER: &str = "cloud-controller-manager";
-/// The only health check: the process answers.
+/// The only health check: the process answers, and for `readyz`, it serves.
 const PING: &str = "ping";
 const SUCCESS: &str = "success";
+const ERROR: &str = "error";
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct BuildLabels {
@@ -78,9 +79,10 @@ impl FrameworkMetrics {
     }
 
     /// Counts an answered check of this kind (`healthz`, `livez`, `readyz`).
-    pub fn answered(&self, kind: &'static str) {
-        self.check.get_or_create(&CheckLabels { name: PING, r#type: kind }).set(1);
-        self.checks.get_or_create(&CheckedLabels { name: PING, r#type: kind, status: SUCCESS }).inc();
+    pub fn answered(&self, kind: &'static str, passed: bool) {
+        let status = if passed { SUCCESS } else { ERROR };
+        self.check.get_or_create(&CheckLabels { name: PING, r#type: kind }).set(i64::from(passed));
+        self.checks.get_or_create(&CheckedLabels { name: PING, r#type: kind, status }).inc();
     }
 }
 
@@ -94,12 +96,15 @@ mod tests {
         let metrics = FrameworkMetrics::default();
         metrics.register(&mut registry);
         metrics.runs("service");
-        metrics.answered("livez");
+        metrics.answered("livez", true);
+        metrics.answered("readyz", false);
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [
             "running_managed_controllers{name=\"service\",manager=\"cloud-controller-manager\"} 1\n",
             "kubernetes_healthcheck{name=\"ping\",type=\"livez\"} 1\n",
             "kubernetes_healthchecks_total{name=\"ping\",type=\"livez\",status=\"success\"} 1\n",
+            "kubernetes_healthcheck{name=\"ping\",type=\"readyz\"} 0\n",
+            "kubernetes_healthchecks_total{name=\"ping\",type=\"readyz\",status=\"error\"} 1\n",
             "kubernetes_build_info{major=\"",
         ] {
             assert!(text.contains(line), "{line} in {text}");

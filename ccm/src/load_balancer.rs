@@ -23,5 +23,6 @@ pub mod plan;
 pub mod quota;
 mod reconcile;
 mod relay;
+pub mod size;
 mod sweep;
 pub mod watches;

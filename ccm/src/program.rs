@@ -14,7 +14,7 @@ use clap::Parser;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use serving::{ProcessMetrics, Shutdown, Tasks, Telemetry};
+use serving::{ProcessMetrics, Shutdown, Tasks, Telemetry, readiness::Readiness};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -32,10 +32,10 @@ use crate::{
     infra::machines::{feed::Feed, index::MachineIndex, reads::InfraReads},
     load_balancer::{
         cleanup::Cleanup,
-        controller::{COMPONENT, ServiceController},
+        controller::{Begins, COMPONENT, ServiceController},
         index::Index,
         metrics::ServiceMetrics,
-        plan::PlanConfig,
+        plan::{Moment, PlanConfig},
         watches,
     },
     nodes::{
@@ -96,6 +96,8 @@ struct Running<'a> {
     watches: &'a Tasks,
     /// Ends with the program, or when all events are written.
     events: &'a Tasks,
+    /// What `/readyz` waits for.
+    readiness: &'a Readiness,
 }
 
 /// The VMs, for all parts that need them.
@@ -150,12 +152,12 @@ async fn serve(flags: Flags, shutdown: Shutdown) -> Result<()> {
     metrics.register(&mut registry);
     let leads = leader_gauge(&mut registry, &flags.leader);
 
+    let readiness = Readiness::default();
     let served = CancellationToken::new();
     let last = served.clone().drop_guard();
     if flags.serving.secure_port != 0 {
-        let endpoint =
-            endpoint::bind(&flags, &config, &clusters, (registry, &metrics.framework), shutdown.tasks())
-                .await?;
+        let shown = (registry, &metrics.framework, readiness.clone());
+        let endpoint = endpoint::bind(&flags, &config, &clusters, shown, shutdown.tasks()).await?;
         tracing::info!(address = %endpoint.local_addr(), "serving HTTPS");
         shutdown.spawn("the HTTPS endpoint", async move {
             endpoint.serve(served).await;
@@ -165,7 +167,7 @@ async fn serve(flags: Flags, shutdown: Shutdown) -> Result<()> {
     let tasks = shutdown.tasks().clone();
     shutdown.spawn("the controllers", async move {
         let _last = last;
-        lead(flags, config, clusters, metrics, leads, tasks).await
+        lead(flags, config, clusters, metrics, leads, (tasks, readiness)).await
     });
     Ok(())
 }
@@ -188,10 +190,10 @@ async fn lead(
     clusters: Clusters,
     metrics: Metrics,
     leads: Gauge,
-    tasks: Tasks,
+    (tasks, readiness): (Tasks, Readiness),
 ) -> Result<(), anyhow::Error> {
     let stop = tasks.stopping();
-    let controllers = || control(&flags, &config, clusters.clone(), metrics.clone(), &tasks);
+    let controllers = || control(&flags, &config, clusters.clone(), metrics.clone(), (&tasks, &readiness));
     if flags.leader.leader_elect {
         let lease = leadership::lease(&flags.leader, &clusters.guest)?;
         leadership::lead(lease, &leads, &stop, controllers).await;
@@ -203,7 +205,13 @@ async fn lead(
 }
 
 /// Runs the controllers that the flags select, until it is dropped.
-async fn control(flags: &Flags, config: &CloudConfig, clusters: Clusters, metrics: Metrics, tasks: &Tasks) {
+async fn control(
+    flags: &Flags,
+    config: &CloudConfig,
+    clusters: Clusters,
+    metrics: Metrics,
+    (tasks, readiness): (&Tasks, &Readiness),
+) {
     if flags.controllers.runs(Controller::Route) {
         tracing::info!("node-route-controller: KubeVirt has no routes to make, nothing is done");
     }
@@ -212,7 +220,7 @@ async fn control(flags: &Flags, config: &CloudConfig, clusters: Clusters, metric
     let machines = Machines::new(&clusters.infra);
     let nodes = NodeWatch::new(&clusters.guest, watches.clone());
     let shared = (machines, nodes);
-    let tasks = Running { watches: &watches, events: tasks };
+    let tasks = Running { watches: &watches, events: tasks, readiness };
     tokio::join!(
         Box::pin(serve_nodes(flags, config, clusters.clone(), shared.clone(), metrics.clone())),
         Box::pin(serve_services(flags, config, clusters, shared, metrics, tasks)),
@@ -278,8 +286,7 @@ async fn serve_services(
     let plan_config = plan_config(flags, config);
     let gate = Arc::new(Gate::default());
     let (guest, infra) = (&clusters.guest, &clusters.infra);
-    let max = plan_config.policy.max_load_balancers;
-    let (services, writers) = Index::new(plan_config.identity.clone(), infra.namespace.clone(), max);
+    let (services, writers) = Index::new(&plan_config, infra.namespace.clone());
     let due = services.due();
     watches::start(&services, writers, (guest, infra), Arc::clone(&plan_config.policy), tasks.watches);
     let events = EventSink::start(clusters.guest.clone(), COMPONENT, tasks.events);
@@ -322,6 +329,7 @@ async fn serve_services(
             queue: metrics.queues.queue(SERVICE_NAME),
             node_queue: metrics.queues.queue(SERVICE_NODE_QUEUE),
             tasks: tasks.watches.clone(),
+            begins: Begins::of(tasks.readiness),
         };
         Box::pin(controller.run()).await;
     };
@@ -342,8 +350,11 @@ fn plan_config(flags: &Flags, config: &CloudConfig) -> PlanConfig {
         identity: identity(flags, config),
         endpoints: EndpointSource { choice, slices: Slices::Unknown },
         policy: Arc::new(config.load_balancer.policy.clone()),
+        limits: config.load_balancer.limits,
+        node_ports: config.load_balancer.node_ports,
         guest_cluster: None,
         owner: None,
+        moment: Moment::default(),
     }
 }
 
@@ -401,5 +412,5 @@ pub(crate) fn every_metric(registry: &mut Registry) {
     metrics.services.contested.count("sample", Some("sample"));
     metrics.endpoints.count("sample", Some(crate::endpoints::metrics::Count { ready: 1, unready: 0 }));
     metrics.framework.runs(SERVICE_NAME);
-    metrics.framework.answered("livez");
+    metrics.framework.answered("livez", true);
 }

@@ -34,9 +34,10 @@ const METRICS_HEAD: &str = "# Metrics of kubevirt-csi-driver
 
 <!-- Written by `UPDATE_DOCS=1 cargo test -p driver`; a test compares it. -->
 
-At `/metrics` of `--http-endpoint`, in the OpenMetrics text format. The table has the names of the samples; those of a histogram
-continue with `_bucket`, `_sum` and `_count`. No label carries the name of an object. `controller` metrics are shown by the
-controller role, `node` metrics by the node role, all others by both.
+At `/metrics` of `--http-endpoint`, in the OpenMetrics text format, or in Prometheus' format 0.0.4 for a client that takes only
+that. The table has the names of the samples; those of a histogram continue with `_bucket`, `_sum` and `_count`. No label
+carries the name of an object. `controller` metrics are shown by the controller role, `node` metrics by the node role, all
+others by both.
 
 ";
 

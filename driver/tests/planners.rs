@@ -7,12 +7,13 @@ mod source;
 use source::{program, rust_files};
 
 /// The planners, by their path in the repository.
-const PLANNERS: [&str; 27] = [
+const PLANNERS: [&str; 28] = [
     "ccm/src/load_balancer/plan.rs",
     "ccm/src/load_balancer/mirror.rs",
     "ccm/src/load_balancer/conditions.rs",
     "ccm/src/load_balancer/left_over.rs",
     "ccm/src/load_balancer/quota.rs",
+    "ccm/src/load_balancer/size.rs",
     "ccm/src/endpoints/plan.rs",
     "ccm/src/endpoints/backend.rs",
     "ccm/src/endpoints/demand.rs",

@@ -42,7 +42,10 @@ impl Infra {
         let reader = &self.shared.reader;
         let request = accepting_all(reader.requests(EVENTS).list(&params));
         let events: List<Event> = reader.server.read(request, WhenPaused::Fail).await?;
-        Ok(newest(events.items))
+        // One that can't be read was reported; the others still give their reasons.
+        let readable =
+            events.items.into_iter().filter_map(|event| reader.odd.read_of(EVENTS.plural, event).ok());
+        Ok(newest(readable.collect()))
     }
 }
 

@@ -6,7 +6,7 @@
 
 pub(super) mod read;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -40,6 +40,47 @@ pub struct GuestPolicy {
     pub load_balancer_ips: Option<Networks>,
     /// `maxLoadBalancers`: how many infra Services this guest may have. `None` = any number.
     pub max_load_balancers: Option<u32>,
+    /// `maxPorts`: how many ports they may have in all. `None` = any number.
+    pub max_ports: Option<u32>,
+    /// `maxSourceRanges`: how many source ranges they may have in all. `None` = any number.
+    pub max_source_ranges: Option<u32>,
+    /// `denyFields`: these fields of the guest's Services do not reach infra.
+    pub deny_fields: BTreeSet<Field>,
+}
+
+/// A field that some load balancers of infra refuse, or take for more than the guest means by it. The upstream cloud
+/// provider passes none of them on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Field {
+    /// `sessionAffinity` and `sessionAffinityConfig`: load balancers of AWS refuse `ClientIP`.
+    SessionAffinity,
+    /// `appProtocol` of ports: Azure probes `/` over HTTP where it is `http`.
+    AppProtocol,
+    /// `ipFamilyPolicy`: a load balancer whose pool has one family may give no address to a Service of two.
+    IpFamilyPolicy,
+}
+
+impl Field {
+    /// All of them.
+    const ALL: [Self; 3] = [Self::SessionAffinity, Self::AppProtocol, Self::IpFamilyPolicy];
+
+    /// Its name in a Service.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SessionAffinity => "sessionAffinity",
+            Self::AppProtocol => "appProtocol",
+            Self::IpFamilyPolicy => "ipFamilyPolicy",
+        }
+    }
+}
+
+impl FromStr for Field {
+    type Err = PolicyError;
+
+    fn from_str(text: &str) -> Result<Self, PolicyError> {
+        let found = Self::ALL.into_iter().find(|field| field.name() == text);
+        found.ok_or_else(|| PolicyError::Field(text.to_owned()))
+    }
 }
 
 /// Which annotations reach infra, and which the operator adds.
@@ -87,6 +128,9 @@ pub enum PolicyError {
     /// The text is not a network.
     #[error("{0:?} is no network; write for example 192.0.2.0/24 or 2001:db8::/64")]
     Network(String),
+    /// The text is not a field that can be denied.
+    #[error("{0:?} is no field that can be denied; these can: sessionAffinity, appProtocol, ipFamilyPolicy")]
+    Field(String),
 }
 
 /// A request of the guest that does not reach infra.
@@ -127,6 +171,9 @@ pub enum Withheld {
         /// The networks that the operator allows.
         allowed: Networks,
     },
+    /// Fields that are not allowed.
+    #[error("{} is not passed to the infra cluster: its operator does not allow it", .0.join(", "))]
+    Fields(Vec<&'static str>),
 }
 
 impl GuestPolicy {
@@ -161,6 +208,13 @@ impl GuestPolicy {
         }
         passed.extend(policy.overrides.clone());
         passed
+    }
+
+    /// Whether the guest's annotation reaches infra, with the guest's value.
+    pub fn passes(&self, key: &str, value: &str) -> bool {
+        !self.annotations.overrides.contains_key(key)
+            && self.annotations.passes(key)
+            && self.forbids(key, value).is_none()
     }
 
     /// If this value is not allowed: the values that would be.
@@ -311,6 +365,7 @@ impl Withheld {
             Self::Annotations(_) | Self::Overridden(_) | Self::Value { .. } => "AnnotationsRefused",
             Self::LoadBalancerIp { .. } => "LoadBalancerIPRefused",
             Self::ExternalIps { .. } => "ExternalIPsRefused",
+            Self::Fields(_) => "FieldsRefused",
         }
     }
 }

@@ -159,7 +159,8 @@ fn reads_a_policy() {
     let config = parse(
         "loadBalancer:\n  policy:\n    annotations:\n      allow: [\"metallb.io/*\"]\n      deny: [a]\n\
          \x20     values:\n        metallb.io/address-pool: [public]\n      defaults: {b: c}\n      overrides: {d: e}\n\
-         \x20   externalIPs: []\n    loadBalancerIPs: [192.0.2.0/24]\n    maxLoadBalancers: 3\n",
+         \x20   externalIPs: []\n    loadBalancerIPs: [192.0.2.0/24]\n    maxLoadBalancers: 3\n\
+         \x20   maxPorts: 40\n    maxSourceRanges: 50\n    denyFields: [appProtocol, sessionAffinity]\n",
     );
     let policy = config.load_balancer.policy;
     let one = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
@@ -174,6 +175,8 @@ fn reads_a_policy() {
     assert_eq!(policy.external_ips, Some(Networks::default()), "empty is not absent");
     assert_eq!(policy.load_balancer_ips, Some(Networks::parse(&["192.0.2.0/24".to_owned()]).unwrap()));
     assert_eq!(policy.max_load_balancers, Some(3));
+    assert_eq!((policy.max_ports, policy.max_source_ranges), (Some(40), Some(50)));
+    assert_eq!(policy.deny_fields, [policy::Field::AppProtocol, policy::Field::SessionAffinity].into());
 }
 
 #[rstest]
@@ -183,6 +186,8 @@ fn reads_a_policy() {
     "{maxLoadBalancers: many}",
     "loadBalancer.policy.maxLoadBalancers of the cloud-config must be a whole"
 )]
+#[case("{maxPorts: 1.5}", "loadBalancer.policy.maxPorts of the cloud-config must be a whole")]
+#[case("{denyFields: [ports]}", "loadBalancer.policy.denyFields of the cloud-config: \"ports\" is no field")]
 #[case("{maxLoadBalancers: -1}", "loadBalancer.policy.maxLoadBalancers")]
 #[case(
     "{annotations: {allow: [\"a*b\"]}}",
@@ -224,4 +229,35 @@ fn reads_the_owner_of_all_infra_services() {
     assert_eq!(config.load_balancer.owner, Some(owner));
     let missing = CloudConfig::parse("loadBalancer: {owner: {apiVersion: v1, kind: ConfigMap}}");
     assert_eq!(missing.unwrap_err().to_string(), "loadBalancer.owner.name of the cloud-config is missing");
+}
+
+#[rstest]
+#[case("{}", Some(100), Some(100), Some(65_536))]
+#[case("{limits: }", Some(100), Some(100), Some(65_536))]
+#[case("{limits: {ports: 5, sourceRanges: 0}}", Some(5), None, Some(65_536))]
+#[case("{limits: {ports: 0, sourceRanges: 100000, annotationBytes: 0}}", None, Some(100_000), None)]
+fn a_service_has_limits_unless_they_are_zero(
+    #[case] section: &str,
+    #[case] ports: Option<usize>,
+    #[case] source_ranges: Option<usize>,
+    #[case] annotation_bytes: Option<usize>,
+) {
+    let limits = parse(&format!("loadBalancer: {section}")).load_balancer.limits;
+    assert_eq!(limits, Limits { ports, source_ranges, annotation_bytes });
+}
+
+#[rstest]
+#[case("{ports: -1}", "loadBalancer.limits.ports of the cloud-config must be a whole number, 0 for no limit")]
+#[case("{sourceRanges: many}", "loadBalancer.limits.sourceRanges of the cloud-config must be")]
+#[case("{annotationBytes: [1]}", "loadBalancer.limits.annotationBytes of the cloud-config must be")]
+#[case("100", "loadBalancer.limits of the cloud-config must be a map of keys")]
+fn a_limit_that_is_none_ends_the_program(#[case] limits: &str, #[case] says: &str) {
+    let error = CloudConfig::parse(&format!("loadBalancer: {{limits: {limits}}}")).unwrap_err().to_string();
+    assert!(error.contains(says), "{error}");
+}
+
+#[test]
+fn a_misspelt_limit_shows() {
+    let (_, unknown) = CloudConfig::parse("loadBalancer: {limits: {maxPorts: 3}}").unwrap();
+    assert_eq!(unknown, ["loadBalancer.limits.maxPorts"]);
 }

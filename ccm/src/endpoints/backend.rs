@@ -50,6 +50,8 @@ pub struct Backend {
     pub addresses: Vec<IpAddr>,
     /// Whether nothing proves that the addresses that it shows are its own.
     pub is_unproved: bool,
+    /// Whether load balancers leave it out: all Nodes that are this VM are excluded.
+    pub excluded: bool,
     /// Whether its status shows all its addresses: without the guest agent some can be missing for a while.
     pub shows_all: bool,
 }
@@ -73,7 +75,7 @@ impl Backend {
     }
 }
 
-/// The VMs of the guest `cluster` that can take traffic, by name. `None` = VMs were not read, so nothing is known.
+/// The VMs of the guest `cluster` that can take traffic, by name, also those that load balancers leave out. `None` = VMs were not read, so nothing is known.
 pub fn backends<'a>(
     members: impl IntoIterator<Item = &'a Member>,
     seen: &Snapshot,
@@ -84,7 +86,7 @@ pub fn backends<'a>(
     let known = seen.known();
     known.vmis?;
     let mut backends: BTreeMap<String, Backend> = BTreeMap::new();
-    for member in members.into_iter().filter(|member| !member.excluded) {
+    for member in members {
         let id = match identify(&member.claims, known) {
             Identity::Vm { id, .. } => Some(id),
             Identity::Foreign => prove(&member.claims, known),
@@ -96,7 +98,13 @@ pub fn backends<'a>(
             continue;
         }
         let backend = backends.entry(vmi.name.clone()).or_insert_with(|| backend(&vmi, member, policy));
-        backend.nodes.push(member.claims.name.clone());
+        if backend.excluded && !member.excluded {
+            // Of an old Node object and the present one, the latter counts.
+            *backend = self::backend(&vmi, member, policy);
+        }
+        if backend.excluded == member.excluded {
+            backend.nodes.push(member.claims.name.clone());
+        }
     }
     Some(backends.into_values().collect())
 }
@@ -116,6 +124,7 @@ fn backend(vmi: &Vmi, member: &Member, policy: &AddressPolicy) -> Backend {
             terminating: vmi.deleting || ended,
         },
         is_unproved: proved.is_none(),
+        excluded: member.excluded,
         addresses: proved.unwrap_or_default(),
         shows_all: vmi.agent_connected,
     }

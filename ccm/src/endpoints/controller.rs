@@ -17,7 +17,7 @@ use crate::{
         watches::Refused,
     },
     handover::Work,
-    infra::slices::{MANAGER_LABEL, OUR_MANAGER, WireSlice},
+    infra::slices::{MANAGER_LABEL, MIRROR_MANAGER, OUR_MANAGER, SELECTOR_MANAGER, WireSlice},
     unreadable::Readable,
 };
 
@@ -107,6 +107,10 @@ impl EndpointController {
 
     /// Logs the reason once; from now on Services have their selectors.
     fn switch_off(&self, why: String, said: &mut Option<String>) {
+        if !self.0.choice.is_ours() {
+            tracing::debug!("slices that the former writer of endpoints left are not removed: {why}");
+            return self.0.set(Work::Off);
+        }
         self.0.metrics.off(true);
         if said.as_ref() != Some(&why) {
             tracing::warn!(
@@ -117,17 +121,20 @@ impl EndpointController {
         self.0.set(Work::Off);
     }
 
-    /// Whether slices of ours exist although none should, because the configuration was changed. Without the right to
-    /// list them, the CCM can't have written any.
+    /// Whether slices of ours exist although none should, because the configuration was changed; where another program writes
+    /// the endpoints, also slices of infra's controllers. Without the right to list them, the CCM can neither have written
+    /// any nor remove them.
     async fn has_left_overs(&self) -> bool {
-        let ours = format!("{MANAGER_LABEL}={OUR_MANAGER},{}", of_guest(&self.0.identity));
+        let managers = if self.0.choice.selectorless {
+            format!("{OUR_MANAGER},{SELECTOR_MANAGER},{MIRROR_MANAGER}")
+        } else {
+            OUR_MANAGER.to_owned()
+        };
+        let former = format!("{MANAGER_LABEL} in ({managers}),{}", of_guest(&self.0.identity));
         let slices: Api<Readable<WireSlice>> =
             Api::namespaced(self.0.infra.client.clone(), &self.0.infra.namespace);
-        if self.0.choice.selectorless {
-            return false;
-        }
         loop {
-            let first = ListParams::default().labels(&ours).limit(1);
+            let first = ListParams::default().labels(&former).limit(1);
             let found = async {
                 if !rights::may_look(&self.0.infra).await? {
                     return Ok(false);

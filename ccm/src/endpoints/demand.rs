@@ -15,8 +15,9 @@ use std::net::IpAddr;
 pub enum Spread {
     /// Those that have an endpoint of it.
     WithEndpoint,
-    /// Those that have an endpoint of it; all, if none of those is ready. For policy Cluster, with which every Node
-    /// forwards: the only endpoint may be on a Node that takes no traffic of load balancers.
+    /// Those that have an endpoint of it; all, if none of those is ready; those of excluded Nodes too, if none of all is. For
+    /// policy Cluster, with which every Node forwards: the only endpoint may be on a Node that takes no traffic of load
+    /// balancers, and an exclusion must not end all traffic.
     Preferred,
     /// All: with policy Cluster every Node forwards traffic, so where the endpoints are does not matter.
     Everywhere,
@@ -41,15 +42,39 @@ pub fn demand(
     backends: &[Backend],
     kept: &dyn Fn(&str, &str) -> Option<IpAddr>,
 ) -> Vec<Endpoint> {
+    let counted: Vec<_> = backends.iter().filter(|backend| !backend.excluded).collect();
     let nothing_said = !wanted.has_selector && wanted.slices.is_empty();
-    let everywhere = wanted.spread == Spread::Everywhere || nothing_said;
-    let slices: Vec<_> = wanted.slices.iter().filter(|slice| slice.family == Some(family)).collect();
+    let of = |backends: &[&Backend], everywhere: bool| {
+        endpoints(wanted.slices, everywhere || nothing_said, family, backends, kept)
+    };
+    let is_ready = |endpoints: &[Endpoint]| endpoints.iter().any(|endpoint| endpoint.conditions.ready);
+    match wanted.spread {
+        Spread::WithEndpoint => of(&counted, false),
+        Spread::Everywhere => of(&counted, true),
+        Spread::Preferred => {
+            let all: Vec<_> = backends.iter().collect();
+            let tries = [(&counted, false), (&counted, true), (&all, false), (&all, true)];
+            let ready = tries.into_iter().map(|(backends, everywhere)| of(backends, everywhere));
+            ready.into_iter().find(|endpoints| is_ready(endpoints)).unwrap_or_else(|| of(&counted, true))
+        }
+    }
+}
+
+/// The endpoints on these VMs; with `everywhere` all of them have one.
+fn endpoints(
+    slices: &[&GuestSlice],
+    everywhere: bool,
+    family: Family,
+    backends: &[&Backend],
+    kept: &dyn Fn(&str, &str) -> Option<IpAddr>,
+) -> Vec<Endpoint> {
+    let slices: Vec<_> = slices.iter().filter(|slice| slice.family == Some(family)).collect();
     let anywhere = slices.iter().filter_map(|slice| slice.anywhere).reduce(Conditions::or);
     let on = |backend: &Backend| {
         let here = slices.iter().flat_map(|slice| backend.nodes.iter().filter_map(|it| slice.nodes.get(it)));
         here.copied().chain(anywhere).reduce(Conditions::or)
     };
-    let endpoint = |backend: &Backend| {
+    let endpoint = |backend: &&Backend| {
         let conditions = if everywhere { Conditions::READY } else { on(backend)? };
         // As with the addresses of a Node: an interface that shows nothing is not known to have lost its address.
         let is_shown = backend.shows_all && !backend.addresses.is_empty();
@@ -62,12 +87,7 @@ pub fn demand(
             conditions: conditions.and(backend.conditions),
         })
     };
-    let endpoints: Vec<_> = backends.iter().filter_map(endpoint).collect();
-    let is_ready = || endpoints.iter().any(|endpoint| endpoint.conditions.ready);
-    if wanted.spread == Spread::Preferred && !everywhere && !is_ready() {
-        return demand(&Wanted { spread: Spread::Everywhere, ..*wanted }, family, backends, kept);
-    }
-    endpoints
+    backends.iter().filter_map(endpoint).collect()
 }
 
 #[cfg(test)]

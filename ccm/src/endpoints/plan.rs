@@ -105,7 +105,15 @@ pub fn plan(observed: &Observed<'_>) -> Plan {
     let infra_ready = observed.slices.iter().filter(of_infra).any(|slice| slice.is_ready);
     let ours_ready = observed.ours().any(|slice| slice.is_ready);
     match writer {
-        Writer::Others => Plan::default(),
+        Writer::Others => {
+            // What we or infra's controllers wrote before is out of date: VMs that are gone stay backends (kubernetes#118376).
+            let is_other = |slice: &InfraSlice| slice.manager == Manager::Other && slice.is_ready;
+            if has_selector || !observed.slices.iter().any(is_other) {
+                return Plan::default();
+            }
+            let ours = observed.ours().map(removal);
+            Plan { steps: ours.chain(observed.left_behind()).collect(), is_written: false }
+        }
         Writer::Infra => {
             let taken_over = has_selector && observed.slices.iter().any(|slice| of_infra(&slice));
             if observed.ours().next().is_none() {

@@ -22,13 +22,16 @@ use crate::{
     handover::Writer,
     infra::{
         mirrors::InfraService,
-        slices::{Content, Endpoint, InfraSlice},
+        slices::{Content, Endpoint, InfraSlice, Manager},
     },
     wire::ip_family::Family,
 };
 
 /// How often one reconcile observes: at its start, after its writes, and when another writer was faster.
 const MAX_OBSERVATIONS: usize = 6;
+
+/// How long what the former writer of endpoints left may stay, after another program has written its own.
+const LEFT_BEHIND_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +50,12 @@ struct View {
     slices: Vec<InfraSlice>,
     /// Whether both were read in this reconcile.
     is_fresh: bool,
+}
+
+impl View {
+    fn has_slices_of_former_writers(&self) -> bool {
+        self.slices.iter().any(|slice| slice.manager != Manager::Other)
+    }
 }
 
 /// What a reconcile has to do.
@@ -106,6 +115,12 @@ async fn observe_and_act(guest: &GuestService, session: &Session) -> Result<Acti
         return Ok(Action::requeue(left));
     }
     let mut view = session.seen(&name);
+    let is_others = session.context.choice.writer(guest.spec.is_local()) == Writer::Others;
+    let is_left_behind = is_others && view.as_ref().is_some_and(View::has_slices_of_former_writers);
+    if is_left_behind {
+        // The watch shows only slices with this guest's labels, which the other program's need not have.
+        view = session.observe(&name).await?;
+    }
     for _ in 0..MAX_OBSERVATIONS {
         let Some(planned) = session.plan(guest, view.as_ref()) else {
             session.context.wrote(guest, false);
@@ -116,7 +131,12 @@ async fn observe_and_act(guest: &GuestService, session: &Session) -> Result<Acti
         session.context.wrote(guest, planned.plan.is_written);
         if planned.plan.steps.is_empty() {
             session.count(guest, &planned);
-            return Ok(Action::await_change());
+            let is_waiting = is_left_behind && view.as_ref().is_some_and(View::has_slices_of_former_writers);
+            return Ok(if is_waiting {
+                Action::requeue(LEFT_BEHIND_INTERVAL)
+            } else {
+                Action::await_change()
+            });
         }
         let Some(seen) = view.take() else { return Ok(Action::await_change()) };
         if !seen.is_fresh && planned.plan.steps.iter().any(Step::is_final) {
@@ -159,11 +179,12 @@ impl Session {
         let (context, view) = (&self.context, view?);
         let is_served = guest.wants_load_balancer() && !guest.is_deleting() && !view.service.is_deleting();
         let writer = context.choice.writer(guest.spec.is_local());
-        if !is_served || writer == Writer::Others || context.identity.check(guest, &*view.service).is_err() {
+        if !is_served || context.identity.check(guest, &*view.service).is_err() {
             return None;
         }
-        let backends = self.backends()?;
-        let unproved = backends.iter().find(|backend| writer == Writer::Ours && backend.is_unproved);
+        let backends = if writer == Writer::Others { Arc::default() } else { self.backends()? };
+        let mut counted = backends.iter().filter(|backend| !backend.excluded);
+        let unproved = counted.find(|backend| writer == Writer::Ours && backend.is_unproved);
         let unproved = unproved.map(|backend| backend.vm.clone());
         // Infra's own controllers give the selector's endpoints the addresses of pods.
         let writer = if unproved.is_some() { Writer::Infra } else { writer };

@@ -22,9 +22,9 @@ pub const MANAGER_LABEL: &str = "endpointslice.kubernetes.io/managed-by";
 /// Our value of it, which is that of the upstream cloud provider: the slices that it left are ours.
 pub const OUR_MANAGER: &str = "kubevirt-eps-controller";
 /// Infra's controller that follows selectors (`k8s.io/endpointslice`).
-const SELECTOR_MANAGER: &str = "endpointslice-controller.k8s.io";
+pub const SELECTOR_MANAGER: &str = "endpointslice-controller.k8s.io";
 /// Infra's controller that copies the older kind Endpoints (`k8s.io/kubernetes/pkg/controller/endpointslicemirroring`).
-const MIRROR_MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
+pub const MIRROR_MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
 
 /// Which program writes a slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,8 +13,12 @@ use crate::{
         error::ReconcileError,
         mirror::Refused,
         plan::{Plan, Refusal, Step},
+        size::listed,
     },
 };
+
+/// Reason of the event about a Service above the limits: refused, or kept because it is older.
+const TOO_LARGE: &str = "LoadBalancerTooLarge";
 
 /// Reports a step that was carried out.
 pub(crate) fn step(guest: &GuestService, step: &Step, plan: &Plan, context: &Context) {
@@ -63,22 +67,32 @@ pub(crate) fn refusals(guest: &GuestService, plan: &Plan, context: &Context) {
     let whole = plan.refusal.iter().map(|refusal| {
         let reason = match refusal {
             Refusal::Quota(_) => "LoadBalancerQuotaExceeded",
+            Refusal::TooLarge(_) => TOO_LARGE,
             Refusal::NoNodePort(_) | Refusal::Foreign(_) => "SyncLoadBalancerFailed",
         };
         (reason, format!("Error syncing load balancer: failed to ensure load balancer: {refusal}"))
     });
-    let said: Vec<_> = whole.chain(wishes).collect();
+    let kept = (!plan.kept.is_empty()).then(|| {
+        let text = format!(
+            "the infra cluster's operator allows less for one load balancer: this service asks for {}; its load balancer has \
+             that already and keeps it, but cannot get more",
+            listed(&plan.kept)
+        );
+        (TOO_LARGE, text)
+    });
+    let said: Vec<_> = whole.chain(wishes).chain(kept).collect();
     let texts: Vec<_> = said.iter().map(|(_, text)| text.clone()).collect();
     if !context.index.is_news(guest.uid(), &texts) {
         return;
     }
     for (reason, text) in said {
-        tracing::warn!(
-            service = guest.metadata.name,
-            namespace = guest.metadata.namespace,
-            "refused: {text}"
-        );
-        context.metrics.refused(reason);
+        let (service, namespace) = (&guest.metadata.name, &guest.metadata.namespace);
+        if plan.kept.is_empty() || reason != TOO_LARGE {
+            tracing::warn!(service, namespace, "refused: {text}");
+            context.metrics.refused(reason);
+        } else {
+            tracing::warn!(service, namespace, "{text}");
+        }
         context.events.emit(&reference(guest), Kind::Warning, reason, &text);
     }
 }
@@ -87,6 +101,7 @@ fn reason_of(wish: &Refused) -> &'static str {
     match wish {
         Refused::Policy(withheld) => withheld.reason(),
         Refused::Family { .. } | Refused::SecondFamily => "IPFamilyRefused",
+        Refused::Adopted(_) => "FieldsRefused",
     }
 }
 

@@ -108,6 +108,7 @@ fn reason(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::NoNodePort(_) => "NoNodePort",
         Refusal::Foreign(_) => "InfraServiceNotOurs",
+        Refusal::TooLarge(_) => "TooLarge",
         Refusal::Quota(_) => "QuotaExceeded",
     }
 }

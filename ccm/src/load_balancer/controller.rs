@@ -8,7 +8,10 @@ use std::time::Duration;
 use futures::{StreamExt, stream};
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::ObjectRef;
-use serving::Tasks;
+use serving::{
+    Tasks,
+    readiness::{Condition, Readiness},
+};
 
 use crate::{
     access::{GuestCluster, InfraCluster, chain},
@@ -93,6 +96,25 @@ pub struct ServiceController {
     pub node_queue: Queue,
     /// Owns the tasks of its watches.
     pub tasks: Tasks,
+    /// Reports when it begins to serve.
+    pub begins: Begins,
+}
+
+/// A condition of `/readyz`: while this replica leads, it is unmet until Services are served. A replica that does not lead is
+/// ready, so it is met when this is dropped.
+pub struct Begins(Condition);
+
+impl Begins {
+    /// The condition of `readiness`, unmet.
+    pub fn of(readiness: &Readiness) -> Self {
+        Self(readiness.condition("LoadBalancer Services are served"))
+    }
+}
+
+impl Drop for Begins {
+    fn drop(&mut self) {
+        self.0.set(true);
+    }
 }
 
 impl ServiceController {
@@ -136,6 +158,7 @@ impl ServiceController {
                 context.index.enqueue_all();
             }
         };
+        self.begins.0.set(true);
         let followed = context.nodes.followed();
         let due = due.stream().flat_map(stream::iter);
         tokio::join!(

@@ -24,7 +24,7 @@ use crate::{
     guest::services::GuestService,
     guest_names::{Identity, infra_name},
     infra::mirrors::InfraService,
-    load_balancer::plan::Plan,
+    load_balancer::plan::{Plan, PlanConfig},
 };
 use answers::Answers;
 use history::History;
@@ -57,19 +57,19 @@ pub struct Writers {
 }
 
 impl Index {
-    /// An empty index of the guest that `identity` identifies, with mirrors in `namespace`, of which there may be `max`.
-    pub fn new(identity: Identity, namespace: String, max: Option<u32>) -> (Self, Writers) {
+    /// An empty index of the guest that `config` identifies, with mirrors in `namespace`.
+    pub fn new(config: &PlanConfig, namespace: String) -> (Self, Writers) {
         let (guests, guest_writer) = store();
         let (mirrors, mirror_writer) = store();
         let inner = Inner {
             guests,
             mirrors,
-            identity,
+            identity: config.identity.clone(),
             namespace,
             names: Mutex::default(),
             answers: Answers::default(),
             history: History::default(),
-            places: Places::new(max),
+            places: Places::new(Arc::clone(&config.policy), config.limits),
             changes: Changes::default(),
             due: Changes::default(),
         };
@@ -91,8 +91,8 @@ impl Index {
         self.0.due.subscribe()
     }
 
-    /// Gives the Service a place of the quota if `plan` needs one, and returns the plan. If no place is free, returns
-    /// the part of the plan that needs none.
+    /// Gives the Service what `plan` needs of the quota, and returns the plan. If too little is left, returns the part of
+    /// the plan that needs nothing.
     pub(crate) fn limit(&self, guest: &GuestService, plan: Plan) -> Plan {
         self.0.places.limit(guest, plan, || self.shown_now())
     }
@@ -115,7 +115,8 @@ impl Index {
     fn shown_now(&self) -> Shown {
         let mirrors = self.0.mirrors.state();
         let own = mirrors.iter().filter(|mirror| self.0.identity.owns(&***mirror));
-        let mirrors = own.filter_map(|mirror| mirror.metadata.name.clone()).collect();
+        let mirrors = own.filter_map(|mirror| Some((mirror.metadata.name.clone()?, Arc::clone(mirror))));
+        let mirrors = mirrors.collect();
         Shown { guests: self.0.guests.state(), mirrors }
     }
 
@@ -132,6 +133,17 @@ impl Index {
     /// Ends the wait for an address; returns how long it was.
     pub(crate) fn has_address(&self, uid: &str) -> Option<Duration> {
         self.0.history.has_address(uid)
+    }
+
+    /// Records that the infra Service with the UID `mirror` shows no address; returns for how long. `None` = it never had
+    /// one.
+    pub(crate) fn lost_address(&self, uid: &str, mirror: &str) -> Option<Duration> {
+        self.0.history.lost_address(uid, mirror)
+    }
+
+    /// Records that the infra Service shows an address.
+    pub(crate) fn found_address(&self, uid: &str) {
+        self.0.history.found_address(uid);
     }
 
     /// How many Services wait for an address.

@@ -4,14 +4,10 @@
 #![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
 
 use crate::{
-    cluster_name::ClusterName,
     guest::services::GuestService,
     guest_names::{GUEST_CLUSTER_ANNOTATION, Identity, annotation, infra_name},
     infra::mirrors::InfraService,
 };
-
-/// The framework's default of `--cluster-name`, which many guests may share.
-const DEFAULT_CLUSTER_NAME: &str = "kubernetes";
 
 /// What the guest's API answered about the Service that an infra Service names. Without an answer, nothing is judged.
 #[derive(Clone, Copy, Debug)]
@@ -66,16 +62,12 @@ pub fn judge(infra: &InfraService, answer: Answer<'_>, known: Knowledge<'_>) -> 
             Classification::Unproved("it is marked as another guest cluster's")
         }
         (Some(_), Some(_)) => Classification::LeftOver,
-        (None, Some(_)) if known.identity.cluster == default_name() => {
+        (None, Some(_)) if known.identity.cluster.is_default() => {
             Classification::Unproved("it has no mark, and many guest clusters may be named kubernetes")
         }
         (None, Some(_)) if known.seen_before => Classification::LeftOver,
         (None, Some(_)) => Classification::Unproved("it has no mark; checked again an interval later"),
     }
-}
-
-fn default_name() -> ClusterName {
-    DEFAULT_CLUSTER_NAME.parse().expect("is a label value")
 }
 
 #[cfg(test)]

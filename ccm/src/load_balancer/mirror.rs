@@ -3,21 +3,26 @@
 
 #![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
 
+mod fields;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::policy::{GuestPolicy, LAST_APPLIED, Withheld},
+    config::policy::{Field, GuestPolicy, LAST_APPLIED, Withheld},
     guest::services::GuestService,
     guest_names::{Identity, SERVICE_UID_ANNOTATION, infra_name},
     handover::EndpointSource,
     infra::mirrors::InfraService,
     wire::service::{LOAD_BALANCER, NO_AFFINITY, ServicePort, ServiceSpec},
 };
+use fields::{Fields, denied};
 
+/// Annotation of a mirror that the upstream cloud provider made: the guest's fields that it did not pass on, with their values
+/// at the takeover, as JSON. As long as the guest leaves such a field as it is, the mirror's stays as it was.
+pub const ADOPTED_ANNOTATION: &str = "cluster.x-k8s.io/tenant-service-adopted";
 /// `ipFamilyPolicy` of one family.
 const SINGLE_STACK: &str = "SingleStack";
 /// `ipFamilyPolicy` of both families where infra has both.
@@ -46,12 +51,19 @@ pub enum Refused {
     /// The policy of infra's operator does not allow it.
     #[error(transparent)]
     Policy(#[from] Withheld),
-    /// The mirror could lose the address that it has.
+    /// The mirror could lose its address, or get none.
     #[error(
-        "the infra service has one address family and an address, which some load balancers take away if it asks for a \
-         second family; recreate the service to get both"
+        "the infra service has one address family and keeps it: some load balancers give no address to a service of two \
+         families, and take one away that asks for a second; recreate the service to try both again"
     )]
     SecondFamily,
+    /// The mirror was made by the upstream cloud provider, which did not pass these fields on.
+    #[error(
+        "{} stays on the infra service as it was before this program took it over, because its load balancer may refuse \
+         another value; change the field, or recreate the service, to have it passed on",
+        .0.join(", ")
+    )]
+    Adopted(Vec<&'static str>),
     /// The first address family of a Service can not change.
     #[error(
         "the infra service has the address family {found} and can not change to {wanted}; recreate the service"
@@ -72,22 +84,20 @@ impl Mirror {
         identity: &Identity,
         endpoints: EndpointSource,
         policy: &GuestPolicy,
+        is_overdue: bool,
     ) -> Self {
         let (mut refused, mut withheld) = (Vec::new(), Vec::new());
+        let fields = Fields::of(guest, existing, policy, &mut refused);
         let has_selector = existing.map(|infra| !infra.spec.selector.is_empty());
         let wants_selector = endpoints.wants_selector(guest.spec.is_local(), has_selector);
-        let (ip_families, ip_family_policy) = families(guest, existing, &mut refused);
+        let (ip_families, ip_family_policy) = families(guest, existing, policy, is_overdue, &mut refused);
         let spec = ServiceSpec {
             kind: LOAD_BALANCER.to_owned(),
             load_balancer_class: existing.and_then(|infra| infra.spec.load_balancer_class.clone()),
-            ports: guest.spec.ports.iter().map(mirror_port).collect(),
+            ports: guest.spec.ports.iter().map(|port| fields.mirror_port(port)).collect(),
             selector: if wants_selector { identity.selector() } else { BTreeMap::new() },
-            session_affinity: affinity(&guest.spec).to_owned(),
-            session_affinity_config: guest
-                .spec
-                .session_affinity_config
-                .clone()
-                .filter(|_| affinity(&guest.spec) != NO_AFFINITY),
+            session_affinity: affinity(fields.affinity).to_owned(),
+            session_affinity_config: affinity_config(fields.affinity).cloned(),
             external_traffic_policy: guest.spec.external_traffic_policy.clone(),
             load_balancer_source_ranges: guest.spec.load_balancer_source_ranges.clone(),
             ip_families,
@@ -101,12 +111,16 @@ impl Mirror {
                 existing.map(|infra| infra.spec.external_ips.as_slice()).unwrap_or_default(),
                 &mut withheld,
             ),
+            allocate_load_balancer_node_ports: existing
+                .and_then(|infra| infra.spec.allocate_load_balancer_node_ports),
         };
         let mut annotations = guest.metadata.annotations.clone().unwrap_or_default();
         annotations.remove(LAST_APPLIED);
+        annotations.remove(ADOPTED_ANNOTATION);
         let mut annotations = policy.annotations(annotations, &mut withheld);
         refused.extend(withheld.into_iter().map(Refused::Policy));
         annotations.insert(SERVICE_UID_ANNOTATION.to_owned(), guest.uid().to_owned());
+        annotations.extend(fields.record().map(|record| (ADOPTED_ANNOTATION.to_owned(), record)));
         Self {
             name: infra_name(guest.uid()),
             labels: identity.labels(guest),
@@ -145,6 +159,7 @@ impl Mirror {
             ("ipFamilies", families_differ(have, want)),
             ("loadBalancerIP", have.load_balancer_ip != want.load_balancer_ip),
             ("externalIPs", have.external_ips != want.external_ips),
+            ("allocateLoadBalancerNodePorts", have.allocates_node_ports() != want.allocates_node_ports()),
         ];
         let mut fields: Vec<_> =
             differs.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect();
@@ -216,7 +231,11 @@ impl Mirror {
             }
         };
         set("type", json!(want.kind));
-        set("ports", want.ports.iter().map(|port| wire_port(port, &have.ports)).collect());
+        // With the switch, infra takes back the node ports that are not named.
+        let switches_off = have.allocates_node_ports() && !want.allocates_node_ports();
+        let had = if switches_off { &[] } else { have.ports.as_slice() };
+        set("ports", want.ports.iter().map(|port| wire_port(port, had)).collect());
+        set("allocateLoadBalancerNodePorts", json!(want.allocate_load_balancer_node_ports));
         set("selector", json!(want.selector));
         set("sessionAffinity", json!(want.session_affinity));
         set("sessionAffinityConfig", json!(want.session_affinity_config));
@@ -256,21 +275,13 @@ fn affinity(spec: &ServiceSpec) -> &str {
     if spec.session_affinity.is_empty() { NO_AFFINITY } else { &spec.session_affinity }
 }
 
+fn affinity_config(spec: &ServiceSpec) -> Option<&Value> {
+    spec.session_affinity_config.as_ref().filter(|_| affinity(spec) != NO_AFFINITY)
+}
+
 /// Compares a field that the API defaults: if we set no value, there is nothing to compare.
 fn differs_if_set(have: &str, want: &str) -> bool {
     !want.is_empty() && have != want
-}
-
-/// Traffic goes to the node port of the guest's Service in each VM.
-fn mirror_port(port: &ServicePort) -> ServicePort {
-    ServicePort {
-        name: port.name.clone().filter(|name| !name.is_empty()),
-        protocol: Some(port.protocol().to_owned()),
-        port: port.port,
-        target_port: Some(IntOrString::Int(port.node_port)),
-        node_port: 0,
-        app_protocol: port.app_protocol.clone().filter(|name| !name.is_empty()),
-    }
 }
 
 fn without_node_port(port: &ServicePort) -> ServicePort {
@@ -310,6 +321,8 @@ fn address(wanted: &str, existing: Option<&InfraService>) -> String {
 fn families(
     guest: &GuestService,
     existing: Option<&InfraService>,
+    policy: &GuestPolicy,
+    is_overdue: bool,
     refused: &mut Vec<Refused>,
 ) -> (Vec<String>, Option<String>) {
     let Some(wanted) = guest.spec.ip_families.first() else {
@@ -318,9 +331,15 @@ fn families(
             .unwrap_or_default();
     };
     let single = guest.spec.ip_family_policy.as_deref().is_none_or(|policy| policy == SINGLE_STACK);
-    let policy = if single || keeps_one_family(existing) { SINGLE_STACK } else { PREFER_DUAL_STACK };
+    let is_denied = policy.deny_fields.contains(&Field::IpFamilyPolicy);
+    let keeps_one = keeps_one_family(guest, existing, is_overdue);
+    let policy = if single || keeps_one || (is_denied && existing.is_none()) {
+        SINGLE_STACK
+    } else {
+        PREFER_DUAL_STACK
+    };
     if policy == SINGLE_STACK && !single {
-        refused.push(Refused::SecondFamily);
+        refused.push(if is_denied { denied(Field::IpFamilyPolicy) } else { Refused::SecondFamily });
     }
     let found = existing.and_then(|infra| infra.spec.ip_families.first());
     if let Some(found) = found.filter(|found| *found != wanted) {
@@ -330,12 +349,16 @@ fn families(
     (vec![wanted.clone()], Some(policy.to_owned()))
 }
 
-/// Whether the mirror has one family and an address. Some load balancers take such an address away if the Service asks for
-/// both families and their pool has one (metallb/metallb#2482); the upstream cloud provider made all mirrors so.
-fn keeps_one_family(existing: Option<&InfraService>) -> bool {
+/// Whether the mirror has one family and keeps it. Some load balancers take an address away if the Service asks for both
+/// families and their pool has one (metallb/metallb#2482); the upstream cloud provider made all mirrors so. They give none
+/// either to a new Service of two: one that only prefers both steps back after a time without address.
+fn keeps_one_family(guest: &GuestService, existing: Option<&InfraService>, is_overdue: bool) -> bool {
     existing.is_some_and(|infra| {
-        let policy = infra.spec.ip_family_policy.as_deref();
-        policy == Some(SINGLE_STACK) && !infra.status.load_balancer.ingress.is_empty()
+        let prefers = guest.spec.ip_family_policy.as_deref() == Some(PREFER_DUAL_STACK);
+        let has_both = infra.spec.ip_families.len() > 1;
+        let has_no_address = infra.status.load_balancer.ingress.is_empty();
+        infra.spec.ip_family_policy.as_deref() == Some(SINGLE_STACK)
+            || (is_overdue && prefers && has_both && has_no_address)
     })
 }
 

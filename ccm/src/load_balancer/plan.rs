@@ -11,12 +11,16 @@ use k8s_openapi::api::core::v1::LoadBalancerIngress;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use crate::{
-    config::policy::GuestPolicy,
+    config::{limits::Limits, policy::GuestPolicy},
     guest::services::GuestService,
     guest_names::{Foreign, GUEST_CLUSTER_ANNOTATION, Identity, infra_name, is_infra_name},
     handover::EndpointSource,
     infra::mirrors::InfraService,
-    load_balancer::mirror::{Mirror, Refused},
+    load_balancer::{
+        mirror::{Mirror, Refused},
+        quota::Shortage,
+        size::{Excess, excesses, listed},
+    },
 };
 
 /// `ipMode` of an IP address where it is absent.
@@ -31,10 +35,25 @@ pub struct PlanConfig {
     pub endpoints: EndpointSource,
     /// Which of the guest's requests may reach infra. Shared, because each reconcile has its own config.
     pub policy: Arc<GuestPolicy>,
+    /// How much one Service may ask for.
+    pub limits: Limits,
+    /// Whether infra allots node ports to the mirrors. `None` = as infra has it.
+    pub node_ports: Option<bool>,
     /// UID of the guest cluster; `None` = not known.
     pub guest_cluster: Option<String>,
     /// The infra object that owns everything of this guest in infra.
     pub owner: Option<OwnerReference>,
+    /// What the time says about the Service.
+    pub moment: Moment,
+}
+
+/// What depends on how long something has lasted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// It has waited for an address longer than it should.
+    pub is_overdue: bool,
+    /// Its infra Service has lost its address just now, and may get it back.
+    pub keeps_address: bool,
 }
 
 /// What is known of the infra Service.
@@ -59,6 +78,10 @@ pub struct Plan {
     pub refusal: Option<Refusal>,
     /// The guest's requests that are left out.
     pub refused: Vec<Refused>,
+    /// What is above the limits and stays, because the infra Service has it already.
+    pub kept: Vec<Excess>,
+    /// The guest shows an address that infra does not show at the moment.
+    pub keeps_address: bool,
 }
 
 /// One call.
@@ -101,24 +124,55 @@ pub enum Refusal {
     /// An object of another guest or program has the name.
     #[error(transparent)]
     Foreign(#[from] Foreign),
-    /// The guest has as many load balancers as it may have.
+    /// It asks for more than one Service may.
     #[error(
-        "this cluster has the {0} load balancers that the infra cluster's operator allows; \
-         this one is made as soon as another is gone"
+        "the infra cluster's operator allows less for one load balancer: this service asks for {}; nothing of it is passed \
+         on until it asks for less, and a load balancer that it has stays as it is",
+        listed(.0)
     )]
-    Quota(u32),
+    TooLarge(Vec<Excess>),
+    /// The guest's load balancers have as much as they may have.
+    #[error(
+        "this cluster {} that the infra cluster's operator allows for all its load balancers together; this one is made, or \
+         changed, as soon as others have given up enough",
+        shortages(.0)
+    )]
+    Quota(Vec<Shortage>),
 }
 
 impl PlanConfig {
+    /// The configuration of a guest whose operator has set nothing.
+    #[cfg(test)]
+    pub(crate) fn of(identity: Identity) -> Self {
+        Self {
+            identity,
+            endpoints: EndpointSource::default(),
+            policy: Arc::default(),
+            limits: Limits::default(),
+            node_ports: None,
+            guest_cluster: None,
+            owner: None,
+            moment: Moment::default(),
+        }
+    }
+
     /// The mirror of `guest`, with what the `existing` one has and may keep.
     pub fn mirror(&self, guest: &GuestService, existing: Option<&InfraService>) -> Mirror {
-        let mut mirror = Mirror::of(guest, existing, &self.identity, self.endpoints, &self.policy);
+        let mut mirror =
+            Mirror::of(guest, existing, &self.identity, self.endpoints, &self.policy, self.moment.is_overdue);
         if let Some(uid) = &self.guest_cluster {
             mirror.annotations.insert(GUEST_CLUSTER_ANNOTATION.to_owned(), uid.clone());
         }
         mirror.owner.clone_from(&self.owner);
+        if self.node_ports.is_some() {
+            mirror.spec.allocate_load_balancer_node_ports = self.node_ports;
+        }
         mirror
     }
+}
+
+fn shortages(all: &[Shortage]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", and ")
 }
 
 impl Plan {
@@ -154,22 +208,26 @@ fn serve(guest: &GuestService, infra: Infra<'_>, config: &PlanConfig) -> Plan {
         return Plan { refusal: Some(foreign.into()), ..Plan::default() };
     }
     if let Some(port) = guest.spec.ports.iter().find(|port| port.node_port == 0) {
-        // An existing load balancer keeps serving: only the change is refused.
-        return Plan { refusal: Some(Refusal::NoNodePort(port.port)), ..Plan::default() };
+        return refuse(guest, infra, Refusal::NoNodePort(port.port), config);
     }
-    let mut plan = Plan::default();
+    let present = match infra {
+        Infra::Present(present) if !present.is_deleting() => Some(present),
+        _ => None,
+    };
+    let excesses = excesses(guest, present, config.limits, &config.policy);
+    if !excesses.refused.is_empty() {
+        let all = excesses.refused.into_iter().chain(excesses.kept).collect();
+        return refuse(guest, infra, Refusal::TooLarge(all), config);
+    }
+    let mut plan = Plan { kept: excesses.kept, ..Plan::default() };
     if !guest.has_finalizer() {
         plan.steps.push(Step::AddFinalizer);
     }
-    let present = match infra {
-        Infra::Present(present) if present.is_deleting() => {
-            // The name is free again when the Service is gone; the mirror is created then.
-            plan.waits_for = Some(Wait::Deletion);
-            return plan;
-        }
-        Infra::Present(present) => Some(present),
-        Infra::NotSeen | Infra::Gone => None,
-    };
+    if matches!(infra, Infra::Present(_)) && present.is_none() {
+        // The name is free again when the Service is gone; the mirror is created then.
+        plan.waits_for = Some(Wait::Deletion);
+        return plan;
+    }
     let mirror = config.mirror(guest, present);
     plan.refused.clone_from(&mirror.refused);
     let ingress = match present {
@@ -185,11 +243,46 @@ fn serve(guest: &GuestService, infra: Infra<'_>, config: &PlanConfig) -> Plan {
             present.status.load_balancer.ingress.as_slice()
         }
     };
-    show(guest, ingress, &mut plan);
-    if ingress.is_empty() {
+    show_unless_kept(guest, ingress, config, &mut plan);
+    if ingress.is_empty() && !plan.keeps_address {
         plan.waits_for = Some(Wait::Address);
     }
     plan
+}
+
+/// Refuses the Service as it is. An existing load balancer keeps serving, and its address is shown; where there is none, the
+/// guest shows none.
+fn refuse(guest: &GuestService, infra: Infra<'_>, refusal: Refusal, config: &PlanConfig) -> Plan {
+    let mut plan = Plan { refusal: Some(refusal), ..Plan::default() };
+    match infra {
+        Infra::Present(present) if present.is_deleting() => plan.waits_for = Some(Wait::Deletion),
+        Infra::Present(present) => {
+            if !guest.has_finalizer() {
+                plan.steps.push(Step::AddFinalizer);
+            }
+            show_unless_kept(guest, &present.status.load_balancer.ingress, config, &mut plan);
+        }
+        Infra::Gone => show(guest, &[], &mut plan),
+        Infra::NotSeen if guest.status.load_balancer.ingress.is_empty() => {}
+        Infra::NotSeen => plan.steps.push(Step::Confirm),
+    }
+    plan
+}
+
+/// The guest's status becomes infra's, unless infra has lost its address just now: load balancers of infra clear it for a
+/// moment (metallb/metallb#2443, cilium/cilium#43131), and what follows the guest's status, such as DNS, would be torn down.
+fn show_unless_kept(
+    guest: &GuestService,
+    ingress: &[LoadBalancerIngress],
+    config: &PlanConfig,
+    plan: &mut Plan,
+) {
+    let loses = ingress.is_empty() && !guest.status.load_balancer.ingress.is_empty();
+    if loses && config.moment.keeps_address {
+        plan.keeps_address = true;
+    } else {
+        show(guest, ingress, plan);
+    }
 }
 
 /// The guest's status becomes infra's, whatever it was.

@@ -22,7 +22,7 @@ use crate::{
         error::{ReconcileError, failed},
         explain,
         mirror::Mirror,
-        plan::{Infra, Plan, Refusal, Step, Wait, plan},
+        plan::{Infra, Moment, Plan, PlanConfig, Refusal, Step, Wait, plan},
     },
 };
 
@@ -32,6 +32,9 @@ const MAX_OBSERVATIONS: usize = 12;
 /// Pause before the next reconcile of a guest Service that the API reports as gone or replaced. The watch has usually
 /// shown that by then. If it still shows the same Service, the answer was wrong (a proxy's 404, for example).
 const SUPERSEDED_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the guest keeps an address that infra does not show any more. Flaps of infra's load balancers last seconds
+/// (cozystack/cozystack#3307, metallb/metallb#1774); the records of external-dns live for minutes anyway.
+const KEEP_ADDRESS: Duration = Duration::from_secs(20);
 /// HTTP: the object is invalid.
 const INVALID: u16 = 422;
 /// Pause before the next check of an infra Service that is not ours, which we do not watch.
@@ -114,7 +117,8 @@ pub(crate) async fn reconcile(shown: &GuestService, context: &Context) -> Result
 async fn observe_and_act(observed: &mut Observed<'_>, context: &Context) -> Result<Action, ReconcileError> {
     let shown = observed.shown;
     for _ in 0..MAX_OBSERVATIONS {
-        let plan = plan(observed.guest(), observed.infra.as_infra(), &context.config_for(shown));
+        let config = PlanConfig { moment: observed.moment(context), ..context.config_for(shown) };
+        let plan = plan(observed.guest(), observed.infra.as_infra(), &config);
         if let Some(left) = awaited(&plan, observed, context) {
             return Ok(Action::requeue(left));
         }
@@ -259,6 +263,29 @@ impl<'a> Observed<'a> {
 
     fn guest(&self) -> &GuestService {
         self.answered.as_ref().unwrap_or(self.shown)
+    }
+
+    /// What the time says about the Service.
+    fn moment(&self, context: &Context) -> Moment {
+        let (guest, index) = (self.guest(), &context.index);
+        if matches!(&self.infra, Seen::Present(infra) if !infra.status.load_balancer.ingress.is_empty()) {
+            index.found_address(guest.uid());
+        }
+        Moment {
+            is_overdue: index.waited(guest.uid()) >= context.address_timeout,
+            keeps_address: self.keeps_address_for(context).is_some(),
+        }
+    }
+
+    /// How much longer the guest keeps the address that infra does not show any more. `None` = it does not.
+    fn keeps_address_for(&self, context: &Context) -> Option<Duration> {
+        let Seen::Present(infra) = &self.infra else { return None };
+        let (has, shows) = (&infra.status.load_balancer.ingress, &self.guest().status.load_balancer.ingress);
+        if infra.is_deleting() || !has.is_empty() || shows.is_empty() {
+            return None;
+        }
+        let lost = context.index.lost_address(self.guest().uid(), infra.metadata.uid.as_deref()?)?;
+        KEEP_ADDRESS.checked_sub(lost).filter(|left| !left.is_zero())
     }
 
     /// Whether the guest Service was read before the mirror is created or deleted, so that a watch that is behind does
@@ -466,6 +493,13 @@ fn conclude(observed: &Observed<'_>, plan: &Plan, context: &Context) -> Action {
     if matches!(plan.refusal, Some(Refusal::Foreign(_))) {
         context.index.set_aside(guest.uid());
         return Action::requeue(FOREIGN_INTERVAL);
+    }
+    if matches!(plan.refusal, Some(Refusal::TooLarge(_) | Refusal::NoNodePort(_))) {
+        // It takes no place of the quota from others until it is changed.
+        context.index.set_aside(guest.uid());
+    }
+    if plan.keeps_address {
+        return observed.keeps_address_for(context).map_or_else(Action::await_change, Action::requeue);
     }
     if plan.waits_for != Some(Wait::Address) {
         context.index.has_address(guest.uid());

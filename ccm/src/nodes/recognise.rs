@@ -196,13 +196,19 @@ pub fn backend_doubt(
     unlabelled: Unlabelled,
 ) -> Option<Doubt> {
     let is_proved = vmi.cluster.is_some() || has_its_uuid(vmi, node) || unlabelled == Unlabelled::Allowed;
-    doubt(vmi, node, cluster).or_else(|| (!is_proved).then_some(Doubt::Unproved))
+    // Without `--cluster-name` the program does not know the name that the labels have: the UUID decides, if there is one.
+    let is_named = |doubt: &Doubt| !(cluster.is_default() && is_of_another(doubt) && has_its_uuid(vmi, node));
+    doubt(vmi, node, cluster).filter(is_named).or_else(|| (!is_proved).then_some(Doubt::Unproved))
+}
+
+fn is_of_another(doubt: &Doubt) -> bool {
+    matches!(doubt, Doubt::Cluster(_))
 }
 
 /// The reason to write nothing of the VMI into this Node: it is labelled as another guest's. A Node with its system UUID
 /// is that machine nevertheless: many installations run with another `--cluster-name` than the one in the labels.
 pub fn upkeep_doubt(vmi: &Vmi, node: &Claims, cluster: &ClusterName) -> Option<Doubt> {
-    doubt(vmi, node, cluster).filter(|doubt| matches!(doubt, Doubt::Cluster(_)) && !has_its_uuid(vmi, node))
+    doubt(vmi, node, cluster).filter(|doubt| is_of_another(doubt) && !has_its_uuid(vmi, node))
 }
 
 /// Whether both have a system UUID, and it is the same.

@@ -8,7 +8,7 @@ use secure_serving::{
     FrontProxyRules, ReviewTimes, SecureEndpoint, SecureServingSettings, Shown, ShownTokens, Tls,
 };
 use serde_json::json;
-use serving::Tasks;
+use serving::{Tasks, readiness::Readiness};
 
 use crate::{
     access::{CallMetrics, GuestCluster},
@@ -23,7 +23,7 @@ pub(crate) async fn bind(
     flags: &Flags,
     config: &CloudConfig,
     clusters: &Clusters,
-    (registry, health): (Registry, &FrameworkMetrics),
+    (registry, health, readiness): (Registry, &FrameworkMetrics, Readiness),
     tasks: &Tasks,
 ) -> Result<SecureEndpoint> {
     let ServingFlags { bind_address, secure_port, .. } = &flags.serving;
@@ -77,7 +77,8 @@ pub(crate) async fn bind(
         },
     } });
     let health = health.clone();
-    let shown = Shown { registry, config, health_checked: Box::new(move |kind| health.answered(kind)) };
+    let health_checked = Box::new(move |kind, passed| health.answered(kind, passed));
+    let shown = Shown { registry, config, readiness, health_checked };
     Ok(SecureEndpoint::bind(settings, shown, tasks).await?)
 }
 

@@ -55,6 +55,8 @@ pub struct ServiceSpec {
     /// `externalIPs`.
     #[serde(rename = "externalIPs", deserialize_with = "null_as_default")]
     pub external_ips: Vec<String>,
+    /// `allocateLoadBalancerNodePorts`; absent = true.
+    pub allocate_load_balancer_node_ports: Option<bool>,
 }
 
 /// One of `spec.ports`.
@@ -130,5 +132,10 @@ impl ServiceSpec {
     /// Whether a node sends traffic only to the endpoints on itself.
     pub fn is_local(&self) -> bool {
         self.external_traffic_policy == LOCAL
+    }
+
+    /// Whether each port gets a node port.
+    pub fn allocates_node_ports(&self) -> bool {
+        self.allocate_load_balancer_node_ports != Some(false)
     }
 }

@@ -31,6 +31,7 @@ use crate::{
 tests! {
     Services:
         its_life_from_a_late_address_to_a_slow_end,
+        an_address_that_infra_loses_for_a_moment_stays,
         every_change_and_drift_is_mirrored,
         what_the_reference_left_is_taken_over,
         what_an_earlier_name_left_is_taken_over_when_it_is_named,
@@ -80,6 +81,34 @@ async fn its_life_from_a_late_address_to_a_slow_end(fixture: Fixture) -> Result<
     );
     merge(&place.mirrors, &mirror, json!({"metadata": {"finalizers": null}})).await?;
     until_gone(&place.guests, "web", "the guest's Service", Deadline::Reaction).await
+}
+
+/// The infra load balancer clears an address for a moment: the guest keeps it. One that does not come back goes.
+async fn an_address_that_infra_loses_for_a_moment_stays(fixture: Fixture) -> Result<()> {
+    let place = Place::new(&fixture).await?;
+    let _provider = place.provider("a", CLUSTER, &[ALONE]).await?;
+    let service = place.create("web", json!({})).await?;
+    let mirror = mirror_name(&service);
+    let address = place.served("web").await?;
+    let lose = async || -> Result<_> {
+        let held = place.faults.inject(Fault::Hold { hold: Hold::Forever, service: Some(mirror.clone()) });
+        let cleared = json!({"status": {"loadBalancer": {"ingress": null}}});
+        place.mirrors.patch_status(&mirror, &PatchParams::default(), &Patch::Merge(cleared)).await?;
+        Ok(held)
+    };
+    let held = lose().await?;
+    // The provider has seen the loss before it can see the other mirror.
+    let other = place.create("other", json!({})).await?;
+    place.mirror(&mirror_name(&other), "another mirror", |_| true).await?;
+    let shown = place.addresses("web").await?;
+    ensure!(shown == [address.clone()], "expected the last address to stay, saw {shown:?}");
+    drop(held);
+    place
+        .mirror(&mirror, "its address again", |now| now["status"]["loadBalancer"].get("ingress").is_some())
+        .await?;
+    place.shows("web", Some(&address)).await?;
+    let _held = lose().await?;
+    place.shows("web", None).await
 }
 
 /// Each field follows, drift is repaired, and what must not reach infra does not.
@@ -168,11 +197,11 @@ async fn every_change_and_drift_is_mirrored(fixture: Fixture) -> Result<()> {
     Ok(())
 }
 
-/// What kubevirt/cloud-provider-kubevirt left is taken over: its removed port and annotation go, address and node port stay. Templates give the
-/// cluster's name in quotes that YAML keeps.
+/// What kubevirt/cloud-provider-kubevirt left is taken over: its removed port and annotation go, address and node port stay, and so
+/// does what it did not pass on, until the guest changes it. Templates give the cluster's name in quotes that YAML keeps.
 async fn what_the_reference_left_is_taken_over(fixture: Fixture) -> Result<()> {
     let place = Place::new(&fixture).await?;
-    let service = place.create("web", json!({})).await?;
+    let service = place.create("web", json!({"sessionAffinity": "ClientIP"})).await?;
     let mirror = mirror_name(&service);
     let guest_port = serde_json::to_value(&service)?["spec"]["ports"][0]["nodePort"].clone();
     let left = json!({
@@ -207,6 +236,21 @@ async fn what_the_reference_left_is_taken_over(fixture: Fixture) -> Result<()> {
         ensure!(now.pointer(pointer) == before.pointer(pointer), "expected {pointer} unchanged, saw {now}");
     }
     place.served("web").await?;
+    ensure!(
+        now["spec"]["sessionAffinity"] == "None",
+        "expected the session affinity that upstream gave it, saw {}",
+        now["spec"]["sessionAffinity"]
+    );
+    place.told("web", "FieldsRefused", "sessionAffinity").await?;
+
+    let longer = json!({"spec": {"sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}}});
+    merge(&place.guests, "web", longer).await?;
+    place
+        .mirror(&mirror, "the session affinity that the guest changed", |now| {
+            now["spec"]["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"] == 60
+                && now["metadata"]["annotations"].get("cluster.x-k8s.io/tenant-service-adopted").is_none()
+        })
+        .await?;
     Ok(())
 }
 

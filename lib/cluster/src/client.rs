@@ -1,5 +1,6 @@
 //! The HTTP client under all calls.
 
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::{
     client::legacy::{Client as HttpClient, connect::HttpConnector},
@@ -9,11 +10,12 @@ use kube::{
     Client, Config,
     client::{Body, ConfigExt},
 };
+use tokio_rustls::rustls::pki_types::ServerName;
 use tower::{BoxError, ServiceBuilder};
 
 use std::time::Duration;
 
-use crate::{proxy::Proxy, route::Route};
+use crate::{proxy::Proxy, route::Route, server_certificate::tls};
 
 /// Longest time for TCP and TLS: an address without a listener must not use up a call's whole deadline.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,7 +32,7 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// of the TLS handshake: 40 ms, more than all calls of a publish take.
 pub(crate) fn client(config: Config, proxy: Option<Proxy>) -> Result<Client, kube::Error> {
     let route = Route::new(tcp(), proxy)?;
-    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(route)?);
+    let mut connector = TimeoutConnector::new(https(&config, route)?);
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
     connector.set_read_timeout(config.read_timeout);
     let service = ServiceBuilder::new()
@@ -39,6 +41,19 @@ pub(crate) fn client(config: Config, proxy: Option<Proxy>) -> Result<Client, kub
         .map_err(BoxError::from)
         .service(HttpClient::builder(TokioExecutor::new()).build::<_, Body>(connector));
     Ok(Client::new(service, config.default_namespace))
+}
+
+/// As kube makes it, with our check of the server's certificate.
+fn https(config: &Config, route: Route) -> Result<HttpsConnector<Route>, kube::Error> {
+    let mut https = HttpsConnectorBuilder::new().with_tls_config(tls(config)?).https_or_http();
+    if let Some(name) = &config.tls_server_name {
+        let Ok(name) = ServerName::try_from(name.clone()) else {
+            // kube has the error for it.
+            return config.rustls_https_connector_with_connector(route);
+        };
+        https = https.with_server_name_resolver(FixedServerNameResolver::new(name));
+    }
+    Ok(https.enable_http1().wrap_connector(route))
 }
 
 fn tcp() -> HttpConnector {

@@ -26,6 +26,7 @@ mod proxy;
 mod rights;
 mod route;
 mod server;
+mod server_certificate;
 mod token_issuer;
 mod typed;
 mod unreadable;

@@ -5,14 +5,14 @@ use std::{net::SocketAddr, sync::Arc};
 use axum::{
     Router,
     extract::{ConnectInfo, Request, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::get,
 };
 use prometheus_client::registry::Registry;
 use serde_json::Value;
-use serving::{Tasks, metrics_page::metrics_page};
+use serving::{Tasks, metrics_page::metrics_page, readiness::Readiness};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -37,8 +37,10 @@ pub struct Shown {
     pub registry: Registry,
     /// The content of `/configz`.
     pub config: Value,
-    /// Called for each answered health check with its kind: `healthz`, `livez` or `readyz`.
-    pub health_checked: Box<dyn Fn(&'static str) + Send + Sync>,
+    /// What `/readyz` waits for.
+    pub readiness: Readiness,
+    /// Called for each answered health check with its kind, `healthz`, `livez` or `readyz`, and whether it passed.
+    pub health_checked: Box<dyn Fn(&'static str, bool) + Send + Sync>,
 }
 
 /// Why the endpoint can't be bound.
@@ -94,7 +96,7 @@ impl SecureEndpoint {
         let router = Router::new()
             .route("/healthz", get(async |State(shown): State<Arc<Shown>>| ok(&shown, "healthz")))
             .route("/livez", get(async |State(shown): State<Arc<Shown>>| ok(&shown, "livez")))
-            .route("/readyz", get(async |State(shown): State<Arc<Shown>>| ok(&shown, "readyz")))
+            .route("/readyz", get(async |State(shown): State<Arc<Shown>>| ready(&shown)))
             .route("/metrics", get(metrics))
             .route("/metrics/slis", get(metrics))
             .route("/configz", get(configz))
@@ -136,12 +138,21 @@ async fn guard(
 
 /// One thread does all the work. That it answers proves that it is alive.
 fn ok(shown: &Shown, check: &'static str) -> &'static str {
-    (shown.health_checked)(check);
+    (shown.health_checked)(check, true);
     "ok"
 }
 
-async fn metrics(State(shown): State<Arc<Shown>>) -> Response {
-    metrics_page(&shown.registry)
+fn ready(shown: &Shown) -> Response {
+    let unmet = shown.readiness.unmet();
+    if unmet.is_empty() {
+        return ok(shown, "readyz").into_response();
+    }
+    (shown.health_checked)("readyz", false);
+    (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}", unmet.join(", "))).into_response()
+}
+
+async fn metrics(State(shown): State<Arc<Shown>>, request: HeaderMap) -> Response {
+    metrics_page(&shown.registry, &request)
 }
 
 async fn configz(State(shown): State<Arc<Shown>>) -> Response {

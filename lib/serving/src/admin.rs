@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::registry::Registry;
@@ -85,8 +85,8 @@ async fn readyz(State(shown): State<Shown>) -> impl IntoResponse {
     }
 }
 
-async fn metrics(State(shown): State<Shown>) -> Response {
-    metrics_page(&shown.registry)
+async fn metrics(State(shown): State<Shown>, request: HeaderMap) -> Response {
+    metrics_page(&shown.registry, &request)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! The section `loadBalancer.policy`: which requests of a guest may reach infra.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{AnnotationPolicy, Choice, GuestPolicy, KeyPattern, Networks, PolicyError};
+use super::{AnnotationPolicy, Choice, Field, GuestPolicy, KeyPattern, Networks, PolicyError};
 use crate::config::{
     ConfigError,
     section::{Section, wrong},
@@ -31,6 +31,9 @@ pub(in crate::config) fn policy(
         external_ips: networks(&mut policy, "externalIPs")?,
         load_balancer_ips: networks(&mut policy, "loadBalancerIPs")?,
         max_load_balancers: count(&mut policy, "maxLoadBalancers")?,
+        max_ports: count(&mut policy, "maxPorts")?,
+        max_source_ranges: count(&mut policy, "maxSourceRanges")?,
+        deny_fields: fields(&mut policy, "denyFields")?,
     };
     unknown.extend(policy.left().into_iter().chain(annotations.left()));
     Ok(read)
@@ -47,6 +50,12 @@ fn networks(section: &mut Section<'_>, key: &str) -> Result<Option<Networks>, Co
     let path = section.path(key);
     let Some(texts) = section.list_if_there(key)? else { return Ok(None) };
     Networks::parse(&texts).map(Some).map_err(|why| ConfigError::Policy { key: path, why })
+}
+
+fn fields(section: &mut Section<'_>, key: &str) -> Result<BTreeSet<Field>, ConfigError> {
+    let path = section.path(key);
+    let fields: Result<_, PolicyError> = section.list(key)?.iter().map(|text| text.parse()).collect();
+    fields.map_err(|why| ConfigError::Policy { key: path, why })
 }
 
 fn choices(section: &mut Section<'_>, key: &str) -> Result<BTreeMap<String, Choice>, ConfigError> {

@@ -213,9 +213,10 @@ proptest! {
             let told = withheld.iter().any(|withheld| match withheld {
                 Withheld::Annotations(keys) | Withheld::Overridden(keys) => keys.contains(key),
                 Withheld::Value { key: named, .. } => named == key,
-                Withheld::LoadBalancerIp { .. } | Withheld::ExternalIps { .. } => false,
+                Withheld::LoadBalancerIp { .. } | Withheld::ExternalIps { .. } | Withheld::Fields(_) => false,
             });
             prop_assert!(passed.get(key) == Some(value) || told, "{key}={value} vanished");
+            prop_assert!(!policy.passes(key, value) || passed.get(key) == Some(value), "{key}={value} counts");
         }
         for (key, value) in &rules.overrides {
             prop_assert_eq!(passed.get(key), Some(value));

@@ -63,7 +63,19 @@ fn found(members: &[Member], vmis: Vec<Vmi>) -> Vec<Backend> {
 fn the_frameworks_rules_say_which_nodes_count(#[case] more: Value, #[case] excluded: bool) {
     let member = member("n1", "w1", &more);
     assert_eq!(member.excluded, excluded);
-    assert_eq!(found(&[member], vec![vmi("w1")]).is_empty(), excluded);
+    assert_eq!(found(&[member], vec![vmi("w1")])[0].excluded, excluded);
+}
+
+/// A VM of two Node objects, an old one that is being deleted and the present one, counts by the latter, in any order.
+#[test]
+fn a_vm_is_excluded_if_all_its_nodes_are() {
+    let old = member("old", "w1", &json!({"metadata": {"deletionTimestamp": "2026-11-21T00:00:10Z"}}));
+    let present = member("n1", "w1", &json!({}));
+    for members in [[old.clone(), present.clone()], [present.clone(), old.clone()]] {
+        let backend = &found(&members, vec![vmi("w1")])[0];
+        assert_eq!((backend.excluded, backend.nodes.as_slice()), (false, &["n1".to_owned()][..]));
+    }
+    assert!(found(&[old], vec![vmi("w1")])[0].excluded);
 }
 
 #[test]

@@ -21,6 +21,7 @@ fn backend(number: u8) -> Backend {
         conditions: Conditions::READY,
         addresses: vec![[10, 0, 0, number].into(), format!("fd00::{number}").parse().unwrap()],
         is_unproved: false,
+        excluded: false,
         shows_all: true,
     }
 }
@@ -158,6 +159,26 @@ fn with_policy_cluster_a_service_is_never_without_backends(
     let made = made(Spread::Preferred, true, &[slice("IPv4", &endpoints)], &[first, backend(2)]);
     assert_eq!(names(&made), served);
     assert!(made.iter().any(|(_, ready)| *ready));
+}
+
+/// deckhouse/deckhouse#736: the autoscaler's taint stays on Nodes. When it is on all, they serve on, with policy Cluster.
+#[rstest]
+#[case::all_excluded(json!([{"nodeName": "n1", "conditions": {"ready": true}}]), &[1, 2], &["w1"])]
+#[case::one_is_not(json!([{"nodeName": "n1", "conditions": {"ready": true}}]), &[1], &["w2"])]
+#[case::one_is_not_and_has_it(json!([{"nodeName": "n2", "conditions": {"ready": true}}]), &[1], &["w2"])]
+#[case::no_endpoint(json!([]), &[1, 2], &["w1", "w2"])]
+fn an_exclusion_of_all_nodes_ends_no_traffic_with_policy_cluster(
+    #[case] endpoints: Value,
+    #[case] excluded: &[u8],
+    #[case] served: &[&str],
+) {
+    let backends = [1, 2].map(|number| Backend { excluded: excluded.contains(&number), ..backend(number) });
+    let slices = [slice("IPv4", &endpoints)];
+    assert_eq!(names(&made(Spread::Preferred, true, &slices, &backends)), served);
+    let counted = if excluded.len() == 2 { vec![] } else { vec!["w2"] };
+    assert_eq!(names(&made(Spread::Everywhere, true, &slices, &backends)), counted, "as the framework does");
+    let local = made(Spread::WithEndpoint, true, &slices, &backends);
+    assert!(local.iter().all(|(vm, _)| counted.contains(&vm.as_str())), "{local:?}");
 }
 
 #[test]

@@ -214,13 +214,30 @@ fn without_the_right_to_clean_up_a_selector_stays() {
     assert_eq!(world.carry_out(), 0);
 }
 
+/// kubernetes/kubernetes#118376, #91072: what the former writer left serves VMs that are gone, beside the other program's slices.
 #[test]
-fn where_others_write_nothing_is_touched() {
-    let mut world = World::new(Writer::Ours, false, wanted([endpoint(1, true)]));
-    world.carry_out();
-    world.slices.push(of_infra("a1-copied", true));
-    world.writer = Writer::Others;
-    assert_eq!(world.plan(), Plan::default());
+fn where_others_write_the_former_writers_slices_go_when_theirs_are_ready() {
+    let other = |ready| InfraSlice { manager: Manager::Other, ..of_infra("a1-others", ready) };
+    for (selector, others, may_convert, left) in [
+        (false, None, true, 2),
+        (false, Some(other(false)), true, 3),
+        (true, Some(other(true)), true, 3),
+        (false, Some(other(true)), true, 1),
+        (false, Some(other(true)), false, 2),
+    ] {
+        let mut world = World::new(Writer::Ours, false, wanted([endpoint(1, true)]));
+        world.carry_out();
+        world.slices.push(of_infra("a1-copied", true));
+        world.slices.extend(others);
+        world.service = service(selector, &["IPv4"]);
+        (world.writer, world.may_convert) = (Writer::Others, may_convert);
+        let plan = world.plan();
+        assert!(plan.steps.iter().all(Step::is_final), "{plan:?}");
+        let removes_endpoints = plan.steps.contains(&Step::RemoveEndpoints);
+        assert_eq!(removes_endpoints, left == 1, "{plan:?}");
+        world.carry_out();
+        assert_eq!(world.slices.len(), left, "{:?}", world.slices);
+    }
 }
 
 /// A single backend that moves from VM to VM, and more endpoints than a slice holds.

@@ -25,7 +25,9 @@ fn refuses(refusal: Refusal) -> Plan {
 #[case::waits(waits(Wait::Address), false, false, ("False", "Pending"), ("False", "NotProvisioned"))]
 #[case::waits_long(waits(Wait::Address), false, true, ("False", "NoAddress"), ("False", "NotProvisioned"))]
 #[case::goes(waits(Wait::Deletion), true, false, ("False", "Deleting"), ("False", "NotProvisioned"))]
-#[case::quota(refuses(Refusal::Quota(3)), false, false, ("False", "QuotaExceeded"), ("False", "NotProvisioned"))]
+#[case::quota(refuses(Refusal::Quota(Vec::new())), false, false, ("False", "QuotaExceeded"), ("False", "NotProvisioned"))]
+#[case::too_large(refuses(Refusal::TooLarge(Vec::new())), false, false, ("False", "TooLarge"), ("False", "NotProvisioned"))]
+#[case::too_large_serves_on(refuses(Refusal::TooLarge(Vec::new())), true, false, ("True", "TooLarge"), ("True", "Serving"))]
 #[case::no_port(refuses(Refusal::NoNodePort(80)), false, false, ("False", "NoNodePort"), ("False", "NotProvisioned"))]
 #[case::serves_on(refuses(Refusal::NoNodePort(80)), true, false, ("True", "NoNodePort"), ("True", "Serving"))]
 fn each_state_has_its_reason(

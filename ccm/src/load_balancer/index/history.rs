@@ -17,6 +17,8 @@ pub(super) struct History {
 struct Remembered {
     /// Since when it waits for an address.
     without_address: Option<Instant>,
+    /// UID of the infra Service that has lost its address, and since when.
+    lost_address: Option<(String, Instant)>,
     /// The hash of the refusals that its users were last sent as events. The texts quote what the users wrote.
     told: Option<u64>,
 }
@@ -39,6 +41,22 @@ impl History {
     /// Ends the wait for an address; returns how long it was.
     pub(super) fn has_address(&self, uid: &str) -> Option<Duration> {
         self.lock().get_mut(uid)?.without_address.take().map(|since| since.elapsed())
+    }
+
+    /// Records that the infra Service with the UID `mirror` shows no address; returns how long it has shown none. `None` =
+    /// it is another infra Service than the one that lost it.
+    pub(super) fn lost_address(&self, uid: &str, mirror: &str) -> Option<Duration> {
+        let mut services = self.lock();
+        let lost = &mut services.entry(uid.to_owned()).or_default().lost_address;
+        let (of, since) = lost.get_or_insert_with(|| (mirror.to_owned(), Instant::now()));
+        (of == mirror).then(|| since.elapsed())
+    }
+
+    /// Records that the infra Service shows an address.
+    pub(super) fn found_address(&self, uid: &str) {
+        if let Some(service) = self.lock().get_mut(uid) {
+            service.lost_address = None;
+        }
     }
 
     /// Whether these texts differ from those that its users were sent last.
@@ -90,6 +108,19 @@ mod tests {
         assert_eq!((history.waited("a"), history.waited("b")), (Duration::from_secs(3), Duration::ZERO));
         assert_eq!(history.has_address("a"), Some(Duration::from_secs(3)));
         assert_eq!((history.has_address("a"), history.waiting()), (None, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_address_is_lost_since_it_was_seen_last() {
+        let history = History::default();
+        history.found_address("a");
+        assert!(history.lock().is_empty(), "nothing is kept of a Service that has its address");
+        assert_eq!(history.lost_address("a", "m1"), Some(Duration::ZERO));
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert_eq!(history.lost_address("a", "m1"), Some(Duration::from_secs(3)));
+        assert_eq!(history.lost_address("a", "m2"), None, "another infra Service never had it");
+        history.found_address("a");
+        assert_eq!(history.lost_address("a", "m2"), Some(Duration::ZERO));
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! The places of the quota: which Services have one, which were given one, and which are next. The watches show all of
+//! The places of the quota: what the Services have of it, what they were given, and which are next. The watches show all of
 //! it again after a restart.
 
 use std::collections::{HashMap, HashSet};
@@ -8,11 +8,14 @@ use kube::runtime::reflector::{Lookup, ObjectRef};
 use tokio::sync::Notify;
 
 use crate::{
+    config::{limits::Limits, policy::GuestPolicy},
     guest::services::GuestService,
     guest_names::infra_name,
+    infra::mirrors::InfraService,
     load_balancer::{
         plan::{Plan, Refusal, Step},
-        quota::{Waiting, admitted},
+        quota::{Cost, Quota, Shortage, Waiting, assess},
+        size,
     },
 };
 
@@ -20,15 +23,17 @@ use crate::{
 pub(super) struct Shown {
     /// The guest's Services.
     pub(super) guests: Vec<Arc<GuestService>>,
-    /// The names of this guest's mirrors.
-    pub(super) mirrors: HashSet<String>,
+    /// This guest's mirrors, by name.
+    pub(super) mirrors: HashMap<String, Arc<InfraService>>,
 }
 
 /// The places of one guest.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Places {
-    /// How many places there are; `None` = no limit.
-    max: Option<u32>,
+    quota: Quota,
+    /// A Service above these needs no place, because it is refused.
+    limits: Limits,
+    policy: Arc<GuestPolicy>,
     given: Mutex<Given>,
     /// A place may have become free.
     freed: Notify,
@@ -36,8 +41,8 @@ pub(super) struct Places {
 
 #[derive(Debug, Default)]
 struct Given {
-    /// Names of mirrors that are being created and that the watch does not show yet.
-    promised: HashSet<String>,
+    /// What mirrors will have, by name, that are being created or changed and that the watch does not show yet.
+    promised: HashMap<String, Cost>,
     /// UIDs of Services whose last try failed: they keep no place from others.
     aside: HashSet<String>,
     /// The Services that have to wait, by UID.
@@ -45,36 +50,111 @@ struct Given {
 }
 
 impl Places {
-    /// `max` places; `None` = no limit.
-    pub(super) fn new(max: Option<u32>) -> Self {
-        Self { max, ..Self::default() }
+    pub(super) fn new(policy: Arc<GuestPolicy>, limits: Limits) -> Self {
+        let quota = Quota::of(&policy);
+        Self { quota, limits, policy, given: Mutex::default(), freed: Notify::new() }
     }
 
-    /// Gives the Service a place if `plan` needs one, and returns the plan. If no place is free, returns the part of
-    /// the plan that needs none. `shown` is called while no other place is given, so that none is given twice.
+    /// Gives the Service what `plan` needs of the quota, and returns the plan. If too little is left, returns the part of the
+    /// plan that needs nothing. `shown` is called while nothing else is given, so that nothing is given twice.
     pub(super) fn limit(&self, guest: &GuestService, mut plan: Plan, shown: impl Fn() -> Shown) -> Plan {
-        let Some(max) = self.max else { return plan };
-        if !plan.steps.iter().any(|step| matches!(step, Step::Create(_))) {
+        let cost = plan.steps.iter().find_map(|step| match step {
+            Step::Create(mirror) | Step::Replace(mirror, _) => Some(Cost::of(&mirror.spec)),
+            _ => None,
+        });
+        if self.quota.is_unlimited() {
             return plan;
         }
         let (name, uid) = (infra_name(guest.uid()), guest.uid());
         let mut given = self.lock();
-        if !given.promised.contains(&name) && !given.next(max, Some(guest), shown()).contains(uid) {
+        let Some(cost) = cost else {
+            // What was promised and is no longer asked for is free again.
+            if let Some(promised) = given.promised.get_mut(&name) {
+                *promised = promised.at_most(Cost::of(&guest.spec));
+            }
+            return plan;
+        };
+        let short = self.short_for(&mut given, guest, cost, &shown());
+        if !short.is_empty() {
             given.waiting.insert(uid.to_owned(), guest.to_object_ref(()));
-            plan.steps.retain(|step| !matches!(step, Step::AddFinalizer | Step::Create(_)));
-            plan.waits_for = None;
-            plan.refusal = Some(Refusal::Quota(max));
+            let creates = plan.steps.iter().any(|step| matches!(step, Step::Create(_)));
+            plan.steps.retain(|step| match step {
+                Step::Create(_) | Step::Replace(..) => false,
+                Step::AddFinalizer => !creates,
+                _ => true,
+            });
+            if creates {
+                plan.waits_for = None;
+            }
+            plan.refusal = Some(Refusal::Quota(short));
             return plan;
         }
-        given.promised.insert(name);
+        given.promised.insert(name, cost);
         given.aside.remove(uid);
         given.waiting.remove(uid);
         plan
     }
 
-    /// The try of this Service failed: another Service may have its place until it tries again.
+    /// What is short for this Service, which asks for a mirror that takes `cost`.
+    fn short_for(
+        &self,
+        given: &mut Given,
+        asking: &GuestService,
+        cost: Cost,
+        shown: &Shown,
+    ) -> Vec<Shortage> {
+        self.forget_kept_promises(given, shown);
+        let needs = self.quota.counted(cost.beyond(given.held(&infra_name(asking.uid()), shown)));
+        if needs == Cost::default() {
+            return Vec::new();
+        }
+        let mut waiting = self.waiting(given, shown, Some(asking.uid()));
+        waiting.push(ask(asking, needs));
+        let assessed = assess(&self.quota, given.taken(shown), waiting);
+        let found = assessed.into_iter().find(|(uid, _)| uid == asking.uid());
+        found.map(|(_, short)| short).unwrap_or_default()
+    }
+
+    /// Drops the promises that the watch shows by now, or that nobody needs any more.
+    fn forget_kept_promises(&self, given: &mut Given, shown: &Shown) {
+        // No place is kept for a Service that is gone, or that needs none before it has got anything.
+        let needing = shown.guests.iter().filter(|guest| guest.has_finalizer() || self.asks(guest, shown));
+        let wanted: HashSet<_> = needing.map(|guest| infra_name(guest.uid())).collect();
+        let covers = |has: Option<Cost>, promised: Cost| {
+            has.is_some_and(|has| promised.beyond(has) == Cost::default())
+        };
+        given.promised.retain(|name, promised| {
+            let shown = shown.mirrors.get(name).map(|mirror| Cost::of(&mirror.spec));
+            !covers(shown, *promised) && wanted.contains(name)
+        });
+    }
+
+    /// Whether the Service asks for a load balancer and may have it, as far as it alone is concerned.
+    fn asks(&self, guest: &GuestService, shown: &Shown) -> bool {
+        guest.wants_load_balancer()
+            && !guest.is_deleting()
+            && guest.spec.ports.iter().all(|port| port.node_port != 0)
+            && {
+                let present = shown.mirrors.get(&infra_name(guest.uid())).map(AsRef::as_ref);
+                size::excesses(guest, present, self.limits, &self.policy).refused.is_empty()
+            }
+    }
+
+    /// The Services that need more than they have, except those that are set aside and the one with the UID `without`.
+    fn waiting(&self, given: &Given, shown: &Shown, without: Option<&str>) -> Vec<Waiting> {
+        let others = shown.guests.iter().filter(|guest| {
+            Some(guest.uid()) != without && !given.aside.contains(guest.uid()) && self.asks(guest, shown)
+        });
+        let waiting = others.map(|guest| {
+            let held = given.held(&infra_name(guest.uid()), shown);
+            ask(guest, self.quota.counted(Cost::of(&guest.spec).beyond(held)))
+        });
+        waiting.filter(|waiting| waiting.needs != Cost::default()).collect()
+    }
+
+    /// The try of this Service failed, or it is refused: another Service may have its place until it tries again.
     pub(super) fn set_aside(&self, uid: &str) {
-        if self.max.is_none() {
+        if self.quota.is_unlimited() {
             return;
         }
         let mut given = self.lock();
@@ -85,7 +165,7 @@ impl Places {
 
     /// This Service does not need a place any more.
     pub(super) fn forget(&self, uid: &str) {
-        if self.max.is_none() {
+        if self.quota.is_unlimited() {
             return;
         }
         let mut given = self.lock();
@@ -102,28 +182,30 @@ impl Places {
         given.waiting.retain(|uid, _| is_there(uid));
     }
 
-    /// A place may have become free: a Service is gone that had one, or was before others in the order.
+    /// A place may have become free: a Service is gone or smaller that had one, or was before others in the order.
     pub(super) fn free(&self) {
         self.freed.notify_one();
     }
 
-    /// Waits until a place may have become free; without a limit it never returns.
+    /// Waits until a place may have become free; without a quota it never returns.
     pub(super) async fn freed(&self) {
-        if self.max.is_none() {
+        if self.quota.is_unlimited() {
             return std::future::pending().await;
         }
         self.freed.notified().await;
     }
 
-    /// The waiting Services that may have a place now.
+    /// The waiting Services that may have what they need now.
     pub(super) fn next(&self, shown: impl Fn() -> Shown) -> Vec<ObjectRef<GuestService>> {
-        let Some(max) = self.max else { return Vec::new() };
         let mut given = self.lock();
         if given.waiting.is_empty() {
             return Vec::new();
         }
-        let next = given.next(max, None, shown());
-        next.iter().filter_map(|uid| given.waiting.get(uid).cloned()).collect()
+        let shown = shown();
+        self.forget_kept_promises(&mut given, &shown);
+        let assessed = assess(&self.quota, given.taken(&shown), self.waiting(&given, &shown, None));
+        let next = assessed.into_iter().filter(|(_, short)| short.is_empty());
+        next.filter_map(|(uid, _)| given.waiting.get(&uid).cloned()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Given> {
@@ -132,36 +214,23 @@ impl Places {
 }
 
 impl Given {
-    /// The UIDs of those that may have a place. `asking` is one of the candidates, even if its last try failed.
-    fn next(
-        &mut self,
-        max: u32,
-        asking: Option<&GuestService>,
-        Shown { guests, mirrors: mut taken }: Shown,
-    ) -> HashSet<String> {
-        // No place is kept for a Service that is gone, or that needs none before it has got anything.
-        let needs = |guest: &GuestService| {
-            guest.has_finalizer() || (guest.wants_load_balancer() && !guest.is_deleting())
-        };
-        let wanted: HashSet<_> =
-            guests.iter().filter(|guest| needs(guest)).map(|guest| infra_name(guest.uid())).collect();
-        self.promised.retain(|name| !taken.contains(name) && wanted.contains(name));
-        taken.extend(self.promised.iter().cloned());
-        let waits = |guest: &GuestService| {
-            let asks = asking.is_some_and(|asking| asking.uid() == guest.uid());
-            (asks || !self.aside.contains(guest.uid()))
-                && guest.wants_load_balancer()
-                && !guest.is_deleting()
-                && guest.spec.ports.iter().all(|port| port.node_port != 0)
-                && !taken.contains(&infra_name(guest.uid()))
-        };
-        let seen = guests.iter().map(AsRef::as_ref).filter(|guest| waits(guest));
-        let unseen = asking.filter(|asking| !guests.iter().any(|guest| guest.uid() == asking.uid()));
-        let waiting = seen.chain(unseen).map(|guest| Waiting {
-            created: guest.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
-            uid: guest.uid().to_owned(),
-        });
-        let max = usize::try_from(max).unwrap_or(usize::MAX);
-        admitted(max, taken.len(), waiting.collect()).into_iter().collect()
+    /// What the mirror of this name has or will have.
+    fn held(&self, name: &str, shown: &Shown) -> Cost {
+        let has = shown.mirrors.get(name).map(|mirror| Cost::of(&mirror.spec)).unwrap_or_default();
+        has.or(self.promised.get(name).copied().unwrap_or_default())
+    }
+
+    /// What all mirrors have or will have.
+    fn taken(&self, shown: &Shown) -> Cost {
+        let names: HashSet<&String> = shown.mirrors.keys().chain(self.promised.keys()).collect();
+        names.into_iter().map(|name| self.held(name, shown)).fold(Cost::default(), Cost::plus)
+    }
+}
+
+fn ask(guest: &GuestService, needs: Cost) -> Waiting {
+    Waiting {
+        created: guest.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
+        uid: guest.uid().to_owned(),
+        needs,
     }
 }

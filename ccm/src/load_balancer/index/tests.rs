@@ -4,8 +4,12 @@ use std::collections::HashSet;
 
 use super::*;
 use crate::{
+    config::policy::GuestPolicy,
     guest::services::FINALIZER,
-    load_balancer::plan::{Infra, PlanConfig, Refusal, Step, plan},
+    load_balancer::{
+        plan::{Infra, PlanConfig, Refusal, Step, plan},
+        quota::{Counted, Shortage},
+    },
     wire::service::ServiceSpec,
 };
 use futures::FutureExt;
@@ -19,7 +23,12 @@ struct Fed {
 
 impl Fed {
     fn new(max: Option<u32>) -> Self {
-        let (index, writers) = Index::new(config().identity, "hcp".to_owned(), max);
+        Self::with(GuestPolicy { max_load_balancers: max, ..GuestPolicy::default() })
+    }
+
+    fn with(policy: GuestPolicy) -> Self {
+        let config = PlanConfig { policy: Arc::new(policy), ..config() };
+        let (index, writers) = Index::new(&config, "hcp".to_owned());
         let mut fed = Self { index, writers };
         for event in [Event::Init, Event::InitDone] {
             fed.guest(event);
@@ -48,8 +57,7 @@ impl Fed {
 
 fn config() -> PlanConfig {
     let identity = Identity { cluster: "guest".parse().unwrap(), infra_labels: [].into(), former: [].into() };
-    let (endpoints, policy) = Default::default();
-    PlanConfig { identity, endpoints, policy, guest_cluster: None, owner: None }
+    PlanConfig::of(identity)
 }
 
 /// UIDs, which are the names of the Services too.
@@ -146,7 +154,10 @@ fn a_place_of_the_quota_goes_to_the_oldest_and_then_to_the_next() {
     fed.guest(Event::Apply(older.clone()));
     fed.guest(Event::Apply(younger.clone()));
     let refused = fed.limited(&younger);
-    assert_eq!((refused.steps.len(), refused.refusal), (0, Some(Refusal::Quota(1))));
+    assert_eq!(
+        (refused.steps.len(), refused.refusal),
+        (0, Some(Refusal::Quota(vec![Shortage { counted: Counted::LoadBalancers, max: 1 }])))
+    );
     let admitted = fed.limited(&older);
     assert!(admitted.steps.iter().any(|step| matches!(step, Step::Create(_))));
     fed.infra(Event::Apply(mirror(U1, "m1")));
@@ -202,4 +213,111 @@ fn a_place_that_a_service_got_and_never_used_is_free_when_it_needs_none() {
         fed.guest(end(&first));
         assert!(!fed.limited(&second).steps.is_empty());
     }
+}
+
+/// A Service with so many ports and source ranges.
+fn sized(uid: &str, second: u32, ports: i32, ranges: usize) -> GuestService {
+    let mut service = guest(uid, second);
+    let port = service.spec.ports.remove(0);
+    service.spec.ports = (0..ports)
+        .map(|number| crate::wire::service::ServicePort { port: 1 + number, ..port.clone() })
+        .collect();
+    service.spec.load_balancer_source_ranges = vec!["198.51.100.0/24".to_owned(); ranges];
+    service
+}
+
+/// Its mirror as infra has it.
+fn mirror_of(guest: &GuestService) -> InfraService {
+    let mut infra = mirror(guest.uid(), "m");
+    infra.spec = config().mirror(guest, None).spec;
+    infra
+}
+
+fn ports(max: u32) -> GuestPolicy {
+    GuestPolicy { max_ports: Some(max), ..GuestPolicy::default() }
+}
+
+#[test]
+fn ports_and_source_ranges_are_counted_over_all_services() {
+    let ranges = GuestPolicy { max_source_ranges: Some(10), ..GuestPolicy::default() };
+    for (policy, old, fits, too_much) in
+        [(ports(10), (6, 0), (4, 9), (5, 0)), (ranges, (1, 6), (9, 4), (1, 5))]
+    {
+        let mut fed = Fed::with(policy);
+        let old = sized("u1", 1, old.0, old.1);
+        fed.guest(Event::Apply(old.clone()));
+        fed.infra(Event::Apply(mirror_of(&old)));
+        let (fits, too_much) = (sized("u3", 3, fits.0, fits.1), sized("u2", 2, too_much.0, too_much.1));
+        fed.guest(Event::Apply(too_much.clone()));
+        fed.guest(Event::Apply(fits.clone()));
+        let refused = fed.limited(&too_much);
+        assert!(
+            refused.steps.is_empty() && matches!(refused.refusal, Some(Refusal::Quota(_))),
+            "{refused:?}"
+        );
+        assert!(fed.limited(&fits).refusal.is_none(), "an older one that does not fit holds it up");
+        assert!(fed.index.next_places().is_empty());
+        fed.guest(Event::Delete(old.clone()));
+        fed.infra(Event::Delete(mirror_of(&old)));
+        assert_eq!(HashSet::from_iter(fed.index.next_places()), named(&["u2"]));
+    }
+}
+
+/// One that exists may not grow beyond the quota, and what it was refused does not change it.
+#[test]
+fn a_service_that_exists_grows_within_the_quota_only() {
+    let mut fed = Fed::with(ports(10));
+    let (first, second) = (sized("u1", 1, 4, 0), sized("u2", 2, 4, 0));
+    for service in [&first, &second] {
+        fed.guest(Event::Apply(service.clone()));
+        fed.infra(Event::Apply(mirror_of(service)));
+    }
+    let grown = |fed: &mut Fed, uid, second, ports, before: &GuestService| {
+        let grown = sized(uid, second, ports, 0);
+        fed.guest(Event::Apply(grown.clone()));
+        let present = mirror_of(before);
+        fed.index.limit(&grown, plan(&grown, Infra::Present(&present), &config()))
+    };
+    let refused = grown(&mut fed, "u2", 2, 7, &second);
+    assert!(matches!(refused.refusal, Some(Refusal::Quota(_))), "{refused:?}");
+    assert!(!refused.steps.iter().any(|step| matches!(step, Step::Replace(..))), "{refused:?}");
+    assert!(refused.steps.contains(&Step::AddFinalizer), "its mirror exists");
+    let larger = grown(&mut fed, "u1", 1, 6, &first);
+    assert!(larger.steps.iter().any(|step| matches!(step, Step::Replace(..))) && larger.refusal.is_none());
+    // What was promised to the first is not given to the second, before the watch shows it.
+    assert!(grown(&mut fed, "u2", 2, 5, &second).refusal.is_some());
+    assert!(grown(&mut fed, "u2", 2, 3, &second).refusal.is_none(), "less is always allowed");
+}
+
+/// A Service above the limits is refused whatever is left: it takes no place from the next.
+#[test]
+fn a_service_above_a_limit_takes_no_place() {
+    let annotated = {
+        let mut service = guest("u1", 1);
+        service.metadata.annotations = Some([("a".to_owned(), "x".repeat(70_000))].into());
+        service
+    };
+    for large in [sized("u1", 1, 101, 0), sized("u1", 1, 1, 101), annotated] {
+        let mut fed = Fed::new(Some(1));
+        let small = guest("u2", 2);
+        fed.guest(Event::Apply(large.clone()));
+        fed.guest(Event::Apply(small.clone()));
+        assert!(matches!(fed.limited(&large).refusal, Some(Refusal::TooLarge(_))));
+        assert!(fed.limited(&small).refusal.is_none());
+    }
+}
+
+/// One that had got a place and became too large before it was made gives the place back.
+#[test]
+fn a_service_that_became_too_large_gives_its_place_back() {
+    let mut fed = Fed::new(Some(1));
+    let (first, second) = (guest("u1", 1), guest("u2", 2));
+    fed.guest(Event::Apply(first.clone()));
+    fed.guest(Event::Apply(second.clone()));
+    assert!(fed.limited(&first).refusal.is_none());
+    let mut large = sized("u1", 1, 101, 0);
+    large.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
+    fed.guest(Event::Apply(large));
+    fed.index.set_aside("u1");
+    assert!(fed.limited(&second).refusal.is_none());
 }

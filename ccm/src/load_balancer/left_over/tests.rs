@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{
+    cluster_name::DEFAULT_CLUSTER_NAME,
     guest::services::FINALIZER,
     guest_names::{CLUSTER_NAME_LABEL, SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL, SERVICE_UID_ANNOTATION},
 };

@@ -25,7 +25,7 @@ fn guest(spec: &Value) -> GuestService {
 }
 
 fn mirror(guest: &GuestService, existing: Option<&InfraService>) -> Mirror {
-    Mirror::of(guest, existing, &identity(), EndpointSource::default(), &GuestPolicy::default())
+    Mirror::of(guest, existing, &identity(), EndpointSource::default(), &GuestPolicy::default(), false)
 }
 
 fn read(object: &Value) -> InfraService {
@@ -234,7 +234,7 @@ fn the_configuration_decides_who_writes_the_endpoints(
     let guest = guest(&json!({ "externalTrafficPolicy": policy }));
     let choice = EndpointChoice { selectorless, slices_for_local, ..EndpointChoice::default() };
     let source = EndpointSource { choice, ..EndpointSource::default() };
-    let mirror = Mirror::of(&guest, None, &identity(), source, &GuestPolicy::default());
+    let mirror = Mirror::of(&guest, None, &identity(), source, &GuestPolicy::default(), false);
     assert_eq!(mirror.spec.selector.is_empty(), !selected);
     assert_eq!(mirror.new_object()["spec"].get("selector").is_some(), selected);
 }
@@ -254,9 +254,9 @@ fn a_policy_that_became_tighter_takes_back_what_passed() {
         },
         external_ips: Some(Networks::default()),
         load_balancer_ips: Some(Networks::default()),
-        max_load_balancers: None,
+        ..GuestPolicy::default()
     };
-    let mirror = Mirror::of(&guest, Some(&infra), &identity(), EndpointSource::default(), &policy);
+    let mirror = Mirror::of(&guest, Some(&infra), &identity(), EndpointSource::default(), &policy, false);
     assert_eq!(mirror.refused.len(), 3, "{:?}", mirror.refused);
     let mut made = object.clone();
     mirror.write_into(&mut made, &infra);
@@ -280,4 +280,149 @@ fn a_mirror_with_an_address_keeps_its_families(#[case] spec: Value, #[case] poli
     let both = guest(&json!({"ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": policy}));
     let differences = mirror(&both, Some(&read(&existing))).differences(&read(&existing));
     assert!(differences.is_empty(), "{differences:?}");
+}
+
+/// What upstream did not pass on stays off its mirrors until the guest changes it (kubernetes/kubernetes#13892,
+/// kubernetes/ingress-nginx#9538).
+#[rstest]
+#[case::affinity(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 10800}}}),
+    json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}}),
+    "/spec/sessionAffinity", json!("None"), json!("ClientIP"))]
+#[case::http(json!({"ports": [{"name": "http", "port": 80, "nodePort": 30080, "appProtocol": "http"}]}),
+    json!({"ports": [{"name": "http", "port": 80, "nodePort": 30080, "appProtocol": "kubernetes.io/h2c"}]}),
+    "/spec/ports/0/appProtocol", json!(null), json!("kubernetes.io/h2c"))]
+#[case::another_port(json!({"ports": [{"name": "http", "port": 80, "nodePort": 30080, "appProtocol": "https"}]}),
+    json!({"ports": [{"name": "http", "port": 80, "nodePort": 30080, "appProtocol": "https"},
+        {"name": "other", "port": 81, "nodePort": 30081, "appProtocol": "http"}]}),
+    "/spec/ports/0/appProtocol", json!(null), json!("https"))]
+fn a_field_that_upstream_left_out_stays_out_until_it_changes(
+    #[case] asked: Value,
+    #[case] changed: Value,
+    #[case] place: &str,
+    #[case] left: Value,
+    #[case] passed: Value,
+) {
+    let at = |object: &Value| object.pointer(place).cloned().unwrap_or_default();
+    let asking = guest(&asked);
+    let object = left_by_the_reference(&json!({}), &[]);
+    let first = mirror(&asking, Some(&read(&object)));
+    assert!(matches!(&first.refused[..], [Refused::Adopted(_)]), "{:?}", first.refused);
+    let adopted = made(&asking, &object);
+    assert_eq!(at(&adopted), left);
+    // Once more, from what infra has now.
+    assert_eq!(at(&made(&asking, &adopted)), left);
+    assert_eq!(at(&mirror(&asking, None).new_object()), at(&json!({"spec": asked})), "a new one has it");
+
+    let mut after = adopted.clone();
+    after["metadata"]["managedFields"] = json!([{ "manager": "kubevirt-cloud-controller-manager",
+        "fieldsV1": { "f:metadata": { "f:annotations": { format!("f:{ADOPTED_ANNOTATION}"): {} } } } }]);
+    let after = made(&guest(&changed), &after);
+    assert_eq!(at(&after), passed);
+    assert_eq!(after["metadata"]["annotations"].get(ADOPTED_ANNOTATION), None);
+    assert!(mirror(&guest(&changed), Some(&read(&after))).refused.is_empty());
+}
+
+#[test]
+fn a_guest_cannot_write_the_record_of_the_takeover() {
+    let mut asking = guest(&json!({"sessionAffinity": "ClientIP"}));
+    asking.metadata.annotations = Some([(ADOPTED_ANNOTATION.to_owned(), "{}".to_owned())].into());
+    assert_eq!(mirror(&asking, None).new_object()["metadata"]["annotations"].get(ADOPTED_ANNOTATION), None);
+}
+
+#[test]
+fn a_denied_field_is_left_as_infra_has_it_and_reported() {
+    let policy = GuestPolicy {
+        deny_fields: [Field::SessionAffinity, Field::AppProtocol, Field::IpFamilyPolicy].into(),
+        ..GuestPolicy::default()
+    };
+    let asking = guest(&json!({"sessionAffinity": "ClientIP", "ipFamilies": ["IPv4", "IPv6"],
+        "ipFamilyPolicy": "PreferDualStack",
+        "ports": [{"name": "http", "port": 80, "nodePort": 30080, "appProtocol": "http"}]}));
+    let of = |existing: Option<&InfraService>| {
+        Mirror::of(&asking, existing, &identity(), EndpointSource::default(), &policy, false)
+    };
+    let new = of(None);
+    let spec = new.new_object()["spec"].clone();
+    assert_eq!((&spec["sessionAffinity"], &spec["ipFamilyPolicy"]), (&json!("None"), &json!("SingleStack")));
+    assert_eq!(spec["ports"][0].get("appProtocol"), None);
+    let denied: Vec<_> = new.refused.iter().map(ToString::to_string).collect();
+    assert_eq!(denied.len(), 3, "{denied:?}");
+    assert!(
+        ["sessionAffinity", "appProtocol", "ipFamilyPolicy"]
+            .iter()
+            .all(|field| denied.concat().contains(field))
+    );
+
+    // What infra's operator wrote on the mirror stays.
+    let mut existing = made(&guest(&json!({})), &left_by_the_reference(&json!({}), &[]));
+    existing["spec"]["sessionAffinity"] = json!("ClientIP");
+    existing["spec"]["ports"][0]["appProtocol"] = json!("https");
+    let existing = read(&existing);
+    let differences = of(Some(&existing)).differences(&existing);
+    assert!(differences.is_empty(), "{differences:?}");
+}
+
+/// A Service that prefers two families and gets no address steps back to one (KEP-563, metallb/metallb#2482), for good.
+#[rstest]
+#[case::prefers("PreferDualStack", true, json!([]), "SingleStack")]
+#[case::requires("RequireDualStack", true, json!([]), "PreferDualStack")]
+#[case::not_yet("PreferDualStack", false, json!([]), "PreferDualStack")]
+#[case::has_an_address("PreferDualStack", true, json!([{"ip": "192.0.2.1"}]), "PreferDualStack")]
+fn without_an_address_a_second_family_is_given_up(
+    #[case] policy: &str,
+    #[case] is_overdue: bool,
+    #[case] ingress: Value,
+    #[case] wanted: &str,
+) {
+    let both = guest(&json!({"ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": policy}));
+    let dual = json!({ "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "PreferDualStack",
+        "clusterIPs": ["10.0.0.7", "fd00::7"] });
+    let mut object = made(&both, &left_by_the_reference(&dual, &[]));
+    object["status"] = json!({"loadBalancer": {"ingress": ingress}});
+    let infra = read(&object);
+    let mirror = Mirror::of(
+        &both,
+        Some(&infra),
+        &identity(),
+        EndpointSource::default(),
+        &GuestPolicy::default(),
+        is_overdue,
+    );
+    mirror.write_into(&mut object, &infra);
+    assert_eq!(object["spec"]["ipFamilyPolicy"], wanted);
+    assert_eq!(mirror.refused == [Refused::SecondFamily], wanted == "SingleStack");
+    // It does not come back when the wait is over, with an address or without.
+    let again = Mirror::of(
+        &both,
+        Some(&read(&object)),
+        &identity(),
+        EndpointSource::default(),
+        &GuestPolicy::default(),
+        false,
+    );
+    assert!(again.differences(&read(&object)).is_empty());
+}
+
+#[test]
+fn node_ports_go_with_the_switch_and_come_back_with_it() {
+    let before = made(&guest(&json!({})), &left_by_the_reference(&json!({}), &[]));
+    let switched = |object: &Value, to: Option<bool>| {
+        let infra = read(object);
+        let mut mirror = mirror(&guest(&json!({})), Some(&infra));
+        if to.is_some() {
+            mirror.spec.allocate_load_balancer_node_ports = to;
+        }
+        let mut object = object.clone();
+        mirror.write_into(&mut object, &infra);
+        assert!(mirror.differences(&read(&object)).is_empty());
+        (mirror.differences(&infra), object)
+    };
+    assert_eq!(switched(&before, None).0, Vec::<&str>::new());
+    let (differences, off) = switched(&before, Some(false));
+    assert_eq!(differences, ["allocateLoadBalancerNodePorts"]);
+    assert_eq!(off["spec"]["allocateLoadBalancerNodePorts"], false);
+    assert_eq!(off["spec"]["ports"][0].get("nodePort"), None, "in the same call");
+    assert_eq!(switched(&off, None).0, Vec::<&str>::new(), "without the key, it stays as infra has it");
+    let (_, on) = switched(&off, Some(true));
+    assert_eq!(on["spec"]["allocateLoadBalancerNodePorts"], true);
 }

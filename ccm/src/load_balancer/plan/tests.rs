@@ -23,11 +23,9 @@ fn config() -> PlanConfig {
         ..OwnerReference::default()
     };
     PlanConfig {
-        identity,
-        endpoints: EndpointSource::default(),
-        policy: Arc::default(),
         guest_cluster: Some("cluster-uid".to_owned()),
         owner: Some(owner),
+        ..PlanConfig::of(identity)
     }
 }
 
@@ -378,4 +376,142 @@ fn a_uid_that_is_none_leads_to_nothing(#[case] uid: &str) {
     world.guest["metadata"]["finalizers"] = json!([FINALIZER]);
     world.guest["metadata"]["deletionTimestamp"] = json!("2026-11-21T00:00:00Z");
     assert!(world.plan(true).is_empty() && world.plan(false).is_empty());
+}
+
+impl World {
+    /// The guest asks for so many ports and source ranges, and annotations of so many bytes.
+    fn asks(&mut self, ports: usize, ranges: usize, bytes: usize) {
+        let port = |number: usize| {
+            json!({ "name": format!("p{number}"), "protocol": "TCP", "port": 1000 + number,
+            "nodePort": 30000 + number })
+        };
+        self.guest["spec"]["ports"] = json!((0..ports).map(port).collect::<Vec<_>>());
+        let range = |number: usize| format!("198.51.{}.{}/32", number / 256, number % 256);
+        self.guest["spec"]["loadBalancerSourceRanges"] = json!((0..ranges).map(range).collect::<Vec<_>>());
+        self.guest["metadata"]["annotations"] = json!({ "a": "x".repeat(bytes.saturating_sub(1)) });
+    }
+
+    /// Plans with these limits.
+    fn plan_within(&self, limits: Limits) -> Plan {
+        let infra = self.infra();
+        let seen = infra.as_ref().map_or(Infra::NotSeen, Infra::Present);
+        plan(&self.guest(), seen, &PlanConfig { limits, ..config() })
+    }
+
+    /// Makes the mirror of what the guest asks for, as if there were no limits.
+    fn settle_without_limits(&mut self) {
+        let none = Limits { ports: None, source_ranges: None, annotation_bytes: None };
+        let plan = self.plan_within(none);
+        self.apply(&plan);
+    }
+}
+
+/// kubernetes/kubernetes#129389, vmware-tanzu/vm-operator#180: what one Service may cost infra. Nothing is made of one that
+/// is too large, as a mirror with fewer ranges would be open.
+#[rstest::rstest]
+#[case::at_all_limits(100, 100, 65_536, &[])]
+#[case::ports(101, 100, 65_536, &["101 ports (at most 100)"])]
+#[case::ranges(100, 101, 65_536, &["101 source ranges (at most 100)"])]
+#[case::annotations(100, 100, 65_537, &["65537 bytes of annotations (at most 65536)"])]
+#[case::all(300, 257, 200_000, &["300 ports (at most 100)", "257 source ranges (at most 100)", "200000 bytes of annotations"])]
+fn a_service_above_a_limit_is_refused_whole(
+    #[case] ports: usize,
+    #[case] ranges: usize,
+    #[case] bytes: usize,
+    #[case] named: &[&str],
+) {
+    let mut world = World::new();
+    world.asks(ports, ranges, bytes);
+    let plan = world.plan(false);
+    let text = plan.refusal.as_ref().map(ToString::to_string).unwrap_or_default();
+    assert_eq!(plan.steps.is_empty(), !named.is_empty(), "{:?}", plan.steps);
+    assert_eq!(matches!(plan.refusal, Some(Refusal::TooLarge(_))), !named.is_empty());
+    assert!(named.iter().all(|named| text.contains(named)), "{text}");
+    assert_eq!(text.matches("at most").count(), named.len(), "{text}");
+}
+
+#[test]
+fn a_limit_of_none_lets_everything_through() {
+    let mut world = World::new();
+    world.asks(1000, 1000, 200_000);
+    world.settle_without_limits();
+    assert_eq!(world.infra().unwrap().spec.ports.len(), 1000);
+}
+
+/// One that exists keeps what it has, may have less, and other things of it may change.
+#[test]
+fn an_existing_service_above_a_limit_keeps_what_it_has_and_gets_no_more() {
+    let existing = |ports, ranges, bytes| {
+        let mut world = World::new();
+        world.asks(ports, ranges, bytes);
+        world.settle_without_limits();
+        world
+    };
+    for (ports, ranges, bytes) in [(150, 1, 10), (1, 150, 10), (1, 1, 70_000)] {
+        let mut world = existing(ports, ranges, bytes);
+        let plan = world.plan(false);
+        assert!(plan.steps.is_empty() && plan.refusal.is_none() && plan.kept.len() == 1, "{plan:?}");
+        world.guest["spec"]["externalTrafficPolicy"] = json!("Local");
+        world.settle();
+        assert_eq!(world.infra().unwrap().spec.external_traffic_policy, "Local", "another field");
+
+        let (mut more, before) = (world.clone(), world.infra.clone());
+        more.asks(ports + ports / 2, ranges + ranges / 2, bytes + bytes / 2);
+        let plan = more.plan(false);
+        assert!(matches!(&plan.refusal, Some(Refusal::TooLarge(_))) && plan.steps.is_empty(), "{plan:?}");
+        more.settle();
+        assert_eq!(more.infra, before, "it stays as it was");
+
+        world.asks(ports.min(120), ranges.min(120), bytes.min(66_000));
+        world.settle();
+        assert_eq!(world.infra().unwrap().spec.ports.len(), ports.min(120), "less is allowed");
+        world.asks(ports.min(100), ranges.min(100), bytes.min(65_000));
+        world.settle();
+        let plan = world.plan(false);
+        assert!(plan.kept.is_empty() && plan.refusal.is_none(), "{plan:?}");
+    }
+}
+
+/// Where the mirror is gone, nothing of it is shown, and the deletion of the Service is not held up.
+#[test]
+fn a_refused_service_is_cleaned_up() {
+    for is_too_large in [true, false] {
+        let mut world = World::new();
+        world.settle();
+        world.infra.as_mut().unwrap()["status"] =
+            json!({ "loadBalancer": { "ingress": [{ "ip": "192.0.2.1" }] } });
+        world.settle();
+        if is_too_large {
+            world.asks(101, 0, 1);
+        } else {
+            world.guest["spec"]["ports"][0]["nodePort"] = json!(0);
+        }
+        let mut moved = world.clone();
+        moved.infra.as_mut().unwrap()["status"] =
+            json!({ "loadBalancer": { "ingress": [{ "ip": "192.0.2.2" }] } });
+        moved.settle();
+        assert_eq!(moved.guest["status"]["loadBalancer"]["ingress"][0]["ip"], "192.0.2.2", "it serves on");
+        world.infra = None;
+        assert_eq!(world.plan(false).steps, [Step::Confirm], "the watch alone proves nothing");
+        world.settle();
+        assert!(world.guest().status.load_balancer.ingress.is_empty());
+        world.guest["metadata"]["deletionTimestamp"] = json!("2026-11-21T00:00:00Z");
+        world.settle();
+        assert!(!world.guest().has_finalizer());
+    }
+}
+
+#[test]
+fn an_address_that_infra_lost_just_now_stays() {
+    let mut world = World::new();
+    world.settle();
+    world.infra.as_mut().unwrap()["status"] =
+        json!({ "loadBalancer": { "ingress": [{ "ip": "192.0.2.1" }] } });
+    world.settle();
+    world.infra.as_mut().unwrap()["status"] = json!({});
+    let moment = Moment { keeps_address: true, ..Moment::default() };
+    let infra = world.infra().unwrap();
+    let plan = plan(&world.guest(), Infra::Present(&infra), &PlanConfig { moment, ..config() });
+    assert!(plan.steps.is_empty() && plan.keeps_address && plan.waits_for.is_none(), "{plan:?}");
+    assert_eq!(world.plan(false).steps, [Step::SetStatus(Vec::new())], "and not for ever");
 }

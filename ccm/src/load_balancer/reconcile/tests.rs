@@ -180,12 +180,11 @@ impl Controller {
         let (guest, infra) = (GuestCluster::over(client.clone()), InfraCluster::over(client.clone(), "hcp"));
         let identity =
             Identity { cluster: "guest".parse().unwrap(), infra_labels: [].into(), former: [].into() };
-        let (index, writers) = Index::new(identity.clone(), "hcp".to_owned(), None);
-        let (endpoints, policy) = Default::default();
+        let (index, writers) = Index::new(&PlanConfig::of(identity.clone()), "hcp".to_owned());
         let context = Context {
             services: Services::new(&guest, &infra),
             index,
-            config: PlanConfig { identity, endpoints, policy, guest_cluster: None, owner: None },
+            config: PlanConfig::of(identity),
             owner: Owner::new(None, infra),
             gate: Arc::default(),
             address_timeout: Duration::from_mins(1),
@@ -243,6 +242,10 @@ impl Controller {
             world.mirror.as_mut().unwrap()["status"] =
                 json!({ "loadBalancer": { "ingress": [{ "ip": "192.0.2.1" }] } });
         });
+    }
+
+    fn lose_address(&self) {
+        self.mend(|world| world.mirror.as_mut().unwrap()["status"] = json!({ "loadBalancer": {} }));
     }
 
     fn delete(&self) {
@@ -472,6 +475,75 @@ async fn a_service_that_flips_costs_infra_few_writes_and_gets_its_last_state() {
     tokio::time::advance(Duration::from_secs(5)).await;
     controller.reconcile().await;
     assert_eq!(controller.world().mirror.as_ref().unwrap()["spec"]["ports"][0]["port"], 1080);
+}
+
+/// cozystack/cozystack#3307: infra clears the address for a moment, and external-dns would drop the name.
+#[tokio::test(start_paused = true)]
+async fn an_address_that_infra_loses_for_a_moment_stays() {
+    let mut controller = Controller::new();
+    controller.reconcile().await;
+    controller.assign_address();
+    controller.reconcile().await;
+    for _ in 0..10 {
+        controller.lose_address();
+        let calls = controller.reconcile().await;
+        assert!(calls.is_empty(), "{calls:?}");
+        tokio::time::advance(Duration::from_secs(5)).await;
+        controller.assign_address();
+        assert!(controller.reconcile().await.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_infra_has_lost_goes_after_a_while() {
+    let mut controller = Controller::new();
+    controller.reconcile().await;
+    controller.assign_address();
+    controller.reconcile().await;
+    controller.lose_address();
+    assert!(controller.reconcile().await.is_empty());
+    let shown: GuestService = serde_json::from_value(controller.world().guest.clone()).unwrap();
+    let again = controller.again(&shown).await.unwrap();
+    assert_eq!(again, Action::requeue(KEEP_ADDRESS), "nothing else would trigger the end of the wait");
+    tokio::time::advance(KEEP_ADDRESS).await;
+    assert_eq!(controller.reconcile().await, ["PATCH guest"]);
+    assert_eq!(controller.world().guest["status"]["loadBalancer"]["ingress"], json!([]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_of_a_mirror_that_was_replaced_goes_at_once() {
+    let mut controller = Controller::new();
+    controller.reconcile().await;
+    controller.assign_address();
+    controller.reconcile().await;
+    controller.lose_address();
+    assert!(controller.reconcile().await.is_empty());
+    controller.mend(|world| world.mirror.as_mut().unwrap()["metadata"]["uid"] = json!("m2"));
+    assert_eq!(controller.reconcile().await, ["PATCH guest"]);
+}
+
+/// A Service above a limit has no call to infra, also where it showed an address of a mirror that is gone.
+#[tokio::test(start_paused = true)]
+async fn a_service_above_a_limit_is_not_made_and_shows_no_address() {
+    let mut controller = Controller::new();
+    controller.reconcile().await;
+    controller.assign_address();
+    controller.reconcile().await;
+    let many: Vec<_> =
+        (0..101).map(|port| json!({ "port": 1000 + port, "nodePort": 30000 + port })).collect();
+    controller.mend(|world| {
+        world.mirror = None;
+        world.guest["spec"]["ports"] = json!(many);
+    });
+    assert_eq!(controller.reconcile().await, ["GET infra", "PATCH guest"], "its absence is proved first");
+    assert_eq!(controller.world().guest["status"]["loadBalancer"]["ingress"], json!([]));
+    let condition = controller.world().guest["status"]["conditions"][0].clone();
+    assert_eq!((&condition["status"], &condition["reason"]), (&json!("False"), &json!("TooLarge")));
+    assert!(condition["message"].as_str().unwrap().contains("101 ports (at most 100)"), "{condition}");
+    assert!(controller.reconcile().await.is_empty());
+    controller.mend(|world| world.guest["spec"]["ports"] = json!(many[..100]));
+    let made = controller.reconcile().await;
+    assert_eq!(made, ["GET guest", "POST infra", "PATCH guest"], "it is small enough now, and waits");
 }
 
 /// kubernetes-sigs/cloud-provider-azure#1831: a guest whose first family infra does not have.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
-use crate::{fake_api::FakeApi, guest_names::Identity};
+use crate::{fake_api::FakeApi, guest_names::Identity, load_balancer::plan::PlanConfig};
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ fn started(guest: &FakeApi, infra: &FakeApi) -> Index {
         infra_labels: BTreeMap::new(),
         former: BTreeMap::new(),
     };
-    let (index, writers) = Index::new(identity, "hcp".to_owned(), None);
+    let (index, writers) = Index::new(&PlanConfig::of(identity), "hcp".to_owned());
     let infra = InfraCluster::over(infra.client(), "hcp");
     start(&index, writers, (&GuestCluster::over(guest.client()), &infra), Arc::default(), &Tasks::default());
     index

@@ -191,6 +191,25 @@ fn a_claim_to_be_a_vm_needs_a_proof(
     assert_eq!(upkeep_doubt(&vmi, &node, &cluster), upkeep);
 }
 
+/// The default of `--cluster-name` is no name that a label could contradict; upstream does not compare it. What is needed is a
+/// proof.
+#[rstest]
+#[case::same_uuid("kubernetes", Some(U1), Some(U1), None)]
+#[case::other_uuid("kubernetes", Some(U1), Some(U2), Some(Doubt::Cluster("b".into())))]
+#[case::no_uuid("kubernetes", None, Some(U1), Some(Doubt::Cluster("b".into())))]
+#[case::a_name_of_its_own("guest", Some(U1), Some(U1), Some(Doubt::Cluster("b".into())))]
+fn without_a_cluster_name_the_uuid_proves_a_backend(
+    #[case] cluster: &str,
+    #[case] vm: Option<&str>,
+    #[case] claimed: Option<&str>,
+    #[case] wanted: Option<Doubt>,
+) {
+    let uuid = vm.and_then(SystemUuid::parse);
+    let vmi = Vmi { name: "w".into(), cluster: Some("b".to_owned()), uuid, ..Vmi::default() };
+    let doubt = backend_doubt(&vmi, &node("w", claimed), &cluster.parse().unwrap(), Unlabelled::Refused);
+    assert_eq!(doubt, wanted);
+}
+
 fn names() -> impl Strategy<Value = String> {
     prop::sample::select(vec!["a", "b", "c", "a.example.com"]).prop_map(str::to_owned)
 }

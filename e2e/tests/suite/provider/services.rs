@@ -17,8 +17,15 @@ use super::Place;
 impl Place {
     /// Creates a guest Service; `spec` replaces fields.
     pub async fn create(&self, name: &str, spec: Value) -> Result<Service> {
-        let mut object = json!({"metadata": {"name": name}, "spec": {"type": "LoadBalancer",
-            "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}});
+        self.create_annotated(name, &json!({"metadata": {}}), spec).await
+    }
+
+    /// Creates a guest Service with the metadata of `object` besides its name; `spec` replaces fields.
+    pub async fn create_annotated(&self, name: &str, object: &Value, spec: Value) -> Result<Service> {
+        let mut object = object.clone();
+        object["metadata"]["name"] = json!(name);
+        object["spec"] =
+            json!({"type": "LoadBalancer", "ports": [{"name": "http", "port": 80, "targetPort": 8080}]});
         for (key, value) in spec.as_object().into_iter().flatten() {
             object["spec"][key] = value.clone();
         }

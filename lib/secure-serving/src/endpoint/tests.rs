@@ -2,7 +2,7 @@
 
 mod certificates;
 
-use serving::metrics_page::OPENMETRICS;
+use serving::metrics_page::{OPENMETRICS, PROMETHEUS_TEXT};
 
 use super::*;
 use crate::{reviews::ReviewTimes, shown_tokens::ShownTokens};
@@ -158,16 +158,53 @@ async fn endpoint_bounded(
     client: Client,
     tls: &Tls,
 ) -> (SocketAddr, CancellationToken) {
+    showing(bounds, trust, client, tls, shown(Readiness::default(), Box::new(|_, _| {}))).await
+}
+
+async fn showing(
+    bounds: Bounds,
+    trust: Trust,
+    client: Client,
+    tls: &Tls,
+    shown: Shown,
+) -> (SocketAddr, CancellationToken) {
     let free = ["/healthz", "/readyz", "/livez"].map(str::to_owned).to_vec();
     let reviews = Reviews::new(trust, "guest", (client.clone(), ShownTokens::All), client, free, TIMES);
     let address = "127.0.0.1:0".parse().unwrap();
-    let shown =
-        Shown { registry: Registry::default(), config: json!({ "a": 1 }), health_checked: Box::new(|_| {}) };
     let tasks = Tasks::default();
     let endpoint = SecureEndpoint::reviewing((address, bounds), tls, reviews, shown, &tasks).await.unwrap();
     let (address, stop) = (endpoint.local_addr(), CancellationToken::new());
     tokio::spawn(endpoint.serve(stop.clone()));
     (address, stop)
+}
+
+type HealthChecked = Box<dyn Fn(&'static str, bool) + Send + Sync>;
+
+fn shown(readiness: Readiness, health_checked: HealthChecked) -> Shown {
+    Shown { registry: Registry::default(), config: json!({ "a": 1 }), readiness, health_checked }
+}
+
+/// kubermatic/kubermatic#15506: a program that leads and serves nothing looked well.
+#[tokio::test]
+async fn a_program_that_serves_nothing_yet_is_alive_and_not_ready() {
+    let failed = Arc::new(AtomicUsize::new(0));
+    let readiness = Readiness::default();
+    let served = readiness.condition("load balancers");
+    let counted = failed.clone();
+    let health_checked = Box::new(move |kind, passed| {
+        assert!(passed || kind == "readyz");
+        counted.fetch_add(usize::from(!passed), Ordering::Relaxed);
+    });
+    let (client, shown) = (guest(Arc::default()), shown(readiness, health_checked));
+    let (address, _stop) = showing(Bounds::DEFAULT, Trust::nobody(), client, &Tls::default(), shown).await;
+    let answer = get(address, "/readyz", None).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("not ready: load balancers"), "{answer}");
+    for path in ["/healthz", "/livez"] {
+        assert!(get(address, path, None).await.starts_with("HTTP/1.1 200"), "{path}");
+    }
+    assert_eq!(failed.load(Ordering::Relaxed), 1);
+    served.set(true);
+    assert!(get(address, "/readyz", None).await.starts_with("HTTP/1.1 200"));
 }
 
 #[tokio::test]
@@ -184,6 +221,9 @@ async fn the_guest_cluster_says_who_may_read_what() {
     assert!(get(address, "/configz", Some("reader")).await.starts_with("HTTP/1.1 403"));
     let metrics = get(address, "/metrics", Some("reader")).await;
     assert!(metrics.starts_with("HTTP/1.1 200") && metrics.contains(OPENMETRICS), "{metrics}");
+    let old = "Authorization: Bearer reader\r\nAccept: text/plain;version=0.0.4\r\n";
+    let metrics = exchange(connect(address).await, "/metrics", old).await.unwrap();
+    assert!(metrics.starts_with("HTTP/1.1 200") && metrics.contains(PROMETHEUS_TEXT), "{metrics}");
     let before = asked.load(Ordering::Relaxed);
     assert!(get(address, "/metrics", Some("reader")).await.starts_with("HTTP/1.1 200"));
     assert_eq!(asked.load(Ordering::Relaxed), before, "a known answer is not asked for again");
@@ -272,15 +312,15 @@ async fn the_settings_decide_what_needs_no_review_and_answered_checks_are_report
         lookup: false,
         tolerate_lookup_failure: false,
     };
-    let shown = || {
+    let counting = || {
         let checked = checked.clone();
-        let health_checked = Box::new(move |kind| {
-            assert_eq!(kind, "livez");
+        let health_checked = Box::new(move |kind, passed| {
+            assert_eq!((kind, passed), ("livez", true));
             checked.fetch_add(1, Ordering::Relaxed);
         });
-        Shown { registry: Registry::default(), config: json!({}), health_checked }
+        shown(Readiness::default(), health_checked)
     };
-    let bind = async || SecureEndpoint::bind(settings(), shown(), &Tasks::default()).await;
+    let bind = async || SecureEndpoint::bind(settings(), counting(), &Tasks::default()).await;
     assert!(matches!(bind().await, Err(BindError::Trust(_))), "the file does not exist");
     std::fs::write(&file, crate::pki::Ca::new("clients").pem).unwrap();
     let endpoint = bind().await.unwrap();

@@ -5,7 +5,7 @@ use infra::{Claim, Infra, ObjectName};
 
 use crate::controller_operation::ControllerOperation;
 
-/// Begins the reason where a ResourceQuota may be the cause, which nothing states.
+/// Begins the reason where a quota may be the cause, which nothing states.
 const SECOND_CLAIM: &str = "CDI fills the volume through a second claim of the same size";
 
 /// The reason as far as it shows; empty where the claim is bound or nothing more is known. A failed read tells nothing: the

@@ -247,7 +247,7 @@ impl FakeInfra {
     async fn carry_out(&self, method: &Method, uri: &Uri, body: &Value) -> Response<Body> {
         let (path, query) = (uri.path(), uri.query().unwrap_or_default());
         if path.ends_with("/selfsubjectrulesreviews") {
-            return json_answer(201, &*self.rights.lock().unwrap());
+            return json_answer(201, &self.rights.lock().unwrap());
         }
         let at = path.split_once(&format!("/namespaces/{NAMESPACE}/")).map(|(_, at)| at).unwrap_or_default();
         let parts: Vec<_> = at.split('/').collect();

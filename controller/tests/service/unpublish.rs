@@ -34,14 +34,17 @@ async fn a_vm_that_is_gone_is_waited_for_until_its_instance_is() {
 /// KubeVirt keeps the VMI of a VM with runStrategy Once or Manual, and takes nothing out of it.
 #[tokio::test]
 async fn a_vmi_that_has_ended_keeps_its_volume_until_its_pods_are_gone_and_the_error_says_so() {
-    let deleted = |fake: &FakeInfra| fake.remove("virtualmachineinstances", "vm1");
-    let without_pods = |fake: &FakeInfra| fake.pods_are_gone("vm1");
-    let ends: [(&str, &str, &dyn Fn(&FakeInfra)); 3] = [
-        ("Once", "Succeeded", &deleted),
-        ("Manual", "Failed", &without_pods),
-        ("Once", "Succeeded", &without_pods),
-    ];
-    for (strategy, phase, end) in ends {
+    fn deleted(fake: &FakeInfra) {
+        fake.remove("virtualmachineinstances", "vm1");
+    }
+    fn without_pods(fake: &FakeInfra) {
+        fake.pods_are_gone("vm1");
+    }
+    for (strategy, phase, end) in [
+        ("Once", "Succeeded", deleted as fn(&FakeInfra)),
+        ("Manual", "Failed", without_pods),
+        ("Once", "Succeeded", without_pods),
+    ] {
         let fake = FakeInfra::default();
         fake.vm("vm1");
         fake.vm("vm2");

@@ -20,7 +20,6 @@ use crate::{
     census::Census,
     coalesce::Coalesced,
     guest_guard::GuestGuard,
-    list::Listed,
     metrics::CallMetrics,
     reader::Reader,
     rights::{LIST_EVENTS, WATCH_INSTANCES},
@@ -87,7 +86,7 @@ impl Infra {
             address: String::new(),
         };
         let metrics = CallMetrics::default();
-        Self::new(ApiServer::open(source, metrics.clone()).await?, metrics, settings, tasks)
+        Self::new(&ApiServer::open(source, metrics.clone()).await?, metrics, settings, tasks)
     }
 
     /// As [`Self::connect`], over the given client; `settings.kubeconfig` is not read.
@@ -97,11 +96,11 @@ impl Infra {
         tasks: &Tasks,
     ) -> Result<Self, ConnectError> {
         let metrics = CallMetrics::default();
-        Self::new(ApiServer::over(client, metrics.clone()), metrics, settings, tasks)
+        Self::new(&ApiServer::over(client, metrics.clone()), metrics, settings, tasks)
     }
 
     fn new(
-        server: ApiServer,
+        server: &ApiServer,
         metrics: CallMetrics,
         settings: Settings,
         tasks: &Tasks,
@@ -157,10 +156,10 @@ impl Infra {
     pub async fn census(&self) -> Result<Arc<Census>, Error> {
         let reader = &self.shared.reader;
         let read = || async {
-            let Listed { items: vmis, mut unread } = reader.vmis().await?;
-            let Listed { items: vms, unread: odd } = reader.vms().await?;
-            unread.extend(odd);
-            Ok(Census { vmis, vms, unread })
+            let instances = reader.vmis().await?;
+            let machines = reader.vms().await?;
+            let unread = [instances.unread, machines.unread].concat();
+            Ok(Census { vms: machines.items, vmis: instances.items, unread })
         };
         self.shared.census.read_since(Instant::now(), read).await.map(|(_, census)| census)
     }

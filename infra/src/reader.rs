@@ -48,6 +48,9 @@ const VMS: Resource =
 pub(crate) const VMIS: Resource =
     Resource { group: Some(kubevirt::GROUP), version: kubevirt::VERSION, plural: WireVmi::PLURAL };
 
+/// What a watch of VMIs sends.
+pub(crate) type VmiEvent = Result<WatchEvent<Readable<VirtualMachineInstance>>, Error>;
+
 /// The infra API, in the infra namespace.
 pub(crate) struct Reader {
     pub server: ApiServer,
@@ -84,8 +87,7 @@ impl Reader {
         &self,
         only: Option<&ObjectName>,
         lasting: Duration,
-    ) -> Result<impl Stream<Item = Result<WatchEvent<Readable<VirtualMachineInstance>>, Error>> + use<>, Error>
-    {
+    ) -> Result<impl Stream<Item = VmiEvent> + use<>, Error> {
         let seconds = u32::try_from(lasting.as_secs()).unwrap_or(u32::MAX);
         let params = WatchParams::default().initial_events().timeout(seconds);
         let params = match only {

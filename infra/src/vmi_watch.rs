@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{
     machine::VirtualMachineInstance,
-    reader::{Reader, VMIS},
+    reader::{Reader, VMIS, VmiEvent},
 };
 
 /// How long one watch lasts. Then the poller reads again, which also ends a connection that died without notice.
@@ -28,7 +28,7 @@ pub(crate) type VmiState = (String, Look);
 
 /// An open watch.
 pub(crate) struct VmiWatch {
-    events: Pin<Box<dyn Stream<Item = Result<WatchEvent<Readable<VirtualMachineInstance>>, Error>> + Send>>,
+    events: Pin<Box<dyn Stream<Item = VmiEvent> + Send>>,
     /// Reports the VMIs that can't be read.
     odd: cluster::Reader,
     /// When the watch was requested: its events count for every wait that had begun by then.

@@ -57,8 +57,8 @@ struct Observed<'a> {
 /// What the API servers have accepted in this reconcile.
 #[derive(Default)]
 struct Accepted {
-    /// Anything but an address: what a change of the Service by a user leads to.
-    any: bool,
+    /// How many steps besides addresses: what a change of the Service by a user leads to.
+    changes: usize,
     /// The mirror was deleted.
     is_deleted: bool,
     /// The finalizer was removed.
@@ -108,7 +108,7 @@ pub(crate) async fn reconcile(shown: &GuestService, context: &Context) -> Result
     }
     let mut observed = Observed::of(shown, context);
     let reconciled = observe_and_act(&mut observed, context).await;
-    if observed.accepted.any {
+    if observed.accepted.changes > 0 {
         context.pace.changed(shown.uid());
     }
     reconciled
@@ -223,7 +223,7 @@ impl Seen {
 impl Accepted {
     /// An API server has accepted this step.
     fn add(&mut self, step: &Step) {
-        self.any |= !matches!(step, Step::SetStatus(_) | Step::Confirm);
+        self.changes += usize::from(!matches!(step, Step::SetStatus(_) | Step::Confirm));
         match step {
             // The Service is wanted again: its life begins anew.
             Step::AddFinalizer => (self.is_deleted, self.is_released) = (false, false),

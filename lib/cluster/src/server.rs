@@ -163,7 +163,10 @@ impl ApiServer {
         let Some(bucket) = self.bucket.as_ref().filter(|_| call.is_change()) else { return Ok(()) };
         let began = Instant::now();
         let taken = match when_paused {
-            WhenPaused::Wait => Ok(bucket.take().await),
+            WhenPaused::Wait => {
+                let _: () = bucket.take().await;
+                Ok(())
+            }
             WhenPaused::Fail => timeout_at(began + LONGEST_WAIT, bucket.take()).await,
         };
         self.shared.meter.waited(call, &self.shared.connection.host(), began.elapsed());

@@ -7,7 +7,7 @@
 //! verbosity; without it the level comes from klog's number, which every upstream manifest passes.
 
 use std::env;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io;
 use std::str::FromStr;
 
@@ -176,9 +176,9 @@ fn one_line(format: LogFormat, event: &[u8]) -> String {
     let line = match format {
         LogFormat::Text => cut(event, MAX_LINE).chars().fold(String::new(), |mut line, c| {
             if c.is_control() && c != '\t' {
-                line.extend(c.escape_default())
+                line.extend(c.escape_default());
             } else {
-                line.push(c)
+                line.push(c);
             }
             line
         }),
@@ -195,9 +195,9 @@ fn one_line(format: LogFormat, event: &[u8]) -> String {
 fn escape(json: &str) -> String {
     json.chars().fold(String::with_capacity(json.len()), |mut line, c| {
         if c.is_control() {
-            line.push_str(&format!("\\u{:04x}", u32::from(c)))
+            write!(line, "\\u{:04x}", u32::from(c)).expect("a string takes every text");
         } else {
-            line.push(c)
+            line.push(c);
         }
         line
     })

@@ -63,6 +63,7 @@ fn config() -> PlanConfig {
 /// UIDs, which are the names of the Services too.
 const U1: &str = "00000000-0000-4000-8000-000000000001";
 const U2: &str = "20000000-0000-4000-8000-000000000002";
+const U3: &str = "30000000-0000-4000-8000-000000000003";
 
 /// A Service that was created at this second.
 fn guest(uid: &str, second: u32) -> GuestService {
@@ -244,10 +245,10 @@ fn ports_and_source_ranges_are_counted_over_all_services() {
         [(ports(10), (6, 0), (4, 9), (5, 0)), (ranges, (1, 6), (9, 4), (1, 5))]
     {
         let mut fed = Fed::with(policy);
-        let old = sized("u1", 1, old.0, old.1);
+        let old = sized(U1, 1, old.0, old.1);
         fed.guest(Event::Apply(old.clone()));
         fed.infra(Event::Apply(mirror_of(&old)));
-        let (fits, too_much) = (sized("u3", 3, fits.0, fits.1), sized("u2", 2, too_much.0, too_much.1));
+        let (fits, too_much) = (sized(U3, 3, fits.0, fits.1), sized(U2, 2, too_much.0, too_much.1));
         fed.guest(Event::Apply(too_much.clone()));
         fed.guest(Event::Apply(fits.clone()));
         let refused = fed.limited(&too_much);
@@ -259,7 +260,7 @@ fn ports_and_source_ranges_are_counted_over_all_services() {
         assert!(fed.index.next_places().is_empty());
         fed.guest(Event::Delete(old.clone()));
         fed.infra(Event::Delete(mirror_of(&old)));
-        assert_eq!(HashSet::from_iter(fed.index.next_places()), named(&["u2"]));
+        assert_eq!(HashSet::from_iter(fed.index.next_places()), named(&[U2]));
     }
 }
 
@@ -267,7 +268,7 @@ fn ports_and_source_ranges_are_counted_over_all_services() {
 #[test]
 fn a_service_that_exists_grows_within_the_quota_only() {
     let mut fed = Fed::with(ports(10));
-    let (first, second) = (sized("u1", 1, 4, 0), sized("u2", 2, 4, 0));
+    let (first, second) = (sized(U1, 1, 4, 0), sized(U2, 2, 4, 0));
     for service in [&first, &second] {
         fed.guest(Event::Apply(service.clone()));
         fed.infra(Event::Apply(mirror_of(service)));
@@ -278,28 +279,28 @@ fn a_service_that_exists_grows_within_the_quota_only() {
         let present = mirror_of(before);
         fed.index.limit(&grown, plan(&grown, Infra::Present(&present), &config()))
     };
-    let refused = grown(&mut fed, "u2", 2, 7, &second);
+    let refused = grown(&mut fed, U2, 2, 7, &second);
     assert!(matches!(refused.refusal, Some(Refusal::Quota(_))), "{refused:?}");
     assert!(!refused.steps.iter().any(|step| matches!(step, Step::Replace(..))), "{refused:?}");
     assert!(refused.steps.contains(&Step::AddFinalizer), "its mirror exists");
-    let larger = grown(&mut fed, "u1", 1, 6, &first);
+    let larger = grown(&mut fed, U1, 1, 6, &first);
     assert!(larger.steps.iter().any(|step| matches!(step, Step::Replace(..))) && larger.refusal.is_none());
     // What was promised to the first is not given to the second, before the watch shows it.
-    assert!(grown(&mut fed, "u2", 2, 5, &second).refusal.is_some());
-    assert!(grown(&mut fed, "u2", 2, 3, &second).refusal.is_none(), "less is always allowed");
+    assert!(grown(&mut fed, U2, 2, 5, &second).refusal.is_some());
+    assert!(grown(&mut fed, U2, 2, 3, &second).refusal.is_none(), "less is always allowed");
 }
 
 /// A Service above the limits is refused whatever is left: it takes no place from the next.
 #[test]
 fn a_service_above_a_limit_takes_no_place() {
     let annotated = {
-        let mut service = guest("u1", 1);
+        let mut service = guest(U1, 1);
         service.metadata.annotations = Some([("a".to_owned(), "x".repeat(70_000))].into());
         service
     };
-    for large in [sized("u1", 1, 101, 0), sized("u1", 1, 1, 101), annotated] {
+    for large in [sized(U1, 1, 101, 0), sized(U1, 1, 1, 101), annotated] {
         let mut fed = Fed::new(Some(1));
-        let small = guest("u2", 2);
+        let small = guest(U2, 2);
         fed.guest(Event::Apply(large.clone()));
         fed.guest(Event::Apply(small.clone()));
         assert!(matches!(fed.limited(&large).refusal, Some(Refusal::TooLarge(_))));
@@ -311,13 +312,13 @@ fn a_service_above_a_limit_takes_no_place() {
 #[test]
 fn a_service_that_became_too_large_gives_its_place_back() {
     let mut fed = Fed::new(Some(1));
-    let (first, second) = (guest("u1", 1), guest("u2", 2));
+    let (first, second) = (guest(U1, 1), guest(U2, 2));
     fed.guest(Event::Apply(first.clone()));
     fed.guest(Event::Apply(second.clone()));
     assert!(fed.limited(&first).refusal.is_none());
-    let mut large = sized("u1", 1, 101, 0);
+    let mut large = sized(U1, 1, 101, 0);
     large.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
     fed.guest(Event::Apply(large));
-    fed.index.set_aside("u1");
+    fed.index.set_aside(U1);
     assert!(fed.limited(&second).refusal.is_none());
 }

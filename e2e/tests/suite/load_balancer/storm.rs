@@ -133,7 +133,7 @@ async fn a_service_that_flips_without_end_starves_no_other(fixture: Fixture) -> 
         let mut flips = 0_u16;
         while began.elapsed() < FLIPPING || !is_served.load(Ordering::Relaxed) {
             flips += 1;
-            let kind = if flips % 2 == 0 { "LoadBalancer" } else { "ClusterIP" };
+            let kind = if flips.is_multiple_of(2) { "LoadBalancer" } else { "ClusterIP" };
             let ports = json!([{"name": "http", "port": 1000 + flips % 1000, "targetPort": 8080}]);
             merge(&place.guests, "restless", json!({"spec": {"type": kind, "ports": ports}})).await?;
         }

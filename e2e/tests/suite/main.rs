@@ -12,6 +12,7 @@
 #[macro_use]
 mod trial;
 
+mod admission_policy;
 mod api_faults;
 mod attach;
 mod attachments;
@@ -85,6 +86,7 @@ fn trials() -> Vec<Trial> {
         attach::trials(),
         infra_refusals::trials(),
         isolation::trials(),
+        admission_policy::trials(),
         data_safety::trials(),
         sanity::trials(),
         figures::already_ready::trials(),

@@ -128,7 +128,8 @@ fn the_index_of_decisions_has_each_with_its_title() {
 }
 
 /// Pages whose tables name the test of each promise.
-const PROMISES: [&str; 2] = ["docs/explanation/data-safety.md", "docs/explanation/security.md"];
+const PROMISES: [&str; 3] =
+    ["docs/explanation/data-safety.md", "docs/explanation/field-reports.md", "docs/explanation/security.md"];
 
 #[test]
 fn each_test_that_shows_a_promise_exists() {

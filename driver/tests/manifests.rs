@@ -31,7 +31,7 @@ fn grants(role: &Value, group: &str, resource: &str, verb: &str) -> bool {
 #[test]
 fn the_infra_role_grants_each_right_that_the_driver_uses() {
     let role = document("controller-infra/base/rbac.yaml", "Role");
-    for right in &infra::REQUIRED_RIGHTS {
+    for right in infra::REQUIRED_RIGHTS.iter().chain([&infra::UNPLUG_FROM_VMI]) {
         // Every authenticated user may ask about their own rights (ClusterRole system:basic-user).
         if right.group == "authorization.k8s.io" {
             continue;

@@ -6,8 +6,9 @@
 //! plans which call to make, and when.
 //!
 //! It makes only calls that `HyperShift`'s role grants: `DataVolumes` get, create, delete (never list); VMs and VMIs
-//! get, list; the VM subresources addvolume and removevolume; claims get, patch; `VolumeSnapshots` get, create, delete.
-//! Where an operator also grants `watch` on VMIs or `list` on `VolumeSnapshots`, it uses that; nothing depends on it.
+//! get, list; the VM subresources addvolume and removevolume, and the VMI's removevolume; claims get, patch;
+//! `VolumeSnapshots` get, create, delete. Where an operator also grants `watch` on VMIs or `list` on `VolumeSnapshots`,
+//! it uses that; nothing depends on it.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on says so by panicking"))]
 
@@ -52,7 +53,7 @@ pub use machine::{
     VirtualMachine, VirtualMachineInstance, Volume, VolumePhase, VolumeRequest, VolumeSource, VolumeStatus,
 };
 pub use quantity::{Quantity, parse_quantity};
-pub use rights::{LIST_EVENTS, LIST_SNAPSHOTS, REQUIRED_RIGHTS, WATCH_INSTANCES};
+pub use rights::{LIST_EVENTS, LIST_SNAPSHOTS, REQUIRED_RIGHTS, UNPLUG_FROM_VMI, WATCH_INSTANCES};
 pub use shared_reads::{ReadResult, VmReads};
 pub use volume_snapshot::{NewVolumeSnapshot, VolumeSnapshot};
 pub use wait::VmiWait;

@@ -65,6 +65,15 @@ pub const REQUIRED_RIGHTS: [Right; 15] = [
 pub const WATCH_INSTANCES: Right =
     right("kubevirt.io", "virtualmachineinstances", "watch", "answering as soon as a disk is ready");
 
+/// Needed only for a disk that is in a VMI and not in its VM, which KubeVirt by default unplugs by itself. `HyperShift` and
+/// the upstream manifests grant it.
+pub const UNPLUG_FROM_VMI: Right = right(
+    "subresources.kubevirt.io",
+    "virtualmachineinstances/removevolume",
+    "update",
+    "detaching a disk that is in a VMI and not in its VM",
+);
+
 /// Never needed in Kubernetes, whose sidecars ask for one snapshot by its id. Without it, `ListSnapshots` of a volume or of
 /// all volumes is refused.
 pub const LIST_SNAPSHOTS: Right =

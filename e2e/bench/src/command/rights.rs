@@ -23,8 +23,14 @@ pub const TEST: &str = "rights::a_full_run_is_refused_nothing_and_uses_what_is_g
 /// told too, so that the list stays true.
 const FOR_LATER: &[(&str, &str, &[&str], &str)] = &[];
 
-/// Rights of the upstream roles of the sidecars that a run may do without; using them is fine.
-const OF_SIDECARS: &[(&str, &str, &[&str], &str)] = &[
+/// Rights that a run may do without, most of them of the upstream roles of the sidecars; using them is fine.
+const OPTIONAL: &[(&str, &str, &[&str], &str)] = &[
+    (
+        "kubevirt-csi",
+        "virtualmachineinstances/removevolume",
+        &["update"],
+        "disks in a VMI and not in its VM, which KubeVirt by default unplugs by itself",
+    ),
     (ATTACHER, "csinodes", LISTS, OLDER_SERVERS),
     (ATTACHER, "persistentvolumes", LISTS, OLDER_SERVERS),
     (ATTACHER, "volumeattachments", LISTS, OLDER_SERVERS),
@@ -146,7 +152,7 @@ fn is_ours(user: &str, grants: &BTreeSet<Grant>) -> bool {
 fn judge(cluster: &str, grants: &BTreeSet<Grant>, calls: &Calls) -> Vec<String> {
     let left = unused(grants, calls);
     for grant in &left {
-        if let Some(why) = for_later(grant).or_else(|| of_sidecars(grant)) {
+        if let Some(why) = for_later(grant).or_else(|| optional(grant)) {
             println!("not used by {}: {} {}: for {why}", grant.account, grant.verb, grant.resource);
         }
     }
@@ -154,7 +160,7 @@ fn judge(cluster: &str, grants: &BTreeSet<Grant>, calls: &Calls) -> Vec<String> 
     let denied = denied.as_slice().iter().filter(|call| !is_known(call)).map(|call| {
         format!("{cluster}: {} was refused to {} {} {}", call.user, call.verb, call.resource, call.name)
     });
-    let named = |grant: &Grant| for_later(grant).is_some() || of_sidecars(grant).is_some();
+    let named = |grant: &Grant| for_later(grant).is_some() || optional(grant).is_some();
     let not_used = left.iter().filter(|grant| !named(grant)).map(|grant| {
         format!("{cluster}: {} never used its right to {} {}", grant.account, grant.verb, grant.resource)
     });
@@ -173,8 +179,8 @@ fn for_later(grant: &Grant) -> Option<&'static str> {
     reason(FOR_LATER, grant)
 }
 
-fn of_sidecars(grant: &Grant) -> Option<&'static str> {
-    reason(OF_SIDECARS, grant)
+fn optional(grant: &Grant) -> Option<&'static str> {
+    reason(OPTIONAL, grant)
 }
 
 fn reason(list: &'static [(&str, &str, &[&str], &'static str)], grant: &Grant) -> Option<&'static str> {

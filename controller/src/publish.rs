@@ -15,9 +15,9 @@ use crate::{
     error::{Error, RefusalReason},
     holder::{Hold, Holder},
     hotplug::change,
+    infra_reasons,
     metrics::WaitCause,
     node_id::{node_id, vm_of_node},
-    pending_claim,
     request::{Publish, Sharing},
     serial, usable,
     view::View,
@@ -143,7 +143,7 @@ impl Publication<'_> {
             Step::Wait(cause) => {
                 // A read that is still to come must not hide the error of the call before it.
                 if cause.is_observed() {
-                    let progress = self.progress(&cause).await;
+                    let progress = self.progress(&cause, view.vmi_uid()).await;
                     let (vm, complaint) = (node_id(self.infra, self.vm), view.complaint());
                     if is_disk_limit(&cause, &complaint) {
                         return Err(Error::NoFreeSlot { vm, complaint });
@@ -165,18 +165,36 @@ impl Publication<'_> {
         }
     }
 
-    /// What CDI reports on the volume. It is read again at an interval: while the volume is pending, CDI knows why and
-    /// the VM does not.
-    async fn progress(&self, cause: &Cause) -> String {
+    /// What CDI reports on the volume, or virt-controller on the attachment pod. It is read again at an interval: while the
+    /// volume is pending, CDI knows why and the VM does not; while the pod is missing, only the VMI's events say why.
+    async fn progress(&self, cause: &Cause, vmi_uid: Option<&str>) -> String {
         let (known, read) = self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if WaitCause::from(cause) != WaitCause::VolumePending || read.elapsed() < VOLUME_READ_INTERVAL {
+        if read.elapsed() < VOLUME_READ_INTERVAL {
             return known;
         }
+        let newest = match (WaitCause::from(cause), vmi_uid) {
+            (WaitCause::VolumePending, _) => self.of_volume(known).await,
+            (WaitCause::AttachmentPod, Some(uid)) => self.of_vmi(uid).await.unwrap_or(known),
+            _ => return known,
+        };
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = (newest.clone(), Instant::now());
+        newest
+    }
+
+    /// The warnings about the VMI; `None` if there are none.
+    async fn of_vmi(&self, uid: &str) -> Option<String> {
+        let warnings = infra_reasons::warnings_about(self.infra, self.operation, uid).await;
+        (!warnings.is_empty())
+            .then(|| format!("warnings of the VMI in the last hour: {}", warnings.join("; ")))
+    }
+
+    /// What CDI reports on the volume.
+    async fn of_volume(&self, known: String) -> String {
         let read = self.operation.wait(self.infra.data_volume(self.name)).await;
         // A failed read changes nothing: the last report stays until the next.
-        let newest = if let Ok(Ok(Some(volume))) = read {
+        if let Ok(Ok(Some(volume))) = read {
             let waits = volume::waits_for_consumer(&volume);
-            let reason = pending_claim::reason(self.infra, self.operation, self.name, waits).await;
+            let reason = infra_reasons::unbound(self.infra, self.operation, self.name, waits).await;
             [volume.progress(), reason]
                 .into_iter()
                 .filter(|text| !text.is_empty())
@@ -184,9 +202,7 @@ impl Publication<'_> {
                 .join("; ")
         } else {
             known
-        };
-        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = (newest.clone(), Instant::now());
-        newest
+        }
     }
 
     /// Unplugs what this RPC has just plugged in, because another VM has the volume.

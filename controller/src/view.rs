@@ -29,6 +29,8 @@ pub(crate) struct View {
     observed: Observed,
     /// Whether the VM is this guest's, by the last read of both VM and VMI.
     ours: Result<(), NotThisGuest>,
+    /// UID of the VMI that was read last.
+    vmi_uid: Option<String>,
     /// When the older of the two reads began.
     since: Instant,
     vm_read_at: Option<Instant>,
@@ -59,6 +61,7 @@ impl View {
             reads: infra.machine(vm),
             observed: Observed::default(),
             ours: Ok(()),
+            vmi_uid: None,
             since: Instant::now(),
             vm_read_at: None,
             wait: None,
@@ -82,6 +85,11 @@ impl View {
         self.observed.complaint().map_or_else(String::new, |text| format!("; KubeVirt reports: {text}"))
     }
 
+    /// UID of the VMI that was read last; `None` = there was none.
+    pub(crate) fn vmi_uid(&self) -> Option<&str> {
+        self.vmi_uid.as_deref()
+    }
+
     /// Whether the labels of VM and VMI allow it to be this guest's. Before the first read nothing speaks against it.
     pub(crate) fn check_guest(&self) -> Result<(), Error> {
         let vm = || node_id(&self.infra, &self.vm);
@@ -89,6 +97,7 @@ impl View {
     }
 
     fn judge(&mut self, vm: Option<&VirtualMachine>, vmi: Option<&VirtualMachineInstance>) {
+        self.vmi_uid = vmi.map(|vmi| vmi.uid.clone());
         let none = BTreeMap::new();
         let labels = (vm.map_or(&none, |vm| &vm.labels), vmi.map_or(&none, |vmi| &vmi.labels));
         // Of a VM that does not exist there is nothing to judge; the planner refuses it.

@@ -11,7 +11,7 @@ const TABLES: [&str; 17] = [
     "controller/src/attach.rs",
     "controller/src/attach/text.rs",
     "controller/src/expand.rs",
-    "controller/src/pending_claim.rs",
+    "controller/src/infra_reasons.rs",
     "controller/src/unpublish.rs",
     "controller/src/holder.rs",
     "controller/src/serial.rs",

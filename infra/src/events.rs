@@ -1,5 +1,6 @@
-//! The warnings about a claim. What CDI and the infra storage are refused (a quota, an admission policy, a full pool) stands
-//! in events of the claim, and often nowhere else.
+//! The warnings about a claim or a VMI. What CDI, the infra storage and virt-controller are refused (a quota, an admission
+//! policy, a full pool) stands in events of these objects, and often nowhere else: of a VMI that runs, virt-controller writes
+//! no condition (KubeVirt 1.9, `updateStatus` in `pkg/virt-controller/watch/vmi/lifecycle.go`).
 
 use cluster::{Error, WhenPaused};
 use kube::api::ListParams;
@@ -7,13 +8,12 @@ use kubevirt::null_as_default;
 use serde::Deserialize;
 
 use crate::{
-    claim::Claim,
     infra::Infra,
     list::List,
     reader::{EVENTS, accepting_all},
 };
 
-/// Most events of one claim that are read: the API server keeps those of one hour, and one reason is one event.
+/// Most events of one object that are read: the API server keeps those of one hour, and one reason is one event.
 const MOST: u32 = 50;
 /// Most texts that are reported, the newest first.
 const MOST_TEXTS: usize = 2;
@@ -32,12 +32,13 @@ struct Event {
 }
 
 impl Infra {
-    /// The newest warnings about a claim, as `reason: message`; none where the right to list events was not granted.
-    pub async fn claim_warnings(&self, claim: &Claim) -> Result<Vec<String>, Error> {
+    /// The newest warnings about the object of this UID, as `reason: message`; none where the right to list events was not
+    /// granted.
+    pub async fn warnings_about(&self, uid: &str) -> Result<Vec<String>, Error> {
         if !self.may_list_events() {
             return Ok(Vec::new());
         }
-        let about = format!("involvedObject.uid={},type=Warning", claim.metadata.uid);
+        let about = format!("involvedObject.uid={uid},type=Warning");
         let params = ListParams::default().fields(&about).limit(MOST);
         let reader = &self.shared.reader;
         let request = accepting_all(reader.requests(EVENTS).list(&params));

@@ -79,10 +79,10 @@ pub const UNPLUG_FROM_VMI: Right = right(
 pub const LIST_SNAPSHOTS: Right =
     right("snapshot.storage.k8s.io", "volumesnapshots", "list", "listing the snapshots of a volume, or all");
 
-/// Never needed and never asked for. Where it is granted, an attach that waits for an infra claim reports the claim's
-/// warnings to the guest's user.
+/// Never needed and never asked for. Where it is granted, an attach that waits reports the warnings about the infra claim,
+/// or about the VMI, to the guest's user.
 pub const LIST_EVENTS: Right =
-    right("", "events", "list", "reporting why a claim of the infra cluster is not bound");
+    right("", "events", "list", "reporting why an infra claim is not bound, or a disk not attached");
 
 #[cfg(test)]
 mod tests {

@@ -118,9 +118,14 @@ impl FakeInfra {
 
     /// An event of a claim.
     pub fn warn(&self, claim: &str, reason: &str, message: &str) {
-        let uid = self.get(CLAIMS, claim).unwrap()["metadata"]["uid"].clone();
-        let about = json!({"kind": "PersistentVolumeClaim", "name": claim, "uid": uid});
-        self.put("events", &format!("{claim}.{reason}"), json!({"metadata": {}, "involvedObject": about,
+        self.warn_about((CLAIMS, claim), reason, message);
+    }
+
+    /// An event about an object.
+    pub fn warn_about(&self, (kind, name): (&'static str, &str), reason: &str, message: &str) {
+        let uid = self.get(kind, name).unwrap()["metadata"]["uid"].clone();
+        let about = json!({"name": name, "uid": uid});
+        self.put("events", &format!("{name}.{reason}"), json!({"metadata": {}, "involvedObject": about,
             "type": "Warning", "reason": reason, "message": message, "lastTimestamp": "2026-11-29T10:00:00Z"}));
     }
 

@@ -569,6 +569,41 @@ async fn the_warnings_of_an_infra_claim_reach_the_guest_where_events_may_be_list
     assert_fails(without, Code::DeadlineExceeded, "phase Pending");
 }
 
+/// kubevirt/kubevirt#13736: of a VMI that runs, virt-controller says in an event only why it has no attachment pod.
+#[tokio::test(start_paused = true)]
+async fn the_warnings_of_a_vmi_reach_the_guest_where_events_may_be_listed() {
+    const REFUSED: &str =
+        "Error creating attachment pod: pods \"hp-volume-x\" is forbidden: exceeded quota: q";
+    for (phase, may_list, is_told) in
+        [("Bound", true, true), ("Bound", false, false), ("Pending", true, false)]
+    {
+        let fake = FakeInfra::settling_after(Duration::from_hours(1));
+        fake.vm("vm1");
+        fake.volume("pvc-1", true);
+        fake.warn_about(("virtualmachineinstances", "vm1"), "FailedCreate", REFUSED);
+        fake.edit("virtualmachineinstances", "vm1", |vmi| {
+            let entry = json!({"name": "pvc-1", "dataVolume": {"name": "pvc-1"}});
+            vmi["spec"]["volumes"].as_array_mut().unwrap().push(entry);
+            vmi["status"]["volumeStatus"] = json!([{"name": "pvc-1", "phase": phase, "hotplugVolume": {}}]);
+        });
+        fake.edit("virtualmachines", "vm1", |vm| {
+            let volumes = vm["spec"]["template"]["spec"]["volumes"].as_array_mut().unwrap();
+            volumes.push(json!({"name": "pvc-1", "dataVolume": {"name": "pvc-1", "hotpluggable": true}}));
+        });
+        let resource = if may_list { "events" } else { "pods" };
+        *fake.rights.lock().unwrap() = json!({"status": {"incomplete": false, "resourceRules": [
+            {"verbs": ["list"], "apiGroups": [""], "resources": [resource]}]}});
+        let tasks = Tasks::default();
+        let infra = infra_demanding(&fake, &tasks, BTreeMap::new());
+        infra.use_granted(&infra.rights().await.unwrap());
+        let controller = controller_using(infra, StorageClassPolicy::default(), &tasks);
+        let status = publish_directly(&controller, SIDECAR_TIMEOUT).await.unwrap_err();
+        let told = format!("warnings of the VMI in the last hour: FailedCreate: {REFUSED}");
+        assert_eq!(status.message().contains(&told), is_told, "{phase}, {may_list}: {status:?}");
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+    }
+}
+
 #[tokio::test]
 async fn a_stop_answers_who_merely_waits_and_says_what_was_seen_last() {
     let fake = FakeInfra::settling_after(Duration::from_mins(1));

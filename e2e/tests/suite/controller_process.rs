@@ -81,8 +81,19 @@ impl Controller {
         Self::start_with(fixture, suffix, proxy.kubeconfig()).await
     }
 
+    /// The same for a guest that only the test has: the lists of the others do not show its volumes and snapshots, nor its
+    /// lists theirs.
+    pub async fn of_own_guest(fixture: &Fixture, suffix: &str) -> Result<Self> {
+        let labels = format!("test={}", fixture.word);
+        Self::start_of(fixture, suffix, &service_account_kubeconfig(fixture).await?, &labels).await
+    }
+
     /// The same with a kubeconfig of the test's own.
     pub async fn start_with(fixture: &Fixture, suffix: &str, access: &Kubeconfig) -> Result<Self> {
+        Self::start_of(fixture, suffix, access, INFRA_LABELS).await
+    }
+
+    async fn start_of(fixture: &Fixture, suffix: &str, access: &Kubeconfig, labels: &str) -> Result<Self> {
         let name = format!("test-{}-{suffix}", fixture.word);
         let socket = PathBuf::from(RUNTIME).join(format!("{name}.sock"));
         let kubeconfig = PathBuf::from(RUNTIME).join(format!("{name}.kubeconfig"));
@@ -95,7 +106,7 @@ impl Controller {
             args: vec![
                 format!("--endpoint=unix://{}", socket.display()),
                 format!("--infra-cluster-namespace={HCP_NAMESPACE}"),
-                format!("--infra-cluster-labels={INFRA_LABELS}"),
+                format!("--infra-cluster-labels={labels}"),
                 format!("--infra-cluster-kubeconfig={}", kubeconfig.display()),
                 "--run-node-service=false".to_owned(),
                 "--run-controller-service=true".to_owned(),

@@ -22,6 +22,7 @@ use tonic::Code;
 use crate::{
     controller_process::{Controller, block},
     fixture::Fixture,
+    provider::{administrator, kubectl_with},
 };
 
 tests! {
@@ -32,6 +33,10 @@ tests! {
 
 /// A deadline within which KubeVirt acts, and which a test may wait out.
 const SHORT: Duration = Duration::from_secs(10);
+/// A deadline within which the driver also asks for the warnings about a VMI that waits.
+const UNTIL_ASKED: Duration = Duration::from_secs(25);
+/// The optional right to list events.
+const READ_EVENTS: &str = include_str!("../../../deploy/controller-infra/read-events/role.yaml");
 /// The message of the policy that refuses the attachment pod.
 const REASON: &str = "this namespace has no room for one more pod";
 
@@ -99,24 +104,33 @@ async fn an_ended_vm_gives_its_volume_back_once_its_pods_are_gone(fixture: Fixtu
     Ok(())
 }
 
-/// The infra cluster refuses the pod by which KubeVirt plugs volumes in. The attach ends with the refusal's own words, and
-/// succeeds when the refusal has passed.
+/// The infra cluster refuses the pod by which KubeVirt plugs volumes in. With the right to list events the attach ends with the
+/// refusal's own words; it succeeds when the refusal has passed.
 async fn a_refused_attachment_pod_is_named(fixture: Fixture) -> Result<()> {
-    let controller = Controller::start(&fixture, "a").await?;
+    let (kubectl, namespace) = (administrator("infra"), ["--namespace", HCP_NAMESPACE]);
+    kubectl_with(&fixture, &kubectl, &[&["apply"], &namespace[..]].concat(), READ_EVENTS).await?;
+    let named = Box::pin(is_named(&fixture)).await;
+    let removed =
+        kubectl_with(&fixture, &kubectl, &[&["delete"], &namespace[..]].concat(), READ_EVENTS).await;
+    named.and(removed)
+}
+
+async fn is_named(fixture: &Fixture) -> Result<()> {
+    let controller = Controller::start(fixture, "a").await?;
     let machine = format!("{}-vm", fixture.word);
     fixture.empty_machine(&machine).await?;
     let volume = controller.create(&format!("pvc-{}", fixture.word), block()).await?;
     fixture.image_of(&volume.volume_id).await?;
-    refuse_attachment_pods(&fixture, &machine).await?;
+    refuse_attachment_pods(fixture, &machine).await?;
     let told = until("an attach that names the refusal", Deadline::Reaction, async || {
-        Ok(match controller.publish_within(&volume, &machine, SHORT).await {
+        Ok(match controller.publish_within(&volume, &machine, UNTIL_ASKED).await {
             Ok(()) => bail!("expected the attach to fail while its pod is refused, saw OK"),
             Err(status) if status.message().contains(REASON) => Ok(status),
             Err(status) => Err(format!("{status:?}")),
         })
     })
     .await;
-    allow_attachment_pods(&fixture).await?;
+    allow_attachment_pods(fixture).await?;
     let told = told?;
     ensure!(told.code() == Code::DeadlineExceeded, "expected a code that the sidecar retries, saw {told:?}");
     until("the attach", Deadline::PodStart, async || {

@@ -13,8 +13,9 @@ fn source(volume: &WireVolume) -> (VolumeSource, bool) {
     }
 }
 
-/// The conditions that state a fault, and the status in which they do. virt-controller and virt-handler write there what
-/// they could not do: create the attachment pod (a quota, an admission policy), or plug the disk in (libvirt's words).
+/// The conditions that state a fault, and the status in which they do. virt-controller writes there what it could not do
+/// before the VMI runs (create its pod), virt-handler what it could not do since (plug the disk in: libvirt's words). Why a
+/// running VMI gets no attachment pod stands in events only.
 const VM_FAULTS: [(&str, &str); 1] = [("Failure", "True")];
 const VMI_FAULTS: [(&str, &str); 2] = [("Synchronized", "False"), ("PodScheduled", "False")];
 

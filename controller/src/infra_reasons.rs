@@ -1,4 +1,4 @@
-//! Why the infra claim of a volume is not bound. CDI reports some of it at the `DataVolume`; a claim through which CDI fills
+//! Why a volume is not there yet. CDI reports some of it at the `DataVolume`; a claim through which CDI fills
 //! the volume, and which was refused, shows only by its absence and in an event of the first claim.
 
 use infra::{Claim, Infra, ObjectName};
@@ -10,7 +10,7 @@ const SECOND_CLAIM: &str = "CDI fills the volume through a second claim of the s
 
 /// The reason as far as it shows; empty where the claim is bound or nothing more is known. A failed read tells nothing: the
 /// reason is an addition to what the RPC reports.
-pub(crate) async fn reason(
+pub(crate) async fn unbound(
     infra: &Infra,
     operation: &ControllerOperation,
     volume: &ObjectName,
@@ -23,18 +23,23 @@ pub(crate) async fn reason(
     if claim.is_bound() {
         return String::new();
     }
-    let warnings = match operation.wait(infra.claim_warnings(&claim)).await {
-        Ok(Ok(warnings)) => warnings,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "the events of the claim can not be read");
-            Vec::new()
-        }
-        Err(_) => Vec::new(),
-    };
+    let warnings = warnings_about(infra, operation, &claim.metadata.uid).await;
     if !warnings.is_empty() {
         return warnings.join("; ");
     }
     if waits_for_consumer { String::new() } else { second_claim(infra, operation, &claim).await }
+}
+
+/// The newest warnings about the object of this UID. A failed read tells nothing.
+pub(crate) async fn warnings_about(infra: &Infra, operation: &ControllerOperation, uid: &str) -> Vec<String> {
+    match operation.wait(infra.warnings_about(uid)).await {
+        Ok(Ok(warnings)) => warnings,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, uid, "the events of the object can not be read");
+            Vec::new()
+        }
+        Err(_) => Vec::new(),
+    }
 }
 
 /// What the second claim shows: it is refused where a quota has room for one claim only.

@@ -74,6 +74,8 @@ impl Places {
             }
             return plan;
         };
+        // It tries again: if it has to wait now, it is among those that are next when a place is free.
+        given.aside.remove(uid);
         let short = self.short_for(&mut given, guest, cost, &shown());
         if !short.is_empty() {
             given.waiting.insert(uid.to_owned(), guest.to_object_ref(()));
@@ -90,7 +92,6 @@ impl Places {
             return plan;
         }
         given.promised.insert(name, cost);
-        given.aside.remove(uid);
         given.waiting.remove(uid);
         plan
     }

@@ -308,6 +308,25 @@ fn a_service_above_a_limit_takes_no_place() {
     }
 }
 
+/// Set aside because it was too large, a Service that asks for less has to wait for the place of another, and gets it.
+#[test]
+fn a_service_that_was_set_aside_gets_the_place_for_which_it_waits() {
+    let mut fed = Fed::new(Some(1));
+    let (holder, large) = (guest(U2, 2), sized(U1, 1, 101, 0));
+    for service in [&holder, &large] {
+        fed.guest(Event::Apply(service.clone()));
+    }
+    fed.infra(Event::Apply(mirror_of(&holder)));
+    assert!(matches!(fed.limited(&large).refusal, Some(Refusal::TooLarge(_))));
+    fed.index.set_aside(U1);
+    let small = sized(U1, 1, 1, 0);
+    fed.guest(Event::Apply(small.clone()));
+    assert!(matches!(fed.limited(&small).refusal, Some(Refusal::Quota(_))));
+    fed.guest(Event::Delete(holder.clone()));
+    fed.infra(Event::Delete(mirror_of(&holder)));
+    assert_eq!(HashSet::from_iter(fed.index.next_places()), named(&[U1]));
+}
+
 /// One that had got a place and became too large before it was made gives the place back.
 #[test]
 fn a_service_that_became_too_large_gives_its_place_back() {

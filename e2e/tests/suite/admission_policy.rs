@@ -140,7 +140,8 @@ async fn volumes(administrator: &Client, driver: Client, namespace: &str) -> Res
     until("the missing ConfigMap to be noticed", Deadline::Reaction, async || {
         let dry_run = PostParams { dry_run: true, ..PostParams::default() };
         let answer = ours.create(&dry_run, &another).await.map(drop);
-        Ok(refused("a namespace without a guest", answer).map_err(|error| error.to_string()))
+        let refused = refused_with("a namespace without a guest", answer, 422, "no params found");
+        Ok(refused.map_err(|error| error.to_string()))
     })
     .await
 }
@@ -189,14 +190,21 @@ async fn services(administrator: &Client, ccm: Client, namespace: &str) -> Resul
     ours.delete("own", &DeleteParams::default()).await.context("delete the guest's Service").map(drop)
 }
 
-/// Checks that a policy, and not RBAC, refused the call.
+/// Checks that a policy refused the call because of the labels.
 fn refused(what: &str, answer: Result<(), Error>) -> Result<()> {
+    refused_with(what, answer, 403, "may only change objects with the label")
+}
+
+/// Checks that a policy, and not RBAC, refused the call with this text.
+fn refused_with(what: &str, answer: Result<(), Error>, code: u16, text: &str) -> Result<()> {
     match answer {
         Err(Error::Api(status))
-            if status.code == 403 && status.message.contains("ValidatingAdmissionPolicy") =>
+            if status.code == code
+                && status.message.contains("ValidatingAdmissionPolicy")
+                && status.message.contains(text) =>
         {
             Ok(())
         }
-        answer => bail!("expected a policy to refuse {what:?}, saw {answer:?}"),
+        answer => bail!("expected a policy to refuse {what:?} with {code} and {text:?}, saw {answer:?}"),
     }
 }

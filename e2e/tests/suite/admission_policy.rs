@@ -19,7 +19,7 @@ use crate::{
 };
 
 tests! {
-    Calls, long:
+    Calls:
         the_accounts_change_only_what_has_the_guests_labels;
 }
 

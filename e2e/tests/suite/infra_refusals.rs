@@ -28,7 +28,7 @@ use crate::{
 tests! {
     Calls:
         an_ended_vm_gives_its_volume_back_once_its_pods_are_gone;
-    Calls, long:
+    Calls:
         a_refused_attachment_pod_is_named;
 }
 

@@ -17,7 +17,7 @@ use tower::BoxError;
 ///
 /// The largest object of an API server has 9 MiB: etcd takes requests of 1.5 MiB (`--max-request-bytes`), and Go's JSON
 /// encoder writes each `<`, `>` and `&` of a text as six characters. One page of a list may be longer than this: it is
-/// requested again with fewer objects, see [`smaller_page`].
+/// requested again with fewer objects.
 pub const MAX_ANSWER: usize = 10 * 1024 * 1024;
 
 /// By how much a page that is too long is made smaller: from 100 objects it takes two more requests to come to one,

@@ -1,6 +1,6 @@
 //! Logs: where they go, in which format, and from which level on. One call per process, before anything else.
 //!
-//! Each event is one line of bounded length, whatever texts of others it quotes: see [`Lines`]. What a client got from an
+//! Each event is one line of bounded length, whatever texts of others it quotes. What a client got from an
 //! API server is never logged as a whole, because it may hold tokens.
 //!
 //! Logs go to stderr, as klog's do. `RUST_LOG` (the directives of `tracing_subscriber::EnvFilter`) wins over the

@@ -1,4 +1,4 @@
-//! The pause before an object is reconciled again after failures: it doubles with each failure in a row.
+//! Pauses that double: the one before an object is reconciled again after failures doubles with each failure in a row.
 
 use std::{
     collections::HashMap,
@@ -10,6 +10,11 @@ use std::{
 pub(crate) const AFTER_CONFLICT: Duration = Duration::from_millis(200);
 /// How many objects with failures are kept, so that those that are gone can't fill the memory; above it all are dropped.
 const MOST_KEPT: usize = 10_000;
+
+/// The pause after so many doublings of the first one.
+pub(crate) fn doubled(first: Duration, doublings: u32, longest: Duration) -> Duration {
+    first.saturating_mul(2u32.saturating_pow(doublings)).min(longest)
+}
 
 /// The failures in a row of each object, by a key such as its UID.
 #[derive(Debug)]
@@ -32,7 +37,7 @@ impl Backoff {
             failures.clear();
         }
         let count = failures.entry(key.to_owned()).or_default();
-        let pause = self.first.saturating_mul(2u32.saturating_pow(*count)).min(self.longest);
+        let pause = doubled(self.first, *count, self.longest);
         *count = count.saturating_add(1);
         pause
     }

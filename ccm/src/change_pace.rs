@@ -10,6 +10,8 @@ use std::{
 
 use tokio::time::Instant;
 
+use crate::backoff::doubled;
+
 /// How many objects are remembered; above it all are forgotten.
 const MOST_KEPT: usize = 10_000;
 
@@ -73,8 +75,9 @@ impl ChangePace {
 
     fn pause(&self, count: u32) -> Duration {
         let PaceLimits { free, first_pause, longest_pause, .. } = self.limits;
-        let Some(doublings) = count.checked_sub(free) else { return Duration::ZERO };
-        first_pause.saturating_mul(2u32.saturating_pow(doublings)).min(longest_pause)
+        count
+            .checked_sub(free)
+            .map_or(Duration::ZERO, |doublings| doubled(first_pause, doublings, longest_pause))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Made>> {

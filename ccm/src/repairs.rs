@@ -16,6 +16,8 @@ use prometheus_client::{
 };
 use tokio::time::Instant;
 
+use crate::backoff::doubled;
+
 /// Pause before the second of the same repairs. It doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause.
@@ -154,8 +156,7 @@ impl Repairs {
 
 impl Repair {
     fn pause(&self) -> Duration {
-        let doubled = 2u32.saturating_pow(self.count.saturating_sub(1));
-        FIRST_PAUSE.saturating_mul(doubled).min(LONGEST_PAUSE)
+        doubled(FIRST_PAUSE, self.count.saturating_sub(1), LONGEST_PAUSE)
     }
 }
 

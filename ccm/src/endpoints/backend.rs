@@ -75,7 +75,8 @@ impl Backend {
     }
 }
 
-/// The VMs of the guest `cluster` that can take traffic, by name, also those that load balancers leave out. `None` = VMs were not read, so nothing is known.
+/// The VMs of the guest `cluster` that can take traffic, by name, also those that load balancers leave out. `None` = VMs were
+/// not read, so nothing is known.
 pub fn backends<'a>(
     members: impl IntoIterator<Item = &'a Member>,
     seen: &Snapshot,

@@ -54,8 +54,8 @@ pub fn demand(
         Spread::Preferred => {
             let all: Vec<_> = backends.iter().collect();
             let tries = [(&counted, false), (&counted, true), (&all, false), (&all, true)];
-            let ready = tries.into_iter().map(|(backends, everywhere)| of(backends, everywhere));
-            ready.into_iter().find(|endpoints| is_ready(endpoints)).unwrap_or_else(|| of(&counted, true))
+            let mut found = tries.into_iter().map(|(backends, everywhere)| of(backends, everywhere));
+            found.find(|endpoints| is_ready(endpoints)).unwrap_or_else(|| of(&counted, true))
         }
     }
 }

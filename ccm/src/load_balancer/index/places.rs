@@ -58,13 +58,13 @@ impl Places {
     /// Gives the Service what `plan` needs of the quota, and returns the plan. If too little is left, returns the part of the
     /// plan that needs nothing. `shown` is called while nothing else is given, so that nothing is given twice.
     pub(super) fn limit(&self, guest: &GuestService, mut plan: Plan, shown: impl Fn() -> Shown) -> Plan {
+        if self.quota.is_unlimited() {
+            return plan;
+        }
         let cost = plan.steps.iter().find_map(|step| match step {
             Step::Create(mirror) | Step::Replace(mirror, _) => Some(Cost::of(&mirror.spec)),
             _ => None,
         });
-        if self.quota.is_unlimited() {
-            return plan;
-        }
         let (name, uid) = (infra_name(guest.uid()), guest.uid());
         let mut given = self.lock();
         let Some(cost) = cost else {
@@ -143,14 +143,19 @@ impl Places {
 
     /// The Services that need more than they have, except those that are set aside and the one with the UID `without`.
     fn waiting(&self, given: &Given, shown: &Shown, without: Option<&str>) -> Vec<Waiting> {
-        let others = shown.guests.iter().filter(|guest| {
-            Some(guest.uid()) != without && !given.aside.contains(guest.uid()) && self.asks(guest, shown)
-        });
-        let waiting = others.map(|guest| {
+        let others = shown
+            .guests
+            .iter()
+            .filter(|guest| Some(guest.uid()) != without && !given.aside.contains(guest.uid()));
+        let needs = |guest: &GuestService| {
             let held = given.held(&infra_name(guest.uid()), shown);
-            ask(guest, self.quota.counted(Cost::of(&guest.spec).beyond(held)))
+            self.quota.counted(Cost::of(&guest.spec).beyond(held))
+        };
+        let needing = others.map(|guest| (guest, needs(guest))).filter(|(guest, needs)| {
+            // Most have what they need, and their annotations need not be counted.
+            *needs != Cost::default() && self.asks(guest, shown)
         });
-        waiting.filter(|waiting| waiting.needs != Cost::default()).collect()
+        needing.map(|(guest, needs)| ask(guest, needs)).collect()
     }
 
     /// The try of this Service failed, or it is refused: another Service may have its place until it tries again.

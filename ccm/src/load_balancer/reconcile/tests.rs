@@ -198,6 +198,15 @@ impl Controller {
         Self { world, context, writers }
     }
 
+    /// One whose Service has its address.
+    async fn serving() -> Self {
+        let mut controller = Self::new();
+        controller.reconcile().await;
+        controller.assign_address();
+        controller.reconcile().await;
+        controller
+    }
+
     fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().unwrap()
     }
@@ -337,10 +346,7 @@ async fn what_infra_holds_is_waited_for() {
 
 #[tokio::test]
 async fn a_service_that_needs_no_load_balancer_any_more_loses_it_and_its_conditions() {
-    let mut controller = Controller::new();
-    controller.reconcile().await;
-    controller.assign_address();
-    controller.reconcile().await;
+    let mut controller = Controller::serving().await;
     controller.mend(|world| world.guest["spec"]["type"] = json!("ClusterIP"));
     let calls = controller.reconcile().await;
     assert_eq!(calls, ["GET guest", "DELETE infra", "PATCH guest", "PATCH guest"]);
@@ -419,10 +425,7 @@ async fn a_service_that_is_wanted_again_at_once_keeps_its_place() {
 /// Two load balancers in one guest (k3s-io/k3s#269, metallb/metallb#2177): another program writes the status again.
 #[tokio::test(start_paused = true)]
 async fn an_address_that_another_program_writes_over_is_repaired_ever_more_slowly() {
-    let mut controller = Controller::new();
-    controller.reconcile().await;
-    controller.assign_address();
-    controller.reconcile().await;
+    let mut controller = Controller::serving().await;
     let mut repairs = 0;
     for _ in 0..100 {
         controller.mend(|world| {
@@ -480,10 +483,7 @@ async fn a_service_that_flips_costs_infra_few_writes_and_gets_its_last_state() {
 /// cozystack/cozystack#3307: infra clears the address for a moment, and external-dns would drop the name.
 #[tokio::test(start_paused = true)]
 async fn an_address_that_infra_loses_for_a_moment_stays() {
-    let mut controller = Controller::new();
-    controller.reconcile().await;
-    controller.assign_address();
-    controller.reconcile().await;
+    let mut controller = Controller::serving().await;
     for _ in 0..10 {
         controller.lose_address();
         let calls = controller.reconcile().await;
@@ -496,10 +496,7 @@ async fn an_address_that_infra_loses_for_a_moment_stays() {
 
 #[tokio::test(start_paused = true)]
 async fn an_address_that_infra_has_lost_goes_after_a_while() {
-    let mut controller = Controller::new();
-    controller.reconcile().await;
-    controller.assign_address();
-    controller.reconcile().await;
+    let mut controller = Controller::serving().await;
     controller.lose_address();
     assert!(controller.reconcile().await.is_empty());
     let shown: GuestService = serde_json::from_value(controller.world().guest.clone()).unwrap();
@@ -512,10 +509,7 @@ async fn an_address_that_infra_has_lost_goes_after_a_while() {
 
 #[tokio::test(start_paused = true)]
 async fn an_address_of_a_mirror_that_was_replaced_goes_at_once() {
-    let mut controller = Controller::new();
-    controller.reconcile().await;
-    controller.assign_address();
-    controller.reconcile().await;
+    let mut controller = Controller::serving().await;
     controller.lose_address();
     assert!(controller.reconcile().await.is_empty());
     controller.mend(|world| world.mirror.as_mut().unwrap()["metadata"]["uid"] = json!("m2"));
@@ -525,10 +519,7 @@ async fn an_address_of_a_mirror_that_was_replaced_goes_at_once() {
 /// A Service above a limit has no call to infra, also where it showed an address of a mirror that is gone.
 #[tokio::test(start_paused = true)]
 async fn a_service_above_a_limit_is_not_made_and_shows_no_address() {
-    let mut controller = Controller::new();
-    controller.reconcile().await;
-    controller.assign_address();
-    controller.reconcile().await;
+    let mut controller = Controller::serving().await;
     let many: Vec<_> =
         (0..101).map(|port| json!({ "port": 1000 + port, "nodePort": 30000 + port })).collect();
     controller.mend(|world| {

@@ -24,7 +24,7 @@ use crate::{
     attach::volumes_at_once,
     controller_process::{Controller, block},
     fixture::Fixture,
-    held_requests::HeldRequests,
+    held_requests::hold_requests,
 };
 
 tests! {
@@ -109,7 +109,7 @@ async fn removed_before_it_was_added(
     volume: &Volume,
     machine: &str,
 ) -> Result<()> {
-    let held = HeldRequests::of(fixture, machine).await?;
+    let held = hold_requests(fixture, machine).await?;
     let pending = pending_addition(fixture, controller, volume, machine).await;
     let requests = Requests::watch(fixture, machine).await;
     held.release().await?;

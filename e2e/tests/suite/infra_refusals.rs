@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use bench::scenario::{Deadline, HCP_NAMESPACE, until, virtual_machine_instances, virtual_machines};
-use k8s_openapi::api::{
-    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
-    core::v1::Pod,
-};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -23,6 +20,7 @@ use crate::{
     controller_process::{Controller, block},
     fixture::Fixture,
     provider::{administrator, kubectl_with},
+    refusing_policy::RefusingPolicy,
 };
 
 tests! {
@@ -122,7 +120,7 @@ async fn is_named(fixture: &Fixture) -> Result<()> {
     fixture.empty_machine(&machine).await?;
     let volume = controller.create(&format!("pvc-{}", fixture.word), block()).await?;
     fixture.image_of(&volume.volume_id).await?;
-    refuse_attachment_pods(fixture, &machine).await?;
+    let policy = refuse_attachment_pods(fixture, &machine).await?;
     let told = until("an attach that names the refusal", Deadline::Reaction, async || {
         Ok(match controller.publish_within(&volume, &machine, UNTIL_ASKED).await {
             Ok(()) => bail!("expected the attach to fail while its pod is refused, saw OK"),
@@ -131,7 +129,7 @@ async fn is_named(fixture: &Fixture) -> Result<()> {
         })
     })
     .await;
-    allow_attachment_pods(fixture).await?;
+    policy.release().await?;
     let told = told?;
     ensure!(told.code() == Code::DeadlineExceeded, "expected a code that the sidecar retries, saw {told:?}");
     until("the attach", Deadline::PodStart, async || {
@@ -143,34 +141,16 @@ async fn is_named(fixture: &Fixture) -> Result<()> {
 }
 
 /// Refuses the attachment pods of one VM, and waits until that is in force.
-async fn refuse_attachment_pods(fixture: &Fixture, machine: &str) -> Result<()> {
-    let name = &fixture.word;
+async fn refuse_attachment_pods<'a>(fixture: &'a Fixture, machine: &str) -> Result<RefusingPolicy<'a>> {
     // An attachment pod belongs to the launcher pod of its VM.
     let of_machine = format!(
         "has(object.metadata.ownerReferences) && object.metadata.ownerReferences.exists(owner, owner.name.startsWith('virt-launcher-{machine}-'))"
     );
-    let policy = serde_json::from_value(json!({
-        "metadata": {"name": name},
-        "spec": {
-            "failurePolicy": "Fail",
-            "matchConstraints": {"resourceRules": [{
-                "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"],
-            }]},
-            "matchConditions": [{"name": "which", "expression": of_machine}],
-            "validations": [{"expression": "false", "message": REASON}],
-        },
-    }))?;
-    let binding = serde_json::from_value(json!({
-        "metadata": {"name": name},
-        "spec": {"policyName": name, "validationActions": ["Deny"]},
-    }))?;
-    policies(fixture).create(&PostParams::default(), &policy).await?;
-    bindings(fixture).create(&PostParams::default(), &binding).await?;
-    let in_force = in_force(fixture, machine).await;
-    if in_force.is_err() {
-        allow_attachment_pods(fixture).await?;
-    }
-    in_force
+    let rule =
+        json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]});
+    let conditions = json!([{"name": "which", "expression": of_machine}]);
+    let policy = RefusingPolicy::of(fixture, rule, conditions, REASON).await?;
+    policy.once_in_force(in_force(fixture, machine).await).await
 }
 
 /// Waits until such a pod is refused; the pod is a dry run.
@@ -188,18 +168,4 @@ async fn in_force(fixture: &Fixture, machine: &str) -> Result<()> {
         Err(error) => bail!("{error}"),
     })
     .await
-}
-
-async fn allow_attachment_pods(fixture: &Fixture) -> Result<()> {
-    bindings(fixture).delete(&fixture.word, &DeleteParams::default()).await?;
-    policies(fixture).delete(&fixture.word, &DeleteParams::default()).await?;
-    Ok(())
-}
-
-fn policies(fixture: &Fixture) -> Api<ValidatingAdmissionPolicy> {
-    Api::all(fixture.infra.clone())
-}
-
-fn bindings(fixture: &Fixture) -> Api<ValidatingAdmissionPolicyBinding> {
-    Api::all(fixture.infra.clone())
 }

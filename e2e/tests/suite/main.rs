@@ -48,6 +48,7 @@ mod nodes;
 mod operations;
 mod outage;
 mod provider;
+mod refusing_policy;
 mod replicas;
 mod rights;
 mod rows;

@@ -19,11 +19,8 @@ use crate::{
 /// Its name among the end-to-end tests.
 pub const TEST: &str = "rights::a_full_run_is_refused_nothing_and_uses_what_is_granted";
 
-/// Rights that this version does not use: account, resource, verbs, and what will need them. What is listed and used is
-/// told too, so that the list stays true.
-const FOR_LATER: &[(&str, &str, &[&str], &str)] = &[];
-
-/// Rights that a run may do without, most of them of the upstream roles of the sidecars; using them is fine.
+/// Rights that a run may do without, most of them of the upstream roles of the sidecars: account, resource, verbs, and what
+/// needs them. Using them is fine.
 const OPTIONAL: &[(&str, &str, &[&str], &str)] = &[
     (
         "kubevirt-csi",
@@ -152,7 +149,7 @@ fn is_ours(user: &str, grants: &BTreeSet<Grant>) -> bool {
 fn judge(cluster: &str, grants: &BTreeSet<Grant>, calls: &Calls) -> Vec<String> {
     let left = unused(grants, calls);
     for grant in &left {
-        if let Some(why) = for_later(grant).or_else(|| optional(grant)) {
+        if let Some(why) = optional(grant) {
             println!("not used by {}: {} {}: for {why}", grant.account, grant.verb, grant.resource);
         }
     }
@@ -160,31 +157,16 @@ fn judge(cluster: &str, grants: &BTreeSet<Grant>, calls: &Calls) -> Vec<String> 
     let denied = denied.as_slice().iter().filter(|call| !is_known(call)).map(|call| {
         format!("{cluster}: {} was refused to {} {} {}", call.user, call.verb, call.resource, call.name)
     });
-    let named = |grant: &Grant| for_later(grant).is_some() || optional(grant).is_some();
-    let not_used = left.iter().filter(|grant| !named(grant)).map(|grant| {
+    let not_used = left.iter().filter(|grant| optional(grant).is_none()).map(|grant| {
         format!("{cluster}: {} never used its right to {} {}", grant.account, grant.verb, grant.resource)
     });
-    let came = grants.difference(&left).filter(|grant| for_later(grant).is_some()).map(|grant| {
-        format!(
-            "{cluster}: {} does {} {} by now: take it off the list",
-            grant.account, grant.verb, grant.resource
-        )
-    });
-    let all: BTreeSet<String> = denied.chain(not_used).chain(came).collect();
+    let all: BTreeSet<String> = denied.chain(not_used).collect();
     all.into_iter().collect()
 }
 
-/// What a right waits for that this version does not use.
-fn for_later(grant: &Grant) -> Option<&'static str> {
-    reason(FOR_LATER, grant)
-}
-
+/// What needs a right that a run may do without.
 fn optional(grant: &Grant) -> Option<&'static str> {
-    reason(OPTIONAL, grant)
-}
-
-fn reason(list: &'static [(&str, &str, &[&str], &'static str)], grant: &Grant) -> Option<&'static str> {
-    let listed = list.iter().find(|(account, resource, verbs, _)| {
+    let listed = OPTIONAL.iter().find(|(account, resource, verbs, _)| {
         grant.account == *account && grant.resource == *resource && verbs.contains(&&*grant.verb)
     });
     listed.map(|(.., why)| *why)

@@ -16,9 +16,9 @@ pub enum Accelerator {
 }
 
 impl Accelerator {
-    /// QEMU's arguments. Without AVX, whose wide registers the translator keeps in memory: a worker's boot takes 40 seconds of a
-    /// processor instead of 48, because the guest's programs copy and compare with what the processor says it has. A translation cache of 256 MiB: with 64 kubelet's code is translated repeatedly, and pods
-    /// start three times slower.
+    /// QEMU's arguments. Without AVX, whose wide registers the translator keeps in memory: a worker's boot takes 40 seconds of
+    /// a processor instead of 48, because the guest's programs copy and compare with what the processor says it has. A
+    /// translation cache of 256 MiB: with 64 kubelet's code is translated repeatedly, and pods start three times slower.
     pub(super) fn words(self) -> Vec<String> {
         let words = match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],

@@ -87,6 +87,8 @@ enum Command {
     /// The quick checks of `test`, a process of their own.
     #[command(hide = true)]
     Checks {
+        /// Beside what they run.
+        beside: checks::Beside,
         /// The run folder.
         folder: PathBuf,
     },
@@ -161,7 +163,7 @@ impl Bench {
             Command::Test { choices, all, filter } => {
                 outer::test(outer::Wanted { all, filter }, choices.into(), &console)
             }
-            Command::Checks { folder } => checks::run(folder),
+            Command::Checks { beside, folder } => checks::run(beside, folder),
             Command::Run { choices, argv } => outer::reach(Goal::Command(argv), choices.into(), &console),
             Command::Up(choices) => live::up(choices.into(), &console),
             Command::Tools => runtime()?.block_on(artifact::ensure_host_tools(&console)).map(|()| 0),

@@ -17,14 +17,10 @@ use crate::{
 };
 
 tests! {
-    Shared:
-        what_is_in_use_stays_and_says_by_whom;
-    Exclusive:
+    OneWorker:
+        what_is_in_use_stays_and_says_by_whom,
         what_is_in_use_stays_when_the_node_role_is_killed;
 }
-
-/// The worker that these tests use.
-const WORKER: &str = "worker-2";
 
 /// How a shell in the worker becomes the holder: its process id goes to a file. With its path, because busybox's shell
 /// runs a mere `sleep` in its own process.
@@ -32,8 +28,8 @@ const BECOME_HOLDER: &str = "echo $$ > /tmp/holder && exec /usr/bin/sleep 86400"
 
 /// An open file keeps target and staging mount; a mount namespace that has a copy of the mount keeps the disk.
 async fn what_is_in_use_stays_and_says_by_whom(fixture: Fixture) -> Result<()> {
-    let node = NodeSocket::connect(&fixture, WORKER).await?;
-    let disk = BareDisk::blank(&fixture, WORKER, "disk", DISK_BYTES)?;
+    let node = NodeSocket::connect(&fixture, fixture.worker()?).await?;
+    let disk = BareDisk::blank(&fixture, fixture.worker()?, "disk", DISK_BYTES)?;
     let (volume, ext4) = (&disk.volume, filesystem("ext4"));
     disk.plug().await?;
     node.stage(volume, &ext4).await?;
@@ -72,8 +68,8 @@ async fn what_is_in_use_stays_and_says_by_whom(fixture: Fixture) -> Result<()> {
 /// The node role is killed after it has unmounted a volume and before it has proved that the disk is free, and so are the
 /// next two. A process has its directory in the volume: what the pod wrote last would be lost with the disk.
 async fn what_is_in_use_stays_when_the_node_role_is_killed(fixture: Fixture) -> Result<()> {
-    let node = NodeSocket::connect(&fixture, WORKER).await?;
-    let disk = BareDisk::blank(&fixture, WORKER, "killed", DISK_BYTES)?;
+    let node = NodeSocket::connect(&fixture, fixture.worker()?).await?;
+    let disk = BareDisk::blank(&fixture, fixture.worker()?, "killed", DISK_BYTES)?;
     let (volume, ext4) = (&disk.volume, filesystem("ext4"));
     let (staged, published) = (staging(volume), target(volume));
     disk.plug().await?;

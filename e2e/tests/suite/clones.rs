@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use bench::{
-    control::Lock::Shared,
+    control::Lock::OneWorker,
     scenario::{Deadline, HCP_NAMESPACE, data_volumes, until},
 };
 use kube::{ResourceExt, api::ListParams};
@@ -13,7 +13,7 @@ use tonic::Code;
 use crate::{
     controller_process::{Content, Controller, VOLUME_BYTES, block},
     fixture::Fixture,
-    guest_claims::{Claims, SIZE, Source, has_size_of_source, workers},
+    guest_claims::{Claims, SIZE, Source, has_size_of_source},
     snapshots::volume_snapshots,
     trial::{name, trial},
 };
@@ -45,7 +45,7 @@ pub fn trials_cloned() -> Vec<Trial> {
             let state = if in_use { "in_use" } else { "unused" };
             let name = name(module_path!(), &format!("{state}_{content}_from_{class}"));
             let run = move |fixture| cloned(fixture, content, class, in_use);
-            trial(name, Shared, run).with_ignored_flag(!is_short)
+            trial(name, OneWorker, run).with_ignored_flag(!is_short)
         })
         .collect()
 }
@@ -53,15 +53,14 @@ pub fn trials_cloned() -> Vec<Trial> {
 /// The copy has what was written to the source before, and no temporary snapshot is left in infra.
 async fn cloned(fixture: Fixture, content: &str, class: &str, in_use: bool) -> Result<()> {
     let (claims, mode) = Claims::with_content(&fixture, content, &[("infraStorageClassName", class)]).await?;
-    let (first, last) = workers(&fixture).await?;
     let source = claims.create(SOURCE, mode).await?;
-    claims.start(WRITER, SOURCE, &first, mode, true).await?;
+    claims.start(WRITER, SOURCE, fixture.worker()?, mode, true).await?;
     let before = claims.finds_written(WRITER).await?.kib;
     if !in_use {
         claims.end(WRITER).await?;
     }
     let copy = claims.create_from(Source::Claim(SOURCE), COPY, SIZE, mode).await?;
-    claims.start(READER, COPY, &last, mode, false).await?;
+    claims.start(READER, COPY, fixture.worker()?, mode, false).await?;
     let found = claims.finds_written(READER).await?;
     ensure!(has_size_of_source(before, found.kib), "expected a copy of {before} KiB, saw {found:?}");
     if in_use {

@@ -24,14 +24,11 @@ use crate::{
 };
 
 tests! {
-    Shared:
+    OneWorker:
         a_disk_with_ext4_is_not_formatted,
         a_disk_with_a_read_error_is_not_formatted,
         a_blank_disk_is_formatted_and_keeps_its_data;
 }
-
-/// The worker that these tests use.
-const WORKER: &str = "worker-1";
 
 /// A 512-byte sector in the first mebibyte, which a careful probe reads.
 const BAD_SECTOR: u64 = 100;
@@ -59,8 +56,8 @@ async fn a_disk_with_a_read_error_is_not_formatted(fixture: Fixture) -> Result<(
 async fn a_blank_disk_is_formatted_and_keeps_its_data(fixture: Fixture) -> Result<()> {
     let controller = Controller::start(&fixture, "a").await?;
     let volume = controller.create(&format!("pvc-{}", fixture.word), filesystem("ext4")).await?;
-    controller.publish(&volume, WORKER).await?;
-    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    controller.publish(&volume, fixture.worker()?).await?;
+    let node = NodeSocket::connect(&fixture, fixture.worker()?).await?;
     let capability = filesystem("ext4");
     for round in 1..=2 {
         // Twice each: kubelet repeats calls whose answer it lost.
@@ -92,7 +89,7 @@ async fn a_blank_disk_is_formatted_and_keeps_its_data(fixture: Fixture) -> Resul
             node.unstage(&volume).await?;
         }
     }
-    controller.discard(&volume, WORKER).await
+    controller.discard(&volume, fixture.worker()?).await
 }
 
 /// Writes `content` to a new volume's image, attaches it, asks the node to stage it as `fs_type`, expects `code`, and
@@ -119,8 +116,8 @@ async fn expect_refusal(
 ) -> Result<()> {
     let image = fixture.image_of(&volume.volume_id).await?;
     let before = checksum(&image)?;
-    controller.publish(volume, WORKER).await?;
-    let node = NodeSocket::connect(fixture, WORKER).await?;
+    controller.publish(volume, fixture.worker()?).await?;
+    let node = NodeSocket::connect(fixture, fixture.worker()?).await?;
     let refusal: Status = match node.stage(volume, &filesystem(fs_type)).await {
         Ok(()) => bail!("expected the node to refuse a disk that holds something else, saw it staged"),
         Err(status) => status,
@@ -128,7 +125,7 @@ async fn expect_refusal(
     // kubelet repeats the call.
     node.stage(volume, &filesystem(fs_type)).await.err().context("the second stage succeeded")?;
     node.unstage(volume).await.context("unstage a volume that was never staged")?;
-    controller.discard_keeping(volume, WORKER).await?;
+    controller.discard_keeping(volume, fixture.worker()?).await?;
     ensure!(
         checksum(&image)? == before,
         "expected the disk unchanged, saw other content; the node answered {refusal:?}"

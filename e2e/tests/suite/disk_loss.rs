@@ -15,22 +15,18 @@ use crate::{
 };
 
 tests! {
-    Workers:
-        a_disk_lost_while_it_is_formatted_is_formatted_again;
-    Shared:
+    OneWorker:
+        a_disk_lost_while_it_is_formatted_is_formatted_again,
         a_disk_lost_before_publish_is_published_when_it_is_back,
         a_disk_lost_while_mounted_is_unmounted;
 }
 
-/// The worker that these tests use.
-const WORKER: &str = "worker-2";
-
 /// Unplugged while mkfs runs: the call fails, and the same call makes the filesystem when the disk is back.
 async fn a_disk_lost_while_it_is_formatted_is_formatted_again(fixture: Fixture) -> Result<()> {
-    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let node = NodeSocket::connect(&fixture, fixture.worker()?).await?;
     // mkfs.xfs writes some 64 MiB here, so there is a moment to stop it.
     let frozen = DiskFaults { frozen_after: Some(MIB), ..DiskFaults::default() };
-    let disk = BareDisk::blank(&fixture, WORKER, "disk", DISK_BYTES)?.faulty(frozen);
+    let disk = BareDisk::blank(&fixture, fixture.worker()?, "disk", DISK_BYTES)?.faulty(frozen);
     let xfs = filesystem("xfs");
     disk.plug().await?;
     let pull = async {
@@ -56,9 +52,9 @@ async fn a_disk_lost_while_it_is_formatted_is_formatted_again(fixture: Fixture) 
 
 /// Unplugged between stage and publish: publish is refused until the disk is back, then publish stages it again by itself.
 async fn a_disk_lost_before_publish_is_published_when_it_is_back(fixture: Fixture) -> Result<()> {
-    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let node = NodeSocket::connect(&fixture, fixture.worker()?).await?;
     let ext4 = filesystem("ext4");
-    let disk = BareDisk::blank(&fixture, WORKER, "disk", DISK_BYTES)?;
+    let disk = BareDisk::blank(&fixture, fixture.worker()?, "disk", DISK_BYTES)?;
     disk.plug().await?;
     node.stage(&disk.volume, &ext4).await?;
     disk.unplug().await?;
@@ -82,9 +78,9 @@ async fn a_disk_lost_before_publish_is_published_when_it_is_back(fixture: Fixtur
 /// Unplugged while it is mounted: unpublish and unstage succeed without it, and what was synced is there later.
 async fn a_disk_lost_while_mounted_is_unmounted(fixture: Fixture) -> Result<()> {
     for kind in ["ext4", "xfs"] {
-        let node = NodeSocket::connect(&fixture, WORKER).await?;
+        let node = NodeSocket::connect(&fixture, fixture.worker()?).await?;
         let capability = filesystem(kind);
-        let disk = BareDisk::blank(&fixture, WORKER, kind, DISK_BYTES)?;
+        let disk = BareDisk::blank(&fixture, fixture.worker()?, kind, DISK_BYTES)?;
         disk.plug().await?;
         node.stage(&disk.volume, &capability).await?;
         node.publish(&disk.volume, &capability).await?;

@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use bench::{
     bring_up::Fault,
-    control::Lock::Shared,
+    control::Lock::OneWorker,
     scenario::{Deadline, HCP_NAMESPACE, until},
     simulator::{
         fault_plan::{HeldStep, Hold},
@@ -21,15 +21,14 @@ use serde_json::json;
 
 use crate::{
     fixture::Fixture,
-    guest_claims::{Claims, GROWN, GROWN_KIB, SIZE, SIZE_KIB, WRITTEN, has_grown, infra_request, workers},
+    guest_claims::{Claims, GROWN, GROWN_KIB, SIZE, SIZE_KIB, WRITTEN, has_grown, infra_request},
     trial::{name, trial},
 };
 
 tests! {
-    Shared:
+    OneWorker:
         a_claim_that_no_pod_uses_grows_for_the_next,
-        a_disk_that_kubevirt_leaves_as_it_is_is_not_reported_larger;
-    Workers:
+        a_disk_that_kubevirt_leaves_as_it_is_is_not_reported_larger,
         a_user_goes_on_after_a_refusal_by_the_infra_quota;
     Calls:
         a_class_that_does_not_grow_in_infra_is_an_event_of_the_claim;
@@ -47,7 +46,7 @@ const QUOTA: &str = "400Mi";
 
 /// An infra class whose volumes do not grow, and one that no test beside this one uses.
 const FIXED: &str = "block-rwo-fixed";
-const LIMITED: &str = "block-rwo";
+const LIMITED: &str = "block-rwo-limited";
 
 /// Volumes that grow while a pod uses them: content of the disk, its bus, the infra class, and whether it is in the short list.
 const IN_USE: [(&str, &str, &str, bool); 6] = [
@@ -66,7 +65,7 @@ pub fn trials_in_use() -> Vec<Trial> {
         .into_iter()
         .map(|(content, bus, class, is_short)| {
             let name = name(module_path!(), &format!("in_use_{content}_on_{bus}_from_{class}"));
-            trial(name, Shared, move |fixture| in_use(fixture, content, bus, class))
+            trial(name, OneWorker, move |fixture| in_use(fixture, content, bus, class))
                 .with_ignored_flag(!is_short)
         })
         .collect()
@@ -76,9 +75,8 @@ pub fn trials_in_use() -> Vec<Trial> {
 async fn in_use(fixture: Fixture, content: &str, bus: &str, class: &str) -> Result<()> {
     let parameters = [("infraStorageClassName", class), ("bus", bus)];
     let (claims, mode) = Claims::with_content(&fixture, content, &parameters).await?;
-    let (worker, _) = workers(&fixture).await?;
     let volume = claims.create(CLAIM, mode).await?;
-    claims.start(WRITER, CLAIM, &worker, mode, true).await?;
+    claims.start(WRITER, CLAIM, fixture.worker()?, mode, true).await?;
     let before = claims.finds_written(WRITER).await?.kib;
 
     claims.request(CLAIM, GROWN).await?;
@@ -94,13 +92,12 @@ async fn in_use(fixture: Fixture, content: &str, bus: &str, class: &str) -> Resu
     claims.finish().await
 }
 
-/// The request is raised while no pod uses the claim: infra's volume grows, and the filesystem when the next pod starts, on
-/// another worker, with what was written before.
+/// The request is raised while no pod uses the claim: infra's volume grows, and the filesystem when the next pod starts,
+/// with what was written before.
 async fn a_claim_that_no_pod_uses_grows_for_the_next(fixture: Fixture) -> Result<()> {
     let claims = Claims::new(&fixture, &[]).await?;
-    let (first, last) = workers(&fixture).await?;
     let volume = claims.create(CLAIM, "Filesystem").await?;
-    claims.start(WRITER, CLAIM, &first, "Filesystem", true).await?;
+    claims.start(WRITER, CLAIM, fixture.worker()?, "Filesystem", true).await?;
     let before = claims.finds_written(WRITER).await?.kib;
     claims.end(WRITER).await?;
 
@@ -114,7 +111,7 @@ async fn a_claim_that_no_pod_uses_grows_for_the_next(fixture: Fixture) -> Result
         claims.capacity(CLAIM).await?
     );
 
-    claims.start(READER, CLAIM, &last, "Filesystem", false).await?;
+    claims.start(READER, CLAIM, fixture.worker()?, "Filesystem", false).await?;
     let growth = GROWN_KIB - SIZE_KIB;
     let found = claims.finds(READER, "a larger disk", |found| has_grown(before, growth, found.kib)).await?;
     ensure!(found.content == WRITTEN, "expected {WRITTEN:?} on the larger disk, saw {found:?}");
@@ -129,9 +126,8 @@ async fn a_claim_that_no_pod_uses_grows_for_the_next(fixture: Fixture) -> Result
 /// all, the expansion ends by itself.
 async fn a_disk_that_kubevirt_leaves_as_it_is_is_not_reported_larger(fixture: Fixture) -> Result<()> {
     let claims = Claims::new(&fixture, &[]).await?;
-    let (worker, _) = workers(&fixture).await?;
     let volume = claims.create(CLAIM, "Filesystem").await?;
-    claims.start(WRITER, CLAIM, &worker, "Filesystem", true).await?;
+    claims.start(WRITER, CLAIM, fixture.worker()?, "Filesystem", true).await?;
     let before = claims.finds_written(WRITER).await?;
 
     let without_growth = bench::control::Client::connect().await?;
@@ -162,9 +158,8 @@ async fn a_disk_that_kubevirt_leaves_as_it_is_is_not_reported_larger(fixture: Fi
 /// less gets it.
 async fn a_user_goes_on_after_a_refusal_by_the_infra_quota(fixture: Fixture) -> Result<()> {
     let claims = Claims::new(&fixture, &[("infraStorageClassName", LIMITED)]).await?;
-    let (worker, _) = workers(&fixture).await?;
     let volume = claims.create(CLAIM, "Filesystem").await?;
-    claims.start(WRITER, CLAIM, &worker, "Filesystem", true).await?;
+    claims.start(WRITER, CLAIM, fixture.worker()?, "Filesystem", true).await?;
     let before = claims.finds_written(WRITER).await?.kib;
 
     let quotas: Api<ResourceQuota> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);

@@ -38,6 +38,8 @@ pub struct Fixture {
     pub infra: Client,
     /// Administrator of the guest cluster.
     pub guest: Client,
+    /// The worker that this test has alone.
+    own_worker: Option<String>,
     /// A short unique word for names of this test, a legal label.
     pub word: String,
     /// The run folder.
@@ -53,7 +55,7 @@ impl Fixture {
     pub async fn new(name: &str, lock: Lock, place: u32) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let control = Control::connect().await?;
-        control.lock(lock, place).await?;
+        let own_worker = control.lock(lock, place).await?;
         let run = PathBuf::from(std::env::var_os(control::RUN_VARIABLE).context("BENCH_RUN is not set")?);
         let test = name.rsplit("::").next().unwrap_or(name).replace('_', "-");
         let short: String = test.chars().take(24).collect();
@@ -61,6 +63,7 @@ impl Fixture {
         let folder = Run::open(run.clone())?;
         Ok(Self {
             control,
+            own_worker,
             infra: client("infra", None).await?,
             guest: client("tenant", None).await?,
             word: format!("{}-{}-{number}", short.trim_end_matches('-'), std::process::id()),
@@ -68,6 +71,11 @@ impl Fixture {
             figures: Figures::of_run(&folder),
             run,
         })
+    }
+
+    /// The worker that this test has alone: of tests with [`Lock::OneWorker`].
+    pub fn worker(&self) -> Result<&str> {
+        self.own_worker.as_deref().context("this test has no worker alone: its lock is not OneWorker")
     }
 
     /// A client of the infra cluster as another user.

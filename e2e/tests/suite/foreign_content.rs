@@ -22,17 +22,13 @@ use crate::{
 };
 
 tests! {
-    Shared:
+    OneWorker:
         whatever_is_no_blank_disk_is_refused_and_unchanged,
         what_was_asked_for_and_is_there_is_mounted,
         the_survey_of_a_large_disk_has_a_limit,
-        two_disks_with_one_cut_serial_are_not_used;
-    Workers:
+        two_disks_with_one_cut_serial_are_not_used,
         a_stale_link_to_another_disk_is_not_followed;
 }
-
-/// The worker that these tests use.
-const WORKER: &str = "worker-1";
 
 /// Bytes of a sector, in which bad places are counted.
 const SECTOR: u64 = 512;
@@ -64,7 +60,7 @@ async fn whatever_is_no_blank_disk_is_refused_and_unchanged(fixture: Fixture) ->
     let mut cases = signatures(&fixture)?;
     cases.extend(data(&fixture)?);
     cases.extend(read_errors(&fixture)?);
-    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let node = NodeSocket::connect(&fixture, fixture.worker()?).await?;
     for case in &cases {
         case.disk.plug().await?;
     }
@@ -138,7 +134,7 @@ fn signatures(fixture: &Fixture) -> Result<Vec<Case<'_>>> {
         (Kind, ("random", Box::new(content::random), "ext4", "data at byte 0")),
     ];
     let case = |(name, fill, asked, says): (&str, Box<Fill>, _, _)| {
-        let disk = BareDisk::blank(fixture, WORKER, name, DISK_BYTES)?;
+        let disk = BareDisk::blank(fixture, fixture.worker()?, name, DISK_BYTES)?;
         fill(&disk).with_context(|| format!("prepare {name}"))?;
         Ok(Case { name: name.to_owned(), disk, asked, code: Code::FailedPrecondition, says })
     };
@@ -165,7 +161,7 @@ fn data(fixture: &Fixture) -> Result<Vec<Case<'_>>> {
     ];
     let case = |(bytes, at, length, says): (u64, u64, usize, &'static str)| {
         let name = format!("data-at-{at}-of-{bytes}");
-        let disk = BareDisk::blank(fixture, WORKER, &name, bytes)?;
+        let disk = BareDisk::blank(fixture, fixture.worker()?, &name, bytes)?;
         disk.write(&vec![b'x'; length], at)?;
         Ok(Case { name, disk, asked: "ext4", code: Code::FailedPrecondition, says })
     };
@@ -203,7 +199,7 @@ fn read_errors(fixture: &Fixture) -> Result<Vec<Case<'_>>> {
             sector < DISK_BYTES / SECTOR,
             "{name}: expected a sector of the disk, saw one behind its end"
         );
-        let disk = BareDisk::blank(fixture, WORKER, &name, DISK_BYTES)?;
+        let disk = BareDisk::blank(fixture, fixture.worker()?, &name, DISK_BYTES)?;
         fill.map(|fill| fill(&disk)).transpose().with_context(|| format!("prepare {name}"))?;
         let disk = disk.faulty(DiskFaults::read_errors(vec![sector]));
         Ok(Case { name, disk, asked, code: Code::Unavailable, says: "not known to be blank" })
@@ -213,9 +209,9 @@ fn read_errors(fixture: &Fixture) -> Result<Vec<Case<'_>>> {
 
 /// What was asked for is there already: it is mounted, and its file is there.
 async fn what_was_asked_for_and_is_there_is_mounted(fixture: Fixture) -> Result<()> {
-    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let node = NodeSocket::connect(&fixture, fixture.worker()?).await?;
     let is_kept = async |kind: &str| -> Result<()> {
-        let disk = BareDisk::blank(&fixture, WORKER, kind, DISK_BYTES)?;
+        let disk = BareDisk::blank(&fixture, fixture.worker()?, kind, DISK_BYTES)?;
         content::filesystem(&disk, kind)?;
         disk.plug().await?;
         let (volume, capability) = (&disk.volume, filesystem(kind));
@@ -246,8 +242,8 @@ async fn what_was_asked_for_and_is_there_is_mounted(fixture: Fixture) -> Result<
 /// both ends and from all places where filesystems keep copies, may lie between two pieces that are read.
 async fn the_survey_of_a_large_disk_has_a_limit(fixture: Fixture) -> Result<()> {
     const GIB: u64 = 1 << 30;
-    let node = NodeSocket::connect(&fixture, WORKER).await?;
-    let disk = BareDisk::blank(&fixture, WORKER, "limit", LARGE_BYTES)?;
+    let node = NodeSocket::connect(&fixture, fixture.worker()?).await?;
+    let disk = BareDisk::blank(&fixture, fixture.worker()?, "limit", LARGE_BYTES)?;
     disk.write(b"between two pieces", 3 * GIB + MIB)?;
     disk.plug().await?;
     node.stage(&disk.volume, &filesystem("ext4"))
@@ -260,9 +256,9 @@ async fn the_survey_of_a_large_disk_has_a_limit(fixture: Fixture) -> Result<()> 
 /// Disk A is gone, disk B has its kernel name, and A's link in `/dev/disk/by-id` points to it (hetznercloud/csi-driver#1455,
 /// kubernetes-sigs/aws-ebs-csi-driver#1224): a stage of A does not touch B.
 async fn a_stale_link_to_another_disk_is_not_followed(fixture: Fixture) -> Result<()> {
-    let node = NodeSocket::connect(&fixture, WORKER).await?;
-    let gone = BareDisk::blank(&fixture, WORKER, "gone", DISK_BYTES)?;
-    let other = BareDisk::blank(&fixture, WORKER, "other", DISK_BYTES)?;
+    let node = NodeSocket::connect(&fixture, fixture.worker()?).await?;
+    let gone = BareDisk::blank(&fixture, fixture.worker()?, "gone", DISK_BYTES)?;
+    let other = BareDisk::blank(&fixture, fixture.worker()?, "other", DISK_BYTES)?;
     let ext4 = filesystem("ext4");
     // When the worker's kernel releases a disk that an earlier test took out, a lower name becomes free.
     let reused = until("the kernel to use a disk's name again", Deadline::Reaction, async || {
@@ -313,11 +309,12 @@ async fn taken_out(node: &NodeSocket<'_>, disk: &BareDisk<'_>) -> Result<()> {
 
 /// Two virtio disks whose serials share the 20 bytes that the guest sees: none is used.
 async fn two_disks_with_one_cut_serial_are_not_used(fixture: Fixture) -> Result<()> {
-    let node = NodeSocket::connect(&fixture, WORKER).await?;
-    let common = &BareDisk::blank(&fixture, WORKER, "common", MIB)?.serial()[..20].to_owned();
+    let node = NodeSocket::connect(&fixture, fixture.worker()?).await?;
+    let common = &BareDisk::blank(&fixture, fixture.worker()?, "common", MIB)?.serial()[..20].to_owned();
     let disk = |name: &str| {
         let serial = format!("{common}-{name}");
-        BareDisk::blank(&fixture, WORKER, name, DISK_BYTES).map(|disk| disk.named(Bus::Virtio, &serial))
+        BareDisk::blank(&fixture, fixture.worker()?, name, DISK_BYTES)
+            .map(|disk| disk.named(Bus::Virtio, &serial))
     };
     let disks = [disk("one")?, disk("two")?];
     for disk in &disks {
@@ -331,7 +328,10 @@ async fn two_disks_with_one_cut_serial_are_not_used(fixture: Fixture) -> Result<
     for disk in &disks {
         disk.unplug().await?;
         node.unstage(&disk.volume).await?;
-        ensure!(disk.checksum()? == BareDisk::blank(&fixture, WORKER, "blank", DISK_BYTES)?.checksum()?);
+        ensure!(
+            disk.checksum()?
+                == BareDisk::blank(&fixture, fixture.worker()?, "blank", DISK_BYTES)?.checksum()?
+        );
     }
     Ok(())
 }

@@ -15,10 +15,9 @@ use kube::{
 use crate::fixture::Fixture;
 
 tests! {
-    Shared:
+    OneWorker:
         the_node_role_runs_as_it_is_shipped,
-        the_probes_reach_the_pod;
-    Workers:
+        the_probes_reach_the_pod,
         a_killed_node_process_comes_back_and_volumes_stay;
 }
 
@@ -45,8 +44,8 @@ const PROGRAM: &str = "kubevirt-csi-driver";
 /// The pod of the DaemonSet runs the image with nothing but the DaemonSet's arguments, privileged, with a root that can't be
 /// written, mounts that reach the host, and every program that the node role spawns.
 async fn the_node_role_runs_as_it_is_shipped(fixture: Fixture) -> Result<()> {
-    let worker = first_worker(&fixture).await?;
-    let plugin = NodePlugin::new(&fixture.guest, &worker);
+    let worker = fixture.worker()?;
+    let plugin = NodePlugin::new(&fixture.guest, worker);
     plugin.wait_until_serving().await?;
     let pod = plugin.pod().await?.context("no pod")?;
     let container = driver_container(&pod)?;
@@ -62,10 +61,10 @@ async fn the_node_role_runs_as_it_is_shipped(fixture: Fixture) -> Result<()> {
         "expected a pull policy that needs no registry, saw Always"
     );
 
-    let look = Inside { fixture: &fixture, worker: &worker };
+    let look = Inside { fixture: &fixture, worker };
     let command = look.run("tr '\\0' ' ' </proc/$pid/cmdline").await?;
     let arguments = container.args.clone().unwrap_or_default().join(" ");
-    let expected = format!("/bin/{PROGRAM} {}", arguments.replace("$(KUBE_NODE_NAME)", &worker));
+    let expected = format!("/bin/{PROGRAM} {}", arguments.replace("$(KUBE_NODE_NAME)", worker));
     ensure!(command.trim() == expected, "expected the command {expected:?}, saw {command:?}");
 
     let capabilities = look.run("grep CapEff /proc/$pid/status").await?;
@@ -96,13 +95,13 @@ async fn the_node_role_runs_as_it_is_shipped(fixture: Fixture) -> Result<()> {
 
 /// kubelet calls both probes at the pod's address, and the driver answers only when it is healthy.
 async fn the_probes_reach_the_pod(fixture: Fixture) -> Result<()> {
-    let worker = first_worker(&fixture).await?;
-    let pod = NodePlugin::new(&fixture.guest, &worker).pod().await?.context("no pod")?;
+    let worker = fixture.worker()?;
+    let pod = NodePlugin::new(&fixture.guest, worker).pod().await?.context("no pod")?;
     ensure!(driver_container(&pod)?.liveness_probe.is_some(), "expected a liveness probe, saw none");
     let address = pod.status.as_ref().and_then(|status| status.pod_ip.clone()).context("no address")?;
     for path in ["/livez", "/readyz"] {
         let url = format!("http://{address}:10300{path}");
-        let answer = fixture.control.run(&worker, &["wget", "-q", "-O", "-", &url]).await?;
+        let answer = fixture.control.run(worker, &["wget", "-q", "-O", "-", &url]).await?;
         ensure!(answer.code == 0, "expected an answer of {url}, saw {}", answer.stderr);
     }
     Ok(())
@@ -112,19 +111,19 @@ async fn the_probes_reach_the_pod(fixture: Fixture) -> Result<()> {
 /// after, and the next pod gets the volume with what was written.
 async fn a_killed_node_process_comes_back_and_volumes_stay(fixture: Fixture) -> Result<()> {
     let namespace = fixture.guest_namespace().await?;
-    let worker = first_worker(&fixture).await?;
+    let worker = fixture.worker()?;
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(fixture.guest.clone(), &namespace);
     let pods: Api<Pod> = Api::namespaced(fixture.guest.clone(), &namespace);
     claims.create(&PostParams::default(), &claim("claim", STORAGE_CLASS, "Filesystem")).await?;
     let beat = format!(
         "n=0; while sleep 1; do n=$((n+1)); echo $n >{MOUNT_PATH}/beat; sync; cat {MOUNT_PATH}/beat; done"
     );
-    create(&pods, "first", &worker, &beat).await?;
+    create(&pods, "first", worker, &beat).await?;
     beats_after(&pods, "first", 0).await?;
 
-    let plugin = NodePlugin::new(&fixture.guest, &worker);
+    let plugin = NodePlugin::new(&fixture.guest, worker);
     let before = restarts(&plugin).await?;
-    let killed = fixture.control.run(&worker, &["killall", "-KILL", PROGRAM]).await?;
+    let killed = fixture.control.run(worker, &["killall", "-KILL", PROGRAM]).await?;
     ensure!(killed.code == 0, "expected a process to kill, saw {}", killed.stderr);
     until("kubelet to restart the driver", Deadline::PodStart, async || {
         let now = restarts(&plugin).await?;
@@ -137,7 +136,7 @@ async fn a_killed_node_process_comes_back_and_volumes_stay(fixture: Fixture) -> 
 
     pods.delete("first", &DeleteParams::default()).await?;
     until_gone(&pods, "first", "pod", Deadline::PodStart).await?;
-    create(&pods, "next", &worker, &format!("cat {MOUNT_PATH}/beat")).await?;
+    create(&pods, "next", worker, &format!("cat {MOUNT_PATH}/beat")).await?;
     let read = beats_after(&pods, "next", written - 1).await?;
     ensure!(read >= written, "expected at least the written {written}, saw {read}");
 
@@ -166,10 +165,6 @@ impl Inside<'_> {
         );
         Ok(output.stdout.trim_end().to_owned())
     }
-}
-
-async fn first_worker(fixture: &Fixture) -> Result<String> {
-    fixture.control.workers().await?.into_iter().next().context("no worker")
 }
 
 fn driver_container(pod: &Pod) -> Result<&Container> {

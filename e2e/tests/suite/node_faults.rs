@@ -12,20 +12,17 @@ use crate::{
 };
 
 tests! {
-    Shared:
+    OneWorker:
         lost_replies_are_asked_for_again;
 }
-
-/// The worker that this test uses.
-const WORKER: &str = "worker-1";
 
 /// The replies of NodeStageVolume and NodePublishVolume, then of their opposites, are lost once each.
 async fn lost_replies_are_asked_for_again(fixture: Fixture) -> Result<()> {
     let controller = Controller::start(&fixture, "a").await?;
     let volume = controller.create(&format!("pvc-{}", fixture.word), filesystem("ext4")).await?;
-    controller.publish(&volume, WORKER).await?;
+    controller.publish(&volume, fixture.worker()?).await?;
     let front = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let (node, proxy) = NodeSocket::behind_proxy(&fixture, WORKER, front).await?;
+    let (node, proxy) = NodeSocket::behind_proxy(&fixture, fixture.worker()?, front).await?;
     let lose_reply =
         |method: &str| proxy.faults().add(Rule::once(Matcher::of_method(method), Action::LoseReply));
     let capability = filesystem("ext4");
@@ -66,5 +63,5 @@ async fn lost_replies_are_asked_for_again(fixture: Fixture) -> Result<()> {
         let count = node.run(&["sh", "-c", &mounts(path)]).await?;
         ensure!(count.trim() == "0", "expected no mount of {path}, saw {count}");
     }
-    controller.discard(&volume, WORKER).await
+    controller.discard(&volume, fixture.worker()?).await
 }

@@ -33,13 +33,10 @@ use crate::{
 };
 
 tests! {
-    Workers:
+    OneWorker:
         each_call_killed_is_done_by_its_repetition,
         mkfs_killed_anywhere_ends_in_one_filesystem;
 }
-
-/// The worker that these tests use.
-const WORKER: &str = "worker-1";
 
 /// Longest time between the sending of a call and the kill that comes while it works: what staging takes on an emulated
 /// processor.
@@ -130,11 +127,11 @@ impl Call {
 
 /// Each call, killed at each moment, on an ext4, an xfs and a block volume at once.
 async fn each_call_killed_is_done_by_its_repetition(fixture: Fixture) -> Result<()> {
-    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let node = NodeSocket::connect(&fixture, fixture.worker()?).await?;
     let mut random = Random::new();
     let mut volumes = Vec::new();
     for (name, capability) in [("ext4", filesystem("ext4")), ("xfs", filesystem("xfs")), ("block", block())] {
-        let disk = BareDisk::blank(&fixture, WORKER, name, DISK_BYTES)?;
+        let disk = BareDisk::blank(&fixture, fixture.worker()?, name, DISK_BYTES)?;
         disk.plug().await?;
         volumes.push(Used { disk, capability });
     }
@@ -239,7 +236,7 @@ async fn keeps_data(node: &NodeSocket<'_>, volumes: &[Used<'_>], round: usize) -
 /// mkfs stands still after so many bytes; the driver is killed there. Then the disk goes on (what the kernel holds of the
 /// killed mkfs is written), or it is unplugged (what the kernel holds is lost) and comes back.
 async fn mkfs_killed_anywhere_ends_in_one_filesystem(fixture: Fixture) -> Result<()> {
-    let node = NodeSocket::connect(&fixture, WORKER).await?;
+    let node = NodeSocket::connect(&fixture, fixture.worker()?).await?;
     let mut random = Random::new();
     let mut volumes = Vec::new();
     // Each filesystem on a disk that goes on and on one that comes back; in the long list twice.
@@ -249,7 +246,7 @@ async fn mkfs_killed_anywhere_ends_in_one_filesystem(fixture: Fixture) -> Result
         let bytes = random.below_bytes(most);
         let name = format!("{kind}-{index}-cut-at-{bytes}");
         let faults = DiskFaults { frozen_after: Some(bytes), ..DiskFaults::default() };
-        let disk = BareDisk::blank(&fixture, WORKER, &name, size)?.faulty(faults);
+        let disk = BareDisk::blank(&fixture, fixture.worker()?, &name, size)?.faulty(faults);
         disk.plug().await?;
         volumes.push((kind, Used { disk, capability: filesystem(kind) }));
     }

@@ -19,9 +19,9 @@ use crate::{
 };
 
 tests! {
-    Shared:
+    OneWorker:
         mounted_volumes;
-    Shared, long:
+    OneWorker, long:
         block_volumes;
 }
 
@@ -57,9 +57,7 @@ async fn block_volumes(fixture: Fixture) -> Result<()> {
 }
 
 async fn run(fixture: &Fixture, access_type: &str) -> Result<()> {
-    let workers = fixture.control.workers().await?;
-    let worker = if access_type == "block" { workers.last() } else { workers.first() };
-    let worker = worker.context("no worker")?;
+    let worker = fixture.worker()?;
     // It counts all snapshots twice, and other tests make and delete some meanwhile.
     let controller = Controller::of_own_guest(fixture, access_type).await?;
     let node = NodeSocket::connect(fixture, worker).await?;

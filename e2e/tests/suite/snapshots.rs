@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use bench::{
     bring_up::Fault,
-    control::Lock::Shared,
+    control::Lock::OneWorker,
     scenario::{Deadline, HCP_NAMESPACE, data_volumes, until, until_gone},
     simulator::infra_storage,
 };
@@ -21,7 +21,7 @@ use crate::{
     controller_process::{Content, Controller, VOLUME_BYTES, block},
     fixture::Fixture,
     guest_claims::{
-        Claims, GROWN, GROWN_KIB, SIZE, SIZE_KIB, Source, WRITTEN, has_grown, has_size_of_source, workers,
+        Claims, GROWN, GROWN_KIB, SIZE, SIZE_KIB, Source, WRITTEN, has_grown, has_size_of_source,
     },
     trial::{name, trial},
 };
@@ -66,7 +66,8 @@ pub fn trials_restored() -> Vec<Trial> {
         .into_iter()
         .map(|(content, class, is_short)| {
             let name = name(module_path!(), &format!("restored_{content}_from_{class}"));
-            trial(name, Shared, move |fixture| restored(fixture, content, class)).with_ignored_flag(!is_short)
+            trial(name, OneWorker, move |fixture| restored(fixture, content, class))
+                .with_ignored_flag(!is_short)
         })
         .collect()
 }
@@ -82,9 +83,8 @@ pub fn volume_snapshots(client: &Client, namespace: &str) -> Api<DynamicObject> 
 /// written before the snapshot, and the larger one's filesystem is larger. With the guest's snapshot infra's goes.
 async fn restored(fixture: Fixture, content: &str, class: &str) -> Result<()> {
     let (claims, mode) = Claims::with_content(&fixture, content, &[("infraStorageClassName", class)]).await?;
-    let (first, last) = workers(&fixture).await?;
     let volume = claims.create(CLAIM, mode).await?;
-    claims.start(WRITER, CLAIM, &first, mode, true).await?;
+    claims.start(WRITER, CLAIM, fixture.worker()?, mode, true).await?;
     let before = claims.finds_written(WRITER).await?.kib;
 
     let snapshots = volume_snapshots(&fixture.guest, &fixture.word);
@@ -93,13 +93,13 @@ async fn restored(fixture: Fixture, content: &str, class: &str) -> Result<()> {
     claims.delete(CLAIM, &volume).await.context("delete the source before it is restored")?;
 
     let same = claims.create_from(Source::Snapshot(SNAPSHOT), "same", SIZE, mode).await?;
-    claims.start("reader-same", "same", &last, mode, false).await?;
+    claims.start("reader-same", "same", fixture.worker()?, mode, false).await?;
     let found = claims.finds_written("reader-same").await?;
     ensure!(has_size_of_source(before, found.kib), "expected a restored disk of {before} KiB, saw {found:?}");
     claims.end("reader-same").await?;
 
     let larger = claims.create_from(Source::Snapshot(SNAPSHOT), "larger", GROWN, mode).await?;
-    claims.start("reader-larger", "larger", &first, mode, false).await?;
+    claims.start("reader-larger", "larger", fixture.worker()?, mode, false).await?;
     let growth = GROWN_KIB - SIZE_KIB;
     let found =
         claims.finds("reader-larger", "a larger disk", |found| has_grown(before, growth, found.kib)).await?;

@@ -21,30 +21,27 @@ use crate::{
 };
 
 tests! {
-    Shared:
+    OneWorker:
         filesystems_of_a_killed_vm_are_made_whole;
 }
 
 /// A worker's machine in which no kubelet runs: nobody misses it.
 const DOOMED: &str = "worker-9";
 
-/// The worker on which the volumes are used afterwards.
-const SURVIVOR: &str = "worker-1";
-
 /// Files that a writer must have made before the machine dies, so that the journal has something in it.
 const FILES_BEFORE_THE_END: u32 = 50;
 
-/// The machine dies in the middle of writes to ext4 and xfs. What was synced before is read on the other worker, and
+/// The machine dies in the middle of writes to ext4 and xfs. What was synced before is read on a worker that lives, and
 /// afterwards both filesystems are sound.
 async fn filesystems_of_a_killed_vm_are_made_whole(fixture: Fixture) -> Result<()> {
     let controller = Controller::start(&fixture, "a").await?;
-    let node = NodeSocket::connect(&fixture, SURVIVOR).await?;
+    let node = NodeSocket::connect(&fixture, fixture.worker()?).await?;
     start_machine(&fixture.infra, DOOMED, WORKER_IMAGE).await?;
     let mut volumes = Vec::new();
     for fs_type in ["ext4", "xfs"] {
         let name = format!("pvc-{}-{fs_type}", fixture.word);
         let volume = controller.create(&name, filesystem(fs_type)).await?;
-        formatted(&controller, &node, &volume, fs_type).await?;
+        formatted(&fixture, &controller, &node, &volume, fs_type).await?;
         controller.publish(&volume, DOOMED).await?;
         write_without_end(&fixture, &volume, fs_type).await?;
         volumes.push((fs_type, volume));
@@ -57,7 +54,7 @@ async fn filesystems_of_a_killed_vm_are_made_whole(fixture: Fixture) -> Result<(
         if *fs_type == "ext4" {
             ensure!(needs_recovery(&image)?, "expected an unclean ext4 after the kill, saw a clean one");
         }
-        controller.publish(volume, SURVIVOR).await?;
+        controller.publish(volume, fixture.worker()?).await?;
         let replays = xfs_replays(&node).await?;
         let capability = filesystem(fs_type);
         node.stage(volume, &capability).await.with_context(|| format!("stage the unclean {fs_type}"))?;
@@ -72,7 +69,7 @@ async fn filesystems_of_a_killed_vm_are_made_whole(fixture: Fixture) -> Result<(
         ensure!(kept.trim() == "kept", "expected the synced file in the {fs_type}, saw {kept:?}");
         node.unpublish(volume).await?;
         node.unstage(volume).await?;
-        controller.discard_keeping(volume, SURVIVOR).await?;
+        controller.discard_keeping(volume, fixture.worker()?).await?;
         sound(fs_type, &image)?;
         controller.delete(volume).await?;
     }
@@ -81,15 +78,16 @@ async fn filesystems_of_a_killed_vm_are_made_whole(fixture: Fixture) -> Result<(
 
 /// The driver formats the volume on the surviving worker.
 async fn formatted(
+    fixture: &Fixture,
     controller: &Controller,
     node: &NodeSocket<'_>,
     volume: &Volume,
     fs_type: &str,
 ) -> Result<()> {
-    controller.publish(volume, SURVIVOR).await?;
+    controller.publish(volume, fixture.worker()?).await?;
     node.stage(volume, &filesystem(fs_type)).await?;
     node.unstage(volume).await?;
-    controller.discard_keeping(volume, SURVIVOR).await
+    controller.discard_keeping(volume, fixture.worker()?).await
 }
 
 /// Mounts the volume in the doomed machine, syncs one file, and leaves a writer behind that never stops.

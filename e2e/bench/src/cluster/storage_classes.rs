@@ -78,8 +78,8 @@ pub const CLASSES: [InfraClass; 8] = [
     class("filesystem-rwo-wffc", "WaitForFirstConsumer", FILESYSTEM_RWO),
 ];
 
-/// The classes that differ in how their volumes grow, and in how CDI clones them.
-pub const FURTHER_CLASSES: [InfraClass; 4] = [
+/// The classes that differ in how their volumes grow, and in how CDI clones them; and one that a test may put under a quota.
+pub const FURTHER_CLASSES: [InfraClass; 5] = [
     InfraClass { expansion: Expansion::Refused, ..class("block-rwo-fixed", "Immediate", BLOCK_RWO) },
     InfraClass { expansion: Expansion::OnNode, ..class("block-rwo-node-expansion", "Immediate", BLOCK_RWO) },
     InfraClass {
@@ -87,6 +87,7 @@ pub const FURTHER_CLASSES: [InfraClass; 4] = [
         ..class("filesystem-rwo-storage-expansion", "Immediate", FILESYSTEM_RWO)
     },
     InfraClass { clone: "csi-clone", ..class("block-rwo-csi-clone", "Immediate", BLOCK_RWO) },
+    class("block-rwo-limited", "Immediate", BLOCK_RWO),
 ];
 
 /// How long cdi-controller may take to make a class's profile after it leads.

@@ -5,11 +5,11 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 use tokio::runtime::Runtime;
 
 use super::{
-    checks::{self, Checks},
+    checks::{Beside, Checks},
     goal::{Goal, Plan},
     inside, rights, summary,
 };
@@ -40,7 +40,7 @@ pub struct Wanted {
     pub filter: Option<String>,
 }
 
-/// The quick checks beside the builds, the end-to-end tests on a bench, then the table of both.
+/// The unit tests beside the builds, the end-to-end tests on a bench with the other quick checks beside them, then the table of all.
 pub fn test(wanted: Wanted, options: Options, console: &Console) -> Result<u8> {
     let claim = Claim::new()?;
     let timings = Timings::of_run(claim.run());
@@ -48,22 +48,23 @@ pub fn test(wanted: Wanted, options: Options, console: &Console) -> Result<u8> {
     let suite =
         runtime()?.block_on(timings.measure_async("build", "end-to-end tests", artifact::suite(console)))?;
 
-    console.step("beside what follows: format, clippy, unit and property tests, docs, licences (make check)");
-    let checks = Checks::start(claim.run())?;
+    console.step("beside the builds: format, unit and property tests");
+    let checks = Checks::start(claim.run(), Beside::Builds)?;
     let artifacts = build(console, &timings)?;
-    console.step("waiting for the quick checks");
-    if !checks.finish()?.success() {
-        bail!(
-            "the quick checks failed, so the end-to-end tests were not begun: see above, or {}",
-            claim.run().logs().join(checks::OUTPUT).display()
-        );
-    }
+    console.step("waiting for the unit tests");
+    checks.finish().context("the end-to-end tests were not begun")?;
+    console.step("beside what follows: clippy, docs, licences");
+    let checks = Checks::start(claim.run(), Beside::Tests)?;
     let full = wanted.filter.is_none();
     let (run, programs) = (claim.run().clone(), artifacts.programs.clone());
     let goal = Goal::Command(arguments(&suite, wanted));
     let mut code = enter(claim, &Plan { goal, options, artifacts })?;
     if code == inside::INTERRUPTED {
         return Ok(code);
+    }
+    if let Err(error) = checks.finish() {
+        eprintln!("{error:#}");
+        code = 1;
     }
     if full && code == 0 {
         let check = || runtime()?.block_on(rights::check(&run, &programs));

@@ -50,9 +50,13 @@ impl Client {
         }
     }
 
-    /// Waits for the bench. Of those that wait the one with the lowest `place` is preferred.
-    pub async fn lock(&self, lock: Lock, place: u32) -> Result<()> {
-        self.ask(&Request::Lock { lock, place }).await.map(drop)
+    /// Waits for the bench. Of those that wait the one with the lowest `place` is preferred. The value is the name of the worker that
+    /// this client has alone, for [`Lock::OneWorker`].
+    pub async fn lock(&self, lock: Lock, place: u32) -> Result<Option<String>> {
+        match self.ask(&Request::Lock { lock, place }).await? {
+            Answer::Turn { worker } => Ok(worker),
+            other => bail!("an unexpected answer: {other:?}"),
+        }
     }
 
     /// Makes a simulator inject a fault until this client is dropped.

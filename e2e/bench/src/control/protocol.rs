@@ -92,6 +92,11 @@ pub enum Request {
 pub enum Answer {
     /// Done.
     Done,
+    /// The turn is this connection's.
+    Turn {
+        /// The name of the worker that it has alone, if it asked for one.
+        worker: Option<String>,
+    },
     /// What runs.
     Status(Vec<PartStatus>),
     /// A command's end.

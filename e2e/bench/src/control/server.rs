@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     protocol::{Answer, CommandOutput, PartStatus, Request, socket},
-    turns::{Lock, Turn, Turns},
+    turns::{Limits, Lock, Turn, Turns},
 };
 use crate::{
     bring_up::{Bench, FaultGuard},
@@ -26,7 +26,8 @@ pub async fn serve(bench: Arc<Bench>) -> Result<()> {
     let path = socket();
     let listener = UnixListener::bind(&path).with_context(|| format!("listen at {}", path.display()))?;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let turns = Turns::new((processors / 2).max(1));
+    let workers = bench.workers().len().min(processors).max(1);
+    let turns = Turns::new(Limits { workers, sharing: (processors / 2).max(1) });
     loop {
         let (stream, _) = listener.accept().await.context("accept on the control socket")?;
         let connection = Connection {
@@ -83,7 +84,11 @@ impl Connection {
     async fn answer(&mut self, request: Request) -> Result<Answer> {
         match request {
             Request::Status => return Ok(Answer::Status(self.status())),
-            Request::Lock { lock, place } => self.take_turn(lock, place).await,
+            Request::Lock { lock, place } => {
+                let worker = self.take_turn(lock, place).await;
+                let named = worker.and_then(|index| self.bench.workers().into_iter().nth(index));
+                return Ok(Answer::Turn { worker: named.map(|worker| worker.name) });
+            }
             Request::Fault(fault) => self.faults.push(self.bench.faults.inject(fault)),
             Request::Run { worker, argv, stdin } => return self.run(&worker, &argv, stdin.as_deref()).await,
             Request::Spawn { worker, argv, log } => {
@@ -122,10 +127,11 @@ impl Connection {
         Ok(())
     }
 
-    async fn take_turn(&mut self, lock: Lock, place: u32) {
+    /// The value is the worker that is this connection's alone, counted from zero.
+    async fn take_turn(&mut self, lock: Lock, place: u32) -> Option<usize> {
         // The old turn first: a connection that asks twice must not wait for itself.
         self.turn = None;
-        self.turn = Some(self.turns.take(lock, place).await);
+        self.turn.insert(self.turns.take(lock, place).await).worker()
     }
 
     async fn run(&self, worker: &str, argv: &[String], stdin: Option<&str>) -> Result<Answer> {

@@ -26,7 +26,10 @@ pub mod service_proxy;
 pub mod storage_classes;
 pub mod wait;
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -48,6 +51,8 @@ const INFRA: ApiServerSpec = ApiServerSpec {
     service_ranges: "10.96.0.0/16,fd00:10:96::/112",
     service_address: Ipv4Addr::new(10, 96, 0, 1),
     memory: [("GOGC", "100"), ("GOMEMLIMIT", "2500MiB")],
+    etcd: etcd::URL,
+    more: &[],
 };
 
 /// The guest cluster's API server: no large CRDs, so a smaller cap.
@@ -58,10 +63,20 @@ const TENANT: ApiServerSpec = ApiServerSpec {
     service_ranges: "10.97.0.0/16,fd00:10:97::/112",
     service_address: Ipv4Addr::new(10, 97, 0, 1),
     memory: [("GOGC", "100"), ("GOMEMLIMIT", "1200MiB")],
+    etcd: etcd::URL,
+    more: &[],
 };
 
 /// Another guest cluster, which a test starts: an API server and nothing else.
 const ANOTHER_TENANT: ApiServerSpec = ApiServerSpec { name: "another-tenant", port: 6445, ..TENANT };
+
+/// The same with an etcd of its own, which holds some GiB. Without a cache of Services the server has each of them in memory only
+/// while it is read; and there are more node ports than by default, one for each Service.
+const LARGE_TENANT: ApiServerSpec = ApiServerSpec {
+    etcd: etcd::LARGE_URL,
+    more: &["--watch-cache-sizes=services#0", "--service-node-port-range=20000-32767"],
+    ..ANOTHER_TENANT
+};
 
 /// How the clusters differ from one bench to the next.
 #[derive(Clone, Debug, Default)]
@@ -154,6 +169,19 @@ pub async fn start(
 /// When it does not get ready.
 pub async fn start_another_tenant(supervisor: &Supervisor, programs: &Programs) -> Result<ApiServer> {
     api_server::start(supervisor, programs, &ANOTHER_TENANT).await
+}
+
+/// As [`start_another_tenant`], one whose objects may have some GiB; `data` is an empty folder on disk.
+///
+/// # Errors
+/// When it does not get ready.
+pub async fn start_large_tenant(
+    supervisor: &Supervisor,
+    programs: &Programs,
+    data: &Path,
+) -> Result<ApiServer> {
+    let etcd = etcd::start_large(supervisor, programs, data)?;
+    wait::alive(&etcd, api_server::start(supervisor, programs, &LARGE_TENANT)).await
 }
 
 async fn create_hcp_namespace(infra: &ApiServer) -> Result<()> {

@@ -1,8 +1,15 @@
 //! An answer that a proxy gives in the server's place.
 
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
 use bytes::Bytes;
 use http::{Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use hyper::body::Frame;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -11,6 +18,11 @@ const GRPC: &str = "application/grpc";
 /// gRPC's status and message, as headers of an answer without a body ("Trailers-Only", gRPC over HTTP/2 specification).
 const GRPC_STATUS: &str = "grpc-status";
 const GRPC_MESSAGE: &str = "grpc-message";
+/// A piece of an answer without end.
+const PIECE: &[u8] = &[b'x'; 64 * 1024];
+
+/// The body of an answer that was made.
+pub(super) type Body = BoxBody<Bytes, Infallible>;
 
 /// An answer in the server's place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +45,11 @@ pub enum Reply {
         code: u16,
         /// The body.
         text: String,
+    },
+    /// JSON that begins so and never ends: the rest is as much of the letter x as the caller reads.
+    Endless {
+        /// How it begins, for example with an open text of an object.
+        begin: String,
     },
     /// A gRPC status.
     Grpc {
@@ -77,7 +94,7 @@ impl Reply {
     }
 
     /// On the wire.
-    pub(super) fn response(&self) -> Result<Response<Full<Bytes>>, http::Error> {
+    pub(super) fn response(&self) -> Result<Response<Body>, http::Error> {
         match self {
             Self::Kubernetes { code, reason, message, retry_after } => {
                 let status = json!({
@@ -90,18 +107,37 @@ impl Reply {
                     Some(seconds) => response.header(header::RETRY_AFTER, *seconds),
                     None => response,
                 };
-                response.body(Full::from(status.to_string()))
+                response.body(Full::from(status.to_string()).boxed())
             }
             Self::Text { code, text } => Response::builder()
                 .status(*code)
                 .header(header::CONTENT_TYPE, "text/plain")
-                .body(Full::from(text.clone())),
+                .body(Full::from(text.clone()).boxed()),
+            Self::Endless { begin } => Response::builder()
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(Endless(Some(begin.clone().into())).boxed()),
             Self::Grpc { code, message } => Response::builder()
                 .status(StatusCode::OK)
                 .header(header::CONTENT_TYPE, GRPC)
                 .header(GRPC_STATUS, *code)
                 .header(GRPC_MESSAGE, message)
-                .body(Full::default()),
+                .body(Full::default().boxed()),
         }
+    }
+}
+
+/// A body without end; what it begins with, until that is sent.
+struct Endless(Option<Bytes>);
+
+impl hyper::body::Body for Endless {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let piece = self.0.take().unwrap_or(Bytes::from_static(PIECE));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }

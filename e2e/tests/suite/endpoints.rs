@@ -1,7 +1,7 @@
 //! Endpoints of infra's LoadBalancer Services: written by a real cloud controller manager between the two real API servers, over
 //! virtual machines that are real to KubeVirt and run no guest.
 
-mod scene;
+pub mod scene;
 pub mod two_guests;
 
 use anyhow::{Result, ensure};

@@ -2,6 +2,7 @@
 //! the machine.
 
 pub mod already_ready;
+pub mod hostile_guest;
 pub mod many_claims;
 pub mod many_volumes;
 

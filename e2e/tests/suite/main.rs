@@ -58,6 +58,7 @@ mod sidecar_faults;
 mod six_steps;
 mod snapshots;
 mod stack;
+mod tenant;
 mod three_steps;
 mod traffic;
 mod vm_kill;
@@ -88,11 +89,13 @@ fn trials() -> Vec<Trial> {
         infra_refusals::trials(),
         isolation::trials(),
         admission_policy::trials(),
+        tenant::trials(),
         data_safety::trials(),
         sanity::trials(),
         figures::already_ready::trials(),
         figures::many_volumes::trials(),
         figures::many_claims::trials(),
+        figures::hostile_guest::trials(),
         foreign_content::trials(),
         disk_loss::trials(),
         busy_volume::trials(),

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use kube::Client;
 
 use super::{
-    ApiServer, etcd,
+    ApiServer,
     pki::{Authority, TokenKeys, write_private},
     wait::{self, BOOT_DEADLINE, Poll},
 };
@@ -38,6 +38,10 @@ pub struct ApiServerSpec {
     /// `GOGC` and `GOMEMLIMIT`. A guard against growth without end, well above what is needed: the infra server takes some
     /// 1.2 GiB under load, and with a limit of 600 MiB its garbage collector took three quarters of a core.
     pub memory: [(&'static str, &'static str); 2],
+    /// Where its etcd is.
+    pub etcd: &'static str,
+    /// Flags that the other servers do not have.
+    pub more: &'static [&'static str],
 }
 
 /// Starts the server and waits until it is ready.
@@ -95,7 +99,7 @@ fn write_keys(authority: &Authority, spec: &ApiServerSpec, folder: &Path) -> Res
 fn args(spec: &ApiServerSpec, folder: &Path, audit_log: &Path) -> Vec<String> {
     let file = |name: &str| folder.join(name).display().to_string();
     let flags: [(&str, String); 29] = [
-        ("etcd-servers", etcd::URL.to_owned()),
+        ("etcd-servers", spec.etcd.to_owned()),
         ("etcd-prefix", format!("/{}", spec.name)),
         ("bind-address", spec.address.to_string()),
         ("secure-port", spec.port.to_string()),
@@ -128,5 +132,6 @@ fn args(spec: &ApiServerSpec, folder: &Path, audit_log: &Path) -> Vec<String> {
         ("audit-log-mode", "blocking".to_owned()),
         ("profiling", "false".to_owned()),
     ];
-    flags.into_iter().map(|(flag, value)| format!("--{flag}={value}")).collect()
+    let flags = flags.into_iter().map(|(flag, value)| format!("--{flag}={value}"));
+    flags.chain(spec.more.iter().map(|&flag| flag.to_owned())).collect()
 }

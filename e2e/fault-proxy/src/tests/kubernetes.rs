@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::{AsyncBufReadExt, StreamExt, TryStreamExt};
 use http::Request;
+use http_body_util::BodyExt;
 use kube::{Client, Config, client::Body, config::KubeConfigOptions};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -71,6 +72,26 @@ async fn an_answer_in_its_place_reaches_the_client_and_not_the_server() {
     assert_eq!((guard.count(), fixture.asked.all().len()), (1, 0));
     drop(guard);
     assert_eq!(fixture.put().await.unwrap(), "got body");
+}
+
+#[tokio::test]
+async fn an_answer_without_end_goes_on_for_as_long_as_it_is_read() {
+    const ENOUGH: usize = 8 << 20;
+    let fixture = Fixture::new().await;
+    let reply = Reply::Endless { begin: "{\"a\": \"".to_owned() };
+    let _guard = fixture.proxy.faults().add(Rule::once(at(), Action::Answer(reply)));
+    let request = Request::put(PATH).body(Body::from(Vec::new())).unwrap();
+    let mut body = fixture.client.send(request).await.unwrap().into_body();
+    let (mut read, mut begin) = (0, None);
+    while read < ENOUGH {
+        let data = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        read += data.len();
+        begin.get_or_insert(data);
+    }
+    assert!(begin.unwrap().starts_with(b"{\"a\": \""));
+    drop(body);
+    assert_eq!(fixture.put().await.unwrap(), "got body");
+    assert_eq!(fixture.asked.all().len(), 1);
 }
 
 #[tokio::test]

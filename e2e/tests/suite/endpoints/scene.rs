@@ -373,7 +373,7 @@ fn is_ready(slice: &Value) -> bool {
 }
 
 /// The name of a VM's Node.
-fn node_of(vm: &str) -> String {
+pub fn node_of(vm: &str) -> String {
     format!("node-of-{vm}")
 }
 

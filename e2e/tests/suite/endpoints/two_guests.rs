@@ -25,7 +25,7 @@ tests! {
 const OTHER: &str = "other";
 
 /// The API server of the other guest cluster; killed when dropped.
-struct Started(Supervisor);
+pub struct Started(pub Supervisor);
 
 impl Drop for Started {
     fn drop(&mut self) {

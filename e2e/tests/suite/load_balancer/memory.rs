@@ -20,16 +20,23 @@ pub struct Memory {
 impl Memory {
     /// Reads it.
     pub fn of(provider: &Provider) -> Result<Self> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", provider.process.pid()))?;
-        let kib = |key: &str| -> Result<u32> {
-            let line = status
-                .lines()
-                .find(|line| line.starts_with(key))
-                .context("expected the key in the status, saw none")?;
-            Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
-        };
-        Ok(Self { resident: kib("VmRSS:")?, anonymous: kib("RssAnon:")? })
+        Ok(Self { resident: kib(provider, "VmRSS:")?, anonymous: kib(provider, "RssAnon:")? })
     }
+
+    /// The most that was resident at a time since the process began (`VmHWM`), in KiB.
+    pub fn peak(provider: &Provider) -> Result<u32> {
+        kib(provider, "VmHWM:")
+    }
+}
+
+/// A line of the process's status.
+fn kib(provider: &Provider, key: &str) -> Result<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", provider.process.pid()))?;
+    let line = status
+        .lines()
+        .find(|line| line.starts_with(key))
+        .context("expected the key in the status, saw none")?;
+    Ok(line.split_whitespace().nth(1).context("no number")?.parse()?)
 }
 
 impl fmt::Display for Memory {

@@ -187,9 +187,9 @@ impl Identity {
             .chain(former.iter().map(String::as_str))
             .filter(|name| !name.is_empty())
             .collect();
-        let unnamed = former.iter().any(String::is_empty).then(|| format!("!{CLUSTER_NAME_LABEL}"));
-        let named = format!("{CLUSTER_NAME_LABEL} in ({})", names.join(","));
-        std::iter::once(named).chain(unnamed).collect()
+        let without = former.iter().any(String::is_empty).then(|| format!("!{CLUSTER_NAME_LABEL}"));
+        let of_names = format!("{CLUSTER_NAME_LABEL} in ({})", names.join(","));
+        std::iter::once(of_names).chain(without).collect()
     }
 }
 

@@ -229,7 +229,12 @@ impl NodeController {
         }
         let host = self.host(vmi.as_deref()).await;
         let is_whole = host != Host::Unknown || !self.settings.zone_and_region || vmi.is_none();
-        let vmi = vmi.map(|vmi| without_shared(&vmi, seen.running().filter(|other| other.name != vmi.name)));
+        // Another guest may let its VMs show any address.
+        let vmi = vmi.map(|vmi| {
+            let others =
+                seen.running().filter(|other| other.name != vmi.name && other.cluster == vmi.cluster);
+            without_shared(&vmi, others)
+        });
         let is_proved = proved.is_some();
         let found = Found { id: id.clone(), vmi: vmi.as_ref(), host, is_proved };
         let plan = plan(&self.settings.addresses, node, &found);

@@ -264,7 +264,7 @@ impl Session {
                 tracing::info!(service = name, "deleting the Endpoints that the selector left");
                 return match self.calls.remove_endpoints(name).await {
                     Err(error) if error.is_forbidden() => {
-                        self.conversion_is_refused(&chain(&error).to_string());
+                        self.conversion_is_refused(&chain(&error));
                         Ok(false)
                     }
                     removed => Ok(matches!(removed?, Answer::Done(()))),

@@ -131,7 +131,7 @@ impl Session {
                 }
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::debug!(error = chain(&error), "whether endpoints may be deleted is not known")
+                    tracing::debug!(error = chain(&error), "whether endpoints may be deleted is not known");
                 }
             }
         }

@@ -92,7 +92,7 @@ fn internal(addresses: &[NodeAddress]) -> impl Iterator<Item = IpAddr> {
 /// The VMI without the addresses that another VMI shows too, where it has one of its own of that family on the interface.
 /// kube-vip and keepalived put one address on several VMs, which is none of them (harvester/harvester#5794). Only one VM may
 /// show it now; `others` are those that run.
-pub fn without_shared<'a>(vmi: &Vmi, others: impl Iterator<Item = &'a Vmi> + Clone) -> Vmi {
+pub fn without_shared<'a>(vmi: &Vmi, others: &(impl Iterator<Item = &'a Vmi> + Clone)) -> Vmi {
     let is_shared = |ip: IpAddr| {
         let mut shown = others.clone().flat_map(|other| &other.interfaces).flat_map(|it| &it.addresses);
         shown.any(|other| *other == ip)

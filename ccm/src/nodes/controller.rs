@@ -233,7 +233,7 @@ impl NodeController {
         let vmi = vmi.map(|vmi| {
             let others =
                 seen.running().filter(|other| other.name != vmi.name && other.cluster == vmi.cluster);
-            without_shared(&vmi, others)
+            without_shared(&vmi, &others)
         });
         let is_proved = proved.is_some();
         let found = Found { id: id.clone(), vmi: vmi.as_ref(), host, is_proved };

@@ -108,7 +108,7 @@ fn an_address_that_several_vms_show_is_none_of_theirs(
     #[case] expected: &[&str],
 ) {
     let (vmi, other) = (on_default(shown, AGENT), on_default(elsewhere, AGENT));
-    let vmi = without_shared(&vmi, std::iter::once(&other));
+    let vmi = without_shared(&vmi, &std::iter::once(&other));
     assert_eq!(chosen(&AddressPolicy::default(), Some(&vmi), &[], &[]), expected);
     // A Node that has it loses it as soon as another VM shows it too.
     assert_eq!(chosen(&AddressPolicy::default(), Some(&vmi), &[], &shown[..1]), expected);

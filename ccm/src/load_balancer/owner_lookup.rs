@@ -276,7 +276,7 @@ mod tests {
         let began = Instant::now();
         assert!(!owner.read_until_answered().await);
         assert!(began.elapsed().is_zero(), "a refusal is not waited out");
-        let (_, found) = tokio::join!(
+        let ((), found) = tokio::join!(
             async {
                 sleep(ASK_AGAIN * 2).await;
                 let guest = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",

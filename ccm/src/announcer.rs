@@ -31,6 +31,8 @@ const REPEAT_WITHIN: Duration = Duration::from_mins(10);
 const REMEMBERED: usize = 1000;
 /// Longest note, in bytes, that the API accepts (validation of core/v1 Event).
 const MAX_NOTE: usize = 1024;
+/// Longest name of an object (`validation.IsDNS1123Subdomain`).
+const MAX_NAME: usize = 253;
 /// The namespace of events on objects without one.
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -97,6 +99,15 @@ impl EventSink {
     pub fn urgent(&self) -> Urgent {
         self.urgent.send_modify(|count| *count += 1);
         Urgent(self.urgent.clone())
+    }
+
+    /// Queues an event of another program about an object. It is dropped while many events wait, so that our own have room.
+    pub fn emit_unless_busy(&self, about: &ObjectReference, kind: Kind, reason: &str, note: &str) {
+        if self.queue.capacity() > QUEUE / 2 {
+            self.emit(about, kind, reason, note);
+        } else {
+            tracing::debug!(reason, "many events wait, so one of another program was dropped");
+        }
     }
 
     /// Queues an event about an object.
@@ -169,9 +180,7 @@ async fn put(
         }
     }
     let namespace = note.about.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
-    // The form of name that client-go's recorder gives.
-    let about = note.about.name.as_deref().unwrap_or_default();
-    let name = format!("{about}.{:x}", now.as_nanosecond());
+    let name = event_name(note.about.name.as_deref().unwrap_or_default(), now);
     let event = Event {
         metadata: ObjectMeta {
             name: Some(name.clone()),
@@ -194,10 +203,31 @@ async fn put(
     Ok(Written { name, namespace, count: 1, at: Instant::now() })
 }
 
+/// The name of a new event about the object of this name, in the form that client-go's recorder gives. The name of a Node
+/// may have as many characters as an event's: then it is cut, and still followed by the time, so that names differ.
+pub(crate) fn event_name(about: &str, now: Timestamp) -> String {
+    let time = format!("{:x}", now.as_nanosecond());
+    let room = MAX_NAME.saturating_sub(time.len() + 1);
+    let about = about[..about.floor_char_boundary(room)].trim_end_matches(['.', '-']);
+    format!("{about}.{time}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fake_api::FakeApi;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::short("w1", "w1.18bcfe567fd01c1d")]
+    #[case::a_service(&"s".repeat(63), &format!("{}.18bcfe567fd01c1d", "s".repeat(63)))]
+    #[case::longest(&"n".repeat(253), &format!("{}.18bcfe567fd01c1d", "n".repeat(236)))]
+    #[case::cut_at_a_dot(&format!("{}.{}", "n".repeat(235), "d".repeat(17)), &format!("{}.18bcfe567fd01c1d", "n".repeat(235)))]
+    fn the_name_of_an_event_is_never_too_long(#[case] about: &str, #[case] name: &str) {
+        let now = Timestamp::from_nanosecond(0x18bc_fe56_7fd0_1c1d).unwrap();
+        assert_eq!(event_name(about, now), name);
+        assert!(event_name(about, now).len() <= MAX_NAME);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn an_event_waits_for_what_is_urgent_but_not_for_long() {

@@ -219,19 +219,11 @@ impl CloudConfig {
                 node_ports: load_balancer.flag("allocateLoadBalancerNodePorts")?,
                 owner: owner(&mut load_balancer, &mut unknown)?,
                 sweep_interval: load_balancer.seconds_or_never("sweepInterval", DEFAULT_SWEEP_INTERVAL)?,
-                endpoints: if load_balancer.word("endpoints", MANAGED)? {
-                    ManagedEndpoints::All
-                } else {
-                    ManagedEndpoints::AsReference
-                },
+                endpoints: load_balancer.word("endpoints", (MANAGED, ManagedEndpoints::All))?,
             },
             instances: InstancesConfig {
                 enabled: instances.flag("enabled")?.unwrap_or(true),
-                unlabelled: if instances.word("unlabelledVMs", ALLOWED)? {
-                    Unlabelled::Allowed
-                } else {
-                    Unlabelled::Refused
-                },
+                unlabelled: instances.word("unlabelledVMs", (ALLOWED, Unlabelled::Allowed))?,
                 zone_and_region: instances.flag("zoneAndRegionEnabled")?.unwrap_or(true),
                 addresses: AddressPolicy::parse(
                     &addresses.text("interface")?,

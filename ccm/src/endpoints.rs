@@ -9,6 +9,8 @@ mod calls;
 pub mod context;
 pub mod controller;
 pub mod demand;
+#[cfg(test)]
+mod fixture;
 mod follow;
 mod index;
 pub mod metrics;

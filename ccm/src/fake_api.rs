@@ -20,6 +20,8 @@ pub(crate) struct Made {
 #[derive(Clone, Default)]
 pub(crate) struct FakeApi {
     answers: Arc<Mutex<HashMap<String, (u16, Value)>>>,
+    /// Answers to calls with this text in their query.
+    queries: Arc<Mutex<Vec<(String, String, Value)>>>,
     made: Arc<Mutex<Vec<Made>>>,
 }
 
@@ -27,6 +29,19 @@ impl FakeApi {
     pub(crate) fn answer(&self, call: &str, code: u16, body: Value) -> &Self {
         self.answers.lock().unwrap().insert(call.to_owned(), (code, body));
         self
+    }
+
+    /// The answer with code 200 to this call if its query has the text.
+    pub(crate) fn answer_query(&self, call: &str, query: &str, body: Value) -> &Self {
+        self.queries.lock().unwrap().push((call.to_owned(), query.to_owned(), body));
+        self
+    }
+
+    fn answer_of(&self, call: &str, query: &str) -> Option<(u16, Value)> {
+        let queries = self.queries.lock().unwrap();
+        let found = queries.iter().find(|(known, part, _)| known == call && query.contains(part));
+        let answer = found.map(|(.., body)| (200, body.clone()));
+        answer.or_else(|| self.answers.lock().unwrap().get(call).cloned())
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -38,7 +53,7 @@ impl FakeApi {
                 let call = format!("{} {}", parts.method, parts.uri.path());
                 let body = serde_json::from_slice(&body.collect_bytes().await?).unwrap_or(Value::Null);
                 api.made.lock().unwrap().push(Made { call: call.clone(), body });
-                let known = api.answers.lock().unwrap().get(&call).cloned();
+                let known = api.answer_of(&call, parts.uri.query().unwrap_or_default());
                 let (code, body) = known.unwrap_or_else(|| absent(parts.uri.path()));
                 let body = Body::from(body.to_string().into_bytes());
                 Ok::<_, tower::BoxError>(Response::builder().status(code).body(body)?)

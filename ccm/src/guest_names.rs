@@ -132,15 +132,11 @@ impl Identity {
         if let Some(uid) = uid.filter(|uid| *uid != guest.meta().uid.as_deref().unwrap_or_default()) {
             return other(SERVICE_UID_ANNOTATION, uid, guest.meta().uid.as_deref().unwrap_or_default());
         }
-        let empty = BTreeMap::new();
-        let labels = infra.meta().labels.as_ref().unwrap_or(&empty);
-        for (key, wanted) in self.labels(guest) {
-            if let Some(found) = labels.get(&key).filter(|found| **found != wanted && !self.was(&key, found))
-            {
-                return other(&key, found, &wanted);
-            }
+        let wanted = self.labels(guest);
+        if let Some((key, found, wanted)) = self.contradiction(infra, &wanted) {
+            return other(key, found, wanted);
         }
-        let is_unnamed = uid.is_none() && !labels.contains_key(CLUSTER_NAME_LABEL);
+        let is_unnamed = uid.is_none() && label(infra, CLUSTER_NAME_LABEL).is_none();
         if is_unnamed && !self.was(CLUSTER_NAME_LABEL, "") {
             return Err(Foreign::Unnamed { name: name() });
         }
@@ -149,18 +145,67 @@ impl Identity {
 }
 
 impl Identity {
+    /// The first of the `wanted` labels that `infra` has with a value that never was this guest's: its key, the value that
+    /// was found, and the wanted one.
+    fn contradiction<'a>(
+        &self,
+        infra: &'a impl Resource,
+        wanted: &'a BTreeMap<String, String>,
+    ) -> Option<(&'a str, &'a str, &'a str)> {
+        let found = wanted.iter().filter_map(|(key, wanted)| Some((key, label(infra, key)?, wanted)));
+        let mut others = found.filter(|(key, found, wanted)| found != wanted && !self.was(key, found));
+        others.next().map(|(key, found, wanted)| (key.as_str(), found, wanted.as_str()))
+    }
+
+    /// Whether a label names another guest: the cluster's name and the operator's labels are a guest's identity.
+    pub fn is_anothers(&self, infra: &impl Resource) -> bool {
+        self.contradiction(infra, &self.common_labels()).is_some()
+    }
+
     /// Whether all marks of an infra Service name this guest: the three labels, the operator's labels, and a name that
     /// only a mirror has.
     pub fn owns(&self, infra: &impl Resource) -> bool {
-        let Some(labels) = &infra.meta().labels else { return false };
-        let named = [SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL];
-        let name = infra.meta().name.as_deref().unwrap_or_default();
-        let uid = annotation(infra, SERVICE_UID_ANNOTATION);
-        named.iter().all(|key| labels.get(*key).is_some_and(|value| !value.is_empty()))
-            && self.common_labels().iter().all(|(key, value)| labels.get(key) == Some(value))
-            && is_infra_name(name)
-            && uid.is_none_or(|uid| infra_name(uid) == name)
+        let common = self.common_labels();
+        is_marked(infra) && common.iter().all(|(key, value)| label(infra, key) == Some(value.as_str()))
     }
+
+    /// The same, where labels may also have their former values. Another guest may have these today, so this alone
+    /// proves nothing.
+    pub fn owned(&self, infra: &impl Resource) -> bool {
+        let is_or_was = |(key, value): (&String, &String)| {
+            let found = label(infra, key).unwrap_or_default();
+            found == value || self.was(key, found)
+        };
+        is_marked(infra) && self.common_labels().iter().all(is_or_was)
+    }
+
+    /// The selectors of all infra Services that may be this guest's mirrors: by the cluster's name, and by those that it
+    /// had before.
+    pub fn selectors(&self) -> Vec<String> {
+        let former = self.former.get(CLUSTER_NAME_LABEL).map(Vec::as_slice).unwrap_or_default();
+        let names: Vec<_> = std::iter::once(self.cluster_label())
+            .chain(former.iter().map(String::as_str))
+            .filter(|name| !name.is_empty())
+            .collect();
+        let without = former.iter().any(String::is_empty).then(|| format!("!{CLUSTER_NAME_LABEL}"));
+        let of_names = format!("{CLUSTER_NAME_LABEL} in ({})", names.join(","));
+        std::iter::once(of_names).chain(without).collect()
+    }
+}
+
+/// Whether an infra Service has the name, the labels and the annotations of a mirror, whosesoever.
+fn is_marked(infra: &impl Resource) -> bool {
+    let named = [SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL];
+    let name = infra.meta().name.as_deref().unwrap_or_default();
+    let uid = annotation(infra, SERVICE_UID_ANNOTATION);
+    named.iter().all(|key| label(infra, key).is_some_and(|value| !value.is_empty()))
+        && is_infra_name(name)
+        && uid.is_none_or(|uid| infra_name(uid) == name)
+}
+
+/// The value of a label, if it is set.
+pub(crate) fn label<'a>(infra: &'a impl Resource, key: &str) -> Option<&'a str> {
+    infra.meta().labels.as_ref()?.get(key).map(String::as_str)
 }
 
 /// The value of an annotation, if it is set.

@@ -149,6 +149,13 @@ impl Gate {
         if is_unproved { state.unproved.insert(uid.to_owned()) } else { state.unproved.remove(uid) }
     }
 
+    /// Keeps only the guest Services that still exist.
+    pub fn keep(&self, is_there: impl Fn(&str) -> bool) {
+        let mut state = self.lock();
+        state.written.retain(|uid| is_there(uid));
+        state.unproved.retain(|uid| is_there(uid));
+    }
+
     /// The progress of the slices of this Service.
     pub fn slices(&self, uid: &str) -> Slices {
         let state = self.lock();
@@ -221,6 +228,10 @@ mod tests {
         assert!(gate.unproved("a", true) && !gate.unproved("a", true));
         assert_eq!((gate.slices("a"), gate.slices("b")), (Slices::Off, Slices::Coming));
         assert!(gate.unproved("a", false) && !gate.unproved("b", false));
+        gate.unproved("gone", true);
+        gate.wrote("gone", true);
+        gate.keep(|uid| uid != "gone");
+        assert_eq!((gate.slices("a"), gate.slices("gone")), (Slices::Written, Slices::Coming));
         assert!(gate.set(Work::Off));
         assert_eq!(gate.slices("a"), Slices::Off);
         gate.set(Work::On);

@@ -60,11 +60,15 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A key that must have this one value or be absent.
-    pub(super) fn word(&mut self, key: &str, word: &'static str) -> Result<bool, ConfigError> {
+    /// A key that must have this one word or be absent: what the word stands for, or the default.
+    pub(super) fn word<T: Default>(
+        &mut self,
+        key: &str,
+        (word, value): (&'static str, T),
+    ) -> Result<T, ConfigError> {
         match self.take(key) {
-            Value::Null => Ok(false),
-            Value::String(text) if text == word => Ok(true),
+            Value::Null => Ok(T::default()),
+            Value::String(text) if text == word => Ok(value),
             Value::String(text) => Err(ConfigError::Word { key: self.path(key), word, found: text }),
             other => Err(wrong(&self.path(key), "a text", &other)),
         }

@@ -68,6 +68,18 @@ impl Context {
         }
     }
 
+    /// Reports to the guest's users that `writer` writes a slice of the Service too: it is overruled, at ever longer
+    /// intervals.
+    pub(crate) fn contested(&self, guest: &GuestService, slice: &str, writer: Option<&str>) {
+        let writer = writer.unwrap_or("a program that managedFields does not name");
+        let note = format!(
+            "{writer} changes the endpoint slice {slice} of this service in the infra cluster; it is restored, at ever longer \
+             intervals. The operator of the infra cluster has to keep that program from it"
+        );
+        tracing::warn!(service = guest.metadata.name, namespace = guest.metadata.namespace, "{note}");
+        self.events.emit(&reference(guest), Kind::Warning, "LoadBalancerContested", &note);
+    }
+
     /// Reports to the service controller, and the first time to the guest's users, that a Service needs its selector
     /// because nothing proves the addresses of this VM. `None` = all are proved.
     pub(crate) fn unproved(&self, guest: &GuestService, vm: Option<&str>) {

@@ -12,7 +12,7 @@ use crate::{
     endpoints::{
         context::Context,
         follow::{follow, of_guest},
-        rights,
+        rights::{self, ASK_AGAIN},
         session::Session,
         watches::Refused,
     },
@@ -21,13 +21,14 @@ use crate::{
     unreadable::Readable,
 };
 
-/// Pause before the CCM asks again for a missing right.
-const ASK_AGAIN: Duration = Duration::from_mins(1);
 /// Pause before the CCM asks again for its rights after it got no answer.
 const RETRY: Duration = Duration::from_secs(5);
 /// After this many refusals in a row the CCM stops, although it has the rights: an API server that starts refuses for a
 /// moment.
 const BELIEVED_REFUSALS: u32 = 2;
+/// How often the CCM looks for slices of an earlier configuration while it writes none: a replica of that configuration may
+/// have written some since, and the right to list them may have been granted.
+const LEFT_OVERS_INTERVAL: Duration = Duration::from_mins(10);
 
 /// The endpoint controller.
 pub struct EndpointController(Context);
@@ -40,8 +41,8 @@ impl EndpointController {
 
     /// Runs until it is dropped.
     pub async fn run(self) {
-        if !self.0.choice.is_ours() && !self.has_left_overs().await {
-            return std::future::pending().await;
+        if !self.0.choice.is_ours() {
+            self.wait_for_left_overs().await;
         }
         let feed = self.0.feed.clone();
         tokio::join!(feed.run(), self.write_while_allowed());
@@ -97,7 +98,7 @@ impl EndpointController {
         }
         if !may_convert {
             tracing::info!(
-                "kubevirt_eps_controller: no right to delete endpoints in the infra namespace: infra Services that have a selector keep it"
+                "kubevirt_eps_controller: no right to delete endpoints in the infra namespace: infra Services that have a selector keep it; the right is asked for again every {ASK_AGAIN:?}"
             );
         }
         self.0.services.wait_until_complete().await;
@@ -112,6 +113,7 @@ impl EndpointController {
             return self.0.set(Work::Off);
         }
         self.0.metrics.off(true);
+        self.0.metrics.keep(|_| false);
         if said.as_ref() != Some(&why) {
             tracing::warn!(
                 "kubevirt_eps_controller is switched off: {why}; infra Services have selectors instead, which is asked for again every {ASK_AGAIN:?}"
@@ -121,10 +123,9 @@ impl EndpointController {
         self.0.set(Work::Off);
     }
 
-    /// Whether slices of ours exist although none should, because the configuration was changed; where another program writes
-    /// the endpoints, also slices of infra's controllers. Without the right to list them, the CCM can neither have written
-    /// any nor remove them.
-    async fn has_left_overs(&self) -> bool {
+    /// Waits until slices of ours exist although none should, because the configuration was changed; where another program
+    /// writes the endpoints, also slices of infra's controllers. Without the right to list them, the CCM can't remove them.
+    async fn wait_for_left_overs(&self) {
         let managers = if self.0.choice.selectorless {
             format!("{OUR_MANAGER},{SELECTOR_MANAGER},{MIRROR_MANAGER}")
         } else {
@@ -142,11 +143,18 @@ impl EndpointController {
                 let found = call(|| "list endpointslices".to_owned(), slices.list(&first)).await?;
                 Ok::<_, CallError>(!found.items.is_empty())
             };
-            match found.await {
-                Ok(found) => return found,
-                Err(error) => tracing::debug!(error = chain(&error), "are there slices of ours?"),
-            }
-            time::sleep(RETRY).await;
+            let pause = match found.await {
+                Ok(true) => return,
+                Ok(false) => LEFT_OVERS_INTERVAL,
+                Err(error) => {
+                    tracing::debug!(error = chain(&error), "are there slices of ours?");
+                    RETRY
+                }
+            };
+            time::sleep(pause).await;
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,6 +59,8 @@ pub(crate) async fn follow(session: Session) -> Refused {
         why = watch(infra_slices, Some(own), INFRA_SLICES, &*session) => why,
         why = why => Refused(why),
         () = session.follow_machines() => Refused("nobody keeps the VMs".to_owned()),
+        () = session.keep_asking_to_convert() => Refused("nobody asks for rights".to_owned()),
+        () = session.keep_forgetting() => Refused("nobody forgets Services".to_owned()),
         () = reconcile_changes(&session) => Refused("nobody takes the Services".to_owned()),
     }
 }
@@ -86,7 +88,8 @@ impl Session {
         // The rights were asked for before this session began.
         nodes.retry();
         let changes = nodes.subscribe();
-        nodes.wait_until_complete().await;
+        // An earlier session may have ended with the watch: what that knew of the Nodes is out of date.
+        nodes.wait_until_current().await;
         self.update_nodes(changes.take());
         self.backends_changed();
         self.is_complete(NODES);
@@ -207,3 +210,6 @@ impl Follow<WireSlice> for Session {
         self.is_complete(INFRA_SLICES);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 
+use crate::infra::slices::InfraSlice;
+
 /// Objects by the Service that they belong to.
 #[derive(Debug)]
 pub(crate) struct Index<S, V> {
@@ -55,6 +57,13 @@ impl<S: Clone + Eq + Hash, V: PartialEq> Index<S, V> {
     pub(crate) fn retain(&mut self, living: &HashSet<String>) -> Vec<S> {
         let gone: Vec<_> = self.places.keys().filter(|name| !living.contains(*name)).cloned().collect();
         gone.iter().filter_map(|name| self.remove(name)).collect()
+    }
+}
+
+impl<S> Index<S, InfraSlice> {
+    /// The UIDs of all slices.
+    pub(crate) fn uids(&self) -> HashSet<String> {
+        self.services.values().flat_map(BTreeMap::values).map(|slice| slice.uid.clone()).collect()
     }
 }
 

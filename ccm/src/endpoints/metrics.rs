@@ -63,9 +63,22 @@ impl EndpointMetrics {
             Some(count) => counts.insert(uid.to_owned(), count),
             None => counts.remove(uid),
         };
-        if before == count {
-            return;
+        if before != count {
+            self.show(&counts);
         }
+    }
+
+    /// Keeps only the Services that still exist.
+    pub fn keep(&self, is_there: impl Fn(&str) -> bool) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = counts.len();
+        counts.retain(|uid, _| is_there(uid));
+        if counts.len() != before {
+            self.show(&counts);
+        }
+    }
+
+    fn show(&self, counts: &HashMap<String, Count>) {
         let (mut all, mut served) = (Count::default(), Count::default());
         for count in counts.values() {
             all = Count { ready: all.ready + count.ready, unready: all.unready + count.unready };
@@ -93,6 +106,8 @@ mod tests {
         metrics.count("b", Some(Count { ready: 0, unready: 3 }));
         metrics.count("c", Some(Count { ready: 9, unready: 0 }));
         metrics.count("c", None);
+        metrics.count("gone", Some(Count { ready: 5, unready: 5 }));
+        metrics.keep(|uid| uid != "gone");
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [

@@ -152,7 +152,7 @@ async fn observe_and_act(guest: &GuestService, session: &Session) -> Result<Acti
             if !session.act(&seen.service, step).await? {
                 break;
             }
-            session.wrote(step, &seen.slices);
+            session.wrote(guest, step, &seen.slices);
         }
         view = session.seen(&name);
     }
@@ -193,7 +193,7 @@ impl Session {
         let observed = Observed {
             service: &view.service,
             writer,
-            may_convert: self.may_convert,
+            may_convert: self.may_convert(),
             slices: &view.slices,
             wanted: &wanted,
         };
@@ -215,28 +215,23 @@ impl Session {
         (due, first)
     }
 
-    /// The slice that `step` repairs, and what it writes. `None` = what the slice contains was written here.
+    /// The slice that `step` repairs, and what it writes. `None` = what the slice contains was written here. What we would never
+    /// write is another program's.
     fn repaired<'a>(&self, step: &Step, slices: &'a [InfraSlice]) -> Option<(&'a InfraSlice, String)> {
         let Step::Replace { name, content, .. } = step else { return None };
         let slice = slices.iter().find(|slice| slice.name == *name)?;
         let is_ours =
-            slice.content.as_ref().is_none_or(|found| self.repairs.is_ours(&slice.uid, &text(found)));
+            slice.content.as_ref().is_some_and(|found| self.repairs.is_ours(&slice.uid, &text(found)));
         (!is_ours).then(|| (slice, text(content)))
     }
 
     /// Records that a step was carried out.
-    fn wrote(&self, step: &Step, slices: &[InfraSlice]) {
+    fn wrote(&self, guest: &GuestService, step: &Step, slices: &[InfraSlice]) {
         let Step::Replace { name, content, .. } = step else { return };
         if let Some((slice, wanted)) = self.repaired(step, slices)
             && self.repairs.made("slice", (&slice.uid, &wanted), slice.other_writer.as_deref())
         {
-            let writer =
-                slice.other_writer.as_deref().unwrap_or("a program that managedFields does not name");
-            tracing::warn!(
-                slice = name,
-                writer,
-                "another program writes this slice too; it is restored, at ever longer intervals"
-            );
+            self.context.contested(guest, name, slice.other_writer.as_deref());
         }
         if let Some(slice) = slices.iter().find(|slice| slice.name == *name) {
             self.repairs.wrote(&slice.uid, &text(content));
@@ -267,7 +262,13 @@ impl Session {
             }
             Step::RemoveEndpoints => {
                 tracing::info!(service = name, "deleting the Endpoints that the selector left");
-                return Ok(matches!(self.calls.remove_endpoints(name).await?, Answer::Done(())));
+                return match self.calls.remove_endpoints(name).await {
+                    Err(error) if error.is_forbidden() => {
+                        self.conversion_is_refused(&chain(&error));
+                        Ok(false)
+                    }
+                    removed => Ok(matches!(removed?, Answer::Done(()))),
+                };
             }
         };
         let (Step::Create { name: slice, .. } | Step::Replace { name: slice, .. }) = step else {
@@ -311,3 +312,6 @@ fn log(service: &str, slice: &str, what: &str, content: &Content) {
     let ready = content.endpoints.iter().filter(|endpoint| endpoint.conditions.ready).count();
     tracing::info!(service, slice, endpoints = content.endpoints.len(), ready, "{what}");
 }
+
+#[cfg(test)]
+mod tests;

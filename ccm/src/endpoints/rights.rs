@@ -1,6 +1,8 @@
 //! Which of the rights that the endpoint controller uses it has. It asks the API servers instead of trying: a Service
 //! must not lose its selector before it is known that its endpoints can be written.
 
+use std::time::Duration;
+
 use cluster::Right;
 use kube::Client;
 
@@ -9,6 +11,9 @@ use crate::{
     call::{CallError, call},
 };
 
+/// Pause before the CCM asks again for a missing right: it may be granted at any time, and an API server that starts
+/// refuses for a moment what it allows.
+pub(crate) const ASK_AGAIN: Duration = Duration::from_mins(1);
 /// API group of EndpointSlices.
 const DISCOVERY: &str = "discovery.k8s.io";
 const LIST_SLICES: Right = slices("list");
@@ -52,8 +57,12 @@ pub(crate) async fn ask(guest: &GuestCluster, infra: &InfraCluster) -> Result<Ri
             missing.push(format!("{right} in the guest"));
         }
     }
-    let may_convert = may(&infra.client, namespace, DELETE_ENDPOINTS).await?;
-    Ok(Rights { missing, may_convert })
+    Ok(Rights { missing, may_convert: may_convert(infra).await? })
+}
+
+/// Whether the CCM may delete Endpoints of infra.
+pub(crate) async fn may_convert(infra: &InfraCluster) -> Result<bool, CallError> {
+    may(&infra.client, Some(&infra.namespace), DELETE_ENDPOINTS).await
 }
 
 /// Whether the CCM may list slices of infra.

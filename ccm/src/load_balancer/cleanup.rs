@@ -10,19 +10,23 @@
 mod choice;
 
 use std::collections::HashSet;
+use std::fmt::Debug;
+use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use futures::{Stream, TryStreamExt, stream};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 use kube::api::{Api, ListParams};
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
 use crate::{
     access::{GuestCluster, InfraCluster, chain},
     guest::services::GuestService,
-    guest_names::{CLUSTER_NAME_LABEL, Identity, infra_name},
+    guest_names::{Identity, infra_name},
     lease::{WireLease, respected},
     load_balancer::{
         calls::{Services, delete},
@@ -162,21 +166,19 @@ impl Cleanup {
         Ok(())
     }
 
-    /// The infra Services with the cluster's name.
+    /// The infra Services with the cluster's name, or a former one.
     async fn labelled(&self) -> Result<Vec<Readable<Labelled>>> {
-        let label = format!("{CLUSTER_NAME_LABEL}={}", self.identity.cluster_label());
-        let mut page = ListParams::default().labels(&label).limit(PAGE);
         let listed: Api<Readable<Labelled>> =
             Api::namespaced(self.infra.client.clone(), &self.infra.namespace);
         let mut found = Vec::new();
-        loop {
-            let some = listed.list(&page).await.context("listing the infra services")?;
-            found.extend(some.items);
-            match some.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => page = page.continue_token(&token),
-                None => return Ok(found),
+        for selector in self.identity.selectors() {
+            let which = ListParams::default().labels(&selector);
+            let mut pages = pin!(pages(&listed, which, "listing the infra services"));
+            while let Some(some) = pages.try_next().await? {
+                found.extend(some);
             }
         }
+        Ok(found)
     }
 
     /// Waits until none of `own` is left. Returns what is there then.
@@ -203,28 +205,22 @@ impl Answering {
     async fn identified(&self) -> Result<Option<Guest>> {
         let Some(uid) = self.uid.clone() else { return Ok(None) };
         let all: Api<Readable<GuestService>> = Api::all(self.guest.client.clone());
-        let mut page = ListParams::default().limit(PAGE);
+        let mut pages = pin!(pages(&all, ListParams::default(), "listing the guest's services"));
         let mut mirror_names = HashSet::new();
-        loop {
-            let some = all.list(&page).await.context("listing the guest's services")?;
-            mirror_names
-                .extend(some.items.iter().filter_map(|guest| guest.meta().uid.as_deref()).map(infra_name));
-            match some.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => page = page.continue_token(&token),
-                None => return Ok(Some(Guest { uid, mirror_names })),
-            }
+        while let Some(some) = pages.try_next().await? {
+            mirror_names.extend(some.iter().filter_map(|guest| guest.meta().uid.as_deref()).map(infra_name));
         }
+        Ok(Some(Guest { uid, mirror_names }))
     }
 
     /// Removes our finalizer, so that the Services can be deleted, and the addresses and conditions, which are no
     /// longer true.
     async fn free(&self) -> Result<()> {
         let all: Api<Readable<GuestService>> = Api::all(self.guest.client.clone());
-        let mut page = ListParams::default().limit(PAGE);
+        let mut pages = pin!(pages(&all, ListParams::default(), "listing the guest's services"));
         let mut freed = 0_usize;
-        loop {
-            let some = all.list(&page).await.context("listing the guest's services")?;
-            for guest in self.guest.reader.readable(some.items) {
+        while let Some(some) = pages.try_next().await? {
+            for guest in self.guest.reader.readable(some) {
                 if !guest.has_finalizer() || guest.spec.load_balancer_class.is_some() {
                     continue;
                 }
@@ -233,12 +229,28 @@ impl Answering {
                 self.services.remove_finalizer(&guest).await.context("removing a finalizer")?;
                 freed += 1;
             }
-            match some.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => page = page.continue_token(&token),
-                None => break,
-            }
         }
         println!("services of the guest freed of their finalizer: {freed}");
         Ok(())
     }
 }
+
+/// The objects that `which` selects, page by page; `what` names the list in an error.
+fn pages<K>(
+    api: &Api<Readable<K>>,
+    which: ListParams,
+    what: &'static str,
+) -> impl Stream<Item = Result<Vec<Readable<K>>>>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    stream::try_unfold(Some(which.limit(PAGE)), move |page| async move {
+        let Some(page) = page else { return Ok(None) };
+        let some = api.list(&page).await.context(what)?;
+        let token = some.metadata.continue_.filter(|token| !token.is_empty());
+        Ok(Some((some.items, token.map(|token| page.continue_token(&token)))))
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -31,7 +31,7 @@ use crate::{
         metrics::ServiceMetrics,
         node_sync,
         nodes::Nodes,
-        owner_lookup::{self, Owner},
+        owner_lookup::{self, GuestCluster as KnownGuest, Owner},
         plan::PlanConfig,
         reconcile, relay, sweep,
     },
@@ -140,7 +140,8 @@ impl ServiceController {
         let context = Arc::new(Context {
             services,
             index,
-            config: PlanConfig { guest_cluster, ..self.config },
+            config: self.config,
+            guest_cluster: KnownGuest::new(guest_cluster),
             owner: Owner::new(self.owner, self.infra),
             gate: self.gate,
             address_timeout: self.address_timeout,
@@ -155,6 +156,12 @@ impl ServiceController {
         let owner = async {
             if !is_owner_known {
                 context.owner.keep_reading().await;
+                context.index.enqueue_all();
+            }
+        };
+        let guest_cluster = async {
+            if context.guest_cluster.ask_until_known(&context.services).await {
+                // The mirrors are marked now.
                 context.index.enqueue_all();
             }
         };
@@ -173,7 +180,9 @@ impl ServiceController {
             sweep::run(&context, self.sweep_interval),
             node_sync::run(followed, &self.node_queue, &context),
             wake_waiting(&context.index),
+            context.keep_forgetting(),
             owner,
+            guest_cluster,
         );
     }
 }

@@ -322,6 +322,7 @@ impl Index {
             self.0.guests.get(service).is_some_and(|guest| infra_name(guest.uid()) == *name)
         };
         names.retain(|name, service| is_there(name, service));
+        self.0.answers.keep(|name| names.contains_key(name));
     }
 }
 

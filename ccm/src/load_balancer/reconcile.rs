@@ -509,9 +509,17 @@ fn conclude(observed: &Observed<'_>, plan: &Plan, context: &Context) -> Action {
     if !left.is_zero() {
         return Action::requeue(left);
     }
+    // Some load balancers read the selector (cozystack/cozystack#2256).
+    let is_selectorless = matches!(&observed.infra, Seen::Present(infra) if infra.spec.selector.is_empty());
+    let selector = if is_selectorless {
+        ", which has no selector, as the cloud-config has it (selectorless, endpoints or enableEPSController), and some load \
+         balancers need one"
+    } else {
+        ""
+    };
     let note = format!(
         "Error syncing load balancer: the infra cluster has assigned no address to service {} for {} s; \
-         check the infra cluster's load balancer; the address is copied when it appears",
+         check the infra cluster's load balancer{selector}; the address is copied when it appears",
         infra_name(guest.uid()),
         context.address_timeout.as_secs()
     );

@@ -51,11 +51,6 @@ pub(crate) async fn run(context: &Context, interval: Option<Duration>) {
         if let Err(error) = sweep_once(context, &mut seen).await {
             tracing::info!(error = chain(&error), "the search for left-overs in infra did not finish");
         }
-        let is_there = |uid: &str| context.index.guest_of(&infra_name(uid)).is_some();
-        context.backoff.keep(is_there);
-        context.repairs.keep(is_there);
-        context.pace.keep(is_there);
-        context.index.drop_vanished();
         sleep(interval).await;
         context.owner.read().await;
     }
@@ -63,15 +58,17 @@ pub(crate) async fn run(context: &Context, interval: Option<Duration>) {
 
 /// One sweep. `seen` are the infra Services (by UID) that the last sweep found unneeded without proof.
 async fn sweep_once(context: &Context, seen: &mut HashSet<String>) -> Result<(), Unswept> {
-    let config = &context.config;
     let mirrors = context.index.mirrors();
     let suspects: Vec<_> = mirrors.iter().filter(|mirror| is_suspect(mirror, context)).collect();
     if suspects.is_empty() {
         seen.clear();
         return Ok(());
     }
-    if context.services.guest_cluster().await? != config.guest_cluster {
-        return Err(Unswept::OtherGuest);
+    match (context.services.guest_cluster().await?.as_deref(), context.guest_cluster.uid()) {
+        (now, own) if now == own => {}
+        // It could not be read at the start. It is asked for, and no mirror is marked with it yet.
+        (Some(_), None) => return Ok(()),
+        _ => return Err(Unswept::OtherGuest),
     }
     let before = std::mem::take(seen);
     for mirror in suspects {
@@ -114,7 +111,7 @@ async fn sweep(mirror: &InfraService, seen_before: bool, context: &Context) -> R
     let infra = mirror.metadata.name.as_deref().unwrap_or_default();
     let config = &context.config;
     let known =
-        Knowledge { identity: &config.identity, guest_cluster: config.guest_cluster.as_deref(), seen_before };
+        Knowledge { identity: &config.identity, guest_cluster: context.guest_cluster.uid(), seen_before };
     let answer = guest.as_ref().map_or(Answer::Absent, Answer::Present);
     // The watch may be behind, so judge the Service as it is now.
     let Some(now) = context.services.mirror_now(infra).await?.map(|now| now.service) else {

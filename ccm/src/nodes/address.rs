@@ -2,7 +2,7 @@
 //!
 //! One interface is the Node's; it gives one address per family, and none that is valid only on its own link. An
 //! address that the Node already has, and that the VM still has, stays, so that what depends on it does not flap. The
-//! addresses that kubelet has from `--node-ip` are always kept and come first. When the guest agent stops reporting, a
+//! addresses that kubelet has from `--node-ip` are kept and come first, unless nobody outside of the VM reaches them. When the guest agent stops reporting, a
 //! VMI shows no addresses for a while: then the last known address of a family is kept.
 
 #![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
@@ -17,6 +17,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::IpNet;
 use kubevirt::Phase;
 
+/// A group of an IPv6 address with four hexadecimal digits.
+const LARGE_GROUP: u16 = 0x1000;
 /// Name of the interface that the upstream cloud provider uses.
 const DEFAULT_INTERFACE: &str = "default";
 
@@ -73,7 +75,7 @@ pub fn addresses(
 ) -> Vec<NodeAddress> {
     // The upstream cloud provider also published link-local addresses; these need not be kept.
     let had: Vec<IpAddr> = internal(current).filter(|ip| is_routable(*ip)).collect();
-    let internal = if provided.is_empty() { policy.choose(vmi, &had) } else { provided.to_vec() };
+    let internal = if provided.is_empty() { policy.choose(vmi, &had) } else { policy.outer(vmi, provided) };
     if internal.is_empty() {
         return current.to_vec();
     }
@@ -85,6 +87,31 @@ pub fn addresses(
 fn internal(addresses: &[NodeAddress]) -> impl Iterator<Item = IpAddr> {
     let internal = addresses.iter().filter(|address| address.kind == INTERNAL_IP);
     internal.filter_map(|address| address.address.parse().ok())
+}
+
+/// The VMI without the addresses that another VMI shows too, where it has one of its own of that family on the interface.
+/// kube-vip and keepalived put one address on several VMs, which is none of them (harvester/harvester#5794). Only one VM may
+/// show it now; `others` are those that run.
+pub fn without_shared<'a>(vmi: &Vmi, others: &(impl Iterator<Item = &'a Vmi> + Clone)) -> Vmi {
+    let is_shared = |ip: IpAddr| {
+        let mut shown = others.clone().flat_map(|other| &other.interfaces).flat_map(|it| &it.addresses);
+        shown.any(|other| *other == ip)
+    };
+    let mut vmi = vmi.clone();
+    for interface in &mut vmi.interfaces {
+        for family in [Family::V4, Family::V6] {
+            let of_family = |ip: &IpAddr| Family::of(*ip) == family && is_routable(*ip);
+            let all: Vec<_> = interface.addresses.iter().copied().filter(of_family).collect();
+            if all.len() < 2 {
+                continue;
+            }
+            let (shared, own): (Vec<_>, Vec<_>) = all.into_iter().partition(|ip| is_shared(*ip));
+            if !own.is_empty() {
+                interface.addresses.retain(|ip| !shared.contains(ip));
+            }
+        }
+    }
+    vmi
 }
 
 impl AddressPolicy {
@@ -133,6 +160,19 @@ impl AddressPolicy {
         Some([Family::V4, Family::V6].into_iter().filter_map(of_family).collect())
     }
 
+    /// The addresses that kubelet has from `--node-ip`, as others reach them: behind the binding masquerade a VM has an address
+    /// that is the same in every VM, 10.0.2.2 (kubevirt/kubevirt#10171), and KubeVirt shows the one of its launcher pod.
+    fn outer(&self, vmi: Option<&Vmi>, provided: &[IpAddr]) -> Vec<IpAddr> {
+        let translated =
+            vmi.filter(|vmi| self.interface.of(vmi).is_some_and(|interface| interface.masquerade));
+        let shown = translated.map(|vmi| self.usable(vmi)).unwrap_or_default();
+        let as_seen = |ip: IpAddr| {
+            let of_family = || shown.iter().copied().find(|other| Family::of(*other) == Family::of(ip));
+            if shown.contains(&ip) { ip } else { of_family().unwrap_or(ip) }
+        };
+        provided.iter().copied().map(as_seen).collect()
+    }
+
     /// One address per family. The family that came first on the Node stays first.
     fn choose(&self, vmi: Option<&Vmi>, had: &[IpAddr]) -> Vec<IpAddr> {
         let shown = vmi.map(|vmi| self.usable(vmi)).unwrap_or_default();
@@ -157,9 +197,8 @@ impl AddressPolicy {
         let Some(interface) = self.interface.of(vmi) else { return Vec::new() };
         let mut usable: Vec<IpAddr> =
             interface.addresses.iter().copied().filter(|ip| self.allows(*ip)).collect();
-        // The sort is stable, because KubeVirt lists the primary address first. An address made from the hardware
-        // address (SLAAC) comes after any other.
-        usable.sort_by_key(|ip| is_eui64(*ip));
+        // The sort is stable, because KubeVirt lists the primary address first.
+        usable.sort_by_key(|ip| Lasting::of(*ip, &interface.addresses));
         usable
     }
 
@@ -192,6 +231,44 @@ fn is_routable(ip: IpAddr) -> bool {
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     !(on_link || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast())
+}
+
+/// How lasting an address is, the most lasting first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Lasting {
+    /// It was given by hand, by DHCP or by infra, as far as can be seen.
+    Given,
+    /// It is made from the hardware address (SLAAC).
+    Hardware,
+    /// It is a privacy address (RFC 8981), which is gone a day later, as far as can be seen.
+    Temporary,
+}
+
+impl Lasting {
+    /// `all` are the addresses of its interface. A privacy address is made for the same network as one from the hardware
+    /// address, with a random interface part. A random part that is given for good looks the same, and then the one from the
+    /// hardware address is as good.
+    fn of(ip: IpAddr, all: &[IpAddr]) -> Self {
+        let IpAddr::V6(v6) = ip else { return Self::Given };
+        let network = |other: Ipv6Addr| other.segments()[..4].to_vec();
+        let mut hardware = all.iter().filter_map(|other| match other {
+            IpAddr::V6(other) if is_eui64(IpAddr::V6(*other)) => Some(*other),
+            _ => None,
+        });
+        if is_eui64(ip) {
+            Self::Hardware
+        } else if is_random(v6) && hardware.any(|other| network(other) == network(v6)) {
+            Self::Temporary
+        } else {
+            Self::Given
+        }
+    }
+}
+
+/// Whether the interface part looks random: at least three of its four groups are large, as of 98 in 100 random ones. One
+/// that a person gave is small, or has the decimal digits of an IPv4 address.
+fn is_random(ip: Ipv6Addr) -> bool {
+    ip.segments()[4..].iter().filter(|group| **group >= LARGE_GROUP).count() >= 3
 }
 
 /// Whether the interface part is made from a hardware address: it has `ff:fe` in its middle (RFC 4291, appendix A).

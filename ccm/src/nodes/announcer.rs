@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, api::PostParams};
 
-use crate::{access::chain, call::call, guest::nodes::GuestNode};
+use crate::{access::chain, announcer::event_name, call::call, guest::nodes::GuestNode};
 
 /// The namespace of events about objects without one (client-go, `record.EventRecorder`).
 const NAMESPACE: &str = "default";
@@ -57,8 +57,7 @@ fn event(node: &GuestNode, said: &Announcement, now: Timestamp) -> Event {
     let name = &node.claims.name;
     Event {
         metadata: ObjectMeta {
-            // Unique enough and readable, in the form that client-go uses.
-            name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+            name: Some(event_name(name, now)),
             namespace: Some(NAMESPACE.to_owned()),
             ..ObjectMeta::default()
         },

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -36,7 +37,7 @@ use crate::{
     },
     nodes::{
         NodeWrites,
-        address::AddressPolicy,
+        address::{AddressPolicy, without_shared},
         announcer::{Announcement, Announcer, NODE_SOURCE},
         init::{Found, plan},
         lifecycle::Lifecycle,
@@ -228,12 +229,26 @@ impl NodeController {
         }
         let host = self.host(vmi.as_deref()).await;
         let is_whole = host != Host::Unknown || !self.settings.zone_and_region || vmi.is_none();
+        // Another guest may let its VMs show any address.
+        let vmi = vmi.map(|vmi| {
+            let others =
+                seen.running().filter(|other| other.name != vmi.name && other.cluster == vmi.cluster);
+            without_shared(&vmi, &others)
+        });
         let is_proved = proved.is_some();
-        let found = Found { id: id.clone(), vmi: vmi.as_deref(), host, is_proved };
+        let found = Found { id: id.clone(), vmi: vmi.as_ref(), host, is_proved };
         let plan = plan(&self.settings.addresses, node, &found);
         let mut node = node.clone();
         // Write the addresses first: pods come as soon as the taint is removed.
         if let Some(addresses) = &plan.addresses {
+            let has = |ip: &IpAddr| addresses.iter().any(|address| address.address == ip.to_string());
+            for inner in node.provided.iter().filter(|ip| !has(ip)) {
+                tracing::warn!(
+                    node = node.claims.name,
+                    "kubelet was given --node-ip={inner}, which is not reached from outside of the VM (binding masquerade): \
+                     the Node gets the address that its VM shows"
+                );
+            }
             node.resource_version = self.writes.addresses(&node, addresses).await?;
         }
         if let Some(identity) = &plan.identity {

@@ -6,6 +6,7 @@ pub mod burst;
 pub mod churn;
 pub mod credentials;
 pub mod explained;
+pub mod families;
 pub mod faults;
 pub mod left_overs;
 pub mod memory;

@@ -134,6 +134,7 @@ fn trials() -> Vec<Trial> {
         load_balancer::sweep_faults::trials(),
         load_balancer::churn::trials(),
         load_balancer::explained::trials(),
+        load_balancer::families::trials(),
         endpoints::trials(),
         endpoints::two_guests::trials(),
         three_steps::trials(),

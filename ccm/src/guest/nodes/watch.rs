@@ -49,7 +49,10 @@ struct Shared {
     /// By name.
     changes: Changes<String>,
     listing: watch::Sender<Listing>,
+    /// Whether the API server has not answered since the watch failed.
     failing: AtomicBool,
+    /// Has a new value with each answer of the API server.
+    answers: watch::Sender<()>,
     refused: Notify,
     retry: Notify,
 }
@@ -78,6 +81,7 @@ impl NodeWatch {
             changes: Changes::default(),
             listing: watch::Sender::default(),
             failing: AtomicBool::new(false),
+            answers: watch::Sender::default(),
             refused: Notify::new(),
             retry: Notify::new(),
         }))
@@ -128,6 +132,17 @@ impl NodeWatch {
         self.wait_for(|listing| listing == Listing::Complete).await;
     }
 
+    /// Waits until the Nodes are known, and, if the watch fails, until the API server has answered again: a Node may be gone
+    /// since.
+    pub(crate) async fn wait_until_current(&self) {
+        let mut answers = self.0.answers.subscribe();
+        self.wait_until_complete().await;
+        if self.0.failing.load(Ordering::Relaxed) {
+            // The sender lives as long as `self`, so the case that it ends does not occur.
+            drop(answers.changed().await);
+        }
+    }
+
     async fn wait_for(&self, condition: impl Fn(Listing) -> bool) {
         // The sender lives as long as `self`, so the case that it ends does not occur.
         drop(self.0.listing.subscribe().wait_for(|listing| condition(*listing)).await);
@@ -174,10 +189,11 @@ impl NodeWatch {
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
+                    self.apply(&event, writer);
                     if is_watch_answered(&event) {
                         self.0.failing.store(false, Ordering::Relaxed);
+                        self.0.answers.send_replace(());
                     }
-                    self.apply(&event, writer);
                 }
                 Err(error) => self.failed(&error),
             }

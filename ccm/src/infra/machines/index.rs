@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use kubevirt::{Seen, WireVm, WireVmi};
+use kubevirt::{Phase, Seen, WireVm, WireVmi};
 use tokio::sync::watch;
 
 use crate::infra::machines::{Vm, Vmi};
@@ -174,6 +174,12 @@ impl Snapshot {
     /// One VM.
     pub fn vm(&self, name: &str) -> Seen<Arc<Vm>> {
         seen(self.vms.as_ref(), name)
+    }
+
+    /// All VMIs that run.
+    pub fn running(&self) -> impl Iterator<Item = &Vmi> + Clone {
+        let all = self.vmis.as_deref().into_iter().flat_map(BTreeMap::values).map(|vmi| &**vmi);
+        all.filter(|vmi| vmi.phase == Phase::Running)
     }
 
     /// One VMI.

@@ -17,8 +17,8 @@ use serde::Deserialize;
 
 use crate::{
     guest_names::{
-        GUEST_CLUSTER_ANNOTATION, Identity, SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL,
-        SERVICE_UID_ANNOTATION, annotation,
+        CLUSTER_NAME_LABEL, GUEST_CLUSTER_ANNOTATION, Identity, SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL,
+        SERVICE_UID_ANNOTATION, annotation, label,
     },
     unreadable::Readable,
     wire::metadata::lean_metadata,
@@ -88,6 +88,13 @@ pub(super) enum Why {
          to answer, and --cleanup-force must not be set"
     )]
     SeveralGuests(usize),
+    /// Its labels are former ones of this guest, which another guest may have today, and nothing else proves it.
+    #[error(
+        "it carries a former label of this guest, as formerLabels has it, which another guest may have too; it is proved to be \
+         this guest's only if the guest's API server answers and has its Service, or the UID with which it is marked; delete \
+         it by hand if it is this guest's, or take the value out of formerLabels"
+    )]
+    FormerLabel,
     /// It appeared while the others were deleted.
     #[error(
         "it was made while the others were deleted, so a cloud controller manager of this guest runs; stop it, and run again"
@@ -101,8 +108,8 @@ impl fmt::Display for Left {
     }
 }
 
-/// Chooses among the infra Services with the cluster's name. `guest` is what the guest answered; without it all marks
-/// must name one guest.
+/// Chooses among the infra Services with the cluster's name, or a former one. `guest` is what the guest answered; without
+/// it all marks must name one guest.
 pub(super) fn choose(found: Vec<Readable<Labelled>>, identity: &Identity, guest: Option<&Guest>) -> Choice {
     let mut choice = Choice::default();
     let mut mirrors = Vec::new();
@@ -112,33 +119,61 @@ pub(super) fn choose(found: Vec<Readable<Labelled>>, identity: &Identity, guest:
                 let (name, why) = (odd.name().to_owned(), Why::Unreadable(odd.error));
                 choice.left.push(Left { name, why });
             }
-            Ok(infra) if identity.owns(&infra) => mirrors.push(infra),
-            Ok(infra) if is_anothers(&infra, identity) || !has_marks(&infra) => {}
+            Ok(infra) if identity.owned(&infra) => mirrors.push(infra),
+            Ok(infra) if identity.is_anothers(&infra) || !has_marks(&infra) => {}
             Ok(infra) => choice.left.push(Left { name: described(&infra), why: Why::Contradictory }),
         }
     }
-    let marks: BTreeSet<String> = mirrors.iter().filter_map(mark).map(str::to_owned).collect();
-    let proved: HashSet<String> = match guest {
-        Some(guest) => {
-            mirrors.iter().filter(|mirror| guest.has(mirror)).filter_map(mark).map(str::to_owned).collect()
-        }
-        None => HashSet::new(),
-    };
+    let marks = Marks::of(&mirrors, identity, guest);
     for mirror in mirrors {
-        let why = match (guest, mark(&mirror)) {
-            (None, _) if marks.len() > 1 => Some(Why::SeveralGuests(marks.len())),
-            (None, _) | (_, None) => None,
-            (Some(guest), Some(mark)) if mark == guest.uid || proved.contains(mark) => None,
-            (Some(guest), Some(mark)) => {
-                Some(Why::OtherGuest { marked: mark.to_owned(), answered: guest.uid.clone() })
-            }
-        };
-        match why {
+        match marks.doubt(&mirror, identity, guest) {
             None => choice.own.push(mirror),
             Some(why) => choice.left.push(Left { name: described(&mirror), why }),
         }
     }
     choice
+}
+
+/// The cluster marks of the mirrors.
+#[derive(Debug, Default)]
+struct Marks {
+    /// Those of the mirrors that have today's labels.
+    present: BTreeSet<String>,
+    /// Those of the mirrors whose Services the guest has.
+    proved: BTreeSet<String>,
+}
+
+impl Marks {
+    fn of(mirrors: &[Labelled], identity: &Identity, guest: Option<&Guest>) -> Self {
+        let mut marks = Self::default();
+        for mirror in mirrors {
+            let Some(mark) = mark(mirror) else { continue };
+            if identity.owns(mirror) {
+                marks.present.insert(mark.to_owned());
+            }
+            if guest.is_some_and(|guest| guest.has(mirror)) {
+                marks.proved.insert(mark.to_owned());
+            }
+        }
+        marks
+    }
+
+    /// Why this one, which has the labels of this guest or former ones, is not proved to be its mirror.
+    fn doubt(&self, mirror: &Labelled, identity: &Identity, guest: Option<&Guest>) -> Option<Why> {
+        let mark = mark(mirror);
+        let is_former = !identity.owns(mirror);
+        match (guest, mark) {
+            (None, _) if self.present.len() > 1 => Some(Why::SeveralGuests(self.present.len())),
+            (None, Some(mark)) if is_former && self.present.contains(mark) => None,
+            (None, _) if is_former => Some(Why::FormerLabel),
+            (Some(guest), None) if is_former && !guest.has(mirror) => Some(Why::FormerLabel),
+            (None, _) | (_, None) => None,
+            (Some(guest), Some(mark)) if mark == guest.uid || self.proved.contains(mark) => None,
+            (Some(guest), Some(mark)) => {
+                Some(Why::OtherGuest { marked: mark.to_owned(), answered: guest.uid.clone() })
+            }
+        }
+    }
 }
 
 impl Guest {
@@ -148,25 +183,14 @@ impl Guest {
     }
 }
 
-/// Whether a label names another guest: the cluster's name and the operator's labels are a guest's identity.
-fn is_anothers(infra: &Labelled, identity: &Identity) -> bool {
-    let labels = infra.metadata.labels.as_ref();
-    identity
-        .common_labels()
-        .iter()
-        .any(|(key, value)| labels.and_then(|labels| labels.get(key)).is_some_and(|found| found != value))
-}
-
-/// Whether it has any mark that only a mirror has. Other programs make Services with the cluster's name too: Cluster
-/// API's provider for KubeVirt makes that of the control plane.
+/// Whether it has the name of a cluster, and any mark that only a mirror has. Other programs make Services with the
+/// cluster's name too: Cluster API's provider for KubeVirt makes that of the control plane.
 fn has_marks(infra: &Labelled) -> bool {
-    let labels = infra.metadata.labels.as_ref();
-    [SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL]
-        .iter()
-        .any(|key| labels.is_some_and(|all| all.contains_key(*key)))
-        || [SERVICE_UID_ANNOTATION, GUEST_CLUSTER_ANNOTATION]
-            .iter()
-            .any(|key| annotation(infra, key).is_some())
+    let has_label = |key: &str| label(infra, key).is_some();
+    let has_annotation = |key: &str| annotation(infra, key).is_some();
+    has_label(CLUSTER_NAME_LABEL)
+        && ([SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL].into_iter().any(has_label)
+            || [SERVICE_UID_ANNOTATION, GUEST_CLUSTER_ANNOTATION].into_iter().any(has_annotation))
 }
 
 fn mark(infra: &Labelled) -> Option<&str> {
@@ -181,8 +205,7 @@ pub(super) fn key(infra: &Labelled) -> (&str, &str) {
 
 /// Its name, with the name of the Service that it served.
 pub(super) fn described(infra: &Labelled) -> String {
-    let label = |key: &str| infra.metadata.labels.as_ref().and_then(|labels| labels.get(key));
-    match (label(SERVICE_NAMESPACE_LABEL), label(SERVICE_NAME_LABEL)) {
+    match (label(infra, SERVICE_NAMESPACE_LABEL), label(infra, SERVICE_NAME_LABEL)) {
         (Some(namespace), Some(name)) => format!("{} (of {namespace}/{name})", key(infra).0),
         _ => key(infra).0.to_owned(),
     }
@@ -285,6 +308,52 @@ mod tests {
         }
         let choice = chosen(&[infra], Some(&guest("g", &[])));
         assert_eq!((choice.own.len() == 1, choice.left.len()), (is_own, left), "{choice:?}");
+    }
+
+    /// Mirrors that the cluster left under another name, or without one, before `formerLabels` has been told to the running
+    /// program. Another guest of the namespace may have that name today.
+    #[rstest]
+    #[case::its_service_is_there("old", None, Some(guest("g", &[0])), true)]
+    #[case::unnamed_and_its_service_is_there("", None, Some(guest("g", &[0])), true)]
+    #[case::marked_as_this_guest_s("old", Some("g"), Some(guest("g", &[])), true)]
+    #[case::marked_before_kubernetes_was_made_anew("old", Some("o"), Some(guest("new", &[0])), true)]
+    #[case::without_a_service("old", None, Some(guest("g", &[])), false)]
+    #[case::unnamed_without_a_service("", None, Some(guest("g", &[])), false)]
+    #[case::marked_as_another_s("old", Some("h"), Some(guest("g", &[])), false)]
+    #[case::a_silent_guest("old", None, None, false)]
+    #[case::a_silent_guest_and_a_mark("old", Some("g"), None, false)]
+    fn what_a_former_name_left_is_deleted_if_it_is_proved(
+        #[case] name: &str,
+        #[case] mark: Option<&str>,
+        #[case] guest: Option<Guest>,
+        #[case] is_own: bool,
+    ) {
+        let mut left = mirror(0, mark);
+        left["metadata"]["labels"]["tier"] = json!("silver");
+        match name {
+            "" => drop(left["metadata"]["labels"].as_object_mut().unwrap().remove(CLUSTER_NAME_LABEL)),
+            name => left["metadata"]["labels"][CLUSTER_NAME_LABEL] = json!(name),
+        }
+        let former = [(CLUSTER_NAME_LABEL, vec!["old", ""]), ("tier", vec!["silver"])];
+        let texts = |all: Vec<&str>| all.into_iter().map(str::to_owned).collect();
+        let former = former.into_iter().map(|(key, all)| (key.to_owned(), texts(all))).collect();
+        let identity = Identity { former, ..identity() };
+        let found = || vec![serde_json::from_value(left.clone()).unwrap()];
+        let choice = choose(found(), &identity, guest.as_ref());
+        assert_eq!((choice.own.len(), choice.left.len()), if is_own { (1, 0) } else { (0, 1) }, "{choice:?}");
+        let not_told = choose(found(), &self::identity(), guest.as_ref());
+        assert!(not_told.own.is_empty() && not_told.left.is_empty(), "another guest's: {not_told:?}");
+    }
+
+    /// One of today's labels is marked: the guest is silent, and the mark tells whose the other is.
+    #[test]
+    fn a_mark_of_today_s_mirrors_proves_those_of_a_former_label() {
+        let mut former = mirror(1, Some("g"));
+        former["metadata"]["labels"]["tier"] = json!("silver");
+        let identity =
+            Identity { former: [("tier".to_owned(), vec!["silver".to_owned()])].into(), ..identity() };
+        let found = [mirror(0, Some("g")), former].map(|infra| serde_json::from_value(infra).unwrap());
+        assert_eq!(choose(found.into(), &identity, None).own.len(), 2);
     }
 
     #[test]

@@ -104,10 +104,16 @@ impl Answers {
         Some(left)
     }
 
-    /// Drops what is known of the guest Service with this UID, which needs no load balancer any more.
+    /// Drops what is known of the guest Service with this UID, which is gone.
     pub(super) fn forget(&self, uid: &str) {
         self.lock().remove(&infra_name(uid));
         self.patches().remove(uid);
+    }
+
+    /// Keeps only what is known of guest Services that still exist; `is_there` has the names of their mirrors.
+    pub(super) fn keep(&self, is_there: impl Fn(&str) -> bool) {
+        self.lock().retain(|name, _| is_there(name));
+        self.patches().retain(|uid, _| is_there(&infra_name(uid)));
     }
 
     fn patches(&self) -> MutexGuard<'_, HashMap<String, (u64, Instant)>> {

@@ -341,3 +341,25 @@ fn a_service_that_became_too_large_gives_its_place_back() {
     fed.index.set_aside(U1);
     assert!(fed.limited(&second).refusal.is_none());
 }
+
+/// A Service that was deleted during a gap in the watch has no event of its own.
+#[tokio::test(start_paused = true)]
+async fn what_was_answered_about_a_service_that_vanished_in_a_gap_is_not_kept() {
+    let mut fed = Fed::new(None);
+    let (gone, stays) = (guest(U1, 0), guest(U2, 0));
+    for service in [&gone, &stays] {
+        fed.guest(Event::Apply(service.clone()));
+        fed.index.created(&infra_name(service.uid()));
+        let mut now = service.clone();
+        now.metadata.resource_version = Some("2".to_owned());
+        fed.index.patched(&now);
+    }
+    for event in [Event::Init, Event::InitApply(stays.clone()), Event::InitDone] {
+        fed.guest(event);
+    }
+    let is_known = |service: &GuestService| {
+        let name = infra_name(service.uid());
+        (fed.index.is_coming(&name).is_some(), fed.index.is_behind(service).is_some())
+    };
+    assert_eq!((is_known(&gone), is_known(&stays)), ((false, false), (true, true)));
+}

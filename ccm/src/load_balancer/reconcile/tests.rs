@@ -16,7 +16,7 @@ use crate::{
         index::{Index, Writers},
         metrics::ServiceMetrics,
         nodes::Nodes,
-        owner_lookup::Owner,
+        owner_lookup::{GuestCluster as KnownGuest, Owner},
         plan::PlanConfig,
     },
     repairs::{Contested, Repairs},
@@ -47,6 +47,8 @@ struct World {
     families: Vec<&'static str>,
     /// The calls about Services, with the cluster of each.
     calls: Vec<String>,
+    /// The messages of the events.
+    events: Vec<String>,
 }
 
 impl World {
@@ -68,6 +70,9 @@ impl World {
     }
 
     fn answer(&mut self, method: &Method, path: &str, body: &Value) -> (u16, Value) {
+        if path.ends_with("/events") {
+            self.events.extend(body["message"].as_str().map(str::to_owned));
+        }
         if !path.starts_with(GUESTS) && !path.starts_with(MIRRORS) {
             return status(403, "Forbidden", "");
         }
@@ -185,6 +190,7 @@ impl Controller {
             services: Services::new(&guest, &infra),
             index,
             config: PlanConfig::of(identity),
+            guest_cluster: KnownGuest::default(),
             owner: Owner::new(None, infra),
             gate: Arc::default(),
             address_timeout: Duration::from_mins(1),
@@ -561,4 +567,53 @@ async fn a_mirror_gets_a_family_that_infra_has(
     assert_eq!(calls.iter().filter(|call| *call == "POST infra").count(), tries, "{calls:?}");
     let asked = controller.world().mirror.as_ref().unwrap()["spec"].get("ipFamilies").cloned();
     assert_eq!(asked.unwrap_or_default(), made);
+}
+
+/// Somebody removes the finalizer by hand while the watch has a gap. The sweep, which an operator may switch off, is not
+/// needed for it.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_kept_of_a_service_that_vanished() {
+    let mut controller = Controller::serving().await;
+    controller.context.backoff.failed(UID);
+    controller.context.index.waits(UID);
+    assert_eq!(controller.context.index.waiting(), 1);
+    for event in [Event::Init, Event::InitDone] {
+        controller.writers.guests.apply_watcher_event(&event);
+        controller.context.index.guest_event(event);
+    }
+    let forgets = controller.context.keep_forgetting();
+    assert!(tokio::time::timeout(Duration::from_mins(2), forgets).await.is_err(), "without end");
+    assert!(controller.context.backoff.is_empty());
+    assert_eq!(controller.context.index.waiting(), 0);
+}
+
+/// The UID of the guest cluster becomes known while the program runs: then its mirrors are marked with it.
+#[tokio::test]
+async fn a_mirror_is_marked_when_the_guest_cluster_is_known() {
+    let mut controller = Controller::serving().await;
+    let mark = |controller: &Controller| {
+        let mirror = controller.world().mirror.clone().unwrap();
+        mirror["metadata"]["annotations"].get("cluster.x-k8s.io/tenant-cluster-uid").cloned()
+    };
+    assert_eq!(mark(&controller), None);
+    controller.context.guest_cluster = KnownGuest::new(Some("g".to_owned()));
+    assert_eq!(controller.reconcile().await, ["GET infra", "PUT infra"]);
+    assert_eq!(mark(&controller), Some(json!("g")));
+}
+
+/// cozystack/cozystack#2256: a load balancer that reads the selector gives no address to a mirror without.
+#[rstest::rstest]
+#[case::selectorless(true)]
+#[case::by_selector(false)]
+#[tokio::test(start_paused = true)]
+async fn a_mirror_without_selector_and_address_is_reported_as_such(#[case] selectorless: bool) {
+    let mut controller = Controller::new();
+    controller.context.config.endpoints.choice.selectorless = selectorless;
+    controller.reconcile().await;
+    tokio::time::advance(controller.context.address_timeout).await;
+    controller.reconcile().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let world = controller.world();
+    let found = world.events.iter().find(|event| event.contains("has assigned no address")).unwrap();
+    assert_eq!(found.contains("no selector"), selectorless, "{found}");
 }

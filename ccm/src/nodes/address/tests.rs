@@ -40,6 +40,11 @@ fn chosen(policy: &AddressPolicy, vmi: Option<&Vmi>, provided: &[&str], current:
 #[case::nothing_of_its_own(&["127.0.0.1", "::1", "0.0.0.0", "ff02::1", "10.0.0.7"], &["10.0.0.7"])]
 #[case::hardware_address_last(&["2001:db8::5054:ff:fe12:3456", "2001:db8::7"], &["2001:db8::7"])]
 #[case::hardware_address_alone(&["2001:db8::5054:ff:fe12:3456"], &["2001:db8::5054:ff:fe12:3456"])]
+#[case::privacy_address_last(&["2001:db8::a1b2:c3d4:e5f6:789a", "2001:db8::5054:ff:fe12:3456"], &["2001:db8::5054:ff:fe12:3456"])]
+#[case::privacy_address_alone(&["2001:db8::a1b2:c3d4:e5f6:789a"], &["2001:db8::a1b2:c3d4:e5f6:789a"])]
+#[case::random_in_another_network(&["2001:db8:1:0:a1b2:c3d4:e5f6:789a", "2001:db8::5054:ff:fe12:3456"], &["2001:db8:1:0:a1b2:c3d4:e5f6:789a"])]
+#[case::given_by_hand(&["2001:db8::5054:ff:fe12:3456", "2001:db8::192:168:0:7"], &["2001:db8::192:168:0:7"])]
+#[case::given_and_privacy(&["2001:db8::a1b2:c3d4:e5f6:789a", "2001:db8::5054:ff:fe12:3456", "2001:db8::7"], &["2001:db8::7"])]
 fn one_address_per_family_of_those_that_count(#[case] shown: &[&str], #[case] expected: &[&str]) {
     let vmi = on_default(shown, AGENT);
     assert_eq!(chosen(&AddressPolicy::default(), Some(&vmi), &[], &[]), expected);
@@ -89,6 +94,26 @@ fn networks_limit_what_is_published() {
     assert_eq!(chosen(&outside, Some(&vmi), &[], &[]), ["192.168.0.7", "2001:db8::7"]);
 }
 
+/// harvester/harvester#5794: kube-vip's address is listed first on the VM that has it now.
+#[rstest]
+#[case::another_shows_it(&["10.0.0.99", "10.0.0.7"], &["10.0.0.99", "10.0.0.8"], &["10.0.0.7"])]
+#[case::of_either_family(&["10.0.0.99", "10.0.0.7", "fd00::99", "fd00::7"], &["fd00::99", "10.0.0.99"], &["10.0.0.7", "fd00::7"])]
+#[case::nobody_else_shows_it(&["10.0.0.99", "10.0.0.7"], &["10.0.0.8"], &["10.0.0.99"])]
+#[case::it_has_no_other(&["10.0.0.99", "fd00::7"], &["10.0.0.99"], &["10.0.0.99", "fd00::7"])]
+#[case::all_are_shared(&["10.0.0.99", "10.0.0.7"], &["10.0.0.99", "10.0.0.7"], &["10.0.0.99"])]
+#[case::link_local_is_no_other(&["10.0.0.99", "169.254.0.7"], &["10.0.0.99"], &["10.0.0.99"])]
+fn an_address_that_several_vms_show_is_none_of_theirs(
+    #[case] shown: &[&str],
+    #[case] elsewhere: &[&str],
+    #[case] expected: &[&str],
+) {
+    let (vmi, other) = (on_default(shown, AGENT), on_default(elsewhere, AGENT));
+    let vmi = without_shared(&vmi, &std::iter::once(&other));
+    assert_eq!(chosen(&AddressPolicy::default(), Some(&vmi), &[], &[]), expected);
+    // A Node that has it loses it as soon as another VM shows it too.
+    assert_eq!(chosen(&AddressPolicy::default(), Some(&vmi), &[], &shown[..1]), expected);
+}
+
 #[test]
 fn an_address_that_is_still_there_stays() {
     let vmi = on_default(&["10.0.0.7", "10.0.0.8", "fd00::7"], AGENT);
@@ -127,6 +152,29 @@ fn what_kubelet_was_given_is_satisfied(#[case] annotation: &str, #[case] expecte
     let provided = provided_node_ips(annotation);
     let all = addresses(&AddressPolicy::default(), Some(&vmi), &provided, &[]);
     assert_eq!(all, internal_ips(expected));
+}
+
+/// kubevirt/kubevirt#10171: behind masquerade every VM has 10.0.2.2.
+#[rstest]
+#[case::inner("10.0.2.2", &["10.0.0.7", "fd00::7"], &["10.0.0.7"])]
+#[case::inner_pair("fd10:0:2::2,10.0.2.2", &["10.0.0.7", "fd00::7"], &["fd00::7", "10.0.0.7"])]
+#[case::outer("10.0.0.7", &["10.0.0.7"], &["10.0.0.7"])]
+#[case::the_second_of_a_family("10.0.0.8", &["10.0.0.7", "10.0.0.8"], &["10.0.0.8"])]
+#[case::nothing_shown("10.0.2.2", &[], &["10.0.2.2"])]
+#[case::another_family_shown("10.0.2.2", &["fd00::7"], &["10.0.2.2"])]
+fn behind_masquerade_a_node_has_the_address_at_which_others_reach_it(
+    #[case] annotation: &str,
+    #[case] shown: &[&str],
+    #[case] expected: &[&str],
+) {
+    let mut vmi = on_default(shown, AGENT);
+    let provided = provided_node_ips(annotation);
+    let all = |vmi: &Vmi| addresses(&AddressPolicy::default(), Some(vmi), &provided, &[]);
+    let given: Vec<_> = provided.iter().map(ToString::to_string).collect();
+    let given: Vec<_> = given.iter().map(String::as_str).collect();
+    assert_eq!(all(&vmi), internal_ips(&given), "with another binding it stays");
+    vmi.interfaces[0].masquerade = true;
+    assert_eq!(all(&vmi), internal_ips(expected));
 }
 
 #[test]

@@ -112,6 +112,28 @@ async fn a_node_gets_its_address_before_it_is_opened_for_pods() {
     assert_eq!(clusters.guest.made("POST")[0].body["reason"], "Synced");
 }
 
+/// harvester/harvester#5794: kube-vip's address, which another VM has shown too since it failed over.
+#[rstest]
+#[case::of_this_guest(None, "10.0.0.7")]
+#[case::of_another_guest(Some("b"), "10.0.0.99")]
+#[tokio::test]
+async fn a_node_does_not_get_an_address_that_another_vm_shows_too(
+    #[case] cluster: Option<&str>,
+    #[case] expected: &str,
+) {
+    let clusters = Clusters::new(Settings::default());
+    let showing = |name: &str, addresses: &[&str]| {
+        let mut vmi = Vmi { name: name.into(), ..vmi() };
+        vmi.interfaces[0].addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
+        vmi
+    };
+    let other = Vmi { cluster: cluster.map(str::to_owned), ..showing("vm-2", &["10.0.0.99", "10.0.0.8"]) };
+    clusters.controller.index.replace([showing("vm-1", &["10.0.0.99", "10.0.0.7"]), other]);
+    clusters.sync(&fresh()).await.unwrap();
+    let status = &clusters.guest.made("PATCH")[0];
+    assert_eq!(status.body["status"]["addresses"], json!([{"type": "InternalIP", "address": expected}]));
+}
+
 #[rstest]
 #[case::forbidden(403, 1)]
 #[case::broken(500, 2)]

@@ -2,9 +2,9 @@
 //! address in its status. The address only: `infra_speaker` lets clients find it.
 //!
 //! Rules (MetalLB `controller/service.go`): an address of the pool for each of a Service's families, kept as long as the Service is; the one of
-//! `spec.loadBalancerIP` if it is named; events as MetalLB words them.
+//! `spec.loadBalancerIP` if it is named; what happens if the pool lacks a family is a [`Rule`]; events as MetalLB words them.
 //!
-//! What it does not do: pools, sharing of addresses, `loadBalancerClass`. A test runs one in its own process, for a
+//! What it does not do: several pools, sharing of addresses, `loadBalancerClass`. A test runs one in its own process, for a
 //! namespace of its own.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
-use k8s_openapi::api::core::v1::{ObjectReference, Service};
+use k8s_openapi::api::core::v1::{ObjectReference, Service, ServiceSpec};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{Patch, PatchParams},
@@ -33,8 +33,13 @@ use super::{
 const COMPONENT: &str = "metallb-controller";
 /// The first address of `sandbox::network::clients`' load balancers.
 const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
-/// The second family, as `spec.ipFamilies` names it.
+/// The families, as `spec.ipFamilies` names them.
+const IPV4: &str = "IPv4";
 const IPV6: &str = "IPv6";
+/// `spec.ipFamilyPolicy` of a Service that is content with one family.
+const PREFER_DUAL_STACK: &str = "PreferDualStack";
+/// MetalLB's message where a pool has no address for a Service (`internal/allocator`).
+const NO_ADDRESS: &str = "no available IPs";
 /// `spec.type` of what it serves.
 const LOAD_BALANCER: &str = "LoadBalancer";
 
@@ -53,6 +58,13 @@ pub enum Fault {
         /// The event's message.
         message: String,
     },
+    /// The pool has addresses of one family only.
+    Pool {
+        /// Which.
+        family: Family,
+        /// What a Service of two families gets then.
+        rule: Rule,
+    },
     /// Another address than before.
     Move {
         /// Of which Service.
@@ -61,6 +73,29 @@ pub enum Fault {
         to: Ipv4Addr,
     },
 }
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// What a Service of two families gets from a pool of one. A Service of one family that the pool lacks never gets an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Older releases of MetalLB: its addresses must be of the same families as its cluster IPs. It gets none, and one that it
+    /// had is taken away (metallb/metallb#2482).
+    AllOrNone,
+    /// Newer releases (`AllocateFromPoolForAdditionalFamily`): with the policy `PreferDualStack` it gets and keeps what the pool
+    /// has.
+    WhatThereIs,
+}
+
+/// The pool: the families that it has, and the rule where it lacks one.
+type Pool = Option<(Family, Rule)>;
 
 struct LoadBalancer {
     client: Client,
@@ -103,13 +138,21 @@ async fn serve(service: Arc<Service>, balancer: Arc<LoadBalancer>) -> Result<Act
         Verdict::Wait(left) => return Ok(Action::requeue(left)),
         Verdict::Stuck => return Ok(Action::await_change()),
     }
-    let place = || {
-        let families = spec.ip_families.unwrap_or_default();
-        let place = balancer.place(&service);
-        let of = |family: &String| if family == IPV6 { IpAddr::V6(second(place)) } else { IpAddr::V4(place) };
-        families.iter().map(|family| of(family).to_string()).collect()
+    let mut wanted = match addresses(&spec, balancer.pool(), balancer.place(&service)) {
+        Ok(wanted) => wanted,
+        Err(why) => {
+            if !shown.is_empty() {
+                balancer.show(&service, &[]).await?;
+            }
+            let message = format!(
+                "Failed to allocate IP for \"{}/{name}\": {why}",
+                service.namespace().unwrap_or_default()
+            );
+            let words = (Kind::Warning, "AllocationFailed", message.as_str());
+            balancer.events.tell(&balancer.client, &reference(&service), words).await;
+            return Ok(Action::await_change());
+        }
     };
-    let mut wanted: Vec<String> = spec.load_balancer_ip.map_or_else(place, |named| vec![named]);
     for fault in balancer.faults.active() {
         match fault {
             Fault::Refuse { message } => {
@@ -118,7 +161,7 @@ async fn serve(service: Arc<Service>, balancer: Arc<LoadBalancer>) -> Result<Act
                 return Ok(Action::await_change());
             }
             Fault::Move { service, to } if service == name => wanted = vec![to.to_string()],
-            Fault::Hold { .. } | Fault::Move { .. } => {}
+            Fault::Hold { .. } | Fault::Move { .. } | Fault::Pool { .. } => {}
         }
     }
     if shown != wanted {
@@ -127,7 +170,59 @@ async fn serve(service: Arc<Service>, balancer: Arc<LoadBalancer>) -> Result<Act
     Ok(Action::await_change())
 }
 
+/// The addresses of a Service whose place in the pool is `place`, or why it has none.
+fn addresses(spec: &ServiceSpec, pool: Pool, place: Ipv4Addr) -> Result<Vec<String>, String> {
+    let families: Vec<Family> =
+        spec.ip_families.iter().flatten().filter_map(|it| Family::parse(it)).collect();
+    if let Some(named) = &spec.load_balancer_ip {
+        let family = named.parse().map(Family::of);
+        return match family {
+            Ok(family) if families == [family] => Ok(vec![named.clone()]),
+            _ => Err(format!(
+                "requested loadBalancer IP(s) [\"{named}\"] does not match the ipFamily of the service"
+            )),
+        };
+    }
+    let has = |family: &Family| pool.is_none_or(|(only, _)| only == *family);
+    let present: Vec<_> = families.iter().filter(|family| has(family)).collect();
+    let prefers = spec.ip_family_policy.as_deref() == Some(PREFER_DUAL_STACK);
+    let is_content = prefers && pool.is_some_and(|(_, rule)| rule == Rule::WhatThereIs);
+    if present.is_empty() || (present.len() < families.len() && !is_content) {
+        return Err(NO_ADDRESS.to_owned());
+    }
+    Ok(present.into_iter().map(|family| family.at(place).to_string()).collect())
+}
+
+impl Family {
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            IPV4 => Some(Self::V4),
+            IPV6 => Some(Self::V6),
+            _ => None,
+        }
+    }
+
+    fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// The address of this family at a place in the pool.
+    fn at(self, place: Ipv4Addr) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(place),
+            Self::V6 => IpAddr::V6(second(place)),
+        }
+    }
+}
+
 impl LoadBalancer {
+    fn pool(&self) -> Pool {
+        self.faults.active().into_iter().find_map(|fault| match fault {
+            Fault::Pool { family, rule } => Some((family, rule)),
+            _ => None,
+        })
+    }
+
     fn place(&self, service: &Service) -> Ipv4Addr {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         let next = u32::try_from(places.len()).unwrap_or(u32::MAX);
@@ -136,6 +231,13 @@ impl LoadBalancer {
     }
 
     async fn assign(&self, service: &Service, addresses: &[String]) -> Result<()> {
+        self.show(service, addresses).await?;
+        let message = format!("Assigned IP {addresses:?}");
+        self.events.tell(&self.client, &reference(service), (Kind::Normal, "IPAllocated", &message)).await;
+        Ok(())
+    }
+
+    async fn show(&self, service: &Service, addresses: &[String]) -> Result<()> {
         let namespace = service.namespace().unwrap_or_default();
         let services: Api<Service> = Api::namespaced(self.client.clone(), &namespace);
         let ingress: Vec<_> =
@@ -143,15 +245,59 @@ impl LoadBalancer {
         let status = json!({"status": {"loadBalancer": {"ingress": ingress}}});
         match services.patch_status(&service.name_any(), &PatchParams::default(), &Patch::Merge(status)).await
         {
-            Err(error) if !not_found(&error) => return Err(error.into()),
-            _ => {}
+            Err(error) if !not_found(&error) => Err(error.into()),
+            _ => Ok(()),
         }
-        let message = format!("Assigned IP {addresses:?}");
-        self.events.tell(&self.client, &reference(service), (Kind::Normal, "IPAllocated", &message)).await;
-        Ok(())
     }
 }
 
 fn reference(service: &Service) -> ObjectReference {
     ObjectReference { resource_version: None, ..service.object_ref(&()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLACE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 7);
+
+    fn spec(families: &[&str], policy: &str, named: Option<&str>) -> ServiceSpec {
+        ServiceSpec {
+            ip_families: Some(families.iter().map(|&family| family.to_owned()).collect()),
+            ip_family_policy: Some(policy.to_owned()),
+            load_balancer_ip: named.map(str::to_owned),
+            ..ServiceSpec::default()
+        }
+    }
+
+    #[test]
+    fn a_service_gets_what_metallb_gives_it() {
+        let (four, six) = (PLACE.to_string(), second(PLACE).to_string());
+        let only = |family, rule| Some((family, rule));
+        let both = ["IPv4", "IPv6"];
+        let (old, new) = (Rule::AllOrNone, Rule::WhatThereIs);
+        for (families, policy, pool, expected) in [
+            (&both[..1], "SingleStack", None, vec![&four]),
+            (&both[..], "PreferDualStack", None, vec![&four, &six]),
+            (&both[..1], "SingleStack", only(Family::V4, old), vec![&four]),
+            (&both[1..], "SingleStack", only(Family::V4, old), vec![]),
+            (&both[1..], "SingleStack", only(Family::V4, new), vec![]),
+            (&both[..], "PreferDualStack", only(Family::V4, old), vec![]),
+            (&both[..], "PreferDualStack", only(Family::V4, new), vec![&four]),
+            (&both[..], "PreferDualStack", only(Family::V6, new), vec![&six]),
+            (&both[..], "RequireDualStack", only(Family::V4, new), vec![]),
+        ] {
+            let found = addresses(&spec(families, policy, None), pool, PLACE).unwrap_or_default();
+            assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{families:?} {policy} {pool:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_named_has_to_be_of_the_service_s_family() {
+        let named =
+            |families: &[&str], named| addresses(&spec(families, "SingleStack", Some(named)), None, PLACE);
+        assert_eq!(named(&["IPv4"], "198.18.9.9"), Ok(vec!["198.18.9.9".to_owned()]));
+        assert!(named(&["IPv6"], "198.18.9.9").unwrap_err().contains("does not match"));
+        assert!(named(&["IPv4", "IPv6"], "198.18.9.9").unwrap_err().contains("does not match"));
+    }
 }

@@ -17,15 +17,15 @@ use tokio::time::Instant;
 
 use crate::{
     controller_operation::ControllerOperation, error::Error, keys::HOLDER_ANNOTATION, metrics::WaitCause,
-    node_id::node_id, usable,
+    moved, node_id::node_id, usable,
 };
 
 /// Parent of the annotation.
-const ANNOTATIONS: &str = "/metadata/annotations";
+pub(crate) const ANNOTATIONS: &str = "/metadata/annotations";
 /// `resourceVersion` of the claim.
-const RESOURCE_VERSION: &str = "/metadata/resourceVersion";
+pub(crate) const RESOURCE_VERSION: &str = "/metadata/resourceVersion";
 /// Pause before the next try: CDI makes a claim some 0.2 s after the `DataVolume`.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause between tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// CDI makes a claim at once, or a person has to help (a quota, a class that does not exist). After this time the RPC
@@ -145,6 +145,7 @@ impl<'a> Holder<'a> {
     }
 
     fn held(&self, claim: &Claim) -> Result<Hold, Error> {
+        moved::check(self.volume, claim)?;
         if claim.deleting() { Err(Error::Deleting(self.volume.clone())) } else { Ok(Hold::Held) }
     }
 
@@ -163,6 +164,10 @@ impl<'a> Holder<'a> {
         match hold {
             Hold::Held => {
                 let claim = operation.wait(self.infra.claim(self.volume)).await??;
+                if let Some(claim) = &claim {
+                    // A detach elsewhere may have recorded it since the annotation was written.
+                    moved::check(self.volume, claim)?;
+                }
                 let holder =
                     claim.and_then(|claim| claim.metadata.annotations.get(HOLDER_ANNOTATION).cloned());
                 match holder {

@@ -21,11 +21,11 @@ use crate::{
 };
 
 /// Parent of the annotation.
-pub(crate) const ANNOTATIONS: &str = "/metadata/annotations";
+const ANNOTATIONS: &str = "/metadata/annotations";
 /// `resourceVersion` of the claim.
-pub(crate) const RESOURCE_VERSION: &str = "/metadata/resourceVersion";
+const RESOURCE_VERSION: &str = "/metadata/resourceVersion";
 /// Pause before the next try: CDI makes a claim some 0.2 s after the `DataVolume`.
-pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause between tries.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// CDI makes a claim at once, or a person has to help (a quota, a class that does not exist). After this time the RPC

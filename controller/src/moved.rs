@@ -4,16 +4,24 @@
 //! whose data is older. So the detach first records the move in an annotation of that claim, and nothing uses a claim that
 //! has it. Where the claim cannot be patched, the volume is not detached.
 
+use std::time::Duration;
+
 use infra::{Claim, Class, Infra, ObjectName, PatchOp, annotation_path};
 
 use crate::{
     attach::{SpecEntry, VmView},
     controller_operation::ControllerOperation,
     error::Error,
-    holder::{ANNOTATIONS, FIRST_PAUSE, RESOURCE_VERSION},
     keys::MOVED_ANNOTATION,
     metrics::WaitCause,
 };
+
+/// Parent of the annotations.
+const ANNOTATIONS: &str = "/metadata/annotations";
+/// `resourceVersion` of the claim.
+const RESOURCE_VERSION: &str = "/metadata/resourceVersion";
+/// Pause before the claim is read again, after it was changed by another client.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Fails if the claim has older data than the one that KubeVirt moved the volume to.
 pub(crate) fn check(volume: &ObjectName, claim: &Claim) -> Result<(), Error> {
@@ -86,7 +94,7 @@ pub(crate) async fn record(
             // The claim has changed since it was read.
             Err(error) if matches!(error.class(), Class::Invalid | Class::Conflict | Class::NotFound) => {
                 operation.report(&error);
-                operation.wait_for(WaitCause::InfraClaim, tokio::time::sleep(FIRST_PAUSE)).await?;
+                operation.wait_for(WaitCause::InfraClaim, tokio::time::sleep(PAUSE)).await?;
             }
             Err(error) => return Err(error.into()),
         }

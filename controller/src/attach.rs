@@ -9,12 +9,10 @@
 
 #![deny(clippy::disallowed_types, reason = "a planner knows no client, clock or environment")]
 
+mod projection;
 mod text;
 
-use infra::{
-    Phase, RunStrategy, VirtualMachine, VirtualMachineInstance, Volume, VolumePhase, VolumeRequest,
-    VolumeSource, VolumeStatus,
-};
+use infra::{Phase, VolumePhase, VolumeStatus};
 use kubevirt::Seen;
 
 /// What a VM shows of one volume.
@@ -27,6 +25,9 @@ pub(crate) struct VmView {
     pub status: String,
     /// What KubeVirt reports to be wrong with it; may be empty.
     pub complaint: String,
+    /// `updateVolumesStrategy: Migration`: while it is set, KubeVirt plugs nothing in or out that changes in the VM's spec (gate
+    /// `DeclarativeHotplugVolumes`, `HandleDeclarativeVolumes` of 1.9).
+    pub moves_volumes: bool,
     pub spec: SpecEntry,
     pub request: Option<Request>,
 }
@@ -41,7 +42,7 @@ pub(crate) enum SpecEntry {
     Fixed {
         name: String,
     },
-    /// Hotplugged under its own name, and its source is another claim: KubeVirt has moved the volume
+    /// Hotplugged under its own name, and its source is another claim: KubeVirt has moved the volume, or is about to
     /// (`updateVolumesStrategy: Migration`). The claim that this driver would plug next time has older data.
     Moved {
         claim: String,
@@ -68,6 +69,10 @@ pub(crate) struct VmiView {
     pub in_spec: bool,
     /// It is in the spec under its own name, and can be unplugged.
     pub hotplugged: bool,
+    /// The claim of the entry that has its name in the spec.
+    pub claim: Option<String>,
+    /// KubeVirt copies it to another claim (`status.migratedVolumes`).
+    pub migrating: bool,
     pub status: Option<VolumeStatus>,
 }
 
@@ -76,6 +81,8 @@ pub(crate) struct VmiView {
 pub(crate) struct Observed {
     pub vm: Seen<VmView>,
     pub vmi: Seen<VmiView>,
+    /// The claim that the volume's own claim is recorded to have been moved to, so that the next attach is refused.
+    pub recorded_move: Option<String>,
 }
 
 /// The desired state.
@@ -90,6 +97,8 @@ pub(crate) enum Wanted {
 pub(crate) enum Step {
     /// Ask KubeVirt for the change.
     Call(HotplugCall),
+    /// Record at the volume's claim that KubeVirt has moved it to this claim. Once it is unplugged, nothing else shows that.
+    RecordMove(String),
     /// Read again.
     Wait(Cause),
     /// The volume is as desired.
@@ -124,6 +133,8 @@ pub(crate) enum Cause {
     /// run strategies `Once` and `Manual` it deletes neither the VMI nor the pod. The phase alone does not prove that
     /// nothing writes any more.
     Ended,
+    /// KubeVirt is moving it to this claim. Until that has ended, neither claim has all its data for sure.
+    Moving(String),
     /// The VM is coming up.
     Starting(String),
     /// The VMI is being stopped.
@@ -249,11 +260,16 @@ fn detach(observed: &Observed) -> Step {
     }
     match (&vm.spec, &observed.vmi) {
         (SpecEntry::Fixed { name }, _) => Step::Refuse(Refusal::Fixed(name.clone())),
-        (SpecEntry::Moved { claim }, _) => Step::Refuse(Refusal::Moved { claim: claim.clone() }),
+        (SpecEntry::Moved { .. } | SpecEntry::Absent, Seen::Unseen) => Step::Wait(Cause::VmiUnseen),
+        (SpecEntry::Moved { claim }, Seen::Present(vmi)) if vmi.is_moving_to(claim) => {
+            Step::Wait(Cause::Moving(claim.clone()))
+        }
+        (SpecEntry::Moved { claim }, _) if observed.recorded_move.as_ref() != Some(claim) => {
+            Step::RecordMove(claim.clone())
+        }
         // The call names a disk that this driver plugged in, so it is right whatever the VMI shows, also in an unknown
         // phase.
-        (SpecEntry::Hotplugged, _) => Step::Call(HotplugCall::Remove),
-        (SpecEntry::Absent, Seen::Unseen) => Step::Wait(Cause::VmiUnseen),
+        (SpecEntry::Hotplugged | SpecEntry::Moved { .. }, _) => Step::Call(HotplugCall::Remove),
         (SpecEntry::Absent, Seen::Present(vmi)) if vmi.holds_volume() => Step::Wait(leaving(vmi)),
         (SpecEntry::Absent, Seen::Absent | Seen::Present(_)) => Step::Done,
     }
@@ -331,6 +347,16 @@ impl Observed {
         }
     }
 
+    /// What the wait for `cause` is to be told beside what KubeVirt reports; may be empty.
+    pub(crate) fn hint(&self, cause: &Cause) -> &'static str {
+        match (&self.vm, cause) {
+            (Seen::Present(VmView { moves_volumes: true, .. }), Cause::NotInVmi | Cause::Detaching(_)) => {
+                text::MOVES_VOLUMES
+            }
+            _ => "",
+        }
+    }
+
     /// Whether a running VMI has the volume, plugged in under its own name, and its VM neither has nor requests it. For a
     /// moment this is so in each detach; where it stays, the volume was plugged into the VMI alone.
     pub(crate) fn is_only_in_vmi(&self) -> bool {
@@ -349,53 +375,11 @@ impl VmiView {
         !self.pods_are_gone && (self.in_spec || self.status.is_some())
     }
 
-    /// What `vmi` shows of `volume`.
-    pub(crate) fn of(vmi: &VirtualMachineInstance, volume: &str) -> Self {
-        Self {
-            deleting: vmi.deleting,
-            phase: vmi.phase.clone(),
-            pods_are_gone: vmi.pods_are_gone,
-            complaint: vmi.complaint.clone(),
-            in_spec: vmi.volumes.iter().any(|v| v.uses(volume)),
-            hotplugged: vmi.volumes.iter().any(|v| is_hotplugged(v, volume)),
-            status: vmi.status.iter().find(|s| s.uses(volume)).cloned(),
-        }
+    /// Whether KubeVirt has not yet moved the volume to `claim`, which its VM names.
+    fn is_moving_to(&self, claim: &str) -> bool {
+        let has_other = self.claim.as_deref().is_some_and(|has| has != claim);
+        self.holds_volume() && (self.migrating || has_other)
     }
-}
-
-impl VmView {
-    /// What `vm` shows of `volume`.
-    pub(crate) fn of(vm: &VirtualMachine, volume: &str) -> Self {
-        let spec = match vm.volumes.iter().find(|v| v.uses(volume)) {
-            None => SpecEntry::Absent,
-            Some(v) if is_hotplugged(v, volume) => SpecEntry::Hotplugged,
-            Some(Volume {
-                name,
-                source: VolumeSource::DataVolume(claim) | VolumeSource::Claim(claim),
-                hotpluggable: true,
-            }) if name == volume => SpecEntry::Moved { claim: claim.clone() },
-            Some(v) => SpecEntry::Fixed { name: v.name.clone() },
-        };
-        let request = vm.requests.iter().find(|r| r.uses(volume)).map(|request| match request {
-            VolumeRequest::Add { .. } => Request::Add,
-            VolumeRequest::Remove { .. } => Request::Remove,
-        });
-        Self {
-            deleting: vm.deleting,
-            automatic: matches!(vm.run_strategy, RunStrategy::Always | RunStrategy::RerunOnFailure),
-            status: vm.printable_status.clone(),
-            complaint: vm.complaint.clone(),
-            spec,
-            request,
-        }
-    }
-}
-
-/// Plugged in under its own name, as this driver and kubevirt/csi-driver do it.
-fn is_hotplugged(entry: &Volume, volume: &str) -> bool {
-    let names_it =
-        matches!(&entry.source, VolumeSource::DataVolume(name) | VolumeSource::Claim(name) if name == volume);
-    entry.hotpluggable && entry.name == volume && names_it
 }
 
 #[cfg(test)]

@@ -73,6 +73,27 @@ pub enum Error {
         /// `<namespace>/<vm>`, separated by commas.
         holders: String,
     },
+    /// The `DataVolume` was deleted without the claim, and the claim may not be deleted.
+    #[error(
+        "the volume's DataVolume is gone and its PVC is left in the infra cluster; the administrator of the infra cluster must delete PVC {claim}, or grant the driver delete on persistentvolumeclaims and restart its controller{answer}"
+    )]
+    ClaimLeft {
+        /// The claim.
+        claim: ObjectName,
+        /// The infra API's answer, as the end of a sentence.
+        answer: String,
+    },
+    /// KubeVirt has moved the volume to another claim, and its own may have older data.
+    #[error(
+        "KubeVirt has moved the volume to PVC {claim}, so PVC {volume} may have older data and is not used; the administrator of the infra cluster must bring the data back to PVC {volume} and then remove its annotation {annotation}",
+        annotation = crate::keys::MOVED_ANNOTATION
+    )]
+    Moved {
+        /// Volume, and its own claim.
+        volume: ObjectName,
+        /// The claim with the newer data.
+        claim: String,
+    },
     /// The planner refused.
     #[error("VM {vm}: {refusal}")]
     Refused {
@@ -261,6 +282,8 @@ impl Error {
             | Self::OtherGuestsVm { .. }
             | Self::OtherSerial(_)
             | Self::InUse { .. }
+            | Self::ClaimLeft { .. }
+            | Self::Moved { .. }
             | Self::Deleting(_)
             | Self::Failed { .. }
             | Self::NotShared(_)

@@ -19,6 +19,7 @@ use crate::{
     expand::{self, CannotExpand, Cause, Observed, Step, Wanted},
     keys::CREATED_REQUEST_ANNOTATION,
     metrics::WaitCause,
+    moved,
     request::Expand,
     usable, volume,
 };
@@ -155,6 +156,7 @@ impl Expansion<'_> {
 
     fn admit(&self, claim: Claim) -> Result<Owned<Claim>, Error> {
         let claim = self.infra.guard().admit(claim).inspect_err(|_| usable::audit(self.name, "expand"))?;
+        moved::check(self.name, &claim)?;
         if claim.deleting() { Err(Error::Deleting(self.name.clone())) } else { Ok(claim) }
     }
 

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::{
     controller_operation::ControllerOperation, error::Error, keys::HOLDER_ANNOTATION, metrics::WaitCause,
-    node_id::node_id, usable,
+    moved, node_id::node_id, usable,
 };
 
 /// Parent of the annotation.
@@ -145,6 +145,7 @@ impl<'a> Holder<'a> {
     }
 
     fn held(&self, claim: &Claim) -> Result<Hold, Error> {
+        moved::check(self.volume, claim)?;
         if claim.deleting() { Err(Error::Deleting(self.volume.clone())) } else { Ok(Hold::Held) }
     }
 
@@ -163,6 +164,10 @@ impl<'a> Holder<'a> {
         match hold {
             Hold::Held => {
                 let claim = operation.wait(self.infra.claim(self.volume)).await??;
+                if let Some(claim) = &claim {
+                    // A detach elsewhere may have recorded it since the annotation was written.
+                    moved::check(self.volume, claim)?;
+                }
                 let holder =
                     claim.and_then(|claim| claim.metadata.annotations.get(HOLDER_ANNOTATION).cloned());
                 match holder {

@@ -7,6 +7,8 @@ pub(crate) use csi_call::contract::{ALLOW_FORMAT_NONZERO, BLANK_SINCE, BUS, FILE
 pub(crate) const STORAGE_CLASS: &str = "infraStorageClassName";
 /// Annotation of the infra claim: `<namespace>/<vm>` of the VM that may plug the volume.
 pub(crate) const HOLDER_ANNOTATION: &str = "csi.kubevirt.io/holder";
+/// Annotation of the infra claim: the claim to which KubeVirt moved the volume before it was detached.
+pub(crate) const MOVED_ANNOTATION: &str = "csi.kubevirt.io/moved-to";
 /// `StorageClass` parameter: how a volume is cloned.
 pub(crate) const CLONE_METHOD: &str = "cloneMethod";
 /// Annotation with the volume that a volume was cloned from, where its source is a temporary snapshot.
@@ -100,11 +102,16 @@ pub const VOLUME_CONTEXT: [Key; 5] = [
 ];
 
 /// Annotations that this driver writes on objects of the infra cluster.
-pub const INFRA_ANNOTATIONS: [Key; 7] = [
+pub const INFRA_ANNOTATIONS: [Key; 8] = [
     key(
         HOLDER_ANNOTATION,
         "`<namespace>/<VM>`",
         "On the claim: the VM that may have a volume for one node. Removed by the detach; replaced when no VM has the volume",
+    ),
+    key(
+        MOVED_ANNOTATION,
+        "name of a claim",
+        "On the claim: where KubeVirt had moved the volume (`updateVolumesStrategy: Migration`) when it was detached. While it is set the volume is not attached, nor copied from this claim, whose data may be older. The administrator of the infra cluster removes it once the data is back",
     ),
     key(
         NAME_ANNOTATION,

@@ -33,6 +33,7 @@ mod infra_reasons;
 pub mod keys;
 mod list_snapshots;
 mod metrics;
+mod moved;
 mod node_id;
 mod publish;
 mod request;

@@ -107,7 +107,7 @@ impl From<&Cause> for WaitCause {
                 VolumePhase::UnMountedFromPod | VolumePhase::Detaching => Self::Detaching,
                 VolumePhase::Unknown(_) => Self::UnknownPhase,
             },
-            Cause::Detaching(_) | Cause::Ended => Self::Detaching,
+            Cause::Detaching(_) | Cause::Moving(_) | Cause::Ended => Self::Detaching,
             Cause::Starting(_) => Self::VmStarting,
             Cause::Stopping => Self::VmStopping,
             Cause::UnknownVmiPhase(_) => Self::UnknownPhase,

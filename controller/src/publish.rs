@@ -17,6 +17,7 @@ use crate::{
     hotplug::change,
     infra_reasons,
     metrics::WaitCause,
+    moved,
     node_id::{node_id, vm_of_node},
     request::{Publish, Sharing},
     serial, usable,
@@ -79,6 +80,7 @@ impl Publication<'_> {
         let mut view = View::new(self.infra, self.vm, self.name);
         self.operation.wait(view.read()).await??;
         view.check_guest()?;
+        moved::check_claim(self.infra, self.operation, self.name).await?;
         self.attach(view, None).await.map_err(|failure| failure.error)
     }
 
@@ -88,7 +90,7 @@ impl Publication<'_> {
         let hold = holder.acquire(self.operation).await?;
         let attached = self.attach_held(&holder, hold).await;
         let Err(failure) = attached else { return Ok(()) };
-        if failure.plugged && failure.lost_to_other() {
+        if failure.plugged && failure.is_to_be_withdrawn() {
             self.withdraw().await;
         }
         // A refused VM must not keep the volume from other nodes. An attach that may still succeed keeps the holder
@@ -145,14 +147,20 @@ impl Publication<'_> {
                 if cause.is_observed() {
                     let progress = self.progress(&cause, view.vmi_uid()).await;
                     let (vm, complaint) = (node_id(self.infra, self.vm), view.complaint());
+                    let hint = view.observed().hint(&cause);
                     if is_disk_limit(&cause, &complaint) {
                         return Err(Error::NoFreeSlot { vm, complaint });
                     }
-                    self.operation.report(format_args!("VM {vm}: {cause} ({progress}){complaint}"));
+                    self.operation.report(format_args!("VM {vm}: {cause} ({progress}){complaint}{hint}"));
                 }
                 view.wait(self.operation, &cause).await?;
                 Ok(Reached::Waiting)
             }
+            // Only a detach records a move.
+            Step::RecordMove(claim) => Err(Error::Refused {
+                vm: node_id(self.infra, self.vm),
+                refusal: RefusalReason(attach::Refusal::Moved { claim }),
+            }),
             Step::Call(_) => {
                 usable::check(&self.volume, self.name)?;
                 let what = What::Add { volume: Arc::clone(&self.volume), disk: self.disk.clone() };
@@ -205,7 +213,7 @@ impl Publication<'_> {
         }
     }
 
-    /// Unplugs what this RPC has just plugged in, because another VM has the volume.
+    /// Unplugs what this RPC has just plugged in, because another VM has the volume, or KubeVirt has moved it.
     async fn withdraw(&self) {
         let mut view = View::new(self.infra, self.vm, self.name);
         let read = self.operation.wait(view.read()).await;
@@ -218,10 +226,10 @@ impl Publication<'_> {
         };
         match withdrawn {
             Ok(_) => {
-                tracing::warn!(vm = %self.vm, "another VM has the volume; unplugged it here again");
+                tracing::warn!(vm = %self.vm, "the VM must not have the volume; unplugged it here again");
             }
             Err(error) => {
-                tracing::warn!(vm = %self.vm, %error, "another VM has the volume; it stays plugged in here until it is unpublished");
+                tracing::warn!(vm = %self.vm, %error, "the VM must not have the volume; it stays plugged in here until it is unpublished");
             }
         }
     }
@@ -247,8 +255,9 @@ struct AttachError {
 }
 
 impl AttachError {
-    fn lost_to_other(&self) -> bool {
-        matches!(self.error, Error::HeldElsewhere { .. } | Error::Changed(_))
+    /// Whether the VM must not have the volume after all.
+    fn is_to_be_withdrawn(&self) -> bool {
+        matches!(self.error, Error::HeldElsewhere { .. } | Error::Changed(_) | Error::Moved { .. })
     }
 
     fn is_refusal(&self) -> bool {
@@ -256,6 +265,7 @@ impl AttachError {
             self.error,
             Error::HeldElsewhere { .. }
                 | Error::OtherGuestsVm { .. }
+                | Error::Moved { .. }
                 | Error::Refused { .. }
                 | Error::RefusedChange(_)
                 | Error::Deleting(_)

@@ -9,6 +9,7 @@ use crate::{
     controller_operation::ControllerOperation,
     error::Error,
     metrics::WaitCause,
+    moved,
     snapshot::{self, Step},
     usable, volume,
 };
@@ -90,6 +91,7 @@ impl CopySource {
         if !claim.is_bound() || !volume::is_populated(&volume) {
             return Ok(empty(format!("claim {}, {}", claim.status.phase, volume.progress())));
         }
+        moved::check_source(infra, operation, name, &claim).await?;
         Ok(Content::Whole(Box::new(Self { name: name.clone(), volume, claim })))
     }
 

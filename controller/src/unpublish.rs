@@ -12,6 +12,7 @@ use crate::{
     error::{Error, RefusalReason},
     holder::Holder,
     hotplug::change,
+    moved,
     node_id::{node_id, node_ids},
     request::{NodeId, Unpublish},
     usable,
@@ -103,13 +104,22 @@ async fn detach(
             Step::Wait(cause) => {
                 alone = alone.next(view.observed().is_only_in_vmi());
                 if cause.is_observed() && !matches!(alone, OnlyInVmi::Called) {
-                    operation.report(format_args!("VM {}: {cause}{}", node_id(infra, vm), view.complaint()));
+                    let hint = view.observed().hint(&cause);
+                    let vm = node_id(infra, vm);
+                    operation.report(format_args!("VM {vm}: {cause}{}{hint}", view.complaint()));
                 }
                 if alone.is_due() {
                     alone = OnlyInVmi::Called;
-                    unplug_from_vmi(infra, operation, volume, vm).await?;
+                    unplug_from_vmi(infra, operation, volume, vm, view.observed().hint(&cause)).await?;
                 }
                 view.wait(operation, &cause).await?;
+            }
+            Step::RecordMove(claim) => {
+                if !moved::record(infra, operation, volume, &claim).await? {
+                    let refusal = RefusalReason(attach::Refusal::Moved { claim });
+                    return Err(Error::Refused { vm: node_id(infra, vm), refusal });
+                }
+                view.move_is_recorded(claim);
             }
             Step::Call(_) => {
                 change(queues, vm, volume, What::Remove, &mut view, operation).await?;
@@ -149,13 +159,14 @@ async fn unplug_from_vmi(
     operation: &ControllerOperation,
     volume: &ObjectName,
     vm: &ObjectName,
+    hint: &str,
 ) -> Result<(), Error> {
     tracing::info!(%vm, "the VMI has the volume and its VM does not; unplugging it from the VMI");
     let vmi = node_id(infra, vm);
     match operation.change(|| infra.remove_volume_from_vmi(vm, volume)).await? {
         Ok(()) => operation.report(format_args!("VMI {vmi}: the volume, which its VM does not have, is being unplugged")),
         Err(error) => operation.report(format_args!(
-            "VMI {vmi}: the volume is in the VMI and not in its VM, and it could not be unplugged from the VMI: {error}"
+            "VMI {vmi}: the volume is in the VMI and not in its VM, and it could not be unplugged from the VMI: {error}{hint}"
         )),
     }
     Ok(())

@@ -80,6 +80,11 @@ impl View {
         &self.observed
     }
 
+    /// The volume's own claim records that it was moved to `claim`.
+    pub(crate) fn move_is_recorded(&mut self, claim: String) {
+        self.observed.recorded_move = Some(claim);
+    }
+
     /// The end of a report: what KubeVirt reports to be wrong with VM and VMI, if anything.
     pub(crate) fn complaint(&self) -> String {
         self.observed.complaint().map_or_else(String::new, |text| format!("; KubeVirt reports: {text}"))

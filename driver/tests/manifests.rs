@@ -42,6 +42,23 @@ fn the_infra_role_grants_each_right_that_the_driver_uses() {
 }
 
 #[test]
+fn the_optional_roles_grant_the_right_that_they_are_for_and_no_other() {
+    for (folder, right) in [
+        ("delete-claims", infra::DELETE_CLAIMS),
+        ("read-events", infra::LIST_EVENTS),
+        ("watch-instances", infra::WATCH_INSTANCES),
+    ] {
+        let role = document(&format!("controller-infra/{folder}/role.yaml"), "Role");
+        let only = serde_json::json!([
+            {"apiGroups": [right.group], "resources": [right.resource], "verbs": [right.verb]}
+        ]);
+        assert_eq!(role["rules"], only, "{folder}");
+        let base = document("controller-infra/base/rbac.yaml", "Role");
+        assert!(!grants(&base, right.group, right.resource, right.verb), "{folder}: it is optional");
+    }
+}
+
+#[test]
 fn nothing_on_infra_is_watched_or_granted_outside_the_namespace() {
     for document in documents("controller-infra/base/rbac.yaml") {
         let kind = document["kind"].as_str().expect("a kind");

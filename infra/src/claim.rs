@@ -13,6 +13,8 @@ const BOUND: &str = "Bound";
 const LOST: &str = "Lost";
 /// `spec.volumeMode` of a block device.
 const BLOCK: &str = "Block";
+/// Kind of the owner of a claim that CDI made for a `DataVolume`.
+const DATA_VOLUME: &str = "DataVolume";
 /// The resource of a claim whose quantity is its size.
 const STORAGE: &str = "storage";
 /// API group of the sources from which CDI fills a claim through a second one.
@@ -93,6 +95,12 @@ impl Claim {
     /// Whether the claim is being deleted.
     pub fn deleting(&self) -> bool {
         self.metadata.deletion_timestamp.is_some()
+    }
+
+    /// Whether the infra cluster deletes it once its `DataVolume` is gone. CDI makes the `DataVolume` its owner; the reference is
+    /// gone where only the `DataVolume` was deleted (`--cascade=orphan`, or CDI's `dataVolumeTTLSeconds`).
+    pub fn goes_with_data_volume(&self) -> bool {
+        self.metadata.owner_references.iter().any(|owner| owner.kind == DATA_VOLUME)
     }
 
     /// Whether the disk is the claim's block device. Else it is a file on the claim's filesystem, and smaller than the

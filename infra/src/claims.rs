@@ -6,6 +6,7 @@ use kubevirt::ObjectName;
 
 use crate::{
     claim::Claim,
+    guest_guard::Owned,
     infra::Infra,
     json_patch::PatchOp,
     reader::{CLAIMS, accepting_all},
@@ -55,5 +56,11 @@ impl Infra {
         let request = http::Request::patch(uri).header(header::CONTENT_TYPE, JSON_PATCH).body(body);
         let request = accepting_all(request.map_err(kube::core::request::Error::BuildRequest));
         reader.server.read(request, WhenPaused::Fail).await
+    }
+
+    /// Deletes exactly this claim, which was read under `name`: 409 if another one has taken the name since. Needs the right
+    /// [`crate::DELETE_CLAIMS`].
+    pub async fn delete_claim(&self, name: &ObjectName, claim: &Owned<Claim>) -> Result<(), Error> {
+        self.delete(CLAIMS, name, &claim.metadata).await
     }
 }

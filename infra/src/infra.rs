@@ -22,7 +22,7 @@ use crate::{
     guest_guard::GuestGuard,
     metrics::CallMetrics,
     reader::Reader,
-    rights::{LIST_EVENTS, WATCH_INSTANCES},
+    rights::{DELETE_CLAIMS, LIST_EVENTS, WATCH_INSTANCES},
     shared_reads::{SharedReads, VmReads},
     wait::{Poller, VmiWait},
 };
@@ -73,6 +73,7 @@ pub(crate) struct Shared {
     reads: SharedReads,
     metrics: CallMetrics,
     may_list_events: AtomicBool,
+    may_delete_claims: AtomicBool,
 }
 
 impl Infra {
@@ -117,7 +118,19 @@ impl Infra {
         let poller = Poller::new(Arc::clone(&reader), reads.clone(), tasks);
         let census = Coalesced::default();
         let may_list_events = AtomicBool::new(false);
-        let shared = Shared { reader, guard, vm_guest, poller, census, reads, metrics, may_list_events };
+        // Tried until it is known: a claim that is left is worse than one refused call.
+        let may_delete_claims = AtomicBool::new(true);
+        let shared = Shared {
+            reader,
+            guard,
+            vm_guest,
+            poller,
+            census,
+            reads,
+            metrics,
+            may_list_events,
+            may_delete_claims,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -169,16 +182,22 @@ impl Infra {
         self.shared.poller.wait(name)
     }
 
-    /// Uses the rights that were granted beyond [`crate::REQUIRED_RIGHTS`]: waits watch instead of polling, and
-    /// the events of claims are read.
+    /// Uses the rights that were granted beyond [`crate::REQUIRED_RIGHTS`]: waits watch instead of polling, the
+    /// events of claims are read, and claims that are left are deleted.
     pub fn use_granted(&self, rights: &Rights) {
         self.shared.poller.may_watch(rights.allow(&WATCH_INSTANCES));
         self.shared.may_list_events.store(rights.allow(&LIST_EVENTS), Ordering::Relaxed);
+        self.shared.may_delete_claims.store(rights.allow(&DELETE_CLAIMS), Ordering::Relaxed);
     }
 
     /// Whether the right to list events was granted.
     pub(crate) fn may_list_events(&self) -> bool {
         self.shared.may_list_events.load(Ordering::Relaxed)
+    }
+
+    /// Whether claims may be deleted; true also where the rights are not known.
+    pub fn may_delete_claims(&self) -> bool {
+        self.shared.may_delete_claims.load(Ordering::Relaxed)
     }
 
     /// Reads which rights our credentials have in the namespace.

@@ -53,7 +53,9 @@ pub use machine::{
     VirtualMachine, VirtualMachineInstance, Volume, VolumePhase, VolumeRequest, VolumeSource, VolumeStatus,
 };
 pub use quantity::{Quantity, parse_quantity};
-pub use rights::{LIST_EVENTS, LIST_SNAPSHOTS, REQUIRED_RIGHTS, UNPLUG_FROM_VMI, WATCH_INSTANCES};
+pub use rights::{
+    DELETE_CLAIMS, LIST_EVENTS, LIST_SNAPSHOTS, REQUIRED_RIGHTS, UNPLUG_FROM_VMI, WATCH_INSTANCES,
+};
 pub use shared_reads::{ReadResult, VmReads};
 pub use volume_snapshot::{NewVolumeSnapshot, VolumeSnapshot};
 pub use wait::VmiWait;

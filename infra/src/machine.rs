@@ -25,6 +25,8 @@ pub struct VirtualMachine {
     pub printable_status: String,
     /// What KubeVirt reports to be wrong with it, in KubeVirt's words; empty if nothing.
     pub complaint: String,
+    /// `spec.updateVolumesStrategy` is `Migration`.
+    pub moves_volumes: bool,
     /// `spec.template.spec.volumes`, each with its disk.
     pub volumes: Vec<Volume>,
     /// `status.volumeRequests`: hotplug calls accepted and not yet carried out (gate `HotplugVolumes`).
@@ -128,6 +130,8 @@ pub struct VirtualMachineInstance {
     pub volumes: Vec<Volume>,
     /// `status.volumeStatus`.
     pub status: Vec<VolumeStatus>,
+    /// `status.migratedVolumes`: the names of the volumes that KubeVirt is copying to other claims.
+    pub migrating: Vec<String>,
 }
 
 impl VirtualMachineInstance {

@@ -79,6 +79,11 @@ pub const UNPLUG_FROM_VMI: Right = right(
 pub const LIST_SNAPSHOTS: Right =
     right("snapshot.storage.k8s.io", "volumesnapshots", "list", "listing the snapshots of a volume, or all");
 
+/// Needed only to delete a volume whose `DataVolume` was deleted by hand, without its claim. Nobody grants it by default;
+/// without it the deletion fails and names the claim.
+pub const DELETE_CLAIMS: Right =
+    right("", "persistentvolumeclaims", "delete", "deleting a volume whose DataVolume is gone");
+
 /// Never needed and never asked for. Where it is granted, an attach that waits reports the warnings about the infra claim,
 /// or about the VMI, to the guest's user.
 pub const LIST_EVENTS: Right =

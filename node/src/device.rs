@@ -19,6 +19,9 @@ pub const VIRTIO_SERIAL_BYTES: usize = 20;
 /// Longest serial that KubeVirt's webhook accepts.
 const MAX_SERIAL_BYTES: usize = 256;
 
+/// Kernel name of SCSI disks.
+const SCSI_PREFIX: &str = "sd";
+
 /// Length of the header of a SCSI vital product data page: peripheral, page code, length (SPC-4 §7.8).
 const VPD_HEADER_BYTES: usize = 4;
 /// Page "Unit Serial Number".
@@ -97,6 +100,15 @@ impl DiskIdentity {
             Self::Virtio(serial) => {
                 serial == wanted || (serial.0.len() == VIRTIO_SERIAL_BYTES && wanted.0.starts_with(&serial.0))
             }
+            Self::None => false,
+        }
+    }
+
+    /// Whether there is anything by which a serial could fit.
+    fn is_readable(&self) -> bool {
+        match self {
+            Self::Scsi { unit_serial, designators } => unit_serial.is_some() || !designators.is_empty(),
+            Self::Virtio(_) => true,
             Self::None => false,
         }
     }
@@ -183,17 +195,29 @@ pub fn find(disks: &[Disk], wanted: &Serial) -> Found {
     }
 }
 
+/// A SCSI disk whose pages the kernel could not read when it found the disk stays without a serial: a scan of its host leaves
+/// known disks alone, and since 4.6 pages that are read later do not show (commit 7e47976bcff2). Only to delete and find it
+/// again helps, which takes the disk from whoever uses it: the text names it, and a person decides.
 fn seen(disks: &[Disk]) -> String {
     let named: Vec<String> = disks
         .iter()
-        .filter(|disk| disk.identity != DiskIdentity::None)
+        .filter(|disk| disk.identity.is_readable())
         .map(|disk| format!("{}={}", disk.name, disk.identity))
         .collect();
-    if named.is_empty() {
+    let nameless: Vec<String> = disks
+        .iter()
+        .filter(|disk| disk.name.starts_with(SCSI_PREFIX) && !disk.identity.is_readable())
+        .map(|disk| format!("{} ({} bytes)", disk.name, disk.bytes))
+        .collect();
+    let mut text = if named.is_empty() {
         "no disk with a serial was seen".to_owned()
     } else {
         format!("serials seen: {}", named.join(", "))
+    };
+    if !nameless.is_empty() {
+        text.push_str(&format!("; SCSI disks without a readable serial: {}", nameless.join(", ")));
     }
+    text
 }
 
 /// The use of a disk.

@@ -127,7 +127,8 @@ impl FilesystemType {
     /// Makes it on a blank disk.
     ///
     /// ext: no blocks reserved for root (`-m 0`, as kubevirt/csi-driver), tables written lazily, and no discard, which
-    /// on a blank disk only costs time and writes nothing that is needed (`-K` is the same for xfs).
+    /// on a blank disk only costs time and writes nothing that is needed (`-K` is the same for xfs). Its features are
+    /// [`Self::ext_features`], whatever `mke2fs.conf` names.
     pub fn mkfs(self, disk: &Path, made: &MkfsOptions) -> Tool {
         const EXT: &[&str] = &["-q", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"];
         const EXT2: &[&str] = &["-q", "-m", "0", "-E", "lazy_itable_init=1,nodiscard"];
@@ -138,6 +139,9 @@ impl FilesystemType {
             Self::Xfs => ("mkfs.xfs", &["-q", "-K"]),
         };
         let mut options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+        if let Some(features) = self.ext_features() {
+            options.extend(["-O".to_owned(), features.to_owned()]);
+        }
         match (self, made.uuid) {
             (_, None) => {}
             (Self::Xfs, Some(uuid)) => options.extend(["-m".to_owned(), format!("uuid={uuid}")]),
@@ -148,6 +152,28 @@ impl FilesystemType {
         }
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         Tool::new(program, &options, disk)
+    }
+
+    /// Option `-O` of mke2fs for the features of a new ext filesystem; `none` clears those that `mke2fs.conf` and the release
+    /// of e2fsprogs turn on (mke2fs(8)).
+    ///
+    /// They are the default of e2fsprogs 1.43 to 1.46, all known to kernels since 3.18 (ext4(5), KERNEL SUPPORT). Since 1.47
+    /// mke2fs also turns on `metadata_csum_seed`, which a kernel before 4.4 does not mount, and `orphan_file`, which is of
+    /// 5.15 (e2fsprogs, `doc/RelNotes/v1.47.0.txt`); e2fsck before 1.47 checks no filesystem that has it, and a kernel before
+    /// 5.15 mounts none for writing that was not unmounted cleanly (`orphan_present`). Unlike xfs the kernel of this worker
+    /// does not decide: a volume goes on to other workers and other images, nothing here needs a newer feature, and
+    /// `/sys/fs/ext4/features` does not name `orphan_file`.
+    fn ext_features(self) -> Option<&'static str> {
+        match self {
+            Self::Ext2 => Some("none,sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr"),
+            Self::Ext3 => {
+                Some("none,sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr,has_journal")
+            }
+            Self::Ext4 => Some(
+                "none,sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr,has_journal,extent,huge_file,flex_bg,metadata_csum,64bit,dir_nlink,extra_isize",
+            ),
+            Self::Xfs => None,
+        }
     }
 
     /// Checks it before it is mounted for writing; xfs replays its log when mounted, and `xfs_repair` is never
@@ -406,6 +432,7 @@ mod tests {
             };
             assert!(arguments.contains(&given) && arguments.ends_with(features), "{arguments}");
             assert_eq!(arguments.contains("nrext64"), filesystem == FilesystemType::Xfs, "{arguments}");
+            assert_eq!(arguments.contains("-O none,"), filesystem != FilesystemType::Xfs, "{arguments}");
         }
     }
 

@@ -37,6 +37,9 @@ pub trait Host: Send + Sync + 'static {
     /// Opens a disk, proves that it is still the one that was found, and keeps udev's tools away from it. While the
     /// result lives the kernel gives neither its name nor its number to another disk.
     fn hold(&self, disk: &Disk) -> Result<HeldDisk>;
+    /// As [`Self::hold`], without keeping anyone away: for what neither reads nor writes the disk. The workload of a block volume
+    /// may lock its disk for as long as it runs.
+    fn open(&self, disk: &Disk) -> Result<HeldDisk>;
     /// Reads what is on a disk that nobody else uses.
     ///
     /// # Errors

@@ -114,6 +114,10 @@ impl Host for Linux {
         disk::hold(&self.paths, disk)
     }
 
+    fn open(&self, disk: &Disk) -> Result<HeldDisk> {
+        disk::open_found(&self.paths, disk).map(|file| HeldDisk::open(disk.clone(), file))
+    }
+
     fn examine(&self, disk: &HeldDisk) -> Result<Evidence> {
         disk::examine(&self.paths, disk)
     }

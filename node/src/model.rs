@@ -309,6 +309,10 @@ impl Host for Model {
         Ok(HeldDisk::without_descriptor(disk.clone()))
     }
 
+    fn open(&self, disk: &Disk) -> Result<HeldDisk> {
+        self.hold(disk)
+    }
+
     fn examine(&self, held: &HeldDisk) -> Result<Evidence> {
         let mut state = self.state();
         let name = held.disk().name.clone();

@@ -133,7 +133,7 @@ fn count_decision(context: Context<'_>, wanted: &stage::Wanted, observed: &stage
 /// Verifies and records the disk of a block volume; nothing is made at the staging path.
 pub fn stage_block(context: Context<'_>, volume: &str, disk: &Disk, staging: &Path) -> Result<()> {
     check(disk, DiskUse::Block, &context.host.mounts()?, staging)?;
-    let _held = context.host.hold(disk)?;
+    let _held = context.host.open(disk)?;
     context.record_disks(volume, std::slice::from_ref(disk))
 }
 
@@ -202,8 +202,9 @@ pub fn publish_block(
     disk: &Disk,
 ) -> Result<()> {
     check(disk, DiskUse::Block, &context.host.mounts()?, &wanted.target)?;
-    // Held until it is published, so that the node is this disk's all the time.
-    let held = context.host.hold(disk)?;
+    // Held until it is published, so that the node is this disk's all the time. Not locked: nothing here reads or writes the
+    // disk, and a workload that locks it (a Ceph OSD, on the worker's own node of the disk) must not fail a repeated request.
+    let held = context.host.open(disk)?;
     context.record_disks(volume, std::slice::from_ref(disk))?;
     for _ in 0..MAX_ROUNDS {
         let mounts = context.host.mounts()?;

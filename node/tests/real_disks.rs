@@ -28,6 +28,7 @@ use std::{
 };
 
 use bench::{Bench, Loop, in_namespace, is_zero, run};
+use nix::fcntl::{Flock, FlockArg};
 use node::{
     host::Host,
     linux::Linux,
@@ -338,6 +339,38 @@ fn stacked_mounts_are_taken_off_and_files_are_never_removed_needs_root() {
         assert_eq!(bench.unpublish("full").unwrap_err().code(), Code::FailedPrecondition);
         assert!(bench.target("full").join("data").exists());
         bench.unstage().unwrap();
+    });
+}
+
+/// A Ceph OSD holds such a lock for life (ceph/ceph#26245), and kubelet repeats both requests.
+#[test]
+fn a_lock_on_the_disk_of_a_block_volume_is_no_hindrance_needs_root() {
+    in_namespace("a_lock_on_the_disk_of_a_block_volume_is_no_hindrance_needs_root", || {
+        for argument in [FlockArg::LockExclusiveNonblock, FlockArg::LockSharedNonblock] {
+            let disk = Loop::blank(EXT4_BYTES);
+            let bench = Bench::new(&disk, "locked");
+            let lock = Flock::lock(fs::File::open(disk.device()).unwrap(), argument).unwrap();
+            let began = std::time::Instant::now();
+            for _ in 0..2 {
+                bench.stage_block().unwrap();
+                bench.publish_block("a").unwrap();
+            }
+            bench.publish_block("b").unwrap();
+            assert!(began.elapsed() < std::time::Duration::from_secs(10), "nobody waits for the lock");
+            bench.unpublish("a").unwrap();
+            bench.unpublish("b").unwrap();
+            bench.unstage().unwrap();
+            if matches!(argument, FlockArg::LockSharedNonblock) {
+                continue;
+            }
+            // What reads and formats the disk waits for the lock, and says whose it is.
+            let status = bench.stage("ext4", &[]).unwrap_err();
+            assert_eq!(status.code(), Code::Unavailable, "{status}");
+            assert!(status.message().contains("another program's lock"), "{status}");
+            drop(lock);
+            bench.stage("ext4", &[]).unwrap();
+            bench.unstage().unwrap();
+        }
     });
 }
 

@@ -4,6 +4,8 @@
 use proptest::prelude::*;
 use rstest::rstest;
 
+use infra::{RunStrategy, VirtualMachine, VolumeSource};
+
 use super::*;
 
 const VOLUME: &str = "pvc-1";
@@ -25,6 +27,7 @@ fn vm(spec: SpecEntry) -> VmView {
         automatic: true,
         status: "Running".into(),
         complaint: String::new(),
+        moves_volumes: false,
         spec,
         request: None,
     }
@@ -38,12 +41,18 @@ fn vmi(in_spec: bool, phase: Option<VolumePhase>) -> VmiView {
         complaint: String::new(),
         in_spec,
         hotplugged: in_spec,
+        claim: in_spec.then(|| VOLUME.to_owned()),
+        migrating: false,
         status: phase.map(status),
     }
 }
 
 fn seen(vm: VmView, vmi: VmiView) -> Observed {
-    Observed { vm: Seen::Present(vm), vmi: Seen::Present(vmi) }
+    known(Seen::Present(vm), Seen::Present(vmi))
+}
+
+fn known(vm: Seen<VmView>, vmi: Seen<VmiView>) -> Observed {
+    Observed { vm, vmi, recorded_move: None }
 }
 
 #[test]
@@ -94,7 +103,7 @@ fn a_volume_of_an_ended_vmi_is_not_gone_and_the_wait_says_who_can_help(
         let machine = VmView { automatic, ..vm(SpecEntry::Absent) };
         assert_eq!(next(&seen(machine, view.clone()), Wanted::Detached), Step::Wait(Cause::Ended));
     }
-    let unseen = Observed { vm: Seen::Unseen, vmi: Seen::Present(view.clone()) };
+    let unseen = known(Seen::Unseen, Seen::Present(view.clone()));
     assert_eq!(next(&unseen, Wanted::Detached), Step::Wait(Cause::Ended));
     let text = Cause::Ended.to_string();
     assert!(
@@ -104,7 +113,7 @@ fn a_volume_of_an_ended_vmi_is_not_gone_and_the_wait_says_who_can_help(
     // Once virt-controller has recorded that the pods are gone, nothing writes any more, whatever spec and status keep.
     let gone = VmiView { pods_are_gone: true, ..view.clone() };
     assert_eq!(next(&seen(vm(SpecEntry::Absent), gone.clone()), Wanted::Detached), Step::Done);
-    let without_vm = Observed { vm: Seen::Absent, vmi: Seen::Present(gone.clone()) };
+    let without_vm = known(Seen::Absent, Seen::Present(gone.clone()));
     assert_eq!(next(&without_vm, Wanted::Detached), Step::Done);
     let in_vm = seen(vm(SpecEntry::Hotplugged), gone);
     assert_eq!(
@@ -115,7 +124,7 @@ fn a_volume_of_an_ended_vmi_is_not_gone_and_the_wait_says_who_can_help(
     // Its object is what counts: without the volume, or without the object, it is gone.
     let without = VmiView { in_spec: false, status: None, ..view };
     assert_eq!(next(&seen(vm(SpecEntry::Absent), without), Wanted::Detached), Step::Done);
-    let deleted = Observed { vm: Seen::Present(vm(SpecEntry::Absent)), vmi: Seen::Absent };
+    let deleted = known(Seen::Present(vm(SpecEntry::Absent)), Seen::Absent);
     assert_eq!(next(&deleted, Wanted::Detached), Step::Done);
 }
 
@@ -133,7 +142,7 @@ fn a_volume_of_the_vmi_alone_is_told_from_one_that_leaves() {
     assert!(!only(vm(SpecEntry::Absent), VmiView { deleting: true, ..plugged() }));
     assert!(!only(vm(SpecEntry::Absent), VmiView { phase: Phase::Failed, ..plugged() }));
     assert!(!only(vm(SpecEntry::Absent), vmi(false, Some(VolumePhase::Detaching))));
-    assert!(!Observed { vm: Seen::Unseen, vmi: Seen::Present(plugged()) }.is_only_in_vmi());
+    assert!(!known(Seen::Unseen, Seen::Present(plugged())).is_only_in_vmi());
 }
 
 #[test]
@@ -166,7 +175,7 @@ fn an_accepted_call_is_waited_out(#[case] request: Request) {
 #[test]
 fn a_halted_vm_is_refused_without_a_call_and_a_starting_one_is_waited_for() {
     let mut machine = vm(SpecEntry::Absent);
-    let observed = |machine: &VmView| Observed { vm: Seen::Present(machine.clone()), vmi: Seen::Absent };
+    let observed = |machine: &VmView| known(Seen::Present(machine.clone()), Seen::Absent);
     assert!(matches!(next(&observed(&machine), Wanted::Attached), Step::Wait(Cause::Starting(_))));
     machine.automatic = false;
     machine.status = "Stopped".into();
@@ -183,7 +192,7 @@ fn a_halted_vm_is_refused_without_a_call_and_a_starting_one_is_waited_for() {
 
 #[test]
 fn a_vm_that_is_gone_is_detached_when_its_instance_is_gone_too() {
-    let gone = |vmi| Observed { vm: Seen::Absent, vmi };
+    let gone = |vmi| known(Seen::Absent, vmi);
     let alive = gone(Seen::Present(vmi(true, Some(VolumePhase::Ready))));
     assert_eq!(next(&alive, Wanted::Detached), Step::Refuse(Refusal::InstanceOutlivesVm));
     assert_eq!(next(&gone(Seen::Present(vmi(false, None))), Wanted::Detached), Step::Done);
@@ -200,19 +209,82 @@ fn a_disk_that_is_not_ours_is_neither_plugged_nor_unplugged() {
     }
 }
 
-/// A storage migration by the administrator of the infra cluster. To unplug by name would let the next attach plug the claim
-/// with the older data.
+/// A storage migration by the administrator of the infra cluster. After a detach nothing in the VM shows it, and the next
+/// attach would plug the claim with the older data: so the move is recorded first.
 #[test]
-fn a_volume_that_kubevirt_has_moved_is_neither_plugged_nor_unplugged() {
-    let moved = || SpecEntry::Moved { claim: "faster".into() };
-    for view in [vmi(true, Some(VolumePhase::Ready)), vmi(false, None)] {
-        for wanted in [Wanted::Attached, Wanted::Detached] {
-            let step = next(&seen(vm(moved()), view.clone()), wanted);
-            assert_eq!(step, Step::Refuse(Refusal::Moved { claim: "faster".into() }));
-        }
+fn a_volume_that_kubevirt_has_moved_is_recorded_then_unplugged_and_never_plugged() {
+    let moved = || vm(SpecEntry::Moved { claim: "faster".into() });
+    let at_new = |claim: Option<&str>| VmiView {
+        claim: claim.map(str::to_owned),
+        hotplugged: false,
+        ..vmi(claim.is_some(), claim.map(|_| VolumePhase::Ready))
+    };
+    let record = Step::RecordMove("faster".into());
+    for view in [Seen::Present(at_new(Some("faster"))), Seen::Present(at_new(None)), Seen::Absent] {
+        let mut observed = known(Seen::Present(moved()), view);
+        assert_eq!(
+            next(&observed, Wanted::Attached),
+            Step::Refuse(Refusal::Moved { claim: "faster".into() })
+        );
+        assert_eq!(next(&observed, Wanted::Detached), record);
+        // What is recorded of another claim is of an earlier move.
+        observed.recorded_move = Some("slower".into());
+        assert_eq!(next(&observed, Wanted::Detached), record);
+        observed.recorded_move = Some("faster".into());
+        assert_eq!(next(&observed, Wanted::Detached), Step::Call(HotplugCall::Remove));
+        assert_eq!(
+            next(&observed, Wanted::Attached),
+            Step::Refuse(Refusal::Moved { claim: "faster".into() })
+        );
     }
     let text = Refusal::Moved { claim: "faster".into() }.to_string();
     assert!(text.contains("moved the volume to PVC faster") && text.contains("move it back"), "{text}");
+}
+
+#[rstest]
+#[case::copying(VmiView { claim: Some("faster".into()), migrating: true, ..vmi(true, Some(VolumePhase::Ready)) })]
+#[case::not_begun(vmi(true, Some(VolumePhase::Ready)))]
+#[case::on_to_a_third(VmiView { claim: Some("slower".into()), ..vmi(true, Some(VolumePhase::Ready)) })]
+fn a_volume_that_kubevirt_is_moving_is_detached_when_that_has_ended(#[case] view: VmiView) {
+    for recorded_move in [None, Some("faster".to_owned())] {
+        let vm = Seen::Present(vm(SpecEntry::Moved { claim: "faster".into() }));
+        let observed = Observed { vm, vmi: Seen::Present(view.clone()), recorded_move };
+        assert_eq!(next(&observed, Wanted::Detached), Step::Wait(Cause::Moving("faster".into())));
+    }
+    // An ended VMI whose pods are gone copies nothing any more.
+    let ended = VmiView { phase: Phase::Failed, pods_are_gone: true, ..view };
+    let observed = seen(vm(SpecEntry::Moved { claim: "faster".into() }), ended);
+    assert_eq!(next(&observed, Wanted::Detached), Step::RecordMove("faster".into()));
+}
+
+#[test]
+fn an_open_volume_migration_is_named_where_it_holds_a_change_up() {
+    let with = |moves_volumes| seen(VmView { moves_volumes, ..vm(SpecEntry::Hotplugged) }, vmi(true, None));
+    let leaving = Cause::Detaching(None);
+    for cause in [&Cause::NotInVmi, &leaving] {
+        assert!(with(true).hint(cause).contains("updateVolumesStrategy: Migration"), "{cause}");
+        assert_eq!(with(false).hint(cause), "");
+    }
+    assert_eq!(with(true).hint(&Cause::Stopping), "", "it has nothing to do with that");
+    assert_eq!(known(Seen::Unseen, Seen::Unseen).hint(&Cause::NotInVmi), "");
+}
+
+#[test]
+fn what_kubevirt_writes_of_a_volume_migration_is_read() {
+    let vm: VirtualMachine = serde_json::from_value(serde_json::json!({
+        "spec": {"updateVolumesStrategy": "Migration", "template": {"spec": {"volumes": [
+            {"name": VOLUME, "dataVolume": {"name": "faster", "hotpluggable": true}}]}}}}))
+    .unwrap();
+    let view = VmView::of(&vm, VOLUME);
+    assert_eq!((view.moves_volumes, view.spec), (true, SpecEntry::Moved { claim: "faster".into() }));
+    let vmi: infra::VirtualMachineInstance = serde_json::from_value(serde_json::json!({
+        "spec": {"volumes": [{"name": VOLUME, "persistentVolumeClaim": {"claimName": "faster", "hotpluggable": true}}]},
+        "status": {"phase": "Running", "migratedVolumes": [{"volumeName": VOLUME, "sourcePVCInfo": {"claimName": VOLUME}}]}}))
+    .unwrap();
+    let view = VmiView::of(&vmi, VOLUME);
+    assert!(view.migrating && view.in_spec && !view.hotplugged);
+    assert_eq!(view.claim.as_deref(), Some("faster"));
+    assert!(!VmiView::of(&vmi, "pvc-2").migrating);
 }
 
 #[test]
@@ -267,10 +339,10 @@ fn any_vmi() -> impl Strategy<Value = Seen<VmiView>> {
         Just(Phase::Unknown("Surprise".into()))
     ];
     let volume = proptest::option::of(any_phase().prop_map(status));
-    let view = (any::<bool>(), phase, any::<bool>(), any::<bool>(), volume).prop_map(
-        |(deleting, phase, gone, in_spec, status)| {
+    let view = (any::<bool>(), phase, any::<bool>(), any::<bool>(), any::<bool>(), volume).prop_map(
+        |(deleting, phase, gone, in_spec, migrating, status)| {
             let pods_are_gone = gone && matches!(phase, Phase::Succeeded | Phase::Failed);
-            Seen::Present(VmiView { deleting, phase, pods_are_gone, status, ..vmi(in_spec, None) })
+            Seen::Present(VmiView { deleting, phase, pods_are_gone, migrating, status, ..vmi(in_spec, None) })
         },
     );
     prop_oneof![Just(Seen::Unseen), Just(Seen::Absent), view]
@@ -304,8 +376,8 @@ fn a_vm_whose_instance_ended_is_not_running(#[values(Phase::Succeeded, Phase::Fa
 
 proptest! {
     #[test]
-    fn whatever_is_seen(vm in any_vm(), vmi in any_vmi()) {
-        let observed = Observed { vm, vmi };
+    fn whatever_is_seen(vm in any_vm(), vmi in any_vmi(), recorded: bool) {
+        let observed = Observed { vm, vmi, recorded_move: recorded.then(|| "faster".to_owned()) };
         for wanted in [Wanted::Attached, Wanted::Detached] {
             prop_assert_eq!(next(&observed, wanted), next(&observed, wanted));
         }
@@ -321,18 +393,21 @@ proptest! {
                 let Seen::Present(vmi) = &observed.vmi else { panic!("done without a status") };
                 prop_assert!(both_present && vmi.in_spec && vmi.status.as_ref().is_some_and(is_ready));
             }
+            Step::RecordMove(to) => return Err(TestCaseError::fail(format!("attaching recorded a move to {to}"))),
             Step::Wait(_) | Step::Refuse(_) => {}
         }
         match next(&observed, Wanted::Detached) {
             Step::Call(call) => {
                 prop_assert_eq!(call, HotplugCall::Remove, "detaching never adds");
-                let ours = matches!(&observed.vm, Seen::Present(vm) if vm.spec == SpecEntry::Hotplugged);
-                prop_assert!(ours, "a removal only of our own hotplugged disk");
+                let Seen::Present(vm) = &observed.vm else { panic!("a removal without the VM") };
+                let moved = matches!(vm.spec, SpecEntry::Moved { .. }) && recorded;
+                prop_assert!(vm.spec == SpecEntry::Hotplugged || moved, "only our own disk, a moved one only once that is recorded");
             }
             Step::Done => {
                 prop_assert!(!names_volume(&observed));
                 prop_assert!(observed.vm != Seen::Unseen && observed.vmi != Seen::Unseen, "gone is only what was seen");
             }
+            Step::RecordMove(_) => prop_assert!(!recorded),
             Step::Wait(_) | Step::Refuse(_) => {}
         }
     }

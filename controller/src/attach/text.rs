@@ -6,6 +6,9 @@ use infra::VolumeStatus;
 
 use super::{Cause, Refusal, Request};
 
+/// The end of a wait's text where the VM has `updateVolumesStrategy: Migration`.
+pub(super) const MOVES_VOLUMES: &str = "; the VM has updateVolumesStrategy: Migration, and while it is set KubeVirt plugs no other volume in or out: the administrator of the infra cluster must remove it once the move is done";
+
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -30,6 +33,10 @@ impl fmt::Display for Cause {
             Self::Ended => f.write_str(
                 "the volume is being detached, but its VMI has ended and still has it, and KubeVirt has not recorded that the VMI's pods are gone (status.activePods, finalizer foregroundDeleteVirtualMachine). With runStrategy Once or Manual KubeVirt deletes neither: the administrator of the infra cluster must delete the completed virt-launcher pod (kubectl delete pod -l vm.kubevirt.io/name=<VM>), or delete the VMI; of a lost infra Node only after that Node is off",
             ),
+            Self::Moving(claim) => write!(
+                f,
+                "KubeVirt is moving the volume to PVC {claim}, and it is detached once that has ended; see volumeUpdateState of the VM and migratedVolumes of its VMI"
+            ),
             Self::Starting(status) => write!(f, "the VM is not running yet: {}", known(status)),
             Self::Stopping => f.write_str("the VMI is being stopped"),
             Self::UnknownVmiPhase(phase) => {
@@ -51,7 +58,7 @@ impl fmt::Display for Refusal {
             ),
             Self::Moved { claim } => write!(
                 f,
-                "KubeVirt has moved the volume to PVC {claim}, which has its data now; the volume is not changed, because the next attach would plug the older PVC. The administrator of the infra cluster must move it back to the PVC that has the name of the volume"
+                "KubeVirt has moved the volume to PVC {claim}, which has its data now; the volume is neither attached nor detached, because the next attach would plug the older PVC. The administrator of the infra cluster must move it back to the PVC that has the name of the volume"
             ),
             Self::InstanceOutlivesVm => {
                 f.write_str("the VM is deleted and its VMI, which still has the volume, is not gone yet")

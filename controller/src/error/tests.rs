@@ -114,6 +114,16 @@ fn every_error_has_its_code_and_text() {
             "volume is attached to another VM: infra/vm2",
         ),
         (Error::InUse { holders: holder() }, Code::FailedPrecondition, "infra/vm2"),
+        (
+            Error::ClaimLeft { claim: name(), answer: ": no right".into() },
+            Code::FailedPrecondition,
+            "must delete PVC pvc-1, or grant the driver delete on persistentvolumeclaims and restart its controller: no right",
+        ),
+        (
+            Error::Moved { volume: name(), claim: "faster".into() },
+            Code::FailedPrecondition,
+            "bring the data back to PVC pvc-1 and then remove its annotation csi.kubevirt.io/moved-to",
+        ),
         (refused(Refusal::NoSuchVm), Code::NotFound, "no such VM"),
         (refused(Refusal::VmDeleting), Code::FailedPrecondition, "being deleted"),
         (refused(Refusal::Halted("Stopped".into())), Code::FailedPrecondition, "Stopped"),

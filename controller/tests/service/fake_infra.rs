@@ -269,7 +269,7 @@ impl FakeInfra {
             }
             ("POST", [DATA_VOLUMES]) => self.create(body),
             ("POST", [SNAPSHOTS]) => self.take_snapshot(body),
-            ("DELETE", [kind @ (DATA_VOLUMES | SNAPSHOTS), name]) => self.delete(kind, name, body),
+            ("DELETE", [kind @ (DATA_VOLUMES | CLAIMS | SNAPSHOTS), name]) => self.delete(kind, name, body),
             ("PATCH", [CLAIMS, name]) => self.patch(name, body),
             ("PUT", [VMS, vm, "addvolume" | "removevolume"]) => self.hotplug(vm, body).await,
             ("PUT", [VMIS, vmi, "removevolume"]) => self.unplug_from_vmi(vmi, body),

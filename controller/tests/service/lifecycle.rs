@@ -137,6 +137,85 @@ async fn only_what_is_ours_and_free_is_deleted() {
     assert!(fake.get("datavolumes", "pvc-1").is_none());
 }
 
+/// The driver has no right to delete claims where nobody granted it, so the guest's claim stays until somebody deletes the
+/// infra claim: an OK would lose its storage for good.
+#[tokio::test]
+async fn a_claim_that_its_data_volume_left_is_deleted_or_named() {
+    let fake = FakeInfra::default();
+    let fixture = Fixture::new(&fake).await;
+    fake.volume("pvc-1", true);
+    fake.remove("datavolumes", "pvc-1");
+    fake.fault("DELETE", Effect::Answer(403, "cannot delete resource persistentvolumeclaims"));
+    let refused = fixture.delete("pvc-1").await;
+    assert_fails(refused.clone(), Code::FailedPrecondition, "must delete PVC pvc-1");
+    assert_fails(refused, Code::FailedPrecondition, "cannot delete resource persistentvolumeclaims");
+    assert!(fake.get("persistentvolumeclaims", "pvc-1").is_some());
+    // A VM may still have it.
+    fake.vm("vm1");
+    fake.plug_into_vmi("vm1", "pvc-1");
+    assert_fails(fixture.delete("pvc-1").await, Code::FailedPrecondition, "infra/vm1");
+    fake.vm("vm1");
+    // A failed call is no proof either.
+    for fault in ["GET /api/v1/namespaces/infra/persistentvolumeclaims", "DELETE"] {
+        fake.fault(fault, Effect::Answer(500, "etcd is down"));
+        assert_fails(fixture.delete("pvc-1").await, Code::Unavailable, "etcd is down");
+    }
+    assert!(fake.get("persistentvolumeclaims", "pvc-1").is_some());
+    fixture.delete("pvc-1").await.unwrap();
+    assert!(fake.get("persistentvolumeclaims", "pvc-1").is_none(), "with the right it is deleted");
+    fixture.delete("pvc-1").await.unwrap();
+}
+
+#[tokio::test]
+async fn without_the_right_no_claim_is_tried_to_be_deleted() {
+    let rules = |verbs: &[&str]| {
+        serde_json::json!({"status": {"incomplete": false, "resourceRules": [
+            {"verbs": verbs, "apiGroups": [""], "resources": ["persistentvolumeclaims"]}]}})
+    };
+    for (verbs, deleted) in [(&["get", "patch"][..], false), (&["get", "delete"], true)] {
+        let fake = FakeInfra::default();
+        *fake.rights.lock().unwrap() = rules(verbs);
+        let tasks = Tasks::default();
+        let infra = infra_demanding(&fake, &tasks, BTreeMap::new());
+        infra.use_granted(&infra.rights().await.unwrap());
+        let fixture = Fixture::serving(controller_using(infra, StorageClassPolicy::default(), &tasks)).await;
+        fake.volume("pvc-1", true);
+        fake.remove("datavolumes", "pvc-1");
+        let answer = fixture.delete("pvc-1").await;
+        assert_eq!(answer.is_ok(), deleted, "{answer:?}");
+        assert_eq!(fake.calls().iter().any(|call| call.starts_with("DELETE")), deleted, "{:?}", fake.calls());
+    }
+}
+
+#[tokio::test]
+async fn a_claim_that_goes_by_itself_or_is_not_ours_is_left_alone() {
+    let fake = FakeInfra::default();
+    let fixture = Fixture::new(&fake).await;
+    let owned =
+        serde_json::json!([{"kind": "DataVolume", "name": "pvc-1", "uid": "uid-pvc-1", "controller": true}]);
+    fake.volume("pvc-1", true);
+    fake.edit("persistentvolumeclaims", "pvc-1", |claim| claim["metadata"]["ownerReferences"] = owned);
+    fake.volume("pvc-2", true);
+    fake.edit("persistentvolumeclaims", "pvc-2", |claim| {
+        claim["metadata"]["deletionTimestamp"] = "2026-11-29T10:00:00Z".into();
+    });
+    fake.volume("pvc-3", false);
+    for volume in ["pvc-1", "pvc-2", "pvc-3"] {
+        fake.remove("datavolumes", volume);
+        fixture.delete(volume).await.unwrap();
+        assert!(fake.get("persistentvolumeclaims", volume).is_some(), "{volume}");
+    }
+    // A name without our prefix is not even read.
+    fake.forget_calls();
+    fixture.delete("other-1").await.unwrap();
+    assert!(!fake.calls().iter().any(|call| call.contains("persistentvolumeclaims")), "{:?}", fake.calls());
+    // Where claims can't be read, none is known to be left.
+    fake.volume("pvc-4", true);
+    fake.remove("datavolumes", "pvc-4");
+    fake.fault("persistentvolumeclaims/pvc-4", Effect::Answer(403, "no right"));
+    fixture.delete("pvc-4").await.unwrap();
+}
+
 #[tokio::test]
 async fn capabilities_are_confirmed_for_block_and_mount() {
     let fake = FakeInfra::default();

@@ -7,6 +7,7 @@ mod fake_infra;
 mod fake_resizer;
 mod filesystems;
 mod lifecycle;
+mod moved;
 mod node_ids;
 mod parameters;
 mod publish;

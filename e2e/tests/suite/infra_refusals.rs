@@ -3,8 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use bench::scenario::{Deadline, HCP_NAMESPACE, until, virtual_machine_instances, virtual_machines};
-use k8s_openapi::api::core::v1::Pod;
+use bench::scenario::{
+    Deadline, HCP_NAMESPACE, data_volumes, until, virtual_machine_instances, virtual_machines,
+};
+use k8s_openapi::api::{
+    authorization::v1::SubjectAccessReview,
+    core::v1::{PersistentVolumeClaim, Pod},
+};
 use kube::{
     Api,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -21,6 +26,7 @@ use crate::{
     fixture::Fixture,
     provider::{administrator, kubectl_with},
     refusing_policy::RefusingPolicy,
+    rights::CONTROLLER_USER,
 };
 
 tests! {
@@ -28,6 +34,10 @@ tests! {
         an_ended_vm_gives_its_volume_back_once_its_pods_are_gone;
     Calls:
         a_refused_attachment_pod_is_named;
+    Calls:
+        a_claim_that_its_data_volume_left_is_named_and_with_the_right_deleted;
+    Calls:
+        a_moved_volume_is_detached_and_not_attached_again;
 }
 
 /// A deadline within which KubeVirt acts, and which a test may wait out.
@@ -36,6 +46,8 @@ const SHORT: Duration = Duration::from_secs(10);
 const UNTIL_ASKED: Duration = Duration::from_secs(25);
 /// The optional right to list events.
 const READ_EVENTS: &str = include_str!("../../../deploy/controller-infra/read-events/role.yaml");
+/// The optional right to delete claims.
+const DELETE_CLAIMS: &str = include_str!("../../../deploy/controller-infra/delete-claims/role.yaml");
 /// The message of the policy that refuses the attachment pod.
 const REASON: &str = "this namespace has no room for one more pod";
 
@@ -168,4 +180,116 @@ async fn in_force(fixture: &Fixture, machine: &str) -> Result<()> {
         Err(error) => bail!("{error}"),
     })
     .await
+}
+
+/// A DataVolume is deleted and its claim left, as by `kubectl delete --cascade=orphan`. DeleteVolume does not report the volume as
+/// deleted: it names the claim, and a controller that may delete claims deletes it.
+async fn a_claim_that_its_data_volume_left_is_named_and_with_the_right_deleted(
+    fixture: Fixture,
+) -> Result<()> {
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    let controller = Controller::start(&fixture, "a").await?;
+    let volume = controller.create(&format!("pvc-{}", fixture.word), block()).await?;
+    fixture.image_of(&volume.volume_id).await?;
+    data_volumes(&fixture.infra, HCP_NAMESPACE).delete(&volume.volume_id, &DeleteParams::orphan()).await?;
+    // The garbage collector takes the DataVolume out of the claim's owners before it lets the DataVolume go.
+    until("the DataVolume's end", Deadline::Reaction, async || {
+        let left = data_volumes(&fixture.infra, HCP_NAMESPACE).get_opt(&volume.volume_id).await?;
+        Ok(if left.is_none() { Ok(()) } else { Err("still there".to_owned()) })
+    })
+    .await?;
+    match controller.delete(&volume).await {
+        Ok(()) => bail!("expected DeleteVolume to fail while the claim is left, saw OK"),
+        Err(status) => ensure!(
+            status.code() == Code::FailedPrecondition
+                && status.message().contains(&format!("must delete PVC {}", volume.volume_id)),
+            "expected FAILED_PRECONDITION that names the claim, saw {status:?}"
+        ),
+    }
+    ensure!(claims.get_opt(&volume.volume_id).await?.is_some(), "expected the claim to be left, saw none");
+
+    let (kubectl, namespace) = (administrator("infra"), ["--namespace", HCP_NAMESPACE]);
+    kubectl_with(&fixture, &kubectl, &[&["apply"], &namespace[..]].concat(), DELETE_CLAIMS).await?;
+    let deleted = Box::pin(is_deleted(&fixture, &volume.volume_id)).await;
+    let removed =
+        kubectl_with(&fixture, &kubectl, &[&["delete"], &namespace[..]].concat(), DELETE_CLAIMS).await;
+    deleted.and(removed)
+}
+
+/// A controller that starts with the right deletes the claim.
+async fn is_deleted(fixture: &Fixture, volume: &str) -> Result<()> {
+    let reviews: Api<SubjectAccessReview> = Api::all(fixture.infra.clone());
+    let review: SubjectAccessReview = serde_json::from_value(json!({"spec": {
+        "user": CONTROLLER_USER,
+        "resourceAttributes": {"namespace": HCP_NAMESPACE, "verb": "delete", "resource": "persistentvolumeclaims"},
+    }}))?;
+    until("the right to be in force", Deadline::Reaction, async || {
+        let answer = reviews.create(&PostParams::default(), &review).await?.status.unwrap_or_default();
+        Ok(if answer.allowed { Ok(()) } else { Err(format!("{answer:?}")) })
+    })
+    .await?;
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    let controller = Controller::start(fixture, "b").await?;
+    until("DeleteVolume", Deadline::Reaction, async || {
+        Ok(controller.delete_id(volume).await.map_err(|status| format!("{status:?}")))
+    })
+    .await?;
+    until("the claim's end", Deadline::Reaction, async || {
+        let left = claims.get_opt(volume).await?;
+        Ok(if left.is_none() { Ok(()) } else { Err("still there".to_owned()) })
+    })
+    .await
+}
+
+/// The administrator lets the VM have the volume from another claim under its old name. It is detached, and its own claim, with
+/// older data, is not attached again until the administrator takes the record away.
+async fn a_moved_volume_is_detached_and_not_attached_again(fixture: Fixture) -> Result<()> {
+    let controller = Controller::start(&fixture, "a").await?;
+    let machines = virtual_machines(&fixture.infra, HCP_NAMESPACE);
+    let instances = virtual_machine_instances(&fixture.infra, HCP_NAMESPACE);
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    let machine = format!("{}-vm", fixture.word);
+    fixture.empty_machine(&machine).await?;
+    let volume = controller.create(&format!("pvc-{}", fixture.word), block()).await?;
+    let other = controller.create(&format!("pvc-{}-faster", fixture.word), block()).await?;
+    fixture.image_of(&other.volume_id).await?;
+    controller.publish(&volume, &machine).await?;
+
+    let (old, new) = (volume.volume_id.as_str(), other.volume_id.as_str());
+    let mut spec = machines.get(&machine).await?.data["spec"].clone();
+    let entries = spec["template"]["spec"]["volumes"].as_array_mut().context("the VM has no volumes")?;
+    let entry = entries.iter_mut().find(|entry| entry["name"] == old).context("the VM lacks the volume")?;
+    entry["dataVolume"]["name"] = new.into();
+    let moved = json!({"spec": {"template": {"spec": {"volumes": entries}}}});
+    machines.patch(&machine, &PatchParams::default(), &Patch::Merge(moved)).await?;
+    until("the VMI to have the other claim", Deadline::PodStart, async || {
+        let vmi = instances.get(&machine).await?;
+        let volumes = vmi.data["spec"]["volumes"].as_array().cloned().unwrap_or_default();
+        let status = vmi.data["status"]["volumeStatus"].as_array().cloned().unwrap_or_default();
+        let has = volumes.iter().any(|entry| entry["name"] == old && entry["dataVolume"]["name"] == new);
+        let ready = status.iter().any(|entry| entry["name"] == old && entry["phase"] == "Ready");
+        Ok(if has && ready { Ok(()) } else { Err(format!("{volumes:?}, {status:?}")) })
+    })
+    .await?;
+
+    controller.unpublish(&volume, &machine).await.context("unpublish the moved volume")?;
+    let claim = claims.get(old).await?;
+    let recorded = claim.metadata.annotations.unwrap_or_default();
+    ensure!(
+        recorded.get("csi.kubevirt.io/moved-to").map(String::as_str) == Some(new),
+        "expected the move to be recorded, saw {recorded:?}"
+    );
+    match controller.publish_within(&volume, &machine, SHORT).await {
+        Ok(()) => bail!("expected publish to refuse the older claim, saw OK"),
+        Err(status) => ensure!(
+            status.code() == Code::FailedPrecondition && status.message().contains(new),
+            "expected FAILED_PRECONDITION that names the other claim, saw {status:?}"
+        ),
+    }
+    let back = json!({"metadata": {"annotations": {"csi.kubevirt.io/moved-to": null}}});
+    claims.patch(old, &PatchParams::default(), &Patch::Merge(back)).await?;
+    controller.publish(&volume, &machine).await.context("publish once the record is gone")?;
+    controller.discard(&volume, &machine).await?;
+    controller.delete(&other).await?;
+    fixture.delete_machine(&machine).await
 }

@@ -13,6 +13,8 @@ fn source(volume: &WireVolume) -> (VolumeSource, bool) {
     }
 }
 
+/// The value of `updateVolumesStrategy` with which KubeVirt copies a volume whose source changes.
+const MIGRATION: &str = "Migration";
 /// The conditions that state a fault, and the status in which they do. virt-controller writes there what it could not do
 /// before the VMI runs (create its pod), virt-handler what it could not do since (plug the disk in: libvirt's words). Why a
 /// running VMI gets no attachment pod stands in events only.
@@ -58,6 +60,7 @@ impl From<WireVm> for VirtualMachine {
             run_strategy: wire.spec.strategy(),
             printable_status: wire.status.printable_status,
             complaint: complaint(&wire.status.conditions, &VM_FAULTS),
+            moves_volumes: wire.spec.update_volumes_strategy == MIGRATION,
             volumes: wire.spec.template.spec.volumes.into_iter().map(Into::into).collect(),
             requests: requests.collect(),
         }
@@ -79,6 +82,7 @@ impl From<WireVmi> for VirtualMachineInstance {
             phase: wire.status.phase,
             volumes: wire.spec.volumes.into_iter().map(Into::into).collect(),
             status: wire.status.volume_status.into_iter().map(Into::into).collect(),
+            migrating: wire.status.migrated_volumes.into_iter().map(|volume| volume.volume_name).collect(),
         }
     }
 }

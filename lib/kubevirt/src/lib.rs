@@ -13,9 +13,9 @@ mod vm_guest;
 
 pub use machine::{
     GROUP, Phase, RunStrategy, VERSION, WireAddVolume, WireBinding, WireCondition, WireDevices, WireDomain,
-    WireFirmware, WireInterface, WireMultus, WireNetwork, WireRemoveVolume, WireTemplate, WireVm, WireVmSpec,
-    WireVmStatus, WireVmi, WireVmiSpec, WireVmiStatus, WireVolume, WireVolumeRequest, WireVolumeSource,
-    WireVolumeStatus,
+    WireFirmware, WireInterface, WireMigratedVolume, WireMultus, WireNetwork, WireRemoveVolume, WireTemplate,
+    WireVm, WireVmSpec, WireVmStatus, WireVmi, WireVmiSpec, WireVmiStatus, WireVolume, WireVolumeRequest,
+    WireVolumeSource, WireVolumeStatus,
 };
 pub use metadata::{Metadata, OwnerReference, null_as_default};
 pub use name::{ObjectName, is_dns_label};

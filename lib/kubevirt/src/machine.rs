@@ -37,6 +37,9 @@ pub struct WireVmSpec {
     pub run_strategy: Option<RunStrategy>,
     /// `running`, the older field for the same.
     pub running: Option<bool>,
+    /// `updateVolumesStrategy`: what KubeVirt does when the source of a volume changes.
+    #[serde(deserialize_with = "null_as_default")]
+    pub update_volumes_strategy: String,
     /// `template`, from which KubeVirt makes the VMI.
     #[serde(deserialize_with = "null_as_default")]
     pub template: WireTemplate,
@@ -256,6 +259,18 @@ pub struct WireVmiStatus {
     /// `volumeStatus`.
     #[serde(deserialize_with = "null_as_default")]
     pub volume_status: Vec<WireVolumeStatus>,
+    /// `migratedVolumes`: the volumes that KubeVirt copies to other claims; empty once that has ended.
+    #[serde(deserialize_with = "null_as_default")]
+    pub migrated_volumes: Vec<WireMigratedVolume>,
+}
+
+/// An item of `migratedVolumes`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WireMigratedVolume {
+    /// `volumeName`: its name inside the VM.
+    #[serde(deserialize_with = "null_as_default")]
+    pub volume_name: String,
 }
 
 /// Phase of a VMI (kubevirt.io/api, `VirtualMachineInstancePhase`).

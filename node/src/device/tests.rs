@@ -63,6 +63,37 @@ fn one_disk_is_found_two_are_ambiguous_and_an_unfinished_one_is_not_there_yet() 
     assert!(matches!(find(&[], &serial(UID)), Found::NotYet(text) if text.contains("no disk with a serial")));
 }
 
+/// The kernel does not read such a disk again by itself, so a person has to know which disks it may be.
+#[test]
+fn scsi_disks_whose_serial_the_kernel_could_not_read_are_named() {
+    let text = |disks: &[Disk]| match find(disks, &serial(UID)) {
+        Found::NotYet(text) => text,
+        found => panic!("{found:?}"),
+    };
+    let without_pages = disk("sdb", 16, DiskIdentity::None);
+    let without_designators = DiskIdentity::Scsi { unit_serial: None, designators: Vec::new() };
+    let empty_pages = Disk { bytes: 512, ..disk("sdc", 32, without_designators) };
+    let others = [
+        disk("sda", 0, scsi("root")),
+        disk("vda", 48, DiskIdentity::None),
+        disk("loop0", 64, DiskIdentity::None),
+    ];
+    assert_eq!(text(&others), "serials seen: sda=root", "no SCSI disks");
+    let nameless = "; SCSI disks without a readable serial: ";
+    assert_eq!(
+        text(&[without_pages.clone()]),
+        format!("no disk with a serial was seen{nameless}sdb (1073741824 bytes)")
+    );
+    let all = [&others[..], &[without_pages.clone(), empty_pages]].concat();
+    assert_eq!(
+        text(&all),
+        format!("serials seen: sda=root{nameless}sdb (1073741824 bytes), sdc (512 bytes)")
+    );
+    // A disk that has the serial is used, whatever the others show.
+    let ours = disk("sdd", 80, scsi(UID));
+    assert_eq!(find(&[without_pages, ours.clone()], &serial(UID)), Found::One(Box::new(ours)));
+}
+
 #[rstest]
 #[case("")]
 #[case(" ")]

@@ -9,18 +9,32 @@ use crate::device::Disk;
 /// A disk that is held open.
 ///
 /// The kernel frees a disk's name and number only when its last descriptor is closed, so while this lives both mean
-/// this disk. The lock keeps udev from probing it, and others that honour it from writing.
+/// this disk. A lock keeps udev from probing it, and others that honour it from writing.
 #[derive(Debug)]
 pub struct HeldDisk {
     disk: Disk,
-    /// `None` in the tests' model, which has no descriptors.
-    _lock: Option<Flock<File>>,
+    _descriptor: Descriptor,
+}
+
+#[derive(Debug)]
+#[expect(dead_code, reason = "held for what their end releases")]
+enum Descriptor {
+    Locked(Flock<File>),
+    Open(File),
+    /// The tests' model has no descriptors.
+    #[cfg(test)]
+    Modelled,
 }
 
 impl HeldDisk {
     /// The disk, with the lock on its open node.
-    pub(crate) fn new(disk: Disk, lock: Flock<File>) -> Self {
-        Self { disk, _lock: Some(lock) }
+    pub(crate) fn locked(disk: Disk, lock: Flock<File>) -> Self {
+        Self { disk, _descriptor: Descriptor::Locked(lock) }
+    }
+
+    /// The disk with its open node.
+    pub(crate) fn open(disk: Disk, file: File) -> Self {
+        Self { disk, _descriptor: Descriptor::Open(file) }
     }
 
     /// The disk.
@@ -30,6 +44,6 @@ impl HeldDisk {
 
     #[cfg(test)]
     pub(crate) fn without_descriptor(disk: Disk) -> Self {
-        Self { disk, _lock: None }
+        Self { disk, _descriptor: Descriptor::Modelled }
     }
 }

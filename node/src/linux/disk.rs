@@ -47,13 +47,11 @@ pub fn node_path(paths: &HostPaths, disk: &Disk) -> PathBuf {
 /// See [`crate::host::Host::hold`].
 pub fn hold(paths: &HostPaths, disk: &Disk) -> Result<HeldDisk> {
     let node = node_path(paths, disk);
-    let file = open(&node, disk, OpenOptions::new().read(true))?;
-    prove_identity(paths, disk)?;
-    let mut file = file;
+    let mut file = open_found(paths, disk)?;
     let begin = Instant::now();
     loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(HeldDisk::new(disk.clone(), lock)),
+            Ok(lock) => return Ok(HeldDisk::locked(disk.clone(), lock)),
             Err((back, Errno::EWOULDBLOCK)) if begin.elapsed() < LOCK_WAIT => {
                 file = back;
                 std::thread::sleep(LOCK_PAUSE);
@@ -66,6 +64,13 @@ pub fn hold(paths: &HostPaths, disk: &Disk) -> Result<HeldDisk> {
             Err((_, errno)) => return Err(Error::observe(format!("lock {}", node.display()))(errno.into())),
         }
     }
+}
+
+/// Opens a disk and proves that it is the one that was found.
+pub fn open_found(paths: &HostPaths, disk: &Disk) -> Result<File> {
+    let file = open(&node_path(paths, disk), disk, OpenOptions::new().read(true))?;
+    prove_identity(paths, disk)?;
+    Ok(file)
 }
 
 /// Proves that the disk that has this number now still reports the identity of the one that was found.

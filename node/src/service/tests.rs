@@ -88,6 +88,9 @@ impl Host for Gate {
     fn hold(&self, disk: &Disk) -> Result<HeldDisk> {
         self.model.hold(disk)
     }
+    fn open(&self, disk: &Disk) -> Result<HeldDisk> {
+        self.model.open(disk)
+    }
     fn examine(&self, disk: &HeldDisk) -> Result<Evidence> {
         self.model.examine(disk)
     }

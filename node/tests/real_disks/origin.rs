@@ -149,3 +149,72 @@ fn a_new_xfs_has_the_features_of_the_kernel_needs_root() {
         }
     });
 }
+
+/// Features of ext filesystems that some kernel or e2fsck in use does not know: those of e2fsprogs 1.47 (its
+/// `mke2fs.conf`), and such as a later one may turn on, for all three kinds.
+const NEWER_MKE2FS: [&str; 2] = [
+    "[defaults]
+    base_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr
+[fs_types]
+    ext3 = {
+        features = has_journal
+    }
+    ext4 = {
+        features = has_journal,extent,huge_file,flex_bg,metadata_csum,metadata_csum_seed,64bit,dir_nlink,extra_isize,orphan_file
+    }
+",
+    "[defaults]
+    base_features = sparse_super2,large_file,filetype,dir_index,ext_attr,extent,inline_data,stable_inodes
+[fs_types]
+    ext3 = {
+        features = has_journal,fast_commit
+    }
+    ext4 = {
+        features = has_journal,extent,flex_bg,metadata_csum,64bit,verity,ea_inode,large_dir
+    }
+",
+];
+
+/// What e2fsprogs 1.46 gives each kind, and each kernel since 3.18 mounts.
+const EXT_FEATURES: [(&str, &str); 3] = [
+    ("ext2", "dir_index ext_attr filetype large_file resize_inode sparse_super"),
+    ("ext3", "dir_index ext_attr filetype has_journal large_file resize_inode sparse_super"),
+    (
+        "ext4",
+        "64bit dir_index dir_nlink ext_attr extent extra_isize filetype flex_bg has_journal huge_file large_file metadata_csum resize_inode sparse_super",
+    ),
+];
+
+fn ext_features(disk: &Loop) -> String {
+    let output = Command::new("dumpe2fs").arg("-h").arg(disk.device()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("Filesystem features:")).unwrap();
+    let mut features: Vec<_> = line.split_whitespace().collect();
+    features.sort_unstable();
+    features.join(" ")
+}
+
+/// As for xfs: a newer mke2fs, or its configuration, must not decide which kernel and which e2fsck can use the volume.
+#[test]
+fn a_new_ext_has_no_feature_of_a_newer_mke2fs_needs_root() {
+    test("a_new_ext_has_no_feature_of_a_newer_mke2fs_needs_root", || {
+        let configuration = work_dir().join("mke2fs.conf");
+        fs::write(&configuration, "").unwrap();
+        run("mount", &["--bind", configuration.to_str().unwrap(), "/etc/mke2fs.conf"]);
+        for newer in NEWER_MKE2FS {
+            fs::write(&configuration, newer).unwrap();
+            for (kind, features) in EXT_FEATURES {
+                let by_itself = Loop::blank(EXT4_BYTES);
+                mkfs(kind, &by_itself);
+                let disk = Loop::blank(EXT4_BYTES);
+                let bench = Bench::new(&disk, kind);
+                bench.stage(kind, &[]).unwrap();
+                bench.unstage().unwrap();
+                assert_eq!(ext_features(&disk), features, "{kind}");
+                if kind == "ext4" {
+                    assert_ne!(ext_features(&by_itself), features, "the configuration has no effect here");
+                }
+            }
+        }
+    });
+}

@@ -67,7 +67,11 @@ fn superblocks(head: &[u8]) {
             FilesystemType::Xfs => (u64::from_be_bytes(head[8..16].try_into().expect("8 bytes")), 512),
             _ => (u64::from(u32::from_le_bytes(head[1028..1032].try_into().expect("4 bytes"))), 1024),
         };
-        assert!(block.bytes >= count * least, "{kind}: {count} blocks make {} bytes", block.bytes);
+        assert!(
+            u128::from(block.bytes) >= u128::from(count) * u128::from(least),
+            "{kind}: {count} blocks make {} bytes",
+            block.bytes
+        );
         assert_eq!(node::origin::FilesystemUuid::parse(&block.uuid.to_string()), Some(block.uuid));
     }
 }

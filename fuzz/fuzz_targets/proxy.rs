@@ -19,7 +19,8 @@ fuzz_target!(|input: &[u8]| {
     let mut lines = text.split('\n');
     let mut next = || lines.next().unwrap_or_default();
     let (proxy, no_proxy, proxy_url, server) = (next(), next(), next(), next());
-    let server: Uri = server.parse().unwrap_or_else(|_| Uri::from_static("https://10.76.0.1:6443"));
+    let named = server.parse().ok().filter(|server: &Uri| server.host().is_some_and(|host| !host.is_empty()));
+    let server = named.unwrap_or_else(|| Uri::from_static("https://10.76.0.1:6443"));
     let chosen = |no_proxy: &str, proxy_url: Option<&str>| {
         let value = |name: &str| match name {
             "HTTPS_PROXY" | "HTTP_PROXY" => Some(proxy.to_owned()),

@@ -62,7 +62,7 @@ impl Confinement {
     /// # Errors
     /// The kernel refuses it: the program must not go on.
     pub fn bound(self, child: &Child) -> io::Result<()> {
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let pid = Some(Pid::from_child(child));
         for (resource, most) in [(Resource::As, self.memory), (Resource::Core, 0)] {
             // The child has our limits. What they allow less of can't be raised.
             let own = getrlimit(resource);

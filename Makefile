@@ -4,8 +4,9 @@ CARGO := cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 BENCH := $(TARGET)/debug/bench
 CARGO_DENY_VERSION := 0.20.2
+CARGO_FUZZ_VERSION := 0.13.2
 
-.PHONY: demo test test-all bench dependencies image tools check format clippy unit docs deny
+.PHONY: demo test test-all fuzz bench dependencies image tools check format clippy unit docs deny advisories
 
 ## Shows one guest PVC reaching one pod. Needs root: namespaces, mounts, tap devices.
 demo: bench
@@ -17,9 +18,26 @@ test: bench
 	.ci/dependencies keep || echo "the compiled dependencies were not kept: the next clone compiles them"; \
 	exit $$status
 
-## The same, with what is long by nature: storms, churn, figures, resets, and all rows of each matrix of faults.
+## The same, with what is long by nature: storms, churn, figures, resets, all rows of each matrix of faults, and a minute of each
+## fuzz target.
 test-all: bench
 	$(BENCH) test --all $(ARGS)
+	$(MAKE) fuzz SECONDS=60
+
+## Feeds each decoder of bytes that others write with mutated ones, for SECONDS each. TARGETS chooses some: `make fuzz
+## SECONDS=600 TARGETS="quantity ids"`. What was found is in fuzz/artifacts, with the command that repeats it.
+#
+# No sanitizer: our code has no `unsafe`, and without one the toolchain of rust-toolchain.toml is enough. A run begins with the
+# committed inputs (fuzz/seeds) and those that earlier runs found (fuzz/corpus, which is not committed).
+fuzz: SECONDS := 60
+fuzz: TARGETS := $(shell sed -n 's/^name = "\(.*\)"/\1/p' fuzz/Cargo.toml | tail -n +2)
+fuzz:
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz@$(CARGO_FUZZ_VERSION)
+	for target in $(TARGETS); do \
+		mkdir -p fuzz/corpus/$$target && \
+		$(CARGO) fuzz run --fuzz-dir fuzz --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
+			-max_total_time=$(SECONDS) -max_len=8192 -timeout=30 -rss_limit_mb=2048 -print_final_stats=1 || exit 1; \
+	done
 
 # One selection of packages and a test everywhere: cargo chooses the features of shared dependencies by the packages, and adds those
 # of their tests where a test is built. Another selection would compile them, and all that uses them, once more.
@@ -58,6 +76,7 @@ tools: $(if $(ROOT),bench)
 
 format:
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 
 clippy:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
@@ -75,3 +94,11 @@ deny:
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny@$(CARGO_DENY_VERSION)
 	$(CARGO) fetch --locked --quiet
 	$(CARGO) deny --offline check bans licenses sources
+	$(CARGO) fetch --locked --quiet --manifest-path fuzz/Cargo.toml
+	$(CARGO) deny --offline --manifest-path fuzz/Cargo.toml check bans licenses sources
+
+## Checks the dependencies against the RustSec database, which it fetches. Not a part of `make check`, which needs no network.
+advisories:
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked --debug cargo-deny@$(CARGO_DENY_VERSION)
+	$(CARGO) deny check advisories
+	$(CARGO) deny --manifest-path fuzz/Cargo.toml check advisories

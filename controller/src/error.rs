@@ -7,6 +7,7 @@
 use csi_call::{Busy, Unanswered};
 use infra::{Class, Foreign, ForeignSnapshot, ObjectName};
 use kubevirt::NotThisGuest;
+use serving::{MAX_TEXT, cut};
 use tonic::{Code, Status};
 
 use crate::{
@@ -322,7 +323,8 @@ impl Error {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        Self::new(error.code(), error.to_string())
+        // Some texts quote what the caller sent. A status travels in a header, and stands in the events of the guest.
+        Self::new(error.code(), cut(&error.to_string(), MAX_TEXT))
     }
 }
 

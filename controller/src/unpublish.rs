@@ -172,7 +172,8 @@ async fn unplug_from_vmi(
     Ok(())
 }
 
-/// A foreign volume is never changed. If it is not on the node there is nothing to do: its publish was refused.
+/// A foreign volume is never changed. If it is not on the node there is nothing to do: its publish was refused. What the VM of
+/// another guest has is not this guest's business, and no publish of this guest's has put it there.
 async fn refuse_unless_absent(
     infra: &Infra,
     operation: &ControllerOperation,
@@ -181,6 +182,9 @@ async fn refuse_unless_absent(
 ) -> Result<(), Error> {
     let mut view = View::new(infra, vm, volume);
     operation.wait(view.read()).await??;
+    if view.check_guest().is_err() {
+        return Ok(());
+    }
     let seen = view.observed();
     let in_vm =
         matches!(&seen.vm, Seen::Present(vm) if vm.spec != attach::SpecEntry::Absent || vm.request.is_some());
@@ -192,11 +196,13 @@ async fn refuse_unless_absent(
     Ok(())
 }
 
-/// Succeeds only if no VM has the volume. VMs are named only to the guest whose volume it is.
+/// Succeeds only if no VM has the volume. VMs are named only to the guest whose volume it is, and VMs of other guests count
+/// only for it: otherwise the answer would tell this guest what they have.
 async fn in_use(infra: &Infra, operation: &ControllerOperation, volume: &ObjectName) -> Result<(), Error> {
     let ours = is_ours_or_gone(infra, operation, volume).await?;
     let census = operation.wait(infra.census()).await??;
-    let holders = census.holders(volume);
+    let mut holders = census.holders(volume);
+    holders.retain(|vm| ours || !census.is_of_another(vm, infra.vm_guest()));
     if holders.is_empty() {
         return Ok(());
     }

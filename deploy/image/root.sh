@@ -105,6 +105,12 @@ sort -u "$scratch/taken" | while read -r name; do
     mkdir -p "$root/usr/share/doc/$name"
     cp --dereference "$tree/usr/share/doc/$name/copyright" "$root/usr/share/doc/$name/copyright"
 done
+# What the image was made of: apt checks the same hashes against the release's signed lists.
+for package in "$packages"/*.deb; do
+    if [ -e "$root/var/lib/dpkg/status.d/$(dpkg-deb --field "$package" Package)" ]; then
+        (cd "$packages" && sha256sum "$(basename "$package")")
+    fi
+done | sort -k 2 >"$root/usr/share/doc/packages.sha256"
 
 cat >"$root/etc/passwd" <<END
 root:x:0:0:root:/root:/sbin/nologin

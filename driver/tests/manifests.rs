@@ -99,6 +99,42 @@ fn no_container_holds_the_credentials_of_both_clusters() {
 }
 
 #[test]
+fn on_a_worker_only_the_driver_holds_credentials() {
+    let daemonset = document("tenant/base/daemonset.yaml", "DaemonSet");
+    let pod = &daemonset["spec"]["template"]["spec"];
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    let volumes = list(&pod["volumes"]).iter().filter(|volume| volume.get("projected").is_some());
+    let names: Vec<&Value> = volumes.map(|volume| &volume["name"]).collect();
+    assert_eq!(names, ["token"]);
+    for container in list(&pod["containers"]) {
+        let mount = list(&container["volumeMounts"]).iter().find(|mount| mount["name"] == "token");
+        assert_eq!(mount.is_some(), container["name"] == "csi-driver", "{}", container["name"]);
+        if let Some(mount) = mount {
+            assert_eq!(mount["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount");
+        }
+    }
+}
+
+#[test]
+fn the_driver_sees_the_workers_processes_only_with_its_component() {
+    let daemonset = document("tenant/base/daemonset.yaml", "DaemonSet");
+    let pod = &daemonset["spec"]["template"]["spec"];
+    for namespace in ["hostPID", "hostNetwork", "hostIPC"] {
+        assert!(pod.get(namespace).is_none(), "{namespace}");
+    }
+    let component = document("tenant/host-pid/kustomization.yaml", "Component");
+    let patches = patches(&component);
+    assert_eq!(patches.len(), 1);
+    for key in ["apiVersion", "kind"] {
+        assert_eq!(patches[0][key], daemonset[key]);
+    }
+    for key in ["name", "namespace"] {
+        assert_eq!(patches[0]["metadata"][key], daemonset["metadata"][key]);
+    }
+    assert_eq!(patches[0]["spec"], serde_json::json!({"template": {"spec": {"hostPID": true}}}));
+}
+
+#[test]
 fn the_driver_is_started_by_its_entry_point() {
     for (path, kind) in
         [("controller-infra/base/deployment.yaml", "Deployment"), ("tenant/base/daemonset.yaml", "DaemonSet")]

@@ -2,7 +2,7 @@
 //! cluster: the start must not need one.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -338,6 +338,21 @@ fn node_role(directory: &Path) -> [String; 3] {
         "--node-name=w".to_owned(),
         format!("--tenant-cluster-kubeconfig={}", kubeconfig.display()),
     ]
+}
+
+#[test]
+fn a_tcp_endpoint_is_warned_of() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut arguments = node_role(directory.path()).to_vec();
+    arguments.push("--endpoint=tcp://127.0.0.1:0".to_owned());
+    let mut child = program(&arguments).spawn().expect("starts");
+    let log = BufReader::new(child.stderr.take().expect("is piped"));
+    // The last line of a start.
+    let mut start = log.lines().map_while(Result::ok).take_while(|line| !line.contains("serving: "));
+    let warned = start.any(|line| line.contains("WARN") && line.contains("nobody is authenticated"));
+    child.kill().expect("is our child");
+    child.wait().expect("is our child");
+    assert!(warned);
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! All VMs and VMIs of the namespace at one time, to find out which VMs have a volume.
 
+use std::collections::BTreeMap;
+
 use cluster::Unreadable;
-use kubevirt::ObjectName;
+use kubevirt::{ObjectName, VmGuest};
 
 use crate::machine::{VirtualMachine, VirtualMachineInstance};
 
@@ -31,6 +33,14 @@ impl Census {
     /// Whether the VM of this name, or its VMI, can't be read, so that nothing is known of it.
     pub fn is_unread(&self, name: &ObjectName) -> bool {
         self.unread.iter().any(|odd| odd.name() == name.as_str())
+    }
+
+    /// Whether the labels of the VM of this name, or of its VMI, say that it is not `guest`'s. What can't be read says nothing.
+    pub fn is_of_another(&self, name: &ObjectName, guest: &VmGuest) -> bool {
+        let none = BTreeMap::new();
+        let vm = self.vm(name).map_or(&none, |vm| &vm.labels);
+        let vmi = self.vmi(name).map_or(&none, |vmi| &vmi.labels);
+        !self.is_unread(name) && guest.check(vm, vmi).is_err()
     }
 
     /// The names of VMs that name the volume in spec, requests, or their VMI's spec or status; sorted, each once. A VMI

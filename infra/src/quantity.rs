@@ -29,9 +29,9 @@ impl Quantity {
 /// is negative, or does not fit 64 bits.
 pub fn parse_quantity(text: &str) -> Option<u64> {
     let text = text.trim();
-    let number_end = text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '+')).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(number_end);
-    let number = number.strip_prefix('+').unwrap_or(number);
+    let unsigned = text.strip_prefix('+').unwrap_or(text);
+    let number_end = unsigned.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(unsigned.len());
+    let (number, suffix) = unsigned.split_at(number_end);
     let (multiplier, divisor) = scale(suffix)?;
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if whole.is_empty() && fraction.is_empty() {
@@ -66,10 +66,11 @@ fn scale(suffix: &str) -> Option<(u128, u128)> {
         "E" => decimal(18),
         _ => {
             let exponent = suffix.strip_prefix(['e', 'E'])?;
-            match exponent.strip_prefix('-') {
-                Some(negative) => Some((1, 10_u128.checked_pow(negative.parse().ok()?)?)),
-                None => Some((10_u128.checked_pow(exponent.trim_start_matches('+').parse().ok()?)?, 1)),
-            }
+            let digits = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
+            // `parse` takes a sign, so a second one would pass.
+            let power = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())??;
+            let power = 10_u128.checked_pow(power)?;
+            Some(if exponent.starts_with('-') { (1, power) } else { (power, 1) })
         }
     }
 }
@@ -97,6 +98,14 @@ mod tests {
     #[case("1KiB", None)]
     #[case("1.2.3", None)]
     #[case("999999999999Ei", None)]
+    #[case("+1Ki", Some(1024))]
+    #[case("1e+3", Some(1000))]
+    #[case("++1", None)]
+    #[case("1.+5", None)]
+    #[case(".+5", None)]
+    #[case("1e++3", None)]
+    #[case("1e-+3", None)]
+    #[case("1e", None)]
     fn quantities(#[case] text: &str, #[case] bytes: Option<u64>) {
         assert_eq!(parse_quantity(text), bytes);
     }

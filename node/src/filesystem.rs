@@ -3,7 +3,7 @@
 //! Decides only; [`crate::host`] runs the programs. No force flag stands in any argument list: mkfs.xfs itself refuses
 //! a disk with a known signature, and mke2fs opens the disk exclusively.
 
-use std::{fmt, path::Path};
+use std::{fmt, ops::RangeInclusive, path::Path};
 
 use csi_call::Filesystem;
 
@@ -309,6 +309,8 @@ fn ext_superblock(head: &[u8]) -> Option<Superblock> {
     const UUID: usize = 0x68;
     const MADE: usize = 0x108;
     const MADE_HIGH: usize = 0x276;
+    /// Blocks have 1 KiB to 64 KiB (`EXT2_MAX_BLOCK_LOG_SIZE`). With more, bits of the size would be lost.
+    const MOST_BLOCK_SHIFT: u32 = 6;
     let block = head.get(OFFSET..)?;
     let u16_at = |at: usize| Some(u16::from_le_bytes(block.get(at..at + 2)?.try_into().ok()?));
     let u32_at = |at: usize| Some(u32::from_le_bytes(block.get(at..at + 4)?.try_into().ok()?));
@@ -317,7 +319,11 @@ fn ext_superblock(head: &[u8]) -> Option<Superblock> {
     }
     let high = if u32_at(0x60)? & INCOMPAT_64BIT == 0 { 0 } else { u32_at(0x150)? };
     let blocks = (u64::from(high) << 32) | u64::from(u32_at(0x4)?);
-    let block_bytes = 1024_u64.checked_shl(u32_at(0x18)?)?;
+    let shift = u32_at(0x18)?;
+    if shift > MOST_BLOCK_SHIFT {
+        return None;
+    }
+    let block_bytes = 1024_u64 << shift;
     let unused = u32_at(MOUNT_TIME)? == 0 && u16_at(MOUNT_COUNT)? == 0;
     let completion = if unused { Completion::Unused } else { Completion::Finished };
     let has_errors = u16_at(STATE)? & ERROR_FS != 0;
@@ -338,12 +344,17 @@ fn xfs_superblock(head: &[u8]) -> Option<Superblock> {
     const MAGIC: &[u8] = b"XFSB";
     const IN_PROGRESS: usize = 126;
     const UUID: usize = 32;
+    /// `XFS_MIN_BLOCKSIZE`, `XFS_MAX_BLOCKSIZE`.
+    const BLOCK_BYTES: RangeInclusive<u64> = 512..=65_536;
     let u32_at = |at: usize| Some(u32::from_be_bytes(head.get(at..at + 4)?.try_into().ok()?));
     let u64_at = |at: usize| Some(u64::from_be_bytes(head.get(at..at + 8)?.try_into().ok()?));
     if head.get(..MAGIC.len())? != MAGIC {
         return None;
     }
     let block_bytes = u64::from(u32_at(4)?);
+    if !BLOCK_BYTES.contains(&block_bytes) || !block_bytes.is_power_of_two() {
+        return None;
+    }
     let log_blocks = if u64_at(48)? == 0 { 0 } else { u64::from(u32_at(96)?) };
     Some(Superblock {
         bytes: u64_at(8)?.checked_mul(block_bytes)?,
@@ -553,6 +564,35 @@ mod tests {
         fn only_a_verdict_of_e2fsck_is_called_damage(code in proptest::option::of(any::<i32>()), spoken in ".{0,40}") {
             let damaged = FilesystemType::check_result(code, &spoken) == CheckResult::Damaged;
             prop_assert_eq!(damaged, matches!(code, Some(4..=7)));
+        }
+    }
+
+    /// The size would lose bits, or be 0, and leave room for signatures of another owner.
+    #[test]
+    fn a_superblock_with_a_block_size_of_no_filesystem_is_none() {
+        let mut xfs = vec![0_u8; SUPERBLOCK_BYTES];
+        xfs[..4].copy_from_slice(b"XFSB");
+        xfs[8..16].copy_from_slice(&16_384_u64.to_be_bytes());
+        for (block, is_one) in [
+            (512_u32, true),
+            (4096, true),
+            (65_536, true),
+            (0, false),
+            (256, false),
+            (131_072, false),
+            (4097, false),
+        ] {
+            xfs[4..8].copy_from_slice(&block.to_be_bytes());
+            let bytes = FilesystemType::Xfs.superblock(&xfs).map(|superblock| superblock.bytes);
+            assert_eq!(bytes, is_one.then(|| 16_384 * u64::from(block)), "{block}");
+        }
+        let mut ext = vec![0_u8; SUPERBLOCK_BYTES];
+        ext[1024 + 0x38..1024 + 0x3a].copy_from_slice(&0xef53_u16.to_le_bytes());
+        ext[1024 + 4..1024 + 8].copy_from_slice(&16_384_u32.to_le_bytes());
+        for (shift, is_one) in [(0_u32, true), (2, true), (6, true), (7, false), (54, false), (64, false)] {
+            ext[1024 + 0x18..1024 + 0x1c].copy_from_slice(&shift.to_le_bytes());
+            let bytes = FilesystemType::Ext4.superblock(&ext).map(|superblock| superblock.bytes);
+            assert_eq!(bytes, is_one.then(|| 16_384 * (1024_u64 << shift.min(6))), "{shift}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! The real machine: the one place with system calls and child processes.
 
 mod command;
+mod confinement;
 mod disk;
 mod disk_record;
 mod durable_file;

@@ -13,7 +13,7 @@ use crate::{
     nodes::{
         address::AddressPolicy,
         backends::exclusion,
-        recognise::{Identity, Unlabelled, backend_doubt, identify, prove},
+        recognise::{Identity, Machine, Unlabelled, backend_doubt, identify, prove},
     },
     wire::{endpoint_slice::Conditions, ip_family::Family},
 };
@@ -95,7 +95,8 @@ pub fn backends<'a>(
         };
         let Some(id) = id else { continue };
         let Seen::Present(vmi) = seen.vmi(id.vm()) else { continue };
-        if backend_doubt(&vmi, &member.claims, cluster, unlabelled).is_some() {
+        let vm = seen.vm(id.vm());
+        if backend_doubt(Machine::of(&vm, &vmi), &member.claims, cluster, unlabelled).is_some() {
             continue;
         }
         let backend = backends.entry(vmi.name.clone()).or_insert_with(|| backend(&vmi, member, policy));

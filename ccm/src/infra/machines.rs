@@ -24,6 +24,8 @@ pub struct Vm {
     pub hostname: Option<String>,
     /// `spec.template.spec.domain.firmware.uuid`.
     pub uuid: Option<SystemUuid>,
+    /// Label `cluster.x-k8s.io/cluster-name`. KubeVirt does not copy it to the VMI; it copies those of the template.
+    pub cluster: Option<String>,
 }
 
 /// The fields of a `VirtualMachineInstance` that are kept.

@@ -42,7 +42,7 @@ use crate::{
         init::{Found, plan},
         lifecycle::Lifecycle,
         metrics::NodeMetrics,
-        recognise::{Identity, Unlabelled, backend_doubt, identify, prove, upkeep_doubt},
+        recognise::{Identity, Machine, Unlabelled, backend_doubt, identify, prove, upkeep_doubt},
     },
     queue_metrics::Queue,
     reconciles,
@@ -223,7 +223,7 @@ impl NodeController {
             Seen::Absent | Seen::Unseen => None,
         };
         if let (Some(vmi), Some(cluster)) = (&vmi, &self.settings.cluster)
-            && upkeep_doubt(vmi, &node.claims, cluster).is_some()
+            && upkeep_doubt(Machine::of(&seen.vm(id.vm()), vmi), &node.claims, cluster).is_some()
         {
             return Ok(true);
         }
@@ -303,10 +303,12 @@ impl NodeController {
 
     fn doubted(&self, node: &GuestNode, vm: &str, seen: &Snapshot) -> Option<Announcement> {
         let Seen::Present(vmi) = seen.vmi(vm) else { return None };
+        let seen_vm = seen.vm(vm);
+        let machine = Machine::of(&seen_vm, &vmi);
         let Settings { cluster, balanced, unlabelled, .. } = &self.settings;
-        let no_upkeep = cluster.as_ref().and_then(|cluster| upkeep_doubt(&vmi, &node.claims, cluster));
+        let no_upkeep = cluster.as_ref().and_then(|cluster| upkeep_doubt(machine, &node.claims, cluster));
         let no_traffic = || {
-            backend_doubt(&vmi, &node.claims, balanced.as_ref()?, *unlabelled)
+            backend_doubt(machine, &node.claims, balanced.as_ref()?, *unlabelled)
                 .map(|doubt| (doubt, "load balancers leave this node out"))
         };
         let refused = no_upkeep.map(|doubt| (doubt, "nothing of its VM is written into this node"));

@@ -16,7 +16,7 @@ use crate::{
 };
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use kubevirt::{Phase, RunStrategy, Seen};
+use kubevirt::{Labelled, Phase, RunStrategy, Seen};
 
 /// `status.printableStatus` of a VM that is stopped (kubevirt.io/api, `VirtualMachineStatusStopped`).
 const STOPPED: &str = "Stopped";
@@ -159,7 +159,7 @@ pub fn prove(node: &Claims, known: Known<'_>) -> Option<ProviderId> {
 /// Why the CCM does not accept a VM as the machine of the Node that claims to be it, however the Node was recognised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Doubt {
-    /// The VM's label names this cluster, which is not the guest.
+    /// The VM's label names another cluster than this, the guest. The other's name is not the guest's business.
     Cluster(String),
     /// Both have a system UUID, and the two differ.
     Uuid,
@@ -178,49 +178,77 @@ pub enum Unlabelled {
     Allowed,
 }
 
-/// The reason not to accept the VMI as the machine of this Node of the guest `cluster`.
-pub fn doubt(vmi: &Vmi, node: &Claims, cluster: &ClusterName) -> Option<Doubt> {
-    match (&vmi.cluster, &vmi.uuid, &node.uuid) {
-        (Some(other), ..) if other != cluster.as_str() => Some(Doubt::Cluster(other.clone())),
+/// The reason not to accept the VM as the machine of this Node of the guest `cluster`. Whose VM it is, its labels say by the
+/// rule of both programs ([`Labelled`]).
+fn doubt(machine: Machine<'_>, node: &Claims, cluster: &ClusterName) -> Option<Doubt> {
+    match (machine.labelled(cluster), &machine.vmi.uuid, &node.uuid) {
+        (Labelled::Another(_), ..) => Some(Doubt::Cluster(cluster.to_string())),
         (_, Some(vm), Some(node)) if vm != node => Some(Doubt::Uuid),
         _ => None,
     }
 }
 
-/// The reason not to send a load balancer's traffic to the VMI for this Node: a doubt, or that nothing proves the claim.
-/// The guest's users write Nodes, so what proves it is the VMI's label, or a system UUID that they would have to guess.
+/// The reason not to send a load balancer's traffic to the VM for this Node: a doubt, or that nothing proves the claim.
+/// The guest's users write Nodes, so what proves it is a label of the VM, or a system UUID that they would have to guess.
 pub fn backend_doubt(
-    vmi: &Vmi,
+    machine: Machine<'_>,
     node: &Claims,
     cluster: &ClusterName,
     unlabelled: Unlabelled,
 ) -> Option<Doubt> {
-    let is_proved = vmi.cluster.is_some() || has_its_uuid(vmi, node) || unlabelled == Unlabelled::Allowed;
+    let is_labelled = machine.labelled(cluster) != Labelled::Nothing;
+    let is_proved = is_labelled || machine.has_uuid_of(node) || unlabelled == Unlabelled::Allowed;
     // Without `--cluster-name` the program does not know the name that the labels have: the UUID decides, if there is one.
-    let is_named = |doubt: &Doubt| !(cluster.is_default() && is_of_another(doubt) && has_its_uuid(vmi, node));
-    doubt(vmi, node, cluster).filter(is_named).or_else(|| (!is_proved).then_some(Doubt::Unproved))
+    let is_named =
+        |doubt: &Doubt| !(cluster.is_default() && is_of_another(doubt) && machine.has_uuid_of(node));
+    doubt(machine, node, cluster).filter(is_named).or_else(|| (!is_proved).then_some(Doubt::Unproved))
 }
 
 fn is_of_another(doubt: &Doubt) -> bool {
     matches!(doubt, Doubt::Cluster(_))
 }
 
-/// The reason to write nothing of the VMI into this Node: it is labelled as another guest's. A Node with its system UUID
+/// The reason to write nothing of the VM into this Node: it is labelled as another guest's. A Node with its system UUID
 /// is that machine nevertheless: many installations run with another `--cluster-name` than the one in the labels.
-pub fn upkeep_doubt(vmi: &Vmi, node: &Claims, cluster: &ClusterName) -> Option<Doubt> {
-    doubt(vmi, node, cluster).filter(|doubt| is_of_another(doubt) && !has_its_uuid(vmi, node))
+pub fn upkeep_doubt(machine: Machine<'_>, node: &Claims, cluster: &ClusterName) -> Option<Doubt> {
+    doubt(machine, node, cluster).filter(|doubt| is_of_another(doubt) && !machine.has_uuid_of(node))
 }
 
-/// Whether both have a system UUID, and it is the same.
-fn has_its_uuid(vmi: &Vmi, node: &Claims) -> bool {
-    vmi.uuid.is_some() && vmi.uuid == node.uuid
+/// A running VM that a Node claims to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine<'a> {
+    /// The VM; `None` = it does not exist, or nothing is known of it.
+    pub vm: Option<&'a Vm>,
+    /// Its VMI.
+    pub vmi: &'a Vmi,
+}
+
+impl<'a> Machine<'a> {
+    /// The VMI, with what was seen of its VM.
+    pub fn of(vm: &'a Seen<Arc<Vm>>, vmi: &'a Vmi) -> Self {
+        let vm = match vm {
+            Seen::Present(vm) => Some(&**vm),
+            Seen::Absent | Seen::Unseen => None,
+        };
+        Self { vm, vmi }
+    }
+
+    fn labelled(self, cluster: &ClusterName) -> Labelled<'a> {
+        let of_vm = self.vm.and_then(|vm| vm.cluster.as_deref());
+        Labelled::of(cluster.as_str(), of_vm, self.vmi.cluster.as_deref())
+    }
+
+    /// Whether both have a system UUID, and it is the same.
+    fn has_uuid_of(self, node: &Claims) -> bool {
+        self.vmi.uuid.is_some() && self.vmi.uuid == node.uuid
+    }
 }
 
 impl fmt::Display for Doubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Cluster(other) => {
-                write!(f, "the VM's label {CLUSTER_NAME_LABEL} names the cluster {other:?}, not this one")
+            Self::Cluster(own) => {
+                write!(f, "the VM's label {CLUSTER_NAME_LABEL} names another cluster, this one is {own:?}")
             }
             Self::Unproved => write!(
                 f,

@@ -1,5 +1,6 @@
 //! A volume goes only into a VM that may be this guest's, and only under a serial that is its own.
 
+use rstest::rstest;
 use serde_json::json;
 
 use super::*;
@@ -144,4 +145,37 @@ async fn holders_of_what_is_not_ours_are_not_named() {
             assert_eq!(status.message(), "invalid volume name", "{volume} {node}");
         }
     }
+}
+
+/// A guest that asks for volumes of any name, on VMs of any name, learns nothing of another guest's VM: the answers are the same
+/// whether that VM has the volume or not. What its own VM has it may know, and then nothing is reported as detached.
+#[rstest]
+#[case::by_the_vm("virtualmachines")]
+#[case::by_the_vmi("virtualmachineinstances")]
+#[tokio::test]
+async fn what_another_guests_vm_has_is_not_told(#[case] labelled: &str) {
+    let fake = FakeInfra::default();
+    fake.vm("vm1");
+    fake.volume("pvc-1", false);
+    fake.edit("virtualmachines", "vm1", |vm| {
+        vm["spec"]["template"]["spec"]["volumes"] = json!([
+            {"name": "pvc-1", "dataVolume": {"name": "pvc-1"}},
+            {"name": "rootdisk", "dataVolume": {"name": "rootdisk"}},
+        ]);
+    });
+    let fixture = Fixture::new(&fake).await;
+    for node in ["", "not-a-vm", "infra/vm1"] {
+        fixture.unpublish("rootdisk", node).await.unwrap_err();
+    }
+    fake.edit(labelled, "vm1", |object| object["metadata"]["labels"] = json!({ LABEL.0: "other" }));
+    for volume in ["pvc-1", "rootdisk", "no-such-disk"] {
+        for node in ["", "not-a-vm", "infra/vm1", "infra/no-such-vm"] {
+            fixture
+                .unpublish(volume, node)
+                .await
+                .unwrap_or_else(|status| panic!("{volume} {node}: {status:?}"));
+        }
+    }
+    let changes = fake.calls().into_iter().filter(|call| !call.starts_with("GET")).collect::<Vec<_>>();
+    assert!(changes.iter().all(|call| call.starts_with("PATCH") && call.contains("pvc-1")), "{changes:?}");
 }

@@ -20,4 +20,4 @@ pub use machine::{
 pub use metadata::{Metadata, OwnerReference, null_as_default};
 pub use name::{ObjectName, is_dns_label};
 pub use seen::Seen;
-pub use vm_guest::{NotThisGuest, VmGuest};
+pub use vm_guest::{Labelled, NotThisGuest, VmGuest};

@@ -1,4 +1,5 @@
-//! Whose VM it is: the rule by which a VM is refused to a guest, from the labels of the VM and its VMI.
+//! Whose VM it is: the rule by which a VM is refused to a guest, from the labels of the VM and its VMI. Both programs follow
+//! it: the CSI driver for volumes, the cloud controller manager for what it writes into Nodes and for backends.
 //!
 //! Several guests may share an infra namespace, and a guest's administrator chooses the node ids that its cluster asks
 //! for. So a node id alone does not make a VM the guest's.
@@ -12,6 +13,32 @@ pub struct VmGuest {
     known: BTreeMap<String, String>,
     /// Labels that the VM or its VMI must carry.
     required: BTreeMap<String, String>,
+}
+
+/// What the labels of a VM and its VMI say with one key, of which this guest's value is known. An object that does not exist,
+/// or was not read, says nothing.
+///
+/// KubeVirt copies the labels of a VM's template, not those of the VM, to the VMI, so either may carry them. Another guest's
+/// value on one of the two outweighs all else: whoever owns the infra namespace wrote it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Labelled<'a> {
+    /// Neither has the label.
+    Nothing,
+    /// One has this guest's value, or both have it.
+    Ours,
+    /// One has this value of another guest's.
+    Another(&'a str),
+}
+
+impl<'a> Labelled<'a> {
+    /// What the two labels say, of which `own` is this guest's value.
+    pub fn of(own: &str, vm: Option<&'a str>, vmi: Option<&'a str>) -> Self {
+        let mut values = [vm, vmi].into_iter().flatten();
+        match values.clone().find(|value| *value != own) {
+            Some(another) => Self::Another(another),
+            None => values.next().map_or(Self::Nothing, |_| Self::Ours),
+        }
+    }
 }
 
 /// Why a VM is not this guest's. The text does not show the other guest's value.
@@ -47,8 +74,7 @@ impl VmGuest {
         Self { known: own, required }
     }
 
-    /// Checks the labels of a VM and its VMI; an object that does not exist has none. KubeVirt copies the labels of a
-    /// VM's template, not those of the VM, to the VMI, so either may carry them.
+    /// Checks the labels of a VM and its VMI; an object that does not exist has none.
     ///
     /// # Errors
     /// One of the two carries another guest's value, or neither carries a label that is required.
@@ -58,12 +84,15 @@ impl VmGuest {
         vmi: &BTreeMap<String, String>,
     ) -> Result<(), NotThisGuest> {
         for (key, value) in &self.known {
-            let values = [vm.get(key), vmi.get(key)];
-            if values.into_iter().flatten().any(|found| found != value) {
-                return Err(NotThisGuest::Another { key: key.clone(), value: value.clone() });
-            }
-            if self.required.contains_key(key) && values == [None, None] {
-                return Err(NotThisGuest::Unlabelled { key: key.clone(), value: value.clone() });
+            let [vm, vmi] = [vm, vmi].map(|labels| labels.get(key).map(String::as_str));
+            match Labelled::of(value, vm, vmi) {
+                Labelled::Another(_) => {
+                    return Err(NotThisGuest::Another { key: key.clone(), value: value.clone() });
+                }
+                Labelled::Nothing if self.required.contains_key(key) => {
+                    return Err(NotThisGuest::Unlabelled { key: key.clone(), value: value.clone() });
+                }
+                Labelled::Nothing | Labelled::Ours => {}
             }
         }
         Ok(())
@@ -79,6 +108,23 @@ mod tests {
 
     fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[rstest]
+    #[case::nothing(None, None, Labelled::Nothing)]
+    #[case::ours_by_the_vm(Some("a"), None, Labelled::Ours)]
+    #[case::ours_by_the_vmi(None, Some("a"), Labelled::Ours)]
+    #[case::another_by_the_vm(Some("b"), None, Labelled::Another("b"))]
+    #[case::another_by_the_vmi(None, Some("b"), Labelled::Another("b"))]
+    #[case::the_vm_contradicts(Some("b"), Some("a"), Labelled::Another("b"))]
+    #[case::the_vmi_contradicts(Some("a"), Some("b"), Labelled::Another("b"))]
+    #[case::no_value(Some(""), None, Labelled::Another(""))]
+    fn another_guests_value_outweighs_ours(
+        #[case] vm: Option<&str>,
+        #[case] vmi: Option<&str>,
+        #[case] said: Labelled<'_>,
+    ) {
+        assert_eq!(Labelled::of("a", vm, vmi), said);
     }
 
     #[rstest]

@@ -144,7 +144,14 @@ impl Endpoint {
     pub async fn bind(&self) -> Result<Listener, EndpointError> {
         match self {
             Self::Unix(path) => bind_unix(path),
-            Self::Tcp(address) => Ok(Listener::Tcp(address.bind().await?)),
+            Self::Tcp(address) => {
+                let listener = address.bind().await?;
+                tracing::warn!(
+                    "--endpoint is a TCP address, at which nobody is authenticated: whoever reaches it may do all that this \
+                     program may; use a unix socket"
+                );
+                Ok(Listener::Tcp(listener))
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Child processes: an argument array, `LC_ALL=C`, no input, a time limit, and their output in the result.
+//! Child processes: an argument array, `LC_ALL=C`, no input, the least rights, a time limit, and their output in the result.
 
 use std::{
     io::{self, Read},
@@ -16,6 +16,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     filesystem::Tool,
+    linux::confinement::Confinement,
 };
 
 /// blkid reads a few MiB.
@@ -85,34 +86,59 @@ fn read_all(pipe: Option<impl Read>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// What the thread that starts a program and waits for it reports.
+enum Report {
+    /// It runs, with this number.
+    Started(u32),
+    /// It could not be started, or not be confined.
+    NotStarted(io::Error),
+    /// It ended.
+    Ended(io::Result<Output>),
+}
+
+/// Starts a program in the calling thread, which is confined for it.
+fn start(mut command: Command, confinement: Confinement) -> io::Result<Waited> {
+    confinement.enter()?;
+    let child = Waited(command.spawn()?);
+    confinement.bound(&child.0)?;
+    Ok(child)
+}
+
 /// Runs a program to its end, on the disk called `name`.
 ///
 /// After `limit` it is killed. A program that even then does not end (its disk hangs in the kernel) is waited for
 /// without limit: it may still write, so the caller must keep the volume's lock.
 pub fn run(tool: &Tool, name: &str, limit: Duration) -> Result<Ended> {
     let cannot_start = |source: io::Error| Error::Act { action: format!("run {}", tool.program), source };
-    let child = Command::new(tool.program)
-        .args(&tool.arguments)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(cannot_start)?;
-    let pid = child.id();
-    let child = Waited(child);
-    let (sender, receiver) = channel::<io::Result<Output>>();
+    let mut command = Command::new(tool.program);
+    command.args(&tool.arguments).env("LC_ALL", "C");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let confinement = Confinement::of(tool.program);
+    let (sender, receiver) = channel::<Report>();
     let waiter = thread::Builder::new().name(format!("wait-{}", tool.program)).spawn(move || {
-        // If this panics, the child is killed first, and then the receiver learns of it.
-        let (sender, mut child) = (sender, child);
-        // The receiver waits until it has the answer.
-        drop(sender.send(child.output()));
+        // If this panics, the child is killed first, and then the receiver learns of it: the sender is dropped last. The
+        // receiver waits until it has the answer.
+        let sender = sender;
+        match start(command, confinement) {
+            Err(error) => drop(sender.send(Report::NotStarted(error))),
+            Ok(mut child) => {
+                drop(sender.send(Report::Started(child.0.id())));
+                drop(sender.send(Report::Ended(child.output())));
+            }
+        }
     });
     waiter.map_err(cannot_start)?;
     let lost = || Error::JobLost;
+    let pid = match receiver.recv().map_err(|_| lost())? {
+        Report::Started(pid) => pid,
+        Report::NotStarted(error) => return Err(cannot_start(error)),
+        Report::Ended(_) => return Err(lost()),
+    };
     let answer = match receiver.recv_timeout(limit) {
-        Ok(answer) => answer,
-        Err(RecvTimeoutError::Disconnected) => return Err(lost()),
+        Ok(Report::Ended(answer)) => answer,
+        Ok(Report::Started(_) | Report::NotStarted(_)) | Err(RecvTimeoutError::Disconnected) => {
+            return Err(lost());
+        }
         Err(RecvTimeoutError::Timeout) => {
             tracing::warn!(
                 tool = tool.program,
@@ -178,6 +204,16 @@ mod tests {
     fn a_program_speaks_plain_english_and_gets_no_input() {
         let ended = run(&shell("echo $LC_ALL; cat"), "sda", FORMAT_LIMIT).unwrap();
         assert_eq!((ended.code, ended.output.as_str()), (Some(0), "C\n"));
+    }
+
+    #[test]
+    fn a_program_has_bounded_memory_and_leaves_no_image_of_it() {
+        // The limits are set just after the start.
+        let script =
+            "until [ \"$(ulimit -v)\" != unlimited ] && [ \"$(ulimit -c)\" = 0 ]; do :; done; ulimit -v";
+        let ended = run(&shell(script), "sda", FORMAT_LIMIT).unwrap();
+        let kib: u64 = ended.output.trim().parse().unwrap();
+        assert!(kib <= 4 << 20, "{kib} KiB");
     }
 
     #[test]

@@ -102,13 +102,14 @@ pub fn create_directory(path: &Path) -> Result<()> {
         .map_err(Error::act(format!("create {}", path.display())))
 }
 
-/// Makes an empty file and its parents.
+/// Makes an empty file and its parents. A link in the file's place is not followed: the file would be made where it points.
 pub fn create_file(path: &Path) -> Result<()> {
     if let Some(parent) = path.parent() {
         create_directory(parent)?;
     }
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(FILE_MODE).open(path);
-    file.map(drop).map_err(Error::act(format!("create {}", path.display())))
+    let mut empty = OpenOptions::new();
+    empty.write(true).create(true).truncate(false).mode(FILE_MODE).custom_flags(OFlag::O_NOFOLLOW.bits());
+    empty.open(path).map(drop).map_err(Error::act(format!("create {}", path.display())))
 }
 
 /// Mounts a filesystem.
@@ -194,6 +195,19 @@ fn kernel_flags(flags: &BTreeSet<Flag>) -> MsFlags {
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_file_is_not_made_through_a_link() {
+        let root = tempfile::tempdir().unwrap();
+        let (link, elsewhere, there) =
+            (root.path().join("link"), root.path().join("elsewhere"), root.path().join("there"));
+        symlink(&elsewhere, &link).unwrap();
+        create_file(&link).unwrap_err();
+        assert!(!elsewhere.exists());
+        fs::write(&there, "content").unwrap();
+        create_file(&there).unwrap();
+        assert_eq!(fs::read_to_string(&there).unwrap(), "content", "a file that is there stays");
+    }
 
     #[test]
     fn only_what_is_empty_and_no_mount_point_is_removed() {

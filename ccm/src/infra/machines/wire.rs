@@ -110,6 +110,7 @@ impl From<WireVm> for Vm {
             printable_status: wire.status.printable_status,
             uuid: uuid(&wire.spec.template.spec),
             hostname: wire.spec.template.spec.hostname.filter(|name| !name.is_empty()),
+            cluster: wire.metadata.labels.get(CLUSTER_NAME_LABEL).cloned(),
             name: wire.metadata.name,
         }
     }

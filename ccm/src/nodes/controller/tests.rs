@@ -251,6 +251,23 @@ async fn a_node_learns_nothing_of_anothers_vm() {
     assert_eq!(clusters.guest.made("PATCH").len(), 2);
 }
 
+/// An operator may label the VM and not its template; then the VMI says nothing.
+#[tokio::test]
+async fn the_label_of_the_vm_itself_counts() {
+    let clusters = Clusters::new(Settings { cluster: Some("guest".parse().unwrap()), ..Settings::default() });
+    let label = |cluster: Option<&str>| {
+        let cluster = cluster.map(str::to_owned);
+        clusters.controller.index.replace([Vm { name: "vm-1".into(), cluster, ..Vm::default() }]);
+    };
+    label(Some("other"));
+    clusters.sync(&fresh()).await.unwrap();
+    assert!(clusters.guest.made("PATCH").is_empty(), "neither addresses nor zone nor provider id");
+    assert_eq!(clusters.guest.made("POST")[0].body["reason"], "InstanceDoubted");
+    label(Some("guest"));
+    clusters.sync(&fresh()).await.unwrap();
+    assert_eq!(clusters.guest.made("PATCH").len(), 2);
+}
+
 #[tokio::test]
 async fn a_node_that_load_balancers_leave_out_is_told_once_until_it_is_mended() {
     const REAL: &str = "5d307ca9-b3ef-428c-8861-06e72d69f223";
@@ -276,7 +293,7 @@ async fn a_node_that_load_balancers_leave_out_is_told_once_until_it_is_mended() 
     assert_eq!(said(), [uuid]);
     clusters.controller.index.put(Vmi { cluster: Some("other".into()), ..vmi() });
     clusters.sync(&claiming(REAL)).await.unwrap();
-    assert!(said()[1].as_str().unwrap().ends_with("names the cluster \"other\", not this one"));
+    assert!(said()[1].as_str().unwrap().ends_with("names another cluster, this one is \"guest\""));
     clusters.controller.index.put(Vmi { cluster: Some("guest".into()), ..vmi() });
     clusters.sync(&claiming(REAL)).await.unwrap();
     let controller = &clusters.controller;

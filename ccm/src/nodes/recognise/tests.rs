@@ -172,9 +172,9 @@ fn a_stopped_vm_is_recognised_without_an_instance() {
 #[case::only_the_vm_has_a_uuid(None, Some(U1), None, Some(Doubt::Unproved), None)]
 #[case::only_the_node_has_a_uuid(None, None, Some(U1), Some(Doubt::Unproved), None)]
 #[case::another_uuid(Some("guest"), Some(U1), Some(U2), Some(Doubt::Uuid), None)]
-#[case::anothers(Some("b"), None, Some(U1), Some(Doubt::Cluster("b".into())), Some(Doubt::Cluster("b".into())))]
-#[case::anothers_uuid(Some("b"), Some(U1), Some(U2), Some(Doubt::Cluster("b".into())), Some(Doubt::Cluster("b".into())))]
-#[case::another_cluster_name_flag(Some("b"), Some(U1), Some(U1), Some(Doubt::Cluster("b".into())), None)]
+#[case::anothers(Some("b"), None, Some(U1), Some(Doubt::Cluster("guest".into())), Some(Doubt::Cluster("guest".into())))]
+#[case::anothers_uuid(Some("b"), Some(U1), Some(U2), Some(Doubt::Cluster("guest".into())), Some(Doubt::Cluster("guest".into())))]
+#[case::another_cluster_name_flag(Some("b"), Some(U1), Some(U1), Some(Doubt::Cluster("guest".into())), None)]
 fn a_claim_to_be_a_vm_needs_a_proof(
     #[case] label: Option<&str>,
     #[case] vm: Option<&str>,
@@ -186,18 +186,38 @@ fn a_claim_to_be_a_vm_needs_a_proof(
     let vmi = Vmi { name: "w".into(), cluster: label.map(str::to_owned), uuid, ..Vmi::default() };
     let (node, cluster) = (node("w", claimed), "guest".parse().unwrap());
     let contradicted = backend.clone().filter(|doubt| *doubt != Doubt::Unproved);
-    assert_eq!(backend_doubt(&vmi, &node, &cluster, Unlabelled::Refused), backend);
-    assert_eq!(backend_doubt(&vmi, &node, &cluster, Unlabelled::Allowed), contradicted);
-    assert_eq!(upkeep_doubt(&vmi, &node, &cluster), upkeep);
+    // The label may be on the VMI or on the VM.
+    let unlabelled = Vmi { cluster: None, ..vmi.clone() };
+    let vm = Vm { name: "w".into(), cluster: vmi.cluster.clone(), ..Vm::default() };
+    for machine in [Machine { vm: None, vmi: &vmi }, Machine { vm: Some(&vm), vmi: &unlabelled }] {
+        assert_eq!(backend_doubt(machine, &node, &cluster, Unlabelled::Refused), backend);
+        assert_eq!(backend_doubt(machine, &node, &cluster, Unlabelled::Allowed), contradicted);
+        assert_eq!(upkeep_doubt(machine, &node, &cluster), upkeep);
+    }
+}
+
+#[rstest]
+#[case::the_vm_is_anothers(Some("b"), Some("guest"))]
+#[case::the_vmi_is_anothers(Some("guest"), Some("b"))]
+#[case::both_are_anothers(Some("b"), Some("b"))]
+fn a_vm_that_one_label_calls_anothers_is_not_the_nodes(#[case] vm: Option<&str>, #[case] vmi: Option<&str>) {
+    let vm = Vm { name: "w".into(), cluster: vm.map(str::to_owned), ..Vm::default() };
+    let vmi = Vmi { name: "w".into(), cluster: vmi.map(str::to_owned), ..Vmi::default() };
+    let (node, cluster) = (node("w", Some(U1)), "guest".parse().unwrap());
+    let (machine, wanted) = (Machine { vm: Some(&vm), vmi: &vmi }, Some(Doubt::Cluster("guest".into())));
+    assert_eq!(backend_doubt(machine, &node, &cluster, Unlabelled::Allowed), wanted);
+    assert_eq!(upkeep_doubt(machine, &node, &cluster), wanted);
+    let shown = wanted.unwrap().to_string();
+    assert!(shown.contains("\"guest\"") && !shown.contains("\"b\""), "{shown}");
 }
 
 /// The default of `--cluster-name` is no name that a label could contradict; upstream does not compare it. What is needed is a
 /// proof.
 #[rstest]
 #[case::same_uuid("kubernetes", Some(U1), Some(U1), None)]
-#[case::other_uuid("kubernetes", Some(U1), Some(U2), Some(Doubt::Cluster("b".into())))]
-#[case::no_uuid("kubernetes", None, Some(U1), Some(Doubt::Cluster("b".into())))]
-#[case::a_name_of_its_own("guest", Some(U1), Some(U1), Some(Doubt::Cluster("b".into())))]
+#[case::other_uuid("kubernetes", Some(U1), Some(U2), Some(Doubt::Cluster("kubernetes".into())))]
+#[case::no_uuid("kubernetes", None, Some(U1), Some(Doubt::Cluster("kubernetes".into())))]
+#[case::a_name_of_its_own("guest", Some(U1), Some(U1), Some(Doubt::Cluster("guest".into())))]
 fn without_a_cluster_name_the_uuid_proves_a_backend(
     #[case] cluster: &str,
     #[case] vm: Option<&str>,
@@ -206,7 +226,8 @@ fn without_a_cluster_name_the_uuid_proves_a_backend(
 ) {
     let uuid = vm.and_then(SystemUuid::parse);
     let vmi = Vmi { name: "w".into(), cluster: Some("b".to_owned()), uuid, ..Vmi::default() };
-    let doubt = backend_doubt(&vmi, &node("w", claimed), &cluster.parse().unwrap(), Unlabelled::Refused);
+    let machine = Machine { vm: None, vmi: &vmi };
+    let doubt = backend_doubt(machine, &node("w", claimed), &cluster.parse().unwrap(), Unlabelled::Refused);
     assert_eq!(doubt, wanted);
 }
 

@@ -34,7 +34,7 @@ tests! {
 }
 
 /// The `VolumeSnapshotClass` of `deploy/tenant/snapshots`.
-const CLASS: &str = "kubevirt-csi-snapclass";
+pub const CLASS: &str = "kubevirt-csi-snapclass";
 
 /// The claim of which [`taken`] takes a snapshot.
 pub const CLAIM: &str = "claim";

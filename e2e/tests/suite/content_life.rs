@@ -226,11 +226,8 @@ impl Life for ContentLife<'_> {
     }
 
     fn refusal(case: &Case<Rpc>) -> Option<Code> {
-        match case.verb {
-            "create" => Some(Code::InvalidArgument),
-            "patch" => Some(Code::OutOfRange),
-            _ => None,
-        }
+        // A 422 of a patch that does not say what is invalid is a lost race, after which the claim is read again.
+        (case.verb == "create").then_some(Code::InvalidArgument)
     }
 
     /// A temporary snapshot that can't be deleted now is deleted by the next call; and where there are no snapshots, or no right on

@@ -20,8 +20,12 @@ use crate::{
 const DATA_VOLUME: &str = include_str!("data-volume.yaml");
 const VOLUME_SNAPSHOT: &str = include_str!("volume-snapshot.yaml");
 
-/// Finds the disk by its serial as `lsblk` shows it and formats it if it shows no filesystem; prints its path.
+/// Waits until udev knows the disk, finds it by its serial as `lsblk` shows it, and formats it if that shows no filesystem; prints its
+/// path.
 const STAGE: &str = r#"
+link=/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_$1
+tries=0
+until [ -e "$link" ]; do tries=$((tries + 1)); [ $tries -lt 300 ]; usleep 100000; done
 udevadm settle
 name=$(lsblk -nro NAME,SERIAL | awk -v serial="$1" '$2 == serial { print $1 }')
 test -n "$name"

@@ -336,7 +336,7 @@ async fn a_restored_volume_is_as_large_as_the_guest_asks_and_cdi_demands() {
     context.sort_unstable();
     assert_eq!(context, ["bus", "copied", "serial"], "nothing that permits to format the disk");
     assert_eq!(volume.volume_context["copied"], "true");
-    let mut block = restored("pvc-3", "snapshot-1");
+    let mut block = restored("pvc-9", "snapshot-1");
     block.volume_capabilities = vec![capability(true, Mode::SingleNodeWriter)];
     let block = fixture.create(block).await.unwrap().volume_context;
     assert!(!block.contains_key("copied"), "the pod decides what is on a block volume: {block:?}");

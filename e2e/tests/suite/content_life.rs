@@ -33,6 +33,9 @@ pub const CLAIMS: &str = "persistentvolumeclaims";
 /// The volumes that are made: the source, and one of each RPC.
 const MADE: usize = 4;
 
+/// The snapshots that are taken: the one that is asked for, and the temporary one.
+const SNAPSHOTS_TAKEN: usize = 2;
+
 /// The RPCs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rpc {
@@ -165,7 +168,7 @@ impl<'a> ContentLife<'a> {
     }
 
     /// The end of a life: all is deleted, each change landed once, and nothing is left over. `refused`: a volume was refused after
-    /// its temporary snapshot was taken, and so was taken away with it and taken again.
+    /// its temporary snapshot was taken; if the answer was final, the snapshot was deleted then and taken again.
     pub async fn ended(&self, refused: bool) -> Result<()> {
         let names =
             [self.copy(Rpc::Restore), self.copy(Rpc::Clone), self.copy(Rpc::CloneBySnapshot), self.source()];
@@ -184,11 +187,14 @@ impl<'a> ContentLife<'a> {
         ensure!(left.is_empty(), "expected no temporary snapshot, saw {left:?}");
 
         let landed = |verb, resource| self.faults().succeeded(&Matcher::of(verb, resource));
-        let taken = 2 + usize::from(refused);
+        let taken = landed("create", SNAPSHOTS);
+        ensure!(
+            taken == SNAPSHOTS_TAKEN || (refused && taken == SNAPSHOTS_TAKEN + 1),
+            "expected {SNAPSHOTS_TAKEN} snapshots to be created, saw {taken}"
+        );
         for (verb, resource, times) in [
             ("create", VOLUMES, MADE),
             ("delete", VOLUMES, MADE),
-            ("create", SNAPSHOTS, taken),
             ("delete", SNAPSHOTS, taken),
             ("patch", CLAIMS, 1),
         ] {

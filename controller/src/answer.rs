@@ -7,13 +7,13 @@ use infra::{DataVolume, Owned, VolumeSnapshot};
 
 use crate::{
     create::Created,
-    keys::{ALLOW_FORMAT_NONZERO, BLANK_SINCE, BUS, FILESYSTEM, SERIAL, TRUE},
+    keys::{ALLOW_FORMAT_NONZERO, BLANK_SINCE, BUS, COPIED, FILESYSTEM, SERIAL, TRUE},
     request, snapshot,
 };
 
 /// The volume of a `CreateVolume`. That a volume was made blank never permits to format it: the node role finds out from the
 /// disk alone whether it may, and refuses a filesystem that is an earlier owner's. Nothing else tells these from the
-/// volume's own.
+/// volume's own. Nor does it format a copy.
 pub(crate) fn volume_on_wire(created: &Created, wanted: &request::Create) -> csi::Volume {
     let metadata = &created.volume.metadata;
     let mut volume_context = HashMap::from([
@@ -26,6 +26,9 @@ pub(crate) fn volume_on_wire(created: &Created, wanted: &request::Create) -> csi
         if wanted.format_nonzero {
             volume_context.insert(ALLOW_FORMAT_NONZERO.to_owned(), TRUE.to_owned());
         }
+    }
+    if wanted.source.is_some() && wanted.holds_filesystem {
+        volume_context.insert(COPIED.to_owned(), TRUE.to_owned());
     }
     csi::Volume {
         volume_id: metadata.name.clone(),

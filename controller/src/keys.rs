@@ -1,7 +1,9 @@
 //! The keys that this crate reads and writes: parameters, volume context, annotations, and the keys of the storage
 //! class policy. `docs/reference/parameters.md` is generated from the tables.
 
-pub(crate) use csi_call::contract::{ALLOW_FORMAT_NONZERO, BLANK_SINCE, BUS, FILESYSTEM, SERIAL, TRUE};
+pub(crate) use csi_call::contract::{
+    ALLOW_FORMAT_NONZERO, BLANK_SINCE, BUS, COPIED, FILESYSTEM, SERIAL, TRUE,
+};
 
 /// `StorageClass` parameter: the infra storage class.
 pub(crate) const STORAGE_CLASS: &str = "infraStorageClassName";
@@ -85,7 +87,7 @@ pub const SNAPSHOT_PARAMETERS: [Key; 1] = [key(
 )];
 
 /// Keys of the volume context (`spec.csi.volumeAttributes` of the guest's PersistentVolume), which never changes.
-pub const VOLUME_CONTEXT: [Key; 5] = [
+pub const VOLUME_CONTEXT: [Key; 6] = [
     key(SERIAL, "UID of the DataVolume", "Serial of the disk, by which the node role finds it"),
     key(BUS, "`scsi`, `virtio`", "As in the StorageClass, for the attach"),
     key(
@@ -99,6 +101,11 @@ pub const VOLUME_CONTEXT: [Key; 5] = [
         "When a volume was made that is to hold a filesystem and was made blank. The node role gives its filesystem the serial as UUID, and mounts only a filesystem that has this UUID or was made since. Volumes of versions before, restored, cloned and block volumes do not have the key, and are not checked",
     ),
     key(ALLOW_FORMAT_NONZERO, "`true`", "As in the StorageClass, for volumes that were made blank"),
+    key(
+        COPIED,
+        "`true`",
+        "Of a restored or cloned volume that is to hold a filesystem: the node role never formats it. Volumes of versions before do not have the key, and are formatted if they are blank",
+    ),
 ];
 
 /// Annotations that this driver writes on objects of the infra cluster.

@@ -84,17 +84,81 @@ fn the_node_role_may_read_nodes_and_nothing_else() {
     assert_eq!(role["rules"], wanted);
 }
 
+/// The controller's Deployments: the file, and the volumes with the credentials of the infra and of the guest cluster.
+const CONTROLLERS: [(&str, &str, &str); 2] = [
+    ("controller-infra/base/deployment.yaml", "infra-token", "tenantcluster"),
+    ("controller-tenant/base/deployment.yaml", "infracluster", "guest-token"),
+];
+
 #[test]
 fn no_container_holds_the_credentials_of_both_clusters() {
-    let deployment = document("controller-infra/base/deployment.yaml", "Deployment");
+    for (path, of_infra, of_guest) in CONTROLLERS {
+        let deployment = document(path, "Deployment");
+        let snapshotter =
+            document(&path.replace("base/deployment", "snapshots/csi-snapshotter"), "Deployment");
+        let pod = &deployment["spec"]["template"]["spec"];
+        assert_eq!(pod["automountServiceAccountToken"], false, "{path}");
+        for of in [of_infra, of_guest] {
+            assert!(list(&pod["volumes"]).iter().any(|volume| volume["name"] == of), "{path}: {of}");
+        }
+        let added = &snapshotter["spec"]["template"]["spec"]["containers"];
+        for container in list(&pod["containers"]).iter().chain(list(added)) {
+            let mounts =
+                |volume: &str| list(&container["volumeMounts"]).iter().any(|mount| mount["name"] == volume);
+            let is_driver = container["name"] == "csi-driver";
+            assert_eq!(mounts(of_infra), is_driver, "{path}: {}", container["name"]);
+            assert_eq!(mounts(of_guest), !is_driver, "{path}: {}", container["name"]);
+        }
+    }
+}
+
+#[test]
+fn the_controller_in_the_guest_differs_in_its_credentials_only() {
+    let containers = |path: &str| {
+        let deployment = document(path, "Deployment");
+        let mut containers = deployment["spec"]["template"]["spec"]["containers"].clone();
+        for container in containers.as_array_mut().expect("containers") {
+            container["volumeMounts"].take();
+            let args = container["args"].as_array_mut().expect("arguments");
+            args.retain(|arg| !arg.as_str().is_some_and(|arg| arg.contains("kubeconfig=")));
+        }
+        containers
+    };
+    let [(infra, ..), (tenant, ..)] = CONTROLLERS;
+    assert_eq!(containers(infra), containers(tenant));
+    let snapshotters =
+        CONTROLLERS.map(|(path, ..)| path.replace("base/deployment", "snapshots/csi-snapshotter"));
+    assert_eq!(containers(&snapshotters[0]), containers(&snapshotters[1]));
+    let (config, other) =
+        ("controller-infra/base/driver-config.yaml", "controller-tenant/base/driver-config.yaml");
+    assert_eq!(document(config, "ConfigMap")["data"], document(other, "ConfigMap")["data"]);
+}
+
+#[test]
+fn the_controller_in_the_guest_finds_what_others_make_for_it() {
+    let deployment = document(CONTROLLERS[1].0, "Deployment");
     let pod = &deployment["spec"]["template"]["spec"];
-    assert_eq!(pod["automountServiceAccountToken"], false);
-    for container in list(&pod["containers"]) {
-        let mounts =
-            |volume: &str| list(&container["volumeMounts"]).iter().any(|mount| mount["name"] == volume);
-        let is_driver = container["name"] == "csi-driver";
-        assert_eq!(mounts("infra-token"), is_driver, "{}", container["name"]);
-        assert_eq!(mounts("tenantcluster"), !is_driver, "{}", container["name"]);
+    let containers = list(&pod["containers"]);
+    let driver = containers.iter().find(|one| one["name"] == "csi-driver").expect("the driver");
+    let mount = list(&driver["volumeMounts"]).iter().find(|mount| mount["name"] == "infracluster");
+    let path = mount.expect("the credentials")["mountPath"].as_str().expect("a path");
+    // kubevirt/csi-driver's Secret and key.
+    let flag = format!("--infra-cluster-kubeconfig={path}/kubeconfig");
+    assert!(list(&driver["args"]).iter().any(|arg| *arg == flag), "{flag}");
+    let volume = list(&pod["volumes"]).iter().find(|volume| volume["name"] == "infracluster");
+    assert_eq!(volume.expect("the volume")["secret"]["secretName"], "infra-cluster-credentials");
+    let account = document("tenant/base/rbac-controller.yaml", "ServiceAccount");
+    assert_eq!(pod["serviceAccountName"], account["metadata"]["name"]);
+    assert_eq!(deployment["metadata"]["namespace"], account["metadata"]["namespace"]);
+    let base = document("controller-tenant/infra/kustomization.yaml", "Kustomization");
+    let kept = ["ServiceAccount", "Role", "RoleBinding"];
+    let removed: Vec<Value> = patches(&base).iter().map(|patch| patch["kind"].clone()).collect();
+    for path in ["deployment.yaml", "disruption-budget.yaml", "driver-config.yaml", "rbac.yaml"] {
+        for document in documents(&format!("controller-infra/base/{path}")) {
+            let kind = document["kind"].as_str().expect("a kind");
+            let is_removed = removed.iter().any(|removed| removed == kind);
+            assert_eq!(is_removed, !kept.contains(&kind), "{kind}");
+        }
     }
 }
 
@@ -136,9 +200,8 @@ fn the_driver_sees_the_workers_processes_only_with_its_component() {
 
 #[test]
 fn the_driver_is_started_by_its_entry_point() {
-    for (path, kind) in
-        [("controller-infra/base/deployment.yaml", "Deployment"), ("tenant/base/daemonset.yaml", "DaemonSet")]
-    {
+    let controllers = CONTROLLERS.map(|(path, ..)| (path, "Deployment"));
+    for (path, kind) in controllers.into_iter().chain([("tenant/base/daemonset.yaml", "DaemonSet")]) {
         let workload = document(path, kind);
         let containers = list(&workload["spec"]["template"]["spec"]["containers"]);
         let driver =
@@ -233,6 +296,17 @@ fn each_disruption_budget_is_of_its_deployment_and_stops_no_drain() {
         assert_eq!(budget["spec"]["selector"], deployment["spec"]["selector"], "{folder}");
         assert_eq!(budget["spec"]["maxUnavailable"], 1, "{folder}");
     }
+    // In the guest the DaemonSet's pods have the labels of the Deployment's selector: the budget selects by one more.
+    let budget = document("controller-tenant/base/disruption-budget.yaml", "PodDisruptionBudget");
+    let pods = document("controller-tenant/base/deployment.yaml", "Deployment");
+    let daemonset = document("tenant/base/daemonset.yaml", "DaemonSet");
+    let selected = budget["spec"]["selector"]["matchLabels"].as_object().expect("labels");
+    let has = |workload: &Value| {
+        let labels = &workload["spec"]["template"]["metadata"]["labels"];
+        selected.iter().all(|(label, value)| labels[label] == *value)
+    };
+    assert!(has(&pods) && !has(&daemonset), "{selected:?}");
+    assert_eq!(budget["spec"]["maxUnavailable"], 1);
 }
 
 #[test]

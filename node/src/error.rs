@@ -63,6 +63,10 @@ pub enum Error {
     #[error("disk {name} is not blank ({what}) and is not formatted; {remedy}")]
     NotBlank { name: String, what: String, remedy: &'static str },
     #[error(
+        "disk {name} is blank, but the volume was restored or cloned and should have its source's {filesystem}; it is not formatted, because that would hide the loss. If the source was never mounted, create a claim without a source in the place of this one; else check the snapshot, or the source, in the infra cluster"
+    )]
+    BlankCopy { name: String, filesystem: &'static str },
+    #[error(
         "disk {name} is blank and the volume is read-only, so there is nothing to mount; write to it first"
     )]
     ReadOnlyBlank { name: String },
@@ -204,6 +208,7 @@ impl Error {
             | Self::OtherFilesystem { .. }
             | Self::NotBlank { .. }
             | Self::ForeignFilesystem { .. }
+            | Self::BlankCopy { .. }
             | Self::ReadOnlyBlank { .. }
             | Self::DiskTooSmall { .. }
             | Self::StagingPathMissing
@@ -276,6 +281,7 @@ mod tests {
                 Code::FailedPrecondition,
             ),
             (Error::NotBlank { name: name(), what: text(), remedy: "r" }, Code::FailedPrecondition),
+            (Error::BlankCopy { name: name(), filesystem: "ext4" }, Code::FailedPrecondition),
             (Error::ReadOnlyBlank { name: name() }, Code::FailedPrecondition),
             (
                 Error::DiskTooSmall { name: name(), bytes: 1, filesystem: "xfs", least: 2 },
@@ -322,7 +328,7 @@ mod tests {
             assert!(seen.insert(std::mem::discriminant(&error)), "listed twice: {error:?}");
         }
         // A new variant must come into the table: this number is the number of variants.
-        assert_eq!(seen.len(), 42);
+        assert_eq!(seen.len(), 43);
     }
 
     #[test]

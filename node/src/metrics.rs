@@ -22,14 +22,16 @@ const WAIT_BOUNDS: [f64; 10] = [0.01, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 45.0,
 const REFUSED_OTHER_FILESYSTEM: &str = "refused_other_filesystem";
 const REFUSED_NOT_BLANK: &str = "refused_not_blank";
 const REFUSED_UNREADABLE: &str = "refused_unreadable";
+const REFUSED_BLANK_COPY: &str = "refused_blank_copy";
 const REFUSED_READ_ONLY: &str = "refused_read_only";
 const REFUSED_TOO_SMALL: &str = "refused_too_small";
 const REFUSED_IN_USE: &str = "refused_in_use";
 const REFUSED_NOT_PROBED: &str = "refused_not_probed";
 /// The label's values for disks that were refused.
-const REFUSALS: [&str; 7] = [
+const REFUSALS: [&str; 8] = [
     REFUSED_OTHER_FILESYSTEM,
     REFUSED_NOT_BLANK,
+    REFUSED_BLANK_COPY,
     REFUSED_UNREADABLE,
     REFUSED_READ_ONLY,
     REFUSED_TOO_SMALL,
@@ -111,6 +113,7 @@ impl Metrics {
             Ok(decision) => decision.label(),
             Err(Error::OtherFilesystem { .. }) => REFUSED_OTHER_FILESYSTEM,
             Err(Error::NotBlank { .. } | Error::ForeignFilesystem { .. }) => REFUSED_NOT_BLANK,
+            Err(Error::BlankCopy { .. }) => REFUSED_BLANK_COPY,
             Err(Error::DiskUnreadable { .. }) => REFUSED_UNREADABLE,
             Err(Error::ReadOnlyBlank { .. }) => REFUSED_READ_ONLY,
             Err(Error::DiskTooSmall { .. }) => REFUSED_TOO_SMALL,

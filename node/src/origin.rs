@@ -17,6 +17,8 @@ pub struct Origin {
     pub made_blank: Option<MadeBlank>,
     /// Its `StorageClass` allows to format data of an unknown kind.
     pub format_nonzero: bool,
+    /// The volume was restored or cloned: it has its filesystem from its source. A new one would hide that the copy lacks it.
+    pub copied: bool,
 }
 
 /// A volume that was made blank.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use csi_call::{
-    contract::{ALLOW_FORMAT_NONZERO, BLANK_SINCE, FILESYSTEM, SERIAL, TRUE},
+    contract::{ALLOW_FORMAT_NONZERO, BLANK_SINCE, COPIED, FILESYSTEM, SERIAL, TRUE},
     filesystems,
 };
 use csi_proto::v1::{
@@ -241,9 +241,11 @@ fn origin(context: &HashMap<String, String>) -> Result<Origin> {
         },
     };
     let uuid = context.get(SERIAL).and_then(|serial| FilesystemUuid::parse(serial));
+    let is_true = |key| context.get(key).is_some_and(|value| value == TRUE);
     Ok(Origin {
         made_blank: since.zip(uuid).map(|(since, uuid)| MadeBlank { since, uuid }),
-        format_nonzero: context.get(ALLOW_FORMAT_NONZERO).is_some_and(|value| value == TRUE),
+        format_nonzero: is_true(ALLOW_FORMAT_NONZERO),
+        copied: is_true(COPIED),
     })
 }
 
@@ -416,6 +418,8 @@ mod tests {
     #[case::blank_of_an_encrypted_class(
         &[("blankSince", "7"), ("allowFormatNonzero", "true")], Some((Some(7), true)))]
     #[case::only_true_is_true(&[("allowFormatNonzero", "yes")], Some((None, false)))]
+    #[case::copied(&[("copied", "true")], Some((None, false)))]
+    #[case::only_true_is_copied(&[("copied", "yes")], Some((None, false)))]
     #[case::by_hand(&[("blankSince", "2026-11-29")], None)]
     fn the_context_says_where_the_content_comes_from(
         #[case] context: &[(&str, &str)],
@@ -431,6 +435,8 @@ mod tests {
         let read = read.ok().map(|read| read.origin);
         let shown = read.map(|origin| (origin.made_blank.map(|blank| blank.since), origin.format_nonzero));
         assert_eq!(shown, expected);
+        let is_copied = context.contains(&("copied", "true"));
+        assert_eq!(read.is_some_and(|origin| origin.copied), is_copied);
         if let Some(blank) = read.and_then(|origin| origin.made_blank) {
             assert_eq!(blank.uuid.to_string(), UID);
         }

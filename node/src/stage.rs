@@ -121,11 +121,13 @@ pub fn decide(
     allow_nonzero: bool,
 ) -> Result<Decision> {
     let name = || observed.disk.name.clone();
-    let allow_nonzero = allow_nonzero || wanted.origin.format_nonzero;
     let not_blank = |remedy| Err(Error::NotBlank { name: name(), what: content.to_string(), remedy });
     let resumed = observed.record.as_ref().is_some_and(|record| {
         record.serial == wanted.serial.as_str() && record.filesystem == wanted.filesystem
     });
+    // A mkfs that an earlier version of the node role began on a copy is brought to its end.
+    let is_copy = wanted.origin.copied && !resumed;
+    let allow_nonzero = (allow_nonzero || wanted.origin.format_nonzero) && !is_copy;
     let decision = match content {
         Content::Mounted { kind } if kind == wanted.filesystem.name() => Decision::Share,
         // The record shows that mkfs did not end, and the superblock shows that nothing was written since.
@@ -150,6 +152,9 @@ pub fn decide(
         Content::Filesystem { kind, .. } | Content::Mounted { kind } => {
             let (found, wanted) = (kind.clone(), wanted.filesystem.to_string());
             return Err(Error::OtherFilesystem { name: name(), found, wanted });
+        }
+        Content::Blank { .. } if is_copy => {
+            return Err(Error::BlankCopy { name: name(), filesystem: wanted.filesystem.name() });
         }
         Content::Blank { fingerprint } => Decision::FormatBlank(*fingerprint),
         Content::UnknownData { fingerprint, .. } if resumed => Decision::FormatResumed(*fingerprint),

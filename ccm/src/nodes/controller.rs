@@ -7,7 +7,10 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -121,6 +124,8 @@ pub struct NodeController {
     backoff: Backoff,
     /// The last warning event about a Node, by its name. Losing it does no harm.
     complaints: Mutex<HashMap<String, String>>,
+    /// It was reported that there is no right to write the status of Nodes.
+    reported_no_status: AtomicBool,
 }
 
 impl NodeController {
@@ -147,6 +152,7 @@ impl NodeController {
             queue,
             backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY),
             complaints: Mutex::default(),
+            reported_no_status: AtomicBool::new(false),
         }
     }
 
@@ -249,7 +255,13 @@ impl NodeController {
                      the Node gets the address that its VM shows"
                 );
             }
-            node.resource_version = self.writes.addresses(&node, addresses).await?;
+            match self.writes.addresses(&node, addresses).await {
+                Ok(version) => node.resource_version = version,
+                // KubeOne grants all on `nodes`, which does not include their status. Without its taint removed the Node would take no
+                // pods at all, so the rest is written all the same, as by kubevirt/cloud-provider-kubevirt.
+                Err(error) if error.is_forbidden() => self.report_no_status(&error),
+                Err(error) => return Err(error),
+            }
         }
         if let Some(identity) = &plan.identity {
             self.writes.identity(&node, identity).await?;
@@ -259,6 +271,16 @@ impl NodeController {
             self.is_initialised(&node).await;
         }
         Ok(is_whole)
+    }
+
+    /// Reports once that addresses can't be written.
+    fn report_no_status(&self, error: &CallError) {
+        if !self.reported_no_status.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                error = chain(error),
+                "no right to patch the status of nodes of the guest cluster: Nodes keep the addresses that kubelet reports, and are initialised without those of their VMs"
+            );
+        }
     }
 
     async fn host(&self, vmi: Option<&Vmi>) -> Host {

@@ -75,6 +75,7 @@ async fn the_way_is_chosen_by_what_hinders_the_others(
     let volume = fixture.create(request.clone()).await.unwrap();
     assert_eq!(volume.content_source, request.volume_content_source);
     assert_eq!(volume.capacity_bytes, 1 << 30);
+    assert_eq!(volume.volume_context["copied"], "true");
     assert_eq!(made_from(&fake), expected);
     assert_eq!(fake.get(SNAPSHOTS, "clone-pvc-2").is_some(), expected == temporary());
     assert_eq!(fixture.create(request).await.unwrap(), volume, "the same again");

@@ -334,7 +334,12 @@ async fn a_restored_volume_is_as_large_as_the_guest_asks_and_cdi_demands() {
     assert_eq!(volume.content_source, restored("", "snapshot-1").volume_content_source);
     let mut context: Vec<_> = volume.volume_context.keys().map(String::as_str).collect();
     context.sort_unstable();
-    assert_eq!(context, ["bus", "serial"], "nothing that permits to format the disk");
+    assert_eq!(context, ["bus", "copied", "serial"], "nothing that permits to format the disk");
+    assert_eq!(volume.volume_context["copied"], "true");
+    let mut block = restored("pvc-9", "snapshot-1");
+    block.volume_capabilities = vec![capability(true, Mode::SingleNodeWriter)];
+    let block = fixture.create(block).await.unwrap().volume_context;
+    assert!(!block.contains_key("copied"), "the pod decides what is on a block volume: {block:?}");
     let made = fake.get("datavolumes", "pvc-2").unwrap();
     assert_eq!(made["spec"]["source"], json!({"snapshot": {"namespace": "infra", "name": "snapshot-1"}}));
     assert_eq!(made["spec"]["storage"]["resources"]["requests"]["storage"], "1138166334");

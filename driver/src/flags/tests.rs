@@ -70,6 +70,7 @@ fn manifest(path: &str) -> Vec<String> {
 
 #[rstest]
 #[case("controller-infra/base/deployment.yaml", (true, false))]
+#[case("controller-tenant/base/deployment.yaml", (true, false))]
 #[case("tenant/base/daemonset.yaml", (false, true))]
 fn our_own_manifests_are_understood(#[case] path: &str, #[case] roles: (bool, bool)) {
     let arguments = manifest(path);

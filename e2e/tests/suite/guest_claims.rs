@@ -200,13 +200,26 @@ impl<'a> Claims<'a> {
         };
         let first = if writes { write } else { "true".to_owned() };
         let script = format!("{first}; {{ while true; do echo \"{read}\"; sleep 1; done & }}");
-        let wanted = PodOnVolume { name, claim, node: Some(worker), volume_mode, script: &script };
-        self.pods.create(&PostParams::default(), &pod(&wanted)).await?;
+        self.run(&PodOnVolume { name, claim, node: Some(worker), volume_mode, script: &script }).await
+    }
+
+    /// Starts a pod on a claim.
+    pub async fn run(&self, wanted: &PodOnVolume<'_>) -> Result<()> {
+        self.pods.create(&PostParams::default(), &pod(wanted)).await?;
         Ok(())
     }
 
     /// Waits until a pod finds what `is_right` accepts; `what` completes "expected the pod to find …".
     pub async fn finds(&self, name: &str, what: &str, is_right: impl Fn(&Found) -> bool) -> Result<Found> {
+        self.prints(name, what, |line| {
+            let (content, kib) = line.split_once(' ')?;
+            Some(Found { content: content.to_owned(), kib: kib.parse().ok()? }).filter(&is_right)
+        })
+        .await
+    }
+
+    /// Waits until `parse` accepts the last line that a pod printed; `what` completes "expected the pod to find …".
+    pub async fn prints<T>(&self, name: &str, what: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T> {
         until(&format!("the pod {name} to find {what}"), Deadline::PodStart, async || {
             let status = self.pods.get(name).await?.status.unwrap_or_default();
             if status.phase.as_deref() != Some("Running") {
@@ -214,10 +227,7 @@ impl<'a> Claims<'a> {
             }
             let last = LogParams { tail_lines: Some(1), ..LogParams::default() };
             let line = self.pods.logs(name, &last).await?;
-            let found = line.trim().split_once(' ').and_then(|(content, kib)| {
-                Some(Found { content: content.to_owned(), kib: kib.parse().ok()? })
-            });
-            Ok(found.filter(&is_right).ok_or(line))
+            Ok(parse(line.trim()).ok_or(line))
         })
         .await
     }
@@ -289,4 +299,12 @@ pub async fn infra_request(fixture: &Fixture, volume: &str) -> Result<u64> {
     let resources = claims.get(volume).await?.spec.and_then(|spec| spec.resources).unwrap_or_default();
     let requests = resources.requests.unwrap_or_default();
     bytes(requests.get("storage").context("expected the infra claim to request a size")?)
+}
+
+/// The bytes that an infra claim has.
+pub async fn infra_capacity(fixture: &Fixture, volume: &str) -> Result<u64> {
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    let status = claims.get(volume).await?.status.unwrap_or_default();
+    let capacity = status.capacity.unwrap_or_default();
+    bytes(capacity.get("storage").context("expected the infra claim to have a size")?)
 }

@@ -5,17 +5,16 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use bench::scenario::{Deadline, until};
-use csi_proto::v1::Volume;
-use fault_proxy::{Action, Guard, Matcher, Reply, Rule};
+use anyhow::{Context, Result};
+use fault_proxy::{Action, Faults, Matcher, Rule};
 use futures::future::try_join_all;
 use tonic::{Code, Status};
 
 use crate::{
     api_faults::api_faults,
+    faulted_call::{Case, Life, WORDS, is_answer, until_met},
     fixture::Fixture,
-    volume_life::{Rpc, VolumeLife, is_uncertain},
+    volume_life::{Rpc, VolumeLife},
 };
 
 tests! {
@@ -23,28 +22,8 @@ tests! {
         every_call_survives_every_fault;
 }
 
-/// Infra's message in an injected answer.
-const WORDS: &str = "said by the infra";
-
-/// Deadline of an RPC under a fault: long enough for a pause of a second, short enough to wait it out in each case.
-const SHORT: Duration = Duration::from_secs(2);
-
-/// How often an RPC may end before it meets its fault.
-const ATTEMPTS: usize = 10;
-
 /// Virtual machines; their controllers disturb each other on purpose, as those of two replicas would.
 const MACHINES: usize = 4;
-
-/// One fault at one call of one RPC.
-struct Case {
-    rpc: Rpc,
-    verb: &'static str,
-    resource: &'static str,
-}
-
-const fn case(rpc: Rpc, verb: &'static str, resource: &'static str) -> Case {
-    Case { rpc, verb, resource }
-}
 
 const ADD: &str = "virtualmachines/addvolume";
 const REMOVE: &str = "virtualmachines/removevolume";
@@ -53,24 +32,24 @@ const INSTANCES: &str = "virtualmachineinstances";
 
 /// Every kind of call of `infra::Infra` at each RPC that makes it, in an order in which a case does not take away the next
 /// one's call. A second create meets the name that the first took, and so reads the object.
-const CASES: [Case; 17] = [
-    case(Rpc::Create, "create", "datavolumes"),
-    case(Rpc::Create, "get", "datavolumes"),
-    case(Rpc::Publish, "get", "datavolumes"),
-    case(Rpc::Publish, "list", INSTANCES),
-    case(Rpc::Publish, "list", "virtualmachines"),
-    case(Rpc::Publish, "update", ADD),
-    case(Rpc::Publish, "patch", CLAIMS),
-    case(Rpc::Publish, "get", CLAIMS),
-    case(Rpc::Unpublish, "get", "virtualmachines"),
-    case(Rpc::Unpublish, "update", REMOVE),
-    case(Rpc::Unpublish, "get", INSTANCES),
-    case(Rpc::Unpublish, "patch", CLAIMS),
-    case(Rpc::Unpublish, "get", "datavolumes"),
-    case(Rpc::Delete, "get", "datavolumes"),
-    case(Rpc::Delete, "list", INSTANCES),
-    case(Rpc::Delete, "list", "virtualmachines"),
-    case(Rpc::Delete, "delete", "datavolumes"),
+const CASES: [Case<Rpc>; 17] = [
+    Case::new(Rpc::Create, "create", "datavolumes"),
+    Case::new(Rpc::Create, "get", "datavolumes"),
+    Case::new(Rpc::Publish, "get", "datavolumes"),
+    Case::new(Rpc::Publish, "list", INSTANCES),
+    Case::new(Rpc::Publish, "list", "virtualmachines"),
+    Case::new(Rpc::Publish, "update", ADD),
+    Case::new(Rpc::Publish, "patch", CLAIMS),
+    Case::new(Rpc::Publish, "get", CLAIMS),
+    Case::new(Rpc::Unpublish, "get", "virtualmachines"),
+    Case::new(Rpc::Unpublish, "update", REMOVE),
+    Case::new(Rpc::Unpublish, "get", INSTANCES),
+    Case::new(Rpc::Unpublish, "patch", CLAIMS),
+    Case::new(Rpc::Unpublish, "get", "datavolumes"),
+    Case::new(Rpc::Delete, "get", "datavolumes"),
+    Case::new(Rpc::Delete, "list", INSTANCES),
+    Case::new(Rpc::Delete, "list", "virtualmachines"),
+    Case::new(Rpc::Delete, "delete", "datavolumes"),
 ];
 
 /// The faults, each with a name for the volume that meets it everywhere.
@@ -101,9 +80,9 @@ async fn life(fixture: &Fixture, name: &str, action: &Action, machine: &str) -> 
     for (index, case) in CASES.iter().enumerate() {
         let what = format!("{:?} with {} {} under {name}", case.rpc, case.verb, case.resource);
         let guard = life.faults().add(Rule::each(Matcher::of(case.verb, case.resource), action.clone()));
-        let answer = until_met(&life, case, action, &guard).await.with_context(|| what.clone())?;
+        let code = until_met(&life, case, action, &guard).await.with_context(|| what.clone())?;
         drop(guard);
-        codes.push(answer.map_or_else(|status| format!("{:?}", status.code()), |_| "Ok".to_owned()));
+        codes.push(code);
         let is_last = CASES.get(index + 1).is_none_or(|next| next.rpc != case.rpc);
         if is_last || case.verb == "create" {
             life.succeed(case.rpc).await.with_context(|| format!("after {what}"))?;
@@ -116,82 +95,33 @@ async fn life(fixture: &Fixture, name: &str, action: &Action, machine: &str) -> 
     Ok(format!("{name}: {}", codes.join(" ")))
 }
 
-/// Calls until the RPC meets the fault: on a busy machine its short time can be over before. Each answer must be right.
-async fn until_met(
-    life: &VolumeLife<'_>,
-    case: &Case,
-    action: &Action,
-    guard: &Guard,
-) -> Result<Result<Option<Volume>, Status>> {
-    let mut told = Vec::new();
-    for _ in 0..ATTEMPTS {
-        let answer = call_when_free(life, case.rpc, action, guard).await?;
-        let is_met = guard.count() > 0;
-        judge(life, case, action, is_met, answer.as_ref().err()).await?;
-        if is_met || (may_be_skipped(case) && answer.is_ok()) {
-            return Ok(answer);
-        }
-        told.push(format!("{answer:?}"));
+impl Life for VolumeLife<'_> {
+    type Rpc = Rpc;
+
+    fn faults(&self) -> &Faults {
+        self.faults()
     }
-    bail!("expected the call to be made, saw the answers {told:?}")
-}
 
-/// Calls when the operation that an earlier call began has ended: a change whose reply hangs is not dropped, and the driver
-/// notices the end of a fault a moment after the test. An operation that hangs in this fault doesn't end.
-async fn call_when_free(
-    life: &VolumeLife<'_>,
-    rpc: Rpc,
-    action: &Action,
-    guard: &Guard,
-) -> Result<Result<Option<Volume>, Status>> {
-    until("the earlier operation to end", Deadline::Reaction, async || {
-        let answer = life.call(rpc, SHORT).await;
-        let hangs = matches!(action, Action::Hang) && guard.count() > 0;
-        Ok(match answer {
-            Err(status) if status.message().contains("has been under way for") && !hangs => {
-                Err(status.message().to_owned())
-            }
-            answer => Ok(answer),
-        })
-    })
-    .await
-}
+    async fn call(&self, rpc: Rpc, within: Duration) -> Result<(), Status> {
+        self.call(rpc, within).await.map(drop)
+    }
 
-/// Whether the answer is right for what the clusters show.
-async fn judge(
-    life: &VolumeLife<'_>,
-    case: &Case,
-    action: &Action,
-    is_met: bool,
-    failure: Option<&Status>,
-) -> Result<()> {
-    let Some(status) = failure else {
-        ensure!(life.is_done(case.rpc).await?, "expected OK only for work that is done, saw OK before");
-        return Ok(());
-    };
-    // The one proof of absence among the faults: the API refused the object itself, so it was never made.
-    let is_refusal = is_met
-        && case.verb == "create"
-        && matches!(action, Action::Answer(Reply::Kubernetes { code: 422, .. }));
-    let is_right =
-        if is_refusal { status.code() == Code::InvalidArgument } else { is_uncertain(status.code()) };
-    ensure!(is_right, "expected a code that the sidecar retries, saw {status:?}");
-    // Without its right to the claim the driver goes on without the holder, and at the end reports what it waits for.
-    let is_forbidden = matches!(action, Action::Answer(Reply::Kubernetes { code: 403, .. }));
-    let goes_on = case.verb == "patch" || (case.resource == CLAIMS && is_forbidden);
-    // CANCELLED is the client library's own code: on a busy machine its clock can end before the driver's answer is read.
-    let is_drivers = status.code() != Code::Cancelled;
-    let expects_words = is_met && is_drivers && !goes_on && matches!(action, Action::Answer(_));
-    ensure!(
-        !expects_words || status.message().contains(WORDS),
-        "expected infra's message in the answer, saw {status:?}"
-    );
-    ensure!(!status.message().is_empty(), "expected a message in the answer, saw {status:?}");
-    Ok(())
-}
+    async fn is_done(&self, rpc: Rpc) -> Result<bool> {
+        self.is_done(rpc).await
+    }
 
-/// The one call that depends on an earlier fault: where the claim could not be patched then, its holder is released only now,
-/// and that proves already whose volume it is.
-fn may_be_skipped(case: &Case) -> bool {
-    case.rpc == Rpc::Unpublish && case.verb == "get" && case.resource == "datavolumes"
+    fn refusal(case: &Case<Rpc>) -> Option<Code> {
+        (case.verb == "create").then_some(Code::InvalidArgument)
+    }
+
+    /// Without its right to the claim the driver goes on without the holder, and at the end reports what it waits for.
+    fn goes_on(case: &Case<Rpc>, action: &Action) -> bool {
+        case.verb == "patch" || (case.resource == CLAIMS && is_answer(action, 403))
+    }
+
+    /// The one call that depends on an earlier fault: where the claim could not be patched then, its holder is released only now,
+    /// and that proves already whose volume it is.
+    fn may_be_skipped(case: &Case<Rpc>) -> bool {
+        case.rpc == Rpc::Unpublish && case.verb == "get" && case.resource == "datavolumes"
+    }
 }

@@ -1,6 +1,6 @@
 //! The controller as others install it: their Deployment, ConfigMap, Role and guest rights with all sidecars, in the place of the
 //! installed one. The pod is Ready and stays so, and with those rights a volume is made, snapshotted, expanded in its pod, restored
-//! and deleted.
+//! and deleted, as far as the installer has the sidecars for it.
 //!
 //! The manifests beside this file have the shape of each installer's own; what they leave out and why is said in them.
 
@@ -13,11 +13,12 @@ use bench::{
 };
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{ContainerStatus, Pod, Secret},
+    core::v1::{ContainerStatus, Node, Pod, Secret},
+    storage::v1::CSINode,
 };
 use kube::{
-    Api,
-    api::{DeleteParams, ListParams, PostParams},
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     config::Kubeconfig,
 };
 use libtest_mimic::Trial;
@@ -43,39 +44,97 @@ const GUEST: &str = include_str!("installers/guest.yaml");
 /// The key of a kubeconfig in its Secret.
 const KUBECONFIG_KEY: &str = "kubeconfig";
 
-/// The driver and its four sidecars.
-const CONTAINERS: usize = 5;
+/// The annotation by which Cluster API names the namespace of a Node's Machine, and a namespace that has no VMs.
+const MACHINE_NAMESPACE: &str = "cluster.x-k8s.io/cluster-namespace";
+const MACHINES: &str = "machines";
+
+/// The label of the node plugin's pods.
+const PLUGIN_LABEL: &str = "app=kubevirt-csi-driver";
 
 const SNAPSHOT: &str = "snapshot";
 const POD: &str = "writer";
 const RESTORED: &str = "restored";
 const READER: &str = "reader";
 
-/// Who installs the controller: the name, the infra half, the infra class of the test's volumes, and whether it is in the short list.
+/// Who installs the controller.
 struct Installer {
     name: &'static str,
+    /// The infra half.
     infra: &'static str,
+    /// The infra class of the test's volumes.
     class: &'static str,
+    sidecars: Sidecars,
+    /// Whether the Nodes name another namespace than that of the VMs.
+    is_elsewhere: bool,
     is_short: bool,
 }
 
-const INSTALLERS: [Installer; 3] = [
+/// The sidecars that an installer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sidecars {
+    /// All four.
+    All,
+    /// csi-provisioner and csi-attacher.
+    ToAttach,
+}
+
+impl Sidecars {
+    /// The containers of the pod, the driver's included.
+    fn containers(self) -> usize {
+        match self {
+            Self::All => 5,
+            Self::ToAttach => 3,
+        }
+    }
+}
+
+const INSTALLERS: [Installer; 6] = [
     Installer {
         name: "hypershift",
         infra: include_str!("installers/hypershift-infra.yaml"),
         class: "block-immediate",
+        sidecars: Sidecars::All,
+        is_elsewhere: false,
         is_short: true,
     },
     Installer {
         name: "upstream",
         infra: include_str!("installers/upstream-infra.yaml"),
         class: "filesystem-rwo",
+        sidecars: Sidecars::All,
+        is_elsewhere: false,
         is_short: false,
     },
     Installer {
         name: "kubermatic",
         infra: include_str!("installers/kubermatic-infra.yaml"),
         class: "block-immediate",
+        sidecars: Sidecars::All,
+        is_elsewhere: false,
+        is_short: false,
+    },
+    Installer {
+        name: "kubeone",
+        infra: include_str!("installers/kubeone-infra.yaml"),
+        class: "block-immediate",
+        sidecars: Sidecars::ToAttach,
+        is_elsewhere: false,
+        is_short: false,
+    },
+    Installer {
+        name: "cozystack",
+        infra: include_str!("installers/cozystack-infra.yaml"),
+        class: "block-wffc",
+        sidecars: Sidecars::All,
+        is_elsewhere: false,
+        is_short: false,
+    },
+    Installer {
+        name: "capk",
+        infra: include_str!("installers/capk-infra.yaml"),
+        class: "block-rwo",
+        sidecars: Sidecars::All,
+        is_elsewhere: true,
         is_short: false,
     },
 ];
@@ -94,28 +153,76 @@ pub fn trials() -> Vec<Trial> {
 
 async fn as_installed(fixture: Fixture, installer: Installer) -> Result<()> {
     Box::pin(instead_of_installed(&fixture, async {
-        let installation = Installation::new(&fixture, installer.infra);
+        let installation = Installation::new(&fixture, &installer);
         let result = async {
+            if installer.is_elsewhere {
+                machines_are_in(&fixture, MACHINES).await?;
+            }
             installation.install().await.context("install")?;
             let pod = installation.is_ready().await?;
-            a_volumes_life(&fixture, installer.class).await?;
+            a_volumes_life(&fixture, &installer).await?;
             installation.stayed(&pod).await
         };
         let result = result.await;
         let removed = installation.remove().await.context("remove the installation");
-        result.and(removed)
+        let restored =
+            if installer.is_elsewhere { machines_are_in(&fixture, HCP_NAMESPACE).await } else { Ok(()) };
+        result.and(removed).and(restored)
     }))
     .await
 }
 
+/// Makes all Nodes name another namespace of their Machines, and waits until each driver has registered with it: the driver reads
+/// its Node once in its life.
+async fn machines_are_in(fixture: &Fixture, namespace: &str) -> Result<()> {
+    let nodes: Api<Node> = Api::all(fixture.guest.clone());
+    let csi_nodes: Api<CSINode> = Api::all(fixture.guest.clone());
+    let pods: Api<Pod> = Api::namespaced(fixture.guest.clone(), TENANT_NAMESPACE);
+    for worker in fixture.control.workers().await? {
+        let annotation = Patch::Merge(json!({"metadata": {"annotations": {MACHINE_NAMESPACE: namespace}}}));
+        nodes.patch(&worker, &PatchParams::default(), &annotation).await?;
+        let plugin = ListParams::default().labels(PLUGIN_LABEL).fields(&format!("spec.nodeName={worker}"));
+        for pod in pods.list(&plugin).await?.items {
+            pods.delete(&pod.name_any(), &DeleteParams::default()).await?;
+        }
+        let wanted = format!("{namespace}/{worker}");
+        until(&format!("the node id {wanted}"), Deadline::PodStart, async || {
+            let drivers = csi_nodes.get(&worker).await?.spec.drivers;
+            let ids: Vec<String> = drivers.into_iter().map(|driver| driver.node_id).collect();
+            Ok(if ids.contains(&wanted) { Ok(()) } else { Err(format!("{ids:?}")) })
+        })
+        .await?;
+    }
+    Ok(())
+}
+
 /// A claim is written, snapshotted, expanded in its pod, restored from the snapshot; all is deleted.
-async fn a_volumes_life(fixture: &Fixture, class: &str) -> Result<()> {
-    let (claims, mode) = Claims::with_content(fixture, "ext4", &[("infraStorageClassName", class)]).await?;
+async fn a_volumes_life(fixture: &Fixture, installer: &Installer) -> Result<()> {
+    let parameters = [("infraStorageClassName", installer.class)];
+    let (claims, mode) = Claims::with_content(fixture, "ext4", &parameters).await?;
     let (first, last) = workers(fixture).await?;
     let volume = claims.create(CLAIM, mode).await?;
     claims.start(POD, CLAIM, &first, mode, true).await?;
     let before = claims.finds_written(POD).await?.kib;
+    if installer.sidecars == Sidecars::All {
+        is_copied(fixture, &claims, mode, before, &last).await?;
+    }
+    claims.end(POD).await?;
+    claims.start(READER, CLAIM, &last, mode, false).await?;
+    claims.finds_written(READER).await.context("the volume on another worker")?;
+    claims.end(READER).await?;
+    claims.delete(CLAIM, &volume).await?;
+    claims.finish().await
+}
 
+/// A snapshot is taken of the running pod's claim, the claim is expanded, and the snapshot is restored.
+async fn is_copied(
+    fixture: &Fixture,
+    claims: &Claims<'_>,
+    mode: &str,
+    before: u64,
+    worker: &str,
+) -> Result<()> {
     let infra_snapshot = taken(fixture, SNAPSHOT).await?;
     claims.request(CLAIM, GROWN).await?;
     let growth = GROWN_KIB - SIZE_KIB;
@@ -123,20 +230,16 @@ async fn a_volumes_life(fixture: &Fixture, class: &str) -> Result<()> {
     claims.has_capacity(CLAIM, GROWN).await?;
 
     let restored = claims.create_from(Source::Snapshot(SNAPSHOT), RESTORED, SIZE, mode).await?;
-    claims.start(READER, RESTORED, &last, mode, false).await?;
+    claims.start(READER, RESTORED, worker, mode, false).await?;
     let found = claims.finds_written(READER).await?;
     ensure!(has_size_of_source(before, found.kib), "expected a restored disk of {before} KiB, saw {found:?}");
-    claims.end(POD).await?;
     claims.end(READER).await?;
-
     let snapshots = volume_snapshots(&fixture.guest, &fixture.word);
     snapshots.delete(SNAPSHOT, &DeleteParams::default()).await?;
     until_gone(&snapshots, SNAPSHOT, "VolumeSnapshot", Deadline::PodStart).await?;
     let infra = volume_snapshots(&fixture.infra, HCP_NAMESPACE);
     until_gone(&infra, &infra_snapshot, "infra VolumeSnapshot", Deadline::PodStart).await?;
-    claims.delete(RESTORED, &restored).await?;
-    claims.delete(CLAIM, &volume).await?;
-    claims.finish().await
+    claims.delete(RESTORED, &restored).await
 }
 
 /// An installation under the test's name.
@@ -144,15 +247,17 @@ struct Installation<'a> {
     fixture: &'a Fixture,
     infra: String,
     guest: String,
+    containers: usize,
     secrets: Api<Secret>,
     pods: Api<Pod>,
 }
 
 impl<'a> Installation<'a> {
-    fn new(fixture: &'a Fixture, infra: &str) -> Self {
+    fn new(fixture: &'a Fixture, installer: &Installer) -> Self {
         Self {
             fixture,
-            infra: infra.replace(PLACEHOLDER, &fixture.word),
+            containers: installer.sidecars.containers(),
+            infra: installer.infra.replace(PLACEHOLDER, &fixture.word),
             guest: GUEST.replace(PLACEHOLDER, &fixture.word),
             secrets: Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE),
             pods: Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE),
@@ -197,8 +302,9 @@ impl<'a> Installation<'a> {
         let [pod] = &self.all().await?[..] else { anyhow::bail!("expected one pod of the installation") };
         let name = pod.metadata.name.clone().context("a pod without a name")?;
         ensure!(
-            containers(pod).len() == CONTAINERS,
-            "expected {CONTAINERS} containers, saw {}",
+            containers(pod).len() == self.containers,
+            "expected {} containers, saw {}",
+            self.containers,
             self.states().await?
         );
         Ok(name)

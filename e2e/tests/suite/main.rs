@@ -20,6 +20,9 @@ mod bare_disk;
 mod bound_token;
 mod busy_volume;
 mod clones;
+mod content_faults;
+mod content_life;
+mod content_outages;
 mod controller_kill;
 mod controller_process;
 mod data_safety;
@@ -27,6 +30,7 @@ mod disk_content;
 mod disk_loss;
 mod endpoints;
 mod expansion;
+mod faulted_call;
 mod figures;
 mod fixture;
 mod foreign_content;
@@ -56,8 +60,10 @@ mod sanity;
 mod shapes;
 mod sidecar_faults;
 mod six_steps;
+mod snapshot_moment;
 mod snapshots;
 mod stack;
+mod takeover;
 mod tenant;
 mod three_steps;
 mod traffic;
@@ -106,10 +112,13 @@ fn trials() -> Vec<Trial> {
         expansion::trials_in_use(),
         snapshots::trials(),
         snapshots::trials_restored(),
+        snapshot_moment::trials(),
         clones::trials(),
         clones::trials_cloned(),
         infra_storage::trials(),
         infra_faults::trials(),
+        content_faults::trials(),
+        content_outages::trials(),
         controller_kill::trials(),
         node_faults::trials(),
         sidecar_faults::trials(),
@@ -117,6 +126,7 @@ fn trials() -> Vec<Trial> {
         outage::trials(),
         rights::trials(),
         installers::trials(),
+        takeover::trials(),
         hotplug_gates::trials(),
         vm_kill::trials(),
         operations::trials(),

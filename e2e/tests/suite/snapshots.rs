@@ -31,10 +31,12 @@ tests! {
         infras_message_is_in_the_guests_snapshot,
         a_class_that_infra_does_not_have_is_an_error_of_the_snapshot,
         a_snapshot_without_our_labels_is_refused;
+    Shared, long:
+        a_copy_without_a_filesystem_is_not_formatted;
 }
 
 /// The `VolumeSnapshotClass` of `deploy/tenant/snapshots`.
-const CLASS: &str = "kubevirt-csi-snapclass";
+pub const CLASS: &str = "kubevirt-csi-snapclass";
 
 /// The claim of which [`taken`] takes a snapshot.
 pub const CLAIM: &str = "claim";
@@ -254,4 +256,23 @@ async fn a_snapshot_without_our_labels_is_refused(fixture: Fixture) -> Result<()
     infra.delete(&foreign, &DeleteParams::default()).await?;
     until_gone(&infra, &foreign, "VolumeSnapshot", Deadline::PodStart).await?;
     controller.delete(&volume).await.context("delete the volume")
+}
+
+/// A volume that was never mounted is restored: the copy is not formatted, and the pod's event says so and what to do.
+async fn a_copy_without_a_filesystem_is_not_formatted(fixture: Fixture) -> Result<()> {
+    let claims = Claims::new(&fixture, &[]).await?;
+    let (worker, _) = workers(&fixture).await?;
+    let volume = claims.create(CLAIM, "Filesystem").await?;
+    claims.bound(CLAIM).await?;
+    fixture.image_of(&volume).await?;
+    taken(&fixture, SNAPSHOT).await?;
+    let copy = claims.create_from(Source::Snapshot(SNAPSHOT), "copy", SIZE, "Filesystem").await?;
+    claims.start("reader", "copy", &worker, "Filesystem", false).await?;
+    let told = claims.event("reader", "is blank, but the volume was restored or cloned").await?;
+    ensure!(told.contains("create a claim without a source"), "expected what helps in the event, saw {told}");
+    claims.end("reader").await?;
+    claims.delete("copy", &copy).await?;
+    delete(&fixture, SNAPSHOT).await?;
+    claims.delete(CLAIM, &volume).await?;
+    claims.finish().await
 }

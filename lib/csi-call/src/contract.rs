@@ -18,7 +18,10 @@ pub const BLANK_SINCE: &str = "blankSince";
 /// Key of the volume context: `true` where the `StorageClass` allows to format data of an unknown kind. Only volumes that
 /// were made blank have it.
 pub const ALLOW_FORMAT_NONZERO: &str = "allowFormatNonzero";
-/// The value of [`ALLOW_FORMAT_NONZERO`].
+/// Key of the volume context: `true` where the volume was restored or cloned and is to hold a filesystem. Volumes of versions before
+/// do not have it.
+pub const COPIED: &str = "copied";
+/// The value of [`ALLOW_FORMAT_NONZERO`] and [`COPIED`].
 pub const TRUE: &str = "true";
 
 /// The id of a node: `<namespace>/<vm>`, as kubevirt/csi-driver writes it. The node gives it, the controller reads it.

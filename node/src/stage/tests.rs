@@ -142,6 +142,33 @@ fn a_blank_volume_gets_a_filesystem_that_carries_its_uuid() {
     assert_eq!(marks(&wanted(Ext4, &[])), Some(None));
 }
 
+/// A copy has its filesystem from its source. Where it has none, a new one would hide that.
+#[rstest]
+#[case::blank(Content::Blank { fingerprint: 7 }, None, false, Err(true))]
+#[case::blank_where_unknown_data_may_be_formatted(Content::Blank { fingerprint: 7 }, None, true, Err(true))]
+#[case::unknown_data(BYTES, None, false, Err(false))]
+#[case::unknown_data_that_may_be_formatted(BYTES, None, true, Err(false))]
+#[case::the_sources_filesystem(found("ext4", Finished), None, false, Ok("use_existing"))]
+#[case::a_mkfs_of_an_earlier_version(Content::Blank { fingerprint: 7 }, Some(record(Ext4)), false, Ok("format_blank"))]
+fn a_copy_is_never_formatted(
+    #[case] content: Content,
+    #[case] record: Option<MkfsRecord>,
+    #[case] allow_nonzero: bool,
+    #[case] decision: Result<&str, bool>,
+) {
+    let mut copy = wanted(Ext4, &[]);
+    copy.origin.copied = true;
+    let observed = Observed { record, ..observed(content.clone()) };
+    let made = decide(&copy, &observed, &content, allow_nonzero);
+    let shown = made
+        .as_ref()
+        .map(|decision| decision.label())
+        .map_err(|error| matches!(error, Error::BlankCopy { .. }));
+    assert_eq!(shown, decision, "{made:?}");
+    let not_a_copy = decide(&wanted(Ext4, &[]), &observed, &content, true);
+    assert!(not_a_copy.is_ok(), "{not_a_copy:?}");
+}
+
 /// Encrypted infra storage shows noise where nothing was written.
 #[test]
 fn a_class_may_allow_to_format_unknown_data_and_nothing_else() {

@@ -12,7 +12,7 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 use rstest::rstest;
 use serde_json::{Value, json};
 use serving::Tasks;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 
 const UUID: &str = "5d307ca9-b3ef-428c-8861-06e72d69f223";
 const NODE: &str = "/api/v1/nodes/vm-1";
@@ -170,6 +170,32 @@ async fn a_node_that_changed_meanwhile_is_looked_at_again() {
     let node = Arc::new(serde_json::from_value::<WireNode>(fresh()).unwrap());
     let again = after_failure(node, &error, Arc::new(clusters.controller));
     assert_eq!(again, Action::requeue(AFTER_CONFLICT));
+}
+
+/// KubeOne's rights in the guest: all on `nodes`, and so nothing on `nodes/status`. Another failure holds the Node up.
+#[rstest]
+#[case::forbidden(403, "Forbidden", true)]
+#[case::conflict(409, "Conflict", false)]
+#[case::broken(500, "InternalError", false)]
+#[tokio::test]
+async fn without_the_right_to_write_addresses_a_node_is_initialised_all_the_same(
+    #[case] code: u16,
+    #[case] reason: &str,
+    #[case] goes_on: bool,
+) {
+    let clusters = Clusters::new(Settings::default());
+    let (code, body) = failure(code, reason, &json!({"name": "vm-1"}));
+    clusters.guest.answer(&format!("PATCH {NODE}/status"), code, body);
+    for _ in 0..2 {
+        assert_eq!(clusters.sync(&fresh()).await.is_ok(), goes_on);
+    }
+    let written: Vec<_> =
+        clusters.guest.made("PATCH").into_iter().filter(|made| !made.call.ends_with("/status")).collect();
+    assert_eq!(written.len(), if goes_on { 2 } else { 0 }, "each sync writes the rest, or nothing");
+    for node in written {
+        assert_eq!(node.body["metadata"]["resourceVersion"], "7", "no write before it has made another");
+        assert_eq!(node.body["spec"], json!({"providerID": "kubevirt://vm-1", "taints": []}));
+    }
 }
 
 /// The Node as its VM shows it.

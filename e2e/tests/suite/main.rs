@@ -30,6 +30,7 @@ mod expansion;
 mod figures;
 mod fixture;
 mod foreign_content;
+mod ginkgo;
 mod growth;
 mod guest_claims;
 mod held_requests;

@@ -5,7 +5,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 BENCH := $(TARGET)/debug/bench
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: demo test test-all bench dependencies image tools check format clippy unit docs deny
+.PHONY: demo test test-all conformance bench dependencies image tools check format clippy unit docs deny
 
 ## Shows one guest PVC reaching one pod. Needs root: namespaces, mounts, tap devices.
 demo: bench
@@ -20,6 +20,11 @@ test: bench
 ## The same, with what is long by nature: storms, churn, figures, resets, and all rows of each matrix of faults.
 test-all: bench
 	$(BENCH) test --all $(ARGS)
+
+## Kubernetes' own tests of a CSI driver on the bench, with a table of what passed, failed and was skipped. Needs root, as the demo, and
+## up to two hours. A regular expression chooses: `make conformance ARGS='"subPath should support"'`.
+conformance: bench
+	$(BENCH) conformance $(ARGS)
 
 # One selection of packages and a test everywhere: cargo chooses the features of shared dependencies by the packages, and adds those
 # of their tests where a test is built. Another selection would compile them, and all that uses them, once more.

@@ -4,6 +4,7 @@
 //! everything up, reach the goal, end. They differ in the goal only.
 
 mod checks;
+pub mod conformance;
 mod demo;
 pub mod goal;
 mod inside;
@@ -45,6 +46,13 @@ enum Command {
         all: bool,
         /// Run only the end-to-end tests whose name contains this.
         filter: Option<String>,
+    },
+    /// Runs Kubernetes' own tests of a CSI driver ("External Storage") on the bench; prints a table of them.
+    Conformance {
+        #[command(flatten)]
+        choices: Choices,
+        /// Only the tests whose name this regular expression finds.
+        focus: Option<String>,
     },
     /// Brings a bench up, runs a command inside it, takes it down; exits with the command's code.
     Run {
@@ -161,6 +169,7 @@ impl Bench {
             Command::Test { choices, all, filter } => {
                 outer::test(outer::Wanted { all, filter }, choices.into(), &console)
             }
+            Command::Conformance { choices, focus } => outer::conformance(focus, choices.into(), &console),
             Command::Checks { folder } => checks::run(folder),
             Command::Run { choices, argv } => outer::reach(Goal::Command(argv), choices.into(), &console),
             Command::Up(choices) => live::up(choices.into(), &console),

@@ -20,6 +20,7 @@ mod bare_disk;
 mod bound_token;
 mod busy_volume;
 mod clones;
+mod conformance;
 mod controller_kill;
 mod controller_process;
 mod data_safety;
@@ -91,6 +92,7 @@ fn trials() -> Vec<Trial> {
         admission_policy::trials(),
         data_safety::trials(),
         sanity::trials(),
+        conformance::trials(),
         figures::already_ready::trials(),
         figures::many_volumes::trials(),
         figures::many_claims::trials(),

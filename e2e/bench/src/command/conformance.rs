@@ -4,11 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// The module of the end-to-end tests that run them.
-pub(super) const TESTS: &str = "conformance::";
-
-/// The one of them that runs all but a few.
-pub(super) const MOST: &str = "conformance::every_spec";
+/// The end-to-end test that runs all of them that apply.
+pub(super) const TEST: &str = "conformance::every_spec";
 
 /// The environment variable with a regular expression: only the tests that it finds are run.
 pub const FOCUS: &str = "CONFORMANCE_FOCUS";

@@ -88,11 +88,13 @@ pub fn conformance(focus: Option<String>, options: Options, console: &Console) -
         runtime()?.block_on(timings.measure_async("build", "end-to-end tests", artifact::suite(console)))?;
     let artifacts = build(console, &timings)?;
     let run = claim.run().clone();
-    // With a choice, the tests of the one definition that has nearly all of them.
-    let test = if focus.is_some() { conformance::MOST } else { conformance::TESTS };
     let focus = focus.map(|focus| format!("{}={focus}", conformance::FOCUS));
-    let suite = [suite.display().to_string(), "--ignored".to_owned(), test.to_owned()];
-    let argv = std::iter::once("env".to_owned()).chain(focus).chain(suite).collect();
+    let test = ["--ignored", "--exact", conformance::TEST].map(str::to_owned);
+    let argv = std::iter::once("env".to_owned())
+        .chain(focus)
+        .chain([suite.display().to_string()])
+        .chain(test)
+        .collect();
     let code = enter(claim, &Plan { goal: Goal::Command(argv), options, artifacts })?;
     summary::print_parts(&timings, console.elapsed())?;
     println!("\nKubernetes' tests of storage\n\n{}", conformance::tables(run.root())?);

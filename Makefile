@@ -6,7 +6,7 @@ BENCH := $(TARGET)/debug/bench
 CARGO_DENY_VERSION := 0.20.2
 CARGO_FUZZ_VERSION := 0.13.2
 
-.PHONY: demo test test-all fuzz bench dependencies image tools check format clippy unit docs deny advisories
+.PHONY: demo test test-all conformance fuzz bench dependencies image tools check format clippy unit docs deny advisories
 
 ## Shows one guest PVC reaching one pod. Needs root: namespaces, mounts, tap devices.
 demo: bench
@@ -38,6 +38,11 @@ fuzz:
 		$(CARGO) fuzz run --fuzz-dir fuzz --sanitizer none $$target fuzz/corpus/$$target fuzz/seeds/$$target -- \
 			-max_total_time=$(SECONDS) -max_len=8192 -timeout=30 -rss_limit_mb=2048 -print_final_stats=1 || exit 1; \
 	done
+
+## Kubernetes' own tests of a CSI driver on the bench, with a table of what passed, failed and was skipped. Needs root, as the demo, and
+## up to two hours. A regular expression chooses: `make conformance ARGS='"subPath should support"'`.
+conformance: bench
+	$(BENCH) conformance $(ARGS)
 
 # One selection of packages and a test everywhere: cargo chooses the features of shared dependencies by the packages, and adds those
 # of their tests where a test is built. Another selection would compile them, and all that uses them, once more.

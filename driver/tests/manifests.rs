@@ -326,3 +326,26 @@ fn deployment_and_cleanup_take_the_cluster_name_from_the_same_key() {
         assert!(config["data"][key].is_string(), "{path}: the ConfigMap has no {key}");
     }
 }
+
+/// A user runs Kubernetes' tests with these files as they are, after an installation from `deploy/`.
+#[test]
+fn the_definitions_for_kubernetes_tests_name_our_driver_and_our_classes() {
+    let storage = document("tenant/base/storageclass.yaml", "StorageClass");
+    let snapshots = document("tenant/snapshots/volumesnapshotclass.yaml", "VolumeSnapshotClass");
+    let driver = document("tenant/base/csidriver.yaml", "CSIDriver");
+    for file in ["testdriver.yaml", "testdriver-shared-block.yaml"] {
+        let definition = &documents(&format!("conformance/{file}"))[0];
+        assert_eq!(definition["DriverInfo"]["Name"], driver["metadata"]["name"], "{file}");
+        assert_eq!(
+            definition["StorageClass"]["FromExistingClassName"], storage["metadata"]["name"],
+            "{file}"
+        );
+        if let Some(class) = definition["SnapshotClass"].get("FromExistingClassName") {
+            assert_eq!(*class, snapshots["metadata"]["name"], "{file}");
+        }
+    }
+    let definition = &documents("conformance/testdriver.yaml")[0];
+    let capabilities = &definition["DriverInfo"]["Capabilities"];
+    assert_eq!(capabilities["controllerExpansion"], storage["allowVolumeExpansion"]);
+    assert_eq!(capabilities["RWX"], false, "it would ask for filesystems that many nodes write");
+}

@@ -14,6 +14,7 @@ pub mod store;
 pub mod worker_image;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Mutex,
     time::{Duration, Instant},
@@ -46,6 +47,8 @@ pub struct Artifacts {
     pub driver_image: ShippedImage,
     /// The cloud controller manager as it is shipped.
     pub ccm_image: ShippedImage,
+    /// The images of the pods of Kubernetes' storage tests, one docker-archive.
+    pub conformance_images: PathBuf,
     /// Identifies all of it, our own programs included.
     pub key: String,
     /// How long each stage took, in the order of their ends.
@@ -85,6 +88,8 @@ pub async fn build(progress: &dyn Progress) -> Result<Artifacts> {
     let images = container_images(&programs, &debian, &helpers);
     let mut images = stages.time("container images", images).await?;
     images.push(driver_base.archive());
+    let conformance = conformance_images(&programs, &debian);
+    let conformance_images = stages.time("images of the conformance tests", conformance).await?;
     let worker = stages.time("worker image", boot_image(progress, &programs, &debian, &helpers, &images));
     let mut worker = worker.await?;
     let shipped = async {
@@ -96,7 +101,8 @@ pub async fn build(progress: &dyn Progress) -> Result<Artifacts> {
     programs.add(DRIVER.program, ours.driver);
     programs.add(CLOUD_CONTROLLER_MANAGER.program, ours.ccm);
     let key = key_of(&programs, &worker)?;
-    Ok(Artifacts { programs, worker, driver_image, ccm_image, key, stages: stages.into_inner() })
+    let stages = stages.into_inner();
+    Ok(Artifacts { programs, worker, driver_image, ccm_image, conformance_images, key, stages })
 }
 
 /// The seconds of each stage.
@@ -153,6 +159,27 @@ async fn container_images(programs: &Programs, debian: &deb::Debian, helpers: &P
     })
     .await?;
     Ok(["answerer.tar", "busybox.tar", "pause.tar", "registrar.tar"].map(|name| dir.join(name)).into())
+}
+
+/// The images of the pods of Kubernetes' storage tests. They are in no worker from its boot on: what runs those tests plugs them,
+/// because images take memory of a worker.
+async fn conformance_images(programs: &Programs, debian: &deb::Debian) -> Result<PathBuf> {
+    const ARCHIVE: &str = "images.tar";
+    let listed = run(Command::new(programs.path("external-storage")?).arg("-images")).await?;
+    let agnhost = programs.path("agnhost")?;
+    let key = Key::new().text(&debian.key).file(agnhost)?.text(&listed);
+    let key = key.text(include_str!("artifact/container_image.rs")).finish();
+    let dir = cached("conformance-images", &key, async |dir: &Path| {
+        let tools = debian.user_space();
+        let (busybox, dd) = (tools.join("usr/bin/busybox"), tools.join("usr/bin/dd"));
+        let libraries = worker_image::needs(&tools, &dd).await?;
+        let parts =
+            container_image::StorageTests { busybox: &busybox, dd: &dd, libraries: &libraries, agnhost };
+        let names: BTreeMap<&str, &str> = listed.lines().filter_map(|line| line.split_once(' ')).collect();
+        container_image::storage_tests(&parts, &names, &dir.join(ARCHIVE)).await
+    })
+    .await?;
+    Ok(dir.join(ARCHIVE))
 }
 
 async fn boot_image(

@@ -4,6 +4,7 @@
 //! everything up, reach the goal, end. They differ in the goal only.
 
 mod checks;
+pub mod conformance;
 mod demo;
 pub mod goal;
 mod inside;
@@ -45,6 +46,13 @@ enum Command {
         all: bool,
         /// Run only the end-to-end tests whose name contains this.
         filter: Option<String>,
+    },
+    /// Runs Kubernetes' own tests of a CSI driver ("External Storage") on the bench; prints a table of them.
+    Conformance {
+        #[command(flatten)]
+        choices: Choices,
+        /// Only the tests whose name this regular expression finds.
+        focus: Option<String>,
     },
     /// Brings a bench up, runs a command inside it, takes it down; exits with the command's code.
     Run {
@@ -164,6 +172,7 @@ impl Bench {
                 outer::test(outer::Wanted { all, filter }, choices.into(), &console)
             }
             Command::Checks { beside, folder } => checks::run(beside, folder),
+            Command::Conformance { choices, focus } => outer::conformance(focus, choices.into(), &console),
             Command::Run { choices, argv } => outer::reach(Goal::Command(argv), choices.into(), &console),
             Command::Up(choices) => live::up(choices.into(), &console),
             Command::Tools => runtime()?.block_on(artifact::ensure_host_tools(&console)).map(|()| 0),

@@ -20,6 +20,7 @@ mod bare_disk;
 mod bound_token;
 mod busy_volume;
 mod clones;
+mod conformance;
 mod content_faults;
 mod content_life;
 mod content_outages;
@@ -34,6 +35,7 @@ mod faulted_call;
 mod figures;
 mod fixture;
 mod foreign_content;
+mod ginkgo;
 mod growth;
 mod guest_claims;
 mod held_requests;
@@ -98,6 +100,7 @@ fn trials() -> Vec<Trial> {
         tenant::trials(),
         data_safety::trials(),
         sanity::trials(),
+        conformance::trials(),
         figures::already_ready::trials(),
         figures::many_volumes::trials(),
         figures::many_claims::trials(),

@@ -9,12 +9,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use bench::command::goal::Plan;
-use serde::Deserialize;
 use tokio::process::Command;
 
 use crate::{
     controller_process::{Controller, VOLUME_BYTES},
     fixture::Fixture,
+    ginkgo::{Report, State},
     node_socket::NodeSocket,
 };
 
@@ -90,38 +90,34 @@ async fn run(fixture: &Fixture, access_type: &str) -> Result<()> {
         .status()
         .await
         .context("run csi-sanity")?;
-    let outcome = Outcome::read(&report)
+    let outcome = Report::read(&report)
         .with_context(|| format!("expected a report, saw {status}; csi-sanity's log: {}", log.display()))?;
+    let (failed, skipped) = (outcome.of(State::Failed), outcome.of(State::Skipped));
+    let passed = outcome.of(State::Passed).len();
     fixture.figures.add(
         &format!("csi-sanity 5.6, {access_type}"),
-        format!(
-            "{} passed, {} failed, {} skipped",
-            outcome.passed,
-            outcome.failed.len(),
-            outcome.skipped.len()
-        ),
+        format!("{passed} passed, {} failed, {} skipped", failed.len(), skipped.len()),
         "skipped: what is not advertised",
     )?;
     ensure!(
-        outcome.failed.is_empty(),
+        failed.is_empty(),
         "expected no failed test, saw {}; csi-sanity's log: {}\n  {}",
-        outcome.failed.len(),
+        failed.len(),
         log.display(),
-        outcome.failed.join("\n  ")
+        failed.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  ")
     );
-    let unexpected: Vec<&String> = outcome
-        .skipped
+    let unexpected: Vec<String> = skipped
         .iter()
-        .filter(|skipped| !NOT_ADVERTISED.iter().any(|reason| skipped.contains(reason)))
+        .filter(|skipped| !NOT_ADVERTISED.iter().any(|reason| skipped.message.contains(reason)))
+        .map(ToString::to_string)
         .collect();
     ensure!(
         unexpected.is_empty(),
         "expected no skipped test of an advertised capability, saw {unexpected:?}"
     );
     ensure!(
-        status.success() && outcome.passed > 0,
-        "expected csi-sanity to succeed with passed tests, saw {status} and {} passed",
-        outcome.passed
+        status.success() && passed > 0,
+        "expected csi-sanity to succeed with passed tests, saw {status} and {passed} passed"
     );
     Ok(())
 }
@@ -150,57 +146,4 @@ fn bench_program() -> Result<PathBuf> {
     let bench = folder.join("bench");
     ensure!(bench.exists(), "expected {}, saw nothing there: `make bench` builds it", bench.display());
     Ok(bench)
-}
-
-/// The result of csi-sanity.
-#[derive(Default)]
-struct Outcome {
-    passed: usize,
-    /// Each with its message.
-    failed: Vec<String>,
-    /// Each with its reason.
-    skipped: Vec<String>,
-}
-
-/// Ginkgo's JSON report, the fields that matter here.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Suite {
-    spec_reports: Vec<Spec>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Spec {
-    #[serde(default)]
-    container_hierarchy_texts: Option<Vec<String>>,
-    leaf_node_type: String,
-    leaf_node_text: String,
-    state: String,
-    #[serde(default)]
-    failure: Failure,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Failure {
-    message: String,
-}
-
-impl Outcome {
-    fn read(report: &Path) -> Result<Self> {
-        let suites: Vec<Suite> = serde_json::from_slice(&std::fs::read(report)?)?;
-        let mut outcome = Self::default();
-        for spec in suites.into_iter().flat_map(|suite| suite.spec_reports) {
-            let texts = spec.container_hierarchy_texts.unwrap_or_default().join(" ");
-            let name = format!("{texts} {}: {}", spec.leaf_node_text, spec.failure.message);
-            match spec.state.as_str() {
-                "passed" if spec.leaf_node_type == "It" => outcome.passed += 1,
-                "passed" | "pending" => {}
-                "skipped" => outcome.skipped.push(name),
-                _ => outcome.failed.push(name),
-            }
-        }
-        Ok(outcome)
-    }
 }

@@ -72,17 +72,18 @@ pub fn mounted_elsewhere(proc: &Path, staging: &Path) -> Result<Vec<DeviceNumber
     for (_, directory) in processes(proc) {
         // A process that ended meanwhile has no mounts; its namespace lives on only with other processes.
         let Ok(namespace) = fs::read_link(directory.join("ns/mnt")) else { continue };
+        // The kernel writes a table anew for each reader, and most processes of a node share the first namespace.
+        if seen.contains(&namespace) {
+            continue;
+        }
         let Ok(text) = fs::read(directory.join("mountinfo")) else { continue };
         // A process in a chroot does not see the mounts outside it, so it does not stand for its namespace.
-        let whole = fs::read_link(directory.join("root")).is_ok_and(|root| root == Path::new("/"));
-        if !seen.contains(&namespace) {
-            if whole {
-                seen.insert(namespace);
-            }
-            let table = MountTable::parse(&text).map_err(Error::observe("read a process's mount table"))?;
-            let there = table.0.into_iter().filter(|mount| mount.point.ends_with(&end));
-            numbers.extend(there.map(|mount| mount.number));
+        if fs::read_link(directory.join("root")).is_ok_and(|root| root == Path::new("/")) {
+            seen.insert(namespace);
         }
+        let table = MountTable::parse(&text).map_err(Error::observe("read a process's mount table"))?;
+        let there = table.0.into_iter().filter(|mount| mount.point.ends_with(&end));
+        numbers.extend(there.map(|mount| mount.number));
     }
     Ok(numbers)
 }
@@ -190,6 +191,48 @@ mod tests {
             "process 4294967295 (postgres) has /stage/base/1 open"
         );
         assert_eq!(disk(&paths, 0), "mounted at /data for process 4294967295 (postgres)");
+    }
+
+    /// A process of another mount namespace, or of this one, whose table is `mountinfo`.
+    fn process(paths: &HostPaths, pid: &str, namespace: &str, root: &str) -> PathBuf {
+        let process = paths.proc.join(pid);
+        fs::create_dir_all(process.join("ns")).unwrap();
+        symlink(namespace, process.join("ns/mnt")).unwrap();
+        symlink(root, process.join("root")).unwrap();
+        process.join("mountinfo")
+    }
+
+    /// Reading a pipe into which nobody writes would not return.
+    #[test]
+    fn the_table_of_a_namespace_that_was_read_is_not_read_again() {
+        let (tree, paths) = node(CONTAINER);
+        symlink("mnt:[1]", paths.proc.join("self/ns/mnt")).unwrap();
+        for pid in ["4294967201", "4294967202"] {
+            let table = process(&paths, pid, "mnt:[1]", "/");
+            nix::unistd::mkfifo(&table, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        let other = process(&paths, "4294967203", "mnt:[2]", "/");
+        fs::write(other, "1 2 8:16 / /host/hash/globalmount rw - ext4 /dev/sdb rw\n").unwrap();
+        let (send, receive) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            send.send(mounted_elsewhere(&paths.proc, Path::new("/x/hash/globalmount")))
+        });
+        let found = receive.recv_timeout(std::time::Duration::from_secs(20)).expect("no table is waited for");
+        assert_eq!(found.unwrap(), [DeviceNumber::new(8, 16)]);
+        drop(tree);
+    }
+
+    #[test]
+    fn a_process_in_a_chroot_does_not_stand_for_its_namespace() {
+        let (_tree, paths) = node(CONTAINER);
+        symlink("mnt:[1]", paths.proc.join("self/ns/mnt")).unwrap();
+        for pid in ["4294967201", "4294967202"] {
+            fs::write(process(&paths, pid, "mnt:[2]", "/chroot"), "").unwrap();
+        }
+        let whole = process(&paths, "4294967203", "mnt:[2]", "/");
+        fs::write(whole, "1 2 8:16 / /host/hash/globalmount rw - ext4 /dev/sdb rw\n").unwrap();
+        let found = mounted_elsewhere(&paths.proc, Path::new("/x/hash/globalmount"));
+        assert_eq!(found.unwrap(), [DeviceNumber::new(8, 16)]);
     }
 
     #[test]

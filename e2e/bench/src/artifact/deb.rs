@@ -21,11 +21,13 @@ use super::{
 };
 use crate::{paths, report::Progress};
 
-/// Packages with something in the worker or in the driver's image (`deploy/image/packages.sh` names those of the image).
+/// Packages with something in the worker, in an image of test pods, or in the driver's image (`deploy/image/packages.sh` names those of
+/// the driver's image).
 const USER_SPACE: &[&str] = &[
     "base-files",
     "busybox-static",
     "ca-certificates",
+    "coreutils",
     "crun",
     "e2fsprogs",
     "kmod",

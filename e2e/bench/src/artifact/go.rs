@@ -137,6 +137,18 @@ const BUILDS: &[Build] = &[
         stamp: None,
         copies: SIDECAR_MANIFESTS,
     },
+    Build {
+        module: "conformance",
+        programs: &[
+            ("external-storage", "./external-storage"),
+            ("agnhost", "./agnhost"),
+            ("ginkgo", "github.com/onsi/ginkgo/v2/ginkgo"),
+        ],
+        tags: "",
+        ldflags: SMALL,
+        stamp: Some("k8s.io/kubernetes"),
+        copies: &[],
+    },
 ];
 
 /// The rights that the sidecars' projects document, and the definitions of snapshots.

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
+pub(super) use self::root_tree::needs;
 use super::{process::run, programs::Programs};
 
 /// Kernel modules of the initramfs: up to the root disk.

@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 
 use super::{
     checks::{Beside, Checks},
+    conformance,
     goal::{Goal, Plan},
     inside, rights, summary,
 };
@@ -76,6 +77,28 @@ pub fn test(wanted: Wanted, options: Options, console: &Console) -> Result<u8> {
     summary::print_parts(&timings, console.elapsed())?;
     summary::print_figures(&Figures::of_run(&run))?;
     summary::print_tests(&timings, code)?;
+    Ok(code)
+}
+
+/// Kubernetes' own tests of a CSI driver on a bench, then their table. `focus` chooses among them.
+pub fn conformance(focus: Option<String>, options: Options, console: &Console) -> Result<u8> {
+    let claim = Claim::new()?;
+    let timings = Timings::of_run(claim.run());
+    runtime()?.block_on(artifact::ensure_host_tools(console))?;
+    let suite =
+        runtime()?.block_on(timings.measure_async("build", "end-to-end tests", artifact::suite(console)))?;
+    let artifacts = build(console, &timings)?;
+    let run = claim.run().clone();
+    let focus = focus.map(|focus| format!("{}={focus}", conformance::FOCUS));
+    let test = ["--ignored", "--exact", conformance::TEST].map(str::to_owned);
+    let argv = std::iter::once("env".to_owned())
+        .chain(focus)
+        .chain([suite.display().to_string()])
+        .chain(test)
+        .collect();
+    let code = enter(claim, &Plan { goal: Goal::Command(argv), options, artifacts })?;
+    summary::print_parts(&timings, console.elapsed())?;
+    println!("\nKubernetes' tests of storage\n\n{}", conformance::tables(run.root())?);
     Ok(code)
 }
 

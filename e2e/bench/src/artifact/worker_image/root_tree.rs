@@ -228,6 +228,18 @@ fn find(debian: &Path, name: &str) -> Result<PathBuf> {
         .with_context(|| format!("no package has the program {name}; has it moved to another package?"))
 }
 
+/// What a program of a package needs beside itself: its libraries and their loader, each with its place in a root.
+pub(in crate::artifact) async fn needs(debian: &Path, program: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let folder = debian.join(LIBRARIES);
+    let loader = (folder.join(LOADER), format!("lib64/{LOADER}"));
+    let place = |library: PathBuf| {
+        let name = library.file_name().context("a library without a name")?.to_string_lossy().into_owned();
+        Ok((library, format!("{LIBRARIES}/{name}")))
+    };
+    let libraries = loads(&folder, program).await?.into_iter().map(place);
+    std::iter::once(Ok(loader)).chain(libraries).collect()
+}
+
 /// The libraries that the packages' own loader gives a program, all from `folder`.
 async fn loads(folder: &Path, program: &Path) -> Result<Vec<PathBuf>> {
     let mut loader = Command::new(folder.join(LOADER));

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use bench::{
-    control::Lock::Shared,
+    control::Lock::OneWorker,
     scenario::{DEVICE_PATH, MOUNT_PATH, PodOnVolume},
 };
 use kube::api::DeleteParams;
@@ -11,7 +11,7 @@ use libtest_mimic::Trial;
 
 use crate::{
     fixture::Fixture,
-    guest_claims::{Claims, SIZE, Source, workers},
+    guest_claims::{Claims, SIZE, Source},
     snapshots::{CLAIM, taken, volume_snapshots},
     trial::{name, trial},
 };
@@ -41,7 +41,7 @@ pub fn trials() -> Vec<Trial> {
         .into_iter()
         .map(|(content, class, is_short)| {
             let name = name(module_path!(), &format!("what_was_synced_is_in_it_{content}_from_{class}"));
-            trial(name, Shared, move |fixture| what_was_synced_is_in_it(fixture, content, class))
+            trial(name, OneWorker, move |fixture| what_was_synced_is_in_it(fixture, content, class))
                 .with_ignored_flag(!is_short)
         })
         .collect()
@@ -49,12 +49,16 @@ pub fn trials() -> Vec<Trial> {
 
 async fn what_was_synced_is_in_it(fixture: Fixture, content: &str, class: &str) -> Result<()> {
     let (claims, mode) = Claims::with_content(&fixture, content, &[("infraStorageClassName", class)]).await?;
-    let (first, last) = workers(&fixture).await?;
     let place = if mode == "Block" { DEVICE_PATH.to_owned() } else { format!("{MOUNT_PATH}/numbers") };
     let volume = claims.create(CLAIM, mode).await?;
     let script = writing(&place);
-    let writer =
-        PodOnVolume { name: WRITER, claim: CLAIM, node: Some(&first), volume_mode: mode, script: &script };
+    let writer = PodOnVolume {
+        name: WRITER,
+        claim: CLAIM,
+        node: Some(fixture.worker()?),
+        volume_mode: mode,
+        script: &script,
+    };
     claims.run(&writer).await?;
 
     let synced = claims.prints(WRITER, "some numbers synced", |line| at_least(line, BEFORE)).await?;
@@ -67,8 +71,13 @@ async fn what_was_synced_is_in_it(fixture: Fixture, content: &str, class: &str) 
 
     let restored = claims.create_from(Source::Snapshot(SNAPSHOT), RESTORED, SIZE, mode).await?;
     let script = reading(&place);
-    let reader =
-        PodOnVolume { name: READER, claim: RESTORED, node: Some(&last), volume_mode: mode, script: &script };
+    let reader = PodOnVolume {
+        name: READER,
+        claim: RESTORED,
+        node: Some(fixture.worker()?),
+        volume_mode: mode,
+        script: &script,
+    };
     claims.run(&reader).await?;
     let found = claims.prints(READER, "numbers", |line| line.parse::<u64>().ok()).await?;
     ensure!(

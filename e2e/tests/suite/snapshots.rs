@@ -31,7 +31,7 @@ tests! {
         infras_message_is_in_the_guests_snapshot,
         a_class_that_infra_does_not_have_is_an_error_of_the_snapshot,
         a_snapshot_without_our_labels_is_refused;
-    Shared, long:
+    OneWorker, long:
         a_copy_without_a_filesystem_is_not_formatted;
 }
 
@@ -261,13 +261,12 @@ async fn a_snapshot_without_our_labels_is_refused(fixture: Fixture) -> Result<()
 /// A volume that was never mounted is restored: the copy is not formatted, and the pod's event says so and what to do.
 async fn a_copy_without_a_filesystem_is_not_formatted(fixture: Fixture) -> Result<()> {
     let claims = Claims::new(&fixture, &[]).await?;
-    let (worker, _) = workers(&fixture).await?;
     let volume = claims.create(CLAIM, "Filesystem").await?;
     claims.bound(CLAIM).await?;
     fixture.image_of(&volume).await?;
     taken(&fixture, SNAPSHOT).await?;
     let copy = claims.create_from(Source::Snapshot(SNAPSHOT), "copy", SIZE, "Filesystem").await?;
-    claims.start("reader", "copy", &worker, "Filesystem", false).await?;
+    claims.start("reader", "copy", fixture.worker()?, "Filesystem", false).await?;
     let told = claims.event("reader", "is blank, but the volume was restored or cloned").await?;
     ensure!(told.contains("create a claim without a source"), "expected what helps in the event, saw {told}");
     claims.end("reader").await?;

@@ -255,6 +255,7 @@ fn superblock(content: &Held) -> Vec<u8> {
     match content {
         Held::UnfinishedXfs => {
             head[..4].copy_from_slice(b"XFSB");
+            head[4..8].copy_from_slice(&4096_u32.to_be_bytes());
             head[126] = 1;
         }
         Held::FreshExt4 | Held::TornExt4 => head[1024 + 0x38..1024 + 0x3a].copy_from_slice(&[0x53, 0xef]),

@@ -48,6 +48,11 @@ impl Confinement {
         }
     }
 
+    /// Most address space, in bytes.
+    pub const fn memory(self) -> u64 {
+        self.memory
+    }
+
     /// Confines the calling thread, and what it starts, for good.
     ///
     /// # Errors
@@ -70,7 +75,7 @@ impl Confinement {
     /// The kernel refuses it: the program must not go on.
     pub fn bound(self, child: &Child) -> io::Result<()> {
         let pid = Some(Pid::from_child(child));
-        for (resource, most) in [(Resource::As, self.memory), (Resource::Core, 0)] {
+        for (resource, most) in [(Resource::As, self.memory()), (Resource::Core, 0)] {
             // The child has our limits. What they allow less of can't be raised.
             let own = getrlimit(resource);
             let lower = |limit: Option<u64>| Some(limit.map_or(most, |limit| limit.min(most)));

@@ -25,6 +25,8 @@ pub const GUEST_CLUSTER_ANNOTATION: &str = "cluster.x-k8s.io/tenant-cluster-uid"
 
 /// Longest name of a load balancer (`cloudprovider.DefaultLoadBalancerName`).
 const MAX_NAME_LENGTH: usize = 32;
+/// Characters of a UUID with its dashes.
+const UUID_LENGTH: usize = 36;
 
 /// Values that labels of this guest's infra Services had before, by key. The empty text stands for a label that was missing.
 pub type FormerLabels = BTreeMap<String, Vec<String>>;
@@ -72,6 +74,12 @@ pub fn infra_name(uid: &str) -> String {
 pub fn is_infra_name(name: &str) -> bool {
     name.len() == MAX_NAME_LENGTH
         && name.strip_prefix('a').is_some_and(|uid| uid.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// Whether a Service with this UID has a mirror. API servers give UUIDs; of any other text the name would be no name, or be cut so that
+/// two UIDs have one.
+pub fn has_mirror(uid: &str) -> bool {
+    uid.len() <= UUID_LENGTH && is_infra_name(&infra_name(uid))
 }
 
 impl Identity {

@@ -70,12 +70,14 @@ async fn ready(
             Incompatible::of_snapshot(temporary.as_str(), "source volume", has, source.as_str()).into()
         );
     }
-    let taken = take_snapshot::until_ready(infra, operation, temporary, taken).await?;
-    if taken.is_ready {
-        Ok(taken)
-    } else {
-        let message = "not ready yet".to_owned();
-        Err(Error::SnapshotPending { snapshot: temporary.clone(), message })
+    let pending =
+        |message: &str| Error::SnapshotPending { snapshot: temporary.clone(), message: message.to_owned() };
+    match take_snapshot::until_ready(infra, operation, temporary, taken).await {
+        Ok(taken) if taken.is_ready => Ok(taken),
+        Ok(_) => Err(pending("not ready yet")),
+        // By an earlier call that ended; the storage takes its time. The next call takes a snapshot anew.
+        Err(Error::SnapshotDeleting(_)) => Err(pending("the one of an earlier attempt is being deleted")),
+        Err(error) => Err(error),
     }
 }
 

@@ -215,7 +215,8 @@ fn seen(disks: &[Disk]) -> String {
         format!("serials seen: {}", named.join(", "))
     };
     if !nameless.is_empty() {
-        text.push_str(&format!("; SCSI disks without a readable serial: {}", nameless.join(", ")));
+        text += "; SCSI disks without a readable serial: ";
+        text += &nameless.join(", ");
     }
     text
 }

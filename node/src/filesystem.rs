@@ -128,7 +128,7 @@ impl FilesystemType {
     ///
     /// ext: no blocks reserved for root (`-m 0`, as kubevirt/csi-driver), tables written lazily, and no discard, which
     /// on a blank disk only costs time and writes nothing that is needed (`-K` is the same for xfs). Its features are
-    /// [`Self::ext_features`], whatever `mke2fs.conf` names.
+    /// `ext_features`, whatever `mke2fs.conf` names.
     pub fn mkfs(self, disk: &Path, made: &MkfsOptions) -> Tool {
         const EXT: &[&str] = &["-q", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"];
         const EXT2: &[&str] = &["-q", "-m", "0", "-E", "lazy_itable_init=1,nodiscard"];

@@ -18,7 +18,7 @@ use crate::{
         session::{FIRST_PAUSE, Session},
     },
     guest::services::GuestService,
-    guest_names::{infra_name, is_infra_name},
+    guest_names::{has_mirror, infra_name},
     handover::Writer,
     infra::{
         mirrors::InfraService,
@@ -107,10 +107,10 @@ pub(crate) fn after_failure(
 }
 
 async fn observe_and_act(guest: &GuestService, session: &Session) -> Result<Action, ReconcileError> {
-    let name = infra_name(guest.uid());
-    if !is_infra_name(&name) {
+    if !has_mirror(guest.uid()) {
         return Ok(Action::await_change());
     }
+    let name = infra_name(guest.uid());
     if let Some(left) = session.pace.wait(guest.uid()) {
         return Ok(Action::requeue(left));
     }

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use crate::{
     config::{limits::Limits, policy::GuestPolicy},
     guest::services::GuestService,
-    guest_names::{Foreign, GUEST_CLUSTER_ANNOTATION, Identity, infra_name, is_infra_name},
+    guest_names::{Foreign, GUEST_CLUSTER_ANNOTATION, Identity, has_mirror},
     handover::EndpointSource,
     infra::mirrors::InfraService,
     load_balancer::{
@@ -184,7 +184,7 @@ impl Plan {
 
 /// What to do about `guest`, given what is known of `infra`.
 pub fn plan(guest: &GuestService, infra: Infra<'_>, config: &PlanConfig) -> Plan {
-    if !is_infra_name(&infra_name(guest.uid())) {
+    if !has_mirror(guest.uid()) {
         // Every API server gives a UUID, so this one is not honest. The name would become a part of URLs, and might be
         // that of a Service which is no mirror.
         return Plan::default();

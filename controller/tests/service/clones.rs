@@ -218,6 +218,23 @@ async fn after_a_failure_at_any_call_the_clone_goes_on_or_leaves_nothing(
     assert!(fake.get(SNAPSHOTS, "clone-pvc-2").is_none(), "its snapshot");
 }
 
+/// The storage deletes the snapshot of an attempt that failed slowly: the sidecar is to ask again.
+#[tokio::test]
+async fn a_temporary_snapshot_that_is_being_deleted_is_waited_for() {
+    let fake = FakeInfra::snapshotting_after(Duration::from_mins(10));
+    let fixture = Fixture::new(&fake).await;
+    source(&fake, &fixture, true).await;
+    let mut begun = Request::new(cloned("pvc-2", "pvc-1"));
+    begun.set_timeout(Duration::from_secs(1));
+    let begun = fixture.client.clone().create_volume(begun).await.map(drop);
+    assert_fails(begun, Code::Aborted, "not ready yet");
+    let deleting =
+        |it: &mut serde_json::Value| it["metadata"]["deletionTimestamp"] = "2026-11-21T00:00:00Z".into();
+    fake.edit(SNAPSHOTS, "clone-pvc-2", deleting);
+    let again = fixture.create(cloned("pvc-2", "pvc-1")).await.map(drop);
+    assert_fails(again, Code::Aborted, "the one of an earlier attempt is being deleted");
+}
+
 #[tokio::test]
 async fn a_refused_volume_leaves_no_snapshot() {
     let fake = FakeInfra::default();

@@ -77,7 +77,7 @@ async fn a_moved_volume_is_detached_and_its_older_claim_is_not_used_again() {
 
     // The administrator has brought the data back.
     fake.edit(CLAIMS, "pvc-1", |claim| {
-        drop(claim["metadata"]["annotations"].as_object_mut().unwrap().remove(MOVED))
+        drop(claim["metadata"]["annotations"].as_object_mut().unwrap().remove(MOVED));
     });
     fixture.publish("pvc-1", "infra/vm2").await.unwrap();
 }
@@ -87,7 +87,7 @@ async fn a_volume_for_many_nodes_is_refused_in_the_same_way() {
     let fake = FakeInfra::default();
     let fixture = moved(&fake).await;
     fake.edit("datavolumes", "pvc-1", |volume| {
-        volume["spec"]["storage"]["accessModes"] = json!(["ReadWriteMany"])
+        volume["spec"]["storage"]["accessModes"] = json!(["ReadWriteMany"]);
     });
     fixture.unpublish("pvc-1", "infra/vm1").await.unwrap();
     let request = csi::ControllerPublishVolumeRequest {
@@ -139,7 +139,7 @@ async fn without_a_record_a_moved_volume_stays_where_it_is() {
             }) as fn(&FakeInfra),
         ),
         ("a foreign claim", |fake| {
-            fake.edit(CLAIMS, "pvc-1", |claim| claim["metadata"]["labels"] = json!({}))
+            fake.edit(CLAIMS, "pvc-1", |claim| claim["metadata"]["labels"] = json!({}));
         }),
         // With its DataVolume, CDI might make the claim again.
         ("no claim", |fake| fake.remove(CLAIMS, "pvc-1")),
@@ -163,7 +163,7 @@ async fn a_move_is_recorded_whatever_else_happens_to_the_claim() {
     let fake = FakeInfra::default();
     let fixture = moved(&fake).await;
     fake.edit(CLAIMS, "pvc-1", |claim| {
-        drop(claim["metadata"].as_object_mut().unwrap().remove("annotations"))
+        drop(claim["metadata"].as_object_mut().unwrap().remove("annotations"));
     });
     fake.fault("PATCH", Effect::Answer(422, "no holder"));
     fake.fault("PATCH", Effect::Answer(409, "the object has been modified"));

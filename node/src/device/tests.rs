@@ -81,7 +81,7 @@ fn scsi_disks_whose_serial_the_kernel_could_not_read_are_named() {
     assert_eq!(text(&others), "serials seen: sda=root", "no SCSI disks");
     let nameless = "; SCSI disks without a readable serial: ";
     assert_eq!(
-        text(&[without_pages.clone()]),
+        text(std::slice::from_ref(&without_pages)),
         format!("no disk with a serial was seen{nameless}sdb (1073741824 bytes)")
     );
     let all = [&others[..], &[without_pages.clone(), empty_pages]].concat();

@@ -369,6 +369,8 @@ fn an_absent_ip_mode_is_the_default() {
 #[case::short("bc")]
 #[case::empty("")]
 #[case::no_hexadecimal("ge4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3")]
+#[case::cut_to_the_name_of_another("0e4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3f")]
+#[case::endless(&"a".repeat(300))]
 fn a_uid_that_is_none_leads_to_nothing(#[case] uid: &str) {
     let mut world = World::new();
     world.guest["metadata"]["uid"] = json!(uid);

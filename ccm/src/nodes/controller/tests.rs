@@ -172,7 +172,7 @@ async fn a_node_that_changed_meanwhile_is_looked_at_again() {
     assert_eq!(again, Action::requeue(AFTER_CONFLICT));
 }
 
-/// KubeOne's rights in the guest: all on `nodes`, and so nothing on `nodes/status`. Another failure holds the Node up.
+/// `KubeOne`'s rights in the guest: all on `nodes`, and so nothing on `nodes/status`. Another failure holds the Node up.
 #[rstest]
 #[case::forbidden(403, "Forbidden", true)]
 #[case::conflict(409, "Conflict", false)]

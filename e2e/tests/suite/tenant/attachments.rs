@@ -367,6 +367,9 @@ async fn foreign_snapshot(storage: &Storage) -> Result<()> {
     })
     .await?;
     snapshots.delete("taken", &DeleteParams::default()).await?;
+    // The snapshot controller sets this only once the snapshot was bound; with it csi-snapshotter asks the driver to delete.
+    let deleted = json!({"metadata": {"annotations": {"snapshot.storage.kubernetes.io/volumesnapshot-being-deleted": "yes"}}});
+    contents.patch(&name, &PatchParams::default(), &Patch::Merge(deleted)).await?;
     is_accepted(contents.delete(&name, &DeleteParams::default()).await)?;
     storage.told("VolumeSnapshotContent", &name, DELETION_REFUSED).await?;
     for _ in 0..2 {

@@ -18,6 +18,7 @@ use super::{
     is_accepted, recipe,
 };
 use crate::{
+    endpoints::scene::OwnEndpoints,
     provider::mirror_name,
     rows::Row::{Kind, Like},
 };
@@ -126,7 +127,8 @@ async fn nodes_of_others(tenant: &Tenant) -> Result<()> {
     Ok(())
 }
 
-/// H2: root in a VM answers in the place of its guest agent. What is outside the networks of the tenant's workers is no endpoint.
+/// H2: root in a VM answers in the place of its guest agent. What is outside the networks of the tenant's workers is no endpoint: a
+/// Service that has the VM's true address keeps it, and a new one has the other VM alone.
 async fn made_up_address(tenant: &Tenant) -> Result<()> {
     let (place, scene) = (tenant.place(), &tenant.scene);
     let [one, two] = &tenant.machines;
@@ -140,10 +142,15 @@ async fn made_up_address(tenant: &Tenant) -> Result<()> {
     };
     let made_up = json!(tenant.victim.address);
     scene.patch_instance(one, &addresses(&made_up, &json!([made_up]))).await?;
-    scene.until(&mirror, "the other VM alone", |all| all.names() == [two]).await?;
+    let later = place.create("agent-later", json!({})).await?;
+    scene.until(&mirror_name(&later), "the other VM alone", |all| all.names() == [two]).await?;
+    let is_true = |all: &OwnEndpoints| all.of(one)["addresses"] == json!([shown["ipAddress"]]);
+    scene.until(&mirror, "the true address still", is_true).await?;
     scene.patch_instance(one, &addresses(&shown["ipAddress"], &shown["ipAddresses"])).await?;
-    scene.until(&mirror, "both VMs again", |all| all.ready_names() == [one, two]).await?;
-    place.guests.delete("agent", &DeleteParams::default()).await?;
+    scene.until(&mirror_name(&later), "both VMs again", |all| all.ready_names() == [one, two]).await?;
+    for name in ["agent", "agent-later"] {
+        place.guests.delete(name, &DeleteParams::default()).await?;
+    }
     Ok(())
 }
 

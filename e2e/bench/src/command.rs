@@ -92,6 +92,12 @@ enum Command {
     Down,
     /// Installs the Debian packages that the bench, and the tests of real disks, need; needs root if any is missing.
     Tools,
+    /// Holds the audit logs of an earlier full run against the rights that the manifests grant, as `test` does at its end.
+    #[command(hide = true)]
+    Rights {
+        /// The run folder.
+        folder: PathBuf,
+    },
     /// The quick checks of `test`, a process of their own.
     #[command(hide = true)]
     Checks {
@@ -171,6 +177,7 @@ impl Bench {
             Command::Test { choices, all, filter } => {
                 outer::test(outer::Wanted { all, filter }, choices.into(), &console)
             }
+            Command::Rights { folder } => runtime()?.block_on(rights::check_earlier(folder)).map(|()| 0),
             Command::Checks { beside, folder } => checks::run(beside, folder),
             Command::Conformance { choices, focus } => outer::conformance(focus, choices.into(), &console),
             Command::Run { choices, argv } => outer::reach(Goal::Command(argv), choices.into(), &console),

@@ -1,10 +1,11 @@
 //! After a full run: was any account of the driver or of the cloud controller manager refused a right, and does each of the
 //! driver's use what it is granted?
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::goal::Plan;
 use crate::{
     artifact::Programs,
     audit::{
@@ -89,6 +90,12 @@ const KNOWN_OF_PROVIDER: &[(&str, &str, &str, &str)] = &[
     ("infra", "update", "endpointslices", "of the rights to write endpoints, which a test takes away"),
     ("tenant", "list", "configmaps", "the published authorities; a test takes that right away"),
 ];
+
+/// [`check`] of the run in a folder, with the programs of its plan.
+pub async fn check_earlier(folder: PathBuf) -> Result<()> {
+    let programs = Plan::read(&folder)?.artifacts.programs;
+    check(&Run::open(folder)?, &programs).await
+}
 
 /// Holds the audit logs of `run` against the installed manifests.
 ///

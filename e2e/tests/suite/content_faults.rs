@@ -115,12 +115,12 @@ async fn killed(fixture: &Fixture, name: &str, action: &Action) -> Result<()> {
         let at = Matcher::of(verb, resource);
         let before = life.faults().succeeded(&at);
         let guard = life.faults().add(Rule::once(at.clone(), action.clone()));
-        let dies = async {
+        let dying = async {
             tokio::time::timeout(Deadline::Reaction.duration(), guard.caught(1)).await?;
             life.kill().await;
             anyhow::Ok(())
         };
-        let (answer, died) = tokio::join!(life.call(rpc, RPC_DEADLINE), dies);
+        let (answer, died) = tokio::join!(life.call(rpc, RPC_DEADLINE), dying);
         died.with_context(|| format!("{what}: the call was not made"))?;
         ensure!(answer.is_err(), "{what}: expected no answer of a dead controller, saw {answer:?}");
         let landed = life.faults().succeeded(&at) - before;

@@ -39,9 +39,9 @@ const SNAPSHOTS_TAKEN: usize = 2;
 /// The RPCs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rpc {
-    /// CreateSnapshot.
+    /// `CreateSnapshot`.
     Snapshot,
-    /// ListSnapshots of the volume.
+    /// `ListSnapshots` of the volume.
     List,
     /// CreateVolume from the snapshot.
     Restore,
@@ -51,9 +51,9 @@ pub enum Rpc {
     CloneBySnapshot,
     /// The same once the clone is there: nothing is left to do but to delete the temporary snapshot.
     CloneAgain,
-    /// ControllerExpandVolume.
+    /// `ControllerExpandVolume`.
     Expand,
-    /// DeleteSnapshot.
+    /// `DeleteSnapshot`.
     DeleteSnapshot,
 }
 

@@ -74,12 +74,12 @@ impl Drop for Away {
     fn drop(&mut self) {
         for pid in &self.0 {
             // One that has ended needs nothing.
-            let _ = kill(*pid, Signal::SIGCONT);
+            drop(kill(*pid, Signal::SIGCONT));
         }
     }
 }
 
-/// The infra cluster's snapshot-controller and csi-snapshotter are away: CreateSnapshot answers that the snapshot is not ready, as
+/// The infra cluster's snapshot-controller and csi-snapshotter are away: `CreateSnapshot` answers that the snapshot is not ready, as
 /// often as it is asked, and there is one. It is ready when they are back.
 async fn a_snapshot_is_taken_once_though_its_controller_was_away(fixture: Fixture) -> Result<()> {
     let controller = Controller::of_own_guest(&fixture, "a").await?;
@@ -212,7 +212,7 @@ async fn a_source_that_is_deleted_meanwhile_is_cloned_or_the_clone_reports_it(
     fixture.delete_machine(&machine).await
 }
 
-/// The infra namespace may have no more snapshots: CreateSnapshot answers RESOURCE_EXHAUSTED with the quota's name, nothing is left,
+/// The infra namespace may have no more snapshots: `CreateSnapshot` answers `RESOURCE_EXHAUSTED` with the quota's name, nothing is left,
 /// and the next succeeds when it may.
 async fn a_quota_of_snapshots_is_the_answer(fixture: Fixture) -> Result<()> {
     const COUNTED: &str = "count/volumesnapshots.snapshot.storage.k8s.io";

@@ -151,7 +151,7 @@ impl<'a> Upstream<'a> {
         Ok(())
     }
 
-    /// CreateSnapshot, and the wait until it is ready; what csi-snapshotter writes to the guest's content.
+    /// `CreateSnapshot`, and the wait until it is ready; what csi-snapshotter writes to the guest's content.
     pub async fn snapshot(&self, snapshot: &str, volume: &str) -> Result<Value> {
         let object = VOLUME_SNAPSHOT.replace("SNAPSHOT", snapshot).replace("VOLUME", volume);
         kubectl_with(self.fixture, &administrator("infra"), &["create"], &object).await?;
@@ -171,7 +171,7 @@ impl<'a> Upstream<'a> {
         }))
     }
 
-    /// What DeleteSnapshot and a restore read of a snapshot.
+    /// What `DeleteSnapshot` and a restore read of a snapshot.
     pub async fn finds_snapshot(&self, snapshot: &str, volume: &str) -> Result<()> {
         let object = volume_snapshots(&self.infra, HCP_NAMESPACE).get(snapshot).await?;
         has_labels(&object)?;

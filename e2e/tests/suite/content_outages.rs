@@ -74,7 +74,7 @@ impl Drop for Away {
     fn drop(&mut self) {
         for pid in &self.0 {
             // One that has ended needs nothing.
-            drop(kill(*pid, Signal::SIGCONT));
+            kill(*pid, Signal::SIGCONT).ok();
         }
     }
 }

@@ -41,10 +41,12 @@ use {
 
 tests! {
     Services:
-        what_a_guest_writes_reaches_nobody_else,
         an_api_server_that_lies_reaches_nobody_else;
+    Services, long:
+        what_a_guest_writes_reaches_nobody_else;
     Calls:
-        requests_for_volumes_reach_nobody_else,
+        requests_for_volumes_reach_nobody_else;
+    Calls, long:
         attachments_reach_nobody_else;
 }
 

@@ -20,10 +20,6 @@ use crate::{
     moved, node_id::node_id, usable,
 };
 
-/// Parent of the annotation.
-const ANNOTATIONS: &str = "/metadata/annotations";
-/// `resourceVersion` of the claim.
-const RESOURCE_VERSION: &str = "/metadata/resourceVersion";
 /// Pause before the next try: CDI makes a claim some 0.2 s after the `DataVolume`.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause between tries.
@@ -133,7 +129,8 @@ impl<'a> Holder<'a> {
             }
             None => {}
         }
-        let patch = || self.infra.patch_claim(self.volume, replacing(&claim, &self.value()));
+        let patch =
+            || self.infra.patch_claim(self.volume, claim.annotating(HOLDER_ANNOTATION, &self.value()));
         match operation.change(patch).await? {
             Ok(claim) => self.held(&claim).map(Some),
             Err(error) if matches!(error.class(), Class::Invalid | Class::Conflict | Class::NotFound) => {
@@ -223,15 +220,4 @@ fn when_free(holder: &str) -> Vec<PatchOp> {
 fn when_held(holder: &str) -> Vec<PatchOp> {
     let path = annotation_path(HOLDER_ANNOTATION);
     vec![PatchOp::test(&*path, holder), PatchOp::remove(path)]
-}
-
-/// A patch that replaces the annotation of `claim`, unless the claim has changed since it was read.
-fn replacing(claim: &Claim, holder: &str) -> Vec<PatchOp> {
-    let unchanged = PatchOp::test(RESOURCE_VERSION, claim.metadata.resource_version.as_str());
-    let set = if claim.metadata.annotations.is_empty() {
-        PatchOp::add(ANNOTATIONS, serde_json::json!({ HOLDER_ANNOTATION: holder }))
-    } else {
-        PatchOp::add(annotation_path(HOLDER_ANNOTATION), holder)
-    };
-    vec![unchanged, set]
 }

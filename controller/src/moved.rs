@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use infra::{Claim, Class, Infra, ObjectName, PatchOp, annotation_path};
+use infra::{Claim, Class, Infra, ObjectName};
 
 use crate::{
     attach::{SpecEntry, VmView},
@@ -16,10 +16,6 @@ use crate::{
     metrics::WaitCause,
 };
 
-/// Parent of the annotations.
-const ANNOTATIONS: &str = "/metadata/annotations";
-/// `resourceVersion` of the claim.
-const RESOURCE_VERSION: &str = "/metadata/resourceVersion";
 /// Pause before the claim is read again, after it was changed by another client.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -85,7 +81,7 @@ pub(crate) async fn record(
         if claim.metadata.annotations.get(MOVED_ANNOTATION).is_some_and(|recorded| recorded == to) {
             return Ok(true);
         }
-        match operation.change(|| infra.patch_claim(volume, recording(&claim, to))).await? {
+        match operation.change(|| infra.patch_claim(volume, claim.annotating(MOVED_ANNOTATION, to))).await? {
             Ok(_) => {
                 tracing::warn!(%volume, to, "KubeVirt has moved the volume; recorded at its claim, which is not used any more");
                 return Ok(true);
@@ -99,14 +95,4 @@ pub(crate) async fn record(
             Err(error) => return Err(error.into()),
         }
     }
-}
-
-fn recording(claim: &Claim, to: &str) -> Vec<PatchOp> {
-    let unchanged = PatchOp::test(RESOURCE_VERSION, claim.metadata.resource_version.as_str());
-    let set = if claim.metadata.annotations.is_empty() {
-        PatchOp::add(ANNOTATIONS, serde_json::json!({ MOVED_ANNOTATION: to }))
-    } else {
-        PatchOp::add(annotation_path(MOVED_ANNOTATION), to)
-    };
-    vec![unchanged, set]
 }

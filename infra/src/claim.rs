@@ -5,7 +5,12 @@ use std::collections::BTreeMap;
 use kubevirt::{Metadata, ObjectName, null_as_default};
 use serde::Deserialize;
 
-use crate::{data_volume::Condition, guest_guard::Guarded, quantity::Quantity};
+use crate::{
+    data_volume::Condition,
+    guest_guard::Guarded,
+    json_patch::{PatchOp, annotation_path},
+    quantity::Quantity,
+};
 
 /// `status.phase` of a claim that has its volume.
 const BOUND: &str = "Bound";
@@ -95,6 +100,18 @@ impl Claim {
     /// Whether the claim is being deleted.
     pub fn deleting(&self) -> bool {
         self.metadata.deletion_timestamp.is_some()
+    }
+
+    /// The patch that sets an annotation, unless the claim has changed since it was read.
+    pub fn annotating(&self, key: &str, value: &str) -> Vec<PatchOp> {
+        let unchanged = PatchOp::test("/metadata/resourceVersion", self.metadata.resource_version.as_str());
+        // A patch can't add to a parent that is absent.
+        let set = if self.metadata.annotations.is_empty() {
+            PatchOp::add("/metadata/annotations", serde_json::json!({ key: value }))
+        } else {
+            PatchOp::add(annotation_path(key), value)
+        };
+        vec![unchanged, set]
     }
 
     /// Whether the infra cluster deletes it once its `DataVolume` is gone. CDI makes the `DataVolume` its owner; the reference is

@@ -35,6 +35,14 @@ async fn source(fake: &FakeInfra, fixture: &Fixture, is_plugged: bool) {
     }
 }
 
+/// A call that ends before infra has taken the temporary snapshot.
+async fn begin(fixture: &Fixture) {
+    let mut request = Request::new(cloned("pvc-2", "pvc-1"));
+    request.set_timeout(Duration::from_secs(1));
+    let begun = fixture.client.clone().create_volume(request).await.map(drop);
+    assert_fails(begun, Code::Aborted, "not ready yet");
+}
+
 /// What the new `DataVolume` is made from.
 fn made_from(fake: &FakeInfra) -> serde_json::Value {
     let made = fake.get(VOLUMES, "pvc-2").unwrap();
@@ -129,11 +137,7 @@ async fn what_can_not_be_cloned_is_refused_and_leaves_nothing(
     let fake = FakeInfra::snapshotting_after(Duration::from_mins(10));
     let fixture = Fixture::new(&fake).await;
     source(&fake, &fixture, true).await;
-    // An earlier call has begun.
-    let mut begun = Request::new(cloned("pvc-2", "pvc-1"));
-    begun.set_timeout(Duration::from_secs(1));
-    let begun = fixture.client.clone().create_volume(begun).await.map(drop);
-    assert_fails(begun, Code::Aborted, "not ready yet");
+    begin(&fixture).await;
     assert!(fake.get(SNAPSHOTS, "clone-pvc-2").is_some());
     change(&fake);
     assert_fails(fixture.create(cloned("pvc-2", "pvc-1")).await.map(drop), code, text);
@@ -224,10 +228,7 @@ async fn a_temporary_snapshot_that_is_being_deleted_is_waited_for() {
     let fake = FakeInfra::snapshotting_after(Duration::from_mins(10));
     let fixture = Fixture::new(&fake).await;
     source(&fake, &fixture, true).await;
-    let mut begun = Request::new(cloned("pvc-2", "pvc-1"));
-    begun.set_timeout(Duration::from_secs(1));
-    let begun = fixture.client.clone().create_volume(begun).await.map(drop);
-    assert_fails(begun, Code::Aborted, "not ready yet");
+    begin(&fixture).await;
     let deleting =
         |it: &mut serde_json::Value| it["metadata"]["deletionTimestamp"] = "2026-11-21T00:00:00Z".into();
     fake.edit(SNAPSHOTS, "clone-pvc-2", deleting);

@@ -125,9 +125,8 @@ async fn a_serial_that_is_not_the_volumes_is_refused() {
     assert_eq!(fake.plugged_into("pvc-1"), ["vm1"]);
 }
 
-/// The volume `rootdisk` is no volume of any guest; the guest must not read which VM has it.
-#[tokio::test]
-async fn holders_of_what_is_not_ours_are_not_named() {
+/// A VM that has a volume of another guest, and one that is no guest's.
+fn vm_with_foreign_volumes() -> FakeInfra {
     let fake = FakeInfra::default();
     fake.vm("vm1");
     fake.volume("pvc-1", false);
@@ -137,6 +136,13 @@ async fn holders_of_what_is_not_ours_are_not_named() {
             {"name": "rootdisk", "dataVolume": {"name": "rootdisk"}},
         ]);
     });
+    fake
+}
+
+/// The volume `rootdisk` is no volume of any guest; the guest must not read which VM has it.
+#[tokio::test]
+async fn holders_of_what_is_not_ours_are_not_named() {
+    let fake = vm_with_foreign_volumes();
     let fixture = Fixture::new(&fake).await;
     for volume in ["pvc-1", "rootdisk"] {
         for node in ["", "not-a-vm", "infra/vm1"] {
@@ -154,15 +160,7 @@ async fn holders_of_what_is_not_ours_are_not_named() {
 #[case::by_the_vmi("virtualmachineinstances")]
 #[tokio::test]
 async fn what_another_guests_vm_has_is_not_told(#[case] labelled: &str) {
-    let fake = FakeInfra::default();
-    fake.vm("vm1");
-    fake.volume("pvc-1", false);
-    fake.edit("virtualmachines", "vm1", |vm| {
-        vm["spec"]["template"]["spec"]["volumes"] = json!([
-            {"name": "pvc-1", "dataVolume": {"name": "pvc-1"}},
-            {"name": "rootdisk", "dataVolume": {"name": "rootdisk"}},
-        ]);
-    });
+    let fake = vm_with_foreign_volumes();
     let fixture = Fixture::new(&fake).await;
     for node in ["", "not-a-vm", "infra/vm1"] {
         fixture.unpublish("rootdisk", node).await.unwrap_err();

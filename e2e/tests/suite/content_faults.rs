@@ -1,17 +1,14 @@
 //! As `infra_faults`, for the RPCs that copy a volume's content or make it larger: every infra call that they make, and every way in
 //! which it can fail; and kill -9 of the controller at each of their changes.
 
-use std::time::Duration;
-
-use anyhow::{Context, Result, ensure};
-use bench::scenario::Deadline;
+use anyhow::{Context, Result};
 use fault_proxy::{Action, Matcher, Rule};
 use futures::future::try_join_all;
 
 use crate::{
     api_faults::api_faults_of,
     content_life::{CLAIMS, ContentLife, Rpc, SNAPSHOTS, VOLUMES},
-    faulted_call::{Case, Life, WORDS, until_met},
+    faulted_call::{Case, Life, WORDS, killed_at, until_met},
     fixture::Fixture,
 };
 
@@ -82,9 +79,6 @@ async fn life(fixture: &Fixture, name: &str, action: &Action) -> Result<String> 
     Ok(format!("{name}: {}", codes.join(" ")))
 }
 
-/// Deadline of the RPC during which the controller dies.
-const RPC_DEADLINE: Duration = Duration::from_mins(1);
-
 /// Every call that changes something: the RPC that makes it, verb, resource.
 const CHANGES: [(Rpc, &str, &str); 8] = [
     (Rpc::Snapshot, "create", SNAPSHOTS),
@@ -112,22 +106,7 @@ async fn killed(fixture: &Fixture, name: &str, action: &Action) -> Result<()> {
     let mut life = ContentLife::start(fixture, name).await?;
     for (index, (rpc, verb, resource)) in CHANGES.into_iter().enumerate() {
         let what = format!("{rpc:?} at {verb} {resource}");
-        let at = Matcher::of(verb, resource);
-        let before = life.faults().succeeded(&at);
-        let guard = life.faults().add(Rule::once(at.clone(), action.clone()));
-        let dying = async {
-            tokio::time::timeout(Deadline::Reaction.duration(), guard.caught(1)).await?;
-            life.kill().await;
-            anyhow::Ok(())
-        };
-        let (answer, died) = tokio::join!(life.call(rpc, RPC_DEADLINE), dying);
-        died.with_context(|| format!("{what}: the call was not made"))?;
-        ensure!(answer.is_err(), "{what}: expected no answer of a dead controller, saw {answer:?}");
-        let landed = life.faults().succeeded(&at) - before;
-        ensure!(
-            landed == usize::from(*action == Action::FreezeAfter),
-            "{what}: expected the call to land only if frozen after it, saw it land {landed} times"
-        );
+        let guard = killed_at(&life, &Case::new(rpc, verb, resource), action, life.kill()).await?;
         life.kill_and_start_again().await?;
         drop(guard);
         if CHANGES.get(index + 1).is_none_or(|(next, ..)| *next != rpc) {

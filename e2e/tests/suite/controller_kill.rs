@@ -1,15 +1,13 @@
 //! kill -9 of the controller at each call that changes something, before and after the call landed: a new process finishes the
 //! work, and each change was made once.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
-use bench::scenario::Deadline;
-use fault_proxy::{Action, Matcher, Rule};
+use fault_proxy::{Action, Matcher};
 use futures::future::try_join_all;
 
 use crate::{
     controller_process::node_id,
+    faulted_call::{Case, killed_at},
     fixture::Fixture,
     volume_life::{Rpc, VolumeLife},
 };
@@ -18,9 +16,6 @@ tests! {
     Calls:
         a_killed_controllers_work_is_finished_once;
 }
-
-/// Deadline of the RPC during which the controller dies.
-const RPC_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Every call that changes something: the RPC that makes it, verb, resource.
 const CHANGES: [(Rpc, &str, &str); 6] = [
@@ -51,20 +46,7 @@ async fn life(fixture: &Fixture, name: &str, action: &Action) -> Result<()> {
         let what = format!("{rpc:?} at {verb} {resource}");
         let at = Matcher::of(verb, resource);
         let before = life.faults().succeeded(&at);
-        let guard = life.faults().add(Rule::once(at.clone(), action.clone()));
-        let killed = async {
-            tokio::time::timeout(Deadline::Reaction.duration(), guard.caught(1)).await?;
-            life.kill().await;
-            anyhow::Ok(())
-        };
-        let (answer, killed) = tokio::join!(life.call(rpc, RPC_DEADLINE), killed);
-        killed.with_context(|| format!("{what}: the call was not made"))?;
-        ensure!(answer.is_err(), "{what}: expected no answer of a dead controller, saw {answer:?}");
-        let landed = life.faults().succeeded(&at) - before;
-        ensure!(
-            landed == usize::from(*action == Action::FreezeAfter),
-            "{what}: expected the call to land only if frozen after it, saw it land {landed} times"
-        );
+        let guard = killed_at(&life, &Case::new(rpc, verb, resource), action, life.kill()).await?;
         life.kill_and_start_again().await?;
         // The proxy has seen the end of the dead process's connection long before the new one has its socket.
         drop(guard);

@@ -2,9 +2,9 @@
 
 use std::{fmt::Debug, time::Duration};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bench::scenario::{Deadline, until};
-use fault_proxy::{Action, Faults, Guard, Reply};
+use fault_proxy::{Action, Faults, Guard, Matcher, Reply, Rule};
 use tonic::{Code, Status};
 
 use crate::volume_life::is_uncertain;
@@ -14,6 +14,9 @@ pub const WORDS: &str = "said by the infra";
 
 /// Deadline of an RPC under a fault: long enough for a pause of a second, short enough to wait it out in each case.
 const SHORT: Duration = Duration::from_secs(2);
+
+/// Deadline of an RPC during which the controller dies.
+const UNTIL_KILLED: Duration = Duration::from_mins(1);
 
 /// How often an RPC may end before it meets its fault.
 const ATTEMPTS: usize = 10;
@@ -54,6 +57,34 @@ pub trait Life {
 
     /// Whether an earlier fault may have made this call unnecessary.
     fn may_be_skipped(case: &Case<Self::Rpc>) -> bool;
+}
+
+/// Kills the controller while the call is frozen: before or after it landed, as the action says. It stays frozen until the guard is
+/// dropped.
+pub async fn killed_at<L: Life>(
+    life: &L,
+    case: &Case<L::Rpc>,
+    action: &Action,
+    kill: impl Future<Output = ()>,
+) -> Result<Guard> {
+    let what = format!("{:?} at {} {}", case.rpc, case.verb, case.resource);
+    let at = Matcher::of(case.verb, case.resource);
+    let before = life.faults().succeeded(&at);
+    let guard = life.faults().add(Rule::once(at.clone(), action.clone()));
+    let dying = async {
+        tokio::time::timeout(Deadline::Reaction.duration(), guard.caught(1)).await?;
+        kill.await;
+        anyhow::Ok(())
+    };
+    let (answer, died) = tokio::join!(life.call(case.rpc, UNTIL_KILLED), dying);
+    died.with_context(|| format!("{what}: the call was not made"))?;
+    ensure!(answer.is_err(), "{what}: expected no answer of a dead controller, saw {answer:?}");
+    let landed = life.faults().succeeded(&at) - before;
+    ensure!(
+        landed == usize::from(*action == Action::FreezeAfter),
+        "{what}: expected the call to land only if frozen after it, saw it land {landed} times"
+    );
+    Ok(guard)
 }
 
 /// Whether the fault is an answer of the API server with this code.

@@ -28,7 +28,6 @@ pub mod lease;
 pub mod load_balancer;
 pub mod nodes;
 pub mod program;
-pub mod provider_id;
 pub mod queue_metrics;
 mod reconciles;
 pub mod repairs;

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use controller::keys::{INFRA_ANNOTATIONS, Key, PARAMETERS, POLICY, SNAPSHOT_PARAMETERS, VOLUME_CONTEXT};
-use node::node_id::{CLUSTER_NAMESPACE, INFRA_VM_NAME, INFRA_VM_NAMESPACE, PROVIDER_SCHEME};
+use kubevirt::provider_id::PREFIX;
+use node::node_id::{CLUSTER_NAMESPACE, INFRA_VM_NAME, INFRA_VM_NAMESPACE};
 use serde_json::Value;
 
 /// Set it to write the page instead of comparing it.
@@ -96,7 +97,7 @@ fn page() -> String {
     write!(
         page,
         "| from | value |\n|---|---|\n\
-         | `spec.providerID` | `{PROVIDER_SCHEME}<VM>` |\n\
+         | `spec.providerID` | `{PREFIX}<VM>` |\n\
          | with annotation `{CLUSTER_NAMESPACE}` | a namespace, which the controller does not read; Cluster API writes both |\n\
          | annotation `{INFRA_VM_NAME}` | the VM |\n\
          | with annotation `{INFRA_VM_NAMESPACE}` | a namespace, which the controller does not read |\n\n"

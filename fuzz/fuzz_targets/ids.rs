@@ -8,13 +8,13 @@ use ccm::{
     config::policy::KeyPattern,
     guest::nodes::provided_node_ips,
     guest_names::{infra_name, is_infra_name},
-    provider_id::{Claimed, ProviderId},
     wire::{ip_family::Family, system_uuid::SystemUuid},
 };
 use cluster::TokenIssuer;
 use csi_call::{contract, mount_flags};
 use fuzz::text;
 use infra::{GuestGuard, ObjectName, is_dns_label};
+use kubevirt::provider_id::{Claimed, ProviderId};
 use libfuzzer_sys::fuzz_target;
 use node::{
     NodeObject, device_number::DeviceNumber, mount_options::MountOptions, node_id::node_id,

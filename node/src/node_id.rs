@@ -5,11 +5,10 @@
 use std::{collections::BTreeMap, future::Future};
 
 use csi_call::contract::NodeId;
+use kubevirt::provider_id;
 
 use crate::error::{Error, Result};
 
-/// Scheme of `Node.spec.providerID` for KubeVirt VMs.
-pub const PROVIDER_SCHEME: &str = "kubevirt://";
 /// Cluster API writes the namespace of the infra objects of a node here.
 pub const CLUSTER_NAMESPACE: &str = "cluster.x-k8s.io/cluster-namespace";
 /// Set by an operator or an installer where Cluster API is not used.
@@ -43,15 +42,16 @@ pub trait NodeIdentitySource: Send + Sync + 'static {
 /// `NotIdentified`, with what is missing.
 pub fn node_id(node: &NodeObject) -> Result<String> {
     let annotation = |name: &str| node.annotations.get(name).map(String::as_str);
-    let provider = node.provider_id.as_deref().and_then(|id| id.strip_prefix(PROVIDER_SCHEME));
+    let provider = node.provider_id.as_deref().and_then(|id| id.strip_prefix(provider_id::PREFIX));
     let by_provider = provider.zip(annotation(CLUSTER_NAMESPACE));
     let by_annotation = annotation(INFRA_VM_NAME).zip(annotation(INFRA_VM_NAMESPACE));
     let mut named = [by_provider, by_annotation].into_iter().flatten();
     let id = named.find_map(|(vm, namespace)| NodeId::new(namespace, vm));
     id.map(|id| id.to_string()).ok_or_else(|| {
         Error::NotIdentified(format!(
-            "this Node does not say which VM it is: it needs spec.providerID {PROVIDER_SCHEME}<vm> with annotation \
-             {CLUSTER_NAMESPACE}, or annotations {INFRA_VM_NAME} and {INFRA_VM_NAMESPACE}"
+            "this Node does not say which VM it is: it needs spec.providerID {}<vm> with annotation \
+             {CLUSTER_NAMESPACE}, or annotations {INFRA_VM_NAME} and {INFRA_VM_NAMESPACE}",
+            provider_id::PREFIX
         ))
     })
 }

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Taint;
+use kubevirt::provider_id::{Claimed, ProviderId};
 
 use crate::{
     guest::nodes::{GuestNode, NodeAddress, UNINITIALIZED_TAINT},
@@ -17,7 +18,6 @@ use crate::{
         address::{AddressPolicy, addresses},
         place,
     },
-    provider_id::{Claimed, ProviderId},
 };
 
 /// The VM that a Node is.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
-use kubevirt::Seen;
+use kubevirt::{Seen, provider_id::ProviderId};
 
 use crate::{
     access::chain,
@@ -21,7 +21,6 @@ use crate::{
         metrics::NodeMetrics,
         recognise::{Identity, Life, identify, life},
     },
-    provider_id::ProviderId,
 };
 
 /// The lifecycle of the guest's Nodes.

@@ -11,12 +11,14 @@ use crate::{
     guest::nodes::Claims,
     guest_names::CLUSTER_NAME_LABEL,
     infra::machines::{Vm, Vmi, index::Known},
-    provider_id::{Claimed, ProviderId},
     wire::system_uuid::SystemUuid,
 };
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use kubevirt::{Labelled, Phase, RunStrategy, Seen};
+use kubevirt::{
+    Labelled, Phase, RunStrategy, Seen,
+    provider_id::{Claimed, ProviderId},
+};
 
 /// `status.printableStatus` of a VM that is stopped (kubevirt.io/api, `VirtualMachineStatusStopped`).
 const STOPPED: &str = "Stopped";

@@ -57,8 +57,8 @@ async fn every_call_of_a_copy_survives_every_fault(fixture: Fixture) -> Result<(
         let fixture = &fixture;
         async move { life(fixture, name, action).await.with_context(|| format!("fault {name}")) }
     });
-    let told = try_join_all(lives).await?;
-    println!("codes under a fault, of {} cases:\n{}", CASES.len() * faults.len(), told.join("\n"));
+    let codes = try_join_all(lives).await?;
+    println!("codes under a fault, of {} cases:\n{}", CASES.len() * faults.len(), codes.join("\n"));
     Ok(())
 }
 

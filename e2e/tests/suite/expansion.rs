@@ -135,10 +135,10 @@ async fn a_disk_that_kubevirt_leaves_as_it_is_is_not_reported_larger(fixture: Fi
     let held = HeldStep { step: virt_handler::Step::Grow, hold: Hold::Forever, at };
     without_growth.fault(Fault::VirtHandler(virt_handler::Fault::Hold(held))).await?;
     claims.request(CLAIM, GROWN).await?;
-    let told = claims.event(WRITER, "ExpandDisks").await?;
+    let event = claims.event(WRITER, "ExpandDisks").await?;
     ensure!(
-        told.contains("Unavailable") && told.contains("end the pods on this node"),
-        "expected UNAVAILABLE and what helps in the pod's event, saw {told}"
+        event.contains("Unavailable") && event.contains("end the pods on this node"),
+        "expected UNAVAILABLE and what helps in the pod's event, saw {event}"
     );
     let has = claims.capacity(CLAIM).await?;
     ensure!(has == SIZE, "expected the claim to have {SIZE}, saw {has}");
@@ -191,8 +191,8 @@ async fn refused_by_quota(
     })
     .await?;
     claims.request(CLAIM, GROWN).await?;
-    let told = claims.event(CLAIM, "exceeded quota").await?;
-    ensure!(told.contains(&fixture.word), "expected the event to name the quota, saw {told}");
+    let event = claims.event(CLAIM, "exceeded quota").await?;
+    ensure!(event.contains(&fixture.word), "expected the event to name the quota, saw {event}");
     let has = claims.capacity(CLAIM).await?;
     ensure!(has == SIZE, "expected the claim to have {SIZE} after the refusal, saw {has}");
     claims.request(CLAIM, LESS).await?;

@@ -100,7 +100,7 @@ pub async fn until_met<L: Life>(
     action: &Action,
     guard: &Guard,
 ) -> Result<String> {
-    let mut told = Vec::new();
+    let mut answers = Vec::new();
     for _ in 0..ATTEMPTS {
         let answer = call_when_free(life, case.rpc, action, guard).await?;
         let is_met = guard.count() > 0;
@@ -108,9 +108,9 @@ pub async fn until_met<L: Life>(
         if is_met || (L::may_be_skipped(case) && answer.is_ok()) {
             return Ok(answer.map_or_else(|status| format!("{:?}", status.code()), |()| "Ok".to_owned()));
         }
-        told.push(format!("{answer:?}"));
+        answers.push(format!("{answer:?}"));
     }
-    bail!("expected the call to be made, saw the answers {told:?}")
+    bail!("expected the call to be made, saw the answers {answers:?}")
 }
 
 /// Calls when the operation that an earlier call began has ended: a change whose reply hangs is not dropped, and the driver

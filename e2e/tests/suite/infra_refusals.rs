@@ -133,7 +133,7 @@ async fn is_named(fixture: &Fixture) -> Result<()> {
     let volume = controller.create(&format!("pvc-{}", fixture.word), block()).await?;
     fixture.image_of(&volume.volume_id).await?;
     let policy = refuse_attachment_pods(fixture, &machine).await?;
-    let told = until("an attach that names the refusal", Deadline::Reaction, async || {
+    let error = until("an attach that names the refusal", Deadline::Reaction, async || {
         Ok(match controller.publish_within(&volume, &machine, UNTIL_ASKED).await {
             Ok(()) => bail!("expected the attach to fail while its pod is refused, saw OK"),
             Err(status) if status.message().contains(REASON) => Ok(status),
@@ -142,8 +142,8 @@ async fn is_named(fixture: &Fixture) -> Result<()> {
     })
     .await;
     policy.release().await?;
-    let told = told?;
-    ensure!(told.code() == Code::DeadlineExceeded, "expected a code that the sidecar retries, saw {told:?}");
+    let error = error?;
+    ensure!(error.code() == Code::DeadlineExceeded, "expected a code that the sidecar retries, saw {error:?}");
     until("the attach", Deadline::PodStart, async || {
         Ok(controller.publish(&volume, &machine).await.map_err(|status| format!("{status:?}")))
     })

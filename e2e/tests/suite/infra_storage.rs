@@ -87,8 +87,8 @@ async fn a_claim_grows_where_its_class_says(fixture: Fixture) -> Result<()> {
     }
     claims.create("fixed", "block-rwo-fixed", SIZE, Origin::Blank).await?;
     let refused = claims.request("fixed", 2 * SIZE).await;
-    let told = refused.err().map(|error| format!("{error:#}")).unwrap_or_default();
-    ensure!(told.contains("can be resized"), "expected the API server to refuse the size, saw {told:?}");
+    let refusal = refused.err().map(|error| format!("{error:#}")).unwrap_or_default();
+    ensure!(refusal.contains("can be resized"), "expected the API server to refuse the size, saw {refusal:?}");
     claims.delete("fixed").await?;
     claims.end().await
 }
@@ -146,10 +146,10 @@ async fn each_fault_of_infra_storage_shows_where_a_real_one_would(fixture: Fixtu
 
     let fault = inject(refuse("ResourceExhausted", Operation::Create)).await?;
     claims.apply("source", "block-rwo", SIZE, Origin::Blank).await?;
-    let told = claims.event("source", "ProvisioningFailed").await?;
+    let event = claims.event("source", "ProvisioningFailed").await?;
     // csi-provisioner writes more before it only where an answer is final.
     let wanted = format!("rpc error: code = ResourceExhausted desc = {WORDS}");
-    ensure!(told == wanted, "expected the event {wanted:?}, saw {told:?}");
+    ensure!(event == wanted, "expected the event {wanted:?}, saw {event:?}");
     drop(fault);
     claims.bound("source").await?;
 
@@ -167,8 +167,8 @@ async fn each_fault_of_infra_storage_shows_where_a_real_one_would(fixture: Fixtu
 
     let fault = inject(refuse("Internal", Operation::Clone)).await?;
     claims.apply("cloned", "block-rwo", SIZE, Origin::Snapshot("snapshot")).await?;
-    let told = claims.event("cloned", "ProvisioningFailed").await?;
-    ensure!(told.contains(WORDS), "expected the event to contain {WORDS:?}, saw {told:?}");
+    let event = claims.event("cloned", "ProvisioningFailed").await?;
+    ensure!(event.contains(WORDS), "expected the event to contain {WORDS:?}, saw {event:?}");
     drop(fault);
     claims.bound("cloned").await?;
 

@@ -52,10 +52,10 @@ async fn its_life_from_a_late_address_to_a_slow_end(fixture: Fixture) -> Result<
     let service = place.create("web", json!({})).await?;
     let mirror = mirror_name(&service);
     place.mirror(&mirror, "the mirror", |_| true).await?;
-    place.told("web", "SyncLoadBalancerFailed", "has assigned no address").await?;
+    place.has_event("web", "SyncLoadBalancerFailed", "has assigned no address").await?;
     drop(late);
     let address = place.served("web").await?;
-    place.told("web", "EnsuredLoadBalancer", "Ensured").await?;
+    place.has_event("web", "EnsuredLoadBalancer", "Ensured").await?;
 
     let moved = Fault::Move { service: mirror.clone(), to: [198, 18, 99, 1].into() };
     let moved = place.faults.inject(moved);
@@ -75,7 +75,7 @@ async fn its_life_from_a_late_address_to_a_slow_end(fixture: Fixture) -> Result<
     merge(&place.mirrors, &mirror, held).await?;
     place.guests.delete("web", &DeleteParams::default()).await?;
     place.mirror(&mirror, "its deletion", |now| now["metadata"].get("deletionTimestamp").is_some()).await?;
-    place.told("web", "DeletingLoadBalancer", "").await?;
+    place.has_event("web", "DeletingLoadBalancer", "").await?;
     ensure!(
         place.guests.get_opt("web").await?.is_some(),
         "expected the guest's Service to wait for infra, saw it gone"
@@ -119,7 +119,7 @@ async fn every_change_and_drift_is_mirrored(fixture: Fixture) -> Result<()> {
     let service = place.create("web", json!({"externalIPs": ["198.51.100.9"]})).await?;
     let mirror = mirror_name(&service);
     place.served("web").await?;
-    place.told("web", "ExternalIPsRefused", "198.51.100.9").await?;
+    place.has_event("web", "ExternalIPsRefused", "198.51.100.9").await?;
     let first =
         place.mirror(&mirror, "no external address", |now| now["spec"].get("externalIPs").is_none()).await?;
     let node_port = first["spec"]["ports"][0]["nodePort"].clone();
@@ -180,7 +180,7 @@ async fn every_change_and_drift_is_mirrored(fixture: Fixture) -> Result<()> {
     let classed = place.create("classed", json!({"loadBalancerClass": "bench.local/anothers"})).await?;
     let bare = json!({"allocateLoadBalancerNodePorts": false});
     let bare = place.create("bare", bare).await?;
-    place.told("bare", "SyncLoadBalancerFailed", "allocateLoadBalancerNodePorts").await?;
+    place.has_event("bare", "SyncLoadBalancerFailed", "allocateLoadBalancerNodePorts").await?;
     ensure!(
         place.mirrors.get_opt(&mirror_name(&bare)).await?.is_none(),
         "expected no mirror of a Service without node ports, saw one"
@@ -242,7 +242,7 @@ async fn what_the_reference_left_is_taken_over(fixture: Fixture) -> Result<()> {
         "expected the session affinity that upstream gave it, saw {}",
         now["spec"]["sessionAffinity"]
     );
-    place.told("web", "FieldsRefused", "sessionAffinity").await?;
+    place.has_event("web", "FieldsRefused", "sessionAffinity").await?;
 
     let longer = json!({"spec": {"sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}}});
     merge(&place.guests, "web", longer).await?;
@@ -284,7 +284,7 @@ async fn what_an_earlier_name_left_is_taken_over_when_it_is_named(fixture: Fixtu
     };
     let provider = place.configured_as("without", &access, &keys(json!({})), &[ALONE]).await?;
     for (name, mirror, before) in &left {
-        place.told(name, "SyncLoadBalancerFailed", &format!("{mirror} is not ours")).await?;
+        place.has_event(name, "SyncLoadBalancerFailed", &format!("{mirror} is not ours")).await?;
         let now = serde_json::to_value(place.mirrors.get(mirror).await?)?;
         ensure!(
             now["metadata"]["labels"] == before["metadata"]["labels"] && now["spec"] == before["spec"],
@@ -324,7 +324,7 @@ async fn a_stuck_service_holds_up_no_other(fixture: Fixture) -> Result<()> {
     for number in 0..20 {
         place.create(&format!("stuck-{number}"), json!({})).await?;
     }
-    place.told("stuck-19", "AllocationFailed", message).await?;
+    place.has_event("stuck-19", "AllocationFailed", message).await?;
     drop(refused);
     for number in 0..20 {
         place.served(&format!("stuck-{number}")).await?;
@@ -342,7 +342,7 @@ async fn a_clone_neither_steals_nor_deletes(fixture: Fixture) -> Result<()> {
     drop(first);
     let before = place.mirrors.get(&mirror).await?;
     let _clone = place.provider("b", "clone", &[ALONE]).await?;
-    place.told("web", "SyncLoadBalancerFailed", "is not ours").await?;
+    place.has_event("web", "SyncLoadBalancerFailed", "is not ours").await?;
     place.guests.delete("web", &DeleteParams::default()).await?;
     until_gone(&place.guests, "web", "the clone's Service", Deadline::Reaction).await?;
     let after = place.mirrors.get(&mirror).await?;

@@ -65,11 +65,11 @@ async fn count(
     let looks: usize = kinds.iter().filter(|(kind, _)| is_look(kind)).map(|(_, count)| count).sum();
     let waiting = looks.saturating_sub(1);
     *total += calls.len() - waiting;
-    let told: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count}× {kind}")).collect();
+    let calls: Vec<String> = kinds.iter().map(|(kind, count)| format!("{count}× {kind}")).collect();
     lines.push(format!(
         "{rpc}: {} and {waiting} looks while waiting ({})",
         calls.len() - waiting,
-        told.join(", ")
+        calls.join(", ")
     ));
     Ok(next)
 }

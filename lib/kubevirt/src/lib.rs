@@ -8,6 +8,7 @@
 mod machine;
 mod metadata;
 mod name;
+pub mod provider_id;
 mod seen;
 mod vm_guest;
 

@@ -5,7 +5,7 @@
 
 use std::{
     fs::File,
-    io::Read,
+    io::{ErrorKind, Read},
     path::{Path, PathBuf},
 };
 
@@ -89,6 +89,30 @@ pub async fn cached(name: &str, key: &str, make: impl AsyncFnOnce(&Path) -> Resu
         std::fs::rename(folder.keep(), &place).with_context(|| format!("move into {}", place.display()))?;
     }
     Ok(place)
+}
+
+/// How many of the folders of one name stay where they are made anew often.
+const KEPT: usize = 4;
+
+/// Removes the oldest folders of `name`, but never `used`. A bench that still runs one of their programs has it open.
+pub fn prune(name: &str, used: &Path) -> Result<()> {
+    let (mut folders, prefix) = (Vec::new(), format!("{name}-"));
+    for entry in std::fs::read_dir(paths::artifacts()?)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(&prefix) && entry.path() != used {
+            folders.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
+    folders.sort();
+    let surplus = (folders.len() + 1).saturating_sub(KEPT);
+    for (_, folder) in folders.into_iter().take(surplus) {
+        match std::fs::remove_dir_all(&folder) {
+            // Another bench removed it.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            removed => removed.with_context(|| format!("remove {}", folder.display()))?,
+        }
+    }
+    Ok(())
 }
 
 /// Removes what killed makers left: the holder of the lock is the only maker.

@@ -89,14 +89,14 @@ async fn no_node_is_told(fixture: Fixture) -> Result<()> {
     exclude_others(&fixture, &node.name, json!("")).await?;
     place.condition("web", SERVING, ("False", "NoNodes")).await?;
     place.condition("web", PROVISIONED, ("True", "Provisioned")).await?;
-    place.told("web", "UnAvailableLoadBalancer", "no available nodes").await?;
+    place.has_event("web", "UnAvailableLoadBalancer", "no available nodes").await?;
     place.create("late", json!({})).await?;
     place.condition("late", SERVING, ("False", "NoNodes")).await?;
-    place.told("late", "UnAvailableLoadBalancer", "no available nodes").await?;
+    place.has_event("late", "UnAvailableLoadBalancer", "no available nodes").await?;
 
     node.patch(json!({"spec": {"taints": null}, "metadata": {"labels": {EXCLUDE: "false"}}})).await?;
     place.condition("web", SERVING, ("True", "Serving")).await?;
-    place.told("web", "UpdatedLoadBalancer", "new hosts").await?;
+    place.has_event("web", "UpdatedLoadBalancer", "new hosts").await?;
     node.patch(json!({"metadata": {"labels": {EXCLUDE: "true"}}})).await?;
     place.condition("web", SERVING, ("False", "NoNodes")).await?;
     exclude_others(&fixture, &node.name, Value::Null).await?;

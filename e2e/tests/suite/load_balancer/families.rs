@@ -46,21 +46,21 @@ async fn a_pool_of_one_family_costs_no_service_its_address(fixture: Fixture) -> 
 
     let _provider = place.provider("a", CLUSTER, &[ALONE]).await?;
     place.shows("adopted", Some(&address)).await?;
-    place.told("adopted", "IPFamilyRefused", "one address family").await?;
+    place.has_event("adopted", "IPFamilyRefused", "one address family").await?;
 
     let prefers = place.create("prefers", both).await?;
     let single = |now: &Value| now["spec"]["ipFamilyPolicy"] == "SingleStack";
-    place.told("prefers", "AllocationFailed", "no available IPs").await?;
+    place.has_event("prefers", "AllocationFailed", "no available IPs").await?;
     place.mirror(&mirror_name(&prefers), "one family", single).await?;
     place.served("prefers").await?;
-    place.told("prefers", "IPFamilyRefused", "one address family").await?;
+    place.has_event("prefers", "IPFamilyRefused", "one address family").await?;
 
     place.create("four", json!({})).await?;
     place.served("four").await?;
     place.create("six", json!({"ipFamilies": ["IPv6"]})).await?;
     place.create("requires", json!({"ipFamilyPolicy": "RequireDualStack"})).await?;
     for name in ["six", "requires"] {
-        place.told(name, "AllocationFailed", "no available IPs").await?;
+        place.has_event(name, "AllocationFailed", "no available IPs").await?;
         place.condition(name, PROVISIONED, ("False", "NoAddress")).await?;
     }
     let (now, shown) =

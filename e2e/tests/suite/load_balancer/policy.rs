@@ -52,11 +52,11 @@ async fn only_what_the_policy_allows_passes(fixture: Fixture) -> Result<()> {
         })
         .await?;
     place.served("web").await?;
-    place.told("web", "AnnotationsRefused", "example.org/x").await?;
-    place.told("web", "AnnotationsRefused", "its value is \"private\", allowed are public").await?;
-    place.told("web", "AnnotationsRefused", "metallb.io/loadBalancerIPs").await?;
-    place.told("web", "ExternalIPsRefused", "203.0.113.9").await?;
-    place.told("web", "LoadBalancerIPRefused", "203.0.113.5").await?;
+    place.has_event("web", "AnnotationsRefused", "example.org/x").await?;
+    place.has_event("web", "AnnotationsRefused", "its value is \"private\", allowed are public").await?;
+    place.has_event("web", "AnnotationsRefused", "metallb.io/loadBalancerIPs").await?;
+    place.has_event("web", "ExternalIPsRefused", "203.0.113.9").await?;
+    place.has_event("web", "LoadBalancerIPRefused", "203.0.113.5").await?;
 
     let allowed =
         json!({"metadata": {"annotations": {POOL: "public"}}, "spec": {"loadBalancerIP": "198.18.7.7"}});
@@ -83,7 +83,7 @@ async fn tightened(place: &Place, mirror: &str) -> Result<()> {
                 && now["metadata"]["annotations"].get("by").is_none()
         })
         .await?;
-    place.told("web", "AnnotationsRefused", "free").await?;
+    place.has_event("web", "AnnotationsRefused", "free").await?;
     place.served("web").await?;
     Ok(())
 }
@@ -113,7 +113,7 @@ async fn a_quota_holds_and_is_used(fixture: Fixture) -> Result<()> {
     futures::future::try_join_all(made).await?;
     settled(&place, QUOTA, ASKED - QUOTA).await?;
     let (served, waiting) = by_state(&place).await?;
-    place.told(&waiting[0], "LoadBalancerQuotaExceeded", &format!("has the {QUOTA} load balancers")).await?;
+    place.has_event(&waiting[0], "LoadBalancerQuotaExceeded", &format!("has the {QUOTA} load balancers")).await?;
 
     for name in &served[..2] {
         place.guests.delete(name, &DeleteParams::default()).await?;
@@ -200,9 +200,9 @@ async fn ports_and_source_ranges_have_a_quota(fixture: Fixture) -> Result<()> {
     let first = place.create("first", json!({"ports": ports(6)})).await?;
     place.served("first").await?;
     let large = place.create("large", json!({"ports": ports(5)})).await?;
-    place.told("large", "LoadBalancerQuotaExceeded", "of the 10 ports").await?;
+    place.has_event("large", "LoadBalancerQuotaExceeded", "of the 10 ports").await?;
     let wide = place.create("wide", json!({"loadBalancerSourceRanges": ranges(11)})).await?;
-    place.told("wide", "LoadBalancerQuotaExceeded", "of the 10 source ranges").await?;
+    place.has_event("wide", "LoadBalancerQuotaExceeded", "of the 10 source ranges").await?;
     place.create("small", json!({"ports": ports(2), "loadBalancerSourceRanges": ranges(10)})).await?;
     place.served("small").await?;
     for refused in [&large, &wide] {
@@ -211,7 +211,7 @@ async fn ports_and_source_ranges_have_a_quota(fixture: Fixture) -> Result<()> {
     }
 
     merge(&place.guests, "first", json!({"spec": {"ports": ports(9)}})).await?;
-    place.told("first", "LoadBalancerQuotaExceeded", "of the 10 ports").await?;
+    place.has_event("first", "LoadBalancerQuotaExceeded", "of the 10 ports").await?;
     let kept = serde_json::to_value(place.mirrors.get(&mirror_name(&first)).await?)?;
     let has = |mirror: &Value, count: usize| {
         mirror["spec"]["ports"].as_array().is_some_and(|ports| ports.len() == count)
@@ -242,7 +242,7 @@ async fn a_service_above_a_limit_is_refused_whole(fixture: Fixture) -> Result<()
         ("all", vec!["102 ports", "103 source ranges", "65540 bytes of annotations"]),
     ];
     for (name, texts) in &named {
-        place.told(name, "LoadBalancerTooLarge", texts[texts.len() - 1]).await?;
+        place.has_event(name, "LoadBalancerTooLarge", texts[texts.len() - 1]).await?;
         let message = condition(&place, name, "TooLarge").await?;
         ensure!(
             texts.iter().all(|text| message.contains(text)),
@@ -292,7 +292,7 @@ async fn what_exists_above_a_limit_keeps_what_it_has(fixture: Fixture) -> Result
 
     let _provider = place.provider("b", CLUSTER, &[ALONE]).await?;
     place
-        .told("web", "LoadBalancerTooLarge", "120 ports (at most 100); its load balancer has that already")
+        .has_event("web", "LoadBalancerTooLarge", "120 ports (at most 100); its load balancer has that already")
         .await?;
     let count = |now: &Value| now["spec"]["ports"].as_array().map_or(0, Vec::len);
     merge(&place.guests, "web", json!({"spec": {"externalTrafficPolicy": "Local"}})).await?;
@@ -303,7 +303,7 @@ async fn what_exists_above_a_limit_keeps_what_it_has(fixture: Fixture) -> Result
         .await?;
 
     merge(&place.guests, "web", json!({"spec": {"ports": ports(MOST_PORTS + 21)}})).await?;
-    place.told("web", "LoadBalancerTooLarge", "121 ports (at most 100); nothing of it").await?;
+    place.has_event("web", "LoadBalancerTooLarge", "121 ports (at most 100); nothing of it").await?;
     let kept = serde_json::to_value(place.mirrors.get(&mirror).await?)?;
     ensure!(count(&kept) == MOST_PORTS + 20, "expected its ports to stay, saw {}", count(&kept));
     place.shows("web", Some(&address)).await?;

@@ -45,7 +45,7 @@ async fn an_exceeded_quota_is_an_event_of_the_claim(fixture: Fixture) -> Result<
         "metadata": {"name": fixture.word}, "spec": {"hard": {COUNTED: "0"}},
     }))?;
     quotas.create(&PostParams::default(), &quota).await?;
-    let told = quota_told(&fixture, &quotas, &claims).await;
+    let told = quota_event(&fixture, &quotas, &claims).await;
     // Every later test needs volumes: the quota is removed whatever the result.
     quotas.delete(&fixture.word, &DeleteParams::default()).await?;
     told?;
@@ -61,7 +61,7 @@ async fn an_exceeded_quota_is_an_event_of_the_claim(fixture: Fixture) -> Result<
     until_gone(&infra, &volume, "DataVolume", Deadline::PodStart).await
 }
 
-async fn quota_told(
+async fn quota_event(
     fixture: &Fixture,
     quotas: &Api<ResourceQuota>,
     claims: &Api<PersistentVolumeClaim>,

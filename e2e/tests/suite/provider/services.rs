@@ -83,7 +83,7 @@ impl Place {
     }
 
     /// Waits until the guest Service has an event of this reason whose note has `words`.
-    pub async fn told(&self, name: &str, reason: &str, words: &str) -> Result<()> {
+    pub async fn has_event(&self, name: &str, reason: &str, words: &str) -> Result<()> {
         let events: Api<Event> = Api::namespaced(self.guest.clone(), &self.namespace);
         let about = ListParams::default().fields(&format!("involvedObject.name={name}"));
         until(&format!("an event {reason} with {words:?}"), Deadline::Reaction, async || {

@@ -93,7 +93,7 @@ async fn forged(place: &Place, proxies: &Proxies, uid: &str) -> Result<()> {
     let plain = serde_json::from_value(shown(place, "plain", PLAIN_UID))?;
     let mirror = mirror_name(&plain);
     place.mirror(&mirror, "the mirror of the one that could be true", |_| true).await?;
-    place.told("stolen", "SyncLoadBalancerFailed", "is not ours").await?;
+    place.has_event("stolen", "SyncLoadBalancerFailed", "is not ours").await?;
     let mine = ListParams::default().labels(&format!("cluster.x-k8s.io/cluster-name={CLUSTER}"));
     let made: Vec<String> = place.mirrors.list(&mine).await?.iter().map(ResourceExt::name_any).collect();
     ensure!(made == [mirror.clone()], "expected one mirror of the tenant's, saw {made:?}");

@@ -176,7 +176,7 @@ impl Storage {
     }
 
     /// Waits until an event about a claim, volume or snapshot of the tenant has these words.
-    async fn told(&self, kind: &str, name: &str, words: &str) -> Result<()> {
+    async fn has_event(&self, kind: &str, name: &str, words: &str) -> Result<()> {
         let events: Api<Event> = Api::all(self.guest.clone());
         let about = format!("involvedObject.kind={kind},involvedObject.name={name}");
         until(&format!("an event about {kind} {name} with {words:?}"), Deadline::PodStart, async || {
@@ -318,7 +318,7 @@ async fn foreign_clone(storage: &Storage) -> Result<()> {
     let mut clone = serde_json::to_value(claim("clone", STORAGE_CLASS, "Block"))?;
     clone["spec"]["dataSource"] = json!({"kind": "PersistentVolumeClaim", "name": "source"});
     storage.claims().create(&PostParams::default(), &serde_json::from_value(clone)?).await?;
-    storage.told("PersistentVolumeClaim", "clone", REFUSAL).await?;
+    storage.has_event("PersistentVolumeClaim", "clone", REFUSAL).await?;
     for name in ["clone", "source"] {
         storage.claims().delete(name, &DeleteParams::default()).await?;
         free(&storage.claims(), name).await?;
@@ -332,7 +332,7 @@ async fn foreign_deletion(storage: &Storage) -> Result<()> {
     let released = json!({"persistentVolumeReclaimPolicy": "Delete",
         "claimRef": {"namespace": storage.word, "name": "gone", "uid": "11111111-2222-4333-8444-555555555555"}});
     storage.volume(&name, &storage.others.free.volume_id, &released).await?;
-    storage.told("PersistentVolume", &name, REFUSAL).await?;
+    storage.has_event("PersistentVolume", &name, REFUSAL).await?;
     storage.remove_volume(&name).await
 }
 

@@ -68,9 +68,9 @@ async fn above_each_limit(tenant: &Tenant) -> Result<()> {
     let key = "x";
     let bytes = json!({"metadata": {"annotations": {key: "y".repeat(MOST_ANNOTATION_BYTES - key.len())}}});
     let annotated = place.create_annotated("bytes", &bytes, json!({})).await?;
-    place.told("ports", "LoadBalancerTooLarge", "301 ports").await?;
-    place.told("ranges", "LoadBalancerTooLarge", "257 source ranges").await?;
-    place.told("bytes", "AnnotationsRefused", key).await?;
+    place.has_event("ports", "LoadBalancerTooLarge", "301 ports").await?;
+    place.has_event("ranges", "LoadBalancerTooLarge", "257 source ranges").await?;
+    place.has_event("bytes", "AnnotationsRefused", key).await?;
     place.served("bytes").await?;
     let mirror = serde_json::to_value(place.mirrors.get(&mirror_name(&annotated)).await?)?;
     ensure!(mirror["metadata"]["annotations"].get(key).is_none(), "expected no annotation, saw {mirror}");
@@ -152,8 +152,8 @@ async fn address_of_another(tenant: &Tenant) -> Result<()> {
     }}});
     let spec = json!({"loadBalancerIP": address, "externalIPs": [address]});
     let service = place.create_annotated("thief", &annotations, spec).await?;
-    place.told("thief", "LoadBalancerIPRefused", address).await?;
-    place.told("thief", "ExternalIPsRefused", address).await?;
+    place.has_event("thief", "LoadBalancerIPRefused", address).await?;
+    place.has_event("thief", "ExternalIPsRefused", address).await?;
     let own = place.served("thief").await?;
     ensure!(own != *address, "expected an address of its own, saw that of the other guest");
     let mirror = serde_json::to_value(place.mirrors.get(&mirror_name(&service)).await?)?;

@@ -36,7 +36,7 @@ impl Phase {
         }
     }
 
-    fn told(self) -> PlannedEvent {
+    fn event(self) -> PlannedEvent {
         let (kind, reason, message) = match self {
             Self::Running => (Kind::Normal, "Started", "VirtualMachineInstance started."),
             Self::Succeeded => (Kind::Normal, "Stopped", "The VirtualMachineInstance was shut down."),
@@ -56,7 +56,7 @@ impl VolumePhase {
         }
     }
 
-    fn told(self, volume: &str) -> PlannedEvent {
+    fn event(self, volume: &str) -> PlannedEvent {
         let (reason, message) = match self {
             Self::MountedToPod => {
                 ("VolumeMountedToPod", format!("Volume {volume} has been mounted in virt-launcher pod"))
@@ -84,12 +84,12 @@ pub(super) fn apply(
 ) -> (Vec<PlannedEvent>, bool) {
     let status = object_at(object, "status");
     let before = status.clone();
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     for change in changes {
-        told.push(match change {
+        events.push(match change {
             Change::Phase(phase) => {
                 set_phase(status, vmi, *phase, alive, now);
-                Some(phase.told())
+                Some(phase.event())
             }
             Change::Volume { name, phase, target } => set_volume(status, name, *phase, target),
         });
@@ -99,14 +99,14 @@ pub(super) fn apply(
     }
     if !vmi.is_final() {
         set_failure(status, failure);
-        told.push(failure.map(|failure| PlannedEvent {
+        events.push(failure.map(|failure| PlannedEvent {
             kind: Kind::Warning,
             reason: "SyncFailed",
             message: failure.to_owned(),
         }));
     }
     let differs = *status != before;
-    (told.into_iter().flatten().collect(), differs)
+    (events.into_iter().flatten().collect(), differs)
 }
 
 /// What holds for every VMI whose machine runs.
@@ -167,12 +167,12 @@ fn set_volume(
     let volume = volumes.iter_mut().find(|volume| volume["name"] == name)?;
     volume["target"] = target.into();
     let phase = phase?;
-    let told = phase.told(name);
+    let event = phase.event(name);
     let news = volume["phase"] != phase.name();
     volume["phase"] = phase.name().into();
-    volume["reason"] = told.reason.into();
-    volume["message"] = told.message.clone().into();
-    news.then_some(told)
+    volume["reason"] = event.reason.into();
+    volume["message"] = event.message.clone().into();
+    news.then_some(event)
 }
 
 /// Condition Synchronized is there, and False, as long as the machine can't be brought where the spec wants it
@@ -238,10 +238,10 @@ mod tests {
         let view = vmi(&body);
         let ready =
             [Change::Volume { name: "v".into(), phase: Some(VolumePhase::Ready), target: "sda".into() }];
-        let (told, differs) = apply(&mut body, &view, &ready, Some(&Alive::default()), None, "t");
+        let (events, differs) = apply(&mut body, &view, &ready, Some(&Alive::default()), None, "t");
         assert!(differs);
-        assert_eq!(told.len(), 1);
-        assert_eq!(told[0].reason, "VolumeReady");
+        assert_eq!(events.len(), 1);
+        assert_eq!(events[0].reason, "VolumeReady");
         assert_eq!(body["status"]["future"]["a"], 1);
         assert_eq!(body["spec"]["new"], 1);
         let volume = &body["status"]["volumeStatus"][0];
@@ -279,9 +279,9 @@ mod tests {
     fn an_ended_machine_only_changes_the_phase() {
         let mut body = json!({"status": {"phase": "Running", "conditions": []}});
         let view = vmi(&body);
-        let (told, differs) = apply(&mut body, &view, &[Change::Phase(Phase::Failed)], None, None, "t");
+        let (events, differs) = apply(&mut body, &view, &[Change::Phase(Phase::Failed)], None, None, "t");
         assert!(differs);
-        assert_eq!(told[0].message, "The VirtualMachineInstance crashed.");
+        assert_eq!(events[0].message, "The VirtualMachineInstance crashed.");
         assert_eq!(body["status"]["conditions"], json!([]));
     }
 
@@ -289,11 +289,11 @@ mod tests {
     fn a_failure_shows_until_it_is_over() {
         let mut body = json!({"status": {"phase": "Running"}});
         let view = vmi(&body);
-        let (told, differs) = apply(&mut body, &view, &[], None, Some("no such image"), "t");
+        let (events, differs) = apply(&mut body, &view, &[], None, Some("no such image"), "t");
         assert!(differs);
-        assert_eq!((told[0].reason, told[0].message.as_str()), ("SyncFailed", "no such image"));
+        assert_eq!((events[0].reason, events[0].message.as_str()), ("SyncFailed", "no such image"));
         assert_eq!(body["status"]["conditions"][0]["message"], "no such image");
-        let (told, differs) = apply(&mut body, &view, &[], None, None, "t");
-        assert_eq!((told, differs, &body["status"]["conditions"]), (vec![], true, &json!([])));
+        let (events, differs) = apply(&mut body, &view, &[], None, None, "t");
+        assert_eq!((events, differs, &body["status"]["conditions"]), (vec![], true, &json!([])));
     }
 }

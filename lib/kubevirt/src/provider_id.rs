@@ -5,10 +5,10 @@
 
 use std::fmt;
 
-use kubevirt::ObjectName;
+use crate::ObjectName;
 
-/// Scheme of our ids, with its separator (kubevirt/cloud-provider-kubevirt, `instances_v2.go`).
-const PREFIX: &str = "kubevirt://";
+/// What the name of the VM follows (kubevirt/cloud-provider-kubevirt, `instances_v2.go`).
+pub const PREFIX: &str = "kubevirt://";
 
 /// An id in our format.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -33,7 +33,7 @@ pub type FormerLabels = BTreeMap<String, Vec<String>>;
 
 /// What identifies this guest on every infra Service of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub struct GuestLabels {
     /// The guest cluster's name.
     pub cluster: ClusterName,
     /// The operator's labels (`infraLabels`).
@@ -82,7 +82,7 @@ pub fn has_mirror(uid: &str) -> bool {
     uid.len() <= UUID_LENGTH && is_infra_name(&infra_name(uid))
 }
 
-impl Identity {
+impl GuestLabels {
     /// The labels that all infra Services of this guest have.
     pub fn common_labels(&self) -> BTreeMap<String, String> {
         let mut labels = BTreeMap::from([(CLUSTER_NAME_LABEL.to_owned(), self.cluster.to_string())]);
@@ -152,7 +152,7 @@ impl Identity {
     }
 }
 
-impl Identity {
+impl GuestLabels {
     /// The first of the `wanted` labels that `infra` has with a value that never was this guest's: its key, the value that
     /// was found, and the wanted one.
     fn contradiction<'a>(

@@ -27,7 +27,7 @@ use crate::{
     flags::{Controller, Flags, LeaderFlags, path},
     framework_metrics::FrameworkMetrics,
     guest::nodes::watch::NodeWatch,
-    guest_names::Identity,
+    guest_names::GuestLabels,
     handover::{EndpointChoice, EndpointSource, Gate, Slices},
     infra::machines::{feed::Feed, index::MachineIndex, reads::InfraReads},
     load_balancer::{
@@ -39,7 +39,7 @@ use crate::{
         watches,
     },
     nodes::{
-        controller::{NodeController, Settings as NodeSettings},
+        controller::{NodeController, NodeControllerSettings},
         metrics::NodeMetrics,
     },
     queue_metrics::QueueMetrics,
@@ -237,7 +237,7 @@ async fn serve_nodes(
     let writes_endpoints = config.load_balancer.enabled
         && flags.controllers.runs(Controller::Endpoints)
         && endpoint_choice(config).is_ours();
-    let settings = NodeSettings {
+    let settings = NodeControllerSettings {
         addresses: config.instances.addresses.clone(),
         zone_and_region: config.instances.zone_and_region,
         upkeep: flags.controllers.runs(Controller::Node),
@@ -358,8 +358,8 @@ fn plan_config(flags: &Flags, config: &CloudConfig) -> PlanConfig {
     }
 }
 
-fn identity(flags: &Flags, config: &CloudConfig) -> Identity {
-    Identity {
+fn identity(flags: &Flags, config: &CloudConfig) -> GuestLabels {
+    GuestLabels {
         cluster: flags.cluster_name.clone(),
         infra_labels: config.infra_labels.clone(),
         former: config.former_labels.clone(),

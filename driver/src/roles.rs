@@ -142,7 +142,7 @@ async fn controller(
         tracing::warn!(keys = ?unknown, "unknown keys in INFRA_STORAGE_CLASS_ENFORCEMENT have no effect");
     }
     *shown = storage_classes.to_string();
-    let infra_settings = infra::Settings {
+    let infra_settings = infra::InfraSettings {
         kubeconfig: path(&flags.infra_cluster_kubeconfig),
         namespace: flags.infra_cluster_namespace.clone(),
         labels: GuestGuard::parse_labels(&flags.infra_cluster_labels)?,

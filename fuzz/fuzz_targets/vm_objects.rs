@@ -7,7 +7,7 @@ use ccm::{
     nodes::{
         address::{AddressPolicy, addresses},
         place,
-        recognise::{Life, life},
+        recognise::{VmState, vm_state},
     },
 };
 use cluster::Readable;
@@ -58,5 +58,5 @@ fn judge(vmi: &Vmi, vm: Option<&Vm>) {
     drop(place::labels(vmi, &ccm::infra::hosts::Host::default()));
     let (vm, vmi) =
         (vm.cloned().map(Arc::new).map_or(Seen::Absent, Seen::Present), Seen::Present(Arc::new(vmi.clone())));
-    assert_ne!(life(&vm, &vmi), Life::Gone, "what was seen is not gone");
+    assert_ne!(vm_state(&vm, &vmi), VmState::Gone, "what was seen is not gone");
 }

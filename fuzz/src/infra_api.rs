@@ -88,7 +88,7 @@ impl InfraApi {
     /// # Panics
     /// The settings are wrong.
     pub fn controller(&self) -> Controller {
-        let settings = infra::Settings {
+        let settings = infra::InfraSettings {
             kubeconfig: None,
             namespace: NAMESPACE.into(),
             labels: [(LABEL.0.to_owned(), LABEL.1.to_owned())].into(),

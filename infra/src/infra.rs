@@ -29,7 +29,7 @@ use crate::{
 
 /// Where the infra cluster is, and what belongs to this guest there.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct InfraSettings {
     /// Kubeconfig file; `None` = the pod's service account.
     pub kubeconfig: Option<PathBuf>,
     /// The one namespace that holds this guest's VMs and volumes.
@@ -79,7 +79,7 @@ pub(crate) struct Shared {
 impl Infra {
     /// Makes the client, and no call. If the API can't be reached, the first call shows it. `tasks` owns the task that
     /// reads for the waits.
-    pub async fn connect(settings: Settings, tasks: &Tasks) -> Result<Self, ConnectError> {
+    pub async fn connect(settings: InfraSettings, tasks: &Tasks) -> Result<Self, ConnectError> {
         let source = Source {
             cluster: "infra",
             setting: "--infra-cluster-kubeconfig",
@@ -93,7 +93,7 @@ impl Infra {
     /// As [`Self::connect`], over the given client; `settings.kubeconfig` is not read.
     pub fn from_client(
         client: kube::Client,
-        settings: Settings,
+        settings: InfraSettings,
         tasks: &Tasks,
     ) -> Result<Self, ConnectError> {
         let metrics = CallMetrics::default();
@@ -103,7 +103,7 @@ impl Infra {
     fn new(
         server: &ApiServer,
         metrics: CallMetrics,
-        settings: Settings,
+        settings: InfraSettings,
         tasks: &Tasks,
     ) -> Result<Self, ConnectError> {
         if !is_dns_label(&settings.namespace) {

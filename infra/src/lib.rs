@@ -47,7 +47,7 @@ pub use data_volume::{
 };
 pub use guest_guard::{Foreign, ForeignSnapshot, GuardError, Guarded, GuestGuard, MAX_PREFIX_LENGTH, Owned};
 pub use hotplug::HotplugDisk;
-pub use infra::{ConnectError, Infra, Settings};
+pub use infra::{ConnectError, Infra, InfraSettings};
 pub use json_patch::{PatchOp, annotation_path, label_path};
 pub use machine::{
     VirtualMachine, VirtualMachineInstance, Volume, VolumePhase, VolumeRequest, VolumeSource, VolumeStatus,

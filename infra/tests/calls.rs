@@ -8,7 +8,7 @@ use std::{
 };
 
 use http::{Request, Response};
-use infra::{Class, Infra, NewDataVolume, ObjectName, PatchOp, Settings, VirtualMachine, WriteRate};
+use infra::{Class, Infra, InfraSettings, NewDataVolume, ObjectName, PatchOp, VirtualMachine, WriteRate};
 use kube::client::Body;
 use serde_json::{Value, json};
 use serving::Tasks;
@@ -66,7 +66,7 @@ impl Api {
                 Ok::<_, std::io::Error>(answer.map(Body::from))
             }
         });
-        let settings = Settings {
+        let settings = InfraSettings {
             kubeconfig: None,
             namespace: "infra".into(),
             labels: [("csi-driver/cluster".to_owned(), "tenant".to_owned())].into(),
@@ -469,7 +469,7 @@ async fn a_kubeconfig_that_changed_is_loaded_again_after_a_401() {
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });
-    let settings = Settings {
+    let settings = InfraSettings {
         kubeconfig: Some(path.clone()),
         namespace: "infra".into(),
         labels: [("a".to_owned(), "1".to_owned())].into(),

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use infra::{Class, Infra, ObjectName, Settings, WriteRate};
+use infra::{Class, Infra, InfraSettings, ObjectName, WriteRate};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use serving::Tasks;
 use tokio::{
@@ -162,7 +162,7 @@ fn kubeconfig(server: &Server) -> String {
 }
 
 async fn connect(secret: &Secret) -> Infra {
-    let settings = Settings {
+    let settings = InfraSettings {
         kubeconfig: Some(secret.path("kubeconfig")),
         namespace: "infra".into(),
         labels: [("a".to_owned(), "1".to_owned())].into(),

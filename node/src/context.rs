@@ -19,7 +19,7 @@ pub const NO_DEVICE: u64 = 0;
 
 /// The machine, and where to report.
 #[derive(Clone, Copy)]
-pub struct Context<'a> {
+pub struct MutationContext<'a> {
     /// The machine.
     pub host: &'a dyn Host,
     /// The operator allows to format data of an unknown kind.
@@ -32,7 +32,7 @@ pub struct Context<'a> {
     pub progress: &'a LastReport,
 }
 
-impl Context<'_> {
+impl MutationContext<'_> {
     /// Takes the steps in order; stops at the first that fails.
     pub fn apply(&self, steps: &[Step]) -> Result<()> {
         for step in steps {

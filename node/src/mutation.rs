@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use crate::{
-    context::{Context, NO_DEVICE},
+    context::{MutationContext, NO_DEVICE},
     device::{Disk, DiskUse, Serial, check},
     device_number::DeviceNumber,
     disk_record::DiskRecordFile,
@@ -29,7 +29,7 @@ use crate::{
 const MAX_ROUNDS: usize = 6;
 
 /// Stages a filesystem on its disk.
-pub fn stage_filesystem(context: Context<'_>, wanted: &stage::Wanted, disk: &Disk) -> Result<()> {
+pub fn stage_filesystem(context: MutationContext<'_>, wanted: &stage::Wanted, disk: &Disk) -> Result<()> {
     let held = context.host.hold(disk)?;
     let mut grown = false;
     for _ in 0..MAX_ROUNDS {
@@ -47,7 +47,7 @@ pub fn stage_filesystem(context: Context<'_>, wanted: &stage::Wanted, disk: &Dis
 }
 
 fn observe_stage(
-    context: Context<'_>,
+    context: MutationContext<'_>,
     wanted: &stage::Wanted,
     held: &HeldDisk,
     grown: bool,
@@ -122,7 +122,7 @@ fn probe(
     host.examine(held).map(|evidence| (judge(&evidence), evidence.making(wanted)))
 }
 
-fn count_decision(context: Context<'_>, wanted: &stage::Wanted, observed: &stage::Observed) {
+fn count_decision(context: MutationContext<'_>, wanted: &stage::Wanted, observed: &stage::Observed) {
     if let Some(content) = &observed.content {
         let decision = stage::decide(wanted, observed, content, context.allow_format_nonzero);
         tracing::info!(disk = observed.disk.name, serial = %wanted.serial, %content, ?decision, "probed the disk");
@@ -131,7 +131,7 @@ fn count_decision(context: Context<'_>, wanted: &stage::Wanted, observed: &stage
 }
 
 /// Verifies and records the disk of a block volume; nothing is made at the staging path.
-pub fn stage_block(context: Context<'_>, volume: &str, disk: &Disk, staging: &Path) -> Result<()> {
+pub fn stage_block(context: MutationContext<'_>, volume: &str, disk: &Disk, staging: &Path) -> Result<()> {
     check(disk, DiskUse::Block, &context.host.mounts()?, staging)?;
     let _held = context.host.open(disk)?;
     context.record_disks(volume, std::slice::from_ref(disk))
@@ -152,7 +152,7 @@ pub enum Published {
 /// A target that is the volume's already is done even if nothing is staged: kubevirt/csi-driver leaves volumes like
 /// that.
 pub fn publish_filesystem(
-    context: Context<'_>,
+    context: MutationContext<'_>,
     wanted: &publish::Wanted,
     serial: &Serial,
 ) -> Result<Published> {
@@ -196,7 +196,7 @@ fn is_volume(host: &dyn Host, number: DeviceNumber, serial: &Serial) -> Result<b
 
 /// Publishes the device node of a disk.
 pub fn publish_block(
-    context: Context<'_>,
+    context: MutationContext<'_>,
     volume: &str,
     wanted: &publish::Wanted,
     disk: &Disk,
@@ -219,7 +219,7 @@ pub fn publish_block(
 }
 
 fn observe_publish(
-    context: Context<'_>,
+    context: MutationContext<'_>,
     wanted: &publish::Wanted,
     mounts: MountTable,
     is_ours: impl Fn(DeviceNumber) -> Result<bool>,
@@ -247,7 +247,7 @@ fn observe_publish(
 ///
 /// A volume that kubevirt/csi-driver or an earlier version published may have no record of its disk, and its target may
 /// be the last place that leads to the disk.
-pub fn unpublish(context: Context<'_>, volume: &str, target: &Path) -> Result<()> {
+pub fn unpublish(context: MutationContext<'_>, volume: &str, target: &Path) -> Result<()> {
     for _ in 0..MAX_ROUNDS {
         let mounts = context.host.mounts()?;
         // Reading the mounted filesystem could hang; the mount table suffices.
@@ -272,7 +272,7 @@ pub fn unpublish(context: Context<'_>, volume: &str, target: &Path) -> Result<()
 
 /// The device of the filesystem at a target, or the device to which a bound node leads.
 fn published_device(
-    context: Context<'_>,
+    context: MutationContext<'_>,
     target: &Path,
     mounts: &MountTable,
 ) -> Result<Option<DeviceNumber>> {
@@ -291,7 +291,7 @@ fn published_device(
 }
 
 /// Finds the volume that is to be expanded.
-pub fn locate(context: Context<'_>, wanted: &expand::Wanted) -> Result<expand::Volume> {
+pub fn locate(context: MutationContext<'_>, wanted: &expand::Wanted) -> Result<expand::Volume> {
     let host = context.host;
     let mounts = host.mounts()?;
     let mut shown = None;
@@ -307,7 +307,7 @@ pub fn locate(context: Context<'_>, wanted: &expand::Wanted) -> Result<expand::V
 }
 
 /// Gives the volume all of its disk, which has the requested size; the size of the disk.
-pub fn expand(context: Context<'_>, wanted: &expand::Wanted) -> Result<Capacity> {
+pub fn expand(context: MutationContext<'_>, wanted: &expand::Wanted) -> Result<Capacity> {
     let mut grown = false;
     for _ in 0..MAX_ROUNDS {
         let volume = locate(context, wanted)?;
@@ -326,7 +326,7 @@ pub fn expand(context: Context<'_>, wanted: &expand::Wanted) -> Result<Capacity>
 }
 
 fn observe_condition(
-    context: Context<'_>,
+    context: MutationContext<'_>,
     volume: &expand::Volume,
     grown: bool,
 ) -> Result<expand::Condition> {
@@ -352,7 +352,7 @@ fn observe_condition(
 }
 
 /// Unmounts a staging path, and proves that the volume's disks are released.
-pub fn unstage(context: Context<'_>, volume: &str, staging: &Path) -> Result<()> {
+pub fn unstage(context: MutationContext<'_>, volume: &str, staging: &Path) -> Result<()> {
     for _ in 0..MAX_ROUNDS {
         let observed = observe_unstage(context, volume, staging)?;
         let steps = unstage::plan(staging, &observed);
@@ -364,7 +364,7 @@ pub fn unstage(context: Context<'_>, volume: &str, staging: &Path) -> Result<()>
     Err(Error::NotSettled("unstaging"))
 }
 
-fn observe_unstage(context: Context<'_>, volume: &str, staging: &Path) -> Result<unstage::Observed> {
+fn observe_unstage(context: MutationContext<'_>, volume: &str, staging: &Path) -> Result<unstage::Observed> {
     let host = context.host;
     let mounts = host.mounts()?;
     let here = mounts.at(staging);

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    context::Context,
+    context::MutationContext,
     device::{Disk, DiskIdentity},
     disk_record::DiskRecordFile,
     error::{Error, Result},
@@ -31,7 +31,7 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(100);
 /// # Errors
 /// `StillInUse` or `ReleaseUnknown` with the mount points or processes that keep a disk; a failed observation, from
 /// which nothing is concluded.
-pub fn prove(context: Context<'_>, volume: &str, staging: &Path) -> Result<()> {
+pub fn prove(context: MutationContext<'_>, volume: &str, staging: &Path) -> Result<()> {
     context.progress.set("waiting until the volume's disk is released");
     let file = context.host.disk_record(volume)?;
     let begin = Instant::now();
@@ -48,7 +48,7 @@ pub fn prove(context: Context<'_>, volume: &str, staging: &Path) -> Result<()> {
 }
 
 /// Why the volume is not released yet; an error when waiting cannot change that.
-fn obstacle(context: Context<'_>, file: &DiskRecordFile, staging: &Path) -> Result<Option<Error>> {
+fn obstacle(context: MutationContext<'_>, file: &DiskRecordFile, staging: &Path) -> Result<Option<Error>> {
     let mounts = context.host.mounts()?;
     for disk in candidates(context, file, &mounts, staging)? {
         let in_use = |holders: String| match file {
@@ -80,7 +80,7 @@ fn obstacle(context: Context<'_>, file: &DiskRecordFile, staging: &Path) -> Resu
 /// without records can leave a volume mounted there. With a record that cannot be read: each disk that reports a
 /// serial, as the volume's does, and that is not mounted in this process's mount table.
 fn candidates(
-    context: Context<'_>,
+    context: MutationContext<'_>,
     file: &DiskRecordFile,
     mounts: &MountTable,
     staging: &Path,

@@ -11,7 +11,7 @@ use csi_call::{Deadline, InFlight, LastReport, Operation, Operations, Scope};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
-    context::Context,
+    context::MutationContext,
     device::{Disk, Found, Serial, find},
     error::{Error, Result},
     host::Host,
@@ -213,7 +213,7 @@ impl Volumes {
         let origin = request.origin;
         let wanted = stage::Wanted { volume, serial, staging, filesystem, options, origin };
         let bind = |request: PublishRequest| {
-            move |context: Context<'_>| {
+            move |context: MutationContext<'_>| {
                 let staging = request.staging.as_ref().ok_or(Error::StagingPathMissing)?;
                 let wanted = publish::Wanted {
                     source: publish::Source::Staging(context.host.canonical(staging)?),
@@ -275,14 +275,20 @@ impl Volumes {
     async fn blocking<T, J>(&self, deadline: Deadline, progress: LastReport, job: J) -> Result<T>
     where
         T: Send + 'static,
-        J: FnOnce(Context<'_>) -> Result<T> + Send + 'static,
+        J: FnOnce(MutationContext<'_>) -> Result<T> + Send + 'static,
     {
         let (host, metrics) = (Arc::clone(&self.host), self.metrics.clone());
         let NodeSettings { allow_format_nonzero, release_wait, .. } = self.settings;
         self.mutating_threads
             .run(deadline.answer_by, move || {
                 let (metrics, progress) = (&metrics, &progress);
-                job(Context { host: host.as_ref(), allow_format_nonzero, release_wait, metrics, progress })
+                job(MutationContext {
+                    host: host.as_ref(),
+                    allow_format_nonzero,
+                    release_wait,
+                    metrics,
+                    progress,
+                })
             })
             .await
     }

@@ -13,7 +13,7 @@ use crate::{
     nodes::{
         address::AddressPolicy,
         backends::exclusion,
-        recognise::{Identity, Machine, Unlabelled, backend_doubt, identify, prove},
+        recognise::{Machine, Recognition, Unlabelled, backend_doubt, identify, prove},
     },
     wire::{endpoint_slice::Conditions, ip_family::Family},
 };
@@ -89,8 +89,8 @@ pub fn backends<'a>(
     let mut backends: BTreeMap<String, Backend> = BTreeMap::new();
     for member in members {
         let id = match identify(&member.claims, known) {
-            Identity::Vm { id, .. } => Some(id),
-            Identity::Foreign => prove(&member.claims, known),
+            Recognition::Vm { id, .. } => Some(id),
+            Recognition::Foreign => prove(&member.claims, known),
             _ => None,
         };
         let Some(id) = id else { continue };

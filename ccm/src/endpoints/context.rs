@@ -9,7 +9,7 @@ use crate::{
     announcer::{EventSink, Kind},
     endpoints::metrics::EndpointMetrics,
     guest::{nodes::watch::NodeWatch, services::GuestService},
-    guest_names::Identity,
+    guest_names::GuestLabels,
     handover::{EndpointChoice, Gate, Work},
     infra::machines::{feed::Feed, index::MachineIndex},
     load_balancer::{announce::reference, index::Index as ServiceIndex},
@@ -26,7 +26,7 @@ pub struct Context {
     /// The cluster with the load balancers.
     pub infra: InfraCluster,
     /// What identifies the guest in infra.
-    pub identity: Identity,
+    pub identity: GuestLabels,
     /// Which Services' endpoints are ours to write.
     pub choice: EndpointChoice,
     /// Whether VMs without a label get traffic.

@@ -12,7 +12,7 @@ use crate::{
     endpoints::{context::Context, metrics::EndpointMetrics, session::Session},
     fake_api::FakeApi,
     guest::{nodes::watch::NodeWatch, services::GuestService},
-    guest_names::{Identity, infra_name},
+    guest_names::{GuestLabels, infra_name},
     handover::EndpointChoice,
     infra::machines::{feed::Feed, index::MachineIndex, reads::InfraReads},
     load_balancer::{
@@ -50,7 +50,7 @@ impl World {
         let (guests, mirrors) =
             (GuestCluster::over(guest.client()), InfraCluster::over(infra.client(), "hcp"));
         let identity =
-            Identity { cluster: "guest".parse().unwrap(), infra_labels: [].into(), former: [].into() };
+            GuestLabels { cluster: "guest".parse().unwrap(), infra_labels: [].into(), former: [].into() };
         let (services, writers) = ServiceIndex::new(&PlanConfig::of(identity.clone()), "hcp".to_owned());
         let (reads, index) = (InfraReads::new(&mirrors), Arc::new(MachineIndex::default()));
         let context = Context {

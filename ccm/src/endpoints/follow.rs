@@ -16,7 +16,7 @@ use crate::{
         watches::{Follow, Refused, key, watch},
     },
     guest::slices::{GuestSlice, WireGuestSlice},
-    guest_names::{CLUSTER_NAME_LABEL, Identity},
+    guest_names::{CLUSTER_NAME_LABEL, GuestLabels},
     handover::Work,
     infra::slices::{InfraSlice, WireSlice},
     reconciles,
@@ -34,7 +34,7 @@ const INFRA_SLICES: &str = "endpointslices in the infra namespace";
 const WATCHES: usize = 3;
 
 /// Selects slices with this guest's labels: infra's controllers give slices the labels of their Service.
-pub(crate) fn of_guest(identity: &Identity) -> String {
+pub(crate) fn of_guest(identity: &GuestLabels) -> String {
     format!("{CLUSTER_NAME_LABEL}={}", identity.cluster_label())
 }
 

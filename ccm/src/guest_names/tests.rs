@@ -8,8 +8,8 @@ use serde_json::json;
 
 const UID: &str = "0e4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3";
 
-fn identity() -> Identity {
-    Identity {
+fn identity() -> GuestLabels {
+    GuestLabels {
         cluster: "guest".parse().unwrap(),
         infra_labels: [("team".to_owned(), "blue".to_owned())].into(),
         former: FormerLabels::new(),

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     access::{GuestCluster, InfraCluster, chain},
     guest::services::GuestService,
-    guest_names::{Identity, infra_name},
+    guest_names::{GuestLabels, infra_name},
     lease::{WireLease, respected},
     load_balancer::{
         calls::{Services, delete},
@@ -48,7 +48,7 @@ pub struct Cleanup {
     /// The guest cluster, if there are credentials for it.
     pub guest: Option<GuestCluster>,
     /// What identifies the guest whose infra Services are deleted.
-    pub identity: Identity,
+    pub identity: GuestLabels,
     /// Namespace and name of the lease in the guest.
     pub lease: (String, String),
     /// Our own duration of a lease: another's is respected up to a multiple of it.

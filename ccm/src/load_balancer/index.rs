@@ -22,7 +22,7 @@ use kube::runtime::{
 use crate::{
     changes::{Changes, Subscription},
     guest::services::GuestService,
-    guest_names::{Identity, infra_name},
+    guest_names::{GuestLabels, infra_name},
     infra::mirrors::InfraService,
     load_balancer::plan::{Plan, PlanConfig},
 };
@@ -37,7 +37,7 @@ pub struct Index(Arc<Inner>);
 struct Inner {
     guests: Store<GuestService>,
     mirrors: Store<InfraService>,
-    identity: Identity,
+    identity: GuestLabels,
     namespace: String,
     /// Which guest Service an infra Service mirrors, by the latter's name.
     names: Mutex<HashMap<String, ObjectRef<GuestService>>>,
@@ -226,7 +226,7 @@ impl Index {
     }
 
     /// What identifies the guest.
-    pub(crate) fn identity(&self) -> &Identity {
+    pub(crate) fn identity(&self) -> &GuestLabels {
         &self.0.identity
     }
 

@@ -5,7 +5,7 @@
 
 use crate::{
     guest::services::GuestService,
-    guest_names::{GUEST_CLUSTER_ANNOTATION, Identity, annotation, infra_name},
+    guest_names::{GUEST_CLUSTER_ANNOTATION, GuestLabels, annotation, infra_name},
     infra::mirrors::InfraService,
 };
 
@@ -31,9 +31,9 @@ pub enum Classification {
 
 /// What identifies the guest, and the result of the last sweep.
 #[derive(Clone, Copy, Debug)]
-pub struct Knowledge<'a> {
+pub struct Observed<'a> {
     /// What identifies this guest on all its infra Services.
-    pub identity: &'a Identity,
+    pub identity: &'a GuestLabels,
     /// UID of the guest cluster, as in the cluster mark of its mirrors.
     pub guest_cluster: Option<&'a str>,
     /// Whether the sweep before this one found the same.
@@ -41,7 +41,7 @@ pub struct Knowledge<'a> {
 }
 
 /// Judges one infra Service by the guest's answer.
-pub fn judge(infra: &InfraService, answer: Answer<'_>, known: Knowledge<'_>) -> Classification {
+pub fn judge(infra: &InfraService, answer: Answer<'_>, known: Observed<'_>) -> Classification {
     let name = infra.metadata.name.as_deref().unwrap_or_default();
     if !known.identity.owns(infra) || infra.is_deleting() {
         return Classification::Stays;

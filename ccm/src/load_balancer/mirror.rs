@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     config::policy::{Field, GuestPolicy, LAST_APPLIED, Withheld},
     guest::services::GuestService,
-    guest_names::{Identity, SERVICE_UID_ANNOTATION, infra_name},
+    guest_names::{GuestLabels, SERVICE_UID_ANNOTATION, infra_name},
     handover::EndpointSource,
     infra::mirrors::InfraService,
     wire::service::{LOAD_BALANCER, NO_AFFINITY, ServicePort, ServiceSpec},
@@ -81,7 +81,7 @@ impl Mirror {
     pub fn of(
         guest: &GuestService,
         existing: Option<&InfraService>,
-        identity: &Identity,
+        identity: &GuestLabels,
         endpoints: EndpointSource,
         policy: &GuestPolicy,
         is_overdue: bool,

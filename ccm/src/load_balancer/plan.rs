@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use crate::{
     config::{limits::Limits, policy::GuestPolicy},
     guest::services::GuestService,
-    guest_names::{Foreign, GUEST_CLUSTER_ANNOTATION, Identity, has_mirror},
+    guest_names::{Foreign, GUEST_CLUSTER_ANNOTATION, GuestLabels, has_mirror},
     handover::EndpointSource,
     infra::mirrors::InfraService,
     load_balancer::{
@@ -30,7 +30,7 @@ const DEFAULT_IP_MODE: &str = "VIP";
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanConfig {
     /// What identifies this guest.
-    pub identity: Identity,
+    pub identity: GuestLabels,
     /// Which endpoints its infra Services have.
     pub endpoints: EndpointSource,
     /// Which of the guest's requests may reach infra. Shared, because each reconcile has its own config.
@@ -143,7 +143,7 @@ pub enum Refusal {
 impl PlanConfig {
     /// The configuration of a guest whose operator has set nothing.
     #[cfg(test)]
-    pub(crate) fn of(identity: Identity) -> Self {
+    pub(crate) fn of(identity: GuestLabels) -> Self {
         Self {
             identity,
             endpoints: EndpointSource::default(),

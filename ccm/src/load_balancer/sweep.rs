@@ -14,13 +14,13 @@ use crate::{
     load_balancer::{
         calls::Answer as Called,
         context::Context,
-        left_over::{Answer, Classification, Knowledge, judge},
+        left_over::{Answer, Classification, Observed, judge},
     },
 };
 
 /// Why a sweep ended early.
 #[derive(Debug, thiserror::Error)]
-enum Unswept {
+enum SweepError {
     /// A cluster did not answer.
     #[error(transparent)]
     Call(#[from] CallError),
@@ -32,7 +32,7 @@ enum Unswept {
     OtherGuest,
 }
 
-impl Unswept {
+impl SweepError {
     /// Whether an API server answered with an object that can't be read.
     fn is_unreadable(&self) -> bool {
         match self {
@@ -57,7 +57,7 @@ pub(crate) async fn run(context: &Context, interval: Option<Duration>) {
 }
 
 /// One sweep. `seen` are the infra Services (by UID) that the last sweep found unneeded without proof.
-async fn sweep_once(context: &Context, seen: &mut HashSet<String>) -> Result<(), Unswept> {
+async fn sweep_once(context: &Context, seen: &mut HashSet<String>) -> Result<(), SweepError> {
     let mirrors = context.index.mirrors();
     let suspects: Vec<_> = mirrors.iter().filter(|mirror| is_suspect(mirror, context)).collect();
     if suspects.is_empty() {
@@ -68,7 +68,7 @@ async fn sweep_once(context: &Context, seen: &mut HashSet<String>) -> Result<(),
         (now, own) if now == own => {}
         // It could not be read at the start. It is asked for, and no mirror is marked with it yet.
         (Some(_), None) => return Ok(()),
-        _ => return Err(Unswept::OtherGuest),
+        _ => return Err(SweepError::OtherGuest),
     }
     let before = std::mem::take(seen);
     for mirror in suspects {
@@ -103,7 +103,7 @@ fn is_suspect(mirror: &InfraService, context: &Context) -> bool {
 
 /// Asks the guest about one infra Service, and deletes it if it is proved to be a left-over. True = the next sweep may
 /// find it so.
-async fn sweep(mirror: &InfraService, seen_before: bool, context: &Context) -> Result<bool, Unswept> {
+async fn sweep(mirror: &InfraService, seen_before: bool, context: &Context) -> Result<bool, SweepError> {
     let label = |key: &str| mirror.metadata.labels.as_ref().and_then(|labels| labels.get(key)).cloned();
     let (namespace, name) = (label(SERVICE_NAMESPACE_LABEL), label(SERVICE_NAME_LABEL));
     let (Some(namespace), Some(name)) = (namespace, name) else { return Ok(false) };
@@ -111,7 +111,7 @@ async fn sweep(mirror: &InfraService, seen_before: bool, context: &Context) -> R
     let infra = mirror.metadata.name.as_deref().unwrap_or_default();
     let config = &context.config;
     let known =
-        Knowledge { identity: &config.identity, guest_cluster: context.guest_cluster.uid(), seen_before };
+        Observed { identity: &config.identity, guest_cluster: context.guest_cluster.uid(), seen_before };
     let answer = guest.as_ref().map_or(Answer::Absent, Answer::Present);
     // The watch may be behind, so judge the Service as it is now.
     let Some(now) = context.services.mirror_now(infra).await?.map(|now| now.service) else {

@@ -45,7 +45,7 @@ use crate::{
         init::{Found, plan},
         lifecycle::Lifecycle,
         metrics::NodeMetrics,
-        recognise::{Identity, Machine, Unlabelled, backend_doubt, identify, prove, upkeep_doubt},
+        recognise::{Machine, Recognition, Unlabelled, backend_doubt, identify, prove, upkeep_doubt},
     },
     queue_metrics::Queue,
     reconciles,
@@ -67,7 +67,7 @@ const MOST_COMPLAINTS: usize = 10_000;
 
 /// What the Node controllers do, and how often.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct NodeControllerSettings {
     /// Which of a VM's addresses its Node gets.
     pub addresses: AddressPolicy,
     /// Whether zone and region are written (`instancesV2.zoneAndRegionEnabled`).
@@ -92,7 +92,7 @@ pub struct Settings {
     pub concurrency: u16,
 }
 
-impl Default for Settings {
+impl Default for NodeControllerSettings {
     fn default() -> Self {
         Self {
             addresses: AddressPolicy::default(),
@@ -111,7 +111,7 @@ impl Default for Settings {
 
 /// The controllers of the guest's Nodes.
 pub struct NodeController {
-    settings: Settings,
+    settings: NodeControllerSettings,
     nodes: NodeWatch,
     index: Arc<MachineIndex>,
     feed: Feed,
@@ -132,7 +132,7 @@ impl NodeController {
     /// Controllers of the `nodes` of `guest`, whose VMs are read by `reads` and kept in `index`. `feed` has to run at
     /// the same time.
     pub fn new(
-        settings: Settings,
+        settings: NodeControllerSettings,
         (guest, nodes): (Client, NodeWatch),
         reads: InfraReads,
         (index, feed): (Arc<MachineIndex>, Feed),
@@ -187,10 +187,10 @@ impl NodeController {
 
     async fn sync(&self, node: &GuestNode) -> Result<Action, CallError> {
         let seen = self.index.snapshot();
-        let identity = identify(&node.claims, seen.known());
+        let recognised = identify(&node.claims, seen.known());
         // Do both, even if one of them fails.
         let life = if self.settings.lifecycle {
-            self.lifecycle.sync(node, &identity, &seen).await
+            self.lifecycle.sync(node, &recognised, &seen).await
         } else {
             Ok(false)
         };
@@ -200,26 +200,26 @@ impl NodeController {
             return Ok(Action::await_change());
         }
         let is_whole = if self.settings.upkeep {
-            self.complain(node, &identity, &seen).await;
-            self.upkeep(node, &identity, &seen).await?
+            self.complain(node, &recognised, &seen).await;
+            self.upkeep(node, &recognised, &seen).await?
         } else {
             true
         };
         life?;
-        Ok(self.next_look(node, &identity, is_whole))
+        Ok(self.next_look(node, &recognised, is_whole))
     }
 
     /// Writes what the Node lacks. False = something could not be found out this time.
     async fn upkeep(
         &self,
         node: &GuestNode,
-        identity: &Identity,
+        recognised: &Recognition,
         seen: &Snapshot,
     ) -> Result<bool, CallError> {
         let proved = prove(&node.claims, seen.known());
-        let (id, by) = match (identity, &proved) {
-            (Identity::Vm { id, by }, _) => (id, by.to_string()),
-            (Identity::Foreign, Some(id)) if node.is_uninitialized() => {
+        let (id, by) = match (recognised, &proved) {
+            (Recognition::Vm { id, by }, _) => (id, by.to_string()),
+            (Recognition::Foreign, Some(id)) if node.is_uninitialized() => {
                 (id, "proof; its providerID stays".to_owned())
             }
             _ => return Ok(true),
@@ -263,8 +263,8 @@ impl NodeController {
                 Err(error) => return Err(error),
             }
         }
-        if let Some(identity) = &plan.identity {
-            self.writes.identity(&node, identity).await?;
+        if let Some(metadata) = &plan.metadata {
+            self.writes.metadata(&node, metadata).await?;
         }
         if plan.initialises() {
             tracing::info!(node = node.claims.name, vm = id.vm(), "initialised; recognised by {by}");
@@ -302,15 +302,15 @@ impl NodeController {
 
     /// Reports once why a Node that waits for a cloud provider is not initialised, or why an initialised one gets no
     /// traffic.
-    async fn complain(&self, node: &GuestNode, identity: &Identity, seen: &Snapshot) {
+    async fn complain(&self, node: &GuestNode, recognised: &Recognition, seen: &Snapshot) {
         if seen.known().vmis.is_none() {
             return;
         }
-        let said = match identity {
-            Identity::Vm { id, .. } => self.doubted(node, id.vm(), seen),
+        let said = match recognised {
+            Recognition::Vm { id, .. } => self.doubted(node, id.vm(), seen),
             _ if is_young(node) || !node.is_uninitialized() => None,
-            Identity::Foreign if prove(&node.claims, seen.known()).is_some() => None,
-            _ => complaint(node, identity),
+            Recognition::Foreign if prove(&node.claims, seen.known()).is_some() => None,
+            _ => complaint(node, recognised),
         };
         let name = &node.claims.name;
         let Some(said) = said else {
@@ -327,7 +327,7 @@ impl NodeController {
         let Seen::Present(vmi) = seen.vmi(vm) else { return None };
         let seen_vm = seen.vm(vm);
         let machine = Machine::of(&seen_vm, &vmi);
-        let Settings { cluster, balanced, unlabelled, .. } = &self.settings;
+        let NodeControllerSettings { cluster, balanced, unlabelled, .. } = &self.settings;
         let no_upkeep = cluster.as_ref().and_then(|cluster| upkeep_doubt(machine, &node.claims, cluster));
         let no_traffic = || {
             backend_doubt(machine, &node.claims, balanced.as_ref()?, *unlabelled)
@@ -343,9 +343,9 @@ impl NodeController {
         })
     }
 
-    fn next_look(&self, node: &GuestNode, identity: &Identity, is_whole: bool) -> Action {
+    fn next_look(&self, node: &GuestNode, recognised: &Recognition, is_whole: bool) -> Action {
         self.backoff.succeeded(&node.claims.name);
-        if *identity == Identity::Foreign && !node.is_uninitialized() {
+        if *recognised == Recognition::Foreign && !node.is_uninitialized() {
             return Action::await_change();
         }
         if node.is_uninitialized() || node.ready != Ready::True {
@@ -396,25 +396,25 @@ fn is_young(node: &GuestNode) -> bool {
 }
 
 /// Why a Node can't be recognised, as an event for whoever inspects the Node.
-fn complaint(node: &GuestNode, identity: &Identity) -> Option<Announcement> {
+fn complaint(node: &GuestNode, recognised: &Recognition) -> Option<Announcement> {
     let said = |reason, message| Some(Announcement { source: NODE_SOURCE, warning: true, reason, message });
-    match identity {
-        Identity::Vm { .. } => None,
-        Identity::Foreign => said(
+    match recognised {
+        Recognition::Vm { .. } => None,
+        Recognition::Foreign => said(
             "ProviderIDForeign",
             format!(
                 "not initialised: its providerID {:?} is another cloud provider's, and no VM of the infra namespace has its system UUID; if it is a VM, label it node.kubernetes.io/instance-id=<VM>",
                 node.claims.provider_id
             ),
         ),
-        Identity::Ambiguous { vms } => said(
+        Recognition::Ambiguous { vms } => said(
             "InstanceAmbiguous",
             format!(
                 "not initialised: by its names and system UUID it could be any of the VMs {}; label it node.kubernetes.io/instance-id=<VM>",
                 vms.join(", ")
             ),
         ),
-        Identity::Unidentified | Identity::NoVm => said(
+        Recognition::Unidentified | Recognition::NoVm => said(
             "InstanceNotFound",
             format!(
                 "not initialised: no VM of the infra namespace has its name {:?}, its host name or its system UUID; label it node.kubernetes.io/instance-id=<VM>",

@@ -39,12 +39,12 @@ pub struct Plan {
     /// `status.addresses`, the whole list.
     pub addresses: Option<Vec<NodeAddress>>,
     /// Metadata and spec.
-    pub identity: Option<Identity>,
+    pub metadata: Option<NodeChange>,
 }
 
 /// A change of metadata and spec, in one write.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Identity {
+pub struct NodeChange {
     /// `spec.providerID`, if the Node has none.
     pub provider_id: Option<String>,
     /// Labels to set. No label is ever removed.
@@ -61,7 +61,7 @@ impl Plan {
 
     /// Whether it removes the uninitialized taint.
     pub fn initialises(&self) -> bool {
-        self.identity.as_ref().is_some_and(|identity| identity.taints.is_some())
+        self.metadata.as_ref().is_some_and(|metadata| metadata.taints.is_some())
     }
 }
 
@@ -78,21 +78,21 @@ pub fn plan(policy: &AddressPolicy, node: &GuestNode, found: &Found<'_>) -> Plan
         return Plan::default();
     }
     let wanted = addresses(policy, found.vmi, &node.provided, &node.addresses);
-    Plan { addresses: (wanted != node.addresses).then_some(wanted), identity: identity(node, found) }
+    Plan { addresses: (wanted != node.addresses).then_some(wanted), metadata: metadata(node, found) }
 }
 
-fn identity(node: &GuestNode, found: &Found<'_>) -> Option<Identity> {
+fn metadata(node: &GuestNode, found: &Found<'_>) -> Option<NodeChange> {
     let of_vm = found.vmi.map(|vmi| place::labels(vmi, &found.host)).unwrap_or_default();
     let mut labels: BTreeMap<String, String> =
         place::present_names(&node.labels).into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     labels.extend(of_vm.into_iter().map(|(key, value)| (key.to_owned(), value)));
     labels.retain(|key, value| node.labels.get(key) != Some(value));
-    let change = Identity {
+    let change = NodeChange {
         provider_id: node.claims.provider_id.is_empty().then(|| found.id.to_string()),
         labels,
         taints: node.is_uninitialized().then(|| node.taints_without(UNINITIALIZED_TAINT)),
     };
-    (change != Identity::default()).then_some(change)
+    (change != NodeChange::default()).then_some(change)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::{
         announcer::{Announcement, Announcer, LIFECYCLE_SOURCE},
         lifecycle::plan::{NodeVm, Step, plan},
         metrics::NodeMetrics,
-        recognise::{Identity, Life, identify, life},
+        recognise::{Recognition, VmState, identify, vm_state},
     },
 };
 
@@ -42,10 +42,10 @@ impl Lifecycle {
     pub async fn sync(
         &self,
         node: &GuestNode,
-        identity: &Identity,
+        recognised: &Recognition,
         seen: &Snapshot,
     ) -> Result<bool, CallError> {
-        match plan(node, node_vm(node, identity, seen)) {
+        match plan(node, node_vm(node, recognised, seen)) {
             Step::Taint(taints) => {
                 let name = &node.claims.name;
                 tracing::info!(
@@ -55,29 +55,31 @@ impl Lifecycle {
                 );
                 self.writes.taints(node, &taints).await.map(|()| false)
             }
-            Step::Delete if self.is_proved(node, identity).await? => self.delete(node).await.map(|()| true),
+            Step::Delete if self.is_proved(node, recognised).await? => self.delete(node).await.map(|()| true),
             Step::Leave | Step::Delete => Ok(false),
         }
     }
 
     /// Whether live reads lead to the same plan. If a read fails, its error ends this.
-    async fn is_proved(&self, node: &GuestNode, identity: &Identity) -> Result<bool, CallError> {
-        let node_vm = match identity {
-            Identity::Vm { id, .. } => NodeVm::Vm(self.life(id).await?),
-            Identity::NoVm => {
+    async fn is_proved(&self, node: &GuestNode, recognised: &Recognition) -> Result<bool, CallError> {
+        let node_vm = match recognised {
+            Recognition::Vm { id, .. } => NodeVm::Vm(self.vm_state(id).await?),
+            Recognition::NoVm => {
                 let everything = self.reads.everything().await?;
                 node_vm(node, &identify(&node.claims, everything.known()), &everything)
             }
-            Identity::Foreign | Identity::Ambiguous { .. } | Identity::Unidentified => NodeVm::Undecided,
+            Recognition::Foreign | Recognition::Ambiguous { .. } | Recognition::Unidentified => {
+                NodeVm::Undecided
+            }
         };
         Ok(plan(node, node_vm) == Step::Delete)
     }
 
     /// The VMI is read first: a VM creates its VMI, so if one is created between the two reads, its VM shows that.
-    async fn life(&self, id: &ProviderId) -> Result<Life, CallError> {
+    async fn vm_state(&self, id: &ProviderId) -> Result<VmState, CallError> {
         let vmi = self.reads.get::<Vmi>(id.vm()).await?.map(Arc::new);
         let vm = self.reads.get::<Vm>(id.vm()).await?.map(Arc::new);
-        Ok(life(&vm.map_or(Seen::Absent, Seen::Present), &vmi.map_or(Seen::Absent, Seen::Present)))
+        Ok(vm_state(&vm.map_or(Seen::Absent, Seen::Present), &vmi.map_or(Seen::Absent, Seen::Present)))
     }
 
     async fn delete(&self, node: &GuestNode) -> Result<(), CallError> {
@@ -106,14 +108,14 @@ impl Lifecycle {
 
 /// What is known of the Node's VM. A Node without the uninitialized taint and without a providerID is not ours to
 /// judge, whatever its name is.
-fn node_vm(node: &GuestNode, identity: &Identity, seen: &Snapshot) -> NodeVm {
-    match identity {
-        Identity::Vm { .. } if node.claims.provider_id.is_empty() && !node.is_uninitialized() => {
+fn node_vm(node: &GuestNode, recognised: &Recognition, seen: &Snapshot) -> NodeVm {
+    match recognised {
+        Recognition::Vm { .. } if node.claims.provider_id.is_empty() && !node.is_uninitialized() => {
             NodeVm::Undecided
         }
-        Identity::Vm { id, .. } => NodeVm::Vm(life(&seen.vm(id.vm()), &seen.vmi(id.vm()))),
-        Identity::NoVm => NodeVm::NoVm,
-        Identity::Foreign | Identity::Ambiguous { .. } | Identity::Unidentified => NodeVm::Undecided,
+        Recognition::Vm { id, .. } => NodeVm::Vm(vm_state(&seen.vm(id.vm()), &seen.vmi(id.vm()))),
+        Recognition::NoVm => NodeVm::NoVm,
+        Recognition::Foreign | Recognition::Ambiguous { .. } | Recognition::Unidentified => NodeVm::Undecided,
     }
 }
 

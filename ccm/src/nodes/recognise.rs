@@ -25,7 +25,7 @@ const STOPPED: &str = "Stopped";
 
 /// The state of a Node's VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Life {
+pub enum VmState {
     /// It exists, and runs or will run soon.
     Exists,
     /// It exists, and nothing will start it.
@@ -37,29 +37,31 @@ pub enum Life {
 }
 
 /// The state that VM and VMI show.
-pub fn life(vm: &Seen<Arc<Vm>>, vmi: &Seen<Arc<Vmi>>) -> Life {
+pub fn vm_state(vm: &Seen<Arc<Vm>>, vmi: &Seen<Arc<Vmi>>) -> VmState {
     match (vm, vmi) {
         (vm, Seen::Present(vmi)) => match &vmi.phase {
-            Phase::Starting | Phase::Running => Life::Exists,
-            Phase::Unknown(_) => Life::Unknown,
+            Phase::Starting | Phase::Running => VmState::Exists,
+            Phase::Unknown(_) => VmState::Unknown,
             Phase::Succeeded | Phase::Failed => match vm {
                 Seen::Present(vm) => ended(vm),
-                Seen::Unseen | Seen::Absent => Life::ShutDown,
+                Seen::Unseen | Seen::Absent => VmState::ShutDown,
             },
         },
         (Seen::Present(vm), Seen::Absent) => ended(vm),
-        (Seen::Present(_), Seen::Unseen) => Life::Exists,
-        (Seen::Absent, Seen::Absent) => Life::Gone,
-        (Seen::Unseen, _) | (Seen::Absent, Seen::Unseen) => Life::Unknown,
+        (Seen::Present(_), Seen::Unseen) => VmState::Exists,
+        (Seen::Absent, Seen::Absent) => VmState::Gone,
+        (Seen::Unseen, _) | (Seen::Absent, Seen::Unseen) => VmState::Unknown,
     }
 }
 
 /// The state of a VM whose VMI has ended or does not exist. During a restart it looks the same for a moment.
-fn ended(vm: &Vm) -> Life {
+fn ended(vm: &Vm) -> VmState {
     match vm.strategy {
-        RunStrategy::Halted => Life::ShutDown,
-        RunStrategy::RerunOnFailure | RunStrategy::Other if vm.printable_status == STOPPED => Life::ShutDown,
-        RunStrategy::Always | RunStrategy::RerunOnFailure | RunStrategy::Other => Life::Exists,
+        RunStrategy::Halted => VmState::ShutDown,
+        RunStrategy::RerunOnFailure | RunStrategy::Other if vm.printable_status == STOPPED => {
+            VmState::ShutDown
+        }
+        RunStrategy::Always | RunStrategy::RerunOnFailure | RunStrategy::Other => VmState::Exists,
     }
 }
 
@@ -82,7 +84,7 @@ pub enum Key {
 
 /// Which VM a Node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Identity {
+pub enum Recognition {
     /// This one.
     Vm {
         /// Its id.
@@ -105,16 +107,16 @@ pub enum Identity {
 
 /// Which VM a Node is. Only a unique match counts. A providerID and an instance-id label are set on purpose and count
 /// alone. A name can match by accident, so it does not count if the system UUID is another VM's.
-pub fn identify(node: &Claims, known: Known<'_>) -> Identity {
+pub fn identify(node: &Claims, known: Known<'_>) -> Recognition {
     match Claimed::parse(&node.provider_id) {
-        Claimed::Vm(id) => return Identity::Vm { id, by: Key::ProviderId },
-        Claimed::Foreign => return Identity::Foreign,
+        Claimed::Vm(id) => return Recognition::Vm { id, by: Key::ProviderId },
+        Claimed::Foreign => return Recognition::Foreign,
         Claimed::Nothing => {}
     }
     let candidates = known.candidates();
-    let named = |by, name: &str| ProviderId::of(name).map(|id| Identity::Vm { id, by });
+    let named = |by, name: &str| ProviderId::of(name).map(|id| Recognition::Vm { id, by });
     if let Some(name) = node.instance_id.as_deref().filter(|name| candidates.contains_key(*name)) {
-        return named(Key::InstanceId, name).unwrap_or(Identity::Unidentified);
+        return named(Key::InstanceId, name).unwrap_or(Recognition::Unidentified);
     }
     let by_uuid: Vec<&str> = matching(&candidates, |c| node.uuid.is_some() && c.uuid == node.uuid.as_ref());
     for key in [Key::Name, Key::Hostname, Key::ShortName, Key::Uuid] {
@@ -125,20 +127,20 @@ pub fn identify(node: &Claims, known: Known<'_>) -> Identity {
         match found.as_slice() {
             [] => {}
             [name] if by_uuid.is_empty() || by_uuid.contains(name) => {
-                return named(key, name).unwrap_or(Identity::Unidentified);
+                return named(key, name).unwrap_or(Recognition::Unidentified);
             }
             several => {
                 let mut vms: Vec<String> =
                     several.iter().chain(&by_uuid).map(|&name| name.to_owned()).collect();
                 vms.sort();
                 vms.dedup();
-                return Identity::Ambiguous { vms };
+                return Recognition::Ambiguous { vms };
             }
         }
     }
     let all_read = known.vms.is_some() && known.vmis.is_some();
     let comparable = node.uuid.is_some() && candidates.values().all(|candidate| candidate.uuid.is_some());
-    if all_read && comparable { Identity::NoVm } else { Identity::Unidentified }
+    if all_read && comparable { Recognition::NoVm } else { Recognition::Unidentified }
 }
 
 /// The VM of a Node that has a providerID of another scheme, if there is a proof: its system UUID is that VM's and no
@@ -160,7 +162,7 @@ pub fn prove(node: &Claims, known: Known<'_>) -> Option<ProviderId> {
 
 /// Why the CCM does not accept a VM as the machine of the Node that claims to be it, however the Node was recognised.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Doubt {
+pub enum Mismatch {
     /// The VM's label names another cluster than this, the guest. The other's name is not the guest's business.
     Cluster(String),
     /// Both have a system UUID, and the two differ.
@@ -182,10 +184,10 @@ pub enum Unlabelled {
 
 /// The reason not to accept the VM as the machine of this Node of the guest `cluster`. Whose VM it is, its labels say by the
 /// rule of both programs ([`Labelled`]).
-fn doubt(machine: Machine<'_>, node: &Claims, cluster: &ClusterName) -> Option<Doubt> {
+fn doubt(machine: Machine<'_>, node: &Claims, cluster: &ClusterName) -> Option<Mismatch> {
     match (machine.labelled(cluster), &machine.vmi.uuid, &node.uuid) {
-        (Labelled::Another(_), ..) => Some(Doubt::Cluster(cluster.to_string())),
-        (_, Some(vm), Some(node)) if vm != node => Some(Doubt::Uuid),
+        (Labelled::Another(_), ..) => Some(Mismatch::Cluster(cluster.to_string())),
+        (_, Some(vm), Some(node)) if vm != node => Some(Mismatch::Uuid),
         _ => None,
     }
 }
@@ -197,22 +199,22 @@ pub fn backend_doubt(
     node: &Claims,
     cluster: &ClusterName,
     unlabelled: Unlabelled,
-) -> Option<Doubt> {
+) -> Option<Mismatch> {
     let is_labelled = machine.labelled(cluster) != Labelled::Nothing;
     let is_proved = is_labelled || machine.has_uuid_of(node) || unlabelled == Unlabelled::Allowed;
     // Without `--cluster-name` the program does not know the name that the labels have: the UUID decides, if there is one.
     let is_named =
-        |doubt: &Doubt| !(cluster.is_default() && is_of_another(doubt) && machine.has_uuid_of(node));
-    doubt(machine, node, cluster).filter(is_named).or_else(|| (!is_proved).then_some(Doubt::Unproved))
+        |doubt: &Mismatch| !(cluster.is_default() && is_of_another(doubt) && machine.has_uuid_of(node));
+    doubt(machine, node, cluster).filter(is_named).or_else(|| (!is_proved).then_some(Mismatch::Unproved))
 }
 
-fn is_of_another(doubt: &Doubt) -> bool {
-    matches!(doubt, Doubt::Cluster(_))
+fn is_of_another(doubt: &Mismatch) -> bool {
+    matches!(doubt, Mismatch::Cluster(_))
 }
 
 /// The reason to write nothing of the VM into this Node: it is labelled as another guest's. A Node with its system UUID
 /// is that machine nevertheless: many installations run with another `--cluster-name` than the one in the labels.
-pub fn upkeep_doubt(machine: Machine<'_>, node: &Claims, cluster: &ClusterName) -> Option<Doubt> {
+pub fn upkeep_doubt(machine: Machine<'_>, node: &Claims, cluster: &ClusterName) -> Option<Mismatch> {
     doubt(machine, node, cluster).filter(|doubt| is_of_another(doubt) && !machine.has_uuid_of(node))
 }
 
@@ -246,7 +248,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-impl fmt::Display for Doubt {
+impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cluster(own) => {

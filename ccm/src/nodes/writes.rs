@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::{
     call::{CallError, call},
     guest::nodes::{GuestNode, NodeAddress, WireNode},
-    nodes::init::Identity,
+    nodes::init::NodeChange,
     wire::metadata::FIELD_MANAGER,
 };
 
@@ -43,12 +43,12 @@ impl NodeWrites {
     }
 
     /// Writes labels, providerID and taints in one call.
-    pub(crate) async fn identity(&self, node: &GuestNode, identity: &Identity) -> Result<(), CallError> {
-        let mut body = json!({"metadata": {"labels": identity.labels}, "spec": {}});
-        if let Some(provider_id) = &identity.provider_id {
+    pub(crate) async fn metadata(&self, node: &GuestNode, metadata: &NodeChange) -> Result<(), CallError> {
+        let mut body = json!({"metadata": {"labels": metadata.labels}, "spec": {}});
+        if let Some(provider_id) = &metadata.provider_id {
             body["spec"]["providerID"] = json!(provider_id);
         }
-        if let Some(taints) = &identity.taints {
+        if let Some(taints) = &metadata.taints {
             body["spec"]["taints"] = json!(taints);
         }
         self.patch(node, body).await

@@ -68,7 +68,7 @@ fn controller_demanding(
 }
 
 fn infra_demanding(fake: &FakeInfra, tasks: &Tasks, vm_labels: BTreeMap<String, String>) -> Infra {
-    let settings = infra::Settings {
+    let settings = infra::InfraSettings {
         kubeconfig: None,
         namespace: NAMESPACE.into(),
         labels: [(LABEL.0.to_owned(), LABEL.1.to_owned())].into(),

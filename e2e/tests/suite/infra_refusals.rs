@@ -143,7 +143,10 @@ async fn is_named(fixture: &Fixture) -> Result<()> {
     .await;
     policy.release().await?;
     let error = error?;
-    ensure!(error.code() == Code::DeadlineExceeded, "expected a code that the sidecar retries, saw {error:?}");
+    ensure!(
+        error.code() == Code::DeadlineExceeded,
+        "expected a code that the sidecar retries, saw {error:?}"
+    );
     until("the attach", Deadline::PodStart, async || {
         Ok(controller.publish(&volume, &machine).await.map_err(|status| format!("{status:?}")))
     })

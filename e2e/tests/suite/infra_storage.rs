@@ -88,7 +88,10 @@ async fn a_claim_grows_where_its_class_says(fixture: Fixture) -> Result<()> {
     claims.create("fixed", "block-rwo-fixed", SIZE, Origin::Blank).await?;
     let refused = claims.request("fixed", 2 * SIZE).await;
     let refusal = refused.err().map(|error| format!("{error:#}")).unwrap_or_default();
-    ensure!(refusal.contains("can be resized"), "expected the API server to refuse the size, saw {refusal:?}");
+    ensure!(
+        refusal.contains("can be resized"),
+        "expected the API server to refuse the size, saw {refusal:?}"
+    );
     claims.delete("fixed").await?;
     claims.end().await
 }

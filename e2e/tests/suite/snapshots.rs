@@ -268,7 +268,10 @@ async fn a_copy_without_a_filesystem_is_not_formatted(fixture: Fixture) -> Resul
     let copy = claims.create_from(Source::Snapshot(SNAPSHOT), "copy", SIZE, "Filesystem").await?;
     claims.start("reader", "copy", fixture.worker()?, "Filesystem", false).await?;
     let event = claims.event("reader", "is blank, but the volume was restored or cloned").await?;
-    ensure!(event.contains("create a claim without a source"), "expected what helps in the event, saw {event}");
+    ensure!(
+        event.contains("create a claim without a source"),
+        "expected what helps in the event, saw {event}"
+    );
     claims.end("reader").await?;
     claims.delete("copy", &copy).await?;
     delete(&fixture, SNAPSHOT).await?;

@@ -39,8 +39,8 @@ impl Setup {
         }
     }
 
-    fn context(&self) -> Context<'_> {
-        Context {
+    fn context(&self) -> MutationContext<'_> {
+        MutationContext {
             host: &self.model,
             allow_format_nonzero: self.allow_format_nonzero,
             release_wait: Duration::ZERO,

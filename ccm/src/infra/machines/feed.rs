@@ -51,7 +51,7 @@ pub struct Feed {
 
 /// The last error of one kind; each new error is logged once.
 #[derive(Default)]
-struct Trouble {
+struct LastError {
     said: Option<String>,
 }
 
@@ -97,7 +97,7 @@ impl Feed {
     async fn watch<T: Machine>(&self) {
         let config = watcher::Config::default().page_size(PAGE);
         let mut events = pin!(watch(self.reads.api::<T>(), config, self.reads.reader().clone()));
-        let (mut listed, mut trouble) = (Vec::new(), Trouble::default());
+        let (mut listed, mut trouble) = (Vec::new(), LastError::default());
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => listed.clear(),
@@ -127,7 +127,7 @@ impl Feed {
     }
 
     async fn look_again_and_again<T: Machine>(&self) {
-        let (mut hurried, mut trouble) = (self.hurried.subscribe(), Trouble::default());
+        let (mut hurried, mut trouble) = (self.hurried.subscribe(), LastError::default());
         loop {
             hurried.mark_unchanged();
             match self.reads.list(|name| self.index.unread::<T>(name)).await {
@@ -149,7 +149,7 @@ impl Feed {
     }
 }
 
-impl Trouble {
+impl LastError {
     fn is<T: Kept>(&mut self, error: &(dyn std::error::Error + 'static)) {
         let text = chain(error);
         if self.said.as_ref() != Some(&text) {

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::infra::machines::{Vm, Vmi};
 
 /// Objects of one kind by name, shared between snapshots.
-type Shelf<T> = Arc<BTreeMap<String, Arc<T>>>;
+type ByName<T> = Arc<BTreeMap<String, Arc<T>>>;
 
 /// The index.
 #[derive(Debug, Default)]
@@ -28,8 +28,8 @@ pub struct MachineIndex {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// `None` = not read yet, or reading is not allowed.
-    vms: Option<Shelf<Vm>>,
-    vmis: Option<Shelf<Vmi>>,
+    vms: Option<ByName<Vm>>,
+    vmis: Option<ByName<Vmi>>,
 }
 
 /// All known VMs and VMIs of the namespace. `None` = not read.
@@ -53,7 +53,7 @@ pub trait Kept: Eq + Sized {
     fn unread(name: &str) -> Self;
 
     /// The part of a snapshot that has this kind.
-    fn shelf(snapshot: &mut Snapshot) -> &mut Option<Shelf<Self>>;
+    fn by_name(snapshot: &mut Snapshot) -> &mut Option<ByName<Self>>;
 }
 
 impl Kept for Vm {
@@ -67,7 +67,7 @@ impl Kept for Vm {
         Self { name: name.to_owned(), ..Self::default() }
     }
 
-    fn shelf(snapshot: &mut Snapshot) -> &mut Option<Shelf<Self>> {
+    fn by_name(snapshot: &mut Snapshot) -> &mut Option<ByName<Self>> {
         &mut snapshot.vms
     }
 }
@@ -83,7 +83,7 @@ impl Kept for Vmi {
         Self { name: name.to_owned(), ..Self::default() }
     }
 
-    fn shelf(snapshot: &mut Snapshot) -> &mut Option<Shelf<Self>> {
+    fn by_name(snapshot: &mut Snapshot) -> &mut Option<ByName<Self>> {
         &mut snapshot.vmis
     }
 }
@@ -104,7 +104,7 @@ impl MachineIndex {
         let objects =
             objects.into_iter().map(|object| (object.name().to_owned(), Arc::new(object))).collect();
         let mut snapshot = self.lock();
-        let kept = T::shelf(&mut snapshot);
+        let kept = T::by_name(&mut snapshot);
         if kept.as_deref() != Some(&objects) {
             *kept = Some(Arc::new(objects));
             self.tell();
@@ -114,7 +114,7 @@ impl MachineIndex {
     /// Adds or changes one object. Does nothing before all objects were read once.
     pub fn put<T: Kept + Clone>(&self, object: T) {
         let mut snapshot = self.lock();
-        if let Some(kept) = T::shelf(&mut snapshot)
+        if let Some(kept) = T::by_name(&mut snapshot)
             && kept.get(object.name()).is_none_or(|known| **known != object)
         {
             Arc::make_mut(kept).insert(object.name().to_owned(), Arc::new(object));
@@ -125,14 +125,14 @@ impl MachineIndex {
     /// What stands for an object that can't be read: what was read of it last, or its name alone. If it were left out, its
     /// VM would be taken for absent.
     pub fn unread<T: Kept + Clone>(&self, name: &str) -> T {
-        let known = T::shelf(&mut self.lock()).as_ref().and_then(|kept| kept.get(name).cloned());
+        let known = T::by_name(&mut self.lock()).as_ref().and_then(|kept| kept.get(name).cloned());
         known.map_or_else(|| T::unread(name), |known| (*known).clone())
     }
 
     /// Removes one object.
     pub fn remove<T: Kept + Clone>(&self, name: &str) {
         let mut snapshot = self.lock();
-        if let Some(kept) = T::shelf(&mut snapshot)
+        if let Some(kept) = T::by_name(&mut snapshot)
             && kept.contains_key(name)
         {
             Arc::make_mut(kept).remove(name);
@@ -143,7 +143,7 @@ impl MachineIndex {
     /// Drops a kind that may not be read any more.
     pub fn forget<T: Kept>(&self) {
         let mut snapshot = self.lock();
-        if T::shelf(&mut snapshot).take().is_some() {
+        if T::by_name(&mut snapshot).take().is_some() {
             self.tell();
         }
     }
@@ -188,8 +188,8 @@ impl Snapshot {
     }
 }
 
-fn seen<T>(shelf: Option<&Shelf<T>>, name: &str) -> Seen<Arc<T>> {
-    shelf.map_or(Seen::Unseen, |shelf| shelf.get(name).cloned().into())
+fn seen<T>(by_name: Option<&ByName<T>>, name: &str) -> Seen<Arc<T>> {
+    by_name.map_or(Seen::Unseen, |by_name| by_name.get(name).cloned().into())
 }
 
 #[cfg(test)]

@@ -17,8 +17,8 @@ use serde::Deserialize;
 
 use crate::{
     guest_names::{
-        CLUSTER_NAME_LABEL, GUEST_CLUSTER_ANNOTATION, Identity, SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL,
-        SERVICE_UID_ANNOTATION, annotation, label,
+        CLUSTER_NAME_LABEL, GUEST_CLUSTER_ANNOTATION, GuestLabels, SERVICE_NAME_LABEL,
+        SERVICE_NAMESPACE_LABEL, SERVICE_UID_ANNOTATION, annotation, label,
     },
     unreadable::Readable,
     wire::metadata::lean_metadata,
@@ -110,7 +110,11 @@ impl fmt::Display for Left {
 
 /// Chooses among the infra Services with the cluster's name, or a former one. `guest` is what the guest answered; without
 /// it all marks must name one guest.
-pub(super) fn choose(found: Vec<Readable<Labelled>>, identity: &Identity, guest: Option<&Guest>) -> Choice {
+pub(super) fn choose(
+    found: Vec<Readable<Labelled>>,
+    identity: &GuestLabels,
+    guest: Option<&Guest>,
+) -> Choice {
     let mut choice = Choice::default();
     let mut mirrors = Vec::new();
     for infra in found {
@@ -144,7 +148,7 @@ struct Marks {
 }
 
 impl Marks {
-    fn of(mirrors: &[Labelled], identity: &Identity, guest: Option<&Guest>) -> Self {
+    fn of(mirrors: &[Labelled], identity: &GuestLabels, guest: Option<&Guest>) -> Self {
         let mut marks = Self::default();
         for mirror in mirrors {
             let Some(mark) = mark(mirror) else { continue };
@@ -159,7 +163,7 @@ impl Marks {
     }
 
     /// Why this one, which has the labels of this guest or former ones, is not proved to be its mirror.
-    fn doubt(&self, mirror: &Labelled, identity: &Identity, guest: Option<&Guest>) -> Option<Why> {
+    fn doubt(&self, mirror: &Labelled, identity: &GuestLabels, guest: Option<&Guest>) -> Option<Why> {
         let mark = mark(mirror);
         let is_former = !identity.owns(mirror);
         match (guest, mark) {
@@ -223,8 +227,8 @@ mod tests {
         format!("00000000-0000-4000-8000-0000000000{number}0")
     }
 
-    fn identity() -> Identity {
-        Identity {
+    fn identity() -> GuestLabels {
+        GuestLabels {
             cluster: "c".parse().unwrap(),
             infra_labels: [("tier".to_owned(), "gold".to_owned())].into(),
             former: [].into(),
@@ -337,7 +341,7 @@ mod tests {
         let former = [(CLUSTER_NAME_LABEL, vec!["old", ""]), ("tier", vec!["silver"])];
         let texts = |all: Vec<&str>| all.into_iter().map(str::to_owned).collect();
         let former = former.into_iter().map(|(key, all)| (key.to_owned(), texts(all))).collect();
-        let identity = Identity { former, ..identity() };
+        let identity = GuestLabels { former, ..identity() };
         let found = || vec![serde_json::from_value(left.clone()).unwrap()];
         let choice = choose(found(), &identity, guest.as_ref());
         assert_eq!((choice.own.len(), choice.left.len()), if is_own { (1, 0) } else { (0, 1) }, "{choice:?}");
@@ -351,7 +355,7 @@ mod tests {
         let mut former = mirror(1, Some("g"));
         former["metadata"]["labels"]["tier"] = json!("silver");
         let identity =
-            Identity { former: [("tier".to_owned(), vec!["silver".to_owned()])].into(), ..identity() };
+            GuestLabels { former: [("tier".to_owned(), vec!["silver".to_owned()])].into(), ..identity() };
         let found = [mirror(0, Some("g")), former].map(|infra| serde_json::from_value(infra).unwrap());
         assert_eq!(choose(found.into(), &identity, None).own.len(), 2);
     }

@@ -60,7 +60,7 @@ async fn what_a_former_name_left_is_deleted() {
     guest.answer(GUESTS, 200, list(&[web], ""));
     let former = [(CLUSTER_NAME_LABEL.to_owned(), vec!["old".to_owned(), String::new()])];
     let identity =
-        Identity { cluster: "new".parse().unwrap(), infra_labels: [].into(), former: former.into() };
+        GuestLabels { cluster: "new".parse().unwrap(), infra_labels: [].into(), former: former.into() };
     let cleanup = Cleanup {
         infra: InfraCluster::over(infra.client(), "hcp"),
         guest: Some(GuestCluster::over(guest.client())),

@@ -56,7 +56,8 @@ impl Fed {
 }
 
 fn config() -> PlanConfig {
-    let identity = Identity { cluster: "guest".parse().unwrap(), infra_labels: [].into(), former: [].into() };
+    let identity =
+        GuestLabels { cluster: "guest".parse().unwrap(), infra_labels: [].into(), former: [].into() };
     PlanConfig::of(identity)
 }
 

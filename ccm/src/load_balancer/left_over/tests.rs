@@ -14,8 +14,8 @@ const UID: &str = "0e4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3";
 const OTHER_UID: &str = "ffffffff-9f3b-4a6d-8c21-6b1de0a9f7c3";
 const CLUSTER_UID: &str = "c1a52000-0000-4000-8000-000000000000";
 
-fn identity(cluster: &str) -> Identity {
-    Identity {
+fn identity(cluster: &str) -> GuestLabels {
+    GuestLabels {
         cluster: cluster.parse().unwrap(),
         infra_labels: [("team".to_owned(), "blue".to_owned())].into(),
         former: [].into(),
@@ -48,7 +48,7 @@ fn guest(uid: &str, kind: &str, finalizer: bool) -> GuestService {
 
 fn judged(infra: &InfraService, answer: Answer<'_>, seen_before: bool) -> Classification {
     let identity = identity("guest");
-    judge(infra, answer, Knowledge { identity: &identity, guest_cluster: Some(CLUSTER_UID), seen_before })
+    judge(infra, answer, Observed { identity: &identity, guest_cluster: Some(CLUSTER_UID), seen_before })
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_guest_of_the_same_name_has_another_mark() {
     let change = json!({"/metadata/annotations|cluster.x-k8s.io/tenant-cluster-uid": OTHER_UID});
     assert!(matches!(judged(&infra("guest", &change), Answer::Absent, true), Classification::Unproved(_)));
     let identity = identity("guest");
-    let known = Knowledge { identity: &identity, guest_cluster: None, seen_before: true };
+    let known = Observed { identity: &identity, guest_cluster: None, seen_before: true };
     let classification = judge(&infra("guest", &json!({})), Answer::Absent, known);
     assert!(matches!(classification, Classification::Unproved(_)), "who the guest is must be known");
 }
@@ -104,7 +104,7 @@ fn what_the_reference_left_is_believed_at_the_second_look_and_under_a_name_of_it
     assert!(matches!(judged(&unmarked, Answer::Absent, false), Classification::Unproved(_)));
     assert_eq!(judged(&unmarked, Answer::Absent, true), Classification::LeftOver);
     let unnamed = identity(DEFAULT_CLUSTER_NAME);
-    let known = Knowledge { identity: &unnamed, guest_cluster: Some(CLUSTER_UID), seen_before: true };
+    let known = Observed { identity: &unnamed, guest_cluster: Some(CLUSTER_UID), seen_before: true };
     let classification = judge(&infra(DEFAULT_CLUSTER_NAME, &change), Answer::Absent, known);
     assert!(matches!(classification, Classification::Unproved(_)));
 }

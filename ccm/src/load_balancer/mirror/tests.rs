@@ -6,8 +6,8 @@ use rstest::rstest;
 
 const UID: &str = "0e4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3";
 
-fn identity() -> Identity {
-    Identity { cluster: "guest".parse().unwrap(), infra_labels: BTreeMap::new(), former: BTreeMap::new() }
+fn identity() -> GuestLabels {
+    GuestLabels { cluster: "guest".parse().unwrap(), infra_labels: BTreeMap::new(), former: BTreeMap::new() }
 }
 
 fn guest(spec: &Value) -> GuestService {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 const UID: &str = "0e4c1a52-9f3b-4a6d-8c21-6b1de0a9f7c3";
 
 fn config() -> PlanConfig {
-    let identity = Identity {
+    let identity = GuestLabels {
         cluster: "guest".parse().unwrap(),
         infra_labels: BTreeMap::new(),
         former: BTreeMap::new(),

@@ -9,7 +9,7 @@ use crate::{
     backoff::Backoff,
     change_pace::ChangePace,
     guest::{nodes::watch::NodeWatch, services::FINALIZER},
-    guest_names::Identity,
+    guest_names::GuestLabels,
     load_balancer::{
         calls::Services,
         controller::PACE,
@@ -184,7 +184,7 @@ impl Controller {
         let (client, tasks) = (client(&world), Tasks::default());
         let (guest, infra) = (GuestCluster::over(client.clone()), InfraCluster::over(client.clone(), "hcp"));
         let identity =
-            Identity { cluster: "guest".parse().unwrap(), infra_labels: [].into(), former: [].into() };
+            GuestLabels { cluster: "guest".parse().unwrap(), infra_labels: [].into(), former: [].into() };
         let (index, writers) = Index::new(&PlanConfig::of(identity.clone()), "hcp".to_owned());
         let context = Context {
             services: Services::new(&guest, &infra),

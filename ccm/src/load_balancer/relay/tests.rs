@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     access::GuestCluster,
     fake_api::FakeApi,
-    guest_names::{Identity, infra_name},
+    guest_names::{GuestLabels, infra_name},
     load_balancer::{index::Writers, plan::PlanConfig},
 };
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ impl Relay {
     fn new() -> Self {
         let api = FakeApi::default();
         let identity =
-            Identity { cluster: "guest".parse().unwrap(), infra_labels: [].into(), former: [].into() };
+            GuestLabels { cluster: "guest".parse().unwrap(), infra_labels: [].into(), former: [].into() };
         let (index, mut writers) = Index::new(&PlanConfig::of(identity), "hcp".to_owned());
         let web = json!({"metadata": {"name": "web", "namespace": "shop", "uid": UID}, "spec": {"type": "LoadBalancer"}});
         let event = Event::Apply(serde_json::from_value::<GuestService>(web).unwrap());

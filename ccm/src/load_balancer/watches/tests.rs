@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
-use crate::{fake_api::FakeApi, guest_names::Identity, load_balancer::plan::PlanConfig};
+use crate::{fake_api::FakeApi, guest_names::GuestLabels, load_balancer::plan::PlanConfig};
 use rstest::rstest;
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ fn list(items: &[Value]) -> Value {
 }
 
 fn started(guest: &FakeApi, infra: &FakeApi) -> Index {
-    let identity = Identity {
+    let identity = GuestLabels {
         cluster: "guest".parse().unwrap(),
         infra_labels: BTreeMap::new(),
         former: BTreeMap::new(),

@@ -26,11 +26,11 @@ struct Clusters {
 }
 
 impl Clusters {
-    fn new(settings: Settings) -> Self {
+    fn new(settings: NodeControllerSettings) -> Self {
         Self::counted(settings, &QueueMetrics::default())
     }
 
-    fn counted(settings: Settings, metrics: &QueueMetrics) -> Self {
+    fn counted(settings: NodeControllerSettings, metrics: &QueueMetrics) -> Self {
         let (guest, infra) = (FakeApi::default(), FakeApi::default());
         let written =
             |version: &str| json!({"metadata": {"name": "vm-1", "resourceVersion": version}, "spec": {}});
@@ -99,7 +99,7 @@ fn fresh() -> Value {
 
 #[tokio::test]
 async fn a_node_gets_its_address_before_it_is_opened_for_pods() {
-    let clusters = Clusters::new(Settings::default());
+    let clusters = Clusters::new(NodeControllerSettings::default());
     clusters.sync(&fresh()).await.unwrap();
     let [status, node] = &clusters.guest.made("PATCH")[..] else { panic!("not two writes") };
     assert_eq!(status.call, format!("PATCH {NODE}/status"));
@@ -121,7 +121,7 @@ async fn a_node_does_not_get_an_address_that_another_vm_shows_too(
     #[case] cluster: Option<&str>,
     #[case] expected: &str,
 ) {
-    let clusters = Clusters::new(Settings::default());
+    let clusters = Clusters::new(NodeControllerSettings::default());
     let showing = |name: &str, addresses: &[&str]| {
         let mut vmi = Vmi { name: name.into(), ..vmi() };
         vmi.interfaces[0].addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
@@ -139,7 +139,7 @@ async fn a_node_does_not_get_an_address_that_another_vm_shows_too(
 #[case::broken(500, 2)]
 #[tokio::test]
 async fn an_infra_node_that_cannot_be_read_holds_nothing_up(#[case] code: u16, #[case] reads: usize) {
-    let clusters = Clusters::new(Settings::default());
+    let clusters = Clusters::new(NodeControllerSettings::default());
     let (code, body) = failure(code, "Broken", &json!({"name": "infra-1"}));
     clusters.infra.answer(HOST, code, body);
     for _ in 0..2 {
@@ -153,14 +153,15 @@ async fn an_infra_node_that_cannot_be_read_holds_nothing_up(#[case] code: u16, #
 
 #[tokio::test]
 async fn zone_and_region_can_be_switched_off() {
-    let clusters = Clusters::new(Settings { zone_and_region: false, ..Settings::default() });
+    let clusters =
+        Clusters::new(NodeControllerSettings { zone_and_region: false, ..NodeControllerSettings::default() });
     clusters.sync(&fresh()).await.unwrap();
     assert!(clusters.infra.made("GET").is_empty());
 }
 
 #[tokio::test]
 async fn a_node_that_changed_meanwhile_is_looked_at_again() {
-    let clusters = Clusters::new(Settings::default());
+    let clusters = Clusters::new(NodeControllerSettings::default());
     let (code, body) = failure(409, "Conflict", &json!({"name": "vm-1"}));
     clusters.guest.answer(&format!("PATCH {NODE}/status"), code, body);
     let error = clusters.sync(&fresh()).await.unwrap_err();
@@ -183,7 +184,7 @@ async fn without_the_right_to_write_addresses_a_node_is_initialised_all_the_same
     #[case] reason: &str,
     #[case] goes_on: bool,
 ) {
-    let clusters = Clusters::new(Settings::default());
+    let clusters = Clusters::new(NodeControllerSettings::default());
     let (code, body) = failure(code, reason, &json!({"name": "vm-1"}));
     clusters.guest.answer(&format!("PATCH {NODE}/status"), code, body);
     for _ in 0..2 {
@@ -210,7 +211,7 @@ fn initialised() -> Value {
 
 #[tokio::test]
 async fn a_live_migration_moves_the_zone() {
-    let clusters = Clusters::new(Settings::default());
+    let clusters = Clusters::new(NodeControllerSettings::default());
     let place = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
         "metadata": {"name": "infra-2", "labels": {ZONE_LABEL: "z2"}}});
     clusters.infra.answer("GET /api/v1/nodes/infra-2", 200, place);
@@ -226,7 +227,7 @@ async fn a_live_migration_moves_the_zone() {
 
 #[tokio::test]
 async fn a_node_that_is_true_costs_no_write() {
-    let clusters = Clusters::new(Settings::default());
+    let clusters = Clusters::new(NodeControllerSettings::default());
     let next = clusters.sync(&initialised()).await.unwrap();
     assert!(clusters.guest.made("").is_empty());
     assert_eq!(next, Action::requeue(STATUS_UPDATE_FREQUENCY));
@@ -234,7 +235,7 @@ async fn a_node_that_is_true_costs_no_write() {
 
 #[tokio::test]
 async fn another_providers_node_costs_nothing_at_all() {
-    let clusters = Clusters::new(Settings::default());
+    let clusters = Clusters::new(NodeControllerSettings::default());
     let mut node = fresh();
     node["spec"] = json!({"providerID": "aws:///eu/i-1"});
     assert_eq!(clusters.sync(&node).await.unwrap(), Action::await_change());
@@ -243,7 +244,7 @@ async fn another_providers_node_costs_nothing_at_all() {
 
 #[tokio::test]
 async fn why_a_node_is_not_recognised_is_said_once() {
-    let clusters = Clusters::new(Settings::default());
+    let clusters = Clusters::new(NodeControllerSettings::default());
     let mut node = fresh();
     node["metadata"]["name"] = json!("stranger");
     for _ in 0..3 {
@@ -263,7 +264,10 @@ async fn why_a_node_is_not_recognised_is_said_once() {
 
 #[tokio::test]
 async fn a_node_learns_nothing_of_anothers_vm() {
-    let clusters = Clusters::new(Settings { cluster: Some("guest".parse().unwrap()), ..Settings::default() });
+    let clusters = Clusters::new(NodeControllerSettings {
+        cluster: Some("guest".parse().unwrap()),
+        ..NodeControllerSettings::default()
+    });
     clusters.controller.index.put(Vmi { cluster: Some("other".into()), ..vmi() });
     for _ in 0..2 {
         clusters.sync(&fresh()).await.unwrap();
@@ -280,7 +284,10 @@ async fn a_node_learns_nothing_of_anothers_vm() {
 /// An operator may label the VM and not its template; then the VMI says nothing.
 #[tokio::test]
 async fn the_label_of_the_vm_itself_counts() {
-    let clusters = Clusters::new(Settings { cluster: Some("guest".parse().unwrap()), ..Settings::default() });
+    let clusters = Clusters::new(NodeControllerSettings {
+        cluster: Some("guest".parse().unwrap()),
+        ..NodeControllerSettings::default()
+    });
     let label = |cluster: Option<&str>| {
         let cluster = cluster.map(str::to_owned);
         clusters.controller.index.replace([Vm { name: "vm-1".into(), cluster, ..Vm::default() }]);
@@ -303,8 +310,10 @@ async fn a_node_that_load_balancers_leave_out_is_told_once_until_it_is_mended() 
         node["status"]["nodeInfo"] = json!({"systemUUID": uuid, "machineID": ""});
         node
     };
-    let clusters =
-        Clusters::new(Settings { balanced: Some("guest".parse().unwrap()), ..Settings::default() });
+    let clusters = Clusters::new(NodeControllerSettings {
+        balanced: Some("guest".parse().unwrap()),
+        ..NodeControllerSettings::default()
+    });
     clusters.controller.index.put(Vmi { uuid: SystemUuid::parse(REAL), ..vmi() });
     let said = || -> Vec<Value> {
         let made = clusters.guest.made("POST").into_iter();
@@ -331,7 +340,7 @@ async fn a_node_that_load_balancers_leave_out_is_told_once_until_it_is_mended() 
 
 #[tokio::test]
 async fn whom_others_balance_is_told_nothing() {
-    let clusters = Clusters::new(Settings::default());
+    let clusters = Clusters::new(NodeControllerSettings::default());
     clusters.controller.index.put(Vmi { cluster: Some("other".into()), ..vmi() });
     clusters.sync(&initialised()).await.unwrap();
     assert!(clusters.guest.made("POST").is_empty());
@@ -341,7 +350,7 @@ async fn whom_others_balance_is_told_nothing() {
 async fn the_queue_is_counted_and_ends_with_the_controller() {
     let (metrics, mut registry) = (QueueMetrics::default(), Registry::default());
     metrics.register(&mut registry);
-    let clusters = Clusters::counted(Settings::default(), &metrics);
+    let clusters = Clusters::counted(NodeControllerSettings::default(), &metrics);
     let nodes = json!({"apiVersion": "v1", "kind": "NodeList", "metadata": {"resourceVersion": "7"},
         "items": [fresh()]});
     clusters.guest.answer("GET /api/v1/nodes", 200, nodes);
@@ -432,7 +441,7 @@ impl Busy {
 #[tokio::test(start_paused = true)]
 async fn at_most_so_many_nodes_are_written_at_a_time(#[case] concurrency: u16, #[case] most: usize) {
     const NODES: usize = 50;
-    let (busy, clusters) = (Busy::default(), Clusters::new(Settings::default()));
+    let (busy, clusters) = (Busy::default(), Clusters::new(NodeControllerSettings::default()));
     let infra = clusters.infra.client();
     let index = Arc::new(MachineIndex::default());
     let names = || (0..NODES).map(|number| format!("vm-{number}"));
@@ -440,7 +449,7 @@ async fn at_most_so_many_nodes_are_written_at_a_time(#[case] concurrency: u16, #
     index.replace(names().map(|name| Vmi { name, ..vmi() }));
     let reads = InfraReads::new(&InfraCluster::over(infra, "hcp"));
     let feed = Feed::new(reads.clone(), Arc::clone(&index));
-    let settings = Settings { concurrency, ..Settings::default() };
+    let settings = NodeControllerSettings { concurrency, ..NodeControllerSettings::default() };
     let queue = QueueMetrics::default().queue("Nodes");
     let guest = watched(busy.client(NODES));
     let controller =
@@ -476,7 +485,7 @@ async fn a_node_with_another_schemes_provider_id_is_initialised_or_reported(
     #[case] of_vm: Option<&str>,
     #[case] reason: &str,
 ) {
-    let clusters = Clusters::new(Settings::default());
+    let clusters = Clusters::new(NodeControllerSettings::default());
     clusters.controller.index.replace([Vmi { uuid: of_vm.and_then(SystemUuid::parse), ..vmi() }]);
     let mut node = fresh();
     node["spec"]["providerID"] = json!(provider_id);

@@ -49,10 +49,10 @@ fn apply(mut node: GuestNode, plan: Plan) -> GuestNode {
     if let Some(addresses) = plan.addresses {
         node.addresses = addresses;
     }
-    if let Some(identity) = plan.identity {
-        node.labels.extend(identity.labels);
-        node.taints = identity.taints.unwrap_or(node.taints);
-        node.claims.provider_id = identity.provider_id.unwrap_or(node.claims.provider_id);
+    if let Some(metadata) = plan.metadata {
+        node.labels.extend(metadata.labels);
+        node.taints = metadata.taints.unwrap_or(node.taints);
+        node.claims.provider_id = metadata.provider_id.unwrap_or(node.claims.provider_id);
     }
     node
 }
@@ -73,10 +73,10 @@ fn a_fresh_node_is_initialised_in_one_write() {
     let addresses: Vec<_> = plan.addresses.unwrap().into_iter().map(|a| (a.kind, a.address)).collect();
     let expected = [(INTERNAL_IP, "10.0.0.7"), ("Hostname", "vm-1")];
     assert_eq!(addresses, expected.map(|(kind, address)| (kind.to_owned(), address.to_owned())));
-    let identity = plan.identity.unwrap();
-    assert_eq!(identity.provider_id.as_deref(), Some("kubevirt://vm-1"));
-    assert_eq!(identity.taints, Some(vec![taint("other")]));
-    let labels: Vec<_> = identity.labels.keys().map(String::as_str).collect();
+    let metadata = plan.metadata.unwrap();
+    assert_eq!(metadata.provider_id.as_deref(), Some("kubevirt://vm-1"));
+    assert_eq!(metadata.taints, Some(vec![taint("other")]));
+    let labels: Vec<_> = metadata.labels.keys().map(String::as_str).collect();
     assert_eq!(
         labels,
         [
@@ -97,7 +97,7 @@ fn a_node_whose_vm_runs_no_instance_waits() {
 fn an_unreadable_infra_node_does_not_hold_up_a_node() {
     let plan = plan(&fresh(), &found(Some(&vmi()), None));
     assert!(plan.initialises());
-    assert!(!plan.identity.unwrap().labels.contains_key("topology.kubernetes.io/zone"));
+    assert!(!plan.metadata.unwrap().labels.contains_key("topology.kubernetes.io/zone"));
 }
 
 #[test]
@@ -107,7 +107,10 @@ fn a_live_migration_moves_the_labels_and_nothing_else() {
     let moved = plan(&node, &found(Some(&vmi()), Some("z2")));
     let labels = [("failure-domain.beta.kubernetes.io/zone", "z2"), ("topology.kubernetes.io/zone", "z2")];
     let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-    assert_eq!(moved, Plan { identity: Some(Identity { labels, ..Identity::default() }), addresses: None });
+    assert_eq!(
+        moved,
+        Plan { metadata: Some(NodeChange { labels, ..NodeChange::default() }), addresses: None }
+    );
 }
 
 #[test]
@@ -121,7 +124,7 @@ fn a_new_address_is_taken_over() {
     vmi.interfaces[0].addresses = vec!["10.0.0.8".parse().unwrap()];
     let plan = plan(&initialised(), &found(Some(&vmi), Some("z1")));
     assert_eq!(plan.addresses.unwrap()[0].address, "10.0.0.8");
-    assert_eq!(plan.identity, None);
+    assert_eq!(plan.metadata, None);
 }
 
 #[test]
@@ -143,9 +146,9 @@ fn somebody_elses_node_is_left_alone() {
 fn older_labels_of_others_are_the_source_of_the_present_ones() {
     let mut node = initialised();
     node.labels.insert("failure-domain.beta.kubernetes.io/region".into(), "r9".into());
-    let identity = plan(&node, &found(Some(&vmi()), Some("z1"))).identity.unwrap();
+    let metadata = plan(&node, &found(Some(&vmi()), Some("z1"))).metadata.unwrap();
     let expected = [("topology.kubernetes.io/region".to_owned(), "r9".to_owned())];
-    assert_eq!(identity.labels, expected.into());
+    assert_eq!(metadata.labels, expected.into());
 }
 
 proptest! {

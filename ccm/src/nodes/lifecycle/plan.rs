@@ -11,14 +11,14 @@ use k8s_openapi::api::core::v1::Taint;
 
 use crate::{
     guest::nodes::{GuestNode, NO_SCHEDULE, Ready, SHUTDOWN_TAINT},
-    nodes::recognise::Life,
+    nodes::recognise::VmState,
 };
 
 /// What is known of a Node's VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeVm {
     /// It is one of our VMs, in this state.
-    Vm(Life),
+    Vm(VmState),
     /// It has none: every VM was read, and none is its machine.
     NoVm,
     /// It is another provider's, or nothing is known.
@@ -44,8 +44,8 @@ pub fn plan(node: &GuestNode, node_vm: NodeVm) -> Step {
     let tainted = node.has_taint(SHUTDOWN_TAINT);
     match (node.ready, node_vm) {
         (Ready::True, NodeVm::Vm(_)) if tainted => Step::Taint(node.taints_without(SHUTDOWN_TAINT)),
-        (Ready::False | Ready::Unknown, NodeVm::Vm(Life::Gone)) => Step::Delete,
-        (Ready::False | Ready::Unknown, NodeVm::Vm(Life::ShutDown)) if !tainted => {
+        (Ready::False | Ready::Unknown, NodeVm::Vm(VmState::Gone)) => Step::Delete,
+        (Ready::False | Ready::Unknown, NodeVm::Vm(VmState::ShutDown)) if !tainted => {
             Step::Taint(shut_down(node))
         }
         // Kubelet registers a Node as not ready, so `Unknown` means that kubelet did report once.
@@ -67,7 +67,7 @@ mod tests {
     use crate::{
         guest::nodes::UNINITIALIZED_TAINT,
         infra::machines::{Vm, Vmi},
-        nodes::recognise::life,
+        nodes::recognise::vm_state,
     };
     use kubevirt::{Phase, RunStrategy, Seen};
     use proptest::prelude::*;
@@ -90,16 +90,16 @@ mod tests {
     }
 
     #[rstest]
-    #[case::running(Ready::True, &[], NodeVm::Vm(Life::Exists), Step::Leave)]
-    #[case::booting(Ready::False, &[], NodeVm::Vm(Life::Exists), Step::Leave)]
-    #[case::restarting(Ready::Unknown, &[], NodeVm::Vm(Life::Exists), Step::Leave)]
-    #[case::unknown(Ready::Unknown, &[], NodeVm::Vm(Life::Unknown), Step::Leave)]
-    #[case::tainted_already(Ready::Unknown, SHUT, NodeVm::Vm(Life::ShutDown), Step::Leave)]
-    #[case::starting_again(Ready::False, SHUT, NodeVm::Vm(Life::Exists), Step::Leave)]
-    #[case::gone(Ready::Unknown, &[], NodeVm::Vm(Life::Gone), Step::Delete)]
-    #[case::gone_at_once(Ready::False, &[], NodeVm::Vm(Life::Gone), Step::Delete)]
-    #[case::gone_but_ready(Ready::True, &[], NodeVm::Vm(Life::Gone), Step::Leave)]
-    #[case::gone_before_initialised(Ready::False, UNINIT, NodeVm::Vm(Life::Gone), Step::Delete)]
+    #[case::running(Ready::True, &[], NodeVm::Vm(VmState::Exists), Step::Leave)]
+    #[case::booting(Ready::False, &[], NodeVm::Vm(VmState::Exists), Step::Leave)]
+    #[case::restarting(Ready::Unknown, &[], NodeVm::Vm(VmState::Exists), Step::Leave)]
+    #[case::unknown(Ready::Unknown, &[], NodeVm::Vm(VmState::Unknown), Step::Leave)]
+    #[case::tainted_already(Ready::Unknown, SHUT, NodeVm::Vm(VmState::ShutDown), Step::Leave)]
+    #[case::starting_again(Ready::False, SHUT, NodeVm::Vm(VmState::Exists), Step::Leave)]
+    #[case::gone(Ready::Unknown, &[], NodeVm::Vm(VmState::Gone), Step::Delete)]
+    #[case::gone_at_once(Ready::False, &[], NodeVm::Vm(VmState::Gone), Step::Delete)]
+    #[case::gone_but_ready(Ready::True, &[], NodeVm::Vm(VmState::Gone), Step::Leave)]
+    #[case::gone_before_initialised(Ready::False, UNINIT, NodeVm::Vm(VmState::Gone), Step::Delete)]
     #[case::nobodys_and_silent(Ready::Unknown, UNINIT, NodeVm::NoVm, Step::Delete)]
     #[case::nobodys_and_booting(Ready::False, UNINIT, NodeVm::NoVm, Step::Leave)]
     #[case::nobodys_and_initialised(Ready::Unknown, &[], NodeVm::NoVm, Step::Leave)]
@@ -113,9 +113,9 @@ mod tests {
 
     #[test]
     fn the_shutdown_taint_comes_and_goes_without_touching_others() {
-        let stopped = plan(&node(Ready::Unknown, &["other"]), NodeVm::Vm(Life::ShutDown));
+        let stopped = plan(&node(Ready::Unknown, &["other"]), NodeVm::Vm(VmState::ShutDown));
         assert_eq!(keys(&stopped), Some(vec!["other", SHUTDOWN_TAINT]));
-        let back = plan(&node(Ready::True, &["other", SHUTDOWN_TAINT]), NodeVm::Vm(Life::Exists));
+        let back = plan(&node(Ready::True, &["other", SHUTDOWN_TAINT]), NodeVm::Vm(VmState::Exists));
         assert_eq!(keys(&back), Some(vec!["other"]));
     }
 
@@ -151,7 +151,7 @@ mod tests {
             taints in prop::sample::subsequence(vec!["other", UNINITIALIZED_TAINT, SHUTDOWN_TAINT], 0..=3),
         ) {
             let mut node = node(ready, &taints);
-            let node_vm = NodeVm::Vm(life(&vm, &vmi));
+            let node_vm = NodeVm::Vm(vm_state(&vm, &vmi));
             match plan(&node, node_vm) {
                 Step::Delete => prop_assert!(vm == Seen::Absent && vmi == Seen::Absent && ready != Ready::True),
                 Step::Taint(taints) => {

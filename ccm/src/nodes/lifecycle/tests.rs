@@ -189,9 +189,9 @@ async fn a_node_that_changed_meanwhile_stays_without_a_warning() {
 
 #[test]
 fn a_name_alone_puts_no_initialised_node_at_stake() {
-    let identity = Identity::Vm { id: ProviderId::of("vm-1").unwrap(), by: Key::Name };
+    let recognised = Recognition::Vm { id: ProviderId::of("vm-1").unwrap(), by: Key::Name };
     let nothing = Snapshot::of(vec![], vec![]);
-    assert_eq!(node_vm(&node("", Ready::Unknown), &identity, &nothing), NodeVm::Undecided);
+    assert_eq!(node_vm(&node("", Ready::Unknown), &recognised, &nothing), NodeVm::Undecided);
 }
 
 /// A VM that can't be read exists: if it were left out of the list, its Node would have no VM and be deleted.
@@ -208,5 +208,5 @@ async fn a_vm_that_cannot_be_read_is_not_absent(#[case] odd: &str, #[case] other
     let names = [known.vms.unwrap().keys().next(), known.vmis.unwrap().keys().next()];
     assert!(names.iter().flatten().any(|name| *name == "vm-9"));
     let claims = Claims { name: "w1".into(), uuid: SystemUuid::parse(OTHER_UUID), ..Claims::default() };
-    assert_eq!(identify(&claims, known), Identity::Unidentified, "not: no VM");
+    assert_eq!(identify(&claims, known), Recognition::Unidentified, "not: no VM");
 }

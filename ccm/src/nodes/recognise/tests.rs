@@ -16,30 +16,30 @@ fn vmi(phase: Phase) -> Seen<Arc<Vmi>> {
 }
 
 #[rstest]
-#[case::runs(vm(RunStrategy::Always, "Running"), vmi(Phase::Running), Life::Exists)]
-#[case::starts(vm(RunStrategy::Always, "Starting"), vmi(Phase::Starting), Life::Exists)]
-#[case::halted(vm(RunStrategy::Halted, "Stopped"), Seen::Absent, Life::ShutDown)]
-#[case::being_halted(vm(RunStrategy::Halted, "Stopping"), vmi(Phase::Running), Life::Exists)]
-#[case::halted_instance_ended(vm(RunStrategy::Halted, "Stopping"), vmi(Phase::Succeeded), Life::ShutDown)]
-#[case::restarts(vm(RunStrategy::Always, "Stopped"), Seen::Absent, Life::Exists)]
-#[case::crashed(vm(RunStrategy::Always, "CrashLoopBackOff"), vmi(Phase::Failed), Life::Exists)]
-#[case::ran_once(vm(RunStrategy::Other, "Stopped"), vmi(Phase::Succeeded), Life::ShutDown)]
-#[case::restarts_by_hand(vm(RunStrategy::Other, "Starting"), Seen::Absent, Life::Exists)]
-#[case::stopped_by_hand(vm(RunStrategy::Other, "Stopped"), Seen::Absent, Life::ShutDown)]
-#[case::failed(vm(RunStrategy::RerunOnFailure, "Starting"), vmi(Phase::Failed), Life::Exists)]
-#[case::shut_down(vm(RunStrategy::RerunOnFailure, "Stopped"), vmi(Phase::Succeeded), Life::ShutDown)]
-#[case::host_lost(vm(RunStrategy::Always, "Unknown"), vmi(Phase::Unknown("Unknown".into())), Life::Unknown)]
-#[case::instance_only(Seen::Absent, vmi(Phase::Running), Life::Exists)]
-#[case::instance_only_ended(Seen::Absent, vmi(Phase::Failed), Life::ShutDown)]
-#[case::instance_only_unknown(Seen::Absent, vmi(Phase::Unknown("New".into())), Life::Unknown)]
-#[case::gone(Seen::Absent, Seen::Absent, Life::Gone)]
-#[case::vm_not_read(Seen::Unseen, Seen::Absent, Life::Unknown)]
-#[case::instance_not_read(Seen::Absent, Seen::Unseen, Life::Unknown)]
-#[case::nothing_read(Seen::Unseen, Seen::Unseen, Life::Unknown)]
-#[case::only_the_vm_read(vm(RunStrategy::Halted, "Stopped"), Seen::Unseen, Life::Exists)]
-#[case::only_the_instance_read(Seen::Unseen, vmi(Phase::Running), Life::Exists)]
-fn lives(#[case] vm: Seen<Arc<Vm>>, #[case] vmi: Seen<Arc<Vmi>>, #[case] expected: Life) {
-    assert_eq!(life(&vm, &vmi), expected);
+#[case::runs(vm(RunStrategy::Always, "Running"), vmi(Phase::Running), VmState::Exists)]
+#[case::starts(vm(RunStrategy::Always, "Starting"), vmi(Phase::Starting), VmState::Exists)]
+#[case::halted(vm(RunStrategy::Halted, "Stopped"), Seen::Absent, VmState::ShutDown)]
+#[case::being_halted(vm(RunStrategy::Halted, "Stopping"), vmi(Phase::Running), VmState::Exists)]
+#[case::halted_instance_ended(vm(RunStrategy::Halted, "Stopping"), vmi(Phase::Succeeded), VmState::ShutDown)]
+#[case::restarts(vm(RunStrategy::Always, "Stopped"), Seen::Absent, VmState::Exists)]
+#[case::crashed(vm(RunStrategy::Always, "CrashLoopBackOff"), vmi(Phase::Failed), VmState::Exists)]
+#[case::ran_once(vm(RunStrategy::Other, "Stopped"), vmi(Phase::Succeeded), VmState::ShutDown)]
+#[case::restarts_by_hand(vm(RunStrategy::Other, "Starting"), Seen::Absent, VmState::Exists)]
+#[case::stopped_by_hand(vm(RunStrategy::Other, "Stopped"), Seen::Absent, VmState::ShutDown)]
+#[case::failed(vm(RunStrategy::RerunOnFailure, "Starting"), vmi(Phase::Failed), VmState::Exists)]
+#[case::shut_down(vm(RunStrategy::RerunOnFailure, "Stopped"), vmi(Phase::Succeeded), VmState::ShutDown)]
+#[case::host_lost(vm(RunStrategy::Always, "Unknown"), vmi(Phase::Unknown("Unknown".into())), VmState::Unknown)]
+#[case::instance_only(Seen::Absent, vmi(Phase::Running), VmState::Exists)]
+#[case::instance_only_ended(Seen::Absent, vmi(Phase::Failed), VmState::ShutDown)]
+#[case::instance_only_unknown(Seen::Absent, vmi(Phase::Unknown("New".into())), VmState::Unknown)]
+#[case::gone(Seen::Absent, Seen::Absent, VmState::Gone)]
+#[case::vm_not_read(Seen::Unseen, Seen::Absent, VmState::Unknown)]
+#[case::instance_not_read(Seen::Absent, Seen::Unseen, VmState::Unknown)]
+#[case::nothing_read(Seen::Unseen, Seen::Unseen, VmState::Unknown)]
+#[case::only_the_vm_read(vm(RunStrategy::Halted, "Stopped"), Seen::Unseen, VmState::Exists)]
+#[case::only_the_instance_read(Seen::Unseen, vmi(Phase::Running), VmState::Exists)]
+fn lives(#[case] vm: Seen<Arc<Vm>>, #[case] vmi: Seen<Arc<Vmi>>, #[case] expected: VmState) {
+    assert_eq!(vm_state(&vm, &vmi), expected);
 }
 
 /// VMs with instances: name, host name, system UUID.
@@ -67,7 +67,7 @@ impl World {
         Known { vms: Some(&self.vms), vmis: Some(&self.vmis) }
     }
 
-    fn identify(&self, node: &Claims) -> Identity {
+    fn identify(&self, node: &Claims) -> Recognition {
         identify(node, self.known())
     }
 }
@@ -76,12 +76,12 @@ fn node(name: &str, uuid: Option<&str>) -> Claims {
     Claims { name: name.into(), uuid: uuid.and_then(SystemUuid::parse), ..Claims::default() }
 }
 
-fn is(name: &str, by: Key) -> Identity {
-    Identity::Vm { id: ProviderId::of(name).unwrap(), by }
+fn is(name: &str, by: Key) -> Recognition {
+    Recognition::Vm { id: ProviderId::of(name).unwrap(), by }
 }
 
-fn ambiguous(vms: &[&str]) -> Identity {
-    Identity::Ambiguous { vms: vms.iter().map(|&vm| vm.to_owned()).collect() }
+fn ambiguous(vms: &[&str]) -> Recognition {
+    Recognition::Ambiguous { vms: vms.iter().map(|&vm| vm.to_owned()).collect() }
 }
 
 #[test]
@@ -89,8 +89,12 @@ fn a_provider_id_says_it_all() {
     let world = World::of(&[("w1", None, Some(U1))]);
     let with = |provider_id: &str| Claims { provider_id: provider_id.into(), ..node("w1", Some(U1)) };
     assert_eq!(world.identify(&with("kubevirt://w9")), is("w9", Key::ProviderId), "known or not");
-    assert_eq!(world.identify(&with("aws:///eu/i-1")), Identity::Foreign, "though name and UUID are a VM's");
-    assert_eq!(world.identify(&with("kubevirt://No_Name")), Identity::Foreign);
+    assert_eq!(
+        world.identify(&with("aws:///eu/i-1")),
+        Recognition::Foreign,
+        "though name and UUID are a VM's"
+    );
+    assert_eq!(world.identify(&with("kubevirt://No_Name")), Recognition::Foreign);
 }
 
 #[test]
@@ -108,11 +112,11 @@ fn the_label_is_believed_where_there_is_such_a_vm() {
 #[case::hostname_address("node-7", &["alpha"], is("w2", Key::Hostname))]
 #[case::fqdn_of_the_name("w1.example.com", &[], is("w1", Key::ShortName))]
 #[case::fqdn_of_the_hostname("alpha.example.com", &[], is("w2", Key::ShortName))]
-#[case::nobody("w8", &[], Identity::Unidentified)]
+#[case::nobody("w8", &[], Recognition::Unidentified)]
 fn names_are_enough_where_there_is_no_uuid(
     #[case] name: &str,
     #[case] hostnames: &[&str],
-    #[case] expected: Identity,
+    #[case] expected: Recognition,
 ) {
     let world = World::of(&[("w1", None, None), ("w2", Some("alpha"), None), ("pool.w3", None, None)]);
     let hostnames = hostnames.iter().map(|&name| name.to_owned()).collect();
@@ -148,14 +152,18 @@ fn two_vms_with_one_host_name_are_told_apart_by_uuid_or_not_at_all() {
 fn no_vm_is_said_only_with_proof() {
     let world = World::of(&[("w1", None, Some(U1)), ("w2", None, Some(U2))]);
     let stranger = node("node-7", Some(U3));
-    assert_eq!(world.identify(&stranger), Identity::NoVm);
-    assert_eq!(world.identify(&node("node-7", None)), Identity::Unidentified, "the node shows no UUID");
+    assert_eq!(world.identify(&stranger), Recognition::NoVm);
+    assert_eq!(world.identify(&node("node-7", None)), Recognition::Unidentified, "the node shows no UUID");
     let without = |known: Known<'_>| identify(&stranger, known);
-    assert_eq!(without(Known { vms: None, ..world.known() }), Identity::Unidentified, "VMs were not read");
-    assert_eq!(without(Known { vmis: None, ..world.known() }), Identity::Unidentified, "VMIs were not read");
+    assert_eq!(without(Known { vms: None, ..world.known() }), Recognition::Unidentified, "VMs were not read");
+    assert_eq!(
+        without(Known { vmis: None, ..world.known() }),
+        Recognition::Unidentified,
+        "VMIs were not read"
+    );
     let unmarked = World::of(&[("w1", None, Some(U1)), ("w2", None, None)]);
-    assert_eq!(unmarked.identify(&stranger), Identity::Unidentified, "w2 may be it");
-    assert_eq!(World::of(&[]).identify(&stranger), Identity::NoVm);
+    assert_eq!(unmarked.identify(&stranger), Recognition::Unidentified, "w2 may be it");
+    assert_eq!(World::of(&[]).identify(&stranger), Recognition::NoVm);
 }
 
 #[test]
@@ -168,24 +176,24 @@ fn a_stopped_vm_is_recognised_without_an_instance() {
 #[rstest]
 #[case::label(Some("guest"), None, None, None, None)]
 #[case::uuid(None, Some(U1), Some(U1), None, None)]
-#[case::nothing(None, None, None, Some(Doubt::Unproved), None)]
-#[case::only_the_vm_has_a_uuid(None, Some(U1), None, Some(Doubt::Unproved), None)]
-#[case::only_the_node_has_a_uuid(None, None, Some(U1), Some(Doubt::Unproved), None)]
-#[case::another_uuid(Some("guest"), Some(U1), Some(U2), Some(Doubt::Uuid), None)]
-#[case::anothers(Some("b"), None, Some(U1), Some(Doubt::Cluster("guest".into())), Some(Doubt::Cluster("guest".into())))]
-#[case::anothers_uuid(Some("b"), Some(U1), Some(U2), Some(Doubt::Cluster("guest".into())), Some(Doubt::Cluster("guest".into())))]
-#[case::another_cluster_name_flag(Some("b"), Some(U1), Some(U1), Some(Doubt::Cluster("guest".into())), None)]
+#[case::nothing(None, None, None, Some(Mismatch::Unproved), None)]
+#[case::only_the_vm_has_a_uuid(None, Some(U1), None, Some(Mismatch::Unproved), None)]
+#[case::only_the_node_has_a_uuid(None, None, Some(U1), Some(Mismatch::Unproved), None)]
+#[case::another_uuid(Some("guest"), Some(U1), Some(U2), Some(Mismatch::Uuid), None)]
+#[case::anothers(Some("b"), None, Some(U1), Some(Mismatch::Cluster("guest".into())), Some(Mismatch::Cluster("guest".into())))]
+#[case::anothers_uuid(Some("b"), Some(U1), Some(U2), Some(Mismatch::Cluster("guest".into())), Some(Mismatch::Cluster("guest".into())))]
+#[case::another_cluster_name_flag(Some("b"), Some(U1), Some(U1), Some(Mismatch::Cluster("guest".into())), None)]
 fn a_claim_to_be_a_vm_needs_a_proof(
     #[case] label: Option<&str>,
     #[case] vm: Option<&str>,
     #[case] claimed: Option<&str>,
-    #[case] backend: Option<Doubt>,
-    #[case] upkeep: Option<Doubt>,
+    #[case] backend: Option<Mismatch>,
+    #[case] upkeep: Option<Mismatch>,
 ) {
     let uuid = vm.and_then(SystemUuid::parse);
     let vmi = Vmi { name: "w".into(), cluster: label.map(str::to_owned), uuid, ..Vmi::default() };
     let (node, cluster) = (node("w", claimed), "guest".parse().unwrap());
-    let contradicted = backend.clone().filter(|doubt| *doubt != Doubt::Unproved);
+    let contradicted = backend.clone().filter(|doubt| *doubt != Mismatch::Unproved);
     // The label may be on the VMI or on the VM.
     let unlabelled = Vmi { cluster: None, ..vmi.clone() };
     let vm = Vm { name: "w".into(), cluster: vmi.cluster.clone(), ..Vm::default() };
@@ -204,7 +212,7 @@ fn a_vm_that_one_label_calls_anothers_is_not_the_nodes(#[case] vm: Option<&str>,
     let vm = Vm { name: "w".into(), cluster: vm.map(str::to_owned), ..Vm::default() };
     let vmi = Vmi { name: "w".into(), cluster: vmi.map(str::to_owned), ..Vmi::default() };
     let (node, cluster) = (node("w", Some(U1)), "guest".parse().unwrap());
-    let (machine, wanted) = (Machine { vm: Some(&vm), vmi: &vmi }, Some(Doubt::Cluster("guest".into())));
+    let (machine, wanted) = (Machine { vm: Some(&vm), vmi: &vmi }, Some(Mismatch::Cluster("guest".into())));
     assert_eq!(backend_doubt(machine, &node, &cluster, Unlabelled::Allowed), wanted);
     assert_eq!(upkeep_doubt(machine, &node, &cluster), wanted);
     let shown = wanted.unwrap().to_string();
@@ -215,14 +223,14 @@ fn a_vm_that_one_label_calls_anothers_is_not_the_nodes(#[case] vm: Option<&str>,
 /// proof.
 #[rstest]
 #[case::same_uuid("kubernetes", Some(U1), Some(U1), None)]
-#[case::other_uuid("kubernetes", Some(U1), Some(U2), Some(Doubt::Cluster("kubernetes".into())))]
-#[case::no_uuid("kubernetes", None, Some(U1), Some(Doubt::Cluster("kubernetes".into())))]
-#[case::a_name_of_its_own("guest", Some(U1), Some(U1), Some(Doubt::Cluster("guest".into())))]
+#[case::other_uuid("kubernetes", Some(U1), Some(U2), Some(Mismatch::Cluster("kubernetes".into())))]
+#[case::no_uuid("kubernetes", None, Some(U1), Some(Mismatch::Cluster("kubernetes".into())))]
+#[case::a_name_of_its_own("guest", Some(U1), Some(U1), Some(Mismatch::Cluster("guest".into())))]
 fn without_a_cluster_name_the_uuid_proves_a_backend(
     #[case] cluster: &str,
     #[case] vm: Option<&str>,
     #[case] claimed: Option<&str>,
-    #[case] wanted: Option<Doubt>,
+    #[case] wanted: Option<Mismatch>,
 ) {
     let uuid = vm.and_then(SystemUuid::parse);
     let vmi = Vmi { name: "w".into(), cluster: Some("b".to_owned()), uuid, ..Vmi::default() };
@@ -251,16 +259,16 @@ proptest! {
         let world = World::of(&list);
         let known = Known { vms: vms_read.then_some(&world.vms), vmis: vmis_read.then_some(&world.vmis) };
         match identify(&Claims { instance_id: label, ..node(&name, uuid) }, known) {
-            Identity::Vm { id, .. } => prop_assert!(machines.contains_key(id.vm())),
-            Identity::Ambiguous { vms } => {
+            Recognition::Vm { id, .. } => prop_assert!(machines.contains_key(id.vm())),
+            Recognition::Ambiguous { vms } => {
                 prop_assert!(vms.len() > 1 && vms.iter().all(|vm| machines.contains_key(vm)));
             }
-            Identity::NoVm => {
+            Recognition::NoVm => {
                 prop_assert!(vms_read && vmis_read && uuid.is_some());
                 prop_assert!(list.iter().all(|(vm, _, its)| *vm != name && its.is_some() && *its != uuid));
             }
-            Identity::Unidentified => {}
-            Identity::Foreign => prop_assert!(false, "it has no providerID"),
+            Recognition::Unidentified => {}
+            Recognition::Foreign => prop_assert!(false, "it has no providerID"),
         }
     }
 }

@@ -34,8 +34,8 @@ pub(super) async fn build(progress: &dyn Progress) -> Result<OwnPrograms> {
         cargo.args(["build", "--locked", "--release", "-p", "driver", "-p", "ccm"]);
         let messages = run(cargo.arg(MESSAGES).current_dir(paths::repository())).await?;
         for name in PROGRAMS {
-            let built = executable(&messages, name)
-                .with_context(|| format!("cargo does not say where {name} is"))?;
+            let built =
+                executable(&messages, name).with_context(|| format!("cargo does not say where {name} is"))?;
             sources.hold_all_of(&built)?;
             std::fs::copy(&built, dir.join(name)).with_context(|| format!("copy {}", built.display()))?;
         }
@@ -96,7 +96,8 @@ impl Sources {
             key = key.file(&settings)?;
         }
         for package in &self.packages {
-            let name = package.strip_prefix(&self.repository).context("a package outside of the repository")?;
+            let name =
+                package.strip_prefix(&self.repository).context("a package outside of the repository")?;
             key = key.text(&name.to_string_lossy()).tree(package, &|path| !self.is_of_a_test(path))?;
         }
         Ok(key.finish())
@@ -114,7 +115,8 @@ impl Sources {
         let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         for file in dependencies(&text) {
             let of_repository = file.starts_with(&self.repository) && file.is_file();
-            let held = self.packages.iter().any(|package| file.starts_with(package)) && !self.is_of_a_test(&file);
+            let held =
+                self.packages.iter().any(|package| file.starts_with(package)) && !self.is_of_a_test(&file);
             // What a build script wrote comes from sources that are in the key.
             let generated = file.components().any(|part| part.as_os_str() == "out");
             ensure!(
@@ -245,7 +247,9 @@ mod tests {
 
     #[test]
     fn the_key_follows_flags_and_not_the_place_of_the_target() {
-        for variable in ["RUSTFLAGS", "CARGO_PROFILE_RELEASE_LTO", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS"] {
+        for variable in
+            ["RUSTFLAGS", "CARGO_PROFILE_RELEASE_LTO", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS"]
+        {
             assert!(is_of_the_build(variable), "{variable}");
         }
         for variable in ["CARGO_TARGET_DIR", "CARGO_HOME", "CARGO_INCREMENTAL", "PATH"] {

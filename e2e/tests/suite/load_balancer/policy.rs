@@ -113,7 +113,9 @@ async fn a_quota_holds_and_is_used(fixture: Fixture) -> Result<()> {
     futures::future::try_join_all(made).await?;
     settled(&place, QUOTA, ASKED - QUOTA).await?;
     let (served, waiting) = by_state(&place).await?;
-    place.has_event(&waiting[0], "LoadBalancerQuotaExceeded", &format!("has the {QUOTA} load balancers")).await?;
+    place
+        .has_event(&waiting[0], "LoadBalancerQuotaExceeded", &format!("has the {QUOTA} load balancers"))
+        .await?;
 
     for name in &served[..2] {
         place.guests.delete(name, &DeleteParams::default()).await?;
@@ -292,7 +294,11 @@ async fn what_exists_above_a_limit_keeps_what_it_has(fixture: Fixture) -> Result
 
     let _provider = place.provider("b", CLUSTER, &[ALONE]).await?;
     place
-        .has_event("web", "LoadBalancerTooLarge", "120 ports (at most 100); its load balancer has that already")
+        .has_event(
+            "web",
+            "LoadBalancerTooLarge",
+            "120 ports (at most 100); its load balancer has that already",
+        )
         .await?;
     let count = |now: &Value| now["spec"]["ports"].as_array().map_or(0, Vec::len);
     merge(&place.guests, "web", json!({"spec": {"externalTrafficPolicy": "Local"}})).await?;

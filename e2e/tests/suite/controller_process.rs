@@ -52,7 +52,7 @@ pub const INFRA_LABELS: &str = "hypershift.openshift.io/infra-id=guest";
 pub const VOLUME_BYTES: i64 = 320 << 20;
 
 /// Deadline of an RPC that should succeed, the sidecars' `--timeout=3m`.
-const RPC_DEADLINE: Duration = Duration::from_mins(3);
+pub const RPC_DEADLINE: Duration = Duration::from_mins(3);
 
 /// A running controller; killed when dropped.
 pub struct Controller {
@@ -85,36 +85,47 @@ impl Controller {
     /// lists theirs.
     pub async fn of_own_guest(fixture: &Fixture, suffix: &str) -> Result<Self> {
         let labels = format!("test={}", fixture.word);
-        Self::start_of(fixture, suffix, &service_account_kubeconfig(fixture).await?, &labels).await
+        Self::start_of(fixture, suffix, &service_account_kubeconfig(fixture).await?, &labels, &[]).await
+    }
+
+    /// The same with the operator's rules for classes (`--infra-storage-class-enforcement`).
+    pub async fn enforcing(fixture: &Fixture, suffix: &str, rules: &str) -> Result<Self> {
+        let flag = format!("--infra-storage-class-enforcement={rules}");
+        let access = service_account_kubeconfig(fixture).await?;
+        Self::start_of(fixture, suffix, &access, INFRA_LABELS, &[flag]).await
     }
 
     /// The same with a kubeconfig of the test's own.
     pub async fn start_with(fixture: &Fixture, suffix: &str, access: &Kubeconfig) -> Result<Self> {
-        Self::start_of(fixture, suffix, access, INFRA_LABELS).await
+        Self::start_of(fixture, suffix, access, INFRA_LABELS, &[]).await
     }
 
-    async fn start_of(fixture: &Fixture, suffix: &str, access: &Kubeconfig, labels: &str) -> Result<Self> {
+    async fn start_of(
+        fixture: &Fixture,
+        suffix: &str,
+        access: &Kubeconfig,
+        labels: &str,
+        flags: &[String],
+    ) -> Result<Self> {
         let name = format!("test-{}-{suffix}", fixture.word);
         let socket = PathBuf::from(RUNTIME).join(format!("{name}.sock"));
         let kubeconfig = PathBuf::from(RUNTIME).join(format!("{name}.kubeconfig"));
         std::fs::write(&kubeconfig, serde_json::to_vec(access)?)?;
         // A port that was free a moment ago: the program takes an address, not a socket.
         let http = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let spec = ProcessSpec {
-            name: name.clone(),
-            program: program(fixture)?,
-            args: vec![
-                format!("--endpoint=unix://{}", socket.display()),
-                format!("--infra-cluster-namespace={HCP_NAMESPACE}"),
-                format!("--infra-cluster-labels={labels}"),
-                format!("--infra-cluster-kubeconfig={}", kubeconfig.display()),
-                "--run-node-service=false".to_owned(),
-                "--run-controller-service=true".to_owned(),
-                format!("--http-endpoint={http}"),
-                "--v=5".to_owned(),
-            ],
-            ..ProcessSpec::default()
-        };
+        let mut args = vec![
+            format!("--endpoint=unix://{}", socket.display()),
+            format!("--infra-cluster-namespace={HCP_NAMESPACE}"),
+            format!("--infra-cluster-labels={labels}"),
+            format!("--infra-cluster-kubeconfig={}", kubeconfig.display()),
+            "--run-node-service=false".to_owned(),
+            "--run-controller-service=true".to_owned(),
+            format!("--http-endpoint={http}"),
+            "--v=5".to_owned(),
+        ];
+        args.extend_from_slice(flags);
+        let spec =
+            ProcessSpec { name: name.clone(), program: program(fixture)?, args, ..ProcessSpec::default() };
         let process = Supervisor::new(fixture.run.join("logs")).start(&spec)?;
         let endpoint = Endpoint::try_from(format!("unix:{}", socket.display()))?;
         let channel = until(

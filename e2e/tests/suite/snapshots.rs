@@ -11,14 +11,14 @@ use bench::{
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::{
     Api, Client,
-    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, PostParams},
 };
 use libtest_mimic::Trial;
 use serde_json::json;
 use tonic::Code;
 
 use crate::{
-    controller_process::{Content, Controller, VOLUME_BYTES, block},
+    controller_process::{Content, Controller, RPC_DEADLINE, VOLUME_BYTES, block},
     fixture::Fixture,
     guest_claims::{
         Claims, GROWN, GROWN_KIB, SIZE, SIZE_KIB, Source, WRITTEN, has_grown, has_size_of_source,
@@ -30,6 +30,7 @@ tests! {
     Calls:
         infras_message_is_in_the_guests_snapshot,
         a_class_that_infra_does_not_have_is_an_error_of_the_snapshot,
+        the_operators_mapping_decides_the_class,
         a_snapshot_without_our_labels_is_refused;
     OneWorker, long:
         a_copy_without_a_filesystem_is_not_formatted;
@@ -222,6 +223,55 @@ async fn a_class_that_infra_does_not_have_is_an_error_of_the_snapshot(fixture: F
     classes.delete(&fixture.word, &DeleteParams::default()).await?;
     claims.delete(CLAIM, &volume).await?;
     claims.finish().await
+}
+
+/// The operator allows one snapshot class for volumes of a storage class (`storageSnapshotMapping`), which is not infra's default: a
+/// snapshot that names none is of that class, one that names infra's default is refused and makes no object.
+async fn the_operators_mapping_decides_the_class(fixture: Fixture) -> Result<()> {
+    const STORAGE_CLASS: &str = "block-rwo";
+    let kind = GroupVersionKind::gvk("snapshot.storage.k8s.io", "v1", "VolumeSnapshotClass");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "volumesnapshotclasses");
+    let classes: Api<DynamicObject> = Api::all_with(fixture.infra.clone(), &resource);
+    let is_default = |class: &&DynamicObject| {
+        let annotations = class.metadata.annotations.as_ref();
+        annotations.is_some_and(|all| all.contains_key("snapshot.storage.kubernetes.io/is-default-class"))
+    };
+    let all = classes.list(&ListParams::default()).await?.items;
+    let default = all.iter().find(is_default).context("infra has no default snapshot class")?;
+    let class = serde_json::from_value(json!({
+        "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotClass",
+        "metadata": {"name": fixture.word}, "driver": default.data["driver"], "deletionPolicy": "Delete",
+    }))?;
+    classes.create(&PostParams::default(), &class).await?;
+    let rules = format!(
+        "allowAll: true\nstorageSnapshotMapping:\n- storageClasses: [{STORAGE_CLASS}]\n  \
+         volumeSnapshotClasses: [{}]\n",
+        fixture.word
+    );
+    let controller = Controller::enforcing(&fixture, "mapped", &rules).await?;
+    let parameters = [("infraStorageClassName", STORAGE_CLASS)];
+    let volume = controller.create_of(&parameters, &format!("pvc-{}", fixture.word), block()).await?;
+    fixture.image_of(&volume.volume_id).await?;
+    let (allowed, refused) = (format!("snapshot-{}-a", fixture.word), format!("snapshot-{}-b", fixture.word));
+    let infra = volume_snapshots(&fixture.infra, HCP_NAMESPACE);
+
+    let named = [("infraSnapshotClassName", default.metadata.name.as_deref().unwrap_or_default())];
+    let answer = controller.snapshot_with(&named, &refused, &volume.volume_id, RPC_DEADLINE).await;
+    let status = answer.err().context("expected a class outside of the mapping to be refused, saw OK")?;
+    ensure!(
+        status.code() == Code::InvalidArgument && status.message().contains("is not allowed for volumes"),
+        "expected INVALID_ARGUMENT that names the rule, saw {status:?}"
+    );
+    ensure!(infra.get_opt(&refused).await?.is_none(), "expected no VolumeSnapshot {refused}, saw one");
+
+    controller.snapshot(&allowed, &volume.volume_id, RPC_DEADLINE).await.context("without a class")?;
+    let of_class = infra.get(&allowed).await?.data["spec"]["volumeSnapshotClassName"].clone();
+    ensure!(of_class == fixture.word, "expected the class {}, saw {of_class}", fixture.word);
+    controller.delete_snapshot(&allowed).await?;
+    until_gone(&infra, &allowed, "VolumeSnapshot", Deadline::PodStart).await?;
+    controller.delete(&volume).await.context("delete the volume")?;
+    classes.delete(&fixture.word, &DeleteParams::default()).await?;
+    Ok(())
 }
 
 /// A `VolumeSnapshot` of the infra namespace without the guest's labels is neither restored nor deleted, and stays.

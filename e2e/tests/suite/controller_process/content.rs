@@ -21,9 +21,22 @@ pub enum Content<'a> {
 impl Controller {
     /// `CreateSnapshot`.
     pub async fn snapshot(&self, name: &str, volume_id: &str, within: Duration) -> Result<Snapshot, Status> {
+        self.snapshot_with(&[], name, volume_id, within).await
+    }
+
+    /// The same with parameters of a guest `VolumeSnapshotClass`.
+    pub async fn snapshot_with(
+        &self,
+        parameters: &[(&str, &str)],
+        name: &str,
+        volume_id: &str,
+        within: Duration,
+    ) -> Result<Snapshot, Status> {
+        let owned = |&(key, value): &(&str, &str)| (key.to_owned(), value.to_owned());
         let request = CreateSnapshotRequest {
             name: name.to_owned(),
             source_volume_id: volume_id.to_owned(),
+            parameters: parameters.iter().map(owned).collect(),
             ..CreateSnapshotRequest::default()
         };
         let answer = self.client.clone().create_snapshot(timed(request, within)).await?;

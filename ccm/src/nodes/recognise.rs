@@ -167,7 +167,7 @@ pub enum Mismatch {
     Cluster(String),
     /// Both have a system UUID, and the two differ.
     Uuid,
-    /// The VM has no label of a cluster, and not both have a system UUID.
+    /// The VM has no label of a cluster, and not both have a system UUID, or one that follows from the VM's name.
     Unproved,
 }
 
@@ -201,10 +201,10 @@ pub fn backend_doubt(
     unlabelled: Unlabelled,
 ) -> Option<Mismatch> {
     let is_labelled = machine.labelled(cluster) != Labelled::Nothing;
-    let is_proved = is_labelled || machine.has_uuid_of(node) || unlabelled == Unlabelled::Allowed;
+    let has_secret = machine.has_secret_of(node);
+    let is_proved = is_labelled || has_secret || unlabelled == Unlabelled::Allowed;
     // Without `--cluster-name` the program does not know the name that the labels have: the UUID decides, if there is one.
-    let is_named =
-        |doubt: &Mismatch| !(cluster.is_default() && is_of_another(doubt) && machine.has_uuid_of(node));
+    let is_named = |doubt: &Mismatch| !(cluster.is_default() && is_of_another(doubt) && has_secret);
     doubt(machine, node, cluster).filter(is_named).or_else(|| (!is_proved).then_some(Mismatch::Unproved))
 }
 
@@ -246,6 +246,11 @@ impl<'a> Machine<'a> {
     fn has_uuid_of(self, node: &Claims) -> bool {
         self.vmi.uuid.is_some() && self.vmi.uuid == node.uuid
     }
+
+    /// Whether both have the same system UUID, and it is none that the VM's name gives away.
+    fn has_secret_of(self, node: &Claims) -> bool {
+        self.has_uuid_of(node) && self.vmi.uuid != SystemUuid::of_name(&self.vmi.name)
+    }
 }
 
 impl fmt::Display for Mismatch {
@@ -256,8 +261,9 @@ impl fmt::Display for Mismatch {
             }
             Self::Unproved => write!(
                 f,
-                "the VM has no label {CLUSTER_NAME_LABEL}, and not both have a system UUID (status.nodeInfo.systemUUID, \
-                 spec.domain.firmware.uuid)"
+                "the VM has no label {CLUSTER_NAME_LABEL}, and no system UUID (status.nodeInfo.systemUUID, \
+                 spec.domain.firmware.uuid) proves that it is this Node: one of the two has none, or KubeVirt made the VM's \
+                 from its name, so that anybody can know it"
             ),
             Self::Uuid => f.write_str("the Node's system UUID (status.nodeInfo.systemUUID) is not the VM's"),
         }

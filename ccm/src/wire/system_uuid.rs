@@ -1,5 +1,7 @@
 //! The system UUID, by which a Node and a VM are recognised as the same machine.
 
+use uuid::{Uuid, uuid};
+
 /// An SMBIOS system UUID in a form that can be compared: lower case, without dashes.
 ///
 /// Firmware and systems differ in the byte order of the first three groups: SMBIOS before 2.6 and Windows read them with the
@@ -23,7 +25,16 @@ impl SystemUuid {
             Self(digits.min(swapped))
         })
     }
+
+    /// The UUID of a VM of this name that was made before KubeVirt 1.6, and has not been given another since
+    /// (kubevirt/kubevirt#13156). Whoever knows the name knows it.
+    pub fn of_name(vm: &str) -> Option<Self> {
+        Self::parse(&Uuid::new_v5(&OF_NAMES, vm.as_bytes()).to_string())
+    }
 }
+
+/// The namespace of the UUIDs that KubeVirt makes from names (`pkg/virt-controller/watch/vm/firmware.go`, `magicUUID`).
+const OF_NAMES: Uuid = uuid!("6a1a24a1-4061-4607-8bf4-a3963d0c5895");
 
 /// The other spelling of these digits: the bytes of the first three groups in reverse order.
 fn swapped(digits: &str) -> String {
@@ -51,6 +62,12 @@ mod tests {
     fn both_byte_orders_are_the_same_machine(#[case] text: &str, #[case] same: bool) {
         assert_eq!(SystemUuid::parse(UUID) == SystemUuid::parse(text), same);
         assert!(SystemUuid::parse(text).is_some());
+    }
+
+    /// As KubeVirt's `CalculateLegacyUUID` answers.
+    #[test]
+    fn kubevirt_made_uuids_from_names() {
+        assert_eq!(SystemUuid::of_name("testvm"), SystemUuid::parse("5a9fc181-957e-5c32-9e5a-2de5e9673531"));
     }
 
     #[rstest]

@@ -3,6 +3,8 @@ use proptest::prelude::*;
 use rstest::rstest;
 
 const U1: &str = "11111111-0000-4000-8000-000000000001";
+/// What KubeVirt made of the name of the VM `w`.
+const OF_NAME: &str = "7412fbce-9c8e-5906-8d27-fd43af0aaa0a";
 const U2: &str = "22222222-0000-4000-8000-000000000002";
 const U3: &str = "33333333-0000-4000-8000-000000000003";
 
@@ -180,6 +182,7 @@ fn a_stopped_vm_is_recognised_without_an_instance() {
 #[case::only_the_vm_has_a_uuid(None, Some(U1), None, Some(Mismatch::Unproved), None)]
 #[case::only_the_node_has_a_uuid(None, None, Some(U1), Some(Mismatch::Unproved), None)]
 #[case::another_uuid(Some("guest"), Some(U1), Some(U2), Some(Mismatch::Uuid), None)]
+#[case::uuid_of_its_name(None, Some(OF_NAME), Some(OF_NAME), Some(Mismatch::Unproved), None)]
 #[case::anothers(Some("b"), None, Some(U1), Some(Mismatch::Cluster("guest".into())), Some(Mismatch::Cluster("guest".into())))]
 #[case::anothers_uuid(Some("b"), Some(U1), Some(U2), Some(Mismatch::Cluster("guest".into())), Some(Mismatch::Cluster("guest".into())))]
 #[case::another_cluster_name_flag(Some("b"), Some(U1), Some(U1), Some(Mismatch::Cluster("guest".into())), None)]
@@ -225,6 +228,7 @@ fn a_vm_that_one_label_calls_anothers_is_not_the_nodes(#[case] vm: Option<&str>,
 #[case::same_uuid("kubernetes", Some(U1), Some(U1), None)]
 #[case::other_uuid("kubernetes", Some(U1), Some(U2), Some(Mismatch::Cluster("kubernetes".into())))]
 #[case::no_uuid("kubernetes", None, Some(U1), Some(Mismatch::Cluster("kubernetes".into())))]
+#[case::uuid_of_its_name("kubernetes", Some(OF_NAME), Some(OF_NAME), Some(Mismatch::Cluster("kubernetes".into())))]
 #[case::a_name_of_its_own("guest", Some(U1), Some(U1), Some(Mismatch::Cluster("guest".into())))]
 fn without_a_cluster_name_the_uuid_proves_a_backend(
     #[case] cluster: &str,

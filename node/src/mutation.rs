@@ -125,7 +125,9 @@ fn probe(
 fn count_decision(context: MutationContext<'_>, wanted: &stage::Wanted, observed: &stage::Observed) {
     if let Some(content) = &observed.content {
         let decision = stage::decide(wanted, observed, content, context.allow_format_nonzero);
-        tracing::info!(disk = observed.disk.name, serial = %wanted.serial, %content, ?decision, "probed the disk");
+        // The size, because infra storage may make a disk smaller than the claim (kubevirt/containerized-data-importer#4024).
+        let Disk { name, bytes, .. } = &observed.disk;
+        tracing::info!(disk = name, bytes, serial = %wanted.serial, %content, ?decision, "probed the disk");
         context.metrics.count_decision(decision.as_ref().copied());
     }
 }

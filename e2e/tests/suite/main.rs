@@ -102,6 +102,7 @@ fn trials() -> Vec<Trial> {
         sanity::trials(),
         conformance::trials(),
         figures::already_ready::trials(),
+        figures::copies::trials(),
         figures::many_volumes::trials(),
         figures::many_claims::trials(),
         figures::hostile_guest::trials(),

@@ -66,6 +66,22 @@ impl Controller {
         Ok(entries.filter_map(|entry| Some(entry.snapshot?.snapshot_id)).collect())
     }
 
+    /// One page of `ListSnapshots`: ids, and the token of the next page, empty at the end.
+    pub async fn page_of_snapshots(
+        &self,
+        entries: i32,
+        token: &str,
+    ) -> Result<(Vec<String>, String), Status> {
+        let request = ListSnapshotsRequest {
+            max_entries: entries,
+            starting_token: token.to_owned(),
+            ..ListSnapshotsRequest::default()
+        };
+        let page = self.client.clone().list_snapshots(timed(request, RPC_DEADLINE)).await?.into_inner();
+        let ids = page.entries.into_iter().filter_map(|entry| Some(entry.snapshot?.snapshot_id)).collect();
+        Ok((ids, page.next_token))
+    }
+
     /// `ControllerExpandVolume`, block; the size that it answers.
     pub async fn expand(&self, volume_id: &str, bytes: i64, within: Duration) -> Result<i64, Status> {
         let request = ControllerExpandVolumeRequest {

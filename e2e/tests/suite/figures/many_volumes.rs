@@ -20,6 +20,7 @@ use kube::{Api, api::WatchParams, core::WatchEvent};
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::{hotplug_call, resident_mib};
 use crate::{
     controller_process::{Controller, block},
     fixture::Fixture,
@@ -112,15 +113,6 @@ async fn fifty_volumes_of_one_vm_beside_the_bare_burst(fixture: Fixture) -> Resu
     fixture.delete_machine(&machine).await
 }
 
-/// The resident memory that the process reports.
-async fn resident_mib(controller: &Controller) -> Result<f64> {
-    const NAME: &str = "process_resident_memory_bytes ";
-    const MIB: f64 = 1_048_576.0;
-    let (_, metrics) = controller.get("/metrics").await?;
-    let value = metrics.lines().find_map(|line| line.strip_prefix(NAME)).context("no resident memory")?;
-    Ok(value.parse::<f64>()? / MIB)
-}
-
 /// The calls without a driver.
 struct Burst<'a> {
     fixture: &'a Fixture,
@@ -143,14 +135,7 @@ impl Burst<'_> {
             } else {
                 json!({"name": name})
             };
-            let request = http::Request::put(format!(
-                "/apis/subresources.kubevirt.io/v1/namespaces/{HCP_NAMESPACE}/virtualmachines/{}/{verb}",
-                self.machine
-            ))
-            .header("accept", "application/json, */*")
-            .header("content-type", "application/json")
-            .body(serde_json::to_vec(&body)?)?;
-            self.fixture.infra.request_text(request).await?;
+            hotplug_call(&self.fixture.infra, self.machine, verb, &body).await?;
         }
         self.shows(if verb == "addvolume" { COUNT } else { 0 }).await
     }

@@ -88,73 +88,84 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// The tests of all modules, in the order in which they run.
+/// The tests of all modules, in the order in which they run where the bench lets them (`bench::control::Lock`).
+///
+/// Those that have the workers alone wait for what they broke, and those of Services wait for controllers: beside each other they leave
+/// neither processor idle, so they are the first. Then each worker has tests of its own, the longest first, so that both end at the same
+/// time, beside those that only call. A test that measures, or needs all of the bench, comes last.
 fn trials() -> Vec<Trial> {
-    let modules = [
-        six_steps::trials(),
-        workers::trials(),
-        attach::trials(),
-        infra_refusals::trials(),
-        isolation::trials(),
-        admission_policy::trials(),
+    let workers_alone = [
+        takeover::trials(),
+        installers::trials(),
+        content_outages::trials(),
+        replicas::trials(),
+        outage::trials(),
+        sidecar_faults::trials(),
+        hotplug_gates::trials(),
+        rights::trials(),
+    ];
+    let services = [
+        load_balancer::faults::trials(),
+        load_balancer::trials(),
+        endpoints::trials(),
+        endpoints::two_guests::trials(),
         tenant::trials(),
-        data_safety::trials(),
+        nodes::trials(),
+        load_balancer::storm::trials(),
+        load_balancer::credentials::trials(),
+        load_balancer::narrow_rights::trials(),
+        load_balancer::secure_endpoint::trials(),
+        load_balancer::policy::trials(),
+        load_balancer::left_overs::trials(),
+        load_balancer::sweep_faults::trials(),
+        load_balancer::explained::trials(),
+        load_balancer::families::trials(),
+    ];
+    let one_worker = [
         sanity::trials(),
-        conformance::trials(),
+        expansion::trials(),
+        expansion::trials_in_use(),
+        clones::trials_cloned(),
+        node_kill::trials(),
+        snapshots::trials_restored(),
+        snapshot_moment::trials(),
+        foreign_content::trials(),
+        vm_kill::trials(),
+        image::trials(),
+        busy_volume::trials(),
+        disk_loss::trials(),
+        data_safety::trials(),
+        node_faults::trials(),
+    ];
+    let several_workers =
+        [conformance::trials(), six_steps::trials(), growth::trials(), workers::trials(), shapes::trials()];
+    let calls = [
+        operations::trials(),
+        operations::events::trials(),
+        attach::trials(),
+        isolation::trials(),
+        infra_refusals::trials(),
+        infra_faults::trials(),
+        content_faults::trials(),
+        controller_kill::trials(),
+        infra_storage::trials(),
+        snapshots::trials(),
+        clones::trials(),
+        admission_policy::trials(),
+    ];
+    let all_of_the_bench = [
+        three_steps::trials(),
+        traffic::trials(),
+        traffic::disruption::trials(),
+        load_balancer::burst::trials(),
+        load_balancer::churn::trials(),
         figures::already_ready::trials(),
         figures::copies::trials(),
         figures::many_volumes::trials(),
         figures::many_claims::trials(),
         figures::hostile_guest::trials(),
-        foreign_content::trials(),
-        disk_loss::trials(),
-        busy_volume::trials(),
-        node_kill::trials(),
-        image::trials(),
-        growth::trials(),
-        expansion::trials(),
-        expansion::trials_in_use(),
-        snapshots::trials(),
-        snapshots::trials_restored(),
-        snapshot_moment::trials(),
-        clones::trials(),
-        clones::trials_cloned(),
-        infra_storage::trials(),
-        infra_faults::trials(),
-        content_faults::trials(),
-        content_outages::trials(),
-        controller_kill::trials(),
-        node_faults::trials(),
-        sidecar_faults::trials(),
-        replicas::trials(),
-        outage::trials(),
-        rights::trials(),
-        installers::trials(),
-        takeover::trials(),
-        hotplug_gates::trials(),
-        vm_kill::trials(),
-        operations::trials(),
-        operations::events::trials(),
-        nodes::trials(),
-        load_balancer::trials(),
-        load_balancer::faults::trials(),
-        load_balancer::storm::trials(),
-        load_balancer::credentials::trials(),
-        load_balancer::narrow_rights::trials(),
-        load_balancer::secure_endpoint::trials(),
-        load_balancer::burst::trials(),
-        load_balancer::policy::trials(),
-        load_balancer::left_overs::trials(),
-        load_balancer::sweep_faults::trials(),
-        load_balancer::churn::trials(),
-        load_balancer::explained::trials(),
-        load_balancer::families::trials(),
-        endpoints::trials(),
-        endpoints::two_guests::trials(),
-        three_steps::trials(),
-        traffic::trials(),
-        traffic::disruption::trials(),
-        shapes::trials(),
     ];
-    modules.into_iter().flatten().collect()
+    let beside_services = workers_alone.into_iter().chain(services);
+    let of_workers = one_worker.into_iter().chain(several_workers);
+    beside_services.chain(of_workers).chain(calls).chain(all_of_the_bench).flatten().collect()
 }

@@ -46,6 +46,9 @@ const SHORT: Duration = Duration::from_secs(5);
 /// Deadline of an RPC that waits until the infra storage has failed for a while.
 const LONG: Duration = Duration::from_mins(1);
 
+/// Deadline of an attach that infra completes soon or never.
+const SOON_OR_NEVER: Duration = Duration::from_secs(30);
+
 /// What is written to a source.
 const WRITTEN: &[u8; 6] = b"source";
 
@@ -191,7 +194,7 @@ async fn a_source_that_is_deleted_meanwhile_is_cloned_or_the_clone_reports_it(
         ensure!(is_uncertain(status.code()), "{what}: expected a code that is retried, saw {status:?}");
         drop(holding);
 
-        let attached = controller.publish_within(&clone, &machine, LONG).await;
+        let attached = controller.publish_within(&clone, &machine, SOON_OR_NEVER).await;
         println!("{what}: {attached:?}");
         match attached {
             Ok(()) => has_content(&fixture, &copy).await.with_context(|| what.clone())?,

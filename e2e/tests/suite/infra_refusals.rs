@@ -1,14 +1,15 @@
 //! What virt-controller and CDI cannot or will not do: the driver answers with their reason, and goes on when it has passed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bench::scenario::{
     Deadline, HCP_NAMESPACE, data_volumes, until, virtual_machine_instances, virtual_machines,
 };
+use csi_proto::v1::Volume;
 use k8s_openapi::api::{
     authorization::v1::SubjectAccessReview,
-    core::v1::{PersistentVolumeClaim, Pod},
+    core::v1::{PersistentVolumeClaim, Pod, ResourceQuota},
 };
 use kube::{
     Api,
@@ -27,17 +28,16 @@ use crate::{
     provider::{administrator, kubectl_with},
     refusing_policy::RefusingPolicy,
     rights::CONTROLLER_USER,
+    volume_life::is_uncertain,
 };
 
 tests! {
     Calls:
-        an_ended_vm_gives_its_volume_back_once_its_pods_are_gone;
-    Calls:
-        a_refused_attachment_pod_is_named;
-    Calls:
-        a_claim_that_its_data_volume_left_is_named_and_with_the_right_deleted;
-    Calls:
-        a_moved_volume_is_detached_and_not_attached_again;
+        an_ended_vm_gives_its_volume_back_once_its_pods_are_gone,
+        a_refused_attachment_pod_is_named,
+        a_claim_that_its_data_volume_left_is_named_and_with_the_right_deleted,
+        a_moved_volume_is_detached_and_not_attached_again,
+        a_volume_that_a_quota_held_up_is_attached_when_there_is_room;
 }
 
 /// A deadline within which KubeVirt acts, and which a test may wait out.
@@ -48,6 +48,8 @@ const UNTIL_ASKED: Duration = Duration::from_secs(25);
 const READ_EVENTS: &str = include_str!("../../../deploy/controller-infra/read-events/role.yaml");
 /// The optional right to delete claims.
 const DELETE_CLAIMS: &str = include_str!("../../../deploy/controller-infra/delete-claims/role.yaml");
+/// A class of which no test beside this one makes volumes.
+const COUNTED: &str = "block-rwo-fixed";
 /// The message of the policy that refuses the attachment pod.
 const REASON: &str = "this namespace has no room for one more pod";
 
@@ -295,4 +297,59 @@ async fn a_moved_volume_is_detached_and_not_attached_again(fixture: Fixture) -> 
     controller.discard(&volume, &machine).await?;
     controller.delete(&other).await?;
     fixture.delete_machine(&machine).await
+}
+
+/// A quota on the storage of a class has no room for the claim that CDI makes: the volume is created, its attach reports what is missing,
+/// and succeeds by itself once there is room. CDI does not watch quotas; it tries again after pauses that grow to 16 minutes.
+async fn a_volume_that_a_quota_held_up_is_attached_when_there_is_room(fixture: Fixture) -> Result<()> {
+    let controller = Controller::start(&fixture, "a").await?;
+    let machine = format!("{}-vm", fixture.word);
+    fixture.empty_machine(&machine).await?;
+    let quotas: Api<ResourceQuota> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    let counted = format!("{COUNTED}.storageclass.storage.k8s.io/requests.storage");
+    let quota = json!({"metadata": {"name": fixture.word}, "spec": {"hard": {&counted: "1Mi"}}});
+    quotas.create(&PostParams::default(), &serde_json::from_value(quota)?).await?;
+    let held_up = Box::pin(is_held_up(&fixture, &controller, &machine, &counted)).await;
+    quotas.delete(&fixture.word, &DeleteParams::default()).await?;
+    let volume = held_up?;
+
+    let began = Instant::now();
+    until("the attach, once there is room", Deadline::MachineStart, async || {
+        Ok(controller.publish(&volume, &machine).await.map_err(|status| format!("{status:?}")))
+    })
+    .await?;
+    fixture.figures.add(
+        "attach of a volume that a quota held up",
+        format!("{} s after there was room", began.elapsed().as_secs()),
+        "CDI tries again after pauses that grow to 16 min",
+    )?;
+    controller.discard(&volume, &machine).await?;
+    fixture.delete_machine(&machine).await
+}
+
+/// A volume of the class that the quota counts; its attach fails for want of its claim.
+async fn is_held_up(
+    fixture: &Fixture,
+    controller: &Controller,
+    machine: &str,
+    counted: &str,
+) -> Result<Volume> {
+    let quotas: Api<ResourceQuota> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
+    until("the quota to be in force", Deadline::Reaction, async || {
+        let status = quotas.get(&fixture.word).await?.status.unwrap_or_default();
+        let is_counted = status.used.as_ref().is_some_and(|used| used.contains_key(counted));
+        Ok(if is_counted { Ok(()) } else { Err(format!("{status:?}")) })
+    })
+    .await?;
+    let parameters = [("infraStorageClassName", COUNTED)];
+    let volume = controller.create_of(&parameters, &format!("pvc-{}", fixture.word), block()).await?;
+    let status = match controller.publish_within(&volume, machine, UNTIL_ASKED).await {
+        Ok(()) => bail!("expected the attach to wait while the quota has no room, saw OK"),
+        Err(status) => status,
+    };
+    ensure!(
+        is_uncertain(status.code()) && status.message().contains("no infra claim yet"),
+        "expected a code that the sidecar retries and what is missing, saw {status:?}"
+    );
+    Ok(volume)
 }

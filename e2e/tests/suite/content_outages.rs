@@ -12,22 +12,19 @@ use bench::{
         infra_storage::{self, Operation, Selector},
     },
 };
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, ResourceQuota};
-use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, ListParams, PostParams},
-};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::{Api, ResourceExt, api::ListParams};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde_json::json;
 use tonic::Code;
 
 use crate::{
     controller_process::{Content, Controller, VOLUME_BYTES, block},
     fixture::Fixture,
     guest_claims::infra_capacity,
+    infra_quota::under_quota,
     snapshots::volume_snapshots,
     volume_life::is_uncertain,
 };
@@ -223,21 +220,11 @@ async fn a_quota_of_snapshots_is_the_answer(fixture: Fixture) -> Result<()> {
     let source = controller.create(&format!("pvc-{}", fixture.word), block()).await?.volume_id;
     fixture.image_of(&source).await?;
     let name = format!("snapshot-{}", fixture.word);
-    let quotas: Api<ResourceQuota> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
-    let quota = json!({"metadata": {"name": fixture.word}, "spec": {"hard": {COUNTED: "0"}}});
-    quotas.create(&PostParams::default(), &serde_json::from_value(quota)?).await?;
-    let refused = async {
-        until("the quota to be in force", Deadline::Reaction, async || {
-            let status = quotas.get(&fixture.word).await?.status.unwrap_or_default();
-            let is_counted = status.used.as_ref().is_some_and(|used| used.contains_key(COUNTED));
-            Ok(if is_counted { Ok(()) } else { Err(format!("{status:?}")) })
-        })
-        .await?;
+    let refused = under_quota(&fixture, COUNTED, "0", async {
         anyhow::Ok(controller.snapshot(&name, &source, LONG).await)
-    }
-    .await;
-    quotas.delete(&fixture.word, &DeleteParams::default()).await?;
-    let status = refused?.err().context("expected the quota to refuse the snapshot, saw OK")?;
+    })
+    .await?;
+    let status = refused.err().context("expected the quota to refuse the snapshot, saw OK")?;
     ensure!(
         status.code() == Code::ResourceExhausted && status.message().contains(&fixture.word),
         "expected RESOURCE_EXHAUSTED and the quota's name, saw {status:?}"

@@ -5,23 +5,17 @@ use anyhow::{Result, ensure};
 use bench::{
     bring_up::Fault,
     control::Lock::OneWorker,
-    scenario::{Deadline, HCP_NAMESPACE, until},
     simulator::{
         fault_plan::{HeldStep, Hold},
         virt_handler,
     },
 };
-use k8s_openapi::api::core::v1::ResourceQuota;
-use kube::{
-    Api,
-    api::{DeleteParams, PostParams},
-};
 use libtest_mimic::Trial;
-use serde_json::json;
 
 use crate::{
     fixture::Fixture,
     guest_claims::{Claims, GROWN, GROWN_KIB, SIZE, SIZE_KIB, WRITTEN, has_grown, infra_request},
+    infra_quota::under_quota,
     trial::{name, trial},
 };
 
@@ -162,15 +156,8 @@ async fn a_user_goes_on_after_a_refusal_by_the_infra_quota(fixture: Fixture) -> 
     claims.start(WRITER, CLAIM, fixture.worker()?, "Filesystem", true).await?;
     let before = claims.finds_written(WRITER).await?.kib;
 
-    let quotas: Api<ResourceQuota> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
     let counted = format!("{LIMITED}.storageclass.storage.k8s.io/requests.storage");
-    let quota = serde_json::from_value(json!({
-        "metadata": {"name": fixture.word}, "spec": {"hard": {&counted: QUOTA}},
-    }))?;
-    quotas.create(&PostParams::default(), &quota).await?;
-    let refused = refused_by_quota(&fixture, &claims, &quotas, &counted).await;
-    quotas.delete(&fixture.word, &DeleteParams::default()).await?;
-    refused?;
+    under_quota(&fixture, &counted, QUOTA, refused_by_quota(&fixture, &claims)).await?;
 
     claims.finds(WRITER, "a somewhat larger disk", |found| found.kib > before).await?;
     claims.end(WRITER).await?;
@@ -178,18 +165,7 @@ async fn a_user_goes_on_after_a_refusal_by_the_infra_quota(fixture: Fixture) -> 
     claims.finish().await
 }
 
-async fn refused_by_quota(
-    fixture: &Fixture,
-    claims: &Claims<'_>,
-    quotas: &Api<ResourceQuota>,
-    counted: &str,
-) -> Result<()> {
-    until("the quota to be in force", Deadline::Reaction, async || {
-        let status = quotas.get(&fixture.word).await?.status.unwrap_or_default();
-        let is_counted = status.used.as_ref().is_some_and(|used| used.contains_key(counted));
-        Ok(if is_counted { Ok(()) } else { Err(format!("{status:?}")) })
-    })
-    .await?;
+async fn refused_by_quota(fixture: &Fixture, claims: &Claims<'_>) -> Result<()> {
     claims.request(CLAIM, GROWN).await?;
     let event = claims.event(CLAIM, "exceeded quota").await?;
     ensure!(event.contains(&fixture.word), "expected the event to name the quota, saw {event}");

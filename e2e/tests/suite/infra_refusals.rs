@@ -9,7 +9,7 @@ use bench::scenario::{
 use csi_proto::v1::Volume;
 use k8s_openapi::api::{
     authorization::v1::SubjectAccessReview,
-    core::v1::{PersistentVolumeClaim, Pod, ResourceQuota},
+    core::v1::{PersistentVolumeClaim, Pod},
 };
 use kube::{
     Api,
@@ -25,6 +25,7 @@ use tonic::Code;
 use crate::{
     controller_process::{Controller, block},
     fixture::Fixture,
+    infra_quota::under_quota,
     provider::{administrator, kubectl_with},
     refusing_policy::RefusingPolicy,
     rights::CONTROLLER_USER,
@@ -305,13 +306,9 @@ async fn a_volume_that_a_quota_held_up_is_attached_when_there_is_room(fixture: F
     let controller = Controller::start(&fixture, "a").await?;
     let machine = format!("{}-vm", fixture.word);
     fixture.empty_machine(&machine).await?;
-    let quotas: Api<ResourceQuota> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
     let counted = format!("{COUNTED}.storageclass.storage.k8s.io/requests.storage");
-    let quota = json!({"metadata": {"name": fixture.word}, "spec": {"hard": {&counted: "1Mi"}}});
-    quotas.create(&PostParams::default(), &serde_json::from_value(quota)?).await?;
-    let held_up = Box::pin(is_held_up(&fixture, &controller, &machine, &counted)).await;
-    quotas.delete(&fixture.word, &DeleteParams::default()).await?;
-    let volume = held_up?;
+    let held_up = is_held_up(&fixture, &controller, &machine);
+    let volume = under_quota(&fixture, &counted, "1Mi", held_up).await?;
 
     let began = Instant::now();
     until("the attach, once there is room", Deadline::MachineStart, async || {
@@ -328,19 +325,7 @@ async fn a_volume_that_a_quota_held_up_is_attached_when_there_is_room(fixture: F
 }
 
 /// A volume of the class that the quota counts; its attach fails for want of its claim.
-async fn is_held_up(
-    fixture: &Fixture,
-    controller: &Controller,
-    machine: &str,
-    counted: &str,
-) -> Result<Volume> {
-    let quotas: Api<ResourceQuota> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
-    until("the quota to be in force", Deadline::Reaction, async || {
-        let status = quotas.get(&fixture.word).await?.status.unwrap_or_default();
-        let is_counted = status.used.as_ref().is_some_and(|used| used.contains_key(counted));
-        Ok(if is_counted { Ok(()) } else { Err(format!("{status:?}")) })
-    })
-    .await?;
+async fn is_held_up(fixture: &Fixture, controller: &Controller, machine: &str) -> Result<Volume> {
     let parameters = [("infraStorageClassName", COUNTED)];
     let volume = controller.create_of(&parameters, &format!("pvc-{}", fixture.word), block()).await?;
     let status = match controller.publish_within(&volume, machine, UNTIL_ASKED).await {

@@ -42,6 +42,7 @@ mod held_requests;
 mod hotplug_gates;
 mod image;
 mod infra_faults;
+mod infra_quota;
 mod infra_refusals;
 mod infra_storage;
 mod installers;

@@ -5,7 +5,7 @@ use bench::scenario::{
     Deadline, HCP_NAMESPACE, PodOnVolume, STORAGE_CLASS, claim, data_volumes, pod, until, until_gone,
 };
 use k8s_openapi::api::{
-    core::v1::{Event, PersistentVolumeClaim, Pod, ResourceQuota},
+    core::v1::{Event, PersistentVolumeClaim, Pod},
     storage::v1::StorageClass,
 };
 use kube::{
@@ -14,7 +14,7 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::fixture::Fixture;
+use crate::{fixture::Fixture, infra_quota::under_quota};
 
 tests! {
     Workers:
@@ -40,15 +40,7 @@ const NO_CLASS: &str = "no-such-class";
 async fn an_exceeded_quota_is_an_event_of_the_claim(fixture: Fixture) -> Result<()> {
     let namespace = fixture.guest_namespace().await?;
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(fixture.guest.clone(), &namespace);
-    let quotas: Api<ResourceQuota> = Api::namespaced(fixture.infra.clone(), HCP_NAMESPACE);
-    let quota = serde_json::from_value(json!({
-        "metadata": {"name": fixture.word}, "spec": {"hard": {COUNTED: "0"}},
-    }))?;
-    quotas.create(&PostParams::default(), &quota).await?;
-    let told = quota_event(&fixture, &quotas, &claims).await;
-    // Every later test needs volumes: the quota is removed whatever the result.
-    quotas.delete(&fixture.word, &DeleteParams::default()).await?;
-    told?;
+    under_quota(&fixture, COUNTED, "0", quota_event(&fixture, &claims)).await?;
 
     let bound = until("the claim to be bound without the quota", Deadline::MachineStart, async || {
         let status = claims.get(CLAIM).await?.status.unwrap_or_default();
@@ -61,17 +53,7 @@ async fn an_exceeded_quota_is_an_event_of_the_claim(fixture: Fixture) -> Result<
     until_gone(&infra, &volume, "DataVolume", Deadline::PodStart).await
 }
 
-async fn quota_event(
-    fixture: &Fixture,
-    quotas: &Api<ResourceQuota>,
-    claims: &Api<PersistentVolumeClaim>,
-) -> Result<()> {
-    until("the quota to be in force", Deadline::Reaction, async || {
-        let status = quotas.get(&fixture.word).await?.status.unwrap_or_default();
-        let counted = status.used.as_ref().is_some_and(|used| used.contains_key(COUNTED));
-        Ok(if counted { Ok(()) } else { Err(format!("{status:?}")) })
-    })
-    .await?;
+async fn quota_event(fixture: &Fixture, claims: &Api<PersistentVolumeClaim>) -> Result<()> {
     claims.create(&PostParams::default(), &claim(CLAIM, STORAGE_CLASS, "Filesystem")).await?;
     let said =
         event(fixture, &About { object: CLAIM, reason: "ProvisioningFailed" }, "exceeded quota").await?;

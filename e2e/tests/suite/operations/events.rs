@@ -12,7 +12,6 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams, ObjectMeta, PostParams},
 };
-use serde_json::json;
 
 use crate::{fixture::Fixture, infra_quota::under_quota};
 

@@ -28,7 +28,10 @@ const MOST: Duration = Duration::from_mins(2);
 fuzz_target!(|input: &[u8]| {
     let Some(written) = text(input).and_then(|text| serde_json::from_str::<Value>(text).ok()) else { return };
     let Ok(lease) = serde_json::from_value::<WireLease>(written.clone()) else {
-        assert!(serde_json::from_value::<WireLease>(without_times(written)).is_err(), "its times made it unreadable");
+        assert!(
+            serde_json::from_value::<WireLease>(without_times(written)).is_err(),
+            "its times made it unreadable"
+        );
         return;
     };
     let spec = lease.spec.as_ref();
@@ -38,7 +41,9 @@ fuzz_target!(|input: &[u8]| {
     let is_others = !holder.is_empty() && holder != ME;
     let step = |unchanged| next(spec, unchanged, ME, OWN, Timestamp::UNIX_EPOCH);
     assert_eq!(step(Duration::ZERO) == Next::Wait, is_others, "the holder is {holder:?}");
-    let Next::Take(taken) = step(bound) else { panic!("a lease that did not change for {bound:?} is not taken") };
+    let Next::Take(taken) = step(bound) else {
+        panic!("a lease that did not change for {bound:?} is not taken")
+    };
     assert_eq!(taken.holder_identity.as_deref(), Some(ME));
 
     let written = WireLease { metadata: lease.metadata.clone(), spec: Some((*taken).clone()) };

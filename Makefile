@@ -6,7 +6,7 @@ BENCH := $(TARGET)/debug/bench
 CARGO_DENY_VERSION := 0.20.2
 CARGO_FUZZ_VERSION := 0.13.2
 
-.PHONY: demo test test-all conformance fuzz bench dependencies image tools check format clippy unit docs deny advisories
+.PHONY: demo test test-all conformance fuzz bench dependencies image tools check format clippy unit quick-tests disk-tests docs deny advisories
 
 ## Shows one guest PVC reaching one pod. Needs root: namespaces, mounts, tap devices.
 demo: bench
@@ -87,8 +87,16 @@ clippy:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked --workspace --test suite -- -D warnings
 
+# They wait for disks as long as all others take, so they run beside them.
 unit:
-	$(CARGO) test --locked --workspace $(if $(ROOT),,-- --skip needs_root)
+	$(CARGO) test --locked --workspace --no-run
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target quick-tests $(if $(ROOT),disk-tests)
+
+quick-tests:
+	$(CARGO) test --locked --workspace -- --skip needs_root
+
+disk-tests:
+	$(CARGO) test --locked --workspace --tests needs_root
 
 docs:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --workspace

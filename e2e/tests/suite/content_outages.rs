@@ -30,10 +30,13 @@ use crate::{
 };
 
 tests! {
-    Workers:
+    // What other tests ask of infra meanwhile waits, and is answered before their deadlines.
+    Calls:
         a_snapshot_is_taken_once_though_its_controller_was_away,
         a_clone_is_filled_once_though_cdi_was_away,
-        a_source_that_is_deleted_meanwhile_is_cloned_or_the_clone_reports_it,
+        a_source_that_is_deleted_meanwhile_is_cloned_or_the_clone_reports_it;
+    // What others make meanwhile would be refused.
+    Workers:
         a_quota_of_snapshots_is_the_answer,
         a_full_storage_holds_an_expansion_up_and_reports_no_size;
 }

@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::{MetadataExt, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Condvar, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -28,32 +28,8 @@ const WORK_DIR: &str = "NODE_TEST_WORK_DIR";
 /// Left in the work directory by a test that ran to its end: a name that fits no test would run none, successfully.
 const DONE: &str = "done";
 
-/// Tests that run now.
-static RUNNING: Mutex<usize> = Mutex::new(0);
-/// One has ended.
-static ENDED: Condvar = Condvar::new();
-
-/// Loop devices are few, and a test keeps one processor busy and reads its disk for the rest of its time.
-const AT_A_TIME: usize = 2;
-
-/// One of the tests that run now.
-struct Turn;
-
-impl Turn {
-    fn take() -> Self {
-        let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = ENDED.wait_while(running, |running| *running >= AT_A_TIME);
-        *free.unwrap_or_else(PoisonError::into_inner) += 1;
-        Self
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        ENDED.notify_one();
-    }
-}
+/// Loop devices are few: one test at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Runs a test in a process and a mount namespace of its own.
 pub fn in_namespace(name: &str, body: impl FnOnce()) {
@@ -66,7 +42,7 @@ pub fn in_namespace(name: &str, body: impl FnOnce()) {
         0,
         "needs root; leave it out with: cargo test -p node -- --skip needs_root"
     );
-    let _turn = Turn::take();
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = tempfile::tempdir().unwrap();
     let status = Command::new("unshare")
         .args(["--mount", "--propagation", "private"])

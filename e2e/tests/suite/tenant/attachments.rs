@@ -381,7 +381,9 @@ async fn storm(storage: &Storage) -> Result<()> {
     storage.node(&node, &node_id(&storage.others.machine)).await?;
     let names: Vec<String> = (0..COUNT).map(|number| format!("{}-storm-{number}", storage.word)).collect();
     try_join_all(names.iter().map(async |name| {
-        storage.volume(name, &storage.others.free.volume_id, &json!({})).await?;
+        // Of a class of their own: the claim beside the storm would be bound to one of them.
+        let class = json!({"storageClassName": "storm"});
+        storage.volume(name, &storage.others.free.volume_id, &class).await?;
         storage.attach(name, name, &node).await
     }))
     .await?;

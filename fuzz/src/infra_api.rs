@@ -228,10 +228,9 @@ fn label(object: &Value) -> Option<String> {
 }
 
 fn is_ours(object: &Value, name: &str) -> bool {
-    // The temporary snapshot of a clone is named after the clone.
-    let is_snapshot = object["kind"] == "VolumeSnapshot";
-    let of_volume = name.strip_prefix("clone-").filter(|_| is_snapshot).unwrap_or(name);
-    let is_named = of_volume.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with('-'));
+    // A snapshot has the name that csi-snapshotter gave it, or that of the clone for which it is taken: its labels are its guard.
+    let is_named = object["kind"] == "VolumeSnapshot"
+        || name.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with('-'));
     is_named && label(object).as_deref() == Some(LABEL.1)
 }
 

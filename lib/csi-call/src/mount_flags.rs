@@ -23,9 +23,10 @@ pub fn options<S: AsRef<str>>(mount_flags: &[S]) -> impl Iterator<Item = &str> {
     mount_flags.iter().flat_map(|flag| split_outside_quotes(flag.as_ref()))
 }
 
-/// Whether an option would change what is mounted.
+/// Whether an option would change what is mounted, or has a quote that nothing ends: the options after it would be a part of it, or
+/// not, depending on who reads the text.
 pub fn is_refused(option: &str) -> bool {
-    REFUSED.contains(&option) || option.starts_with("loop=")
+    REFUSED.contains(&option) || option.starts_with("loop=") || option.matches('"').count() % 2 == 1
 }
 
 /// Splits at commas that are not inside double quotes: `SELinux` contexts carry commas (`context="…:s0:c1,c2"`).
@@ -56,7 +57,10 @@ mod tests {
         for option in ["bind", "remount", "loop=/dev/loop3", "rshared"] {
             assert!(is_refused(option), "{option}");
         }
-        for option in ["noatime", "ro", "loopback", "commit=30", ""] {
+        for option in ["context=\"u:r:t:s0", "noatime\",bind", "\""] {
+            assert!(is_refused(option), "{option}");
+        }
+        for option in ["noatime", "ro", "loopback", "commit=30", "context=\"u:r:t:s0:c1,c2\"", ""] {
             assert!(!is_refused(option), "{option}");
         }
     }

@@ -212,7 +212,12 @@ impl InfraApi {
 fn checked_path(uri: &Uri) -> Vec<String> {
     let path = uri.path();
     let parts: Vec<&str> = path.split('/').skip(1).collect();
-    let is_name = |part: &&str| part.split('.').all(is_dns_label) && part.len() <= 253;
+    // A subdomain (RFC 1123) as Kubernetes reads it, whose labels have no length of their own.
+    let is_label = |label: &str| {
+        let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        !label.is_empty() && label.bytes().all(legal) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let is_name = |part: &&str| part.len() <= 253 && part.split('.').all(is_label);
     assert!(parts.iter().all(|part| is_name(part)), "{path:?} has a part that is no name");
     for pair in uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let key = pair.split('=').next().unwrap_or_default();

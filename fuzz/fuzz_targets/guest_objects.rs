@@ -10,7 +10,7 @@ use ccm::{
         services::GuestService,
         slices::{GuestSlice, WireGuestSlice},
     },
-    guest_names::{GuestIdentity, is_infra_name},
+    guest_names::{GuestLabels, is_infra_name},
     handover::EndpointSource,
     infra::{
         machines::{Vm, Vmi, index::Snapshot},
@@ -20,7 +20,7 @@ use ccm::{
     load_balancer::plan::{Infra, Moment, PlanConfig, Step, plan},
     nodes::{
         address::{AddressPolicy, addresses},
-        recognise::{Recognised, identify, prove},
+        recognise::{Recognition, identify, prove},
     },
 };
 use fuzz::chosen;
@@ -59,7 +59,7 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fn config() -> PlanConfig {
-    let identity = GuestIdentity {
+    let identity = GuestLabels {
         cluster: "guest".parse().expect("a name"),
         infra_labels: BTreeMap::new(),
         former: BTreeMap::new(),
@@ -131,9 +131,9 @@ fn node(node: &GuestNode) {
         ["w1", "w2"].map(|name| Vmi { name: name.into(), ..Vmi::default() }).into(),
     );
     match identify(&node.claims, known.known()) {
-        Recognised::Vm { id, .. } => assert!(kubevirt::ObjectName::parse(id.vm()).is_some(), "{id}"),
-        Recognised::Ambiguous { vms } => assert!(!vms.is_empty()),
-        Recognised::Foreign | Recognised::Unidentified | Recognised::NoVm => {}
+        Recognition::Vm { id, .. } => assert!(kubevirt::ObjectName::parse(id.vm()).is_some(), "{id}"),
+        Recognition::Ambiguous { vms } => assert!(!vms.is_empty()),
+        Recognition::Foreign | Recognition::Unidentified | Recognition::NoVm => {}
     }
     if let Some(id) = prove(&node.claims, known.known()) {
         assert!(["w1", "w2"].contains(&id.vm()), "{id} is no known VM");

@@ -9,9 +9,14 @@ pub mod many_volumes;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bench::scenario::HCP_NAMESPACE;
-use kube::Client;
+use futures::TryStreamExt;
+use kube::{
+    Api, Client,
+    api::{DynamicObject, WatchParams},
+    core::WatchEvent,
+};
 use serde_json::Value;
 
 use crate::controller_process::Controller;
@@ -47,4 +52,22 @@ async fn hotplug_call(infra: &Client, machine: &str, verb: &str, body: &Value) -
     .body(serde_json::to_vec(body)?)?;
     infra.request_text(request).await?;
     Ok(())
+}
+
+/// Waits with a watch, so that no poll makes the bare calls slower than they are.
+async fn becomes(
+    api: &Api<DynamicObject>,
+    name: &str,
+    is_done: impl Fn(&DynamicObject) -> bool,
+) -> Result<()> {
+    let only = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(290);
+    let mut events = Box::pin(api.watch(&only, "0").await?);
+    while let Some(event) = events.try_next().await? {
+        if let WatchEvent::Added(object) | WatchEvent::Modified(object) = event
+            && is_done(&object)
+        {
+            return Ok(());
+        }
+    }
+    bail!("expected a change of {name} within 290 s, saw its watch end")
 }

@@ -82,6 +82,13 @@ pub fn volume_snapshots(client: &Client, namespace: &str) -> Api<DynamicObject> 
     Api::namespaced_with(client.clone(), namespace, &resource)
 }
 
+/// `VolumeSnapshotClasses` of a cluster.
+fn volume_snapshot_classes(client: &Client) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk("snapshot.storage.k8s.io", "v1", "VolumeSnapshotClass");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "volumesnapshotclasses");
+    Api::all_with(client.clone(), &resource)
+}
+
 /// A snapshot is taken while a pod runs. Claims of the same and of a larger size are restored from it: both contain what was
 /// written before the snapshot, and the larger one's filesystem is larger. With the guest's snapshot infra's goes.
 async fn restored(fixture: Fixture, content: &str, class: &str) -> Result<()> {
@@ -208,9 +215,7 @@ async fn a_class_that_infra_does_not_have_is_an_error_of_the_snapshot(fixture: F
     let volume = claims.create(CLAIM, "Filesystem").await?;
     claims.bound(CLAIM).await?;
     fixture.image_of(&volume).await?;
-    let kind = GroupVersionKind::gvk("snapshot.storage.k8s.io", "v1", "VolumeSnapshotClass");
-    let resource = ApiResource::from_gvk_with_plural(&kind, "volumesnapshotclasses");
-    let classes: Api<DynamicObject> = Api::all_with(fixture.guest.clone(), &resource);
+    let classes = volume_snapshot_classes(&fixture.guest);
     let class = serde_json::from_value(json!({
         "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotClass",
         "metadata": {"name": fixture.word}, "driver": "csi.kubevirt.io", "deletionPolicy": "Delete",
@@ -229,9 +234,7 @@ async fn a_class_that_infra_does_not_have_is_an_error_of_the_snapshot(fixture: F
 /// snapshot that names none is of that class, one that names infra's default is refused and makes no object.
 async fn the_operators_mapping_decides_the_class(fixture: Fixture) -> Result<()> {
     const STORAGE_CLASS: &str = "block-rwo";
-    let kind = GroupVersionKind::gvk("snapshot.storage.k8s.io", "v1", "VolumeSnapshotClass");
-    let resource = ApiResource::from_gvk_with_plural(&kind, "volumesnapshotclasses");
-    let classes: Api<DynamicObject> = Api::all_with(fixture.infra.clone(), &resource);
+    let classes = volume_snapshot_classes(&fixture.infra);
     let is_default = |class: &&DynamicObject| {
         let annotations = class.metadata.annotations.as_ref();
         annotations.is_some_and(|all| all.contains_key("snapshot.storage.kubernetes.io/is-default-class"))

@@ -91,7 +91,7 @@ pub async fn cached(name: &str, key: &str, make: impl AsyncFnOnce(&Path) -> Resu
     Ok(place)
 }
 
-/// How many of the folders of one name stay where they are made anew often.
+/// How many folders of one name stay in the store. Each change of the sources makes another.
 const KEPT: usize = 4;
 
 /// Removes the oldest folders of `name`, but never `used`. A bench that still runs one of their programs has it open.

@@ -6,20 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use bench::{
     command::goal::Plan,
     paths,
     scenario::{HCP_NAMESPACE, virtual_machine_instances},
 };
 use csi_proto::v1::Volume;
-use futures::TryStreamExt;
-use kube::{
-    api::{DynamicObject, WatchParams},
-    core::WatchEvent,
-};
+use kube::api::DynamicObject;
 
-use super::percentile;
+use super::{becomes, percentile};
 use crate::{
     controller_process::{Controller, block},
     fixture::Fixture,
@@ -105,16 +101,8 @@ async fn lags(
 /// When the instance's status shows the volume Ready.
 async fn becomes_ready(fixture: &Fixture, machine: &str, volume: &str) -> Result<Instant> {
     let instances = virtual_machine_instances(&fixture.infra, HCP_NAMESPACE);
-    let only = WatchParams::default().fields(&format!("metadata.name={machine}"));
-    let mut events = Box::pin(instances.watch(&only, "0").await?);
-    while let Some(event) = events.try_next().await? {
-        if let WatchEvent::Added(instance) | WatchEvent::Modified(instance) = event
-            && is_ready(&instance, volume)
-        {
-            return Ok(Instant::now());
-        }
-    }
-    bail!("expected the disk to become Ready, saw the watch of {machine} end")
+    becomes(&instances, machine, |instance| is_ready(instance, volume)).await?;
+    Ok(Instant::now())
 }
 
 fn is_ready(instance: &DynamicObject, volume: &str) -> bool {

@@ -3,21 +3,20 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use bench::{
     audit::AuditLog,
     scenario::{Deadline, HCP_NAMESPACE, data_volumes, until_gone, virtual_machine_instances},
 };
 use csi_proto::v1::Volume;
-use futures::{TryStreamExt, future::try_join_all};
+use futures::future::try_join_all;
 use kube::{
     Api, ResourceExt,
-    api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams, WatchParams},
-    core::WatchEvent,
+    api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
-use super::{percentile, resident_mib};
+use super::{becomes, percentile, resident_mib};
 use crate::{
     controller_process::{Content, Controller, RPC_DEADLINE, VOLUME_BYTES, block},
     fixture::Fixture,
@@ -252,24 +251,6 @@ async fn make_like(api: &Api<DynamicObject>, like: DynamicObject, name: &str) ->
     }
     let made = api.create(&PostParams::default(), &object).await?;
     made.uid().context("an object without a UID")
-}
-
-/// Waits with a watch, so that no poll makes the bare calls slower than they are.
-async fn becomes(
-    api: &Api<DynamicObject>,
-    name: &str,
-    is_done: impl Fn(&DynamicObject) -> bool,
-) -> Result<()> {
-    let only = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(290);
-    let mut events = Box::pin(api.watch(&only, "0").await?);
-    while let Some(event) = events.try_next().await? {
-        if let WatchEvent::Added(object) | WatchEvent::Modified(object) = event
-            && is_done(&object)
-        {
-            return Ok(());
-        }
-    }
-    bail!("expected a change of {name} within 290 s, saw its watch end")
 }
 
 /// The state of a volume in an instance's status.
